@@ -1,0 +1,55 @@
+"""innerq-compile: a quantized KV cache for any PyTorch decoder, put in by ``torch.compile``.
+
+    model = innerq(model)                   # in place: transformers' generate runs compiled
+    model.generate(**inputs)                # with a quantized cache
+
+The names below are imported on first use; importing the package costs little.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import innerq
+    from .config import PRESETS, InnerQConfig
+    from .errors import InnerQError, UnsupportedOperation
+    from .report import GraphReport, clear_reports, compiled_graphs
+    from .tensor import InnerQTensor
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "innerq": "api",
+    "PRESETS": "config",
+    "InnerQConfig": "config",
+    "InnerQError": "errors",
+    "UnsupportedOperation": "errors",
+    "GraphReport": "report",
+    "clear_reports": "report",
+    "compiled_graphs": "report",
+    "InnerQTensor": "tensor",
+}
+
+__all__ = [
+    "PRESETS",
+    "GraphReport",
+    "InnerQConfig",
+    "InnerQError",
+    "InnerQTensor",
+    "UnsupportedOperation",
+    "clear_reports",
+    "compiled_graphs",
+    "innerq",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,93 @@
+"""The decorator: :func:`innerq`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .backend import innerq_backend, split_options
+from .config import InnerQConfig
+from .errors import InnerQError
+
+
+def innerq(
+    target: Any = None,
+    /,
+    config: InnerQConfig | None = None,
+    *,
+    preset: str | None = None,
+    mode: str | None = None,
+    dynamic: bool | None = None,
+    fullgraph: bool = False,
+    **options: Any,
+) -> Any:
+    """Compile a decoder so that its key/value cache is quantized.
+
+    Use it on a model instance, ``model = innerq(model)``, on a class, ``@innerq class Decoder(nn.Module)``, or on a
+    function that runs a decoder, ``@innerq def step(...)``; bare, or with options: ``@innerq(preset="small")``.
+
+    A model instance is compiled in place and returned, so that everything that calls it runs compiled, transformers'
+    ``generate`` among it.
+
+    Args:
+        target: an ``nn.Module`` instance, an ``nn.Module`` class, or a function.
+        config: an :class:`InnerQConfig`, instead of ``preset`` and fields.
+        preset: name of a preset, ``"base"`` where nothing is given.
+        mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        dynamic, fullgraph: as in ``torch.compile``.
+        options: fields of :class:`InnerQConfig` and options of Inductor.
+
+    Raises:
+        InnerQError: for a wrong option.
+    """
+    if target is None:
+        return functools.partial(
+            innerq, config=config, preset=preset, mode=mode, dynamic=dynamic, fullgraph=fullgraph, **options
+        )
+    if config is not None and not isinstance(config, InnerQConfig):
+        raise InnerQError(f"config={config!r} is not allowed: it has to be an InnerQConfig; name a preset with preset=")
+    if config is not None and preset is not None:
+        raise InnerQError(f"config and preset={preset!r} exclude one another: use config=InnerQConfig.preset(...)")
+    if preset is not None:
+        options["preset"] = preset
+    if mode is not None:
+        options["mode"] = mode
+    if config is not None:
+        own = {name for name in options if name in InnerQConfig.__dataclass_fields__}
+        if own:
+            raise InnerQError(f"config and {sorted(own)[0]} exclude one another: use dataclasses.replace(config, ...)")
+        options = {**{name: getattr(config, name) for name in InnerQConfig.__dataclass_fields__}, **options}
+    split_options(options)  # a wrong option fails here, not at the first call
+    arguments = {"backend": innerq_backend, "options": options, "dynamic": dynamic, "fullgraph": fullgraph}
+    return _apply(target, arguments)
+
+
+def _apply(target: Any, arguments: dict[str, Any]) -> Any:
+    if isinstance(target, torch.nn.Module):
+        target.compile(**arguments)
+        return target
+    if inspect.isclass(target):
+        if not issubclass(target, torch.nn.Module):
+            raise InnerQError(f"{target!r} is not allowed: a class has to be a subclass of torch.nn.Module")
+        return _compiled_class(target, arguments)
+    if callable(target):
+        return torch.compile(target, **arguments)
+    raise InnerQError(f"{target!r} is not allowed: it has to be a module, a subclass of nn.Module, or a function")
+
+
+def _compiled_class(cls: type, arguments: dict[str, Any]) -> type:
+    """The same class, whose instances are compiled as soon as they are made."""
+    original: Callable[..., None] = cls.__init__
+
+    @functools.wraps(original)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if type(self) is cls or self._compiled_call_impl is None:
+            self.compile(**arguments)
+
+    cls.__init__ = __init__
+    return cls

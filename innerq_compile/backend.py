@@ -1,0 +1,146 @@
+"""The backend: Dynamo's graph in, a callable with quantized caches out.
+
+The passes work on a copy of the graph, in which each quantized cache among the inputs has become its inner tensors.
+Inductor compiles that copy. The callable given back to Dynamo takes InnerQTensors apart on the way in, making room for
+the tokens that the graph appends, and builds InnerQTensors on the way out (``runtime.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import ShortenTraceback
+from torch.fx import Graph, GraphModule
+
+from .config import InnerQConfig, field_names
+from .errors import InnerQError
+from .passes import PassContext, run_passes
+from .passes.context import Reason
+from .report import GraphReport, record
+from .runtime import CompiledGraph
+from .tensor import InnerQTensor
+
+
+class CompileError(InnerQError, ShortenTraceback):
+    """An InnerQError raised while compiling. Dynamo lets it pass as it is, without its own frames."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, first_useful_frame=None)
+
+
+def innerq_backend(
+    gm: GraphModule,
+    example_inputs: list[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend of ``torch.compile(..., backend="innerq")``.
+
+    Args:
+        gm: the graph as Dynamo captured it; it is not changed.
+        example_inputs: its inputs.
+        mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and Inductor's own options, in one dict.
+
+    Raises:
+        CompileError: for a wrong option, a cache that the config cannot hold, a graph that needs gradients, and in
+            strict mode for the first attention that was not rewritten.
+    """
+    try:
+        config, inductor_options = split_options(options, mode)
+        return _compile(gm, example_inputs, config, inductor_options)
+    except CompileError:
+        raise
+    except InnerQError as error:
+        raise CompileError(str(error)) from None
+
+
+def split_options(options: dict[str, Any] | None, mode: str | None = None) -> tuple[InnerQConfig, dict[str, Any]]:
+    """Options of ``torch.compile`` as the config and the options that go to Inductor."""
+    options = dict(options or {})
+    mode = options.pop("mode", None) or mode
+    own = {name: options.pop(name) for name in ("preset", *field_names()) if name in options}
+    config = InnerQConfig.preset(own.pop("preset", "base"), **own)
+    known = _inductor_option_names()
+    for name in options:
+        if name.replace("-", "_") not in known:
+            InnerQConfig.from_options({name: options[name]})  # raises: the name is nobody's
+    return config, {**_mode_options(mode), **{name.replace("-", "_"): value for name, value in options.items()}}
+
+
+@functools.cache
+def _inductor_option_names() -> frozenset[str]:
+    import torch._inductor.config
+
+    return frozenset(torch._inductor.config.get_config_copy())
+
+
+def _mode_options(mode: str | None) -> dict[str, Any]:
+    if mode is None or mode == "default":
+        return {}
+    from torch._inductor import list_mode_options
+
+    modes = list_mode_options()
+    if mode not in modes:
+        raise InnerQError(f"mode={mode!r} is unknown: allowed are default, {', '.join(modes)}")
+    return dict(modes[mode])
+
+
+def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[str, Any]) -> Callable[..., Any]:
+    from torch._inductor.compile_fx import compile_fx
+
+    copy = copy_graph(gm)
+    context = PassContext(config)
+    run_passes(copy, context)
+    _report(context)
+    if not context.rewritten and not context.caches:
+        return compile_fx(gm, example_inputs, config_patches=inductor_options)
+    _refuse_gradients(example_inputs)
+    inputs = [node.meta["example_value"] for cache in context.caches.values() for node in cache.nodes]
+    dense = [value for value in example_inputs if not isinstance(value, InnerQTensor)]
+    compiled = compile_fx(copy, [*dense, *inputs], config_patches=inductor_options)
+    return CompiledGraph(compiled, context, gm)
+
+
+def copy_graph(gm: GraphModule) -> GraphModule:
+    """A copy of Dynamo's graph module to work on: Dynamo reads its own again after the backend is done."""
+    graph = Graph()
+    nodes: dict[Any, Any] = {}
+    output = graph.graph_copy(gm.graph, nodes)
+    graph.output(output)
+    graph.output_node().meta = dict(gm.graph.output_node().meta)
+    copy = GraphModule(gm, graph, gm.__class__.__name__)
+    copy.meta = dict(gm.meta)
+    for name in ("_param_name_to_source", "_source_to_user_stacks"):
+        if hasattr(gm, name):
+            setattr(copy, name, getattr(gm, name))
+    for old, new in nodes.items():
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    return copy
+
+
+def _refuse_gradients(example_inputs: list[Any]) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for value in example_inputs:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            raise InnerQError(
+                f"a quantized cache has no gradient, and an input of shape {tuple(value.shape)} requires one: call the "
+                "model under torch.no_grad() (or model.requires_grad_(False)); train with backend='inductor'"
+            )
+
+
+def _report(context: PassContext) -> None:
+    reasons = list(context.reasons)
+    if not reasons and not context.rewritten:
+        reasons.append(Reason("the graph holds no attention"))
+    kind = "decode" if context.caches else "prefill" if context.rewritten else "plain"
+    found = len({*context.attentions}) + len(context.reasons) - sum(m not in context.rewritten for m in context.attentions)
+    record(GraphReport(kind, found, len(context.rewritten), tuple(reasons)))
+    if context.config.strict and context.reasons:
+        raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")

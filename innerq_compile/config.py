@@ -1,0 +1,176 @@
+"""What a user can choose: :class:`InnerQConfig` and the presets.
+
+The config is frozen and validated when it is made, so that a wrong value fails where it was written. Everything that
+depends on the model (dtype, head_dim) is resolved later, by :meth:`InnerQConfig.format_for`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .errors import InnerQError
+from .kernels.formats import GROUP_SIZES, LANES, MODES, SCALE_DTYPES, CacheFormat, Role
+from .kernels.formats import default_group_size, default_scale_dtype
+
+#: dtypes of caches that can be quantized.
+CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+
+_QUANTIZED = {"sink": 32, "recent": 96, "centre_keys": True, "normalize_keys": True}
+
+#: Presets by name. Bits of keys / values: base 3/3, small 3/2, hybrid 3/2, int4 4/4, tiny 2/2, lossless none.
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
+    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
+    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "signed", "value_mode": "hybrid", **_QUANTIZED},
+    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
+    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
+    "lossless": {
+        "key_bits": 8,
+        "value_bits": 8,
+        "key_mode": "none",
+        "value_mode": "none",
+        "sink": 32,
+        "recent": 96,
+        "centre_keys": False,
+        "normalize_keys": False,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerQConfig:
+    """How caches are quantized. Start from a preset: ``InnerQConfig.preset("base", recent=128)``.
+
+    Attributes:
+        key_bits, value_bits: bits of a code, 2 to 8 (ignored by mode ``none``).
+        key_mode, value_mode: how a group is coded: ``symmetric`` (as published: 2^b - 1 levels), ``signed`` (all 2^b
+            levels, the sign of the scale says on which side the extra one lies), ``asymmetric`` (scale and zero
+            point), ``hybrid`` (signed or asymmetric, whichever is closer, per group), ``none`` (not quantized).
+        group_size: elements that share a scale: 16, 32, 64 or 128. None takes 32, and 16 for keys whose head_dim 32
+            does not divide.
+        sink: tokens at the start of each sequence that stay in full precision.
+        recent: tokens at the end of each sequence that stay in full precision, at least.
+        centre_keys: take each channel's mean over the prompt out of the keys. The softmax does not see it.
+        normalize_keys: divide each key channel by its normalization (square root of the largest magnitude in the
+            prompt), and multiply the query by it.
+        scale_dtype: ``float16``, ``bfloat16`` or ``float32``. None takes float16 for float16 caches, else bfloat16.
+        strict: raise an error for an attention that cannot be rewritten, instead of leaving it as it is.
+
+    Raises:
+        InnerQError: for a value that is not allowed; the message says what is.
+    """
+
+    key_bits: int = 3
+    value_bits: int = 3
+    key_mode: str = "signed"
+    value_mode: str = "signed"
+    group_size: int | None = None
+    sink: int = 32
+    recent: int = 96
+    centre_keys: bool = True
+    normalize_keys: bool = True
+    scale_dtype: str | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("key_bits", "value_bits"):
+            _check(name, getattr(self, name), _is_int(getattr(self, name), 2, 8), "a whole number from 2 to 8")
+        for name in ("key_mode", "value_mode"):
+            _check(name, getattr(self, name), getattr(self, name) in MODES, f"one of {', '.join(MODES)}")
+        _check(
+            "group_size",
+            self.group_size,
+            self.group_size is None or self.group_size in GROUP_SIZES,
+            f"None or one of {', '.join(map(str, GROUP_SIZES))}",
+        )
+        for name in ("sink", "recent"):
+            _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
+        for name in ("centre_keys", "normalize_keys", "strict"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        _check(
+            "scale_dtype",
+            self.scale_dtype,
+            self.scale_dtype is None or self.scale_dtype in SCALE_DTYPES,
+            f"None or one of {', '.join(SCALE_DTYPES)}",
+        )
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> InnerQConfig:
+        """The named preset, with single fields changed.
+
+        Raises:
+            InnerQError: for an unknown preset or field.
+        """
+        if name not in PRESETS:
+            raise InnerQError(f"preset={name!r} is unknown: allowed are {', '.join(PRESETS)}")
+        return InnerQConfig.from_options({**PRESETS[name], **changes})
+
+    @staticmethod
+    def from_options(options: Mapping[str, Any]) -> InnerQConfig:
+        """A config from a mapping of field names, with ``preset`` as a start (``base`` where it is left out)."""
+        options = dict(options)
+        if "preset" in options:
+            return InnerQConfig.preset(options.pop("preset"), **options)
+        unknown = sorted(set(options) - set(field_names()))
+        if unknown:
+            raise InnerQError(
+                f"option {unknown[0]!r} is unknown: allowed are preset, {', '.join(field_names())}, "
+                "and for torch.compile(options=...) also mode and the options of Inductor"
+            )
+        return InnerQConfig(**options)
+
+    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
+        """The cache format of one side of a layer.
+
+        Raises:
+            InnerQError: for a dtype, head_dim or group size that the kernels cannot hold.
+        """
+        if dtype not in CACHE_DTYPES:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
+            raise InnerQError(
+                f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}; "
+                "convert the model with .to(torch.bfloat16), or compile it with backend='inductor'"
+            )
+        if head_dim % LANES or not 0 < head_dim <= MAX_HEAD_DIM:
+            raise InnerQError(
+                f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are multiples of {LANES} up to "
+                f"{MAX_HEAD_DIM}; compile this model with backend='inductor'"
+            )
+        group_size = self.group_size or default_group_size(role, head_dim)
+        if role == "key" and head_dim % group_size:
+            divisors = [str(g) for g in GROUP_SIZES if head_dim % g == 0]
+            raise InnerQError(
+                f"group_size={group_size} does not divide head_dim {head_dim}: allowed here are "
+                f"{', '.join(divisors)}; leave group_size out to have it chosen"
+            )
+        return CacheFormat(
+            role=role,
+            bits=self.key_bits if role == "key" else self.value_bits,
+            mode=self.key_mode if role == "key" else self.value_mode,
+            group_size=group_size,
+            sink=self.sink,
+            recent=self.recent,
+            scale_dtype=self.scale_dtype or default_scale_dtype(dtype),
+        )
+
+    @property
+    def has_key_statistics(self) -> bool:
+        return self.centre_keys or self.normalize_keys
+
+
+def field_names() -> list[str]:
+    return [field.name for field in dataclasses.fields(InnerQConfig)]
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise InnerQError(f"{name}={value!r} is not allowed: it has to be {allowed}")

@@ -1,0 +1,146 @@
+"""Calling a compiled graph: InnerQTensors apart on the way in, together on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from .passes import PassContext
+from .passes.context import Appended, CacheInput, Quantized
+from .storage import CacheStorage
+from .tensor import InnerQTensor
+
+
+class CompiledGraph:
+    """A compiled graph with quantized caches, callable with the arguments of the graph that it was made of."""
+
+    def __init__(self, compiled: Callable[..., Any], context: PassContext, original: GraphModule) -> None:
+        self._compiled = compiled
+        caches = list(context.caches.values())
+        self._dense_indices = _dense_indices(original, caches)
+        sizes = _SizeReader(original)
+        counts = {plan.what.cache: plan.what.count for plan in context.outputs if isinstance(plan.what, Appended)}
+        position = {cache: index for index, cache in enumerate(caches)}
+        #: for each cache: its argument, how many tokens are appended (None: none), whether it has a mean, a norm
+        self._caches = [
+            (cache.index, sizes.reader(counts[cache]) if cache in counts else None, cache.mean, cache.norm)
+            for cache in caches
+        ]
+        self._outputs = []
+        for plan in context.outputs:
+            what = plan.what
+            if what is None:
+                self._outputs.append(("value", plan.at))
+            elif isinstance(what, CacheInput):
+                self._outputs.append(("same", what.index))
+            elif isinstance(what, Appended):
+                self._outputs.append(("appended", position[what.cache]))
+            else:
+                self._outputs.append(("new", plan.at, what, sizes.reader(what.length)))
+
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
+        inputs = [args[index] for index in self._dense_indices]
+        storages = []
+        for index, count, mean, norm in self._caches:
+            tensor = args[index]
+            storage = tensor._storage
+            if count is None:
+                storage = _readable(storage, tensor.shape[2])
+                storages.append((storage, 0))
+            else:
+                count = count(args)
+                storage = storage.writable_from(tensor._view, count)
+                storages.append((storage, count))
+            inputs += (storage.codes, storage.scales, storage.window, storage.state)
+            if mean is not None:
+                inputs.append(storage.mean)
+            if norm is not None:
+                inputs.append(storage.norm)
+        results = self._compiled(*inputs)
+        for storage, count in storages:
+            if count:
+                storage.advance(count)
+        made: dict[int, InnerQTensor] = {}
+        outputs = []
+        for plan in self._outputs:
+            kind, at = plan[0], plan[1]
+            if kind == "value":
+                outputs.append(results[at])
+            elif kind == "same":
+                outputs.append(args[at])
+            elif kind == "appended":
+                storage = storages[at][0]
+                outputs.append(InnerQTensor(storage, storage.length))
+            else:
+                if at not in made:
+                    made[at] = _new_cache(results, at, plan[2], plan[3](args))
+                outputs.append(made[at])
+        return tuple(outputs)
+
+
+def _readable(storage: CacheStorage, length: int) -> CacheStorage:
+    """A storage whose device-side length is ``length``, for a graph that reads a cache without appending."""
+    if storage.length == length:
+        return storage
+    copy = storage.copy()
+    copy.truncate(length)
+    return copy
+
+
+def _new_cache(results, at: int, plan: Quantized, length: int) -> InnerQTensor:
+    tensors = results[at : at + 4]
+    at += 4
+    mean = norm = None
+    if plan.mean is not None:
+        mean, at = results[at], at + 1
+    if plan.norm is not None:
+        norm = results[at]
+    return InnerQTensor(CacheStorage.adopt(plan.format, tensors, mean, norm, length), length)
+
+
+def _dense_indices(original: GraphModule, caches: list[CacheInput]) -> list[int]:
+    taken = {cache.index for cache in caches}
+    count = len(original.graph.find_nodes(op="placeholder"))
+    return [index for index in range(count) if index not in taken]
+
+
+class _SizeReader:
+    """Evaluates symbolic sizes of a graph from the arguments of a call."""
+
+    def __init__(self, original: GraphModule) -> None:
+        self._places: dict[Any, tuple[int, int | None]] = {}  # symbol -> (argument, dimension or None for an int)
+        for index, node in enumerate(original.graph.find_nodes(op="placeholder")):
+            value = node.meta.get("example_value")
+            if isinstance(value, torch.SymInt):
+                self._note(value, index, None)
+            elif isinstance(value, torch.Tensor):
+                for dim, size in enumerate(value.shape):
+                    self._note(size, index, dim)
+
+    def _note(self, size: Any, index: int, dim: int | None) -> None:
+        if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+            self._places.setdefault(size.node.expr, (index, dim))
+
+    def reader(self, size: Any) -> Callable[[tuple[Any, ...]], int]:
+        """A function of the call's arguments that gives ``size``.
+
+        Raises:
+            KeyError: if the size depends on a symbol that no argument carries.
+        """
+        if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
+            constant = int(size)
+            return lambda args: constant
+        expr = size.node.expr
+        places = {symbol: self._places[symbol] for symbol in expr.free_symbols}
+        if expr.is_Symbol:
+            index, dim = places[expr]
+            return lambda args: args[index] if dim is None else args[index].shape[dim]
+
+        def evaluate(args):
+            values = {s: args[i] if d is None else args[i].shape[d] for s, (i, d) in places.items()}
+            return int(expr.xreplace(values))
+
+        return evaluate

@@ -1,0 +1,186 @@
+"""What stands behind an :class:`InnerQTensor`: the tensors of one cache side, and who may write to them.
+
+Several tensors (views) of different length share a storage, as ``past`` and ``cat([past, new])`` do. A view of length L
+may write behind its end, in place, as long as no other live view is longer; otherwise it gets a copy first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import torch
+
+from .errors import InnerQError
+from .kernels import formats, layout, reference
+from .kernels.formats import CacheFormat
+
+
+class View:
+    """A claim on the first ``length`` tokens of a storage; it lives as long as the tensor that holds it."""
+
+    __slots__ = ("__weakref__", "length")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
+@dataclasses.dataclass(eq=False)
+class CacheStorage:
+    """The tensors of one cache side (``kernels/layout.py``) and its logical length on the host.
+
+    Attributes:
+        format: the cache format.
+        codes, scales, window, state: the tensors. ``scales`` and ``window`` are None in a handle (see below).
+        mean, norm: key mean and normalization, ``[B, H, D]`` float32, or None.
+        dtype: dtype of the logical tensor.
+        head_dim: of the logical tensor.
+        length: logical tokens held, padding included; the host's copy of ``state``.
+        peak: logical tokens up to which the quantized region has been decided.
+        handle: True where only the metadata is there: what Dynamo traces with.
+    """
+
+    format: CacheFormat
+    codes: torch.Tensor
+    scales: torch.Tensor | None
+    window: torch.Tensor | None
+    state: torch.Tensor
+    mean: torch.Tensor | None
+    norm: torch.Tensor | None
+    dtype: torch.dtype
+    head_dim: int
+    length: int
+    peak: int
+    handle: bool = False
+    views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
+
+    # --- making one ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def adopt(fmt: CacheFormat, tensors, mean, norm, length: int) -> CacheStorage:
+        """A storage around the four tensors that ``innerq::prefill`` returned for ``length`` tokens."""
+        codes, scales, window, state = tensors
+        _mark_growing(codes)
+        return CacheStorage(
+            fmt, codes, scales, window, state, mean, norm, window.dtype, window.shape[-1], length, length
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All inner tensors by name."""
+        self.check_whole()
+        named = {name: getattr(self, name) for name in ("codes", "scales", "window", "state", "mean", "norm")}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def four(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self.check_whole()
+        return self.codes, self.scales, self.window, self.state
+
+    def check_whole(self) -> None:
+        if self.handle:
+            raise InnerQError(
+                "an InnerQTensor was traced by a compiler that does not know it: compile this program with "
+                "backend='innerq', or call .dequantize() on the cache before it enters the compiled function"
+            )
+
+    def copy(self, capacity: int | None = None, transform=None) -> CacheStorage:
+        """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
+        new = {name: transform(t) if transform else t.clone() for name, t in self.tensors().items()}
+        made = dataclasses.replace(self, **new, views=[], dtype=new["window"].dtype)
+        made._resize(capacity or self.capacity)
+        _mark_growing(made.codes)
+        return made
+
+    # --- size ---------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Blocks of the quantized region that there is room for."""
+        return self.codes.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` tokens. Grows by an eighth at least, so that appending stays linear."""
+        needed = formats.blocks_for(self.format, length)
+        if needed > self.capacity:
+            self._resize(formats.grown_capacity(needed))
+            _mark_growing(self.codes)
+
+    def _resize(self, capacity: int) -> None:
+        if capacity == self.capacity:
+            return
+        for name in ("codes", "scales"):
+            old = getattr(self, name)
+            new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+            kept = min(capacity, old.shape[2])
+            new[:, :, :kept] = old[:, :, :kept]
+            setattr(self, name, new)
+
+    # --- views and writing --------------------------------------------------------------------------------------
+
+    def view(self, length: int) -> View:
+        made = View(length)
+        self.views.append(weakref.ref(made))
+        return made
+
+    def writable_from(self, view: View, count: int) -> CacheStorage:
+        """The storage into which ``count`` tokens may be appended behind ``view``: this one, or a copy of it.
+
+        Brings the device-side length to the view's, and makes room.
+        """
+        alive = [ref for ref in self.views if ref() is not None]
+        self.views = alive
+        target = self
+        if any(other is not view and other.length > view.length for other in (ref() for ref in alive) if other):
+            target = self.copy()
+        if target.length != view.length:
+            target.truncate(view.length)
+        target.reserve(view.length + count)
+        return target
+
+    def truncate(self, length: int) -> None:
+        torch.ops.innerq.truncate_(*self.four(), length, self.format.spec)
+        self.length = length
+        self.peak = min(self.peak, length + self.format.recent)
+
+    def advance(self, count: int) -> None:
+        """Record on the host that ``count`` tokens were appended on the device."""
+        self.length += count
+        self.peak = max(self.peak, self.length)
+
+    # --- contents -----------------------------------------------------------------------------------------------
+
+    def append(self, new: torch.Tensor) -> None:
+        """Append dense ``new [B, H, N, D]``; the caller has made this storage writable."""
+        new = reference.normalize_keys(new.to(self.dtype), self.mean, self.norm)
+        torch.ops.innerq.append_one_(*self.four(), new, self.format.spec)
+        self.advance(new.shape[2])
+
+    def dequantize(self, length: int) -> torch.Tensor:
+        return torch.ops.innerq.dequantize(*self.four(), self.mean, self.norm, length, self.format.spec)
+
+
+def _mark_growing(codes: torch.Tensor) -> None:
+    """Let Dynamo trace the number of blocks as a symbol from the first time on: a larger storage is no new graph."""
+    codes._dynamo_weak_dynamic_indices = {2}
+
+
+def quantize(x, config, role, start=None) -> CacheStorage:
+    """A storage made of the dense ``x [B, H, S, D]``. ``start [B]`` int32 counts padding tokens, None means none."""
+    fmt = config.format_for(role, x.shape[-1], x.dtype)
+    start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
+    mean = norm = None
+    if role == "key" and config.has_key_statistics:
+        mean, norm = torch.ops.innerq.key_statistics(x, start, config.centre_keys, config.normalize_keys)
+        mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
+    capacity = formats.grown_capacity(x.shape[2] // fmt.block)
+    tensors = torch.ops.innerq.prefill(x, start, mean, norm, capacity, fmt.spec)
+    return CacheStorage.adopt(fmt, tensors, mean, norm, x.shape[2])
+
+
+def storage_bytes(fmt, batch, heads, head_dim, dtype, capacity, config) -> int:
+    """Bytes of one cache side, key statistics included: what ``CacheStorage.nbytes`` of such a cache is."""
+    statistics = (config.centre_keys + config.normalize_keys) if fmt.is_key else 0
+    return layout.cache_bytes(fmt, batch, heads, head_dim, dtype, capacity, statistics=statistics)

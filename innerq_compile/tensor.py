@@ -1,0 +1,358 @@
+"""The cache as a tensor: :class:`InnerQTensor` has the shape and dtype of what it replaces and holds it quantized.
+
+It gives a program with quantized caches its meaning; the compiler gives it speed. What programs do with caches
+(``cat``, crop, beam reorder, copies, moves, saving) acts on the quantized form. Any other operation sees the
+dequantized tensor: slower, never wrong. In-place operations that the quantized form cannot follow raise an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map_only
+
+from .config import InnerQConfig
+from .errors import InnerQError, UnsupportedOperation
+from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from .kernels.formats import CacheFormat, Role
+from .storage import CacheStorage, View, quantize
+
+aten = torch.ops.aten
+
+#: Operations that keep the quantized form: overload -> function(*args, **kwargs). Filled by `_handles` below.
+_HANDLERS: dict[Any, Any] = {}
+
+
+class InnerQTensor(torch.Tensor):
+    """A quantized key or value cache with the logical shape ``[B, H, S, D]``.
+
+    Made by compiled prefill graphs, or from a dense tensor by :meth:`from_dense`. Several tensors may share one
+    storage; appending to the longest of them writes in place, appending to a stale one copies first. A shorter view of
+    a storage that has grown since reads tokens that have meanwhile left the recent window in their quantized form.
+    """
+
+    _storage: CacheStorage
+    _view: View
+
+    @staticmethod
+    def __new__(cls, storage: CacheStorage, length: int):
+        batch, heads = storage.state.shape[:2]
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            (batch, heads, length, storage.head_dim),
+            dtype=storage.dtype,
+            device=storage.state.device,
+            requires_grad=False,
+        )
+        tensor._storage = storage
+        tensor._view = storage.view(length)
+        # the length grows with every token: a symbol from the first graph on
+        tensor._dynamo_weak_dynamic_indices = {2}
+        return tensor
+
+    def __init__(self, storage: CacheStorage, length: int) -> None:
+        pass
+
+    @classmethod
+    def from_dense(
+        cls,
+        dense: torch.Tensor,
+        config: InnerQConfig | str = "base",
+        *,
+        role: Role,
+        start: torch.Tensor | None = None,
+    ) -> InnerQTensor:
+        """Quantize a dense cache tensor.
+
+        Args:
+            dense: ``[B, H, S, D]``, float16, bfloat16 or float32.
+            config: a config or the name of a preset.
+            role: ``"key"`` or ``"value"``.
+            start: ``[B]``, the number of padding tokens in front of each sequence. They are dropped and read as zero.
+        """
+        if role not in ("key", "value"):
+            raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
+        if dense.dim() != 4:
+            raise InnerQError(f"a cache has the shape [B, H, S, D]; got {tuple(dense.shape)}")
+        config = InnerQConfig.preset(config) if isinstance(config, str) else config
+        return cls(quantize(dense, config, role, start), dense.shape[2])
+
+    # --- what a user may ask ------------------------------------------------------------------------------------
+
+    @property
+    def format(self) -> CacheFormat:
+        """The cache format, see :class:`CacheFormat`."""
+        return self._storage.format
+
+    @property
+    def nbytes_held(self) -> int:
+        """Bytes of all inner tensors, spare capacity included."""
+        return self._storage.nbytes
+
+    def dequantize(self) -> torch.Tensor:
+        """The dense tensor ``[B, H, S, D]``. Padding tokens are zero."""
+        return _dense(self)
+
+    def inner_tensors(self) -> dict[str, torch.Tensor]:
+        """The inner tensors by name, see ``kernels/layout.py``."""
+        return self._storage.tensors()
+
+    def __repr__(self, *, tensor_contents=None) -> str:
+        shape = ", ".join(str(size) for size in self.shape)
+        held = "" if self._storage.handle else f", bytes={self.nbytes_held}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"InnerQTensor([{shape}], {self.format.role}, bits={self.format.bits}, mode={self.format.mode}, "
+            f"dtype={dtype}, device={self.device}{held})"
+        )
+
+    # --- protocols of torch -------------------------------------------------------------------------------------
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def _codes(self) -> torch.Tensor:
+        return self._storage.codes
+
+    @property
+    def _state(self) -> torch.Tensor:
+        return self._storage.state
+
+    def __tensor_flatten__(self):
+        # Dynamo guards on each tensor named here at every call, and its backend asks the storage for the others. Two
+        # are enough to know every shape; a compiler that would read data through them is told so (`check_whole`).
+        storage = self._storage
+        return ["_codes", "_state"], (
+            storage.format.spec,
+            storage.dtype,
+            storage.mean is not None,
+            storage.norm is not None,
+        )
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, outer_size, outer_stride):
+        spec, dtype, has_mean, has_norm = context
+        storage = CacheStorage(
+            format=CacheFormat.parse(spec),
+            codes=inner["_codes"],
+            scales=None,
+            window=None,
+            state=inner["_state"],
+            # which statistics there are is part of the type; the tensors are not needed to trace
+            mean=inner["_state"] if has_mean else None,
+            norm=inner["_state"] if has_norm else None,
+            dtype=dtype,
+            head_dim=outer_size[3],
+            length=outer_size[2],
+            peak=outer_size[2],
+            handle=True,
+        )
+        return InnerQTensor(storage, outer_size[2])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func._schema.is_mutable:
+            _refuse_mutation(func, args, kwargs)
+        args, kwargs = tree_map_only(InnerQTensor, _dense, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def __getitem__(self, index):
+        # Cropping through the ordinary view operation would make autograd keep the longer tensor alive as the base of
+        # the shorter one, and then every append after a crop would have to copy the cache.
+        length = None if self._storage.handle else _cropped_length(index, self.shape)
+        return super().__getitem__(index) if length is None else InnerQTensor(self._storage, length)
+
+    def repeat_interleave(self, repeats, dim=None, *, output_size=None):
+        """``torch.Tensor.repeat_interleave``; along the batch the result stays quantized."""
+        if dim == 0 and isinstance(repeats, int) and not self._storage.handle:
+            index = torch.arange(self.shape[0], device=self.device).repeat_interleave(repeats)
+            return _select_batch(self, index)
+        return _dense(self).repeat_interleave(repeats, dim=dim, output_size=output_size)
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            memo[id(self)] = _copied(self)
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol):
+        storage = _copied(self)._storage if self._storage.length != self.shape[2] else self._storage
+        return _rebuild, (storage.tensors(), storage.format.spec, storage.length, storage.peak)
+
+
+def _rebuild(tensors: dict[str, torch.Tensor], spec: str, length: int, peak: int) -> InnerQTensor:
+    """An InnerQTensor from what ``__reduce_ex__`` wrote."""
+    four = [tensors[name] for name in ("codes", "scales", "window", "state")]
+    storage = CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
+    storage.peak = peak
+    return InnerQTensor(storage, length)
+
+
+torch.serialization.add_safe_globals([_rebuild, InnerQTensor])
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _dense(tensor: InnerQTensor) -> torch.Tensor:
+    storage = tensor._storage
+    if storage.handle and isinstance(storage.state, FakeTensor):
+        # Dynamo asks for shapes only; the backend puts the operator into the graph
+        return storage.state.new_empty(tensor.shape, dtype=tensor.dtype)
+    return storage.dequantize(tensor.shape[2])
+
+
+def _copied(tensor: InnerQTensor, transform=None) -> InnerQTensor:
+    """An independent tensor with the same content, its storage cut to the tensor's length."""
+    storage = tensor._storage.copy(transform=transform)
+    if storage.length != tensor.shape[2]:
+        storage.truncate(tensor.shape[2])
+    return InnerQTensor(storage, tensor.shape[2])
+
+
+def _select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
+    return _copied(tensor, lambda inner: inner.index_select(0, index.to(inner.device)))
+
+
+def _refuse_mutation(func, args, kwargs) -> None:
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        if isinstance(value, InnerQTensor):
+            raise UnsupportedOperation(
+                f"{func} would write into a quantized cache of shape {tuple(value.shape)}: allowed are appending with "
+                "torch.cat, cropping, batch selection and zero_(); call .dequantize() for a dense copy to write into"
+            )
+
+
+def _cropped_length(index, shape) -> int | None:
+    """``S'`` where ``index`` is ``[:, :, :S']`` in any spelling, else None."""
+    index = index if isinstance(index, tuple) else (index,)
+    if any(not isinstance(item, slice) and item is not Ellipsis for item in index) or index.count(Ellipsis) > 1:
+        return None
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *[slice(None)] * (5 - len(index)), *index[at + 1 :])
+    index = (*index, *[slice(None)] * (4 - len(index)))
+    if len(index) != 4 or any(item != slice(None) for item in (*index[:2], index[3])):
+        return None
+    start, end, step = index[2].indices(shape[2])
+    return max(end, 0) if start == 0 and step == 1 else None
+
+
+# --- operations that keep the quantized form ------------------------------------------------------------------------
+
+
+def _handles(*overloads):
+    def register(fn):
+        for overload in overloads:
+            _HANDLERS[overload] = fn
+        return fn
+
+    return register
+
+
+@_handles(aten.cat.default)
+def _cat(tensors, dim=0):
+    if not isinstance(tensors[0], InnerQTensor) or dim not in (2, -2):
+        return NotImplemented
+    past, *rest = tensors
+    storage, length = past._storage, past.shape[2]
+    if storage.handle:
+        return InnerQTensor(storage, length + sum(new.shape[2] for new in rest))
+    news = [_dense(new) if isinstance(new, InnerQTensor) else new for new in rest]
+    news = [new for new in news if new.numel()]
+    for new in news:
+        if (*new.shape[:2], new.shape[3]) != (*past.shape[:2], past.shape[3]):
+            raise InnerQError(f"cannot append {tuple(new.shape)} to a cache of shape {tuple(past.shape)}")
+    storage = storage.writable_from(past._view, sum(new.shape[2] for new in news))
+    for new in news:
+        storage.append(new)
+    return InnerQTensor(storage, storage.length)
+
+
+@_handles(aten.slice.Tensor)
+def _slice(tensor, dim=0, start=None, end=None, step=1):
+    size = tensor.shape[dim]
+    if step != 1:
+        return NotImplemented
+    if tensor._storage.handle:
+        # sizes are symbols here: nothing that depends on their values can be decided
+        return NotImplemented
+    start, end, _ = slice(start, end).indices(size)
+    if start == 0 and end >= size:
+        return _alias(tensor)
+    if dim % 4 == 2 and start == 0:
+        return InnerQTensor(tensor._storage, max(end, 0))
+    if dim % 4 == 0:
+        return _select_batch(tensor, torch.arange(start, max(start, end), device=tensor.device))
+    return NotImplemented
+
+
+@_handles(aten.alias.default, aten.detach.default)
+def _alias(tensor):
+    return InnerQTensor(tensor._storage, tensor.shape[2])
+
+
+@_handles(aten.index_select.default)
+def _index_select(tensor, dim, index):
+    if dim % 4 != 0 or not isinstance(tensor, InnerQTensor) or tensor._storage.handle:
+        return NotImplemented
+    return _select_batch(tensor, index)
+
+
+@_handles(aten.index.Tensor)
+def _index(tensor, indices):
+    first, *others = indices
+    if not isinstance(tensor, InnerQTensor) or tensor._storage.handle:
+        return NotImplemented
+    if first is None or first.dim() != 1 or any(other is not None for other in others):
+        return NotImplemented
+    return _select_batch(tensor, first.nonzero().squeeze(1) if first.dtype == torch.bool else first % tensor.shape[0])
+
+
+@_handles(aten.clone.default)
+def _clone(tensor, *, memory_format=None):
+    return NotImplemented if tensor._storage.handle else _copied(tensor)
+
+
+@_handles(aten._to_copy.default)
+def _to_copy(
+    tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None
+):
+    if tensor._storage.handle or layout not in (None, torch.strided):
+        return NotImplemented
+    if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return NotImplemented
+    own = tensor.dtype
+
+    def move(inner: torch.Tensor) -> torch.Tensor:
+        # the windows, and the elements of a lossless cache, are in the cache's dtype; codes, scales and statistics
+        # are not
+        plain = inner is tensor._storage.window or (inner is tensor._storage.codes and not tensor.format.quantized)
+        target = dtype if dtype is not None and plain and inner.dtype == own else None
+        moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
+        return moved.pin_memory() if pin_memory else moved
+
+    return _copied(tensor, move)
+
+
+@_handles(aten.zero_.default)
+def _zero_(tensor):
+    if tensor._storage.handle:
+        return NotImplemented
+    storage = tensor._storage
+    for inner in (storage.scales, storage.window, storage.mean):
+        if inner is not None:
+            inner.zero_()
+    if not storage.format.quantized:
+        storage.codes.zero_()
+    return tensor

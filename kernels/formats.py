@@ -1,0 +1,141 @@
+"""What a quantized cache tensor looks like: the one description that every kernel, pass and test reads.
+
+A :class:`CacheFormat` is resolved from an ``InnerQConfig`` for one side (keys or values) of one cache, when its
+dtype and head_dim are known. It travels through graphs as a short string, ``CacheFormat.spec``, so that an operator
+call names its format in full and two formats never share a compiled graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+import torch
+
+Role = Literal["key", "value"]
+Mode = Literal["symmetric", "signed", "asymmetric", "hybrid", "none"]
+
+#: Quantization modes. ``none`` stores the elements as they are (the lossless preset).
+MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "hybrid", "none")
+#: Modes whose groups carry a zero point beside the scale.
+MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "hybrid")
+GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
+SCALE_DTYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+#: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
+BLOCK_TOKENS = 32
+#: Codes that are packed together, and the step in which head_dim may vary (one tensor-core slice).
+LANES = 16
+#: Spare blocks that a storage gets beyond an eighth of its size when it is made or grows.
+SPARE_BLOCKS = 4
+
+
+class FormatError(ValueError):
+    """A cache format that cannot be built. The message names the value, what is allowed and a way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFormat:
+    """The format of one side of a quantized cache.
+
+    Attributes:
+        role: ``key`` (groups run over the channels of a token) or ``value`` (groups run over the tokens of a channel).
+        bits: bits of a code, 2 to 8. Ignored by mode ``none``.
+        mode: how a group maps codes to numbers, see :data:`MODES` and ``docs/formats.md``.
+        group_size: elements that share one scale.
+        sink: tokens at the start of a sequence that stay in full precision.
+        recent: tokens at the end of a sequence that stay in full precision, at least.
+        scale_dtype: name of the dtype of scales and zero points.
+    """
+
+    role: Role
+    bits: int
+    mode: Mode
+    group_size: int
+    sink: int
+    recent: int
+    scale_dtype: str
+
+    @property
+    def is_key(self) -> bool:
+        return self.role == "key"
+
+    @property
+    def quantized(self) -> bool:
+        """False for the lossless format, whose blocks hold the elements themselves."""
+        return self.mode != "none"
+
+    @property
+    def has_zero(self) -> bool:
+        return self.mode in MODES_WITH_ZERO
+
+    @property
+    def block(self) -> int:
+        """Tokens in a block of the quantized region."""
+        return BLOCK_TOKENS if self.is_key else max(BLOCK_TOKENS, self.group_size)
+
+    @property
+    def ring(self) -> int:
+        """Slots of the recent window: it holds ``recent`` to ``recent + block - 1`` tokens after an append."""
+        return self.recent + self.block
+
+    @property
+    def window(self) -> int:
+        """Slots of the high-precision windows, the sinks first and the ring of recent tokens behind them."""
+        return self.sink + self.ring
+
+    @property
+    def code_offset(self) -> int:
+        """What is taken from an unsigned code before the scale, in modes without a zero point."""
+        return 0 if self.has_zero else 1 << (self.bits - 1)
+
+    @property
+    def torch_scale_dtype(self) -> torch.dtype:
+        return SCALE_DTYPES[self.scale_dtype]
+
+    @functools.cached_property
+    def spec(self) -> str:
+        """The format as one word, ``CacheFormat.parse(f.spec) == f``."""
+        return ":".join(str(getattr(self, field.name)) for field in dataclasses.fields(self))
+
+    @staticmethod
+    @functools.cache
+    def parse(spec: str) -> CacheFormat:
+        values = spec.split(":")
+        fields = dataclasses.fields(CacheFormat)
+        if len(values) != len(fields):
+            raise FormatError(f"{spec!r} is not a cache format: expected {len(fields)} fields, as CacheFormat.spec writes")
+        role, bits, mode, group_size, sink, recent, scale_dtype = values
+        return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), scale_dtype)
+
+
+def default_scale_dtype(dtype: torch.dtype) -> str:
+    """The dtype of scales for a cache of ``dtype``: 16 bits wide, with the range of the elements.
+
+    A float32 cache takes bfloat16 scales: codes are chosen for the rounded scale, so its short mantissa costs
+    nothing, while float16 would overflow.
+    """
+    return "float16" if dtype == torch.float16 else "bfloat16"
+
+
+def default_group_size(role: Role, head_dim: int) -> int:
+    """32 as published, or 16 for the keys of a head_dim that 32 does not divide."""
+    return 16 if role == "key" and head_dim % 32 else 32
+
+
+def blocks_for(fmt: CacheFormat, length):
+    """Blocks that a sequence of ``length`` real tokens has behind its sinks and before its recent window."""
+    full = (length - fmt.sink - fmt.recent) // fmt.block
+    return max(full, 0) if isinstance(full, int) else torch.sym_max(full, 0)
+
+
+def grown_capacity(blocks):
+    """Blocks to allocate where ``blocks`` are needed: an eighth more, so that appending token by token stays linear.
+
+    Takes and returns whatever does integer arithmetic (an int, a SymInt, a graph's proxy).
+    """
+    return blocks + blocks // 8 + SPARE_BLOCKS

@@ -1,0 +1,211 @@
+"""The custom operators ``innerq::*``: schemas, shapes under fake tensors, and which implementation serves which device.
+
+A compiled graph holds two of them a layer in decode, ``append_`` and ``decode_attention``, and ``key_statistics`` and
+``prefill`` in prefill. A cache side is always passed as its four tensors (``kernels/layout.py``) and its format as a
+string (``CacheFormat.spec``). Sizes of the cache are on the device, in ``state``; no operator of the decode step takes
+a length, so that one graph serves all lengths.
+
+CUDA tensors go to Triton (``kernels/triton``), CPU tensors to C++ that Inductor's toolchain compiles
+(``kernels/cpu``), anything else and every format without a kernel to the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import layout, reference
+from .formats import CacheFormat
+
+_CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
+_CACHE_MUT = (
+    "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
+)
+
+SCHEMAS = {
+    "key_statistics": "(Tensor keys, Tensor start, bool centre, bool normalize) -> (Tensor, Tensor)",
+    "prefill": (
+        "(Tensor x, Tensor start, Tensor? mean, Tensor? norm, SymInt capacity, str format)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "append_": (
+        f"({_CACHE_MUT.format('k_', *'abcd')}, {_CACHE_MUT.format('v_', *'efgh')},"
+        " Tensor key, Tensor value, str k_format, str v_format) -> ()"
+    ),
+    "append_one_": f"({_CACHE_MUT.format('', *'abcd')}, Tensor x, str format) -> ()",
+    "truncate_": f"({_CACHE_MUT.format('', *'abcd')}, SymInt length, str format) -> ()",
+    "decode_attention": (
+        f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? sink_logits,"
+        " float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
+    ),
+    "dequantize": (
+        f"({_CACHE.format('')}, Tensor? mean, Tensor? norm, SymInt length, str format) -> Tensor"
+    ),
+}
+
+_lib = torch.library.Library("innerq", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _lib.define(_name + _schema, tags=(torch.Tag.needs_fixed_stride_order,))
+
+
+def _impl(name):
+    """Register the implementation of one operator for every real device."""
+
+    def register(fn):
+        _lib.impl(name, fn, "CompositeExplicitAutograd")
+        return fn
+
+    return register
+
+
+def _fake(name):
+    return torch.library.register_fake(f"innerq::{name}", lib=_lib)
+
+
+def _backend(device: torch.device):
+    """The module with the fast kernels for a device, or None."""
+    if device.type == "cuda":
+        from . import triton as backend
+
+        return backend
+    if device.type == "cpu":
+        from . import cpu as backend
+
+        return backend if backend.available() else None
+    return None
+
+
+# --- key_statistics ---------------------------------------------------------------------------------------------
+
+
+@_impl("key_statistics")
+def key_statistics(keys, start, centre, normalize):
+    """Key mean and normalization of a prompt, each ``[B, H, D]`` float32. See ``reference.key_statistics``."""
+    return reference.key_statistics(keys, start, centre=centre, normalize=normalize)
+
+
+@_fake("key_statistics")
+def _(keys, start, centre, normalize):
+    shape = (keys.shape[0], keys.shape[1], keys.shape[3])
+    return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape, dtype=torch.float32)
+
+
+# --- prefill ----------------------------------------------------------------------------------------------------
+
+
+@_impl("prefill")
+def prefill(x, start, mean, norm, capacity, format):
+    """Make a cache side of ``x [B, H, S, D]``; ``start [B]`` int32 counts padding tokens. See ``reference.prefill``."""
+    fmt = CacheFormat.parse(format)
+    backend = _backend(x.device)
+    if backend is not None and backend.supports_prefill(fmt, x):
+        return backend.prefill(x, start, mean, norm, capacity, fmt)
+    return reference.prefill(x, start, mean, norm, capacity, fmt)
+
+
+@_fake("prefill")
+def _(x, start, mean, norm, capacity, format):
+    fmt = CacheFormat.parse(format)
+    batch, heads, _, head_dim = x.shape
+    shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
+    return tuple(x.new_empty(shape, dtype=dtype or x.dtype) for shape, dtype in shapes.values())
+
+
+# --- append -----------------------------------------------------------------------------------------------------
+
+
+@_impl("append_")
+def append_(
+    k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, key, value, k_format, v_format
+):
+    """Write new keys (normalized) and values, ``[B, H, N, D]``, behind the end of a cache. See ``reference.append_``."""
+    k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
+    k_cache, v_cache = (k_codes, k_scales, k_window, k_state), (v_codes, v_scales, v_window, v_state)
+    backend = _backend(key.device)
+    if backend is not None and backend.supports_append(k_fmt, key) and backend.supports_append(v_fmt, value):
+        backend.append_(((k_cache, key, k_fmt), (v_cache, value, v_fmt)))
+        return
+    reference.append_(*k_cache, key, k_fmt)
+    reference.append_(*v_cache, value, v_fmt)
+
+
+@_fake("append_")
+def _(*args):
+    return None
+
+
+@_impl("append_one_")
+def append_one_(codes, scales, window, state, x, format):
+    """``append_`` for one side of a cache: what an eager ``torch.cat`` does."""
+    fmt = CacheFormat.parse(format)
+    backend = _backend(x.device)
+    if backend is not None and backend.supports_append(fmt, x):
+        backend.append_((((codes, scales, window, state), x, fmt),))
+    else:
+        reference.append_(codes, scales, window, state, x, fmt)
+
+
+@_fake("append_one_")
+def _(*args):
+    return None
+
+
+@_impl("truncate_")
+def truncate_(codes, scales, window, state, length, format):
+    """Forget all tokens from logical position ``length`` on. See ``reference.truncate_``."""
+    reference.truncate_(codes, scales, window, state, length, CacheFormat.parse(format))
+
+
+@_fake("truncate_")
+def _(*args):
+    return None
+
+
+# --- decode_attention -------------------------------------------------------------------------------------------
+
+
+@_impl("decode_attention")
+def decode_attention(
+    query,
+    k_codes,
+    k_scales,
+    k_window,
+    k_state,
+    v_codes,
+    v_scales,
+    v_window,
+    v_state,
+    mask,
+    sink_logits,
+    scale,
+    softcap,
+    causal,
+    k_format,
+    v_format,
+):
+    """Attention of ``query [B, Hq, N, D]`` to a cache, ``[B, Hq, N, Dv]``. See ``reference.decode_attention``."""
+    k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
+    k_cache, v_cache = (k_codes, k_scales, k_window, k_state), (v_codes, v_scales, v_window, v_state)
+    args = (query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt)
+    backend = _backend(query.device)
+    if backend is not None and backend.supports_decode(*args):
+        return backend.decode_attention(*args)
+    return reference.decode_attention(*args).to(query.dtype)
+
+
+@_fake("decode_attention")
+def _(query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, *args):
+    return query.new_empty((*query.shape[:3], v_window.shape[3]))
+
+
+# --- dequantize -------------------------------------------------------------------------------------------------
+
+
+@_impl("dequantize")
+def dequantize(codes, scales, window, state, mean, norm, length, format):
+    """The logical tensor of a cache, ``[B, H, length, D]`` in the cache's dtype; padding positions are zero."""
+    return reference.dequantize(codes, scales, window, state, mean, norm, length, CacheFormat.parse(format))
+
+
+@_fake("dequantize")
+def _(codes, scales, window, state, mean, norm, length, format):
+    return window.new_empty((window.shape[0], window.shape[1], length, window.shape[3]))

@@ -1,0 +1,354 @@
+"""InnerQ in plain torch: what every kernel is held to.
+
+Nothing here is fast. Arithmetic is float32 (float64 where the inputs are float64), and every function works on any
+device, under fake tensors excepted where it reads the state (eager only).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import layout
+from .formats import CacheFormat, blocks_for
+
+#: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
+MIN_STATISTICS_TOKENS = 32
+#: Range of the key normalization, which is relative to the largest channel of its head.
+MIN_KEY_NORM = 2.0**-6
+
+
+def _as_float(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _saturate(x: torch.Tensor) -> torch.Tensor:
+    """Infinities as the largest finite number, so that they spoil no other element of their group. NaN stays."""
+    largest = torch.finfo(x.dtype).max
+    return x.clamp(-largest, largest)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Quantize groups ``[..., group_size]``.
+
+    Returns unsigned codes ``[..., group_size]`` int32, scales ``[...]`` and zero points ``[...]`` or None, the last
+    two in the format's scale dtype. Codes are chosen for the rounded scale. A group whose scale is zero or subnormal
+    in float32 decodes to zero (to its zero point, where it has one). NaN in a group makes its scale NaN.
+
+    Source: InnerQ, arXiv 2602.23200, for ``symmetric`` and ``asymmetric``; ``docs/formats.md`` for the other modes.
+    """
+    x = _saturate(_as_float(x))
+    if fmt.mode == "symmetric":
+        levels = (1 << (fmt.bits - 1)) - 1
+        codes, scale = _affine_codes(x, x.abs().amax(-1) / levels, None, -levels, levels, levels, fmt)
+        return codes + fmt.code_offset, scale, None
+    if fmt.mode == "signed":
+        codes, scale = _signed(x, fmt)
+        return codes + fmt.code_offset, scale, None
+    asym_codes, asym_scale, asym_zero = _asymmetric(x, fmt)
+    if fmt.mode == "asymmetric":
+        return asym_codes, asym_scale, asym_zero
+    # hybrid: a symmetric group is an asymmetric one whose zero point is -2^(b-1) scales, so the mode costs no bit.
+    half = 1 << (fmt.bits - 1)
+    sym_codes, sym_scale = _signed(x, fmt)
+    sym_zero = (-half * sym_scale.to(x.dtype)).to(sym_scale.dtype)
+    sym_codes = sym_codes + half
+    sym_error = (dequantize_groups(sym_codes, sym_scale, sym_zero, fmt, x.dtype) - x).square().sum(-1)
+    asym_error = (dequantize_groups(asym_codes, asym_scale, asym_zero, fmt, x.dtype) - x).square().sum(-1)
+    take = sym_error <= asym_error
+    return (
+        torch.where(take[..., None], sym_codes, asym_codes),
+        torch.where(take, sym_scale, asym_scale),
+        torch.where(take, sym_zero, asym_zero),
+    )
+
+
+def _affine_codes(x, scale, zero, low, high, reach, fmt):
+    """Codes for ``x ~ code * scale + zero``, for the scale as it will be stored.
+
+    The scale is limited so that ``reach`` of it is a finite number too: what the group decodes to stays finite.
+    """
+    limit = torch.finfo(fmt.torch_scale_dtype).max / reach
+    stored = scale.clamp(-limit, limit).to(fmt.torch_scale_dtype)
+    rounded = stored.to(x.dtype)
+    empty = rounded.abs() < torch.finfo(torch.float32).tiny
+    rounded = torch.where(empty, torch.ones_like(rounded), rounded)[..., None]
+    shifted = x if zero is None else x - zero.to(x.dtype)[..., None]
+    codes = torch.round(shifted / rounded).clamp(low, high)
+    codes = torch.where(empty[..., None] | codes.isnan(), torch.zeros_like(codes), codes)
+    return codes.to(torch.int32), torch.where(empty, torch.zeros_like(stored), stored)
+
+
+def _signed(x, fmt):
+    """All ``2**bits`` levels: the sign of the scale puts the extreme value of the group on the longer side."""
+    half = 1 << (fmt.bits - 1)
+    high, low = x.amax(-1), x.amin(-1)
+    # codes run from -half to half - 1, so the extreme value is to be -half * scale
+    scale = torch.where(high > -low, -high, -low) / half
+    # hybrid groups hold the zero point -half * scale and codes up to 2 * half - 1; float16 has the room for these
+    reach = 2 * half if fmt.mode == "hybrid" and fmt.scale_dtype != "float16" else half
+    return _affine_codes(x, scale, None, -half, half - 1, reach, fmt)
+
+
+def _asymmetric(x, fmt):
+    levels = (1 << fmt.bits) - 1
+    low, high = x.amin(-1), x.amax(-1)
+    limit = torch.finfo(fmt.torch_scale_dtype).max
+    zero = low.clamp(-limit, limit).to(fmt.torch_scale_dtype)
+    # code * scale alone reaches high - low, for which float32 may be too small, unless the numbers are float16
+    reach = 1 if fmt.scale_dtype == "float16" else levels
+    codes, scale = _affine_codes(x, (high / levels - low / levels), zero, 0, levels, reach, fmt)
+    return codes, scale, zero
+
+
+def dequantize_groups(codes, scales, zeros, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
+    """Groups ``[..., group_size]`` of codes back to numbers, ``(code - offset) * scale`` or ``code * scale + zero``."""
+    scales = scales.to(dtype)[..., None]
+    if zeros is not None:
+        return codes.to(dtype) * scales + zeros.to(dtype)[..., None]
+    return (codes - fmt.code_offset).to(dtype) * scales
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------
+
+
+def encode_blocks(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks ``[..., block, D]`` as ``codes [..., W]`` and ``scales [..., P]``."""
+    *lead, block, head_dim = x.shape
+    if not fmt.quantized:
+        return x.reshape(*lead, block * head_dim), x.new_empty((*lead, 0), dtype=fmt.torch_scale_dtype)
+    codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt)
+    words = layout.pack(layout.join_groups(codes, fmt, head_dim), fmt)
+    return words, scales if zeros is None else torch.cat((scales, zeros), dim=-1)
+
+
+def decode_blocks(codes: torch.Tensor, scales: torch.Tensor, fmt: CacheFormat, head_dim: int, dtype=torch.float32):
+    """The numbers that blocks hold, ``[..., block, D]`` in ``dtype``."""
+    if not fmt.quantized:
+        return codes.reshape(*codes.shape[:-1], fmt.block, head_dim).to(dtype)
+    groups = layout.groups_per_block(fmt, head_dim)
+    zeros = scales[..., groups:] if fmt.has_zero else None
+    unpacked = layout.split_groups(layout.unpack(codes, fmt, head_dim), fmt)
+    return layout.join_groups(dequantize_groups(unpacked, scales[..., :groups], zeros, fmt, dtype), fmt, head_dim)
+
+
+# --- key statistics ---------------------------------------------------------------------------------------------
+
+
+def key_statistics(keys: torch.Tensor, start: torch.Tensor, *, centre: bool, normalize: bool):
+    """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32.
+
+    Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is
+    ``sqrt(max|k - mean|)`` over tokens, relative to the largest channel of the head so that neither the scaled query
+    nor the divided key can overflow. Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
+    """
+    tokens = keys.shape[-2]
+    positions = torch.arange(tokens, device=keys.device)
+    real = (positions >= start[:, None])[:, None, :, None]
+    x = keys.float()
+    valid = real & x.isfinite()
+    count = valid.sum(-2).clamp(min=1)
+    enough = (tokens - start >= MIN_STATISTICS_TOKENS)[:, None, None]
+    mean = torch.where(valid, x, 0.0).div(count.unsqueeze(-2)).sum(-2)
+    mean = mean if centre else torch.zeros_like(mean)
+    mean = torch.where(enough, mean, 0.0)
+    if not normalize:
+        return mean, torch.ones_like(mean)
+    largest = torch.where(valid, x - mean.unsqueeze(-2), 0.0).abs().amax(-2)
+    relative = largest / largest.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    norm = relative.sqrt().clamp(min=MIN_KEY_NORM)
+    return mean, torch.where(enough, norm, 1.0)
+
+
+def normalize_keys(keys, mean, norm):
+    """Keys as a cache holds them, ``(k - mean) / norm``, in the dtype they came in."""
+    if mean is None and norm is None:
+        return keys
+    x = _as_float(keys)
+    if mean is not None:
+        x = x - mean.to(x.dtype).unsqueeze(-2)
+    if norm is not None:
+        x = x / norm.to(x.dtype).unsqueeze(-2)
+    return x.to(keys.dtype)
+
+
+# --- caches -----------------------------------------------------------------------------------------------------
+
+
+def empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device):
+    """``(codes, scales, window, state)`` of a cache that holds no token yet."""
+    return tuple(
+        torch.zeros(shape, dtype=own or dtype, device=device)
+        for shape, own in layout.shapes(fmt, batch, heads, head_dim, capacity).values()
+    )
+
+
+def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
+    """Blocks of each sequence that are in the quantized region, ``[B, H]``."""
+    return torch.div(state[..., layout.PEAK] - fmt.sink - fmt.recent, fmt.block, rounding_mode="floor").clamp(min=0)
+
+
+def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat):
+    """A cache side made of ``x [B, H, S, D]``, whose sequence b begins at position ``start[b]``.
+
+    Returns ``(codes, scales, window, state)`` with room for ``capacity`` blocks.
+    """
+    batch, heads, tokens, head_dim = x.shape
+    x = normalize_keys(x, mean, norm)
+    # each sequence moved to begin at 0; what lies behind its end is never looked at
+    index = (torch.arange(tokens, device=x.device) + start[:, None]).clamp(max=tokens - 1)
+    x = x.gather(2, index[:, None, :, None].expand(batch, heads, tokens, head_dim))
+    codes, scales, window, state = empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
+    length = (tokens - start).to(torch.int32)[:, None].expand(batch, heads)
+    state[..., layout.START] = start[:, None]
+    state[..., layout.LENGTH] = length
+    state[..., layout.PEAK] = length
+    blocks = blocks_for(fmt, tokens)
+    if blocks:
+        body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]
+        encoded = encode_blocks(body.reshape(batch, heads, blocks, fmt.block, head_dim), fmt)
+        codes[:, :, :blocks], scales[:, :, :blocks] = encoded
+    window[:, :, : min(fmt.sink, tokens)] = x[:, :, : fmt.sink]
+    if tokens > fmt.sink:
+        first = fmt.sink + quantized_blocks(state, fmt) * fmt.block  # [B, H], first token of the recent window
+        slots = torch.arange(fmt.ring, device=x.device)
+        # the token of a slot is the one token of [first, first + ring) that falls on it
+        token = first[..., None] + (slots - (first[..., None] - fmt.sink)) % fmt.ring
+        held = token < length[..., None]
+        gathered = x.gather(2, token.clamp(max=tokens - 1)[..., None].expand(-1, -1, -1, head_dim))
+        window[:, :, fmt.sink :] = torch.where(held[..., None], gathered, torch.zeros_like(gathered))
+    return codes, scales, window, state
+
+
+def real_tokens(codes, scales, window, state, tokens: int, fmt: CacheFormat, dtype=torch.float32):
+    """What a cache holds at real positions ``0 .. tokens``, ``[B, H, tokens, D]``; positions it lacks are zero."""
+    batch, heads, _, head_dim = window.shape
+    blocks = quantized_blocks(state, fmt)
+    out = torch.zeros((batch, heads, tokens, head_dim), dtype=dtype, device=window.device)
+    out[:, :, : min(fmt.sink, tokens)] = window[:, :, : min(fmt.sink, tokens)].to(dtype)
+    if tokens > fmt.sink:
+        position = torch.arange(fmt.sink, tokens, device=window.device)
+        slot = fmt.sink + (position - fmt.sink) % fmt.ring
+        recent = window[:, :, slot].to(dtype)
+        count = min(-(-(tokens - fmt.sink) // fmt.block), codes.shape[2])
+        body = decode_blocks(codes[:, :, :count], scales[:, :, :count], fmt, head_dim, dtype)
+        body = body.reshape(batch, heads, count * fmt.block, head_dim)
+        body = torch.nn.functional.pad(body, (0, 0, 0, max(0, tokens - fmt.sink - count * fmt.block)))
+        quantized = position < (fmt.sink + blocks * fmt.block)[..., None]
+        out[:, :, fmt.sink :] = torch.where(quantized[..., None], body[:, :, : tokens - fmt.sink], recent)
+    held = torch.arange(tokens, device=window.device) < state[..., layout.LENGTH, None]
+    return torch.where(held[..., None], out, torch.zeros_like(out))
+
+
+def dequantize(codes, scales, window, state, mean, norm, length: int, fmt: CacheFormat, dtype=None):
+    """The logical tensor ``[B, H, length, D]`` of a cache; padding positions are zero."""
+    dtype = dtype or window.dtype
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    x = real_tokens(codes, scales, window, state, length, fmt, compute)
+    if norm is not None:
+        x = x * norm.to(compute).unsqueeze(-2)
+    if mean is not None:
+        x = x + mean.to(compute).unsqueeze(-2)
+    source = torch.arange(length, device=x.device) - state[:, 0, layout.START, None]  # [B, length]
+    real = (source >= 0) & (source < state[:, 0, layout.LENGTH, None])
+    x = x.gather(2, source.clamp(min=0)[:, None, :, None].expand_as(x))
+    return torch.where(real[:, None, :, None], x, torch.zeros_like(x)).to(dtype)
+
+
+def append_(codes, scales, window, state, new: torch.Tensor, fmt: CacheFormat) -> None:
+    """Write ``new [B, H, N, D]`` (keys normalized already) behind the end of a cache, in place.
+
+    Tokens enter the recent window; whenever it holds ``recent + block`` of them its oldest block is quantized.
+    """
+    batch, heads, count, head_dim = new.shape
+    b, h = torch.arange(batch, device=new.device)[:, None], torch.arange(heads, device=new.device)[None, :]
+    for i in range(count):
+        length = state[..., layout.LENGTH].long()
+        slot = torch.where(length < fmt.sink, length, fmt.sink + (length - fmt.sink) % fmt.ring)
+        window[b, h, slot] = new[:, :, i]
+        before = quantized_blocks(state, fmt).long()
+        state[..., layout.LENGTH] += 1
+        state[..., layout.PEAK] = torch.maximum(state[..., layout.PEAK], state[..., layout.LENGTH])
+        due = quantized_blocks(state, fmt) > before
+        if bool(due.any()):
+            slots = fmt.sink + (before[..., None] * fmt.block + torch.arange(fmt.block, device=new.device)) % fmt.ring
+            oldest = window.gather(2, slots[..., None].expand(-1, -1, -1, head_dim))
+            new_codes, new_scales = encode_blocks(oldest, fmt)
+            rows, cols = due.nonzero(as_tuple=True)
+            codes[rows, cols, before[due]] = new_codes[due]
+            scales[rows, cols, before[due]] = new_scales[due]
+
+
+def truncate_(codes, scales, window, state, length: int, fmt: CacheFormat) -> None:
+    """Forget all tokens from logical position ``length`` on, in place.
+
+    Where that cuts a quantized block, what is left of it moves back into the recent window.
+    """
+    head_dim = window.shape[-1]
+    old_blocks = quantized_blocks(state, fmt).long()
+    kept = (length - state[..., layout.START]).clamp(min=0)
+    kept = torch.minimum(kept, state[..., layout.LENGTH])
+    state[..., layout.LENGTH] = kept
+    state[..., layout.PEAK] = torch.minimum(state[..., layout.PEAK], kept + fmt.recent)
+    if codes.shape[2] == 0:
+        return
+    blocks = quantized_blocks(state, fmt).long()
+    pick = blocks.clamp(max=codes.shape[2] - 1)[..., None, None]
+    cut_codes = codes.gather(2, pick.expand(-1, -1, 1, codes.shape[-1]))
+    cut_scales = scales.gather(2, pick.expand(-1, -1, 1, scales.shape[-1]))
+    cut = decode_blocks(cut_codes, cut_scales, fmt, head_dim)[:, :, 0].to(window.dtype)
+    offset = torch.arange(fmt.block, device=window.device)
+    token = fmt.sink + blocks[..., None] * fmt.block + offset
+    moves = (blocks < old_blocks)[..., None] & (token < kept[..., None])
+    slots = (fmt.sink + (token - fmt.sink) % fmt.ring)[..., None].expand(-1, -1, -1, head_dim)
+    window.scatter_(2, slots, torch.where(moves[..., None], cut, window.gather(2, slots)))
+
+
+def decode_attention(
+    query, key_cache, value_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, dtype=torch.float32
+):
+    """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache; ``[B, Hq, N, Dv]`` in ``dtype``.
+
+    The query carries the key normalization already. ``mask`` broadcasts to ``[B, Hq, N, S]`` with S counted from the
+    first padding position; ``causal`` lets query i see all but the last ``N - 1 - i`` tokens. Rows that see nothing
+    give zero.
+    """
+    batch, q_heads, rows, head_dim = query.shape
+    state = key_cache[3]
+    heads = state.shape[1]
+    length = state[:, 0, layout.LENGTH]
+    tokens = int(length.max())
+    keys = real_tokens(*key_cache, tokens, k_fmt, dtype)
+    values = real_tokens(*value_cache, tokens, v_fmt, dtype)
+    q = query.to(dtype).reshape(batch, heads, q_heads // heads, rows, head_dim)
+    scores = torch.einsum("bhgnd,bhsd->bhgns", q, keys) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.reshape(batch, q_heads, rows, tokens)
+    position = torch.arange(tokens, device=query.device)
+    visible = (position < length[:, None])[:, None, None, :]
+    if causal:
+        last = length[:, None] - rows + torch.arange(rows, device=query.device)  # [B, N]
+        visible = visible & (position <= last[..., None])[:, None]
+    if mask is not None:
+        start = state[:, 0, layout.START]
+        mask = mask.expand(batch, q_heads, rows, mask.shape[-1])
+        index = (position + start[:, None]).clamp(max=mask.shape[-1] - 1)[:, None, None, :]
+        moved = mask.gather(-1, index.expand(batch, q_heads, rows, tokens))
+        if mask.dtype == torch.bool:
+            visible = visible & moved
+        else:
+            scores = scores + moved.to(dtype)
+            visible = visible & (moved != float("-inf"))
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sink_logits is not None:
+        extra = sink_logits.to(dtype)[None, :, None, None].expand(batch, q_heads, rows, 1)
+        weights = torch.cat((scores, extra), -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+        weights = torch.where(visible.any(-1, keepdim=True), weights, torch.zeros_like(weights))
+    weights = weights.reshape(batch, heads, q_heads // heads, rows, tokens)
+    out = torch.einsum("bhgns,bhsd->bhgnd", weights, values)
+    return out.reshape(batch, q_heads, rows, values.shape[-1])

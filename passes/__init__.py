@@ -1,0 +1,45 @@
+"""The pipeline: from the graph of a program with a key/value cache to the graph with a quantized one.
+
+Each pass is a function ``(graph module, context) -> graph module`` in a file of its own, which opens with what it turns
+into what. Passes depend on the graph and the config alone; what they find is left in the context for those behind
+them. They run on the backend's copy of the graph, in this order:
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.fx import GraphModule
+
+from .context import PassContext
+from .dequantize_rest import dequantize_rest
+from .match_attention import match_attention
+from .match_cache import match_cache
+from .plan_outputs import plan_outputs
+from .quantize_prefill import quantize_prefill
+from .rewrite_decode import rewrite_decode
+from .unwrap_caches import unwrap_caches
+
+Pass = Callable[[GraphModule, PassContext], GraphModule]
+
+PASSES: tuple[Pass, ...] = (
+    unwrap_caches,  # placeholders for the inner tensors of quantized caches
+    match_attention,  # find attentions: query, key, value, mask, scale
+    match_cache,  # where their keys and values come from
+    rewrite_decode,  # cache write + attention -> append_ + decode_attention
+    quantize_prefill,  # fresh keys and values leave the graph quantized
+    dequantize_rest,  # any other reader of a cache reads it dequantized
+    plan_outputs,  # outputs of the new graph, and how the program's are made of them
+)
+
+
+def run_passes(gm: GraphModule, context: PassContext, passes: tuple[Pass, ...] = PASSES) -> GraphModule:
+    """Run the pipeline over ``gm``, which is changed."""
+    for graph_pass in passes:
+        gm = graph_pass(gm, context)
+        gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+__all__ = ["PASSES", "Pass", "PassContext", "run_passes"]

@@ -1,0 +1,47 @@
+"""Whatever else reads a quantized cache reads its dequantized form.
+
+    y = f(past)        ->        y = f(dequantize(past_codes, ..., length))
+
+This is what makes every graph right, rewritten or not: an attention that no pass understood still sees its keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .context import CacheInput, PassContext
+from .graph_utils import erase_dead, shape, size_node
+
+
+def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
+    output = gm.graph.output_node()
+    erase_dead(gm.graph, [match.node for match in context.rewritten])
+    for placeholder, cache in context.caches.items():
+        erase_dead(gm.graph, placeholder.users)
+        readers = [user for user in placeholder.users if user is not output and not _is_appended(user, context)]
+        if not readers:
+            continue
+        with gm.graph.inserting_before(_first_call(gm)):
+            dense = _dequantize(gm, cache)
+        for reader in readers:
+            reader.replace_input_with(placeholder, dense)
+    return gm
+
+
+def _is_appended(node: Node, context: PassContext) -> bool:
+    """Whether a node is an append that the new graph makes on the cache itself, and that nothing else reads."""
+    return node in context.appended and all(user.op == "output" for user in node.users)
+
+
+def _first_call(gm: GraphModule) -> Node:
+    return next(node for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr"))
+
+
+def _dequantize(gm: GraphModule, cache: CacheInput) -> Node:
+    length = shape(cache.placeholder)[2]
+    if not isinstance(length, int):
+        length = size_node(gm.graph, length)
+    return gm.graph.call_function(
+        torch.ops.innerq.dequantize.default, (*cache.four, cache.mean, cache.norm, length, cache.format.spec)
+    )

@@ -1,0 +1,49 @@
+"""For each attention, find where its keys and values come from, and whether a cache is behind them. Changes nothing.
+
+    keys = cat([past, k], dim=2)      past: an InnerQTensor     -> append: rewritten by `rewrite_decode`
+    keys = past                                                 -> read
+    keys = k, or cat([empty, k])      returned by the graph     -> fresh: quantized by `quantize_prefill`
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from .context import CacheUse, PassContext, Reason
+from .graph_utils import argument, is_output, op_name, shape, source_line
+
+
+def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
+    for match in context.attentions:
+        key, value = _use(match.key, context), _use(match.value, context)
+        where = source_line(match.node)
+        for side, use in (("keys", key), ("values", value)):
+            if isinstance(use, str):
+                context.reasons.append(Reason(f"{side}: {use}", where))
+                break
+        else:
+            if key.kind != value.kind:
+                context.reasons.append(Reason(f"keys are {key.kind} and values are {value.kind}", where))
+            else:
+                context.uses[match] = (key, value)
+    return gm
+
+
+def _use(node: Node, context: PassContext) -> CacheUse | str:
+    if node in context.caches:
+        return CacheUse("read", node, cache=context.caches[node])
+    if op_name(node) == "cat":
+        tensors = argument(node, "tensors")
+        past = tensors[0] if isinstance(tensors, (list, tuple)) else None
+        if past in context.caches:
+            cache = context.caches[past]
+            if len(tensors) != 2 or argument(node, "dim", 0) not in (2, -2):
+                return "the quantized cache is concatenated in a form that is not an append along the tokens"
+            if len([user for user in past.users if op_name(user) == "cat"]) != 1:
+                return "the quantized cache is appended to in two places"
+            if tensors[1] in context.caches or tensors[1] is past:
+                return "a quantized cache is appended to a quantized cache"
+            return CacheUse("append", node, cache=cache, new=tensors[1])
+    if len(shape(node)) == 4 and is_output(node):
+        return CacheUse("fresh", node)
+    return "they neither come from a quantized cache nor leave the graph as they are, so there is no cache to quantize"

@@ -1,0 +1,86 @@
+"""Keys and values that leave a prefill graph leave it quantized. Its attention stays exact, on the fresh ones.
+
+    out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
+    return k, v, out                            ->   start = padding tokens, from the mask
+                                                     mean, norm = key_statistics(k, start)
+                                                     k4 = prefill(k, start, mean, norm); v4 = prefill(v, start)
+                                                     return (k4, mean, norm), v4, out
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node, Proxy
+from torch.fx.proxy import GraphAppendingTracer
+
+from ..kernels.formats import CacheFormat, grown_capacity
+from .context import AttentionMatch, CacheUse, PassContext, Quantized
+from .graph_utils import example, same_sizes, shape
+
+
+def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
+    starts: dict[Node | None, Node] = {}
+    output = gm.graph.output_node()
+    for match, (key, value) in context.uses.items():
+        if key.kind != "fresh":
+            continue
+        if key.node in context.quantized and value.node in context.quantized:  # layers that share a cache
+            context.rewritten.append(match)
+            continue
+        with gm.graph.inserting_before(output):
+            mask = match.mask if _tells_padding(match) else None
+            if mask not in starts:
+                starts[mask] = _padding_start(gm, match, mask)
+            for use, role in ((key, "key"), (value, "value")):
+                context.quantized[use.node] = _quantize(gm, use, role, starts[mask], context)
+        context.rewritten.append(match)
+    return gm
+
+
+def _quantize(gm: GraphModule, use: CacheUse, role: str, start: Node, context: PassContext) -> Quantized:
+    value, config = example(use.node), context.config
+    fmt = config.format_for(role, value.shape[3], value.dtype)
+    ops = torch.ops.innerq
+    mean = norm = None
+    if role == "key" and (config.centre_keys or config.normalize_keys):
+        statistics = gm.graph.call_function(
+            ops.key_statistics.default, (use.node, start, config.centre_keys, config.normalize_keys)
+        )
+        mean = gm.graph.call_function(operator.getitem, (statistics, 0)) if config.centre_keys else None
+        norm = gm.graph.call_function(operator.getitem, (statistics, 1)) if config.normalize_keys else None
+    capacity = _capacity(gm, use.node, fmt)
+    packed = gm.graph.call_function(ops.prefill.default, (use.node, start, mean, norm, capacity, fmt.spec))
+    tensors = tuple(gm.graph.call_function(operator.getitem, (packed, index)) for index in range(4))
+    return Quantized(fmt, tensors, mean, norm, value.shape[2])
+
+
+def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:
+    """Blocks to allocate, as arithmetic in the graph where the length is a symbol."""
+    length = shape(node)[2]
+    if isinstance(length, int):
+        return grown_capacity(length // fmt.block)
+    length = Proxy(gm.graph.call_method("size", (node, 2)), GraphAppendingTracer(gm.graph))
+    return grown_capacity(length // fmt.block).node
+
+
+def _tells_padding(match: AttentionMatch) -> bool:
+    """Whether the mask has a column for each key, so that a padded key is one that no query sees."""
+    size = shape(match.mask) if match.mask is not None else None
+    return size is not None and len(size) == 4 and same_sizes(size[3:], shape(match.key)[2:3])
+
+
+def _padding_start(gm: GraphModule, match: AttentionMatch, mask: Node | None) -> Node:
+    """``[B]`` int32: how many of the first keys no query of any head sees."""
+    call, method = gm.graph.call_function, gm.graph.call_method
+    batch = method("size", (match.key, 0)) if not isinstance(shape(match.key)[0], int) else shape(match.key)[0]
+    if mask is None:
+        return method("new_zeros", (match.key, (batch,)), {"dtype": torch.int32})
+    visible = mask
+    if example(mask).dtype != torch.bool:
+        visible = call(operator.gt, (mask, torch.finfo(example(mask).dtype).min))
+    seen = method("any", (method("any", (visible, 1)), 1))  # [B or 1, S]
+    hidden = call(operator.eq, (method("cumsum", (seen, -1)), 0))
+    start = method("sum", (hidden, -1), {"dtype": torch.int32})
+    return method("expand", (start, batch))

@@ -1,0 +1,103 @@
+"""Cache write and attention of a decode step, on the quantized cache.
+
+    keys = cat([past_k, k], 2)                       k' = (k - mean) / norm
+    values = cat([past_v, v], 2)                ->   append_(past_k..., past_v..., k', v)
+    out = attention(q, keys, values, mask)           out = decode_attention(q * norm, past_k..., past_v..., mask)
+    return keys, values                              return (the same caches, longer)
+
+The query carries the key normalization and the new key is divided by it; both are pointwise and fuse with what computes
+them. The key mean is only taken from the new key: it adds the same number to all scores of a query, which the softmax
+does not see.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext, Reason
+from .graph_utils import example, shape, source_line
+
+
+def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
+    written: dict[tuple[Node, Node], None] = {}
+    order = {node: index for index, node in enumerate(gm.graph.nodes)}
+    for match, (key, value) in context.uses.items():
+        if key.kind == "fresh":
+            continue
+        reason = _obstacle(match, key, value)
+        if reason is not None:
+            context.reasons.append(Reason(reason, source_line(match.node)))
+            continue
+        if key.kind == "append" and (key.node, value.node) not in written:
+            written[key.node, value.node] = None
+            _append(gm, key, value, order)
+            for use in (key, value):
+                context.appended[use.node] = Appended(use.cache, shape(use.new)[2])
+        _attend(gm, match, key.cache, value.cache)
+        context.rewritten.append(match)
+    return gm
+
+
+def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse) -> str | None:
+    if match.is_causal:
+        return "is_causal aligns the first query with the first key, which is not what a cache means; pass a mask"
+    if key.cache.format.sink != value.cache.format.sink or key.cache.format.ring != value.cache.format.ring:
+        return "the caches of keys and values have different windows"
+    if key.kind == "append" and example(key.new).dtype != example(key.cache.window).dtype:
+        return f"new keys of dtype {example(key.new).dtype} for a cache of dtype {example(key.cache.window).dtype}"
+    return None
+
+
+def _append(gm: GraphModule, key: CacheUse, value: CacheUse, order: dict[Node, int]) -> None:
+    last = max(key.node, value.node, key=lambda node: order[node])
+    with gm.graph.inserting_after(last):
+        anchor = gm.graph.call_function(
+            torch.ops.innerq.append_.default,
+            (*key.cache.four, *value.cache.four, key.new, value.new, key.cache.format.spec, value.cache.format.spec),
+        )
+    with gm.graph.inserting_before(anchor):
+        anchor.update_arg(8, _normalized_key(gm, key))
+
+
+def _normalized_key(gm: GraphModule, key: CacheUse) -> Node:
+    cache, new = key.cache, key.new
+    if cache.mean is None and cache.norm is None:
+        return new
+    x = gm.graph.call_method("to", (new, torch.float32))
+    for statistic, function in ((cache.mean, operator.sub), (cache.norm, operator.truediv)):
+        if statistic is not None:
+            column = gm.graph.call_method("unsqueeze", (statistic, 2))
+            x = gm.graph.call_function(function, (x, column))
+    return gm.graph.call_method("to", (x, example(new).dtype))
+
+
+def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
+    if cache.norm is None:
+        return query
+    groups = shape(query)[1] // shape(cache.norm)[1]
+    norm = cache.norm
+    if groups > 1:
+        norm = gm.graph.call_method("repeat_interleave", (norm, groups, 1))
+    column = gm.graph.call_method("unsqueeze", (norm, 2))
+    x = gm.graph.call_method("to", (query, torch.float32))
+    x = gm.graph.call_function(operator.mul, (x, column))
+    return gm.graph.call_method("to", (x, example(query).dtype))
+
+
+def _attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
+    with gm.graph.inserting_before(match.node):
+        query = _scaled_query(gm, match.query, key)
+        attention = gm.graph.call_function(
+            torch.ops.innerq.decode_attention.default,
+            (query, *key.four, *value.four, match.mask, None, match.scale, 0.0, False)
+            + (key.format.spec, value.format.spec),
+        )
+        out = attention
+        if example(match.node).dtype != example(match.query).dtype:
+            out = gm.graph.call_method("to", (attention, example(match.node).dtype))
+    for node in {attention, out}:
+        node.meta = {**match.node.meta}
+    match.node.replace_all_uses_with(out)
