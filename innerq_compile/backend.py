@@ -28,7 +28,8 @@ class CompileError(InnerQError, ShortenTraceback):
     """An InnerQError raised while compiling. Dynamo lets it pass as it is, without its own frames."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, first_useful_frame=None)
+        Exception.__init__(self, message)
+        self.first_useful_frame = None
 
 
 def innerq_backend(

@@ -16,7 +16,6 @@ from .graph_utils import erase_dead, shape, size_node
 
 def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
     output = gm.graph.output_node()
-    erase_dead(gm.graph, [match.node for match in context.rewritten])
     for placeholder, cache in context.caches.items():
         erase_dead(gm.graph, placeholder.users)
         readers = [user for user in placeholder.users if user is not output and not _is_appended(user, context)]

@@ -22,14 +22,13 @@ from .graph_utils import example, same_sizes, shape
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     starts: dict[Node | None, Node] = {}
-    output = gm.graph.output_node()
     for match, (key, value) in context.uses.items():
         if key.kind != "fresh":
             continue
         if key.node in context.quantized and value.node in context.quantized:  # layers that share a cache
             context.rewritten.append(match)
             continue
-        with gm.graph.inserting_before(output):
+        with gm.graph.inserting_before(match.node.next):  # early, so that dense keys and values die early
             mask = match.mask if _tells_padding(match) else None
             if mask not in starts:
                 starts[mask] = _padding_start(gm, match, mask)

@@ -18,7 +18,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext, Reason
-from .graph_utils import example, shape, source_line
+from .graph_utils import erase_dead, example, shape, source_line
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -38,6 +38,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 context.appended[use.node] = Appended(use.cache, shape(use.new)[2])
         _attend(gm, match, key.cache, value.cache)
         context.rewritten.append(match)
+    erase_dead(gm.graph, [match.node for match in context.rewritten])
     return gm
 
 

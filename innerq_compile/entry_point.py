@@ -1,0 +1,10 @@
+"""What ``torch.compile(..., backend="innerq")`` finds through the entry point ``torch_dynamo_backends``."""
+
+from __future__ import annotations
+
+from .backend import innerq_backend
+from .generate import install
+
+install()
+
+__all__ = ["innerq_backend"]

@@ -1,0 +1,95 @@
+"""Small programs with a key/value cache, and capturing what Dynamo makes of them."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from innerq_compile.backend import copy_graph, innerq_backend
+from innerq_compile.config import InnerQConfig
+from innerq_compile.passes import PASSES, PassContext
+
+
+class TinyAttention(nn.Module):
+    """One attention layer with a cache that is a pair of tensors, grown by ``torch.cat``."""
+
+    def __init__(self, heads: int = 2, kv_heads: int = 1, head_dim: int = 16, form: str = "sdpa") -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim, self.form = heads, kv_heads, head_dim, form
+        width = heads * head_dim
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.v = nn.Linear(width, kv_heads * head_dim, bias=False)
+
+    def forward(self, x, past=None, mask=None):
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        if past is not None:
+            k = torch.cat([past[0], k], dim=2)
+            v = torch.cat([past[1], v], dim=2)
+        cache = (k, v)
+        groups = self.heads // self.kv_heads
+        if self.form == "sdpa":
+            causal = mask is None and past is None
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
+        else:
+            k = k[:, :, None].expand(-1, -1, groups, -1, -1).reshape(batch, self.heads, -1, self.head_dim)
+            v = v[:, :, None].expand(-1, -1, groups, -1, -1).reshape(batch, self.heads, -1, self.head_dim)
+            scores = torch.matmul(q, k.transpose(2, 3)) * self.head_dim**-0.5
+            if mask is not None:
+                scores = scores + mask
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+            out = torch.matmul(weights, v)
+        return out.transpose(1, 2).reshape(batch, tokens, -1), cache
+
+
+def capture(fn, *calls, config: InnerQConfig) -> list[tuple[torch.fx.GraphModule, list]]:
+    """The graphs that Dynamo hands to the backend while ``fn`` is called with each of ``calls`` in turn.
+
+    A call is a function of the result of the call before it (None for the first) that gives the arguments.
+    """
+    torch._dynamo.reset()
+    captured = []
+
+    def backend(gm, example_inputs):
+        captured.append((copy_graph(gm), example_inputs))
+        options = {name: getattr(config, name) for name in config.__dataclass_fields__}
+        return innerq_backend(gm, example_inputs, options=options)
+
+    compiled = torch.compile(fn, backend=backend)
+    result = None
+    with torch.no_grad():
+        for call in calls:
+            result = compiled(*call(result))
+    return captured
+
+
+def code_of(gm: torch.fx.GraphModule) -> str:
+    """The graph as text without types, comments and clean-up of variables."""
+    gm.recompile()
+    lines = []
+    for line in gm.code.strip().splitlines():
+        line = line.split(";  ")[0].rstrip()
+        if line.strip() and not line.strip().startswith("l_"):  # no renaming of inputs
+            lines.append(line)
+    return "\n".join(lines[1:])  # without the signature, which is long and says nothing of its own
+
+
+def changes_by_pass(gm: torch.fx.GraphModule, config: InnerQConfig) -> dict[str, str]:
+    """The graph as captured, then the lines that each pass takes out (-) and puts in (+), by the name of the pass."""
+    copy, context = copy_graph(gm), PassContext(config)
+    last = code_of(copy)
+    changes = {"captured": last}
+    for graph_pass in PASSES:
+        copy = graph_pass(copy, context)
+        code = code_of(copy)
+        diff = [line for line in difflib.ndiff(last.splitlines(), code.splitlines()) if line[0] in "+-"]
+        if diff:
+            changes[graph_pass.__name__] = "\n".join(line[0] + line[5:] for line in diff)
+        last = code
+    return changes
