@@ -13,9 +13,12 @@ from .backend import innerq_backend, split_options
 from .config import InnerQConfig
 from .errors import InnerQError
 
+#: The target of ``@innerq(...)``, which is called without one.
+_LATER = object()
+
 
 def innerq(
-    target: Any = None,
+    target: Any = _LATER,
     /,
     config: InnerQConfig | None = None,
     *,
@@ -44,10 +47,6 @@ def innerq(
     Raises:
         InnerQError: for a wrong option.
     """
-    if target is None:
-        return functools.partial(
-            innerq, config=config, preset=preset, mode=mode, dynamic=dynamic, fullgraph=fullgraph, **options
-        )
     if config is not None and not isinstance(config, InnerQConfig):
         raise InnerQError(f"config={config!r} is not allowed: it has to be an InnerQConfig; name a preset with preset=")
     if config is not None and preset is not None:
@@ -63,7 +62,7 @@ def innerq(
         options = {**{name: getattr(config, name) for name in InnerQConfig.__dataclass_fields__}, **options}
     split_options(options)  # a wrong option fails here, not at the first call
     arguments = {"backend": innerq_backend, "options": options, "dynamic": dynamic, "fullgraph": fullgraph}
-    return _apply(target, arguments)
+    return functools.partial(_apply, arguments=arguments) if target is _LATER else _apply(target, arguments)
 
 
 def _apply(target: Any, arguments: dict[str, Any]) -> Any:

@@ -141,7 +141,9 @@ def _report(context: PassContext) -> None:
     if not reasons and not context.rewritten:
         reasons.append(Reason("the graph holds no attention"))
     kind = "decode" if context.caches else "prefill" if context.rewritten else "plain"
-    found = len({*context.attentions}) + len(context.reasons) - sum(m not in context.rewritten for m in context.attentions)
+    found = (
+        len({*context.attentions}) + len(context.reasons) - sum(m not in context.rewritten for m in context.attentions)
+    )
     record(GraphReport(kind, found, len(context.rewritten), tuple(reasons)))
     if context.config.strict and context.reasons:
         raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")

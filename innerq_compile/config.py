@@ -13,8 +13,16 @@ from typing import Any
 import torch
 
 from .errors import InnerQError
-from .kernels.formats import GROUP_SIZES, LANES, MODES, SCALE_DTYPES, CacheFormat, Role
-from .kernels.formats import default_group_size, default_scale_dtype
+from .kernels.formats import (
+    GROUP_SIZES,
+    LANES,
+    MODES,
+    SCALE_DTYPES,
+    CacheFormat,
+    Role,
+    default_group_size,
+    default_scale_dtype,
+)
 
 #: dtypes of caches that can be quantized.
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -85,7 +93,7 @@ class InnerQConfig:
         _check(
             "group_size",
             self.group_size,
-            self.group_size is None or self.group_size in GROUP_SIZES,
+            self.group_size is None or (_is_int(self.group_size, 1, 128) and self.group_size in GROUP_SIZES),
             f"None or one of {', '.join(map(str, GROUP_SIZES))}",
         )
         for name in ("sink", "recent"):
@@ -95,7 +103,7 @@ class InnerQConfig:
         _check(
             "scale_dtype",
             self.scale_dtype,
-            self.scale_dtype is None or self.scale_dtype in SCALE_DTYPES,
+            self.scale_dtype is None or self.scale_dtype in tuple(SCALE_DTYPES),
             f"None or one of {', '.join(SCALE_DTYPES)}",
         )
 
@@ -106,7 +114,7 @@ class InnerQConfig:
         Raises:
             InnerQError: for an unknown preset or field.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise InnerQError(f"preset={name!r} is unknown: allowed are {', '.join(PRESETS)}")
         return InnerQConfig.from_options({**PRESETS[name], **changes})
 
@@ -116,7 +124,7 @@ class InnerQConfig:
         options = dict(options)
         if "preset" in options:
             return InnerQConfig.preset(options.pop("preset"), **options)
-        unknown = sorted(set(options) - set(field_names()))
+        unknown = [name for name in options if name not in field_names()]
         if unknown:
             raise InnerQError(
                 f"option {unknown[0]!r} is unknown: allowed are preset, {', '.join(field_names())}, "

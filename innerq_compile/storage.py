@@ -11,7 +11,6 @@ import weakref
 
 import torch
 
-from .errors import InnerQError
 from .kernels import formats, layout, reference
 from .kernels.formats import CacheFormat
 
@@ -38,6 +37,7 @@ class CacheStorage:
         length: logical tokens held, padding included; the host's copy of ``state``.
         peak: logical tokens up to which the quantized region has been decided.
         handle: True where only the metadata is there: what Dynamo traces with.
+        views: the views that are alive.
     """
 
     format: CacheFormat
@@ -52,7 +52,7 @@ class CacheStorage:
     length: int
     peak: int
     handle: bool = False
-    views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
+    views: weakref.WeakSet[View] = dataclasses.field(default_factory=weakref.WeakSet)
 
     # --- making one ---------------------------------------------------------------------------------------------
 
@@ -77,7 +77,9 @@ class CacheStorage:
 
     def check_whole(self) -> None:
         if self.handle:
-            raise InnerQError(
+            from .backend import CompileError  # imports the compiler, which is at work here anyway
+
+            raise CompileError(
                 "an InnerQTensor was traced by a compiler that does not know it: compile this program with "
                 "backend='innerq', or call .dequantize() on the cache before it enters the compiled function"
             )
@@ -85,10 +87,14 @@ class CacheStorage:
     def copy(self, capacity: int | None = None, transform=None) -> CacheStorage:
         """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
         new = {name: transform(t) if transform else t.clone() for name, t in self.tensors().items()}
-        made = dataclasses.replace(self, **new, views=[], dtype=new["window"].dtype)
+        made = dataclasses.replace(self, **new, views=weakref.WeakSet(), dtype=new["window"].dtype)
         made._resize(capacity or self.capacity)
         _mark_growing(made.codes)
         return made
+
+    def __reduce__(self):
+        # pickled as an object of its own: tensors that share a storage share it again when they are loaded
+        return restore, (self.tensors(), self.format.spec, self.length, self.peak)
 
     # --- size ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +128,7 @@ class CacheStorage:
 
     def view(self, length: int) -> View:
         made = View(length)
-        self.views.append(weakref.ref(made))
+        self.views.add(made)
         return made
 
     def writable_from(self, view: View, count: int) -> CacheStorage:
@@ -130,10 +136,8 @@ class CacheStorage:
 
         Brings the device-side length to the view's, and makes room.
         """
-        alive = [ref for ref in self.views if ref() is not None]
-        self.views = alive
         target = self
-        if any(other is not view and other.length > view.length for other in (ref() for ref in alive) if other):
+        if any(other.length > view.length for other in self.views):
             target = self.copy()
         if target.length != view.length:
             target.truncate(view.length)
@@ -162,19 +166,30 @@ class CacheStorage:
         return torch.ops.innerq.dequantize(*self.four(), self.mean, self.norm, length, self.format.spec)
 
 
+def restore(tensors: dict[str, torch.Tensor], spec: str, length: int, peak: int) -> CacheStorage:
+    """A storage from what ``CacheStorage.__reduce__`` wrote."""
+    four = [tensors[name] for name in ("codes", "scales", "window", "state")]
+    storage = CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
+    storage.peak = peak
+    return storage
+
+
 def _mark_growing(codes: torch.Tensor) -> None:
     """Let Dynamo trace the number of blocks as a symbol from the first time on: a larger storage is no new graph."""
     codes._dynamo_weak_dynamic_indices = {2}
 
 
 def quantize(x, config, role, start=None) -> CacheStorage:
-    """A storage made of the dense ``x [B, H, S, D]``. ``start [B]`` int32 counts padding tokens, None means none."""
+    """A storage made of the dense ``x [B, H, S, D]``. ``start [B]`` counts padding tokens, None means none."""
     fmt = config.format_for(role, x.shape[-1], x.dtype)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     mean = norm = None
-    if role == "key" and config.has_key_statistics:
+    if role == "key" and config.has_key_statistics and x.shape[2] == 0:
+        mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
+        norm = torch.ones_like(mean)
+    elif role == "key" and config.has_key_statistics:
         mean, norm = torch.ops.innerq.key_statistics(x, start, config.centre_keys, config.normalize_keys)
-        mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
+    mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
     capacity = formats.grown_capacity(x.shape[2] // fmt.block)
     tensors = torch.ops.innerq.prefill(x, start, mean, norm, capacity, fmt.spec)
     return CacheStorage.adopt(fmt, tensors, mean, norm, x.shape[2])

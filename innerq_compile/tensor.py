@@ -7,6 +7,7 @@ dequantized tensor: slower, never wrong. In-place operations that the quantized 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
 from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from .kernels.formats import CacheFormat, Role
-from .storage import CacheStorage, View, quantize
+from .storage import CacheStorage, View, quantize, restore
 
 aten = torch.ops.aten
 
@@ -31,6 +32,9 @@ class InnerQTensor(torch.Tensor):
     Made by compiled prefill graphs, or from a dense tensor by :meth:`from_dense`. Several tensors may share one
     storage; appending to the longest of them writes in place, appending to a stale one copies first. A shorter view of
     a storage that has grown since reads tokens that have meanwhile left the recent window in their quantized form.
+
+    Views other than crops (``cache[0]``, ``cache.transpose(1, 2)``) are dense copies: what is written to them does not
+    reach the cache.
     """
 
     _storage: CacheStorage
@@ -71,13 +75,19 @@ class InnerQTensor(torch.Tensor):
             config: a config or the name of a preset.
             role: ``"key"`` or ``"value"``.
             start: ``[B]``, the number of padding tokens in front of each sequence. They are dropped and read as zero.
+
+        Raises:
+            InnerQError: for a shape, dtype or format that a cache cannot have.
         """
         if role not in ("key", "value"):
             raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
         if dense.dim() != 4:
             raise InnerQError(f"a cache has the shape [B, H, S, D]; got {tuple(dense.shape)}")
-        config = InnerQConfig.preset(config) if isinstance(config, str) else config
-        return cls(quantize(dense, config, role, start), dense.shape[2])
+        if not isinstance(config, InnerQConfig):
+            config = InnerQConfig.preset(config)
+        if start is not None:
+            _check_start(start, dense)
+        return cls(quantize(dense.detach(), config, role, start), dense.shape[2])
 
     # --- what a user may ask ------------------------------------------------------------------------------------
 
@@ -170,12 +180,43 @@ class InnerQTensor(torch.Tensor):
         length = None if self._storage.handle else _cropped_length(index, self.shape)
         return super().__getitem__(index) if length is None else InnerQTensor(self._storage, length)
 
+    def narrow(self, dim, start, length):
+        """``torch.Tensor.narrow``; a crop is the same as by slicing."""
+        if self._storage.handle or dim not in (2, -2) or start != 0 or not 0 <= length <= self.shape[2]:
+            return super().narrow(dim, start, length)
+        return InnerQTensor(self._storage, length)
+
+    def __setitem__(self, index, value):
+        raise _refusal("tensor[...] = value", self)
+
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
         """``torch.Tensor.repeat_interleave``; along the batch the result stays quantized."""
-        if dim == 0 and isinstance(repeats, int) and not self._storage.handle:
-            index = torch.arange(self.shape[0], device=self.device).repeat_interleave(repeats)
-            return _select_batch(self, index)
+        if dim in (0, -4) and not self._storage.handle:
+            index = torch.arange(self.shape[0], device=self.device)
+            return _select_batch(self, index.repeat_interleave(repeats, output_size=output_size))
         return _dense(self).repeat_interleave(repeats, dim=dim, output_size=output_size)
+
+    # These reach for memory that a wrapper does not have.
+
+    def numpy(self, *, force=False):
+        """The dequantized tensor as a numpy array."""
+        return _dense(self).numpy(force=force)
+
+    def tolist(self):
+        """The dequantized tensor as nested lists."""
+        return _dense(self).tolist()
+
+    def __array__(self, *args, **kwargs):
+        return _dense(self).__array__(*args, **kwargs)
+
+    def __dlpack__(self, **kwargs):
+        return _dense(self).__dlpack__(**kwargs)
+
+    def share_memory_(self):
+        raise UnsupportedOperation(
+            "share_memory_() cannot share a cache that grows: send it to another process by pickling, or share "
+            ".dequantize()"
+        )
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
@@ -183,19 +224,10 @@ class InnerQTensor(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):
-        storage = _copied(self)._storage if self._storage.length != self.shape[2] else self._storage
-        return _rebuild, (storage.tensors(), storage.format.spec, storage.length, storage.peak)
+        return InnerQTensor, (self._storage, self.shape[2])
 
 
-def _rebuild(tensors: dict[str, torch.Tensor], spec: str, length: int, peak: int) -> InnerQTensor:
-    """An InnerQTensor from what ``__reduce_ex__`` wrote."""
-    four = [tensors[name] for name in ("codes", "scales", "window", "state")]
-    storage = CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
-    storage.peak = peak
-    return InnerQTensor(storage, length)
-
-
-torch.serialization.add_safe_globals([_rebuild, InnerQTensor])
+torch.serialization.add_safe_globals([InnerQTensor, restore])
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -221,16 +253,31 @@ def _select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
     return _copied(tensor, lambda inner: inner.index_select(0, index.to(inner.device)))
 
 
+def _check_start(start: torch.Tensor, dense: torch.Tensor) -> None:
+    batch, tokens = dense.shape[0], dense.shape[2]
+    whole = isinstance(start, torch.Tensor) and not start.is_floating_point() and start.shape == (batch,)
+    if not whole or (batch and not 0 <= int(start.min()) <= int(start.max()) <= tokens):
+        raise InnerQError(
+            f"start={start!r} is not allowed: it has to be an integer tensor of shape [{batch}] with the number of "
+            f"padding tokens of each sequence, 0 to {tokens}; leave it out where there is no padding"
+        )
+
+
 def _refuse_mutation(func, args, kwargs) -> None:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = args[position] if position < len(args) else kwargs.get(argument.name)
-        if isinstance(value, InnerQTensor):
-            raise UnsupportedOperation(
-                f"{func} would write into a quantized cache of shape {tuple(value.shape)}: allowed are appending with "
-                "torch.cat, cropping, batch selection and zero_(); call .dequantize() for a dense copy to write into"
-            )
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, InnerQTensor):
+                raise _refusal(func, item)
+
+
+def _refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are appending with "
+        "torch.cat, cropping, batch selection and zero_(); call .dequantize() for a dense copy to write into"
+    )
 
 
 def _cropped_length(index, shape) -> int | None:
@@ -262,30 +309,38 @@ def _handles(*overloads):
 
 @_handles(aten.cat.default)
 def _cat(tensors, dim=0):
-    if not isinstance(tensors[0], InnerQTensor) or dim not in (2, -2):
+    past, *rest = _without_empty(tensors)
+    if not isinstance(past, InnerQTensor) or dim not in (2, -2):
         return NotImplemented
-    past, *rest = tensors
+    if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
+        return NotImplemented
     storage, length = past._storage, past.shape[2]
     if storage.handle:
         return InnerQTensor(storage, length + sum(new.shape[2] for new in rest))
+    for new in rest:
+        if new.dim() != 4 or (*new.shape[:2], new.shape[3]) != (*past.shape[:2], past.shape[3]):
+            raise InnerQError(
+                f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
+                "third size may differ"
+            )
     news = [_dense(new) if isinstance(new, InnerQTensor) else new for new in rest]
-    news = [new for new in news if new.numel()]
-    for new in news:
-        if (*new.shape[:2], new.shape[3]) != (*past.shape[:2], past.shape[3]):
-            raise InnerQError(f"cannot append {tuple(new.shape)} to a cache of shape {tuple(past.shape)}")
     storage = storage.writable_from(past._view, sum(new.shape[2] for new in news))
     for new in news:
         storage.append(new)
     return InnerQTensor(storage, storage.length)
 
 
+def _without_empty(tensors):
+    """What ``torch.cat`` joins: a list may begin with the tensors without elements that programs start a cache with."""
+    if any(isinstance(tensor, InnerQTensor) and tensor._storage.handle for tensor in tensors):
+        return tensors  # sizes are symbols here: nothing that depends on their values can be decided
+    return [tensor for tensor in tensors if tensor.numel() or isinstance(tensor, InnerQTensor)] or tensors
+
+
 @_handles(aten.slice.Tensor)
 def _slice(tensor, dim=0, start=None, end=None, step=1):
     size = tensor.shape[dim]
-    if step != 1:
-        return NotImplemented
-    if tensor._storage.handle:
-        # sizes are symbols here: nothing that depends on their values can be decided
+    if step != 1 or tensor._storage.handle:
         return NotImplemented
     start, end, _ = slice(start, end).indices(size)
     if start == 0 and end >= size:
@@ -316,7 +371,7 @@ def _index(tensor, indices):
         return NotImplemented
     if first is None or first.dim() != 1 or any(other is not None for other in others):
         return NotImplemented
-    return _select_batch(tensor, first.nonzero().squeeze(1) if first.dtype == torch.bool else first % tensor.shape[0])
+    return _copied(tensor, lambda inner: inner[first.to(inner.device)])
 
 
 @_handles(aten.clone.default)
@@ -325,9 +380,7 @@ def _clone(tensor, *, memory_format=None):
 
 
 @_handles(aten._to_copy.default)
-def _to_copy(
-    tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None
-):
+def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
     if tensor._storage.handle or layout not in (None, torch.strided):
         return NotImplemented
     if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -350,6 +403,11 @@ def _zero_(tensor):
     if tensor._storage.handle:
         return NotImplemented
     storage = tensor._storage
+    if any(view is not tensor._view for view in storage.views):
+        raise UnsupportedOperation(
+            f"zero_() on a cache of shape {tuple(tensor.shape)} that shares its storage with another tensor, which may "
+            "not change with it: drop the other one, or call .clone().zero_()"
+        )
     for inner in (storage.scales, storage.window, storage.mean):
         if inner is not None:
             inner.zero_()

@@ -108,7 +108,7 @@ class CacheFormat:
         values = spec.split(":")
         fields = dataclasses.fields(CacheFormat)
         if len(values) != len(fields):
-            raise FormatError(f"{spec!r} is not a cache format: expected {len(fields)} fields, as CacheFormat.spec writes")
+            raise FormatError(f"{spec!r} is no cache format: expected {len(fields)} fields, as CacheFormat.spec has")
         role, bits, mode, group_size, sink, recent, scale_dtype = values
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), scale_dtype)
 

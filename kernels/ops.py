@@ -17,9 +17,7 @@ from . import layout, reference
 from .formats import CacheFormat
 
 _CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
-_CACHE_MUT = (
-    "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
-)
+_CACHE_MUT = "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
 
 SCHEMAS = {
     "key_statistics": "(Tensor keys, Tensor start, bool centre, bool normalize) -> (Tensor, Tensor)",
@@ -37,9 +35,7 @@ SCHEMAS = {
         f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? sink_logits,"
         " float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
     ),
-    "dequantize": (
-        f"({_CACHE.format('')}, Tensor? mean, Tensor? norm, SymInt length, str format) -> Tensor"
-    ),
+    "dequantize": (f"({_CACHE.format('')}, Tensor? mean, Tensor? norm, SymInt length, str format) -> Tensor"),
 }
 
 _lib = torch.library.Library("innerq", "DEF")
@@ -114,10 +110,8 @@ def _(x, start, mean, norm, capacity, format):
 
 
 @_impl("append_")
-def append_(
-    k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, key, value, k_format, v_format
-):
-    """Write new keys (normalized) and values, ``[B, H, N, D]``, behind the end of a cache. See ``reference.append_``."""
+def append_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, key, value, k_format, v_format):
+    """Write new keys (normalized) and values, ``[B, H, N, D]``, behind a cache's end. See ``reference.append_``."""
     k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
     k_cache, v_cache = (k_codes, k_scales, k_window, k_state), (v_codes, v_scales, v_window, v_state)
     backend = _backend(key.device)

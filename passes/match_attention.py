@@ -51,9 +51,7 @@ def _match_sdpa(node: Node) -> AttentionMatch:
     if not isinstance(is_causal, bool):
         raise NoMatch("is_causal is not a constant")
     mask = argument(node, "attn_mask")
-    return _checked(
-        AttentionMatch(node, query, unrepeat(key), unrepeat(value), mask, float(scale), is_causal, "sdpa")
-    )
+    return _checked(AttentionMatch(node, query, unrepeat(key), unrepeat(value), mask, float(scale), is_causal, "sdpa"))
 
 
 # --- the spelled-out form -------------------------------------------------------------------------------------------
@@ -100,9 +98,7 @@ def _match_eager(node: Node, softmax: Node) -> AttentionMatch:
         raise NoMatch("the scores are not a product of query and key")
     query, transposed = scores.args[:2]
     key = _untranspose(transposed)
-    return _checked(
-        AttentionMatch(node, query, unrepeat(key), unrepeat(node.args[1]), mask, scale, False, "eager")
-    )
+    return _checked(AttentionMatch(node, query, unrepeat(key), unrepeat(node.args[1]), mask, scale, False, "eager"))
 
 
 def _is_scaled_product(node) -> bool:
@@ -142,16 +138,22 @@ def _untranspose(node: Node) -> Node:
 
 def unrepeat(node: Node) -> Node:
     """The keys or values ``[B, H, S, D]`` behind the repetition of each head for its group of query heads."""
-    while True:
-        name = op_name(node)
-        if name == "contiguous" or (name == "to" and example(node).dtype == example(node.args[0]).dtype):
-            node = node.args[0]
-        elif name == "repeat_interleave" and argument(node, "dim") == 1 and isinstance(argument(node, "repeats"), int):
-            node = node.args[0]
-        elif name == "reshape" and (inner := _behind_expand(node)) is not None:
-            node = inner
-        else:
-            return node
+    while (inner := _before_repetition(node)) is not None:
+        node = inner
+    return node
+
+
+def _before_repetition(node: Node) -> Node | None:
+    """One step back through a repetition of heads, or through a copy that changes nothing; None elsewhere."""
+    name = op_name(node)
+    if name == "reshape":
+        return _behind_expand(node)
+    if name == "repeat_interleave":
+        heads = argument(node, "dim") == 1 and isinstance(argument(node, "repeats"), int)
+        return node.args[0] if heads else None
+    if name == "to":
+        return node.args[0] if example(node).dtype == example(node.args[0]).dtype else None
+    return node.args[0] if name == "contiguous" else None
 
 
 def _behind_expand(node: Node) -> Node | None:

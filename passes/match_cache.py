@@ -1,8 +1,8 @@
 """For each attention, find where its keys and values come from, and whether a cache is behind them. Changes nothing.
 
-    keys = cat([past, k], dim=2)      past: an InnerQTensor     -> append: rewritten by `rewrite_decode`
-    keys = past                                                 -> read
-    keys = k, or cat([empty, k])      returned by the graph     -> fresh: quantized by `quantize_prefill`
+keys = cat([past, k], dim=2)      past: an InnerQTensor     -> append: rewritten by `rewrite_decode`
+keys = past                                                 -> read
+keys = k, or cat([empty, k])      returned by the graph     -> fresh: quantized by `quantize_prefill`
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Keys and values that leave a prefill graph leave it quantized. Its attention stays exact, on the fresh ones.
 
-    out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
-    return k, v, out                            ->   start = padding tokens, from the mask
-                                                     mean, norm = key_statistics(k, start)
-                                                     k4 = prefill(k, start, mean, norm); v4 = prefill(v, start)
-                                                     return (k4, mean, norm), v4, out
+out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
+return k, v, out                            ->   start = padding tokens, from the mask
+                                                 mean, norm = key_statistics(k, start)
+                                                 k4 = prefill(k, start, mean, norm); v4 = prefill(v, start)
+                                                 return (k4, mean, norm), v4, out
 """
 
 from __future__ import annotations

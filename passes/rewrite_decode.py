@@ -91,10 +91,10 @@ def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
 def _attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
     with gm.graph.inserting_before(match.node):
         query = _scaled_query(gm, match.query, key)
+        formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
-            (query, *key.four, *value.four, match.mask, None, match.scale, 0.0, False)
-            + (key.format.spec, value.format.spec),
+            (query, *key.four, *value.four, match.mask, None, match.scale, 0.0, False, *formats),
         )
         out = attention
         if example(match.node).dtype != example(match.query).dtype:

@@ -9,6 +9,7 @@ import functools
 
 import expecttest
 import torch
+
 from innerq_compile import InnerQConfig
 
 from ..programs import TinyAttention, capture, changes_by_pass
@@ -35,7 +36,9 @@ class TestSdpaGraphs(expecttest.TestCase):
     def test_prefill(self):
         prefill, _ = graphs("sdpa")
         assert list(prefill) == ["captured", "quantize_prefill", "plan_outputs"]
-        self.assertExpectedInline(prefill["captured"], """\
+        self.assertExpectedInline(
+            prefill["captured"],
+            """\
     linear = torch._C._nn.linear(l_x_, l_self_modules_q_parameters_weight_, None)
     view = linear.view(1, 5, 2, 16)
     q = view.transpose(1, 2)
@@ -48,8 +51,11 @@ class TestSdpaGraphs(expecttest.TestCase):
     out = torch._C._nn.scaled_dot_product_attention(q, k, v, attn_mask = l_mask_, is_causal = False, enable_gqa = True)
     transpose_3 = out.transpose(1, 2)
     reshape = transpose_3.reshape(1, 5, -1)
-    return (reshape, k, v)""")
-        self.assertExpectedInline(prefill["quantize_prefill"], """\
+    return (reshape, k, v)""",
+        )
+        self.assertExpectedInline(
+            prefill["quantize_prefill"],
+            """\
 + any_1 = l_mask_.any(1)
 + any_2 = any_1.any(1)
 + cumsum = any_2.cumsum(-1)
@@ -68,15 +74,21 @@ class TestSdpaGraphs(expecttest.TestCase):
 + getitem_6 = prefill_default_1[0]
 + getitem_7 = prefill_default_1[1]
 + getitem_8 = prefill_default_1[2]
-+ getitem_9 = prefill_default_1[3]""")
-        self.assertExpectedInline(prefill["plan_outputs"], """\
++ getitem_9 = prefill_default_1[3]""",
+        )
+        self.assertExpectedInline(
+            prefill["plan_outputs"],
+            """\
 - return (reshape, k, v)
-+ return (reshape, getitem_2, getitem_3, getitem_4, getitem_5, getitem, getitem_1, getitem_6, getitem_7, getitem_8, getitem_9)""")
++ return (reshape, getitem_2, getitem_3, getitem_4, getitem_5, getitem, getitem_1, getitem_6, getitem_7, getitem_8, getitem_9)""",
+        )
 
     def test_decode(self):
         _, decode = graphs("sdpa")
         assert list(decode) == ["captured", "rewrite_decode", "plan_outputs"]
-        self.assertExpectedInline(decode["captured"], """\
+        self.assertExpectedInline(
+            decode["captured"],
+            """\
     linear = torch._C._nn.linear(l_x_, l_self_modules_q_parameters_weight_, None)
     view = linear.view(1, 1, 2, 16)
     q = view.transpose(1, 2)
@@ -91,8 +103,11 @@ class TestSdpaGraphs(expecttest.TestCase):
     out = torch._C._nn.scaled_dot_product_attention(q, k_1, v_1, attn_mask = None, is_causal = False, enable_gqa = True)
     transpose_3 = out.transpose(1, 2)
     reshape = transpose_3.reshape(1, 1, -1)
-    return (reshape, k_1, v_1)""")
-        self.assertExpectedInline(decode["rewrite_decode"], """\
+    return (reshape, k_1, v_1)""",
+        )
+        self.assertExpectedInline(
+            decode["rewrite_decode"],
+            """\
 - out = torch._C._nn.scaled_dot_product_attention(q, k_1, v_1, attn_mask = None, is_causal = False, enable_gqa = True)
 + to = k.to(torch.float32)
 + unsqueeze = l_past_0__mean.unsqueeze(2)
@@ -108,19 +123,25 @@ class TestSdpaGraphs(expecttest.TestCase):
 + to_3 = mul.to(torch.float32)
 + decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_3 = out.transpose(1, 2)
-+ transpose_3 = decode_attention_default.transpose(1, 2)""")
-        self.assertExpectedInline(decode["plan_outputs"], """\
++ transpose_3 = decode_attention_default.transpose(1, 2)""",
+        )
+        self.assertExpectedInline(
+            decode["plan_outputs"],
+            """\
 - k_1 = torch.cat([l_past_0_, k], dim = 2)
 - v_1 = torch.cat([l_past_1_, v], dim = 2)
 - return (reshape, k_1, v_1)
-+ return (reshape,)""")
++ return (reshape,)""",
+        )
 
 
 class TestEagerGraphs(expecttest.TestCase):
     def test_prefill(self):
         prefill, _ = graphs("eager")
         assert list(prefill) == ["captured", "quantize_prefill", "plan_outputs"]
-        self.assertExpectedInline(prefill["quantize_prefill"], """\
+        self.assertExpectedInline(
+            prefill["quantize_prefill"],
+            """\
 + gt = l_mask_ > -3.4028234663852886e+38
 + any_1 = gt.any(1)
 + any_2 = any_1.any(1)
@@ -140,12 +161,15 @@ class TestEagerGraphs(expecttest.TestCase):
 + getitem_8 = prefill_default_1[0]
 + getitem_9 = prefill_default_1[1]
 + getitem_10 = prefill_default_1[2]
-+ getitem_11 = prefill_default_1[3]""")
++ getitem_11 = prefill_default_1[3]""",
+        )
 
     def test_decode(self):
         _, decode = graphs("eager")
         assert list(decode) == ["captured", "rewrite_decode", "plan_outputs"]
-        self.assertExpectedInline(decode["captured"], """\
+        self.assertExpectedInline(
+            decode["captured"],
+            """\
     linear = torch._C._nn.linear(l_x_, l_self_modules_q_parameters_weight_, None)
     view = linear.view(1, 1, 2, 16)
     q = view.transpose(1, 2)
@@ -171,8 +195,11 @@ class TestEagerGraphs(expecttest.TestCase):
     out = torch.matmul(weights, v_2)
     transpose_4 = out.transpose(1, 2)
     reshape_2 = transpose_4.reshape(1, 1, -1)
-    return (reshape_2, k_1, v_1)""")
-        self.assertExpectedInline(decode["rewrite_decode"], """\
+    return (reshape_2, k_1, v_1)""",
+        )
+        self.assertExpectedInline(
+            decode["rewrite_decode"],
+            """\
 - getitem = k_1[(slice(None, None, None), slice(None, None, None), None)]
 - expand = getitem.expand(-1, -1, 2, -1, -1)
 - k_2 = expand.reshape(1, 2, -1, 16)
@@ -199,4 +226,5 @@ class TestEagerGraphs(expecttest.TestCase):
 + to_3 = mul.to(torch.float32)
 + decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_4 = out.transpose(1, 2)
-+ transpose_4 = decode_attention_default.transpose(1, 2)""")
++ transpose_4 = decode_attention_default.transpose(1, 2)""",
+        )

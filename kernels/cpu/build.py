@@ -1,0 +1,49 @@
+"""Compiles sources with Inductor's C++ toolchain: its compiler, flags, vector ISA and on-disk cache.
+
+What differs between torch versions is here and nowhere else. ``CppCodeCache.load(source, "cpu", extra_flags=...)`` and
+``pick_vec_isa`` are the same in torch 2.11, 2.12 and 2.13 (read in all three).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import sys
+
+#: Behind Inductor's flags, so that they win. It compiles with ``-fno-finite-math-only`` (NaN and infinity are honoured)
+#: and ``-ffp-contract=off`` unless the user's configuration says otherwise, and with ``-fno-signed-zeros``; codes and
+#: scales are to be the reference's bit for bit whatever the configuration is.
+FLAGS = (
+    "-fno-finite-math-only",
+    "-fno-unsafe-math-optimizations",
+    "-fsigned-zeros",
+    "-ffp-contract=off",
+    "-w",
+)
+
+
+@functools.cache
+def compiler_found() -> bool:
+    """Whether a C++ compiler that Inductor would use is on the path. Imports and runs nothing."""
+    if sys.platform == "win32":  # the templates are written for GCC and Clang
+        return False
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+@functools.cache
+def lanes() -> int:
+    """Floats in a vector of the ISA that Inductor picked: 16, 8 or 4."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    isa = pick_vec_isa()
+    width = isa.bit_width() // 32 if isa else 4
+    return 16 if width >= 16 else 8 if width >= 8 else 4
+
+
+def load(source: str) -> ctypes.CDLL:
+    """The library that ``source`` compiles to, from Inductor's cache if it was compiled before."""
+    from torch._inductor.codecache import CppCodeCache
+
+    return CppCodeCache.load(source, "cpu", extra_flags=FLAGS)

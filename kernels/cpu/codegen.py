@@ -1,0 +1,220 @@
+"""C++ source of the CPU kernels: the templates of ``*.h``, and a struct of constants for each side of a cache.
+
+Everything that depends on where a bit lies (``kernels/layout.py``) is computed here from ``layout.field_bits`` and from
+the permutation that ``layout._to_fields`` makes, and written into the struct of a side: tables for packing,
+straight-line code for unpacking. The C++ templates know only that words are ordered ``[hi, lane pair, half, column]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+import torch
+
+from .. import layout
+from ..formats import MODES, CacheFormat
+
+#: Names of element and scale dtypes in ``vec.h``.
+CPP_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What the code for one side of a cache depends on: its format without the windows, head_dim and dtype."""
+
+    fmt: CacheFormat
+    head_dim: int
+    dtype: torch.dtype
+
+    @staticmethod
+    @functools.cache
+    def of(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> Side:
+        fmt = dataclasses.replace(fmt, sink=0, recent=0)
+        if not fmt.quantized:  # what a lossless format ignores
+            fmt = dataclasses.replace(fmt, bits=8, scale_dtype="float32")
+        return Side(fmt, head_dim, dtype)
+
+
+@functools.cache
+def field_runs(bits: int) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
+    """For each field its runs of bits within one half: ``(half, half_bit, code_bit, mask)``."""
+    fields = []
+    for places in layout.field_bits(bits):
+        runs: list[tuple[int, int, int, int]] = []
+        for code_bit, (half, half_bit) in enumerate(places):
+            last = runs[-1] if runs else None
+            if last and last[0] == half and half_bit - code_bit == last[1] - last[2]:
+                runs[-1] = (*last[:3], last[3] << 1 | 1)
+            else:
+                runs.append((half, half_bit, code_bit, 1))
+        fields.append(tuple(runs))
+    return tuple(fields)
+
+
+def _tile_permutation(side: Side) -> torch.Tensor:
+    """Where a code ``[hi, pair, column, half, field]`` goes in the tile, keys ``[D, 32]`` or values ``[block, D]``."""
+    fmt, head_dim = side.fmt, side.head_dim
+    token, channel = torch.arange(fmt.block)[:, None], torch.arange(head_dim)
+    place = channel * fmt.block + token if fmt.is_key else token * head_dim + channel
+    return layout._to_fields(place[None], fmt)[0]
+
+
+def _stride(places: torch.Tensor, axis: int) -> int:
+    """The constant step of ``places`` along an axis, 0 if it has one element."""
+    if places.shape[axis] == 1:
+        return 0
+    steps = places.diff(dim=axis).unique().tolist()
+    if len(steps) != 1:
+        raise NotImplementedError("the bit layout is not affine in columns and lane pairs")
+    return steps[0]
+
+
+def _int_list(values) -> str:
+    return ", ".join(str(v) for v in values)
+
+
+def _unpack_lines(base: list[list[int]], columns: int, step: int, row: int, bits: int, lanes: int) -> list[str]:
+    """Statements that unpack the words of one lane pair, ``words [bits, columns]``, into ``tile``.
+
+    Args:
+        base: place in the tile of ``[half-word][field]`` of column 0.
+        columns: words of one half.
+        step: step of the place from column to column.
+        row: lanes in a row of the tile.
+        bits: bits of a code.
+        lanes: lanes of a vector.
+    """
+    source = {
+        base[half][field] + column * step: (column, half, field)
+        for half in range(2)
+        for field in range(16)
+        for column in range(columns)
+    }
+    lines: list[str] = []
+    loaded: dict[tuple[int, tuple[int, ...]], str] = {}
+
+    def words(half: int, index: tuple[int, ...]) -> str:
+        """Name of the vector of the words ``index`` of one half."""
+        if (half, index) not in loaded:
+            name = f"w{len(loaded)}"
+            at = f"words + {half * columns}"
+            if index == tuple(range(index[0], index[0] + lanes)):
+                value = f"load_words({at} + {index[0]})"
+            elif max(index) - min(index) < lanes:
+                low = min(index)
+                value = f"load_words({at} + {low})"
+                value = f"SHUFFLE({value}, {value}, {_int_list(i - low for i in index)})"
+            else:  # runs into the last column and starts again at the first
+                turn = next(i for i in range(1, lanes) if index[i] != index[i - 1] + 1)
+                picks = [i if i < turn else lanes + i - turn for i in range(lanes)]
+                assert index[turn:] == tuple(range(index[turn], index[turn] + lanes - turn))
+                first, second = (f"load_words({at} + {i})" for i in (index[0], index[turn]))
+                value = f"SHUFFLE({first}, {second}, {_int_list(picks)})"
+            lines.append(f"const VU {name} = {value};")
+            loaded[half, index] = name
+        return loaded[half, index]
+
+    for place in range(min(source), max(source) + 1, lanes):
+        if place not in source:  # rows of other lane pairs
+            continue
+        codes = [source[place + i] for i in range(lanes)]
+        index = tuple(column for column, _, _ in codes)
+        terms = []
+        for half in range(bits):
+            shifts, masks = [], []
+            for _, high, field in codes:
+                run = next((r for r in field_runs(bits)[field] if r[0] == half), None)
+                shifts.append(run[1] - run[2] + 16 * high if run else 0)
+                masks.append(run[3] << run[2] if run else 0)
+            if not any(masks):
+                continue
+            if len(set(shifts)) == 1:
+                term = f"({words(half, index)} >> {shifts[0]})" if shifts[0] else words(half, index)
+            else:
+                term = f"({words(half, index)} >> VU{{{_int_list(shifts)}}})"
+            if len(set(masks)) > 1:
+                term = f"({term} & VU{{{_int_list(masks)}}})"
+            elif len(set(shifts)) > 1 or (0xFFFFFFFF >> shifts[0]) & ~masks[0]:
+                term = f"({term} & {masks[0]}u)"
+            terms.append(term)
+        assert place // row == (place + lanes - 1) // row
+        lines.append(f"store(tile + {place}, to_float({' | '.join(terms)}));")
+    return lines
+
+
+@functools.cache
+def side_struct(side: Side, name: str, lanes: int) -> str:
+    """The struct ``name`` of the constants of one side, for vectors of ``lanes`` floats. See ``encode.h``."""
+    fmt, head_dim = side.fmt, side.head_dim
+    rows, row = (head_dim, fmt.block) if fmt.is_key else (fmt.block, head_dim)
+    constants = {
+        "D": head_dim,
+        "BLOCK": fmt.block,
+        "ROWS": rows,
+        "LANES": row,
+        "GS": fmt.group_size,
+        "BITS": fmt.bits,
+        "WORDS": layout.words_per_block(fmt, head_dim) if fmt.quantized else 0,
+        "PARAMS": layout.scales_per_block(fmt, head_dim),
+    }
+    body = [
+        f"using T = {CPP_TYPES[side.dtype]};",
+        f"using S = {CPP_TYPES[fmt.torch_scale_dtype]};",
+        f"static constexpr bool KEY = {int(fmt.is_key)}, QUANTIZED = {int(fmt.quantized)}, "
+        f"HAS_ZERO = {int(fmt.has_zero)};",
+        f"static constexpr Mode MODE = {fmt.mode.upper()};",
+        f"static constexpr int {', '.join(f'{key} = {value}' for key, value in constants.items())};",
+    ]
+    if fmt.quantized:
+        assert fmt.mode in MODES
+        place = _tile_permutation(side)
+        hi, pairs, columns = place.shape[:3]
+        base = place[0, 0, 0].tolist()
+        hi_step, pair_step, step = (_stride(place, axis) for axis in range(3))
+        runs = [f"{{{field}, {{{_int_list(r)}}}}}" for field, rs in enumerate(field_runs(fmt.bits)) for r in rs]
+        lines = _unpack_lines(base, columns, step, row, fmt.bits, lanes)
+        body += [
+            f"static constexpr int HI = {hi}, PAIRS = {pairs}, COLS = {columns};",
+            f"static constexpr int HI_STRIDE = {hi_step}, PAIR_STRIDE = {pair_step}, COL_STRIDE = {step};",
+            f"static constexpr int BASE[2][16] = {{{', '.join('{' + _int_list(b) + '}' for b in base)}}};",
+            f"static constexpr FieldRun RUNS[] = {{{', '.join(runs)}}};",
+            "__attribute__((noinline)) static void unpack(const int32_t* words, float* block) {",
+            "  for (int hi = 0; hi < HI; ++hi)",
+            "    for (int pair = 0; pair < PAIRS; ++pair, words += BITS * COLS) {",
+            "      float* tile = block + hi * HI_STRIDE + pair * PAIR_STRIDE;",
+            *(f"      {line}" for line in lines),
+            "    }",
+            "}",
+        ]
+    return "\n".join([f"struct {name} {{", *(f"  {line}" for line in body), "};"])
+
+
+@functools.cache
+def _headers() -> str:
+    folder = pathlib.Path(__file__).parent
+    return "\n".join((folder / name).read_text() for name in ("vec.h", "encode.h", "decode.h"))
+
+
+def source(singles: list[Side], pairs: list[tuple[Side, Side]], lanes: int) -> str:
+    """One C++ file with the entry points of the given sides and pairs of sides, numbered in order.
+
+    ``append_side_<i>`` and ``prefill_<i>`` for a side; ``append_pair_<i>`` and ``decode_<i>`` for a pair.
+    """
+    numbers: dict[Side, str] = {}
+    for side in (*singles, *(side for pair in pairs for side in pair)):
+        numbers.setdefault(side, f"Side{len(numbers)}")
+    out = [f"#define VL {lanes}", _headers(), "namespace {"]
+    out += [side_struct(side, name, lanes) for side, name in numbers.items()]
+    out += ["}  // namespace", 'extern "C" {']
+    for i, side in enumerate(singles):
+        name = numbers[side]
+        out.append(f"int append_side_{i}(const AppendArgs* a) {{ return append_side<{name}>(*a, a->side[0]); }}")
+        out.append(f"int prefill_{i}(const PrefillArgs* a) {{ return prefill<{name}>(a); }}")
+    for i, (key, value) in enumerate(pairs):
+        names = f"{numbers[key]}, {numbers[value]}"
+        out.append(f"int append_pair_{i}(const AppendArgs* a) {{ return append_pair<{names}>(a); }}")
+        out.append(f"int decode_{i}(const DecodeArgs* a) {{ return decode<{names}, {CPP_TYPES[key.dtype]}>(a); }}")
+    out.append('}  // extern "C"')
+    return "\n".join(out) + "\n"

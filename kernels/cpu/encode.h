@@ -1,0 +1,309 @@
+// Writing a cache: quantization of a block, append_ and prefill. kernels/reference.py says what is computed, and these
+// give the same bits.
+//
+// A block is worked on as a tile [ROWS][LANES] whose rows are contracted by attention and whose lanes are not: rows are
+// channels and lanes tokens for keys, the other way round for values. A group is GS rows of one lane, for both. The
+// generated structs (kernels/cpu/codegen.py) hold the constants of one side of a cache:
+//
+//   T, S                       element and scale dtype
+//   KEY, QUANTIZED, HAS_ZERO   flags; MODE as in formats.MODES
+//   D, BLOCK, ROWS, LANES, GS, BITS, WORDS
+//   BASE, *_STRIDE, RUNS       where the codes of a word belong, for pack
+//   unpack(words, tile)        all codes of a block as floats
+
+namespace {
+
+enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, HYBRID, NONE };
+
+// What a thread keeps between calls, so that a decode step allocates nothing.
+struct Scratch {
+  char* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+  char* get(size_t bytes) {
+    if (bytes > size) {
+      std::free(data);
+      size = (bytes + 4095) / 4096 * 4096;
+      data = (char*)std::aligned_alloc(64, size);
+      if (!data) size = 0;
+    }
+    return data;
+  }
+};
+inline char* scratch(size_t bytes) {
+  static thread_local Scratch own;
+  return own.get(bytes);
+}
+constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Part of a code that lies in one half-word: (code >> code_bit & mask) << half_bit.
+struct Run { int half, half_bit, code_bit; uint32_t mask; };
+struct FieldRun { int field; Run run; };
+
+struct Cache {  // one side
+  void* codes;
+  void* scales;
+  void* window;
+  int32_t* state;  // [B, H, 4]: start, length, peak, 0
+  int64_t capacity, sink, recent;
+  template <class F> int64_t ring() const { return recent + F::BLOCK; }
+  // Blocks of sequence-head i that are quantized.
+  template <class F> int64_t blocks(int64_t i) const {
+    const int64_t past = state[i * 4 + 2] - sink - recent;
+    return past < F::BLOCK ? 0 : past / F::BLOCK;
+  }
+  template <class F> typename F::T* rows(int64_t i) const {
+    return (typename F::T*)window + i * (sink + ring<F>()) * F::D;
+  }
+  template <class F> int32_t* words(int64_t i, int64_t block) const {
+    return (int32_t*)codes + (i * capacity + block) * F::WORDS;
+  }
+  template <class F> typename F::T* elements(int64_t i, int64_t block) const {
+    return (typename F::T*)codes + (i * capacity + block) * F::BLOCK * F::D;
+  }
+  template <class F> typename F::S* params(int64_t i, int64_t block) const {
+    return (typename F::S*)scales + (i * capacity + block) * F::PARAMS;
+  }
+};
+
+template <class F> void pack(const int32_t* codes, int32_t* words) {
+  for (int hi = 0; hi < F::HI; ++hi)
+    for (int pair = 0; pair < F::PAIRS; ++pair)
+      for (int col = 0; col < F::COLS; ++col) {
+        const int32_t* from = codes + hi * F::HI_STRIDE + pair * F::PAIR_STRIDE + col * F::COL_STRIDE;
+        uint32_t word[F::BITS] = {};
+        for (int lane = 0; lane < 2; ++lane)
+          for (const auto& [field, run] : F::RUNS)
+            word[run.half] |= (((uint32_t)from[F::BASE[lane][field]] >> run.code_bit) & run.mask)
+                              << (run.half_bit + 16 * lane);
+        for (int i = 0; i < F::BITS; ++i)
+          words[((hi * F::PAIRS + pair) * F::BITS + i) * F::COLS + col] = (int32_t)word[i];
+      }
+}
+
+// Codes of VL groups whose rows are x[0], x[LANES], ..., for x ~ code * scale + zero. `scale` becomes what is stored,
+// limited so that `reach` of it is finite; `add` is added to the codes, which have rows of STRIDE lanes.
+template <class F, bool ZERO, int STRIDE>
+INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, int reach, int add, int32_t* codes) {
+  const float limit = (float)((double)LIMIT<typename F::S> / reach);
+  scale = round_to<typename F::S>(clamp(scale, -limit, limit));
+  const VI empty = magnitude(scale) < 1.17549435e-38f;
+  const VF divisor = empty ? splat(1.f) : scale;
+  for (int e = 0; e < F::GS; ++e) {
+    VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
+    if (ZERO) v = v - zero;
+    // clamping before rounding gives the same: the limits are whole numbers
+    const VF rounded = round_even(clamp(v / divisor, (float)low, (float)high));
+    const VI bad = empty | (VI)(rounded != rounded);
+    store(codes + e * STRIDE, (bad ? VI{} : __builtin_convertvector(rounded, VI)) + add);
+  }
+  scale = empty ? splat(0.f) : scale;
+}
+
+template <class F, int STRIDE> INLINE VF group_error(const float* x, const int32_t* codes, VF scale, VF zero) {
+  VF total = {};
+  for (int e = 0; e < F::GS; ++e) {
+    const VF code = __builtin_convertvector(load_as<VI>(codes + e * STRIDE), VF);
+    const VF d = (code * scale + zero) - clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
+    total = total + d * d;
+  }
+  return total;
+}
+
+// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES.
+template <class F> void encode(const float* tile, int32_t* codes, int32_t* words, typename F::S* params) {
+  using S = typename F::S;
+  constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1, groups = F::ROWS / F::GS * F::LANES;
+  // with a zero point, code * scale alone is up to twice what the group holds; float16 numbers leave room for that
+  constexpr bool roomy = std::is_same_v<S, f16>;
+  constexpr int sym_reach = F::MODE == HYBRID && !roomy ? 2 * half : half, asym_reach = roomy ? 1 : levels;
+  for (int g = 0; g < F::ROWS / F::GS; ++g)
+    for (int lane = 0; lane < F::LANES; lane += VL) {
+      const float* x = tile + g * F::GS * F::LANES + lane;
+      int32_t* out = codes + g * F::GS * F::LANES + lane;
+      S* param = params + g * F::LANES + lane;
+      // extremes, NaN where the group has one
+      VF low = splat(INF), high = splat(-INF), largest = splat(-INF);
+      for (int e = 0; e < F::GS; ++e) {
+        const VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), a = magnitude(v);
+        const VI nan = (VI)(v != v);
+        low = (VI)(v < low) | nan ? v : low;
+        high = (VI)(v > high) | nan ? v : high;
+        largest = (VI)(a > largest) | nan ? a : largest;
+      }
+      VF scale = {}, zero = {};
+      if constexpr (F::MODE == SYMMETRIC) {
+        scale = largest / (float)(half - 1);
+        affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, half - 1, half, out);
+      }
+      if constexpr (F::MODE == SIGNED || F::MODE == HYBRID) {
+        scale = (high > -low ? -high : -low) / (float)half;
+        affine_codes<F, false, F::LANES>(x, scale, zero, -half, half - 1, sym_reach, half, out);
+      }
+      if constexpr (F::MODE == ASYMMETRIC) {
+        zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
+        scale = high / (float)levels - low / (float)levels;
+        affine_codes<F, true, F::LANES>(x, scale, zero, 0, levels, asym_reach, 0, out);
+      }
+      if constexpr (F::MODE == HYBRID) {
+        zero = round_to<S>(scale * (float)-half);
+        VF other_zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
+        VF other_scale = high / (float)levels - low / (float)levels;
+        int32_t other[F::GS * VL];
+        affine_codes<F, true, VL>(x, other_scale, other_zero, 0, levels, asym_reach, 0, other);
+        const VI take =
+            group_error<F, F::LANES>(x, out, scale, zero) <= group_error<F, VL>(x, other, other_scale, other_zero);
+        for (int e = 0; e < F::GS; ++e)
+          store(out + e * F::LANES,
+                take ? load_as<VI>(out + e * F::LANES) : load_as<VI>(other + e * VL));
+        scale = take ? scale : other_scale;
+        zero = take ? zero : other_zero;
+      }
+      store_as<S>(param, scale);
+      if constexpr (F::HAS_ZERO) store_as<S>(param + groups, zero);
+    }
+  pack<F>(codes, words);
+}
+
+// Row `i` of the tokens of a block, as it lies in a tile.
+template <class F> INLINE void put_token(float* tile, int i, const typename F::T* row) {
+  if constexpr (F::KEY) {
+    for (int c = 0; c < F::D; ++c) tile[c * F::LANES + i] = to_f32(row[c]);
+  } else {
+    for (int c = 0; c < F::D; c += VL) store(tile + i * F::LANES + c, load(row + c));
+  }
+}
+
+template <class F> constexpr int64_t encode_bytes() { return 2 * aligned(4 * (int64_t)F::ROWS * F::LANES); }
+
+template <class F> INLINE void write_block(const Cache& cache, int64_t i, int64_t block, char* memory) {
+  float* tile = (float*)memory;
+  encode<F>(tile, (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block), cache.params<F>(i, block));
+}
+
+template <class T> INLINE void copy_row(T* to, const T* from, int64_t stride, int64_t count) {
+  if (stride == 1) std::memcpy(to, from, count * sizeof(T));
+  else for (int64_t c = 0; c < count; ++c) to[c] = from[c * stride];
+}
+
+// --- append_ ---------------------------------------------------------------------------------------------------
+
+struct AppendSide {
+  Cache cache;
+  const void* rows;   // [B, H, N, D]
+  int64_t stride[4];  // of rows, in elements
+};
+struct AppendArgs {
+  int64_t batch, heads, count, threads;
+  AppendSide side[2];
+};
+
+// Returns false if a block has no room; nothing of that head is quantized then.
+template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, int64_t b, int64_t h) {
+  using T = typename F::T;
+  const Cache& cache = s.cache;
+  const int64_t i = b * a.heads + h, ring = cache.ring<F>();
+  int32_t* state = cache.state + i * 4;
+  T* window = cache.rows<F>(i);
+  const T* rows = (const T*)s.rows + b * s.stride[0] + h * s.stride[1];
+  for (int64_t n = 0; n < a.count; ++n) {
+    const int64_t length = state[1];
+    const int64_t slot = length < cache.sink ? length : cache.sink + (length - cache.sink) % ring;
+    copy_row(window + slot * F::D, rows + n * s.stride[2], s.stride[3], F::D);
+    const int64_t before = cache.blocks<F>(i);
+    state[1] = (int32_t)(length + 1);
+    if (state[2] < state[1]) state[2] = state[1];
+    if (cache.blocks<F>(i) == before) continue;
+    if (before >= cache.capacity) return false;
+    char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;
+    for (int64_t j = 0; j < F::BLOCK; ++j) {
+      const T* row = window + (cache.sink + (before * F::BLOCK + j) % ring) * F::D;
+      if constexpr (F::QUANTIZED) put_token<F>((float*)memory, (int)j, row);
+      else std::memcpy(cache.elements<F>(i, before) + j * F::D, row, F::D * sizeof(T));
+    }
+    if constexpr (F::QUANTIZED) write_block<F>(cache, i, before, memory);
+  }
+  return true;
+}
+
+template <class F> int append_side(const AppendArgs& a, const AppendSide& s) {
+  const int64_t total = a.batch * a.heads;
+  // one token is a copy of a row, and a block once in a while: not worth waking threads up
+  const int threads = total > 1 && a.count * total * F::D > 32768 ? (int)a.threads : 1;
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(| : failed)
+  for (int64_t i = 0; i < total; ++i) failed |= !append_head<F>(a, s, i / a.heads, i % a.heads);
+  return failed;
+}
+
+template <class K, class V> int append_pair(const AppendArgs* a) {
+  return append_side<K>(*a, a->side[0]) | append_side<V>(*a, a->side[1]);
+}
+
+// --- prefill ---------------------------------------------------------------------------------------------------
+
+struct PrefillArgs {
+  int64_t batch, heads, tokens, threads;
+  Cache cache;  // codes, scales and window are zero, state is not filled yet
+  const void* rows;  // [B, H, tokens, D]
+  int64_t stride[4];
+  const int32_t* start;  // [B]
+  const float* mean;     // [B, H, D] or null
+  const float* norm;
+};
+
+// Token `token` of a sequence as the cache holds it: (x - mean) / norm, rounded to T.
+template <class F> INLINE void prefill_row(const PrefillArgs& a, int64_t i, int64_t token, typename F::T* to) {
+  using T = typename F::T;
+  const int64_t b = i / a.heads, h = i % a.heads;
+  copy_row(to, (const T*)a.rows + b * a.stride[0] + h * a.stride[1] + (token + a.start[b]) * a.stride[2],
+           a.stride[3], F::D);
+  if (!a.mean && !a.norm) return;
+  for (int c = 0; c < F::D; c += VL) {
+    VF v = load(to + c);
+    if (a.mean) v = v - load(a.mean + i * F::D + c);
+    if (a.norm) v = v / load(a.norm + i * F::D + c);
+    store_as<T>(to + c, v);
+  }
+}
+
+template <class F> int prefill(const PrefillArgs* args) {
+  using T = typename F::T;
+  const PrefillArgs& a = *args;
+  const Cache& cache = a.cache;
+  const int64_t total = a.batch * a.heads, ring = cache.ring<F>();
+  int64_t most = 0;
+  for (int64_t i = 0; i < total; ++i) {
+    int32_t* state = cache.state + i * 4;
+    const int64_t length = a.tokens > a.start[i / a.heads] ? a.tokens - a.start[i / a.heads] : 0;
+    state[0] = a.start[i / a.heads];
+    state[1] = state[2] = (int32_t)length;
+    state[3] = 0;
+    if (cache.blocks<F>(i) > most) most = cache.blocks<F>(i);
+  }
+  if (most > cache.capacity) return 1;
+  // one item a block, and one a head for its windows
+#pragma omp parallel for num_threads((int)a.threads) if (total * a.tokens * F::D > 32768)
+  for (int64_t item = 0; item < total * (most + 1); ++item) {
+    const int64_t i = item / (most + 1), block = item % (most + 1), blocks = cache.blocks<F>(i);
+    const int64_t length = cache.state[i * 4 + 1];
+    T row[F::D];
+    if (block < blocks) {
+      char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;
+      for (int64_t j = 0; j < F::BLOCK; ++j) {
+        prefill_row<F>(a, i, cache.sink + block * F::BLOCK + j, row);
+        if constexpr (F::QUANTIZED) put_token<F>((float*)memory, (int)j, row);
+        else std::memcpy(cache.elements<F>(i, block) + j * F::D, row, sizeof row);
+      }
+      if constexpr (F::QUANTIZED) write_block<F>(cache, i, block, memory);
+    }
+    if (block < most) continue;
+    T* window = cache.rows<F>(i);
+    for (int64_t t = 0; t < cache.sink && t < length; ++t) prefill_row<F>(a, i, t, window + t * F::D);
+    for (int64_t t = cache.sink + blocks * F::BLOCK; t < length; ++t)
+      prefill_row<F>(a, i, t, window + (cache.sink + (t - cache.sink) % ring) * F::D);
+  }
+  return 0;
+}
+
+}  // namespace

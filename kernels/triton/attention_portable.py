@@ -1,0 +1,184 @@
+"""Decode attention for every format: the partial kernel that dequantizes tiles of tokens.
+
+Slower than ``attention_fields`` and without its restrictions: any bits, mode, group, block, head_dim and window, and
+keys and values may differ in all of them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .unpack import load_tokens, quantized_end, tile_channels
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def row_scores(
+    b_s,
+    position,
+    row,
+    last,
+    length,
+    start,
+    mask,
+    b,
+    h,
+    N,
+    G,
+    mask_tokens,
+    mask_stride_b,
+    mask_stride_h,
+    mask_stride_n,
+    mask_stride_s,
+    scale,
+    softcap,
+    CAUSAL: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Scores in units of log2 from products ``b_s`` of query and keys, invisible tokens -inf.
+
+    Tokens from ``last`` on are not looked at; ``length`` is that of the whole sequence. ``position`` and ``row``
+    broadcast against ``b_s``, so that it may be ``[rows, tokens]`` or ``[tokens, rows]``.
+    Row r of a KV head is query head ``r // N`` of its group and query token ``r % N``. ``MASK`` is 0 without a mask,
+    1 for a boolean one (as bytes), 2 for one that is added; it is indexed from the first padding position.
+    """
+    n = row % N
+    b_s *= scale
+    if SOFTCAP:
+        # tanh(x) = 1 - 2 / (exp(2 x) + 1), exact in both limits
+        b_s = softcap * (1.0 - 2.0 / (tl.exp2(b_s * (2.0 * LOG2E / softcap)) + 1.0))
+    visible = (position < last) & (row < N * G)
+    if CAUSAL:
+        visible = visible & (position <= length - N + n)
+    if MASK > 0:
+        p_mask = mask + b * mask_stride_b + (h * G + row // N).to(tl.int64) * mask_stride_h
+        p_mask += n.to(tl.int64) * mask_stride_n
+        p_mask += tl.minimum(position + start, mask_tokens - 1).to(tl.int64) * mask_stride_s
+        b_mask = tl.load(p_mask, mask=visible, other=0)
+        if MASK == 1:
+            visible = visible & (b_mask != 0)
+        else:
+            b_s += b_mask.to(tl.float32)
+    return tl.where(visible, b_s * LOG2E, float("-inf"))
+
+
+@triton.jit
+def decode_partial_portable_kernel(
+    query,
+    k_codes,
+    k_scales,
+    k_window,
+    k_state,
+    v_codes,
+    v_scales,
+    v_window,
+    v_state,
+    mask,
+    part_out,
+    part_max,
+    part_sum,
+    H,
+    G,
+    N,
+    k_capacity,
+    v_capacity,
+    query_stride_b,
+    query_stride_h,
+    query_stride_n,
+    query_stride_d,
+    mask_tokens,
+    mask_stride_b,
+    mask_stride_h,
+    mask_stride_n,
+    mask_stride_s,
+    scale,
+    softcap,
+    CAUSAL: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    K_IS_KEY: tl.constexpr,
+    K_MODE: tl.constexpr,
+    K_BITS: tl.constexpr,
+    K_GROUP: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    K_SINK: tl.constexpr,
+    K_RECENT: tl.constexpr,
+    K_D: tl.constexpr,
+    K_LO: tl.constexpr,
+    K_COLS: tl.constexpr,
+    V_IS_KEY: tl.constexpr,
+    V_MODE: tl.constexpr,
+    V_BITS: tl.constexpr,
+    V_GROUP: tl.constexpr,
+    V_BLOCK: tl.constexpr,
+    V_SINK: tl.constexpr,
+    V_RECENT: tl.constexpr,
+    V_D: tl.constexpr,
+    V_LO: tl.constexpr,
+    V_COLS: tl.constexpr,
+):
+    """Attention of one tile of query rows to one share of the tokens of a sequence.
+
+    Program (b * H + h, row tile, split). Split i of n takes tokens ``[i, i + 1) * ceil(length / n)``, so that splits
+    are even whatever the capacity. With s the scores in log2 units it writes, for each of its rows,
+
+        max = max_t s_t,   sum = sum_t 2^(s_t - max),   out = sum_t 2^(s_t - max) v_t   (float32, not divided)
+
+    and ``-inf, 0, 0`` for a row that sees nothing in this share.
+    """
+    bh = tl.program_id(0).to(tl.int64)
+    tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    b, h = bh // H, bh % H
+    start = tl.load(k_state + bh * 4)
+    length = tl.load(k_state + bh * 4 + 1)
+    k_end = quantized_end(k_state + bh * 4, K_SINK, K_RECENT, K_BLOCK)
+    v_end = quantized_end(v_state + bh * 4, V_SINK, V_RECENT, V_BLOCK)
+
+    row = tile * ROWS + tl.arange(0, ROWS)
+    channel, real = tile_channels(K_IS_KEY, K_BLOCK, K_D, K_COLS)
+    p_q = query + b * query_stride_b + (h * G + row // N).to(tl.int64)[:, None] * query_stride_h
+    p_q += (row % N).to(tl.int64)[:, None] * query_stride_n + (channel * query_stride_d)[None, :]
+    b_q = tl.load(p_q, mask=(row < N * G)[:, None] & real[None, :], other=0.0).to(tl.float32)
+
+    b_max = tl.full((ROWS,), float("-inf"), tl.float32)
+    b_sum = tl.zeros((ROWS,), tl.float32)
+    b_out = tl.zeros((ROWS, V_COLS), tl.float32)
+    share = tl.cdiv(tl.cdiv(length, TOKENS), splits) * TOKENS
+    last = tl.minimum((split + 1) * share, length)
+    for t0 in range(split * share, last, TOKENS):
+        position = t0 + tl.arange(0, TOKENS)
+        held = position < last
+        b_k = load_tokens(
+            k_codes, k_scales, k_window, bh, k_capacity, position, held, k_end,
+            (t0 + TOKENS > K_SINK) & (t0 < k_end), (t0 < K_SINK) | (t0 + TOKENS > k_end),
+            K_IS_KEY, K_MODE, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS,
+        )  # fmt: skip
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_s = row_scores(
+            b_s, position[None, :], row[:, None], last, length, start, mask, b, h, N, G, mask_tokens,
+            mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap, CAUSAL, SOFTCAP, MASK,
+        )  # fmt: skip
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_base = tl.where(b_new == float("-inf"), 0.0, b_new)  # a row that saw nothing yet: 2^(-inf - 0) = 0
+        b_p = tl.exp2(b_s - b_base[:, None])
+        b_shrink = tl.exp2(b_max - b_base)
+        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        b_v = load_tokens(
+            v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
+            (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
+            V_IS_KEY, V_MODE, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS,
+        )  # fmt: skip
+        b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)
+        b_max = b_new
+
+    at = (split * tl.num_programs(0).to(tl.int64) + bh) * (N * G) + row
+    tl.store(part_max + at, b_max, mask=row < N * G)
+    tl.store(part_sum + at, b_sum, mask=row < N * G)
+    channel, real = tile_channels(V_IS_KEY, V_BLOCK, V_D, V_COLS)
+    tl.store(part_out + at[:, None] * V_D + channel[None, :], b_out, mask=(row < N * G)[:, None] & real[None, :])

@@ -1,0 +1,208 @@
+"""Append: new tokens into the recent window, and its oldest blocks into the quantized region when it is full."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import reference
+from ..formats import CacheFormat
+from .casts import round_to
+from .encode import encode_block
+from .support import on_device, side_constants
+from .unpack import tile_channels
+
+
+@triton.jit
+def _append_side(
+    codes,
+    scales,
+    window,
+    state,
+    new,
+    bh,
+    H,
+    N,
+    capacity,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    due,
+    ENCODE: tl.constexpr,
+    WRITE: tl.constexpr,
+    ROWS: tl.constexpr,
+    IS_KEY: tl.constexpr,
+    MODE: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    D: tl.constexpr,
+    LO: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One (b, h) of one side. ``ENCODE``: quantize the ``due``-th block that falls due. ``WRITE``: ring and state.
+
+    With both, all reads of the ring come before all writes: a token that enters may take the slot of one that leaves.
+    """
+    RING: tl.constexpr = RECENT + BLOCK
+    new += bh // H * stride_b + bh % H * stride_h
+    window += bh * ((SINK + RING) * D)
+    state += bh * 4
+    length = tl.load(state + 1)
+    peak = tl.load(state + 2)
+    new_peak = tl.maximum(peak, length + N)
+    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+    if ENCODE:
+        block = tl.maximum(peak - SINK - RECENT, 0) // BLOCK + due
+        # a caller that let the storage run full has broken the contract; even then nothing is written beyond it
+        if (block < tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK) & (block < capacity):
+            r = block * BLOCK + tl.arange(0, BLOCK)
+            fresh = SINK + r - length  # index among the new tokens
+            mask = real[None, :] & (fresh < 0)[:, None]
+            b_x = tl.load(window + (SINK + r % RING)[:, None] * D + channel[None, :], mask=mask, other=0.0)
+            p_new = new + fresh.to(tl.int64)[:, None] * stride_n + (channel * stride_d)[None, :]
+            mask = real[None, :] & (fresh >= 0)[:, None]
+            b_x = tl.where(mask, round_to(tl.load(p_new, mask=mask, other=0.0).to(tl.float32), b_x.dtype), b_x)
+            at = bh * capacity + block
+            if BITS == 0:
+                WORDS: tl.constexpr = BLOCK * D
+                SCALES: tl.constexpr = 0
+            else:
+                WORDS: tl.constexpr = BLOCK * D * BITS // 32
+                SCALES: tl.constexpr = BLOCK * D // GROUP * (2 if MODE == "asymmetric" or MODE == "hybrid" else 1)
+            encode_block(
+                b_x, codes + at * WORDS, scales + at * SCALES,
+                IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+            )  # fmt: skip
+    if WRITE:
+        tl.debug_barrier()  # every warp has read the ring and the state
+        # of tokens that share a slot only the last is written, so that the order of the stores does not matter
+        last = N - RING
+        for i0 in range(tl.where(length < SINK, 0, tl.maximum(last, 0)), N, ROWS):
+            i = i0 + tl.arange(0, ROWS)
+            position = length + i
+            slot = tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)
+            mask = (i < N) & ((position < SINK) | (i >= last))
+            p_new = new + i.to(tl.int64)[:, None] * stride_n + (channel * stride_d)[None, :]
+            mask = mask[:, None] & real[None, :]
+            b_new = tl.load(p_new, mask=mask, other=0.0)
+            tl.store(
+                window + slot[:, None] * D + channel[None, :],
+                round_to(b_new.to(tl.float32), window.dtype.element_ty),
+                mask=mask,
+            )
+        tl.store(state + 1, length + N)
+        tl.store(state + 2, new_peak)
+
+
+@triton.jit
+def append_fwd_kernel(
+    k_codes,
+    k_scales,
+    k_window,
+    k_state,
+    k_new,
+    k_capacity,
+    k_stride_b,
+    k_stride_h,
+    k_stride_n,
+    k_stride_d,
+    v_codes,
+    v_scales,
+    v_window,
+    v_state,
+    v_new,
+    v_capacity,
+    v_stride_b,
+    v_stride_h,
+    v_stride_n,
+    v_stride_d,
+    H,
+    N,
+    ENCODE: tl.constexpr,
+    WRITE: tl.constexpr,
+    ROWS: tl.constexpr,
+    K_IS_KEY: tl.constexpr,
+    K_MODE: tl.constexpr,
+    K_BITS: tl.constexpr,
+    K_GROUP: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    K_SINK: tl.constexpr,
+    K_RECENT: tl.constexpr,
+    K_D: tl.constexpr,
+    K_LO: tl.constexpr,
+    K_COLS: tl.constexpr,
+    V_IS_KEY: tl.constexpr,
+    V_MODE: tl.constexpr,
+    V_BITS: tl.constexpr,
+    V_GROUP: tl.constexpr,
+    V_BLOCK: tl.constexpr,
+    V_SINK: tl.constexpr,
+    V_RECENT: tl.constexpr,
+    V_D: tl.constexpr,
+    V_LO: tl.constexpr,
+    V_COLS: tl.constexpr,
+):
+    """Program (b * H + h, side, due block). The two sides are two caches; with one side the grid is 1 wide there."""
+    bh = tl.program_id(0).to(tl.int64)
+    due = tl.program_id(2)
+    if tl.program_id(1) == 0:
+        _append_side(
+            k_codes, k_scales, k_window, k_state, k_new, bh, H, N, k_capacity,
+            k_stride_b, k_stride_h, k_stride_n, k_stride_d, due, ENCODE, WRITE, ROWS,
+            K_IS_KEY, K_MODE, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS,
+        )  # fmt: skip
+    else:
+        _append_side(
+            v_codes, v_scales, v_window, v_state, v_new, bh, H, N, v_capacity,
+            v_stride_b, v_stride_h, v_stride_n, v_stride_d, due, ENCODE, WRITE, ROWS,
+            V_IS_KEY, V_MODE, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS,
+        )  # fmt: skip
+
+
+def append_(sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheFormat], ...]) -> None:
+    """Write new tokens behind the end of one or two caches, in place, see ``reference.append_``.
+
+    One launch for up to a block of tokens; two for more, so that blocks are quantized side by side while the ring is
+    still as it was. What is due is decided on the device.
+
+    Args:
+        sides: one or two of ``(cache, new [B, H, N, D], format)`` with equal B, H and N.
+    """
+    if not all(tensor.is_contiguous() for cache, _, _ in sides for tensor in cache):
+        for cache, new, fmt in sides:  # only views that nobody makes on the fast path are not dense
+            reference.append_(*cache, new, fmt)
+        return
+    (_, first, _), (_, last, _) = sides[0], sides[-1]
+    if first.shape[:3] != last.shape[:3]:
+        for side in sides:
+            append_((side,))
+        return
+    batch, heads, count, _ = first.shape
+    if not first.numel():
+        return
+    tensors, constants = [], {}
+    for prefix, (cache, new, fmt) in zip(("K_", "V_"), (sides[0], sides[-1]), strict=True):
+        tensors += [*cache, new, cache[0].shape[2], *new.stride()]
+        constants |= side_constants(fmt, new.shape[3], prefix)
+    blocks = [fmt.block for _, _, fmt in sides]
+    widest = max(fmt.block * new.shape[3] for _, new, fmt in sides)
+    launches = [(True, True, 1)]
+    if count > min(blocks):  # then more than one block may fall due
+        launches = [(True, False, -(-count // min(blocks))), (False, True, 1)]
+    with on_device(first):
+        for encode, write, due in launches:
+            append_fwd_kernel[(batch * heads, len(sides), due)](
+                *tensors,
+                heads,
+                count,
+                ENCODE=encode,
+                WRITE=write,
+                ROWS=1 if count == 1 else 16,
+                **constants,
+                num_warps=4 if widest <= 8192 else 8,
+            )

@@ -1,0 +1,93 @@
+"""What the Triton kernels can take, answered without importing Triton, and the compile-time constants of a format."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from .. import layout
+from ..formats import CacheFormat
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+
+
+@functools.cache
+def installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """True where Triton's interpreter stands in for a GPU. Triton reads the variable when it is imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def runs_on(x: torch.Tensor) -> bool:
+    return installed() and (x.is_cuda or (x.device.type == "cpu" and interpreted()))
+
+
+def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> bool:
+    if dtype not in DTYPES or head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
+        return False
+    if fmt.block > 128 or (fmt.is_key and fmt.block != 32):
+        return False
+    if not fmt.quantized:
+        return True
+    along = head_dim if fmt.is_key else fmt.block
+    return 2 <= fmt.bits <= 8 and along % fmt.group_size == 0
+
+
+def cache_supported(cache: tuple[torch.Tensor, ...], fmt: CacheFormat) -> bool:
+    """A cache side whose four tensors are dense, as caches are made: kernels take no strides for them."""
+    codes, scales, window, state = cache
+    if not format_supported(fmt, window.shape[-1], window.dtype) or state.dtype != torch.int32:
+        return False
+    return codes.is_contiguous() and scales.is_contiguous() and window.is_contiguous() and state.is_contiguous()
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@functools.cache
+def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[str, object]:
+    """A format as the compile-time constants of a kernel, their names led by ``prefix``.
+
+    ``BITS`` is 0 for mode ``none``. ``LO`` is the number of 16-channel slices that share a word (keys only), ``COLS``
+    the power-of-two width of a tile of all channels, see ``unpack.tile_channels``.
+    """
+    low = layout.key_slices(head_dim)[1]
+    if fmt.is_key:
+        columns = next_power_of_2(head_dim)
+    else:
+        subs = 16 // (fmt.block // 16)
+        columns = subs * next_power_of_2(head_dim // subs)
+    constants = {
+        "IS_KEY": fmt.is_key,
+        "MODE": fmt.mode,
+        "BITS": fmt.bits if fmt.quantized else 0,
+        "GROUP": fmt.group_size,
+        "BLOCK": fmt.block,
+        "SINK": fmt.sink,
+        "RECENT": fmt.recent,
+        "D": head_dim,
+        "LO": low,
+        "COLS": columns,
+    }
+    return {prefix + name: value for name, value in constants.items()}
+
+
+def on_device(x: torch.Tensor):
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else _NoDevice()
+
+
+class _NoDevice:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *args) -> None:
+        return None

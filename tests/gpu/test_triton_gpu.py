@@ -1,0 +1,197 @@
+"""The Triton kernels on a CUDA device, over a sample of the product's range, against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from innerq_compile.kernels import reference
+from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.formats import MODES, blocks_for
+
+from ..kernels.strategies import make_format
+from ..kernels.triton_cases import Attention, assert_repeatable, assert_same_cache, clone, make_cache
+
+pytestmark = pytest.mark.gpu
+pytest.importorskip("triton")
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+HEAD_DIMS = (64, 80, 96, 128, 256)
+SAMPLES = 28
+
+
+def sampled_attentions(count: int, seed: int = 5) -> list[Attention]:
+    """Cases that between them take every value of every parameter several times."""
+    rng = random.Random(seed)
+
+    def deck(*values):
+        """Each value equally often, in random order."""
+        while True:
+            yield from rng.sample(values, len(values))
+
+    head_dims, dtypes = deck(*HEAD_DIMS), deck(F16, BF16, F32)
+    k_modes, v_modes = deck(*MODES), deck(*MODES)
+    k_bits, v_bits = deck(2, 3, 4, 5, 6, 7, 8), deck(2, 3, 4, 5, 6, 7, 8)
+    windows, groups = deck((32, 96), (4, 20), (0, 0), (5, 128)), deck((1, 1), (4, 1), (3, 1), (8, 2), (2, 9), (16, 1))
+    batches, tokens = deck(1, 2, 8), deck(4096, 1000, 333, 40)
+    masks, v_groups = deck("none", "none", "bool", "added", "added-heads"), deck(32, 32, 64, 128)
+    scales = deck(None, None, "float32")
+    cases = []
+    for _ in range(count):
+        dtype, head_dim, (sink, recent) = next(dtypes), next(head_dims), next(windows)
+        scale = next(scales)
+        key = make_format("key", next(k_bits), next(k_modes), 16 if head_dim == 80 else 32, sink, recent, dtype, scale)
+        value = make_format("value", next(v_bits), next(v_modes), next(v_groups), sink, recent, dtype, scale)
+        batch, length, (group, rows) = next(batches), next(tokens), next(groups)
+        cases.append(
+            Attention(
+                key, value, dtype, batch, 8 if batch < 8 else 4, group, rows, length, head_dim,
+                padded=rng.random() < 0.5, mask=next(masks), causal=rng.random() < 0.7,
+                softcap=rng.choice([0.0, 0.0, 20.0]), sinks=rng.random() < 0.3,
+                keep=length - 37 if rng.random() < 0.2 else None, room=rng.choice([0, 1, 100]),
+            )
+        )  # fmt: skip
+    return cases
+
+
+def preset(name: str, dtype=F16):
+    bits = {"base": (3, 3), "small": (3, 2), "int4": (4, 4), "two": (2, 2), "lossless": (3, 3)}[name]
+    mode = "none" if name == "lossless" else "signed"
+    sides = (make_format(role, b, mode, dtype=dtype) for role, b in zip(("key", "value"), bits, strict=True))
+    return dict(zip(("k_fmt", "v_fmt"), sides, strict=True), dtype=dtype)
+
+
+PRESETS = [
+    Attention(**preset(name, dtype), batch=batch, heads=8, group=group, tokens=4096, head_dim=head_dim, room=0)
+    for name, dtype, batch, group, head_dim in [
+        ("base", F16, 4, 4, 128),
+        ("base", BF16, 8, 4, 128),
+        ("small", F16, 2, 1, 128),
+        ("int4", F16, 4, 4, 128),
+        ("two", F16, 1, 8, 128),
+        ("base", F16, 2, 3, 64),
+        ("int4", BF16, 2, 2, 256),
+        ("lossless", BF16, 2, 4, 128),
+        ("lossless", F32, 2, 4, 64),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", PRESETS + sampled_attentions(SAMPLES), ids=lambda case: case.id)
+def test_attention_is_the_reference(case):
+    case.check("cuda", torch.Generator().manual_seed(1), repeat=True)
+
+
+def sides_of(head_dim: int, dtype, index: int):
+    modes = itertools.islice(itertools.cycle(MODES), index, None)
+    for role, bits in (("key", 2 + index % 7), ("value", 2 + (index + 3) % 7)):
+        group = 16 if head_dim == 80 and role == "key" else 32
+        yield make_format(role, bits, next(modes), group, (32, 0, 5)[index % 3], (96, 31, 0)[index % 3], dtype)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "index"),
+    [(d, t, i) for i, (d, t) in enumerate(itertools.product(HEAD_DIMS, (F16, BF16, F32)))],
+    ids=str,
+)
+def test_caches_are_the_reference(head_dim, dtype, index):
+    """Prefill, then appends of one and of several tokens, both sides in one call."""
+    batch, heads, tokens = (4, 4, 1100) if index % 2 else (8, 2, 333)
+    formats = tuple(sides_of(head_dim, dtype, index))
+    start = torch.randint(0, tokens, (batch,), dtype=torch.int32).cuda()
+    start[0] = 0
+    sides, expected = [], []
+    for fmt in formats:
+        x = torch.randn(batch, tokens, heads, head_dim).to(dtype).cuda().transpose(1, 2)
+        mean = norm = None
+        if fmt.is_key:
+            mean = torch.randn(batch, heads, head_dim).cuda()
+            norm = torch.rand(batch, heads, head_dim).cuda() + 0.5
+        capacity = blocks_for(fmt, tokens) + 6
+        cache = kernels.prefill(x, start, mean, norm, capacity, fmt)
+        # the reference on the CPU: on a GPU torch divides by a constant with its reciprocal
+        arguments = (None if t is None else t.cpu() for t in (x, start, mean, norm))
+        assert_same_cache(cache, [t.cuda() for t in reference.prefill(*arguments, capacity, fmt)], fmt, head_dim)
+        assert_repeatable(lambda x=x, m=mean, n=norm, c=capacity, f=fmt: kernels.prefill(x, start, m, n, c, f), fmt)
+        sides.append(cache)
+        expected.append(clone(cache))
+    for count in (1, 31, 1, 70):
+        new = [torch.randn(batch, count, heads, head_dim).to(dtype).cuda().transpose(1, 2) for _ in formats]
+        kernels.append_(tuple(zip(sides, new, formats, strict=True)))
+        for cache, other, x, fmt in zip(sides, expected, new, formats, strict=True):
+            reference.append_(*other, x, fmt)
+            assert_same_cache(cache, other, fmt, head_dim)
+
+
+@pytest.mark.parametrize("role", ["key", "value"])
+@pytest.mark.parametrize("prompt", [1, 127, 160, 500])
+def test_append_continues_prefill_bit_for_bit(role, prompt):
+    fmt = make_format(role, 3)
+    x = torch.randn(2, 4, 3000, 128, dtype=F16, device="cuda")
+    start = torch.zeros(2, dtype=torch.int32, device="cuda")
+    capacity = blocks_for(fmt, 3000)
+    once = kernels.prefill(x, start, None, None, capacity, fmt)
+    steps = kernels.prefill(x[:, :, :prompt], start, None, None, capacity, fmt)
+    for first, last in ((prompt, prompt + 1), (prompt + 1, prompt + 200), (prompt + 200, 3000)):
+        kernels.append_(((steps, x[:, :, first:last], fmt),))
+    assert_same_cache(steps, once, fmt, 128, flips=0.0)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_a_cuda_graph_serves_all_lengths(dtype):
+    """A step captured once and replayed across flushes; nothing in it waits for the device."""
+    batch, heads, group, head_dim, prompt, steps = 2, 2, 4, 128, 150, 70
+    formats = tuple(make_format(role, 3, dtype=dtype) for role in ("key", "value"))
+    prompts = [torch.randn(batch, heads, prompt, head_dim, device="cuda", dtype=dtype) for _ in formats]
+    start = torch.tensor([0, 20], dtype=torch.int32)
+    caches = [make_cache(x, fmt, start, room=8) for x, fmt in zip(prompts, formats, strict=True)]
+    expected = [clone(cache) for cache in caches]
+    query = torch.empty(batch, heads * group, 1, head_dim, device="cuda", dtype=dtype)
+    new = [torch.empty(batch, heads, 1, head_dim, device="cuda", dtype=dtype) for _ in formats]
+
+    def step(pair):
+        kernels.append_(tuple(zip(pair, new, formats, strict=True)))
+        return kernels.decode_attention(query, *pair, None, head_dim**-0.5, True, 0.0, None, *formats)
+
+    warm = [clone(cache) for cache in caches]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(warm)
+        step(warm)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step(caches)
+    for _ in range(steps):
+        query.normal_()
+        for x in new:
+            x.normal_()
+        graph.replay()
+        for cache, x, fmt in zip(expected, new, formats, strict=True):
+            reference.append_(*cache, x, fmt)
+        wanted = reference.decode_attention(
+            query, *expected, None, head_dim**-0.5, True, 0.0, None, *formats, dtype=torch.float64
+        )
+        torch.testing.assert_close(out.double(), wanted, rtol=0.02, atol=0.004)
+    for cache, other, fmt in zip(caches, expected, formats, strict=True):
+        assert_same_cache(cache, other, fmt, head_dim)
+
+
+def test_addresses_beyond_two_to_the_31():
+    """Codes and windows of the last head lie beyond 2^31 elements of their tensor."""
+    k_fmt, v_fmt = make_format("key", 2, "none", sink=0, recent=0), make_format("value", 2, "none", sink=0, recent=0)
+    heads, tokens, head_dim = 136, 1024 * 62, 256
+    blocks = tokens // 32
+    assert heads * blocks * 32 * head_dim > 2**31
+    caches = [reference.empty_cache(fmt, 1, heads, head_dim, blocks + 1, F16, "cuda") for fmt in (k_fmt, v_fmt)]
+    tail = torch.randn(2, 1, heads, tokens, head_dim, dtype=F16, device="cuda")[:, :, -2:]
+    for cache, y in zip(caches, tail, strict=True):
+        cache[3][..., 1:3] = tokens
+        cache[0][:, -2:, :blocks] = y.reshape(1, 2, blocks, -1)
+    query = torch.randn(1, heads, 1, head_dim, dtype=F16, device="cuda")
+    out = kernels.decode_attention(query, *caches, None, 1.0, False, 0.0, None, k_fmt, v_fmt)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query[:, -2:], *tail, scale=1.0)
+    torch.testing.assert_close(out[:, -2:], wanted, rtol=0.02, atol=0.02)

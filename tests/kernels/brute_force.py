@@ -1,0 +1,198 @@
+"""The quantizer and the cache once more, written from their description and not from the code, slow and in numpy.
+
+Everything is a loop over one group, one token, one head. Nothing here imports the package.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+SMALLEST_NORMAL_FLOAT32 = float(np.finfo(np.float32).tiny)
+LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": float(np.array([0x7F7F0000], dtype=np.uint32).view(np.float32)[0]),
+    "float32": LARGEST_FLOAT32,
+}
+
+
+def round_to(x, name: str):
+    """A number rounded to nearest even in the named 16-bit (or 32-bit) format."""
+    x = np.float32(x)
+    if name == "float32" or np.isnan(x):
+        return x
+    if name == "float16":
+        return np.float32(np.float16(x))
+    word = int(np.array([x], dtype=np.float32).view(np.uint32)[0])
+    word = (word + 0x7FFF + ((word >> 16) & 1)) & 0xFFFF0000
+    return np.array([word], dtype=np.uint32).view(np.float32)[0]
+
+
+def clip(x, largest):
+    return x if np.isnan(x) else min(max(x, type(x)(-largest)), type(x)(largest))
+
+
+def _codes(group, scale, zero, low: int, high: int):
+    number = group.dtype.type
+    if abs(scale) < SMALLEST_NORMAL_FLOAT32:
+        return [0] * len(group), number(0)
+    out = []
+    for x in group:
+        ratio = (x - zero) / scale if zero is not None else x / scale
+        out.append(0 if np.isnan(ratio) else int(np.rint(min(max(ratio, number(low)), number(high)))))
+    return out, scale
+
+
+@dataclass
+class Group:
+    """What one group becomes: ``decoded[i] = signed[i] * scale + zero``, stored code ``signed[i] + offset``."""
+
+    signed: list
+    scale: float
+    zero: float | None
+    offset: int
+
+    @property
+    def stored(self) -> list:
+        return [code + self.offset for code in self.signed]
+
+    def decode(self, number=np.float64) -> np.ndarray:
+        zero = number(0) if self.zero is None else number(self.zero)
+        return np.array([number(code) * number(self.scale) + zero for code in self.signed], dtype=number)
+
+
+def quantize_group(group, mode: str, bits: int, scale_dtype: str) -> Group:
+    """One group of float32 or float64 numbers, in the arithmetic of its dtype.
+
+    symmetric   scale = max|x| / m,              codes -m .. m with m = 2^(b-1) - 1
+    signed      scale = -(extreme x) / 2^(b-1),  codes -2^(b-1) .. 2^(b-1) - 1
+    asymmetric  scale = (max - min) / (2^b - 1), codes 0 .. 2^b - 1, zero = min
+    hybrid      the better of signed (its zero written as -2^(b-1) scales) and asymmetric, by squared error
+    """
+    number = group.dtype.type
+    with np.errstate(all="ignore"):
+        return _quantize_group(
+            np.array([clip(x, np.finfo(number).max) for x in group], number), mode, bits, scale_dtype
+        )
+
+
+def _quantize_group(group, mode, bits, scale_dtype) -> Group:
+    number = group.dtype.type
+    half, levels = 1 << (bits - 1), (1 << bits) - 1
+    broken = bool(np.isnan(group).any())
+    largest = number("nan") if broken else group.max()
+    smallest = number("nan") if broken else group.min()
+
+    def stored(scale, reach):
+        """Rounded as it is kept; never so large that ``reach`` of it is no number."""
+        return number(round_to(clip(number(scale), LARGEST[scale_dtype] / reach), scale_dtype))
+
+    if mode == "symmetric":
+        m = half - 1
+        extreme = max(abs(largest), abs(smallest)) if not broken else largest
+        scale = stored(extreme / number(m), m)
+        codes, scale = _codes(group, scale, None, -m, m)
+        return Group(codes, scale, None, half)
+
+    extreme = largest if largest > -smallest else smallest
+    short = scale_dtype == "float16"  # decoding is float32, which has room for any code of a float16 scale
+    signed_scale = stored(-extreme / number(half), 2 * half if mode == "hybrid" and not short else half)
+    codes, signed_scale = _codes(group, signed_scale, None, -half, half - 1)
+    signed = Group(codes, signed_scale, None, half)
+    if mode == "signed":
+        return signed
+
+    zero = number(round_to(clip(smallest, LARGEST[scale_dtype]), scale_dtype))
+    scale = stored(largest / number(levels) - smallest / number(levels), 1 if short else levels)
+    codes, scale = _codes(group, scale, zero, 0, levels)
+    asymmetric = Group(codes, scale, zero, 0)
+    if mode == "asymmetric":
+        return asymmetric
+
+    shifted = Group(signed.stored, signed.scale, number(round_to(-half * signed.scale, scale_dtype)), 0)
+    errors = [number(np.square(way.decode(number) - group).sum()) for way in (shifted, asymmetric)]
+    return shifted if errors[0] <= errors[1] else asymmetric
+
+
+def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, scale_dtype: str) -> np.ndarray:
+    """Decoded numbers of a block ``[tokens, D]`` (float32): what a reader of the cache may see of it."""
+    block = np.asarray(block, dtype=np.float32)
+    out = np.empty_like(block)
+    tokens, head_dim = block.shape
+    if key:
+        places = [
+            (slice(t, t + 1), slice(c, c + group_size)) for t in range(tokens) for c in range(0, head_dim, group_size)
+        ]
+    else:
+        places = [
+            (slice(t, t + group_size), slice(c, c + 1)) for t in range(0, tokens, group_size) for c in range(head_dim)
+        ]
+    for place in places:
+        group = block[place].reshape(-1)
+        if mode == "none":
+            out[place] = block[place]
+        else:
+            decoded = quantize_group(group, mode, bits, scale_dtype).decode(np.float32)
+            out[place] = decoded.reshape(block[place].shape)
+    return out
+
+
+@dataclass
+class Sequence:
+    """One head of one sequence, as a list of tokens: the model that the cache's storage is held to.
+
+    The first ``sink`` tokens and the last ``recent`` to ``recent + block - 1`` stay as they came. In between, blocks
+    of tokens are quantized as soon as ``recent`` tokens follow them.
+    """
+
+    sink: int
+    recent: int
+    block: int
+    quantize: dict
+    window_round: object = None  # rounds decoded tokens that move back into the window
+    tokens: list = field(default_factory=list)
+    boundary: int = -1  # first token behind the quantized region
+
+    def __post_init__(self):
+        self.boundary = self.sink
+
+    def append(self, token) -> None:
+        self.tokens.append(np.asarray(token, dtype=np.float32))
+        if len(self.tokens) == self.boundary + self.recent + self.block:
+            inside = slice(self.boundary, self.boundary + self.block)
+            self.tokens[inside] = list(quantize_block(np.stack(self.tokens[inside]), **self.quantize))
+            self.boundary += self.block
+
+    def truncate(self, length: int) -> None:
+        """Tokens from ``length`` on are forgotten; a block that this cuts goes back to the window as it was read."""
+        length = max(0, min(length, len(self.tokens)))
+        del self.tokens[length:]
+        if length < self.boundary:
+            blocks = max(0, math.floor((length - self.sink) / self.block))
+            self.boundary = self.sink + blocks * self.block
+            self.tokens[self.boundary :] = [self.window_round(token) for token in self.tokens[self.boundary :]]
+
+
+def attention(query, keys, values, *, scale, visible, bias=None, softcap=0.0, sink_logit=None) -> np.ndarray:
+    """One query ``[D]`` against ``keys, values [S, D]`` in float64; ``visible [S]`` bool, ``bias [S]`` additive."""
+    scores = []
+    for position in range(len(keys)):
+        if not visible[position]:
+            continue
+        score = float(np.dot(query.astype(np.float64), keys[position].astype(np.float64))) * scale
+        score = softcap * math.tanh(score / softcap) if softcap else score
+        score += float(bias[position]) if bias is not None else 0.0
+        scores.append((position, score))
+    scores = [(position, score) for position, score in scores if score != -math.inf]
+    out = np.zeros(values.shape[-1], dtype=np.float64)
+    if not scores:
+        return out
+    top = max([score for _, score in scores] + ([float(sink_logit)] if sink_logit is not None else []))
+    total = math.exp(float(sink_logit) - top) if sink_logit is not None else 0.0
+    total += sum(math.exp(score - top) for _, score in scores)
+    for position, score in scores:
+        out += math.exp(score - top) / total * values[position].astype(np.float64)
+    return out

@@ -1,0 +1,52 @@
+"""Hypothesis strategies for cache formats, and small helpers that the kernel tests share."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from innerq_compile.kernels.formats import GROUP_SIZES, MODES, CacheFormat
+
+#: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.
+HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 272)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+QUANTIZED_MODES = tuple(mode for mode in MODES if mode != "none")
+SCALE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "bfloat16"}
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def make_format(
+    role="key", bits=3, mode="signed", group_size=32, sink=32, recent=96, dtype=torch.float16, scale_dtype=None
+) -> CacheFormat:
+    return CacheFormat(role, bits, mode, group_size, sink, recent, scale_dtype or SCALE_NAMES[dtype])
+
+
+def preset_like(role: str, dtype: torch.dtype = torch.float16) -> CacheFormat:
+    """A side of the format that issue 2 states its memory budget for."""
+    return make_format(role, dtype=dtype)
+
+
+@st.composite
+def formats(draw, head_dim: int, roles=("key", "value"), modes=MODES, max_window: int = 96, dtype=torch.float16):
+    """Any format that fits a head of ``head_dim`` channels."""
+    role = draw(st.sampled_from(roles))
+    sizes = [size for size in GROUP_SIZES if role == "value" or head_dim % size == 0]
+    return make_format(
+        role,
+        draw(st.integers(2, 8)),
+        draw(st.sampled_from(modes)),
+        draw(st.sampled_from(sizes)),
+        draw(st.sampled_from([0, 1, 4, 32])),
+        draw(st.integers(0, max_window)),
+        dtype,
+    )
+
+
+def bits_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Same shape, dtype and bits, whichever NaN it is."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape and a.dtype == b.dtype, f"{a.dtype} {tuple(a.shape)} is not {b.dtype} {tuple(b.shape)}"
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,191 @@
+"""Caches and calls that the Triton tests share, on the interpreter (``tests/kernels``) and on a GPU (``tests/gpu``)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.formats import CacheFormat, blocks_for
+
+#: RMS of the error relative to the RMS of the result. float16: operands are cut and the result is rounded to 11 bits,
+#: bfloat16: the result is rounded to 8.
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 6e-3, torch.float32: 1e-5}
+
+
+def rms_ratio(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    expected = expected.double()
+    error = (actual.double() - expected).square().mean().sqrt()
+    return float(error / expected.square().mean().sqrt().clamp(min=1e-30))
+
+
+def clone(cache):
+    return tuple(tensor.clone() for tensor in cache)
+
+
+def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
+    """Which slots of a window hold a token, ``[B, H, sink + ring]``."""
+    length = state[..., layout.LENGTH, None]
+    slots = torch.arange(fmt.window, device=state.device)
+    first = reference.quantized_blocks(state, fmt)[..., None] * fmt.block  # counted from behind the sinks
+    token = fmt.sink + first + (slots - fmt.sink - first) % fmt.ring
+    return torch.where(slots < fmt.sink, slots < length, token < length)
+
+
+def poison_(cache, fmt: CacheFormat) -> None:
+    """NaN (or all ones) into everything that holds no token, in place: none of it may reach a result."""
+    codes, scales, window, state = cache
+    blocks = reference.quantized_blocks(state, fmt)[..., None]
+    spare = torch.arange(codes.shape[2], device=codes.device) >= blocks
+    codes.masked_fill_(spare[..., None], float("nan") if codes.is_floating_point() else -1)
+    scales.masked_fill_(spare[..., None], float("nan"))
+    window.masked_fill_(~held_slots(state, fmt)[..., None], float("nan"))
+
+
+def make_cache(x: torch.Tensor, fmt: CacheFormat, start: torch.Tensor | None = None, room: int = 2, keep=None):
+    """A reference cache of ``x [B, H, S, D]`` with ``room`` spare blocks, cropped to ``keep`` tokens, poisoned."""
+    start = torch.zeros(x.shape[0], dtype=torch.int32) if start is None else start
+    cache = reference.prefill(x, start.to(x.device), None, None, blocks_for(fmt, x.shape[2]) + room, fmt)
+    if keep is not None:
+        reference.truncate_(*cache, keep, fmt)
+    poison_(cache, fmt)
+    return cache
+
+
+def assert_same_cache(actual, expected, fmt: CacheFormat, head_dim: int, flips: float = 2e-3) -> None:
+    """Equal state and windows, equal codes and scales in the quantized region.
+
+    The kernel may round a tie the other way (a sum taken in another order, a division by a constant), so a share of
+    ``flips`` of the codes may differ by one step.
+    """
+    state = expected[3]
+    torch.testing.assert_close(actual[3], state, rtol=0, atol=0)
+    held = held_slots(state, fmt)
+    torch.testing.assert_close(actual[2][held], expected[2][held], rtol=0, atol=0, equal_nan=True)
+    blocks = reference.quantized_blocks(state, fmt)[..., None]
+    used = torch.arange(expected[0].shape[2], device=state.device) < blocks
+    if not used.any():
+        return
+    if not fmt.quantized:
+        torch.testing.assert_close(actual[0][used], expected[0][used], rtol=0, atol=0, equal_nan=True)
+        return
+    ours, theirs = (layout.unpack(cache[0][used], fmt, head_dim) for cache in (actual, expected))
+    same_scale = (actual[1][used] == expected[1][used]) | (actual[1][used].isnan() & expected[1][used].isnan())
+    assert (~same_scale).float().mean() <= flips, f"{(~same_scale).float().mean():.2%} of the scales differ"
+    differs = ours != theirs
+    assert differs.float().mean() <= flips, f"{differs.float().mean():.2%} of the codes differ"
+    if same_scale.all():
+        assert (ours - theirs).abs().max() <= 1
+
+
+def assert_repeatable(make, fmt: CacheFormat) -> None:
+    """Two runs write the same bits, in all that holds a token."""
+    first, second = make(), make()
+    for cache in (first, second):
+        codes, scales, window, state = cache
+        spare = torch.arange(codes.shape[2], device=codes.device) >= reference.quantized_blocks(state, fmt)[..., None]
+        codes.masked_fill_(spare[..., None], 0)
+        scales.masked_fill_(spare[..., None], 0)
+        window.masked_fill_(~held_slots(state, fmt)[..., None], 0)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """One call of decode attention, its id and how to make it."""
+
+    k_fmt: CacheFormat
+    v_fmt: CacheFormat
+    dtype: torch.dtype = torch.float16
+    batch: int = 2
+    heads: int = 1
+    group: int = 2
+    rows: int = 1
+    tokens: int = 140
+    head_dim: int = 64
+    value_dim: int | None = None
+    padded: bool = False
+    keep: int | None = None
+    mask: str = "none"
+    causal: bool = True
+    softcap: float = 0.0
+    sinks: bool = False
+    room: int = 2
+
+    @property
+    def id(self) -> str:
+        def side(fmt):
+            zero = "" if fmt.scale_dtype in str(self.dtype) else "-" + fmt.scale_dtype
+            return f"{fmt.mode[:3]}{fmt.bits}g{fmt.group_size}s{fmt.sink}r{fmt.recent}{zero}"
+
+        parts = [f"K{side(self.k_fmt)}", f"V{side(self.v_fmt)}", str(self.dtype).split(".")[-1]]
+        parts.append(f"B{self.batch}-H{self.heads}-G{self.group}-N{self.rows}-T{self.tokens}-D{self.head_dim}")
+        parts += [f"Dv{self.value_dim}"] if self.value_dim else []
+        parts += ["padded"] if self.padded else []
+        parts += [f"keep{self.keep}"] if self.keep is not None else []
+        parts += [self.mask] if self.mask != "none" else []
+        parts += ["causal"] if self.causal and self.rows > 1 else []
+        parts += [f"cap{self.softcap:g}"] if self.softcap else []
+        parts += ["sinks"] if self.sinks else []
+        return "-".join(parts)
+
+    def arguments(self, device: str, generator: torch.Generator):
+        """Arguments of ``decode_attention``, on ``device``."""
+
+        def normal(*shape):
+            return torch.randn(shape, generator=generator).to(self.dtype)
+
+        value_dim = self.value_dim or self.head_dim
+        q_heads = self.heads * self.group
+        start = torch.zeros(self.batch, dtype=torch.int32)
+        if self.padded:
+            start = torch.randint(0, self.tokens, (self.batch,), generator=generator, dtype=torch.int32)
+            start[0] = 3
+        caches = []
+        for fmt, width in ((self.k_fmt, self.head_dim), (self.v_fmt, value_dim)):
+            x = normal(self.batch, self.heads, self.tokens, width).to(device)
+            caches.append(make_cache(x, fmt, start, self.room, self.keep))
+        # not contiguous, as the query of a model is not: [B, N, Hq, D] seen as [B, Hq, N, D]
+        query = normal(self.batch, self.rows, q_heads, self.head_dim).transpose(1, 2).to(device)
+        total = self.tokens if self.keep is None else self.keep
+        mask = None
+        if self.mask == "bool":
+            mask = torch.rand((self.batch, 1, self.rows, total), generator=generator) < 0.7
+        elif self.mask == "added":
+            mask = normal(self.batch, 1, 1, total)
+        elif self.mask == "added-heads":
+            mask = normal(q_heads, self.rows, total + 5).float()
+        elif self.mask == "nothing":
+            mask = torch.zeros((1, 1, self.rows, 1), dtype=torch.bool)
+        sinks = torch.randn(q_heads, generator=generator).to(self.dtype).to(device) if self.sinks else None
+        return (
+            query, *caches, None if mask is None else mask.to(device), self.head_dim**-0.5,
+            self.causal, self.softcap, sinks, self.k_fmt, self.v_fmt,
+        )  # fmt: skip
+
+    def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:
+        """The kernel against the reference in float64; ``repeat`` it to see the same bits again."""
+        from innerq_compile.kernels.triton import attention
+
+        arguments = self.arguments(device, generator)
+        assert kernels.supports_decode(*arguments)
+        before = [clone(cache) for cache in arguments[1:3]]
+        actual = attention.decode_attention(*arguments, **options)
+        assert actual.dtype == self.dtype
+        expected = reference.decode_attention(*arguments, dtype=torch.float64)
+        assert actual.shape == expected.shape
+        for cache, copy in zip(arguments[1:3], before, strict=True):
+            for a, b in zip(cache, copy, strict=True):
+                assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), "attention wrote to its cache"
+        if self.mask == "nothing" and not self.sinks:
+            assert not actual.any()
+            return
+        assert torch.equal(actual.isnan(), expected.isnan())
+        ratio = rms_ratio(actual, expected)
+        assert ratio < TOLERANCE[self.dtype], f"error {ratio:.2e}"
+        if not repeat:
+            return
+        again = attention.decode_attention(*arguments, **options)
+        assert torch.equal(actual.view(torch.uint8), again.view(torch.uint8)), "two runs differ"

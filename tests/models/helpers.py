@@ -1,0 +1,110 @@
+"""Tiny random decoders from transformers, and the two things a compiled generate() is held to."""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from innerq_compile import InnerQConfig, InnerQTensor
+
+
+def tiny_llama(*, heads=4, kv_heads=2, head_dim=64, layers=1, attn="sdpa", dtype=torch.float32, seed=0):
+    """A Llama with random weights that are large enough for its logits to differ clearly."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=16 * heads,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=61,
+        attn_implementation=attn,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval().to(dtype)
+
+
+def prompt(batch: int, tokens: int, padding: tuple[int, ...] = (), *, vocab: int = 61, device="cpu"):
+    """Random token ids ``[batch, tokens]`` and their mask; sequence b is padded on the left by ``padding[b]``."""
+    ids = torch.randint(1, vocab, (batch, tokens))
+    mask = torch.ones_like(ids)
+    for row, count in enumerate(padding):
+        mask[row, :count] = 0
+    return {"input_ids": (ids * mask).to(device), "attention_mask": mask.to(device)}
+
+
+def generate(model, inputs, new_tokens: int, **kwargs):
+    """Greedy ``generate()`` of exactly ``new_tokens`` tokens; logits ``[B, new_tokens, vocab]``, the cache."""
+    out = model.generate(
+        **inputs,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **kwargs,
+    )
+    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+    return tokens, torch.stack(out.logits, dim=1).float(), out.past_key_values
+
+
+@torch.no_grad()
+def reference_logits(model, inputs, tokens: torch.Tensor, config: InnerQConfig) -> torch.Tensor:
+    """Logits of the method without a compiler: exact prefill, then one token at a time over quantized caches.
+
+    ``model`` runs eagerly; ``tokens [B, N]`` are fed as they are. The caches are InnerQTensors, which append and
+    dequantize for themselves, and attention is the model's own, on dense tensors.
+    """
+    mask = inputs["attention_mask"]
+    cache = DynamicCache()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True)
+    start = mask.eq(0).sum(1)
+    for layer in cache.layers:
+        layer.keys = InnerQTensor.from_dense(layer.keys, config, role="key", start=start)
+        layer.values = InnerQTensor.from_dense(layer.values, config, role="value", start=start)
+    logits = [out.logits[:, -1]]
+    for index in range(tokens.shape[1] - 1):
+        mask = torch.cat((mask, mask.new_ones(mask.shape[0], 1)), 1)
+        out = model(
+            tokens[:, index : index + 1],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits.append(out.logits[:, -1])
+    return torch.stack(logits, dim=1).float()
+
+
+def assert_close_in_rms(logits, expected, dtype) -> None:
+    """Root mean square of the difference against that of the expected logits.
+
+    A single logit says little here: where two programs round a key differently, a code may fall on the other side of
+    a boundary, which moves one element of the cache by a whole step.
+    """
+    ratio = (logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    limit = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}[dtype]
+    assert ratio < limit, f"difference of {float(ratio):.4f} rms, allowed is {limit}"
+
+
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+
+
+def assert_same_tokens(tokens, logits, expected_tokens, expected_logits, dtype) -> None:
+    """Tokens equal, up to the first choice in a row that rounding in ``dtype`` may decide either way."""
+    tolerance = TOLERANCE[dtype] * expected_logits.abs().max()
+    for row in range(tokens.shape[0]):
+        different = (tokens[row] != expected_tokens[row]).nonzero()
+        end = int(different[0]) if len(different) else tokens.shape[1]
+        compared = slice(0, min(end + 1, tokens.shape[1]))
+        torch.testing.assert_close(
+            logits[row, compared], expected_logits[row, compared], atol=float(tolerance), rtol=0.0
+        )
+        if end < tokens.shape[1]:
+            assert dtype != torch.float32, f"row {row} differs at token {end}"
+            best = expected_logits[row, end].topk(2).values
+            assert best[0] - best[1] <= 2 * tolerance, f"row {row} differs at token {end}, where the choice is clear"
