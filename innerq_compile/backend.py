@@ -101,7 +101,8 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     if not context.rewritten and not context.caches:
         return compile_fx(gm, example_inputs, config_patches=inductor_options)
     _refuse_gradients(example_inputs)
-    inputs = [node.meta["example_value"] for cache in context.caches.values() for node in cache.nodes]
+    added = [*context.caches.values(), *(side for pair in context.shadows.values() for side in (pair.key, pair.value))]
+    inputs = [node.meta["example_value"] for cache in added for node in cache.nodes]
     dense = [value for value in example_inputs if not isinstance(value, InnerQTensor)]
     compiled = compile_fx(copy, [*dense, *inputs], config_patches=inductor_options)
     return CompiledGraph(compiled, context, gm)
@@ -140,7 +141,7 @@ def _report(context: PassContext) -> None:
     reasons = list(context.reasons)
     if not reasons and not context.rewritten:
         reasons.append(Reason("the graph holds no attention"))
-    kind = "decode" if context.caches else "prefill" if context.rewritten else "plain"
+    kind = "decode" if context.caches or context.shadows else "prefill" if context.rewritten else "plain"
     found = (
         len({*context.attentions}) + len(context.reasons) - sum(m not in context.rewritten for m in context.attentions)
     )

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
+from .shadow import ShadowReader
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 
@@ -19,9 +20,12 @@ class CompiledGraph:
 
     def __init__(self, compiled: Callable[..., Any], context: PassContext, original: GraphModule) -> None:
         self._compiled = compiled
+        sizes = _SizeReader(original)
+        self._shadows = [
+            ShadowReader(plan, original, context.config, sizes.reader) for plan in context.shadows.values()
+        ]
         caches = list(context.caches.values())
         self._dense_indices = _dense_indices(original, caches)
-        sizes = _SizeReader(original)
         counts = {plan.what.cache: plan.what.count for plan in context.outputs if isinstance(plan.what, Appended)}
         position = {cache: index for index, cache in enumerate(caches)}
         #: for each cache: its argument, how many tokens are appended (None: none), whether it has a mean, a norm
@@ -59,7 +63,13 @@ class CompiledGraph:
                 inputs.append(storage.mean)
             if norm is not None:
                 inputs.append(storage.norm)
+        shadows = [reader(args) for reader in self._shadows]
+        for shadow in shadows:
+            inputs += shadow.key.tensors().values()
+            inputs += shadow.value.tensors().values()
         results = self._compiled(*inputs)
+        for reader, shadow in zip(self._shadows, shadows, strict=True):
+            reader.followed(args, shadow)
         for storage, count in storages:
             if count:
                 storage.advance(count)

@@ -179,8 +179,11 @@ def _mark_growing(codes: torch.Tensor) -> None:
     codes._dynamo_weak_dynamic_indices = {2}
 
 
-def quantize(x, config, role, start=None) -> CacheStorage:
-    """A storage made of the dense ``x [B, H, S, D]``. ``start [B]`` counts padding tokens, None means none."""
+def quantize(x, config, role, start=None, capacity: int | None = None) -> CacheStorage:
+    """A storage made of the dense ``x [B, H, S, D]``.
+
+    ``start [B]`` counts padding tokens, None means none; ``capacity`` is the number of blocks, None takes what grows.
+    """
     fmt = config.format_for(role, x.shape[-1], x.dtype)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     mean = norm = None
@@ -190,7 +193,8 @@ def quantize(x, config, role, start=None) -> CacheStorage:
     elif role == "key" and config.has_key_statistics:
         mean, norm = torch.ops.innerq.key_statistics(x, start, config.centre_keys, config.normalize_keys)
     mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
-    capacity = formats.grown_capacity(x.shape[2] // fmt.block)
+    if capacity is None:
+        capacity = formats.grown_capacity(x.shape[2] // fmt.block)
     tensors = torch.ops.innerq.prefill(x, start, mean, norm, capacity, fmt.spec)
     return CacheStorage.adopt(fmt, tensors, mean, norm, x.shape[2])
 

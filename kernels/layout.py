@@ -19,10 +19,14 @@ sixteen positions of such a slice are the *lanes*. A 32-bit word belongs to two 
 masking a field of the word in place yields a pair of operands as the tensor core wants them. The sixteen *fields* of a
 lane are sixteen (slice, column) pairs; they fill ``bits`` halves:
 
-* keys: ``channel = (slice_hi, slice_lo, lane)``, ``token = (token_sub, token_lo)``, field = ``(slice_lo, token_sub)``,
+* keys: ``channel = (slice_hi, slice_lo, lane)``, ``token = (token_sub, token_lo)``, field = ``(token_sub, slice_lo)``,
   words ``[slice_hi, lane / 2, bits, token_lo]``;
 * values: ``token = (slice, lane)``, ``channel = (channel_sub, channel_lo)``, field = ``(slice, channel_sub)``,
   words ``[lane / 2, bits, channel_lo]``.
+
+The index that is contracted last goes first in the field (sub-ranges of tokens for keys, slices of tokens for values):
+fields f and f + 8 then lie at the same bit of their halves, so that what a field's position is worth depends on the
+query slice alone, or on the channel alone, and costs the kernels nothing (``docs/kernels.md``).
 
 Fields that do not fit a half whole (16 is not a multiple of 3, 5, 6, 7) are spread over the spare bits of the halves,
 see :func:`field_bits`: 16 codes of b bits always take exactly b halves.
@@ -114,7 +118,7 @@ def _to_fields(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
         hi, lo = key_slices(head_dim)
         subs = 16 // lo
         x = codes.reshape(n, subs, block // subs, hi, lo, LANES // 2, 2)
-        x = x.permute(0, 3, 5, 2, 6, 4, 1)  # [n, hi, pair, token_lo, half, slice_lo, token_sub]
+        x = x.permute(0, 3, 5, 2, 6, 1, 4)  # [n, hi, pair, token_lo, half, token_sub, slice_lo]
         return x.reshape(n, hi, LANES // 2, block // subs, 2, 16)
     slices = block // LANES
     subs = 16 // slices
@@ -129,8 +133,8 @@ def _from_fields(fields: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch
     if fmt.is_key:
         hi, lo = key_slices(head_dim)
         subs = 16 // lo
-        x = fields.reshape(n, hi, LANES // 2, block // subs, 2, lo, subs)
-        return x.permute(0, 6, 3, 1, 5, 2, 4).reshape(n, block, head_dim)
+        x = fields.reshape(n, hi, LANES // 2, block // subs, 2, subs, lo)
+        return x.permute(0, 5, 3, 1, 6, 2, 4).reshape(n, block, head_dim)
     slices = block // LANES
     subs = 16 // slices
     x = fields.reshape(n, LANES // 2, head_dim // subs, 2, slices, subs)

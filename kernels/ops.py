@@ -31,6 +31,10 @@ SCHEMAS = {
     ),
     "append_one_": f"({_CACHE_MUT.format('', *'abcd')}, Tensor x, str format) -> ()",
     "truncate_": f"({_CACHE_MUT.format('', *'abcd')}, SymInt length, str format) -> ()",
+    "rewind_": (
+        f"({_CACHE_MUT.format('k_', *'abcd')}, {_CACHE_MUT.format('v_', *'efgh')},"
+        " Tensor position, str k_format, str v_format) -> ()"
+    ),
     "decode_attention": (
         f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? sink_logits,"
         " float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
@@ -150,6 +154,36 @@ def truncate_(codes, scales, window, state, length, format):
 
 
 @_fake("truncate_")
+def _(*args):
+    return None
+
+
+@_impl("rewind_")
+def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, position, k_format, v_format):
+    """``truncate_`` for keys and values to a length on the device, the one element of ``position``.
+
+    A cache that is shorter already has missed tokens: an error on a CPU, a device-side assertion elsewhere.
+    """
+    position = position.reshape(())
+    for cache, fmt in (
+        ((k_codes, k_scales, k_window, k_state), k_format),
+        ((v_codes, v_scales, v_window, v_state), v_format),
+    ):
+        reached = cache[3][..., layout.START] + cache[3][..., layout.LENGTH]
+        if position.device.type == "cpu":
+            if bool((reached == position).all()):
+                continue
+            if bool((reached < position).any()):
+                raise RuntimeError(f"innerq: {_MISSED} (position {int(position)}, length {int(reached.min())})")
+        else:
+            torch._assert_async((reached >= position).all(), f"innerq: {_MISSED}")
+        reference.truncate_(*cache, position, CacheFormat.parse(fmt))
+
+
+_MISSED = "a static cache was written behind the tokens that it holds"
+
+
+@_fake("rewind_")
 def _(*args):
     return None
 

@@ -17,6 +17,7 @@ from .match_attention import match_attention
 from .match_cache import match_cache
 from .plan_outputs import plan_outputs
 from .quantize_prefill import quantize_prefill
+from .rewrite_buffer import rewrite_buffer
 from .rewrite_decode import rewrite_decode
 from .unwrap_caches import unwrap_caches
 
@@ -27,6 +28,7 @@ PASSES: tuple[Pass, ...] = (
     match_attention,  # find attentions: query, key, value, mask, scale
     match_cache,  # where their keys and values come from
     rewrite_decode,  # cache write + attention -> append_ + decode_attention
+    rewrite_buffer,  # attention over a buffer written in place -> over a quantized shadow of it
     quantize_prefill,  # fresh keys and values leave the graph quantized
     dequantize_rest,  # any other reader of a cache reads it dequantized
     plan_outputs,  # outputs of the new graph, and how the program's are made of them

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from ..kernels.formats import CacheFormat
+from .match_buffer import BufferUse
 
 
 class Config(Protocol):
@@ -36,12 +37,16 @@ class Reason:
         return f"{self.text} ({self.where})" if self.where else self.text
 
 
+class NoMatch(Exception):
+    """The reason why a place that looks like attention is none that is understood."""
+
+
 @dataclasses.dataclass(eq=False)
 class CacheInput:
     """A quantized cache among the inputs of a graph: its placeholder and those of its inner tensors."""
 
-    placeholder: Node
-    index: int  # position among the original inputs
+    placeholder: Node | None  # None for a shadow
+    index: int | None  # position among the original inputs
     format: CacheFormat
     codes: Node
     scales: Node
@@ -59,28 +64,77 @@ class CacheInput:
         return [node for node in (*self.four, self.mean, self.norm) if node is not None]
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskTerm:
+    """One of the masks and biases of an attention.
+
+    Attributes:
+        node: a tensor that broadcasts to the scores.
+        kind: ``add`` (to the scores), ``visible`` (boolean, True where a token is seen) or ``hidden`` (its opposite).
+        factor: of what is added.
+        dims: the axes of the scores' dimensions where it is applied, see ``attention/axes.py``.
+    """
+
+    node: Node
+    kind: str
+    factor: float
+    dims: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionAxes:
+    """What the dimensions of the tensors of an attention run over, see ``attention/axes.py``.
+
+    Attributes:
+        query, out: of the query and the output as the program has them.
+        batch, heads, rows, tokens, key_dim, value_dim: the axes of ``B``, ``Hq``, ``N``, ``S``, ``D``, ``Dv``.
+        sinks: of the sink logits.
+    """
+
+    query: Any
+    out: Any
+    batch: Any
+    heads: Any
+    rows: Any
+    tokens: Any
+    key_dim: Any
+    value_dim: Any
+    sinks: Any = None
+
+
 @dataclasses.dataclass(eq=False)
 class AttentionMatch:
     """One attention of the program.
+
+    Found by `match_attention` in whatever layout the program has it; `standard_form` brings query, output, mask and
+    sinks of those that will be rewritten into the layouts given here.
 
     Attributes:
         node: the node whose value is the attention output ``[B, Hq, N, Dv]``.
         query: ``[B, Hq, N, D]``.
         key, value: ``[B, H, S, D]``, before heads were repeated.
-        mask: additive or boolean, broadcasts to ``[B, Hq, N, S]``, or None.
         scale: the factor of the scores.
         is_causal: SDPA's flag, which aligns the first query with the first key.
         kind: ``sdpa`` or ``eager``.
+        axes: the layout of query, output, masks and sinks as found.
+        terms: the masks as found.
+        softcap: ``softcap * tanh(scores / softcap)`` where it is not 0.
+        sink_logits: logits ``[Hq]`` of a token without a value that every query sees, or None.
+        mask: all masks as one, additive or boolean, broadcasts to ``[B, Hq, N, S]``, or None.
     """
 
     node: Node
     query: Node
     key: Node
     value: Node
-    mask: Node | None
     scale: float
     is_causal: bool
     kind: str
+    axes: AttentionAxes
+    terms: tuple[MaskTerm, ...] = ()
+    softcap: float = 0.0
+    sink_logits: Node | None = None
+    mask: Node | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,10 +142,11 @@ class CacheUse:
     """How an attention comes by its keys (or values).
 
     Attributes:
-        kind: ``append`` (a quantized cache and new tokens behind it), ``read`` (a quantized cache as it is) or
-            ``fresh`` (computed in this graph, and leaving it).
+        kind: ``append`` (a quantized cache and new tokens behind it), ``read`` (a quantized cache as it is),
+            ``buffer`` (a dense buffer that is written in place) or ``fresh`` (computed in this graph, and leaving it).
         cache: the quantized cache of ``append`` and ``read``.
         new: the new tokens ``[B, H, N, D]`` of ``append``.
+        buffer: the buffer of ``buffer``.
         node: what the attention reads.
     """
 
@@ -99,6 +154,22 @@ class CacheUse:
     node: Node
     cache: CacheInput | None = None
     new: Node | None = None
+    buffer: BufferUse | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShadowInput:
+    """The quantized shadow of a pair of buffers, an input that the backend adds to the graph.
+
+    Attributes:
+        key, value: its inner tensors.
+        key_use, value_use: the buffers that it follows, and how they are written.
+    """
+
+    key: CacheInput
+    value: CacheInput
+    key_use: BufferUse
+    value_use: BufferUse
 
 
 # --- the plan of outputs --------------------------------------------------------------------------------------------
@@ -130,6 +201,7 @@ class PassContext:
     config: Config
     caches: dict[Node, CacheInput] = dataclasses.field(default_factory=dict)
     attentions: list[AttentionMatch] = dataclasses.field(default_factory=list)
+    shadows: dict[tuple[Node, Node], ShadowInput] = dataclasses.field(default_factory=dict)
     uses: dict[AttentionMatch, tuple[CacheUse, CacheUse]] = dataclasses.field(default_factory=dict)
     appended: dict[Node, Appended] = dataclasses.field(default_factory=dict)
     quantized: dict[Node, Quantized] = dataclasses.field(default_factory=dict)

@@ -21,11 +21,19 @@ _FUNCTIONS: dict[Any, str] = {
     torch._C._nn.scaled_dot_product_attention: "sdpa",
     torch.matmul: "matmul",
     operator.matmul: "matmul",
+    torch.bmm: "bmm",
+    torch.baddbmm: "baddbmm",
+    torch.einsum: "einsum",
+    torch.functional.einsum: "einsum",
     torch.softmax: "softmax",
     F.softmax: "softmax",
     torch.add: "add",
     operator.add: "add",
     operator.iadd: "add",
+    torch.sub: "sub",
+    torch.subtract: "sub",
+    operator.sub: "sub",
+    operator.isub: "sub",
     torch.mul: "mul",
     torch.multiply: "mul",
     operator.mul: "mul",
@@ -35,6 +43,22 @@ _FUNCTIONS: dict[Any, str] = {
     torch.true_divide: "div",
     operator.truediv: "div",
     operator.itruediv: "div",
+    torch.neg: "neg",
+    operator.neg: "neg",
+    torch.pow: "pow",
+    operator.pow: "pow",
+    torch.sqrt: "sqrt",
+    torch.rsqrt: "rsqrt",
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    torch.masked_fill: "masked_fill",
+    torch.where: "where",
+    torch.max: "max",
+    torch.amax: "amax",
+    torch.nan_to_num: "nan_to_num",
+    torch.tensor: "tensor",
+    torch.scalar_tensor: "tensor",
+    torch.full: "full",
     F.dropout: "dropout",
     torch.dropout: "dropout",
     torch.cat: "cat",
@@ -42,48 +66,98 @@ _FUNCTIONS: dict[Any, str] = {
     torch.concatenate: "cat",
     torch.transpose: "transpose",
     torch.swapaxes: "transpose",
+    torch.swapdims: "transpose",
     torch.permute: "permute",
+    torch.movedim: "movedim",
+    torch.moveaxis: "movedim",
     torch.reshape: "reshape",
+    torch.flatten: "reshape",
+    torch.unflatten: "reshape",
+    torch.squeeze: "reshape",
     torch.unsqueeze: "unsqueeze",
+    torch.broadcast_to: "expand",
     torch.repeat_interleave: "repeat_interleave",
+    torch.tile: "repeat",
+    torch.clone: "contiguous",
+    torch.detach: "contiguous",
     operator.getitem: "getitem",
+    getattr: "getattr",
 }
 
 _METHODS: dict[str, str] = {
     "matmul": "matmul",
     "__matmul__": "matmul",
+    "bmm": "bmm",
+    "baddbmm": "baddbmm",
     "softmax": "softmax",
     "add": "add",
     "add_": "add",
+    "sub": "sub",
+    "sub_": "sub",
     "mul": "mul",
     "mul_": "mul",
     "div": "div",
     "div_": "div",
+    "neg": "neg",
+    "pow": "pow",
+    "sqrt": "sqrt",
+    "rsqrt": "rsqrt",
+    "tanh": "tanh",
+    "tanh_": "tanh",
+    "masked_fill": "masked_fill",
+    "masked_fill_": "masked_fill",
+    "where": "where",
+    "max": "max",
+    "amax": "amax",
+    "nan_to_num": "nan_to_num",
     "transpose": "transpose",
     "swapaxes": "transpose",
+    "swapdims": "transpose",
     "permute": "permute",
+    "movedim": "movedim",
+    "moveaxis": "movedim",
     "reshape": "reshape",
     "view": "reshape",
+    "view_as": "reshape",
+    "reshape_as": "reshape",
+    "flatten": "reshape",
+    "unflatten": "reshape",
+    "squeeze": "reshape",
     "expand": "expand",
+    "expand_as": "expand",
+    "broadcast_to": "expand",
     "unsqueeze": "unsqueeze",
     "contiguous": "contiguous",
+    "clone": "contiguous",
+    "detach": "contiguous",
     "to": "to",
     "type": "to",
     "type_as": "to",
     "float": "to",
     "half": "to",
     "bfloat16": "to",
+    "double": "to",
     "repeat_interleave": "repeat_interleave",
+    "repeat": "repeat",
+    "tile": "repeat",
 }
 
 #: Names of the arguments behind the first, by operation, in order.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "sdpa": ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
     "matmul": ("input", "other"),
+    "bmm": ("input", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    "add": ("input", "other"),
+    "sub": ("input", "other"),
+    "masked_fill": ("input", "mask", "value"),
+    "max": ("input", "dim", "keepdim"),
+    "amax": ("input", "dim", "keepdim"),
     "softmax": ("input", "dim", "_stacklevel", "dtype"),
     "dropout": ("input", "p", "training", "inplace"),
     "cat": ("tensors", "dim"),
     "transpose": ("input", "dim0", "dim1"),
+    "movedim": ("input", "source", "destination"),
     "unsqueeze": ("input", "dim"),
     "repeat_interleave": ("input", "repeats", "dim"),
 }
@@ -130,8 +204,40 @@ def same_sizes(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
+def same_size(a: Any, b: Any) -> bool:
+    return same_sizes((a,), (b,))
+
+
 def is_output(node: Node) -> bool:
     return any(user.op == "output" for user in node.users)
+
+
+def constant(value: Any) -> float | None:
+    """The number that a value is known to be: a number, or a tensor of no dimensions that is made of numbers."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return float(value)
+    name = op_name(value)
+    if name is None or shape(value) != () or writes_to(value):
+        return None
+    if name == "tensor":
+        return constant(value.args[0]) if value.args else None
+    if name == "full":
+        return constant(value.args[1]) if len(value.args) > 1 else constant(value.kwargs.get("fill_value"))
+    numbers = [constant(arg) for arg in value.args[: 2 if name in ("mul", "div", "pow") else 1]]
+    if not is_pure(value) or any(number is None for number in numbers):
+        return None
+    try:
+        if name in ("sqrt", "rsqrt"):
+            return numbers[0] ** (0.5 if name == "sqrt" else -0.5)
+        if name == "to" and example(value).is_floating_point():
+            return numbers[0]
+        if name in ("mul", "div", "pow") and len(numbers) == 2:
+            return {"mul": operator.mul, "div": operator.truediv, "pow": operator.pow}[name](*numbers)
+    except (ArithmeticError, TypeError):
+        return None
+    return None
 
 
 def source_line(node: Node) -> str:
@@ -147,14 +253,42 @@ def source_line(node: Node) -> str:
 
 # --- changing graphs ------------------------------------------------------------------------------------------------
 
-_IN_PLACE = {operator.iadd, operator.imul, operator.itruediv}
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 _QUERIES = {"size", "numel", "nelement", "dim", "ndimension"}
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
+    """Whether an operation is known to have no effect but its result."""
     if node.op == "call_method":
         return node.target in _QUERIES or (op_name(node) is not None and not node.target.endswith("_"))
     return op_name(node) is not None and node.target not in _IN_PLACE
+
+
+def is_query(node: Node) -> bool:
+    """Whether a node only asks for sizes or other metadata of a tensor."""
+    if node.op == "call_method":
+        return node.target in _QUERIES
+    return op_name(node) == "getattr" and node.args[1] in ("shape", "dtype", "device", "ndim", "is_cuda")
+
+
+def writes_to(node: Node) -> list[Node]:
+    """The users that change the value of a node in place."""
+    return [user for user in node.users if _writes(user, node)]
+
+
+def _writes(user: Node, node: Node) -> bool:
+    if user.kwargs.get("out") is node:
+        return True
+    if not user.args or user.args[0] is not node:
+        return False
+    if user.op == "call_method":
+        return user.target.endswith("_") and not user.target.endswith("__")
+    if user.op != "call_function":
+        return False
+    name = getattr(user.target, "__name__", "")
+    return user.target in _IN_PLACE or name in ("setitem", "iand", "ior", "ixor") or (
+        name.endswith("_") and not name.endswith("__")
+    )
 
 
 def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
@@ -166,7 +300,7 @@ def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
     erased = set()
     while pending:
         node = pending.pop()
-        if node in erased or node.users or not _is_pure(node):
+        if node in erased or node.users or not is_pure(node):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)

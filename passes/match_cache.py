@@ -11,11 +11,12 @@ from torch.fx import GraphModule, Node
 
 from .context import CacheUse, PassContext, Reason
 from .graph_utils import argument, is_output, op_name, shape, source_line
+from .match_buffer import NoBuffer, buffer_use, is_written
 
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     for match in context.attentions:
-        key, value = _use(match.key, context), _use(match.value, context)
+        key, value = (_use(gm, node, context) for node in (match.key, match.value))
         where = source_line(match.node)
         for side, use in (("keys", key), ("values", value)):
             if isinstance(use, str):
@@ -29,7 +30,7 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _use(node: Node, context: PassContext) -> CacheUse | str:
+def _use(gm: GraphModule, node: Node, context: PassContext) -> CacheUse | str:
     if node in context.caches:
         return CacheUse("read", node, cache=context.caches[node])
     if op_name(node) == "cat":
@@ -44,6 +45,13 @@ def _use(node: Node, context: PassContext) -> CacheUse | str:
             if tensors[1] in context.caches or tensors[1] is past:
                 return "a quantized cache is appended to a quantized cache"
             return CacheUse("append", node, cache=cache, new=tensors[1])
+    try:
+        if (buffer := buffer_use(gm, node)) is not None:
+            return CacheUse("buffer", node, buffer=buffer)
+    except NoBuffer as reason:
+        return str(reason)
+    if is_written(node):
+        return "they are a buffer that this graph makes and writes in place; graphs that read it later will follow it"
     if len(shape(node)) == 4 and is_output(node):
         return CacheUse("fresh", node)
     return "they neither come from a quantized cache nor leave the graph as they are, so there is no cache to quantize"

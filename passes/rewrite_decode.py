@@ -22,21 +22,23 @@ from .graph_utils import erase_dead, example, shape, source_line
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
-    written: dict[tuple[Node, Node], None] = {}
+    written: set[tuple[Node, Node]] = set()
     order = {node: index for index, node in enumerate(gm.graph.nodes)}
     for match, (key, value) in context.uses.items():
-        if key.kind == "fresh":
+        if key.kind not in ("append", "read"):
             continue
         reason = _obstacle(match, key, value)
         if reason is not None:
             context.reasons.append(Reason(reason, source_line(match.node)))
             continue
         if key.kind == "append" and (key.node, value.node) not in written:
-            written[key.node, value.node] = None
-            _append(gm, key, value, order)
+            written.add((key.node, value.node))
+            last = max(key.node, value.node, key=lambda node: order[node])
+            with gm.graph.inserting_before(last.next):
+                append(gm, key.cache, value.cache, key.new, value.new)
             for use in (key, value):
                 context.appended[use.node] = Appended(use.cache, shape(use.new)[2])
-        _attend(gm, match, key.cache, value.cache)
+        attend(gm, match, key.cache, value.cache)
         context.rewritten.append(match)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
     return gm
@@ -52,19 +54,15 @@ def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse) -> str | No
     return None
 
 
-def _append(gm: GraphModule, key: CacheUse, value: CacheUse, order: dict[Node, int]) -> None:
-    last = max(key.node, value.node, key=lambda node: order[node])
-    with gm.graph.inserting_after(last):
-        anchor = gm.graph.call_function(
-            torch.ops.innerq.append_.default,
-            (*key.cache.four, *value.cache.four, key.new, value.new, key.cache.format.spec, value.cache.format.spec),
-        )
-    with gm.graph.inserting_before(anchor):
-        anchor.update_arg(8, _normalized_key(gm, key))
+def append(gm: GraphModule, key: CacheInput, value: CacheInput, new_key: Node, new_value: Node) -> None:
+    """Insert the append of new keys (not normalized yet) and values, ``[B, H, N, D]``, to a cache."""
+    gm.graph.call_function(
+        torch.ops.innerq.append_.default,
+        (*key.four, *value.four, _normalized_key(gm, key, new_key), new_value, key.format.spec, value.format.spec),
+    )
 
 
-def _normalized_key(gm: GraphModule, key: CacheUse) -> Node:
-    cache, new = key.cache, key.new
+def _normalized_key(gm: GraphModule, cache: CacheInput, new: Node) -> Node:
     if cache.mean is None and cache.norm is None:
         return new
     x = gm.graph.call_method("to", (new, torch.float32))
@@ -88,7 +86,8 @@ def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
     return gm.graph.call_method("to", (x, example(query).dtype))
 
 
-def _attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
+def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
+    """Replace an attention by one over a quantized cache."""
     with gm.graph.inserting_before(match.node):
         query = _scaled_query(gm, match.query, key)
         formats = (key.format.spec, value.format.spec)

@@ -9,41 +9,69 @@ The cache's own placeholder stays until every use of it has been rewritten.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch._dynamo.source import AttrSource
-from torch.fx import GraphModule, Node
+from torch._dynamo.source import AttrSource, Source
+from torch.fx import Graph, GraphModule, Node
 
 from ..kernels import layout
+from ..kernels.formats import CacheFormat
 from .context import CacheInput, PassContext
 
 
 def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
-    placeholders = gm.graph.find_nodes(op="placeholder")
-    last = placeholders[-1] if placeholders else None
-    for index, node in enumerate(placeholders):
+    for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         storage = getattr(node.meta.get("example_value"), "_storage", None)
         if storage is None:
             continue
-        fmt, codes, state = storage.format, storage.codes, storage.state
-        batch, heads, capacity = codes.shape[:3]
-        shapes = layout.shapes(fmt, batch, heads, storage.head_dim, capacity)
-        shape, dtype = shapes["scales"]
-        examples = {
-            "codes": codes,
-            "scales": codes.new_empty(shape, dtype=dtype),
-            "window": codes.new_empty(shapes["window"][0], dtype=storage.dtype),
-            "state": state,
-        }
-        for name in ("mean", "norm"):
-            if getattr(storage, name) is not None:
-                examples[name] = codes.new_empty((batch, heads, storage.head_dim), dtype=torch.float32)
-        new: dict[str, Node | None] = {"mean": None, "norm": None}
-        for name, value in examples.items():
-            with gm.graph.inserting_after(last):
-                last = gm.graph.placeholder(f"{node.name}_{name}")
-            last.meta["example_value"] = value
-            if hasattr(node, "_dynamo_source"):  # AOTAutograd asks each input where it comes from
-                last._dynamo_source = AttrSource(AttrSource(node._dynamo_source, "_storage"), name)
-            new[name] = last
-        context.caches[node] = CacheInput(placeholder=node, index=index, format=fmt, **new)
+        examples = cache_examples(
+            storage.format,
+            storage.codes.shape[:2],
+            storage.head_dim,
+            storage.codes.shape[2],
+            storage.dtype,
+            storage.codes,
+            mean=storage.mean is not None,
+            norm=storage.norm is not None,
+        )
+        examples |= {"codes": storage.codes, "state": storage.state}
+        source = getattr(node, "_dynamo_source", None)
+        nodes = add_placeholders(gm.graph, node.name, examples, source and AttrSource(source, "_storage"))
+        context.caches[node] = CacheInput(placeholder=node, index=index, format=storage.format, **nodes)
     return gm
+
+
+def cache_examples(
+    fmt: CacheFormat,
+    lead: tuple[Any, Any],
+    head_dim: int,
+    capacity: Any,
+    dtype: torch.dtype,
+    like: torch.Tensor,
+    *,
+    mean: bool,
+    norm: bool,
+) -> dict[str, torch.Tensor]:
+    """Fake tensors for the inner tensors of a cache, by name, of the fake mode and device of ``like``."""
+    shapes = layout.shapes(fmt, *lead, head_dim, capacity)
+    examples = {name: like.new_empty(shape, dtype=own or dtype) for name, (shape, own) in shapes.items()}
+    for name, present in (("mean", mean), ("norm", norm)):
+        if present:
+            examples[name] = like.new_empty((*lead, head_dim), dtype=torch.float32)
+    return examples
+
+
+def add_placeholders(
+    graph: Graph, name: str, examples: dict[str, torch.Tensor], source: Source | None
+) -> dict[str, Node | None]:
+    """Placeholders behind those that the graph has, one for each inner tensor; None for a missing mean or norm."""
+    nodes: dict[str, Node | None] = {"mean": None, "norm": None}
+    for inner, value in examples.items():
+        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+            node = graph.placeholder(f"{name}_{inner}")
+        node.meta["example_value"] = value
+        if source is not None:  # AOTAutograd asks each input where it comes from
+            node._dynamo_source = AttrSource(source, inner)
+        nodes[inner] = node
+    return nodes

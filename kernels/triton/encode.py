@@ -165,7 +165,7 @@ def encode_block(
             b_code = tl.reshape(b_code, (SUBS, COLUMNS, HI, LO, 16))
             sub = tl.arange(0, SUBS)[:, None, None, None, None]
             low = tl.arange(0, LO)[None, None, None, :, None]
-            field = low * SUBS + sub
+            field = sub * LO + low
             high = tl.arange(0, HI)[None, :, None]
             column = tl.arange(0, COLUMNS)[:, None, None]
             row = high * 8 + lane[None, None, :] // 2

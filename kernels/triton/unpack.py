@@ -43,7 +43,7 @@ def locate(
         SUBS: tl.constexpr = 16 // LO
         COLUMNS: tl.constexpr = BLOCK // SUBS
         lane = channel % 16
-        field = (channel // 16 % LO) * SUBS + token // COLUMNS
+        field = token // COLUMNS * LO + channel // 16 % LO
         row = channel // (16 * LO) * 8 + lane // 2
         column = token % COLUMNS
     else:

@@ -105,7 +105,7 @@ def test_place_of_a_code(packing, data):
         slice_index, lane = divmod(channel, 16)
         hi, lo = divmod(slice_index, slice_lo)
         sub, column = divmod(token, tokens_lo)
-        field, columns = lo * subs + sub, tokens_lo
+        field, columns = sub * slice_lo + lo, tokens_lo
     else:
         subs = 16 // (fmt.block // 16)
         channels_lo = head_dim // subs

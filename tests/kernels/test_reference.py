@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from innerq_compile.kernels import layout, reference
-from innerq_compile.kernels.formats import CacheFormat, blocks_for
+from innerq_compile.kernels.formats import SCALE_DTYPES, CacheFormat, blocks_for
 
 from . import brute_force
 from .strategies import DTYPES, QUANTIZED_MODES, SCALE_NAMES, assert_same_bits, formats, make_format, seeds
@@ -64,6 +64,19 @@ def test_quantizer_is_brute_force_on_any_numbers(mode, bits, dtype, data):
     numbers = st.floats(width=width) | st.integers(-8, 8).map(float)
     x = torch.tensor(data.draw(st.lists(numbers, min_size=16, max_size=16)), dtype=torch.float32).to(dtype)
     assert_is_brute_force(x[None], group_format(mode, bits, 16, SCALE_NAMES[dtype]))
+
+
+@given(modes, bit_counts, st.sampled_from(sorted(SCALE_DTYPES)), st.data())
+def test_any_scale_dtype_decodes_to_finite_numbers(mode, bits, scale, data):
+    """Of numbers of float32, whichever dtype the scales are asked to have.
+
+    The last few of float32 are left out: a float32 scale of them may round up, and then its multiple is infinite.
+    """
+    numbers = st.floats(-(2.0**127), 2.0**127, width=32) | st.sampled_from([2.0**127, -(2.0**127), 2.0**-133])
+    x = torch.tensor(data.draw(st.lists(numbers, min_size=16, max_size=16)), dtype=torch.float32)[None]
+    fmt = group_format(mode, bits, 16, scale)
+    assert_is_brute_force(x, fmt)
+    assert bool(decode(x, fmt).isfinite().all())
 
 
 @given(modes, bit_counts, dtypes, seeds)

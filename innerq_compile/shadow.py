@@ -1,0 +1,120 @@
+"""Quantized shadows of dense buffers that a program writes in place (static caches).
+
+The buffer stays the user's, and right. Its shadow is an attribute of the key buffer, so that all graphs which read the
+buffer share it and it is gone with the buffer. It is made of the buffer's contents when a graph first reads the buffer,
+and again whenever the buffer was changed by anything but that graph: its version counter tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from .config import InnerQConfig
+from .errors import InnerQError
+from .kernels.formats import blocks_for
+from .passes.context import ShadowInput
+from .passes.graph_utils import example
+from .storage import CacheStorage, quantize
+
+_ATTRIBUTE = "_innerq_shadow"
+
+
+@dataclasses.dataclass
+class Shadow:
+    """The quantized copy of a key and a value buffer.
+
+    Attributes:
+        key, value: the quantized caches.
+        config: what they were made with.
+        value_buffer: the value buffer, weakly.
+        versions: version counters of both buffers when the shadow last followed them.
+    """
+
+    key: CacheStorage
+    value: CacheStorage
+    config: InnerQConfig
+    value_buffer: weakref.ref[torch.Tensor]
+    versions: tuple[int, int]
+
+
+class ShadowReader:
+    """Finds or makes the shadow of one pair of buffers for the calls of one graph."""
+
+    def __init__(
+        self, plan: ShadowInput, original: GraphModule, config: InnerQConfig, size: Callable[[Any], Callable[..., int]]
+    ) -> None:
+        placeholders = original.graph.find_nodes(op="placeholder")
+        names = [node.name for node in placeholders]
+        self._key = names.index(plan.key_use.buffer.name)
+        self._value = names.index(plan.value_use.buffer.name)
+        self._key_dims, self._value_dims = plan.key_use.dims, plan.value_use.dims
+        self._formats = (plan.key.format, plan.value.format)
+        self._config = config
+        self.has_mean, self.has_norm = plan.key.mean is not None, plan.key.norm is not None
+        position = plan.key_use.position
+        if not isinstance(position, Node):
+            self._position = size(position)
+        elif isinstance(example(position), torch.Tensor):
+            self._position = _evaluator(original, position.name)
+        else:
+            self._position = size(example(position))
+
+    def __call__(self, args: tuple[Any, ...]) -> Shadow:
+        """The shadow for a call with ``args``, holding at least the tokens before the position of this call."""
+        key, value = args[self._key], args[self._value]
+        shadow = getattr(key, _ATTRIBUTE, None)
+        if (
+            shadow is None
+            or shadow.versions != _versions(key, value)
+            or shadow.value_buffer() is not value
+            or shadow.config != self._config
+            or (shadow.key.format, shadow.value.format) != self._formats
+        ):
+            shadow = self._import(key, value, int(self._position(args)))
+            setattr(key, _ATTRIBUTE, shadow)
+        return shadow
+
+    def followed(self, args: tuple[Any, ...], shadow: Shadow) -> None:
+        """Note that the graph has written the same tokens to the buffers and to the shadow."""
+        shadow.versions = _versions(args[self._key], args[self._value])
+
+    def _import(self, key: torch.Tensor, value: torch.Tensor, length: int) -> Shadow:
+        sides = []
+        for buffer, dims, fmt in zip((key, value), (self._key_dims, self._value_dims), self._formats, strict=True):
+            dense = buffer.detach().permute(dims)
+            capacity = blocks_for(fmt, dense.shape[2]) + 1
+            sides.append(quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity))
+        return Shadow(*sides, self._config, weakref.ref(value), _versions(key, value))
+
+
+def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
+    if key.is_inference() or value.is_inference():
+        raise InnerQError(
+            "a static cache made under torch.inference_mode() cannot be followed, because it does not count its "
+            "changes: allocate it outside, or use torch.no_grad()"
+        )
+    return key._version, value._version
+
+
+def _evaluator(original: GraphModule, name: str) -> Callable[[tuple[Any, ...]], Any]:
+    """A function of the graph's arguments that computes one of its integer tensors, and gives its first element."""
+    target = next(node for node in original.graph.nodes if node.name == name)
+    needed, pending = set(), [target]
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    graph, nodes = Graph(), {}
+    for node in original.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            nodes[node] = graph.node_copy(node, lambda old: nodes[old])
+    graph.output(nodes[target])
+    module = GraphModule(original, graph)
+    return lambda args: module(*args).reshape(-1)[0]

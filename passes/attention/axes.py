@@ -1,0 +1,205 @@
+"""Axes: what each dimension of a tensor runs over.
+
+A dimension of a tensor is described by the axes that it runs over, from slow to fast:
+
+    k                  [B, H, S, D]        (b,) (h,) (s,) (d,)
+    repeat_kv(k)       [B, H*G, S, D]      (b,) (h, g) (s,) (d,)
+    .reshape(-1, S, D) [B*H*G, S, D]       (b, h, g) (s,) (d,)
+    .transpose(1, 2)   [B*H*G, D, S]       (b, h, g) (d,) (s,)
+
+Two tensors whose dimensions run over the same axes hold the same elements, in an order that can be read off: this is
+how bmm on ``[B*H, N, D]``, einsum on ``[B, S, H, D]`` and grouped queries in any spelling become one case. An axis of
+size 1 is left out, since it says nothing about the order of elements, so a dimension of size 1 runs over ``()``.
+
+An axis can turn out to be several (a dimension of query heads is KV heads times their group): it is *split*. Two axes
+can turn out to be one (heads of the query, heads of the key): they are *unified*. Sizes may be symbols; whatever is
+not known for certain raises :class:`NoMatch`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from ..context import NoMatch
+from ..graph_utils import example, same_sizes, shape, size_node
+
+
+class Axis:
+    """Something that a dimension runs over, of a size larger than 1.
+
+    Attributes:
+        size: int or SymInt.
+        parts: the axes that it was split into or unified with, or None.
+    """
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, size: Any) -> None:
+        self.size = size
+        self.parts: tuple[Axis, ...] | None = None
+
+
+#: The axes of each dimension of a tensor.
+Dims = tuple[tuple[Axis, ...], ...]
+
+
+def axes_of_size(size: Any) -> tuple[Axis, ...]:
+    """A new axis of ``size``; none where the size is 1."""
+    return () if same_sizes((size,), (1,)) else (Axis(size),)
+
+
+def fresh_dims(sizes: tuple[Any, ...]) -> Dims:
+    """A new axis for each dimension of a tensor."""
+    return tuple(axes_of_size(size) for size in sizes)
+
+
+def resolve(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """``axes`` as they are known by now, after splits and unifications."""
+    out: list[Axis] = []
+    for axis in axes:
+        out += resolve(axis.parts) if axis.parts is not None else (axis,)
+    return tuple(out)
+
+
+def resolve_dims(dims: Dims) -> Dims:
+    return tuple(resolve(dim) for dim in dims)
+
+
+def flat(dims: Dims) -> tuple[Axis, ...]:
+    return tuple(axis for dim in dims for axis in resolve(dim))
+
+
+def size_of(axes: tuple[Axis, ...]) -> Any:
+    return math.prod(axis.size for axis in axes)
+
+
+def _split(axis: Axis, size: Any) -> tuple[Axis, Axis]:
+    """Split an axis into a slow one of ``size`` and a fast one."""
+    if not same_sizes((axis.size % size,), (0,)):
+        raise NoMatch("a reshape cuts through the heads in a way that is not understood")
+    axis.parts = (Axis(size), Axis(axis.size // size))
+    return axis.parts
+
+
+def _at_least(a: Any, b: Any) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a >= b
+
+
+def reshaped(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
+    """Dimensions of a tensor after a reshape to ``sizes``."""
+    rest = list(flat(dims))
+    out = []
+    for size in sizes:
+        taken: list[Axis] = []
+        while not same_sizes((size_of(tuple(taken)),), (size,)):
+            if not rest:
+                raise NoMatch("a reshape is not understood")
+            axis = rest.pop(0)
+            reached = size_of(tuple(taken))
+            if same_sizes((reached * axis.size,), (size,)) or not _is_larger(axis.size, size, reached):
+                taken.append(axis)
+                continue
+            slow, fast = _split(axis, size // reached)
+            taken.append(slow)
+            rest.insert(0, fast)
+        out.append(tuple(taken))
+    if rest:
+        raise NoMatch("a reshape is not understood")
+    return tuple(out)
+
+
+def _is_larger(size: Any, target: Any, reached: Any) -> bool:
+    """Whether an axis holds more than what is missing from ``reached`` to ``target``."""
+    if isinstance(size, int) and isinstance(target, int) and isinstance(reached, int):
+        return size * reached > target
+    # symbols: a multiple of what is missing is larger than it
+    return same_sizes((target % reached,), (0,)) and same_sizes((size % (target // reached),), (0,))
+
+
+def unify(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> None:
+    """Make two sequences of axes that one dimension runs over the same."""
+    left, right = list(resolve(a)), list(resolve(b))
+    while left and right:
+        x, y = left.pop(0), right.pop(0)
+        if x is y:
+            continue
+        if same_sizes((x.size,), (y.size,)):
+            x.parts = (y,)
+        elif _is_larger(x.size, y.size, 1):
+            slow, fast = _split(x, y.size)
+            slow.parts = (y,)
+            left.insert(0, fast)
+        elif _is_larger(y.size, x.size, 1):
+            slow, fast = _split(y, x.size)
+            slow.parts = (x,)
+            right.insert(0, fast)
+        else:
+            raise NoMatch("the shapes of query, key and value do not belong together")
+    if left or right:
+        raise NoMatch("the shapes of query, key and value do not belong together")
+
+
+# --- from one order of axes to another ------------------------------------------------------------------------------
+
+
+def rearrange(graph: Graph, node: Node, source: Dims, target: Dims, *, broadcast: bool = False) -> Node:
+    """Insert what turns a tensor with dimensions ``source`` into one with dimensions ``target``.
+
+    Args:
+        broadcast: the tensor may lack axes of ``target``. A dimension that it lacks altogether becomes one of size 1.
+
+    Raises:
+        NoMatch: for axes that ``target`` does not have, or sizes that cannot be computed in the graph.
+    """
+    source, target = resolve_dims(source), resolve_dims(target)
+    if source == target:
+        return node
+    have = flat(source)
+    if broadcast:
+        target = tuple(dim if any(axis in have for axis in dim) else () for dim in target)
+        if source == target:
+            return node
+    want = flat(target)
+    if any(axis not in want for axis in have) or len(set(have)) != len(have):
+        raise NoMatch("the dimensions of a tensor cannot be brought into the order of an attention")
+    order = [have.index(axis) for axis in want if axis in have]
+    missing = len(want) != len(have)
+    if order != sorted(order) or missing:
+        node = _reshape(graph, node, [(axis,) for axis in have])
+        if order != sorted(order):
+            node = _call(graph, "permute", node, order)
+        if missing:
+            node = _reshape(graph, node, [(axis,) if axis in have else () for axis in want])
+            node = _call(graph, "expand", node, _sizes(graph, [(axis,) for axis in want], allow_minus_one=False))
+    return _reshape(graph, node, list(target))
+
+
+def _reshape(graph: Graph, node: Node, dims: list[tuple[Axis, ...]]) -> Node:
+    if same_sizes(shape(node), tuple(size_of(dim) for dim in dims)):
+        return node
+    return _call(graph, "reshape", node, _sizes(graph, dims, allow_minus_one=True))
+
+
+def _sizes(graph: Graph, dims: list[tuple[Axis, ...]], *, allow_minus_one: bool) -> list[Any]:
+    """Sizes as numbers and nodes. One symbol may be left to torch, as -1."""
+    sizes = [size_of(dim) for dim in dims]
+    symbols = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
+    if allow_minus_one and len(symbols) == 1:
+        sizes[symbols[0]] = -1
+        return sizes
+    for index in symbols:
+        try:
+            sizes[index] = size_node(graph, sizes[index])
+        except KeyError:
+            raise NoMatch("a size of the attention is not among the inputs of the graph") from None
+    return sizes
+
+
+def _call(graph: Graph, method: str, node: Node, sizes: list[Any]) -> Node:
+    new = graph.call_method(method, (node, tuple(sizes)))
+    values = [example(size) if isinstance(size, Node) else size for size in sizes]
+    new.meta["example_value"] = getattr(example(node), method)(values)
+    return new

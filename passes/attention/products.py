@@ -1,0 +1,114 @@
+"""matmul, @, bmm, baddbmm and einsum as one thing.
+
+    torch.matmul(q, k.transpose(2, 3))           q: (1, 0, m, c)   k^T: (1, 0, c, n)   -> (1, 0, m, n)
+    torch.einsum("bqhd,bkhd->bhqk", q, k)        q: (b, q, h, d)   k: (b, k, h, d)     -> (b, h, q, k)
+
+Labels say which dimensions of the operands go together. A dimension of size 1 goes with any size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch.fx import Node
+
+from ..context import NoMatch
+from ..graph_utils import argument, op_name, same_sizes, shape
+from .axes import Axis, Dims, axes_of_size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product:
+    """A product of two tensors, summed over the labels that the result does not have.
+
+    Attributes:
+        node: the node that computes it.
+        operands: the two factors.
+        labels: the labels of their dimensions.
+        out: the labels of the result's dimensions.
+        alpha: a constant factor.
+        added, beta: a tensor that is added (``baddbmm``), and its factor.
+    """
+
+    node: Node
+    operands: tuple[Node, Node]
+    labels: tuple[tuple[Any, ...], tuple[Any, ...]]
+    out: tuple[Any, ...]
+    alpha: float = 1.0
+    added: Node | None = None
+    beta: float = 1.0
+
+    def summed(self) -> set[Any]:
+        return {label for labels in self.labels for label in labels if label not in self.out}
+
+    def axes(self) -> dict[Any, tuple[Axis, ...]]:
+        """A new axis for each label."""
+        sizes: dict[Any, Any] = {}
+        for node, labels in zip(self.operands, self.labels, strict=True):
+            for label, size in zip(labels, shape(node), strict=True):
+                if label not in sizes or same_sizes((sizes[label],), (1,)):
+                    sizes[label] = size
+                elif not same_sizes((size,), (1,)) and not same_sizes((size,), (sizes[label],)):
+                    raise NoMatch("the shapes of query, key and value do not belong together")
+        return {label: axes_of_size(size) for label, size in sizes.items()}
+
+
+def is_product(node: Any) -> bool:
+    return op_name(node) in ("matmul", "bmm", "baddbmm", "einsum")
+
+
+def product_of(node: Node) -> Product | None:
+    """The product that a node computes; None for anything else, or a product of other than two tensors."""
+    name = op_name(node)
+    if name in ("matmul", "bmm"):
+        return _matmul(node, node.args[0], argument(node, "other"))
+    if name == "baddbmm":
+        alpha, beta = node.kwargs.get("alpha", 1.0), node.kwargs.get("beta", 1.0)
+        if not isinstance(alpha, (int, float)) or not isinstance(beta, (int, float)):
+            return None
+        plain = _matmul(node, argument(node, "batch1"), argument(node, "batch2"))
+        added = argument(node, "input") if beta != 0 else None  # beta=0 ignores it, even where it is not initialized
+        return plain and dataclasses.replace(plain, alpha=float(alpha), added=added, beta=float(beta))
+    if name == "einsum":
+        return _einsum(node)
+    return None
+
+
+def _matmul(node: Node, left: Any, right: Any) -> Product | None:
+    a, b = shape(left), shape(right)
+    if a is None or b is None or len(a) < 2 or len(b) < 2:
+        return None
+    batch = max(len(a), len(b)) - 2
+    lead = tuple(range(batch - 1, -1, -1))  # numbered from the right, where broadcasting aligns
+    labels = ((*lead[batch - len(a) + 2 :], "m", "c"), (*lead[batch - len(b) + 2 :], "c", "n"))
+    return Product(node, (left, right), labels, (*lead, "m", "n"))
+
+
+def _einsum(node: Node) -> Product | None:
+    equation, *operands = node.args
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = operands[0]
+    if not isinstance(equation, str) or len(operands) != 2 or any(shape(operand) is None for operand in operands):
+        return None
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow or len(terms) != 2:
+        return None
+    labels = tuple(_letters(term, len(shape(x))) for term, x in zip(terms, operands, strict=True))
+    ellipsis = max((label for term in labels for label in term if isinstance(label, int)), default=-1)
+    if any(len(set(term)) != len(term) for term in labels):
+        return None
+    return Product(node, tuple(operands), labels, _letters(out, len(out.replace("...", "")) + ellipsis + 1))
+
+
+def _letters(term: str, rank: int) -> tuple[Any, ...]:
+    if "..." not in term:
+        return tuple(term)
+    before, after = term.split("...")
+    count = rank - len(before) - len(after)
+    return (*before, *range(count - 1, -1, -1), *after)
+
+
+def dims_of(labels: tuple[Any, ...], axes: dict[Any, tuple[Axis, ...]]) -> Dims:
+    return tuple(axes[label] for label in labels)

@@ -1,0 +1,267 @@
+"""From an operand of a product back to the keys or values that a cache holds.
+
+    keys = cat([past, k], 2)                          <- what the cache holds, [B, H, S, D]
+    x = keys[:, :, None].expand(..., G, ...)
+    x = x.reshape(B, H * G, S, D).float() * 0.5       views, copies, repetition, casts, constant factors: walked through
+    scores = matmul(q, x.transpose(2, 3))             <- the operand
+
+Whatever else is on the way (rotation, normalization, a slice) ends it: then the cache holds something that is not what
+the attention reads, and it is not touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..context import CacheInput, NoMatch
+from ..graph_utils import argument, constant, is_output, is_pure, op_name, same_size, same_sizes, shape, writes_to
+from .axes import Axis, Dims, axes_of_size, fresh_dims, reshaped
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_RESHAPES = ("reshape", "unsqueeze", "contiguous")
+_VIEWS = ("transpose", "permute", "movedim", *_RESHAPES)
+_REPEATS = ("expand", "repeat", "repeat_interleave")
+
+
+def is_float(node: Any) -> bool:
+    value = node.meta.get("example_value") if isinstance(node, Node) else None
+    return isinstance(value, torch.Tensor) and value.dtype in _FLOATS
+
+
+def behind_view(node: Node) -> Node | None:
+    """What a node is a view, a copy or a cast of, all elements of it; None for anything else."""
+    name = op_name(node)
+    if name is None or not node.args or not isinstance(node.args[0], Node) or not is_pure(node):
+        return None
+    source = node.args[0]
+    if shape(node) is None or shape(source) is None:
+        return None
+    if name == "to":
+        return source if is_float(node) and is_float(source) else None
+    if name in _VIEWS:
+        return source if _dtype(node) == _dtype(source) else None
+    if name == "getattr":
+        return source if node.args[1] in ("T", "mT", "H", "mH") else None
+    if name == "getitem":
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return source if all(item is None or item is ... or _is_full(item) for item in index) else None
+    return None
+
+
+def _dtype(node: Node) -> torch.dtype:
+    return node.meta["example_value"].dtype
+
+
+def _is_full(item: Any) -> bool:
+    return isinstance(item, slice) and item == slice(None)
+
+
+def behind_factor(node: Node) -> tuple[Node, float] | None:
+    """The other factor and the constant, of a product with a constant."""
+    if op_name(node) not in ("mul", "div") or len(node.args) < 2 or node.kwargs:
+        return None
+    left, right = node.args[:2]
+    if isinstance(left, Node) and (number := constant(right)) is not None:
+        if op_name(node) == "div":
+            return (left, 1.0 / number) if number else None
+        return left, number
+    if op_name(node) == "mul" and isinstance(right, Node) and (number := constant(left)) is not None:
+        return right, number
+    return None
+
+
+def view_dims(node: Node, dims: Dims) -> Dims:
+    """The dimensions of a view (see `behind_view`) or a repetition of a tensor with dimensions ``dims``."""
+    name, rank = op_name(node), len(dims)
+    if name == "transpose":
+        return _swapped(dims, argument(node, "dim0"), argument(node, "dim1"))
+    if name == "getattr":
+        return dims[::-1] if node.args[1] == "T" else _swapped(dims, -1, -2)
+    if name == "permute":
+        order = node.kwargs.get("dims", node.args[1:])
+        order = order[0] if len(order) == 1 and isinstance(order[0], (tuple, list)) else order
+        return tuple(dims[d] for d in order)
+    if name == "movedim":
+        moved = torch.empty([0] * rank).movedim  # torch knows where the others go
+        source, target = argument(node, "source"), argument(node, "destination")
+        del moved
+        order = list(torch.empty(list(range(2, rank + 2)), device="meta").movedim(source, target).shape)
+        return tuple(dims[size - 2] for size in order)
+    if name == "expand":
+        return _expanded(dims, shape(node))
+    if name == "repeat":
+        repeats = node.kwargs.get("repeats", node.args[1:])
+        repeats = repeats[0] if len(repeats) == 1 and isinstance(repeats[0], (tuple, list)) else repeats
+        repeats = [1] * (rank - len(repeats)) + list(repeats)
+        dims = ((),) * (len(repeats) - rank) + dims
+        return tuple((*axes_of_size(_number(n)), *dim) for n, dim in zip(repeats, dims, strict=True))
+    if name == "repeat_interleave":
+        dim = argument(node, "dim")
+        if not isinstance(dim, int):
+            raise NoMatch("a repetition without a dimension")
+        repeated = list(dims)
+        repeated[dim] = (*dims[dim], *axes_of_size(_number(argument(node, "repeats"))))
+        return tuple(repeated)
+    return reshaped(dims, shape(node))
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise NoMatch("heads are repeated a number of times that is not a constant")
+    return value
+
+
+def _swapped(dims: Dims, a: int, b: int) -> Dims:
+    swapped = list(dims)
+    swapped[a], swapped[b] = dims[b], dims[a]
+    return tuple(swapped)
+
+
+def _expanded(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
+    dims = ((),) * (len(sizes) - len(dims)) + dims
+    return tuple(dim or axes_of_size(size) for dim, size in zip(dims, sizes, strict=True))
+
+
+# --- keys and values ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Side:
+    """Keys or values.
+
+    Attributes:
+        node: what a cache holds, ``[B, H, S, D]``.
+        base: its dimensions.
+        dims: the dimensions of the operand.
+        factor: the constant that the operand is a multiple by.
+    """
+
+    node: Node
+    base: Dims
+    dims: Dims
+    factor: float
+
+
+def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, CacheInput], what: str) -> Side:
+    """The keys or values behind an operand whose dimensions ``tokens`` and ``features`` are S and D.
+
+    Raises:
+        NoMatch: where the operand is not made of a tensor ``[B, H, S, D]``.
+    """
+    chain = _chain(operand)
+    end = len(chain) - 1
+    cached = _is_cached(chain[end][0], caches)
+    chosen = end if cached else next((i for i, (node, _) in enumerate(chain) if is_output(node)), None)
+    if chosen is not None:
+        side, layout = _side(chain, chosen, tokens, features)
+        if side is None:
+            raise NoMatch(f"the {what} are cached {layout}; a quantized cache is [B, H, S, D]")
+    else:
+        tried = (_side(chain, index, tokens, features)[0] for index in range(end, -1, -1))
+        side = next((side for side in tried if side is not None), None)
+        if side is None:
+            raise NoMatch(f"the {what} are not made of a tensor [B, H, S, D]")
+    _check_not_written([node for node, _ in chain], side.node, what)
+    return side
+
+
+def _chain(operand: Node) -> list[tuple[Node, float]]:
+    """From an operand back: nodes, and the factor between each and the operand."""
+    chain, factor, node = [], 1.0, operand
+    while True:
+        chain.append((node, factor))
+        source = behind_view(node)
+        if source is None and op_name(node) in _REPEATS and is_pure(node) and shape(node.args[0]) is not None:
+            source = node.args[0]
+        if source is None and is_pure(node) and (found := behind_factor(node)) is not None:
+            source, factor = found[0], factor * found[1]
+            if not same_sizes(shape(source) or (), shape(node)):
+                return chain
+        if source is None:
+            return chain
+        node = source
+
+
+def _is_cached(node: Node, caches: dict[Node, CacheInput]) -> bool:
+    if op_name(node) == "cat":
+        tensors = argument(node, "tensors")
+        return isinstance(tensors, (list, tuple)) and any(tensor in caches for tensor in tensors)
+    return node in caches
+
+
+def _side(chain: list[tuple[Node, float]], index: int, tokens: int, features: int) -> tuple[Side | None, str]:
+    """The side that holds ``chain[index]``, or None and its layout in words."""
+    node, factor = chain[index]
+    if shape(node) is None or len(shape(node)) != 4:
+        return None, f"as a tensor of {len(shape(node) or ())} dimensions"
+    base = dims = fresh_dims(shape(node))
+    try:
+        for step, _ in chain[index - 1 :: -1] if index else ():
+            dims = dims if op_name(step) in ("mul", "div") else view_dims(step, dims)
+    except NoMatch:
+        return None, "in a layout that is not understood"
+    if any(axis.parts for dim in base for axis in dim):
+        return None, "with heads in one dimension with something else"
+    if dims[tokens] == base[2] and dims[features] == base[3]:
+        return Side(node, base, dims, factor), ""
+    names = iter("BH")
+    letters = ["S" if d and d == dims[tokens] else "D" if d and d == dims[features] else next(names, "?") for d in base]
+    return None, f"as [{', '.join(letters)}]"
+
+
+def _check_not_written(chain: list[Node], node: Node, what: str) -> None:
+    views = chain[: chain.index(node)] + ([node] if op_name(node) == "cat" else [])
+    if any(writes_to(view) for view in views):
+        raise NoMatch(f"the {what} are changed in place between the cache and the attention")
+
+
+def source_of_all(node: Node) -> Node:
+    """The tensor at the end of the views, copies, casts, repetitions and factors that lead to ``node``."""
+    return _chain(node)[-1][0]
+
+
+def find_heads(node: Node, heads: tuple[Axis, ...], dims: Dims) -> tuple[Node, Dims] | None:
+    """The tensor behind ``node`` that holds one number a head, and its dimensions.
+
+    ``node`` broadcasts to a tensor with dimensions ``dims``, in which ``heads`` are the heads. None where it is not
+    the same for every token and sequence.
+    """
+    chain = _chain(node)
+    for index in range(len(chain) - 1, -1, -1):
+        base, factor = chain[index]
+        if factor != 1.0 or not is_float(base):
+            continue
+        found = fresh_dims(shape(base))
+        own = [axis for dim in found for axis in dim]
+        try:
+            for step, _ in chain[index - 1 :: -1] if index else ():
+                found = view_dims(step, found)
+            if len(found) > len(dims):
+                continue
+            _bind(found, dims[len(dims) - len(found) :], own)
+        except NoMatch:
+            continue
+        base_dims = fresh_dims_of(own, shape(base))
+        from .axes import flat
+
+        if all(axis in heads for axis in flat(base_dims)):
+            return base, base_dims
+    return None
+
+
+def fresh_dims_of(own: list[Axis], sizes: tuple[Any, ...]) -> Dims:
+    axes = iter(own)
+    return tuple(() if same_size(size, 1) else (next(axes),) for size in sizes)
+
+
+def _bind(found: Dims, dims: Dims, own: list[Axis]) -> None:
+    """Unify the axes that a small tensor has of its own with those of the tensor that it broadcasts to."""
+    from .axes import resolve, unify
+
+    for small, large in zip(found, dims, strict=True):
+        if any(axis in own for axis in resolve(small)):
+            unify(small, large)

@@ -1,0 +1,187 @@
+"""Decoders that are not from transformers, each in the style of a program that people copy.
+
+All have the interface ``step(tokens [B, N], position: int) -> logits [B, N, vocab]`` with their cache inside, and
+``reset()``. They share their layers apart from the attention, so that only the way of caching differs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+VOCAB, WIDTH, HEADS, HEAD_DIM, MAX_TOKENS = 61, 64, 4, 16, 320
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks of attention and MLP, and a head; the attention is the subclass's."""
+
+    attention: type[nn.Module]
+
+    def __init__(self, batch: int, layers: int = 2) -> None:
+        super().__init__()
+        self.batch = batch
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.place = nn.Embedding(MAX_TOKENS, WIDTH)
+        self.layers = nn.ModuleList(self.attention(batch) for _ in range(layers))
+        self.mlps = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(layers))
+        self.head = nn.Linear(WIDTH, VOCAB, bias=False)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.25) if parameter.dim() > 1 else None
+
+    def embedded(self, tokens, positions):
+        return self.embed(tokens) + self.place(positions)
+
+    def blocks(self, x, *args):
+        for norm, layer, mlp in zip(self.norms, self.layers, self.mlps, strict=True):
+            x = x + layer(norm(x), *args)
+            x = x + F.gelu(mlp(x))
+        return self.head(x)
+
+
+# --- nanoGPT: fused qkv, a cache that is a list of tuples, grown by cat -----------------------------------------------
+
+
+class NanoAttention(nn.Module):
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(WIDTH, 3 * WIDTH)
+        self.c_proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, past):
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(WIDTH, dim=2)
+        k = k.view(B, T, HEADS, C // HEADS).transpose(1, 2)
+        q = q.view(B, T, HEADS, C // HEADS).transpose(1, 2)
+        v = v.view(B, T, HEADS, C // HEADS).transpose(1, 2)
+        if past is not None:
+            k = torch.cat((past[0], k), dim=-2)
+            v = torch.cat((past[1], v), dim=-2)
+        present = (k, v)
+        att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
+        if T > 1:
+            bias = torch.ones(T, k.size(2), device=x.device).tril(k.size(2) - T)
+            att = att + bias.log()
+        att = F.softmax(att, dim=-1)
+        y = att @ v
+        return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C)), present
+
+
+class NanoGPT(Decoder):
+    attention = NanoAttention
+
+    def reset(self) -> None:
+        self.pasts = None
+
+    def forward(self, tokens, positions, pasts):
+        x, presents = self.embedded(tokens, positions), []
+        for index, (norm, layer, mlp) in enumerate(zip(self.norms, self.layers, self.mlps, strict=True)):
+            y, present = layer(norm(x), None if pasts is None else pasts[index])
+            presents.append(present)
+            x = x + y
+            x = x + F.gelu(mlp(x))
+        return self.head(x), presents
+
+    def step(self, tokens, position):
+        positions = torch.arange(position, position + tokens.shape[1])
+        logits, self.pasts = self(tokens, positions, self.pasts)
+        return logits
+
+
+# --- the Llama reference: a buffer [B, S, H, D], written and read with slices ------------------------------------------
+
+
+class SliceAttention(nn.Module):
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+        self.cache_k = torch.zeros(batch, MAX_TOKENS, HEADS, HEAD_DIM)
+        self.cache_v = torch.zeros(batch, MAX_TOKENS, HEADS, HEAD_DIM)
+
+    def forward(self, x, start_pos: int, mask):
+        bsz, seqlen, _ = x.shape
+        xq, xk, xv = (w(x).view(bsz, seqlen, HEADS, HEAD_DIM) for w in (self.wq, self.wk, self.wv))
+        self.cache_k[:bsz, start_pos : start_pos + seqlen] = xk
+        self.cache_v[:bsz, start_pos : start_pos + seqlen] = xv
+        keys = self.cache_k[:bsz, : start_pos + seqlen]
+        values = self.cache_v[:bsz, : start_pos + seqlen]
+        xq, keys, values = xq.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        scores = torch.matmul(xq, keys.transpose(2, 3)) / math.sqrt(HEAD_DIM)
+        if mask is not None:
+            scores = scores + mask
+        scores = F.softmax(scores.float(), dim=-1).type_as(xq)
+        output = torch.matmul(scores, values)
+        return self.wo(output.transpose(1, 2).contiguous().view(bsz, seqlen, -1))
+
+
+class LlamaReference(Decoder):
+    attention = SliceAttention
+
+    def reset(self) -> None:
+        pass  # the buffers are overwritten from the front
+
+    def forward(self, tokens, start_pos: int):
+        seqlen = tokens.shape[1]
+        positions = torch.arange(start_pos, start_pos + seqlen)
+        mask = None
+        if seqlen > 1:
+            mask = torch.full((seqlen, seqlen), float("-inf")).triu(1)
+            mask = torch.hstack([torch.zeros(seqlen, start_pos), mask])
+        return self.blocks(self.embedded(tokens, positions), start_pos, mask)
+
+    def step(self, tokens, position):
+        return self(tokens, position)
+
+
+# --- gpt-fast: a KVCache module with registered buffers, index_put at input_pos ----------------------------------------
+
+
+class KVCache(nn.Module):
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        shape = (batch, HEADS, MAX_TOKENS, HEAD_DIM)
+        self.register_buffer("k_cache", torch.zeros(shape))
+        self.register_buffer("v_cache", torch.zeros(shape))
+
+    def update(self, input_pos, k_val, v_val):
+        k_out, v_out = self.k_cache, self.v_cache
+        k_out[:, :, input_pos] = k_val
+        v_out[:, :, input_pos] = v_val
+        return k_out, v_out
+
+
+class FastAttention(nn.Module):
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.wqkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.wo = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.kv_cache = KVCache(batch)
+
+    def forward(self, x, mask, input_pos):
+        bsz, seqlen, _ = x.shape
+        q, k, v = self.wqkv(x).split([WIDTH, WIDTH, WIDTH], dim=-1)
+        q, k, v = (t.view(bsz, seqlen, HEADS, HEAD_DIM).transpose(1, 2) for t in (q, k, v))
+        k, v = self.kv_cache.update(input_pos, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.0)
+        return self.wo(y.transpose(1, 2).contiguous().view(bsz, seqlen, WIDTH))
+
+
+class GPTFast(Decoder):
+    attention = FastAttention
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(batch)
+        self.register_buffer("causal_mask", torch.ones(MAX_TOKENS, MAX_TOKENS, dtype=torch.bool).tril())
+
+    def reset(self) -> None:
+        pass
+
+    def forward(self, tokens, input_pos):
+        mask = self.causal_mask[None, None, input_pos]
+        return self.blocks(self.embedded(tokens, input_pos), mask, input_pos)
+
+    def step(self, tokens, position):
+        return self(tokens, torch.arange(position, position + tokens.shape[1]))
