@@ -18,8 +18,8 @@ import torch
 from torch.fx import Node
 
 from ..context import CacheInput, NoMatch
-from ..graph_utils import argument, constant, is_output, is_pure, op_name, same_size, same_sizes, shape, writes_to
-from .axes import Axis, Dims, axes_of_size, fresh_dims, reshaped
+from ..graph_utils import argument, constant, is_output, is_pure, op_name, same_sizes, shape, writes_to
+from .axes import Axis, Dims, axes_of_size, flat, fresh_dims, reshaped, resolve, unify
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESHAPES = ("reshape", "unsqueeze", "contiguous")
@@ -86,11 +86,9 @@ def view_dims(node: Node, dims: Dims) -> Dims:
         order = order[0] if len(order) == 1 and isinstance(order[0], (tuple, list)) else order
         return tuple(dims[d] for d in order)
     if name == "movedim":
-        moved = torch.empty([0] * rank).movedim  # torch knows where the others go
-        source, target = argument(node, "source"), argument(node, "destination")
-        del moved
-        order = list(torch.empty(list(range(2, rank + 2)), device="meta").movedim(source, target).shape)
-        return tuple(dims[size - 2] for size in order)
+        numbered = torch.empty([*range(rank)], device="meta")  # torch knows where the others go
+        moved = numbered.movedim(argument(node, "source"), argument(node, "destination"))
+        return tuple(dims[index] for index in moved.shape)
     if name == "expand":
         return _expanded(dims, shape(node))
     if name == "repeat":
@@ -232,36 +230,19 @@ def find_heads(node: Node, heads: tuple[Axis, ...], dims: Dims) -> tuple[Node, D
     """
     chain = _chain(node)
     for index in range(len(chain) - 1, -1, -1):
-        base, factor = chain[index]
-        if factor != 1.0 or not is_float(base):
+        source, factor = chain[index]
+        if factor != 1.0 or not is_float(source):
             continue
-        found = fresh_dims(shape(base))
-        own = [axis for dim in found for axis in dim]
+        base = found = fresh_dims(shape(source))
+        own = flat(base)
         try:
             for step, _ in chain[index - 1 :: -1] if index else ():
                 found = view_dims(step, found)
-            if len(found) > len(dims):
-                continue
-            _bind(found, dims[len(dims) - len(found) :], own)
-        except NoMatch:
+            for small, large in zip(found, dims[len(dims) - len(found) :], strict=True):
+                if any(axis in own for axis in resolve(small)):
+                    unify(small, large)
+        except (NoMatch, ValueError):
             continue
-        base_dims = fresh_dims_of(own, shape(base))
-        from .axes import flat
-
-        if all(axis in heads for axis in flat(base_dims)):
-            return base, base_dims
+        if all(axis in heads for axis in flat(base)):
+            return source, base
     return None
-
-
-def fresh_dims_of(own: list[Axis], sizes: tuple[Any, ...]) -> Dims:
-    axes = iter(own)
-    return tuple(() if same_size(size, 1) else (next(axes),) for size in sizes)
-
-
-def _bind(found: Dims, dims: Dims, own: list[Axis]) -> None:
-    """Unify the axes that a small tensor has of its own with those of the tensor that it broadcasts to."""
-    from .axes import resolve, unify
-
-    for small, large in zip(found, dims, strict=True):
-        if any(axis in own for axis in resolve(small)):
-            unify(small, large)

@@ -1,0 +1,285 @@
+"""Recognize the attention that ends in a node: SDPA's one call, or the product of weights and values.
+
+Query, key and value are described by the axes of their dimensions (``axes.py``). An attention is recognized where
+
+- the product of query and key sums over D and leaves the tokens S to the softmax,
+- the product of weights and values sums over the same S,
+- B and H of keys and values go through to the output, so that each query head reads one head of both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch.fx import Node
+
+from ..context import AttentionAxes, AttentionMatch, CacheInput, MaskTerm, NoMatch
+from ..graph_utils import argument, constant, example, op_name, same_size, same_sizes, shape, writes_to
+from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, unify
+from .products import Product, dims_of, is_product, product_of
+from .scores import Order, Way, check_only_used_here, dims_on_the_way, find_weights, read_scores
+from .sides import Side, find_heads, find_side
+
+Caches = dict[Node, CacheInput]
+
+
+def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMatch | None:
+    """The attention whose output ``node`` is; None where it is none.
+
+    Raises:
+        NoMatch: where it looks like one, and is not understood.
+    """
+    if op_name(node) == "sdpa":
+        return _sdpa(node, caches)
+    if is_product(node):
+        product = product_of(node)
+        for index in (0, 1) if product is not None else ():
+            way = find_weights(product.operands[index], node, order)
+            if way is not None:
+                return _eager(product, index, way, caches)
+    return None
+
+
+# --- the fused call -------------------------------------------------------------------------------------------------
+
+
+def _sdpa(node: Node, caches: Caches) -> AttentionMatch:
+    query, key, value, mask = (argument(node, name) for name in ("query", "key", "value", "attn_mask"))
+    if constant(argument(node, "dropout_p", 0.0)) != 0.0:
+        raise NoMatch("dropout is on")
+    is_causal = argument(node, "is_causal", False)
+    if not isinstance(is_causal, bool):
+        raise NoMatch("is_causal is not a constant")
+    sizes = [shape(x) for x in (query, key, value)]
+    if any(size is None or len(size) < 2 for size in sizes):
+        raise NoMatch("query, key and value are not tensors")
+    scale = argument(node, "scale")
+    scale = 1.0 / math.sqrt(_head_dim(query)) if scale is None else constant(scale)
+    if scale is None:
+        raise NoMatch("the scale of the scores is not a constant")
+    repeat_heads = bool(argument(node, "enable_gqa", False))
+    sides = [find_side(x, -2, -1, caches, what) for x, what in ((key, "keys"), (value, "values"))]
+    key_side, value_side = sides
+    batch = _shared_batch(sizes[0][:-2], key_side.dims[:-2], repeat_heads)
+    rows = axes_of_size(sizes[0][-2])
+    weights = (*batch, rows, key_side.dims[-2])
+    _bind_values(weights, value_side.dims, repeat_heads)
+    unify(key_side.dims[-2], value_side.dims[-2])
+    query_dims = (*batch, rows, key_side.dims[-1])
+    if not same_size(sizes[0][-1], sizes[1][-1]):
+        raise NoMatch("the shapes of query, key and value do not belong together")
+    terms = ()
+    if mask is not None:
+        if is_causal:
+            raise NoMatch("a mask is given together with is_causal")
+        terms = (MaskTerm(mask, _mask_kind(mask), 1.0, weights),)
+    axes = _axes(key_side, value_side, weights, rows, query_dims, (*batch, rows, value_side.dims[-1]))
+    scale *= key_side.factor
+    return _match(node, query, key_side, value_side, scale, axes, "sdpa", is_causal=is_causal, terms=terms)
+
+
+def _mask_kind(mask: Node) -> str:
+    if shape(mask) is None or writes_to(mask):
+        raise NoMatch("the mask is not understood")
+    value = example(mask)
+    if value.is_floating_point():
+        return "add"
+    if str(value.dtype) != "torch.bool":
+        raise NoMatch("the mask is neither boolean nor floating-point")
+    return "visible"
+
+
+def _head_dim(query: Node) -> int:
+    head_dim = shape(query)[-1]
+    if not isinstance(head_dim, int):
+        raise NoMatch("head_dim is not a constant")
+    return head_dim
+
+
+def _shared_batch(sizes: tuple[Any, ...], key_dims: Dims, repeat_heads: bool) -> Dims:
+    """Axes of the query's leading dimensions, of which the key has some, broadcasts others, or has a group's head."""
+    if len(sizes) != len(key_dims):
+        raise NoMatch("query and key have a different number of dimensions")
+    batch = []
+    for index, (size, dim) in enumerate(zip(sizes, key_dims, strict=True)):
+        have = math.prod(axis.size for axis in dim)
+        if same_size(size, have):
+            batch.append(dim)
+        elif not dim:
+            batch.append(axes_of_size(size))
+        elif repeat_heads and index == len(sizes) - 1 and same_size(size % have, 0):
+            batch.append((*dim, *axes_of_size(size // have)))
+        else:
+            raise NoMatch("the shapes of query, key and value do not belong together")
+    return tuple(batch)
+
+
+def _bind_values(weights: Dims, value_dims: Dims, repeat_heads: bool) -> None:
+    """Unify the leading axes of the values with those of the weights."""
+    if len(weights) != len(value_dims):
+        raise NoMatch("query and value have a different number of dimensions")
+    for index, (full, own) in enumerate(zip(weights[:-2], value_dims[:-2], strict=True)):
+        if repeat_heads and index == len(weights) - 3 and own and not same_size(_size(full), _size(own)):
+            own = (*own, *axes_of_size(_size(full) // _size(own)))
+        if own:
+            unify(own, full)
+
+
+def _size(axes: tuple[Axis, ...]) -> Any:
+    return math.prod(axis.size for axis in axes)
+
+
+# --- the spelled-out form -------------------------------------------------------------------------------------------
+
+
+def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> AttentionMatch:
+    product = way.product
+    axes = product.axes()
+    dims = dims_on_the_way(way, dims_of(product.out, axes))
+    key_at, token_label = _key_operand(product, axes, way, dims)
+    labels = product.labels[key_at]
+    features = [label for label in labels if label in product.summed()]
+    if len(features) != 1 or features[0] not in product.labels[1 - key_at]:
+        raise NoMatch("the product of query and key does not sum over one dimension, the head_dim")
+    key = product.operands[key_at]
+    key_side = find_side(key, labels.index(token_label), labels.index(features[0]), caches, "keys")
+    for label, dim in zip(labels, key_side.dims, strict=True):
+        if dim:
+            unify(axes[label], dim)
+
+    tokens = resolve(axes[token_label])
+    weights, value = values.operands[weights_at], values.operands[1 - weights_at]
+    weight_dims = resolve_dims(dims[way.steps[0].node])
+    own = dict(zip(values.labels[weights_at], weight_dims, strict=True))
+    summed = [label for label in values.summed() if label in own]
+    if values.alpha != 1.0 or values.added is not None:
+        raise NoMatch("something is added to the attention output in the same call")
+    if len(shape(weights)) != len(weight_dims) or len(summed) != 1 or resolve(own[summed[0]]) != tokens:
+        raise NoMatch("the weights are not multiplied with values along the tokens that they belong to")
+    value_labels = values.labels[1 - weights_at]
+    if summed[0] not in value_labels:
+        raise NoMatch("the weights are summed up without values")
+    features = [label for label in value_labels if label not in own]
+    if len(features) != 1:
+        raise NoMatch("the values have other dimensions than heads, tokens and head_dim")
+    value_side = find_side(value, value_labels.index(summed[0]), value_labels.index(features[0]), caches, "values")
+    for label, dim in zip(value_labels, value_side.dims, strict=True):
+        if label in own and dim:
+            unify(dim, own[label])
+    own[features[0]] = value_side.dims[value_labels.index(features[0])]
+
+    query_labels = product.labels[1 - key_at]
+    rows = [label for label in query_labels if label not in labels]
+    out_dims = dims_of(values.out, own)
+    attention = _axes(
+        key_side,
+        value_side,
+        weight_dims,
+        axes[rows[-1]] if rows else (),
+        dims_of(query_labels, axes),
+        out_dims,
+    )
+    scores = read_scores(way, dims)
+    check_only_used_here(way, values.node)
+    sinks = None
+    if scores.sinks is not None:
+        found = find_heads(scores.sinks, attention.heads, scores.sink_dims)
+        if found is None:
+            raise NoMatch("the sink logits are not one number a head")
+        sinks, sink_dims = found
+        attention = _replace(attention, sinks=sink_dims)
+    return _match(
+        values.node,
+        product.operands[1 - key_at],
+        key_side,
+        value_side,
+        scores.scale * key_side.factor,
+        attention,
+        "eager",
+        terms=scores.terms,
+        softcap=scores.softcap,
+        sink_logits=sinks,
+    )
+
+
+def _replace(axes: AttentionAxes, **changes: Any) -> AttentionAxes:
+    import dataclasses
+
+    return dataclasses.replace(axes, **changes)
+
+
+def _key_operand(product: Product, axes: dict[Any, Any], way: Way, dims: dict[Node, Dims]) -> tuple[int, Any]:
+    """Which operand the softmax makes the key: the one whose label the softmax is over. And that label."""
+    softmax = way.softmax
+    dim = argument(softmax, "dim")
+    tokens = resolve(dims[softmax][dim])
+    own = [{label for label in labels if label in product.out} for labels in product.labels]
+    own = [own[0] - own[1], own[1] - own[0]]
+    if tokens:
+        found = [(at, label) for at in (0, 1) for label in own[at] if resolve(axes[label]) == tokens]
+    else:  # one token: nothing tells but the place
+        label = product.out[dim] if len(dims[softmax]) == len(product.out) else product.out[-1]
+        found = [(at, label) for at in (0, 1) if label in own[at]]
+    if len(found) != 1:
+        raise NoMatch("the softmax is not over the tokens of one factor of the scores")
+    return found[0]
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _axes(key: Side, value: Side, weights: Dims, rows: Any, query: Dims, out: Dims) -> AttentionAxes:
+    batch, kv_heads, tokens, key_dim = (resolve(dim) for dim in key.base)
+    value_batch, value_heads, value_tokens, value_dim = (resolve(dim) for dim in value.base)
+    if (batch, kv_heads, tokens) != (value_batch, value_heads, value_tokens):
+        raise NoMatch("keys and values are not read by the same heads of the query")
+    rows, all_axes = resolve(rows), flat(weights)
+    known = {*batch, *kv_heads, *tokens, *rows}
+    if not {*batch, *kv_heads, *tokens} <= {*all_axes} or len({*all_axes}) != len(all_axes):
+        raise NoMatch("the scores are not those of a head of the query with a head of the keys")
+    groups = tuple(axis for axis in all_axes if axis not in known)
+    heads = (*kv_heads, *groups)
+    if {*flat(query)} != {*batch, *heads, *rows, *key_dim} or {*flat(out)} != {*batch, *heads, *rows, *value_dim}:
+        raise NoMatch("the dimensions of query and output are not those of an attention")
+    return AttentionAxes(query, out, batch, heads, rows, tokens, key_dim, value_dim)
+
+
+def _match(
+    node: Node,
+    query: Node,
+    key: Side,
+    value: Side,
+    scale: float,
+    axes: AttentionAxes,
+    kind: str,
+    *,
+    is_causal: bool = False,
+    terms: tuple[MaskTerm, ...] = (),
+    softcap: float = 0.0,
+    sink_logits: Node | None = None,
+) -> AttentionMatch:
+    if value.factor != 1.0:
+        raise NoMatch("the values are scaled between the cache and the attention")
+    if writes_to(query):
+        raise NoMatch("the query is changed in place")
+    if any(not isinstance(size, int) for size in (shape(key.node)[1], shape(key.node)[3], shape(value.node)[3])):
+        raise NoMatch("the number of heads or head_dim is not a constant")
+    if not all(isinstance(axis.size, int) for axis in axes.heads):
+        raise NoMatch("the number of query heads is not a constant")
+    if not math.isfinite(scale) or not same_sizes(shape(key.node)[:3], shape(value.node)[:3]):
+        raise NoMatch("the shapes of query, key and value do not belong together")
+    query = _without_upcasts(query, example(key.node).dtype)
+    return AttentionMatch(
+        node, query, key.node, value.node, scale, is_causal, kind, axes, terms, softcap, sink_logits
+    )
+
+
+def _without_upcasts(query: Node, dtype: Any) -> Node:
+    """The query before it was cast to a wider dtype than that of the keys, which changes no number."""
+    source = query.args[0] if op_name(query) == "to" else None
+    if isinstance(source, Node) and shape(source) is not None and example(source).dtype == dtype:
+        wide = example(query).dtype
+        if wide.is_floating_point and wide.itemsize > dtype.itemsize:
+            return source
+    return query
