@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import innerq
+    from .buffer import InnerQBuffer, empty_cache
     from .config import PRESETS, InnerQConfig
     from .errors import InnerQError, UnsupportedOperation
     from .report import GraphReport, clear_reports, compiled_graphs
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "innerq": "api",
+    "InnerQBuffer": "buffer",
+    "empty_cache": "buffer",
     "PRESETS": "config",
     "InnerQConfig": "config",
     "InnerQError": "errors",
@@ -35,12 +38,14 @@ _MODULES = {
 __all__ = [
     "PRESETS",
     "GraphReport",
+    "InnerQBuffer",
     "InnerQConfig",
     "InnerQError",
     "InnerQTensor",
     "UnsupportedOperation",
     "clear_reports",
     "compiled_graphs",
+    "empty_cache",
     "innerq",
 ]
 

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule
 from .config import InnerQConfig, field_names
 from .errors import InnerQError
 from .passes import PassContext, run_passes
-from .passes.context import Reason
+from .passes.context import GraphError, Reason
 from .report import GraphReport, record
 from .runtime import CompiledGraph
 from .tensor import InnerQTensor
@@ -56,7 +56,7 @@ def innerq_backend(
         return _compile(gm, example_inputs, config, inductor_options)
     except CompileError:
         raise
-    except InnerQError as error:
+    except (InnerQError, GraphError) as error:
         raise CompileError(str(error)) from None
 
 

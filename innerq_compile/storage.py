@@ -35,7 +35,6 @@ class CacheStorage:
         dtype: dtype of the logical tensor.
         head_dim: of the logical tensor.
         length: logical tokens held, padding included; the host's copy of ``state``.
-        peak: logical tokens up to which the quantized region has been decided.
         handle: True where only the metadata is there: what Dynamo traces with.
         views: the views that are alive.
     """
@@ -50,7 +49,6 @@ class CacheStorage:
     dtype: torch.dtype
     head_dim: int
     length: int
-    peak: int
     handle: bool = False
     views: weakref.WeakSet[View] = dataclasses.field(default_factory=weakref.WeakSet)
 
@@ -61,9 +59,7 @@ class CacheStorage:
         """A storage around the four tensors that ``innerq::prefill`` returned for ``length`` tokens."""
         codes, scales, window, state = tensors
         _mark_growing(codes)
-        return CacheStorage(
-            fmt, codes, scales, window, state, mean, norm, window.dtype, window.shape[-1], length, length
-        )
+        return CacheStorage(fmt, codes, scales, window, state, mean, norm, window.dtype, window.shape[-1], length)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All inner tensors by name."""
@@ -94,7 +90,7 @@ class CacheStorage:
 
     def __reduce__(self):
         # pickled as an object of its own: tensors that share a storage share it again when they are loaded
-        return restore, (self.tensors(), self.format.spec, self.length, self.peak)
+        return restore, (self.tensors(), self.format.spec, self.length)
 
     # --- size ---------------------------------------------------------------------------------------------------
 
@@ -147,12 +143,10 @@ class CacheStorage:
     def truncate(self, length: int) -> None:
         torch.ops.innerq.truncate_(*self.four(), length, self.format.spec)
         self.length = length
-        self.peak = min(self.peak, length + self.format.recent)
 
     def advance(self, count: int) -> None:
         """Record on the host that ``count`` tokens were appended on the device."""
         self.length += count
-        self.peak = max(self.peak, self.length)
 
     # --- contents -----------------------------------------------------------------------------------------------
 
@@ -166,12 +160,10 @@ class CacheStorage:
         return torch.ops.innerq.dequantize(*self.four(), self.mean, self.norm, length, self.format.spec)
 
 
-def restore(tensors: dict[str, torch.Tensor], spec: str, length: int, peak: int) -> CacheStorage:
+def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
     """A storage from what ``CacheStorage.__reduce__`` wrote."""
     four = [tensors[name] for name in ("codes", "scales", "window", "state")]
-    storage = CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
-    storage.peak = peak
-    return storage
+    return CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
 
 
 def _mark_growing(codes: torch.Tensor) -> None:

@@ -156,7 +156,6 @@ class InnerQTensor(torch.Tensor):
             dtype=dtype,
             head_dim=outer_size[3],
             length=outer_size[2],
-            peak=outer_size[2],
             handle=True,
         )
         return InnerQTensor(storage, outer_size[2])

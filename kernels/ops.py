@@ -35,6 +35,10 @@ SCHEMAS = {
         f"({_CACHE_MUT.format('k_', *'abcd')}, {_CACHE_MUT.format('v_', *'efgh')},"
         " Tensor position, str k_format, str v_format) -> ()"
     ),
+    "write_": (
+        f"({_CACHE_MUT.format('', *'abcd')}, Tensor(e!)? mean, Tensor(f!)? norm, Tensor x, Tensor position,"
+        " str format) -> ()"
+    ),
     "decode_attention": (
         f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? sink_logits,"
         " float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
@@ -178,6 +182,34 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
         else:
             torch._assert_async((reached >= position).all(), f"innerq: {_MISSED}")
         reference.truncate_(*cache, position, CacheFormat.parse(fmt))
+
+
+@_impl("write_")
+def write_(codes, scales, window, state, mean, norm, x, position, format):
+    """Write ``x [B, H, N, D]`` (keys not normalized) into a preallocated cache.
+
+    ``position`` holds the place of the first token, or of each. What was held from there on is forgotten. Where nothing
+    is left, the key statistics are taken from ``x``. Waits for the device.
+    """
+    fmt, places = CacheFormat.parse(format), position.reshape(-1).tolist()
+    place = places[0]
+    if places != list(range(place, place + len(places))) or len(places) not in (1, x.shape[2]):
+        raise RuntimeError(f"innerq: a quantized cache is written at {places}, which do not follow one another")
+    if int((state[..., layout.START] + state[..., layout.LENGTH]).min()) < place:
+        raise RuntimeError(f"innerq: {_MISSED} (position {place})")
+    reference.truncate_(codes, scales, window, state, place, fmt)
+    if place == 0 and (mean is not None or norm is not None):
+        start = x.new_zeros(x.shape[0], dtype=torch.int32)
+        found = reference.key_statistics(x, start, centre=mean is not None, normalize=norm is not None)
+        for statistic, new in zip((mean, norm), found, strict=True):
+            if statistic is not None:
+                statistic.copy_(new)
+    append_one_(codes, scales, window, state, reference.normalize_keys(x, mean, norm), format)
+
+
+@_fake("write_")
+def _(*args):
+    return None
 
 
 _MISSED = "a static cache was written behind the tokens that it holds"

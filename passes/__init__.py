@@ -19,7 +19,9 @@ from .plan_outputs import plan_outputs
 from .quantize_prefill import quantize_prefill
 from .rewrite_buffer import rewrite_buffer
 from .rewrite_decode import rewrite_decode
+from .standard_form import standard_form
 from .unwrap_caches import unwrap_caches
+from .write_preallocated import write_preallocated
 
 Pass = Callable[[GraphModule, PassContext], GraphModule]
 
@@ -27,8 +29,10 @@ PASSES: tuple[Pass, ...] = (
     unwrap_caches,  # placeholders for the inner tensors of quantized caches
     match_attention,  # find attentions: query, key, value, mask, scale
     match_cache,  # where their keys and values come from
+    standard_form,  # their query, masks and output in one layout
     rewrite_decode,  # cache write + attention -> append_ + decode_attention
     rewrite_buffer,  # attention over a buffer written in place -> over a quantized shadow of it
+    write_preallocated,  # other writes to, and readers of, a buffer that is quantized itself
     quantize_prefill,  # fresh keys and values leave the graph quantized
     dequantize_rest,  # any other reader of a cache reads it dequantized
     plan_outputs,  # outputs of the new graph, and how the program's are made of them

@@ -21,6 +21,10 @@ class Config(Protocol):
     def format_for(self, role: str, head_dim: int, dtype: torch.dtype) -> CacheFormat: ...
 
 
+class GraphError(ValueError):
+    """A graph that can be compiled neither rewritten nor as it stands."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reason:
     """Why a place that looks like attention, or a whole graph, was left as it is.

@@ -12,17 +12,20 @@ from torch.fx import GraphModule, Node
 
 from .context import CacheInput, PassContext
 from .graph_utils import erase_dead, shape, size_node
+from .match_buffer import is_preallocated
 
 
 def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
     output = gm.graph.output_node()
     for placeholder, cache in context.caches.items():
+        if is_preallocated(placeholder):
+            continue
         erase_dead(gm.graph, placeholder.users)
         readers = [user for user in placeholder.users if user is not output and not _is_appended(user, context)]
         if not readers:
             continue
         with gm.graph.inserting_before(_first_call(gm)):
-            dense = _dequantize(gm, cache)
+            dense = dequantized(gm, cache)
         for reader in readers:
             reader.replace_input_with(placeholder, dense)
     return gm
@@ -37,7 +40,8 @@ def _first_call(gm: GraphModule) -> Node:
     return next(node for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr"))
 
 
-def _dequantize(gm: GraphModule, cache: CacheInput) -> Node:
+def dequantized(gm: GraphModule, cache: CacheInput) -> Node:
+    """Insert the dense tensor ``[B, H, S, D]`` of a cache."""
     length = shape(cache.placeholder)[2]
     if not isinstance(length, int):
         length = size_node(gm.graph, length)

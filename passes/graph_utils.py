@@ -286,8 +286,10 @@ def _writes(user: Node, node: Node) -> bool:
     if user.op != "call_function":
         return False
     name = getattr(user.target, "__name__", "")
-    return user.target in _IN_PLACE or name in ("setitem", "iand", "ior", "ixor") or (
-        name.endswith("_") and not name.endswith("__")
+    return (
+        user.target in _IN_PLACE
+        or name in ("setitem", "iand", "ior", "ixor")
+        or (name.endswith("_") and not name.endswith("__"))
     )
 
 
@@ -300,7 +302,7 @@ def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
     erased = set()
     while pending:
         node = pending.pop()
-        if node in erased or node.users or not is_pure(node):
+        if node in erased or node._erased or node.users or not is_pure(node):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)

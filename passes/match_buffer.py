@@ -40,6 +40,7 @@ class BufferUse:
             it is.
         count: how many there are.
         whole: True where the attention reads the buffer to its end, so that only the mask hides what is not written.
+        consecutive: False where the positions are a tensor that is not known to hold numbers that follow one another.
     """
 
     buffer: Node
@@ -49,6 +50,7 @@ class BufferUse:
     position: Any
     count: int
     whole: bool
+    consecutive: bool
 
 
 def buffer_use(gm: GraphModule, node: Node) -> BufferUse | None:
@@ -60,7 +62,7 @@ def buffer_use(gm: GraphModule, node: Node) -> BufferUse | None:
     buffer, dims, end = _read(node)
     if buffer is None:
         return None
-    writes = _writes(buffer)
+    writes = buffer_writes(buffer)
     if not writes:
         raise NoBuffer("they are an input of the graph that is not written in it")
     if len(writes) != 1:
@@ -72,21 +74,27 @@ def buffer_use(gm: GraphModule, node: Node) -> BufferUse | None:
     readers = [user for user in buffer.users if user not in (write, *write.all_input_nodes)]
     if any(order[user] < order[write] for user in readers if user.target not in _METADATA):
         raise NoBuffer("the buffer is read before it is written")
-    position = _position(index, dims, shape(buffer))
+    position = write_position(index, dims, shape(buffer))
     token = dims[2]
     if shape(new) is None or len(shape(new)) != 4:
         raise NoBuffer("what is written to the buffer is not a tensor of four dimensions")
     count = shape(new)[token]
-    if not isinstance(count, int) or count > MAX_QUERY_TOKENS:
-        raise NoBuffer("many tokens are written at once: their attention is computed exactly, on the buffer")
-    if isinstance(position, _IndexTensor):
-        position = position.first(count)
+    if not isinstance(count, int) or (count > MAX_QUERY_TOKENS and not is_preallocated(buffer)):
+        raise NoBuffer("many tokens are written at once: their attention is computed on the buffer itself")
+    consecutive = True
+    if isinstance(position, IndexTensor):
+        position, consecutive = position.node, position.consecutive()
         if _changes_before(position, order):
             raise NoBuffer("what the position of the write is computed from is changed in place before")
     whole = end is None
     if not whole and not _is_end(end, position, count):
         raise NoBuffer("the attention reads the buffer up to another place than the end of what was written")
-    return BufferUse(buffer, dims, new, write, position, count, whole)
+    return BufferUse(buffer, dims, new, write, position, count, whole, consecutive)
+
+
+def is_preallocated(node: Node) -> bool:
+    """Whether a placeholder is an ``InnerQBuffer``: a buffer that holds its tokens quantized."""
+    return hasattr(node.meta.get("example_value"), "_offset")
 
 
 def is_written(node: Node) -> bool:
@@ -122,7 +130,7 @@ def _read(node: Node) -> tuple[Node | None, tuple[int, ...], Any]:
         name = op_name(node)
         if node.op in ("placeholder", "get_attr"):
             value = node.meta.get("example_value")
-            dense = isinstance(value, torch.Tensor) and not hasattr(value, "_storage")
+            dense = isinstance(value, torch.Tensor) and (not hasattr(value, "_storage") or is_preallocated(node))
             usable = node.op == "placeholder" and dense and value.dim() == 4 and value.is_floating_point()
             return (node if usable else None), tuple(dims), end
         if name == "transpose":
@@ -159,7 +167,7 @@ def _slice_end(node: Node, dims: list[int]) -> Any:
     return end
 
 
-def _writes(buffer: Node) -> list[tuple[Node, Any, Node]]:
+def buffer_writes(buffer: Node) -> list[tuple[Node, Any, Node]]:
     """Writes to a buffer: the node, the index (or ``(dim, index)``), what is written."""
     found = []
     for user in buffer.users:
@@ -188,16 +196,14 @@ def _writes(buffer: Node) -> list[tuple[Node, Any, Node]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _IndexTensor:
-    """Positions that a tensor holds."""
+class IndexTensor:
+    """Positions of a write that a tensor holds."""
 
     node: Node
 
-    def first(self, count: int) -> Node:
-        """The node whose first element is the first position, if the positions are known to be consecutive."""
-        if count == 1 or _is_arange_plus(self.node):
-            return self.node
-        raise NoBuffer("several tokens are written at positions that are not known to be consecutive")
+    def consecutive(self) -> bool:
+        """Whether the positions are known to follow one another."""
+        return same_sizes(shape(self.node), (1,)) or _is_arange_plus(self.node)
 
 
 def _is_arange_plus(node: Node) -> bool:
@@ -206,7 +212,7 @@ def _is_arange_plus(node: Node) -> bool:
     return any(isinstance(a, Node) and a.op == "call_function" and a.target is torch.arange for a in node.args[:2])
 
 
-def _position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...]) -> Any:
+def write_position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...]) -> Any:
     index = index if isinstance(index, tuple) else (index,)
     if Ellipsis in [item for item in index if not isinstance(item, Node)]:
         raise NoBuffer("the buffer is written through an index with an ellipsis")
@@ -226,7 +232,7 @@ def _position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...]) -> Any:
         return item.start or 0
     if isinstance(item, Node) and isinstance(example(item), torch.Tensor):
         if example(item).dim() == 1:
-            return _IndexTensor(item)
+            return IndexTensor(item)
         raise NoBuffer("the buffer is written at an index that is not one-dimensional")
     raise NoBuffer("the buffer is written at an index that is neither a slice nor a tensor")
 

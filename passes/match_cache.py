@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from .context import CacheUse, PassContext, Reason
 from .graph_utils import argument, is_output, op_name, shape, source_line
-from .match_buffer import NoBuffer, buffer_use, is_written
+from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
 
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -31,12 +31,12 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
 
 
 def _use(gm: GraphModule, node: Node, context: PassContext) -> CacheUse | str:
-    if node in context.caches:
+    if node in context.caches and not is_preallocated(node):
         return CacheUse("read", node, cache=context.caches[node])
     if op_name(node) == "cat":
         tensors = argument(node, "tensors")
         past = tensors[0] if isinstance(tensors, (list, tuple)) else None
-        if past in context.caches:
+        if past in context.caches and not is_preallocated(past):
             cache = context.caches[past]
             if len(tensors) != 2 or argument(node, "dim", 0) not in (2, -2):
                 return "the quantized cache is concatenated in a form that is not an append along the tokens"

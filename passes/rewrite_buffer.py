@@ -23,15 +23,19 @@ from torch.fx import GraphModule, Node
 from ..kernels.formats import blocks_for
 from .context import AttentionMatch, CacheInput, PassContext, Reason, ShadowInput
 from .graph_utils import erase_dead, example, same_sizes, shape, source_line
-from .match_buffer import BufferUse
+from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated
 from .rewrite_decode import append, attend
 from .unwrap_caches import add_placeholders, cache_examples
 
 _MESSAGE = "innerq: the mask shows tokens of a static cache that have not been written"
 
+_NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions that do not follow one another"
+
 
 def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
     checked: set[tuple[Node, Any]] = set()
+    sides: dict[tuple[Node, Node], tuple[CacheInput, CacheInput]] = {}
+    writes: dict[Node, Node] = {}
     for match, (key, value) in context.uses.items():
         if key.kind != "buffer":
             continue
@@ -41,16 +45,22 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         pair = (key.buffer.buffer, value.buffer.buffer)
         with gm.graph.inserting_before(match.node):
-            position = _position_tensor(gm, key.buffer)
-            if pair not in context.shadows:
-                context.shadows[pair] = _shadow(gm, key.buffer, value.buffer, context)
-                _follow(gm, context.shadows[pair], position)
+            position = position_tensor(gm, key.buffer)
+            if pair not in sides:
+                sides[pair] = _sides(gm, key.buffer, value.buffer, context)
+                _follow(gm, *sides[pair], key.buffer, value.buffer, position)
             if key.buffer.whole and (match.mask, key.buffer.position) not in checked:
                 checked.add((match.mask, key.buffer.position))
                 _check_mask(gm, match, position, key.buffer.count)
-        attend(gm, match, context.shadows[pair].key, context.shadows[pair].value)
+        attend(gm, match, *sides[pair])
         context.rewritten.append(match)
+        for use in (key.buffer, value.buffer):
+            if is_preallocated(use.buffer):
+                writes[use.write] = use.buffer
     erase_dead(gm.graph, [match.node for match in context.rewritten])
+    for write, buffer in writes.items():  # the cache itself has been written
+        write.replace_all_uses_with(buffer)
+        gm.graph.erase_node(write)
     return gm
 
 
@@ -59,6 +69,10 @@ def _obstacle(match: AttentionMatch, key: BufferUse, value: BufferUse) -> str | 
         return "is_causal aligns the first query with the first key, which is not what a cache means; pass a mask"
     if key.position is not value.position or key.count != value.count or key.whole != value.whole:
         return "the buffers of keys and values are written or read at different places"
+    if is_preallocated(key.buffer) != is_preallocated(value.buffer):
+        return "only one of keys and values is a quantized buffer"
+    if key.dims != (0, 1, 2, 3) and is_preallocated(key.buffer):
+        return "a quantized buffer has the order [batch, heads, tokens, head_dim]"
     if key.whole and match.mask is None:
         return "the attention reads a buffer to its end without a mask, so it reads what has not been written"
     if key.whole and not same_sizes(shape(match.mask)[-1:], shape(match.key)[2:3]):
@@ -66,17 +80,22 @@ def _obstacle(match: AttentionMatch, key: BufferUse, value: BufferUse) -> str | 
     return None
 
 
-def _position_tensor(gm: GraphModule, use: BufferUse) -> Node:
+def position_tensor(gm: GraphModule, use: BufferUse) -> Node:
     """A tensor with one element: the position of the first token that is written."""
-    position = use.position
+    position, call = use.position, gm.graph.call_function
     if isinstance(position, Node) and isinstance(example(position), torch.Tensor):
-        return gm.graph.call_function(operator.getitem, (position, slice(0, 1)))
+        first = call(operator.getitem, (position, slice(0, 1)))
+        if not use.consecutive:
+            steps = call(torch.arange, (use.count,), {"device": example(position).device})
+            same = call(torch.eq, (position, call(operator.add, (first, steps))))
+            call(torch._assert_async, (gm.graph.call_method("all", (same,)), _NOT_CONSECUTIVE))
+        return first
     return gm.graph.call_function(
         torch.full, ((1,), position), {"dtype": torch.int64, "device": example(use.buffer).device}
     )
 
 
-def _logical(gm: GraphModule, use: BufferUse) -> Node:
+def logical(gm: GraphModule, use: BufferUse) -> Node:
     """What is written, as ``[B, H, N, D]`` in the buffer's dtype."""
     new = use.new
     if example(new).dtype != example(use.buffer).dtype:
@@ -89,12 +108,34 @@ def _logical(gm: GraphModule, use: BufferUse) -> Node:
     return new
 
 
-def _follow(gm: GraphModule, shadow: ShadowInput, position: Node) -> None:
-    key, value = shadow.key, shadow.value
+def _follow(
+    gm: GraphModule, key: CacheInput, value: CacheInput, key_use: BufferUse, value_use: BufferUse, position: Node
+) -> None:
+    """Write what the program writes to the buffers to the quantized caches."""
+    new_key, new_value = logical(gm, key_use), logical(gm, value_use)
+    if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
+        write_cache(gm, key, new_key, position)
+        write_cache(gm, value, new_value, position)
+        return
     gm.graph.call_function(
         torch.ops.innerq.rewind_.default, (*key.four, *value.four, position, key.format.spec, value.format.spec)
     )
-    append(gm, key, value, _logical(gm, shadow.key_use), _logical(gm, shadow.value_use))
+    append(gm, key, value, new_key, new_value)
+
+
+def write_cache(gm: GraphModule, cache: CacheInput, new: Node, position: Node) -> None:
+    """Insert a write of ``new [B, H, N, D]`` into a preallocated cache."""
+    gm.graph.call_function(
+        torch.ops.innerq.write_.default, (*cache.four, cache.mean, cache.norm, new, position, cache.format.spec)
+    )
+
+
+def _sides(gm: GraphModule, key: BufferUse, value: BufferUse, context: PassContext) -> tuple[CacheInput, CacheInput]:
+    """The quantized caches behind two buffers: themselves, or their shadow."""
+    if is_preallocated(key.buffer):
+        return context.caches[key.buffer], context.caches[value.buffer]
+    shadow = context.shadows[key.buffer, value.buffer] = _shadow(gm, key, value, context)
+    return shadow.key, shadow.value
 
 
 def _shadow(gm: GraphModule, key: BufferUse, value: BufferUse, context: PassContext) -> ShadowInput:

@@ -93,7 +93,7 @@ def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: Cache
         formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
-            (query, *key.four, *value.four, match.mask, None, match.scale, 0.0, False, *formats),
+            (query, *key.four, *value.four, match.mask, match.sink_logits, match.scale, match.softcap, False, *formats),
         )
         out = attention
         if example(match.node).dtype != example(match.query).dtype:

@@ -74,7 +74,8 @@ def _mask(gm: GraphModule, match: AttentionMatch, merged: dict[object, Node]) ->
         return None
     axes = match.axes
     standard = resolve_dims((axes.batch, axes.heads, axes.rows, axes.tokens))
-    key = tuple((t.node, t.kind, t.factor, _layout(t, standard)) for t in match.terms)
+    sizes = str([[axis.size for axis in dim] for dim in standard])
+    key = (sizes, *((t.node, t.kind, t.factor, _layout(t, standard)) for t in match.terms))
     if key not in merged:
         merged[key] = _merge(gm, [(term, _arranged(gm, term, standard)) for term in match.terms])
     return merged[key]

@@ -93,7 +93,7 @@ class _Row:
             self.blocks += 1
 
     def crop(self, length: int, fmt: CacheFormat) -> None:
-        self.tokens = self.tokens[:, : max(length - self.start, 0)].clone()
+        self.tokens, self.start = self.tokens[:, : max(length - self.start, 0)].clone(), min(self.start, length)
         self.blocks = min(self.blocks, max(self.tokens.shape[1] - fmt.sink, 0) // fmt.block)
         window = self.tokens[:, fmt.sink + self.blocks * fmt.block :]  # what is left of a block, in the cache's dtype
         window.copy_(window.to(self.dtype))

@@ -31,3 +31,19 @@ def seed() -> int:
     """Every test starts from the same random state."""
     torch.manual_seed(SEED)
     return SEED
+
+
+@pytest.fixture
+def cheap_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.
+
+    For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh.
+    """
+    import torch._inductor.compile_fx
+    from torch._dynamo.backends.debugging import aot_eager
+
+    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
+        return aot_eager(gm, example_inputs)
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
+    torch._dynamo.reset()

@@ -93,3 +93,13 @@ def changes_by_pass(gm: torch.fx.GraphModule, config: InnerQConfig) -> dict[str,
             changes[graph_pass.__name__] = "\n".join(line[0] + line[5:] for line in diff)
         last = code
     return changes
+
+
+def run_graphs_eagerly(monkeypatch) -> None:
+    """Let graphs that the backend hands to Inductor run as they are: fast to compile, and all that the passes need."""
+
+    def compile_fx(gm, example_inputs, **kwargs):
+        gm.recompile()
+        return gm.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)

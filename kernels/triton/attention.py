@@ -1,14 +1,21 @@
-"""Decode attention over a quantized cache: split-K partial kernel, then the combination of the splits."""
+"""Decode attention over a quantized cache: split-K partial kernel, then the combination of the splits.
+
+There are two partial kernels. ``attention_fields`` computes straight from the packed words, at the speed of the
+memory; ``attention_portable`` takes everything else. :func:`fields_reason` says which one a call gets, and why.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
 import triton
 import triton.language as tl
 
+from .. import layout
 from ..formats import CacheFormat
+from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import LOG2E, decode_partial_portable_kernel
 from .casts import round_to
 from .support import on_device, side_constants
@@ -72,6 +79,54 @@ def choose_splits(device: torch.device, programs: int, tokens: int, waves: int =
     return max(1, min(wanted, tokens // MIN_SPLIT_TOKENS, MAX_SPLITS))
 
 
+@dataclasses.dataclass(frozen=True)
+class FieldsConfig:
+    """How ``decode_partial_fields_kernel`` is launched.
+
+    Attributes:
+        blocks: blocks of 32 tokens a step of the softmax.
+        stages: depth of the software pipeline.
+        num_warps: warps a program.
+        programs: programs a multiprocessor, over all heads and splits.
+        window_splits: programs that share the high-precision windows of a head.
+        window_tokens: tokens of a step over the windows.
+        maxnreg: registers a thread, or None.
+    """
+
+    blocks: int = 1
+    stages: int = 3
+    num_warps: int = 1
+    programs: int = 12
+    window_splits: int = 2
+    window_tokens: int = 16
+    maxnreg: int | None = None
+
+
+#: Bits of codes and head_dims that ``attention_fields`` reads.
+FIELD_BITS = (2, 3, 4, 8)
+FIELD_HEAD_DIMS = (64, 128, 256)
+
+
+def fields_reason(query, k_cache, v_cache, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
+    """Why a call cannot go to ``attention_fields``, in words; empty if it can."""
+    if query.dtype != k_cache[2].dtype or query.dtype != v_cache[2].dtype:
+        return "query and cache differ in dtype"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return "float32 has no tensor-core product of its own precision"
+    if (k_fmt.sink, k_fmt.recent) != (v_fmt.sink, v_fmt.recent):
+        return "keys and values have different windows"
+    for fmt, cache in ((k_fmt, k_cache), (v_fmt, v_cache)):
+        if not fmt.quantized:
+            return f"the {fmt.role} cache is not quantized"
+        if fmt.bits not in FIELD_BITS:
+            return f"{fmt.bits} bits do not lie within ten bits of a half"
+        if cache[2].shape[3] not in FIELD_HEAD_DIMS:
+            return f"head_dim {cache[2].shape[3]} does not fill tensor-core tiles"
+        if fmt.block != 32:
+            return f"blocks of {fmt.block} tokens"
+    return ""
+
+
 def combine(
     part_out: torch.Tensor,
     part_max: torch.Tensor,
@@ -111,11 +166,16 @@ def decode_attention(
     k_fmt: CacheFormat,
     v_fmt: CacheFormat,
     splits: int | None = None,
+    config: FieldsConfig | None = None,
 ) -> torch.Tensor:
     """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 
     Semantics are those of ``reference.decode_attention``. Nothing is read back to the host: the grid follows from the
     capacity, and programs without tokens write an empty result.
+
+    Args:
+        splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
+        config: how the fast kernel is launched, instead of the default.
     """
     batch, q_heads, rows, head_dim = query.shape
     heads = k_cache[2].shape[1]
@@ -124,9 +184,18 @@ def decode_attention(
     out = query.new_empty((batch, q_heads, rows, value_dim))
     if not out.numel():
         return out
-    row_tiles = triton.cdiv(group * rows, 16)
-    tokens = max(c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt)))
-    splits = splits or choose_splits(query.device, batch * heads * row_tiles, tokens)
+    fields = not fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
+    config = config or FieldsConfig()
+    heads_tile = 8 if fields and group * rows <= 8 else 16
+    row_tiles = triton.cdiv(group * rows, heads_tile)
+    programs = batch * heads * row_tiles
+    if fields:
+        splits = splits or choose_splits(query.device, programs, k_cache[0].shape[2] * 32, config.programs)
+        window_splits = config.window_splits if k_fmt.window else 0
+        splits += window_splits
+    else:
+        tokens = max(c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt)))
+        splits = splits or choose_splits(query.device, programs, tokens)
     parts = torch.empty((splits, batch * q_heads * rows, value_dim + 2), dtype=torch.float32, device=query.device)
     flat = parts.view(-1)
     count = splits * batch * q_heads * rows
@@ -136,36 +205,66 @@ def decode_attention(
     if mask is not None:
         mask = mask.expand(batch, q_heads, rows, mask.shape[-1])
         mask_args = (mask.view(torch.uint8) if mask.dtype == torch.bool else mask, mask.shape[-1], *mask.stride())
-    # float32 has no tensor-core product of its own precision. 16-bit elements are exact in tf32, and a dequantized
-    # key or value rounded to it keeps 11 bits with the range of bfloat16, which float16 operands would not have.
-    precision = "ieee" if k_cache[2].dtype == torch.float32 or query.dtype == torch.float32 else "tf32"
+    arguments = (
+        query,
+        *k_cache,
+        *v_cache,
+        mask_args[0],
+        part_out,
+        part_max,
+        part_sum,
+        heads,
+        group,
+        rows,
+        k_cache[0].shape[2],
+        v_cache[0].shape[2],
+        *query.stride(),
+        *mask_args[1:],
+        scale,
+        softcap,
+    )
+    constants = {"SOFTCAP": softcap != 0.0, "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2}
+    grid = (batch * heads, row_tiles, splits)
     with on_device(query):
-        decode_partial_portable_kernel[(batch * heads, row_tiles, splits)](
-            query,
-            *k_cache,
-            *v_cache,
-            mask_args[0],
-            part_out,
-            part_max,
-            part_sum,
-            heads,
-            group,
-            rows,
-            k_cache[0].shape[2],
-            v_cache[0].shape[2],
-            *query.stride(),
-            *mask_args[1:],
-            scale,
-            softcap,
-            CAUSAL=causal,
-            SOFTCAP=softcap != 0.0,
-            MASK=0 if mask is None else 1 if mask.dtype == torch.bool else 2,
-            PRECISION=precision,
-            ROWS=16,
-            TOKENS=32,
-            **side_constants(k_fmt, head_dim, "K_"),
-            **side_constants(v_fmt, value_dim, "V_"),
-            num_warps=4,
-        )
+        if fields:
+            options = {} if config.maxnreg is None else {"maxnreg": config.maxnreg}
+            decode_partial_fields_kernel[grid](
+                *arguments,
+                CAUSAL=causal and rows > 1,  # a single row sees every token
+                **constants,
+                HEADS=heads_tile,
+                WINDOW_SPLITS=window_splits,
+                WINDOW_TOKENS=config.window_tokens,
+                BLOCKS=config.blocks,
+                STAGES=config.stages,
+                SINK=k_fmt.sink,
+                RECENT=k_fmt.recent,
+                K_BITS=k_fmt.bits,
+                K_GROUP=k_fmt.group_size,
+                K_ZERO=k_fmt.has_zero,
+                K_D=head_dim,
+                K_LO=layout.key_slices(head_dim)[1],
+                V_BITS=v_fmt.bits,
+                V_ZERO=v_fmt.has_zero,
+                V_D=value_dim,
+                num_warps=config.num_warps,
+                **options,
+            )
+        else:
+            # float32 has no tensor-core product of its own precision. 16-bit elements are exact in tf32, and a
+            # dequantized key or value rounded to it keeps 11 bits with the range of bfloat16, which float16 operands
+            # would not have.
+            single = k_cache[2].dtype == torch.float32 or query.dtype == torch.float32
+            decode_partial_portable_kernel[grid](
+                *arguments,
+                CAUSAL=causal,
+                **constants,
+                PRECISION="ieee" if single else "tf32",
+                ROWS=16,
+                TOKENS=32,
+                **side_constants(k_fmt, head_dim, "K_"),
+                **side_constants(v_fmt, value_dim, "V_"),
+                num_warps=4,
+            )
         combine(part_out, part_max, part_sum, sink_logits, out)
     return out

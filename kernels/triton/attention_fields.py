@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from .attention_portable import LOG2E, row_scores
+from .casts import INTERPRETED, round_to
 from .unpack import quantized_end
 
 #: Exponent of the largest probability when the base is set, and how far scores may then grow: p stays below 2^15.
@@ -52,7 +53,8 @@ def field_at(bits, field):
 @triton.constexpr_function
 def field_shift(bits, field):
     """By how much words are shifted down before the field is masked."""
-    return field % (16 // bits) * bits - field_at.fn(bits, field)
+    at = field % (16 // bits) * bits
+    return at - (0, 3, 0, 3, 6, 0, 3, 6)[field % 8] if bits == 3 else at // 8 * 8
 
 
 @triton.constexpr_function
@@ -84,13 +86,19 @@ def halves(b_word):
 
 
 @triton.jit
-def operand(planes, FIELD: tl.constexpr, PARTNER: tl.constexpr, BITS: tl.constexpr):
-    """The A operand ``[R, 16 lanes]`` of a field. Planes of 8 columns give 8 rows; ``PARTNER`` is then the other 8."""
+def field_operand(planes, FIELD: tl.constexpr, PARTNER: tl.constexpr, BITS: tl.constexpr):
+    """The A operand ``[R, 16 lanes]`` of a field. Planes of 8 columns give 8 rows; ``FIELD + PARTNER`` the other 8."""
     b_word = masked_field(planes, FIELD, BITS)
     if b_word.shape[0] == 8:
-        b_word = tl.join(b_word, masked_field(planes, PARTNER, BITS))
+        b_word = tl.join(b_word, masked_field(planes, FIELD + PARTNER, BITS))
         b_word = tl.reshape(tl.permute(b_word, (2, 0, 1)), (16, 8))
     return halves(b_word)
+
+
+@triton.jit
+def code_one(BITS: tl.constexpr, FIELD: tl.constexpr, ROWS: tl.constexpr):
+    """An A operand ``[ROWS, 16]`` with the code 1 in a field everywhere."""
+    return tl.full((ROWS, 16), 2.0 ** (field_at(BITS, FIELD) - 24), tl.float16)
 
 
 @triton.jit
@@ -167,10 +175,23 @@ def load_value_scales(p_scales, D: tl.constexpr):
 
 
 @triton.jit
-def key_scores(planes, scales, query, start, D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, LO: tl.constexpr):
-    """Products ``K Q^T`` of a block of 32 tokens, one tensor ``[R, HEADS]`` a row tile, times 2^24 too small.
+def key_scores(
+    planes,
+    scales,
+    zeros,
+    query,
+    start,
+    sums,
+    D: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    LO: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+):
+    """Products ``K Q^T`` of a block of 32 tokens, one tensor ``[R, HEADS]`` a row tile, 2^24 times too small.
 
-    ``query`` holds the slices ``[16, HEADS]`` by ``field % max(LO, 8)``, ``start`` what a group's sum starts from.
+    ``query`` holds the slices ``[16, HEADS]`` by ``field % max(LO, 8)``, ``start`` what the sum of each group starts
+    from, ``sums`` the sum of the query over each group.
     """
     COLS: tl.constexpr = 2 * LO
     TILES: tl.constexpr = 32 // (COLS if COLS > 16 else 16)
@@ -180,9 +201,11 @@ def key_scores(planes, scales, query, start, D: tl.constexpr, BITS: tl.constexpr
         for group in tl.static_range(GROUPS):
             b_acc = start[group]
             for s in tl.static_range(GROUP // 16):
-                FIELD: tl.constexpr = tile * LO + group * (GROUP // 16) + s
-                b_acc = tl.dot(operand(planes, FIELD, FIELD + 8, BITS), query[FIELD % len(query)], b_acc)
+                b_codes = field_operand(planes, tile * LO + group * (GROUP // 16) + s, 8, BITS)
+                b_acc = tl.dot(b_codes, query[(tile * LO + group * (GROUP // 16) + s) % len(query)], b_acc)
             b_acc *= scales[tile * GROUPS + group].to(tl.float32)[:, None]
+            if HAS_ZERO:
+                b_acc += sums[group] * zeros[tile * GROUPS + group].to(tl.float32)[:, None]
             if group == 0:
                 b_score = b_acc
             else:
@@ -192,46 +215,357 @@ def key_scores(planes, scales, query, start, D: tl.constexpr, BITS: tl.constexpr
 
 
 @triton.jit
-def probability_slices(scores, b_unit, b_base, LO: tl.constexpr, DTYPE: tl.constexpr):
-    """``2^(score * unit - base)`` of a block as two slices ``[16 tokens, HEADS]``, tokens in their own order."""
+def key_positions(LO: tl.constexpr):
+    """Token of each row of :func:`key_scores` in its block, one ``[R]`` a row tile."""
     COLS: tl.constexpr = 2 * LO
-    probabilities = ()
-    for i in tl.static_range(len(scores)):
-        b_p = tl.exp2(scores[i] * b_unit[None, :] - b_base[None, :]).to(DTYPE)
-        probabilities = probabilities + (b_p,)
-    HEADS: tl.constexpr = scores[0].shape[1]
-    if COLS == 16:  # a row tile is a slice
-        b_first = tl.reshape(tl.permute(tl.reshape(probabilities[0], (2, 8, HEADS)), (1, 0, 2)), (16, HEADS))
-        b_second = tl.reshape(tl.permute(tl.reshape(probabilities[1], (2, 8, HEADS)), (1, 0, 2)), (16, HEADS))
-        return b_first, b_second
-    elif COLS == 32:  # rows (slice, i, c)
-        b_p = tl.permute(tl.reshape(probabilities[0], (2, 2, 8, HEADS)), (2, 1, 3, 0))
-        return tl.split(tl.reshape(b_p, (16, HEADS, 2)))
-    else:  # tile, rows (slice, c)
-        b_p = tl.reshape(tl.join(probabilities[0], probabilities[1]), (2, 8, HEADS, 2))
-        return tl.split(tl.reshape(tl.permute(b_p, (3, 1, 2, 0)), (16, HEADS, 2)))
+    TILES: tl.constexpr = 32 // (COLS if COLS > 16 else 16)
+    tokens = ()
+    for tile in tl.static_range(TILES):
+        tokens = tokens + (row_order(row_index(tile * COLS, 16, COLS), COLS),)
+    return tokens
 
 
 @triton.jit
-def add_values(out, planes, scales, zeros, b_sum, slices, D: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
-    """``out + V^T P^T`` of a block, by row tile of channels ``[R, HEADS]``, 2^(24 - at) times too small."""
-    COLS: tl.constexpr = D // 8
+def token_slices(b_p, LO: tl.constexpr):
+    """Row tiles ``[R, HEADS]`` of a block as two slices ``[16 tokens, HEADS]``, tokens in their own order."""
+    COLS: tl.constexpr = 2 * LO
+    HEADS: tl.constexpr = b_p[0].shape[1]
+    if COLS == 16:  # a row tile is a slice, its rows (i, c)
+        b_first = tl.reshape(tl.permute(tl.reshape(b_p[0], (2, 8, HEADS)), (1, 0, 2)), (16, HEADS))
+        b_second = tl.reshape(tl.permute(tl.reshape(b_p[1], (2, 8, HEADS)), (1, 0, 2)), (16, HEADS))
+        return b_first, b_second
+    elif COLS == 32:  # rows (slice, i, c)
+        b_all = tl.permute(tl.reshape(b_p[0], (2, 2, 8, HEADS)), (2, 1, 3, 0))
+        return tl.split(tl.reshape(b_all, (16, HEADS, 2)))
+    else:  # tiles, rows (slice, c)
+        b_all = tl.reshape(tl.join(b_p[0], b_p[1]), (2, 8, HEADS, 2))
+        return tl.split(tl.reshape(tl.permute(b_all, (3, 1, 2, 0)), (16, HEADS, 2)))
+
+
+@triton.jit
+def add_values(
+    out,
+    planes,
+    scales,
+    zeros,
+    b_sum,
+    slices,
+    D: tl.constexpr,
+    BITS: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+):
+    """``out + V^T P^T`` of a block, one tensor ``[R, HEADS]`` a row tile of channels, see :func:`channel_units`.
+
+    ``b_sum [R, HEADS]`` is the sum of the probabilities, the same in every row.
+    """
     new = ()
     for i in tl.static_range(len(out)):
-        if COLS == 8:
-            OTHER: tl.constexpr = i + 4
+        b_weight = b_sum * channel_units(i, D, BITS)[:, None]
+        if HAS_ZERO:
+            b_acc = tl.zeros_like(b_sum)
         else:
-            OTHER: tl.constexpr = i
-        if OFFSET == 0:
-            b_acc = tl.zeros_like(out[0])
-        elif field_at(BITS, i) == field_at(BITS, OTHER):
-            b_acc = b_sum * (-OFFSET * 2.0 ** (field_at(BITS, i) - 24))
-        else:
-            first = tl.arange(0, 16) < 8
-            b_unit = tl.where(first, 2.0 ** field_at(BITS, i), 2.0 ** field_at(BITS, OTHER)) * (-OFFSET * 2.0**-24)
-            b_acc = b_sum * b_unit[:, None]
-        b_acc = tl.dot(operand(planes, i, OTHER, BITS), slices[0], b_acc)
-        b_acc = tl.dot(operand(planes, i + 8, OTHER + 8, BITS), slices[1], b_acc)
+            b_acc = b_weight * -(2.0 ** (BITS - 1))
+        b_acc = tl.dot(field_operand(planes, i, 4, BITS), slices[0], b_acc)
+        b_acc = tl.dot(field_operand(planes, i + 8, 4, BITS), slices[1], b_acc)
         b_out = out[i] + b_acc * scales[i].to(tl.float32)[:, None]
+        if HAS_ZERO:
+            b_out += b_weight * zeros[i].to(tl.float32)[:, None]
         new = new + (b_out,)
     return new
+
+
+@triton.jit
+def channel_units(TILE: tl.constexpr, D: tl.constexpr, BITS: tl.constexpr):
+    """What a code 1 is worth in each row ``[R]`` of a row tile of channels: ``2^(at - 24)``."""
+    COLS: tl.constexpr = D // 8
+    if COLS == 8:
+        return tl.where(
+            tl.arange(0, 16) < 8, 2.0 ** (field_at(BITS, TILE) - 24), 2.0 ** (field_at(BITS, TILE + 4) - 24)
+        )
+    else:
+        return tl.full((COLS,), 2.0 ** (field_at(BITS, TILE) - 24), tl.float32)
+
+
+@triton.jit
+def dot_elements(b_x, b_y, b_acc):
+    """``b_acc + b_x b_y`` of float16 or bfloat16 operands; the interpreter takes bfloat16 for integers."""
+    if INTERPRETED:
+        return tl.dot(b_x.to(tl.float32), b_y.to(tl.float32), b_acc)
+    else:
+        return tl.dot(b_x, b_y, b_acc)
+
+
+@triton.jit
+def window_partial(
+    p_query,
+    query_mask,
+    k_window,
+    v_window,
+    mask,
+    b,
+    h,
+    row,
+    first,
+    last,
+    q_end,
+    length,
+    start,
+    N,
+    G,
+    mask_tokens,
+    mask_stride_b,
+    mask_stride_h,
+    mask_stride_n,
+    mask_stride_s,
+    query_stride_d,
+    scale,
+    softcap,
+    CAUSAL: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MASK: tl.constexpr,
+    HEADS: tl.constexpr,
+    SINK: tl.constexpr,
+    RING: tl.constexpr,
+    D: tl.constexpr,
+    V_D: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Attention to tokens ``[first, last)`` of the windows, counted over the sinks and then the recent ones.
+
+    Returns ``out [V_D, HEADS]``, the base ``[HEADS]`` and the sum ``[HEADS]``. ``p_query`` are pointers ``[1, HEADS]``.
+    """
+    DTYPE: tl.constexpr = k_window.dtype.element_ty
+    channel = tl.arange(0, D)
+    v_channel = tl.arange(0, V_D)
+    b_q = tl.load(p_query + (channel * query_stride_d)[:, None], mask=query_mask, other=0.0).to(DTYPE)
+    b_out = tl.zeros((V_D, HEADS), tl.float32)
+    b_base = tl.full((HEADS,), LOWEST, tl.float32)
+    b_sum = tl.zeros((HEADS,), tl.float32)
+    for t in tl.range(first, last, TOKENS, num_stages=1):
+        token = t + tl.arange(0, TOKENS)
+        held = token < last
+        position = tl.where(token < SINK, token, q_end + token - SINK)
+        slot = tl.where(token < SINK, token, SINK + tl.maximum(position - SINK, 0) % RING)
+        b_k = tl.load(k_window + slot[:, None] * D + channel[None, :], mask=held[:, None], other=0.0)
+        b_v = tl.load(v_window + slot[:, None] * V_D + v_channel[None, :], mask=held[:, None], other=0.0)
+        b_s = dot_elements(b_k, b_q, tl.zeros((TOKENS, HEADS), tl.float32))
+        b_s = row_scores(
+            b_s, tl.where(held, position, length)[:, None], row[None, :], length, length, start, mask, b, h, N, G,
+            mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
+            CAUSAL, SOFTCAP, MASK,
+        )  # fmt: skip
+        b_new = tl.maximum(b_base, tl.max(b_s, 0))
+        b_shrink = tl.exp2(b_base - b_new)
+        b_p = round_to(tl.exp2(b_s - b_new[None, :]), DTYPE)
+        b_sum = b_sum * b_shrink + tl.sum(b_p.to(tl.float32), 0)
+        b_out = dot_elements(tl.trans(b_v), b_p, b_out * b_shrink[None, :])
+        b_base = b_new
+    return b_out, b_base, b_sum
+
+
+@triton.jit
+def decode_partial_fields_kernel(
+    query,
+    k_codes,
+    k_scales,
+    k_window,
+    k_state,
+    v_codes,
+    v_scales,
+    v_window,
+    v_state,
+    mask,
+    part_out,
+    part_max,
+    part_sum,
+    H,
+    G,
+    N,
+    k_capacity,
+    v_capacity,
+    query_stride_b,
+    query_stride_h,
+    query_stride_n,
+    query_stride_d,
+    mask_tokens,
+    mask_stride_b,
+    mask_stride_h,
+    mask_stride_n,
+    mask_stride_s,
+    scale,
+    softcap,
+    CAUSAL: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    MASK: tl.constexpr,
+    HEADS: tl.constexpr,
+    WINDOW_SPLITS: tl.constexpr,
+    WINDOW_TOKENS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    STAGES: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    K_BITS: tl.constexpr,
+    K_GROUP: tl.constexpr,
+    K_ZERO: tl.constexpr,
+    K_D: tl.constexpr,
+    K_LO: tl.constexpr,
+    V_BITS: tl.constexpr,
+    V_ZERO: tl.constexpr,
+    V_D: tl.constexpr,
+):
+    """Attention of one tile of query rows to one share of the tokens of a sequence.
+
+    Program (b * H + h, row tile, split). The first ``WINDOW_SPLITS`` splits share the high-precision windows, the
+    others the quantized blocks, evenly. What is written is that of ``decode_partial_portable_kernel``. ``BLOCKS`` of
+    32 tokens make one step of the softmax.
+    """
+    bh = tl.program_id(0).to(tl.int64)
+    tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    b, h = bh // H, bh % H
+    start = tl.load(k_state + bh * 4)
+    length = tl.load(k_state + bh * 4 + 1)
+    q_end = quantized_end(k_state + bh * 4, SINK, RECENT, 32)
+    row = tile * HEADS + tl.arange(0, HEADS)
+    query_mask = (row < N * G)[None, :]
+    p_query = query + b * query_stride_b + (h * G + row // N).to(tl.int64) * query_stride_h
+    p_query = (p_query + (row % N).to(tl.int64) * query_stride_n)[None, :]
+    at = (split * tl.num_programs(0).to(tl.int64) + bh) * (N * G) + row
+    p_out = part_out + (at * V_D)[None, :]
+    row_mask = row < N * G
+
+    if split < WINDOW_SPLITS:
+        w_tokens = tl.minimum(length, SINK) + tl.maximum(length - q_end, 0)
+        w_share = tl.cdiv(tl.cdiv(w_tokens, WINDOW_TOKENS), WINDOW_SPLITS) * WINDOW_TOKENS
+        w_out, w_base, w_sum = window_partial(
+            p_query, query_mask, k_window + bh * ((SINK + RECENT + 32) * K_D),
+            v_window + bh * ((SINK + RECENT + 32) * V_D), mask, b, h, row,
+            split * w_share, tl.minimum((split + 1) * w_share, w_tokens), q_end, length, start, N, G,
+            mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, query_stride_d, scale, softcap,
+            CAUSAL, SOFTCAP, MASK, HEADS, SINK, RECENT + 32, K_D, V_D, WINDOW_TOKENS,
+        )  # fmt: skip
+        tl.store(part_max + at, tl.where(w_sum == 0.0, float("-inf"), w_base), mask=row_mask)
+        tl.store(part_sum + at, w_sum, mask=row_mask)
+        tl.store(p_out + tl.arange(0, V_D)[:, None], w_out, mask=row_mask[None, :])
+    else:
+        PLAIN: tl.constexpr = not (CAUSAL or SOFTCAP or MASK > 0)
+        K_WORDS: tl.constexpr = K_D * K_BITS
+        V_WORDS: tl.constexpr = V_D * V_BITS
+        K_SCALES: tl.constexpr = 32 * K_D // K_GROUP
+        K_PARAMS: tl.constexpr = K_SCALES * 2 if K_ZERO else K_SCALES
+        V_PARAMS: tl.constexpr = V_D * 2 if V_ZERO else V_D
+        V_ROWS: tl.constexpr = V_D // 8 if V_D > 128 else 16
+
+        # the query, each row scaled by a power of two, in slices divided by what the bits of their fields are worth
+        lane = tl.arange(0, 16)
+        b_most = tl.zeros((16, HEADS), tl.float32)
+        raw = ()
+        for s in tl.static_range(K_D // 16):
+            p_slice = p_query + ((s * 16 + lane) * query_stride_d)[:, None]
+            b_slice = tl.load(p_slice, mask=query_mask, other=0.0).to(tl.float32)
+            b_most = tl.maximum(b_most, tl.abs(b_slice))
+            raw = raw + (b_slice,)
+        exponent = tl.max(b_most, 0).to(tl.int32, bitcast=True) >> 23
+        exponent = tl.maximum(exponent, 15)  # rows of zeros and of numbers below 2^-112
+        b_scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)  # 2^14 / 2^floor(log2(most))
+        b_unit = ((exponent - 14) << 23).to(tl.float32, bitcast=True) * 2.0**24
+        slices = ()
+        for i in tl.static_range(K_LO if K_LO > 8 else 8):
+            slices = slices + ((raw[i % K_LO] * (b_scale * 2.0 ** -field_at(K_BITS, i))[None, :]).to(tl.float16),)
+        starts = ()
+        sums = ()
+        K_ROWS: tl.constexpr = 2 * K_LO if K_LO > 8 else 16
+        for group in tl.static_range(K_D // K_GROUP):
+            b_total = tl.zeros((K_ROWS, HEADS), tl.float32)
+            for s in tl.static_range(K_GROUP // 16):
+                b_one = code_one(K_BITS, group * (K_GROUP // 16) + s, K_ROWS)
+                b_total = tl.dot(b_one, slices[group * (K_GROUP // 16) + s], b_total)
+            sums = sums + (b_total,)
+            if K_ZERO:
+                starts = starts + (tl.zeros((K_ROWS, HEADS), tl.float32),)
+            else:
+                starts = starts + (b_total * -(2.0 ** (K_BITS - 1)),)
+        tokens = key_positions(K_LO)
+
+        out = ()
+        for i in tl.static_range(4 if V_D == 64 else 8):
+            out = out + (tl.zeros((V_ROWS, HEADS), tl.float32),)
+        b_sum = tl.zeros((V_ROWS, HEADS), tl.float32)
+        b_base = tl.full((HEADS,), LOWEST, tl.float32)
+        b_ones = tl.full((V_ROWS, 16), 1.0, tl.float16)
+        if PLAIN:
+            b_unit = b_unit * (scale * LOG2E)
+
+        blocks = (q_end - SINK) // 32
+        share = tl.cdiv(blocks, splits - WINDOW_SPLITS)
+        first = (split - WINDOW_SPLITS) * share
+        last = tl.minimum(first + share, blocks)
+        k_codes += bh * k_capacity * K_WORDS
+        v_codes += bh * v_capacity * V_WORDS
+        k_scales += bh * k_capacity * K_PARAMS
+        v_scales += bh * v_capacity * V_PARAMS
+        for block0 in tl.range(first, last, BLOCKS, num_stages=STAGES):
+            scores = ()
+            for i in tl.static_range(BLOCKS):
+                block = tl.minimum(block0 + i, last - 1).to(tl.int64)
+                planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
+                scales = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
+                zeros = scales
+                if K_ZERO:
+                    zeros = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
+                scores = scores + (
+                    key_scores(planes, scales, zeros, slices, starts, sums, K_D, K_BITS, K_GROUP, K_LO, K_ZERO),
+                )
+            logits = ()
+            b_top = tl.full((HEADS,), float("-inf"), tl.float32)
+            for i in tl.static_range(BLOCKS):
+                tiles = ()
+                for j in tl.static_range(len(scores[0])):
+                    b_s = scores[i][j] * b_unit[None, :]
+                    if not PLAIN:
+                        position = SINK + (block0 + i) * 32 + tokens[j]
+                        b_s = row_scores(
+                            b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
+                            mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
+                            CAUSAL, SOFTCAP, MASK,
+                        )  # fmt: skip
+                    if i > 0:
+                        b_s = tl.where(block0 + i < last, b_s, float("-inf"))
+                    if i == 0 and j == 0:
+                        b_most = b_s
+                    else:
+                        b_most = tl.maximum(b_most, b_s)
+                    tiles = tiles + (b_s,)
+                logits = logits + (tiles,)
+            b_top = tl.max(b_most, 0) - START
+            if tl.max((b_top > b_base + HEADROOM).to(tl.int32), 0) > 0:
+                b_new = tl.maximum(b_base, b_top)
+                b_shrink = tl.exp2(b_base - b_new)
+                b_base = b_new
+                b_sum = b_sum * b_shrink[None, :]
+                smaller = ()
+                for i in tl.static_range(len(out)):
+                    smaller = smaller + (out[i] * b_shrink[None, :],)
+                out = smaller
+            for i in tl.static_range(BLOCKS):
+                block = tl.minimum(block0 + i, last - 1).to(tl.int64)
+                b_p = ()
+                for j in tl.static_range(len(scores[0])):
+                    b_p = b_p + (tl.exp2(logits[i][j] - b_base[None, :]).to(tl.float16),)
+                b_slices = token_slices(b_p, K_LO)
+                b_total = tl.dot(b_ones, b_slices[0], tl.zeros_like(b_sum))
+                b_total = tl.dot(b_ones, b_slices[1], b_total)
+                b_sum += b_total
+                planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_D // 8)
+                scales = load_value_scales(v_scales + block * V_PARAMS, V_D)
+                zeros = scales
+                if V_ZERO:
+                    zeros = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
+                out = add_values(out, planes, scales, zeros, b_total, b_slices, V_D, V_BITS, V_ZERO)
+
+        b_sum = tl.max(b_sum, 0)
+        tl.store(part_max + at, tl.where(b_sum == 0.0, float("-inf"), b_base), mask=row_mask)
+        tl.store(part_sum + at, b_sum, mask=row_mask)
+        for i in tl.static_range(len(out)):
+            channel = row_order(row_index(i * (V_D // 8), V_D // 2, V_D // 8), V_D // 8)
+            b_out = out[i] / channel_units(i, V_D, V_BITS)[:, None]
+            tl.store(p_out + channel[:, None], b_out, mask=row_mask[None, :])

@@ -168,34 +168,49 @@ def rearrange(graph: Graph, node: Node, source: Dims, target: Dims, *, broadcast
     order = [have.index(axis) for axis in want if axis in have]
     missing = len(want) != len(have)
     if order != sorted(order) or missing:
-        node = _reshape(graph, node, [(axis,) for axis in have])
+        split = tuple((axis,) for axis in have)
+        node, source = _reshape(graph, node, source, split), split
         if order != sorted(order):
-            node = _call(graph, "permute", node, order)
+            node, source = _call(graph, "permute", node, order), tuple(split[index] for index in order)
         if missing:
-            node = _reshape(graph, node, [(axis,) if axis in have else () for axis in want])
-            node = _call(graph, "expand", node, _sizes(graph, [(axis,) for axis in want], allow_minus_one=False))
-    return _reshape(graph, node, list(target))
+            thin = tuple((axis,) if axis in have else () for axis in want)
+            node = _reshape(graph, node, source, thin)
+            source = tuple((axis,) for axis in want)
+            sizes = [-1 if axis in have else axis.size for axis in want]
+            node = _call(graph, "expand", node, [_size(graph, size) for size in sizes])
+    return _reshape(graph, node, source, target)
 
 
-def _reshape(graph: Graph, node: Node, dims: list[tuple[Axis, ...]]) -> Node:
-    if same_sizes(shape(node), tuple(size_of(dim) for dim in dims)):
+def _reshape(graph: Graph, node: Node, source: Dims, target: Dims) -> Node:
+    sizes = [size_of(dim) for dim in target]
+    if same_sizes(shape(node), tuple(sizes)):
         return node
-    return _call(graph, "reshape", node, _sizes(graph, dims, allow_minus_one=True))
-
-
-def _sizes(graph: Graph, dims: list[tuple[Axis, ...]], *, allow_minus_one: bool) -> list[Any]:
-    """Sizes as numbers and nodes. One symbol may be left to torch, as -1."""
-    sizes = [size_of(dim) for dim in dims]
     symbols = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
-    if allow_minus_one and len(symbols) == 1:
-        sizes[symbols[0]] = -1
-        return sizes
-    for index in symbols:
-        try:
-            sizes[index] = size_node(graph, sizes[index])
-        except KeyError:
-            raise NoMatch("a size of the attention is not among the inputs of the graph") from None
-    return sizes
+    if len(symbols) == 1:
+        sizes[symbols[0]] = -1  # torch knows
+    else:
+        for index in symbols:
+            if target[index] in source:
+                sizes[index] = _query_size(graph, node, source.index(target[index]))
+            else:
+                sizes[index] = _size(graph, sizes[index])
+    return _call(graph, "reshape", node, sizes)
+
+
+def _size(graph: Graph, size: Any) -> Any:
+    """A size as a number, or as a node of the graph that computes it."""
+    if isinstance(size, int):
+        return size
+    try:
+        return size_node(graph, size)
+    except KeyError:
+        raise NoMatch("a size of the attention is not among the inputs of the graph") from None
+
+
+def _query_size(graph: Graph, node: Node, dim: int) -> Node:
+    new = graph.call_method("size", (node, dim))
+    new.meta["example_value"] = shape(node)[dim]
+    return new
 
 
 def _call(graph: Graph, method: str, node: Node, sizes: list[Any]) -> Node:

@@ -9,14 +9,16 @@ Query, key and value are described by the axes of their dimensions (``axes.py``)
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from ..context import AttentionAxes, AttentionMatch, CacheInput, MaskTerm, NoMatch
 from ..graph_utils import argument, constant, example, op_name, same_size, same_sizes, shape, writes_to
-from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, unify
+from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
 from .products import Product, dims_of, is_product, product_of
 from .scores import Order, Way, check_only_used_here, dims_on_the_way, find_weights, read_scores
 from .sides import Side, find_heads, find_side
@@ -65,7 +67,7 @@ def _sdpa(node: Node, caches: Caches) -> AttentionMatch:
     rows = axes_of_size(sizes[0][-2])
     weights = (*batch, rows, key_side.dims[-2])
     _bind_values(weights, value_side.dims, repeat_heads)
-    unify(key_side.dims[-2], value_side.dims[-2])
+    _bind_tokens(key_side.dims[-2], value_side.dims[-2])
     query_dims = (*batch, rows, key_side.dims[-1])
     if not same_size(sizes[0][-1], sizes[1][-1]):
         raise NoMatch("the shapes of query, key and value do not belong together")
@@ -85,7 +87,7 @@ def _mask_kind(mask: Node) -> str:
     value = example(mask)
     if value.is_floating_point():
         return "add"
-    if str(value.dtype) != "torch.bool":
+    if value.dtype != torch.bool:
         raise NoMatch("the mask is neither boolean nor floating-point")
     return "visible"
 
@@ -103,7 +105,7 @@ def _shared_batch(sizes: tuple[Any, ...], key_dims: Dims, repeat_heads: bool) ->
         raise NoMatch("query and key have a different number of dimensions")
     batch = []
     for index, (size, dim) in enumerate(zip(sizes, key_dims, strict=True)):
-        have = math.prod(axis.size for axis in dim)
+        have = size_of(dim)
         if same_size(size, have):
             batch.append(dim)
         elif not dim:
@@ -120,14 +122,18 @@ def _bind_values(weights: Dims, value_dims: Dims, repeat_heads: bool) -> None:
     if len(weights) != len(value_dims):
         raise NoMatch("query and value have a different number of dimensions")
     for index, (full, own) in enumerate(zip(weights[:-2], value_dims[:-2], strict=True)):
-        if repeat_heads and index == len(weights) - 3 and own and not same_size(_size(full), _size(own)):
-            own = (*own, *axes_of_size(_size(full) // _size(own)))
+        if repeat_heads and index == len(weights) - 3 and own and not same_size(size_of(full), size_of(own)):
+            own = (*own, *axes_of_size(size_of(full) // size_of(own)))
         if own:
             unify(own, full)
 
 
-def _size(axes: tuple[Axis, ...]) -> Any:
-    return math.prod(axis.size for axis in axes)
+def _bind_tokens(keys: tuple[Axis, ...], values: tuple[Axis, ...]) -> None:
+    """SDPA demands as many keys as values, though their numbers may be different symbols to Dynamo."""
+    if len(keys) != 1 or len(values) != 1:
+        unify(keys, values)
+    else:
+        values[0].parts = keys
 
 
 # --- the spelled-out form -------------------------------------------------------------------------------------------
@@ -188,7 +194,7 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
         if found is None:
             raise NoMatch("the sink logits are not one number a head")
         sinks, sink_dims = found
-        attention = _replace(attention, sinks=sink_dims)
+        attention = dataclasses.replace(attention, sinks=sink_dims)
     return _match(
         values.node,
         product.operands[1 - key_at],
@@ -201,12 +207,6 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
         softcap=scores.softcap,
         sink_logits=sinks,
     )
-
-
-def _replace(axes: AttentionAxes, **changes: Any) -> AttentionAxes:
-    import dataclasses
-
-    return dataclasses.replace(axes, **changes)
 
 
 def _key_operand(product: Product, axes: dict[Any, Any], way: Way, dims: dict[Node, Dims]) -> tuple[int, Any]:
@@ -267,12 +267,10 @@ def _match(
         raise NoMatch("the number of heads or head_dim is not a constant")
     if not all(isinstance(axis.size, int) for axis in axes.heads):
         raise NoMatch("the number of query heads is not a constant")
-    if not math.isfinite(scale) or not same_sizes(shape(key.node)[:3], shape(value.node)[:3]):
+    if not math.isfinite(scale) or not same_sizes(shape(key.node)[:2], shape(value.node)[:2]):
         raise NoMatch("the shapes of query, key and value do not belong together")
     query = _without_upcasts(query, example(key.node).dtype)
-    return AttentionMatch(
-        node, query, key.node, value.node, scale, is_causal, kind, axes, terms, softcap, sink_logits
-    )
+    return AttentionMatch(node, query, key.node, value.node, scale, is_causal, kind, axes, terms, softcap, sink_logits)
 
 
 def _without_upcasts(query: Node, dtype: Any) -> Node:

@@ -16,9 +16,11 @@ they do not know.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from torch.fx import Node
+import torch
+from torch.fx import Graph, Node
 
 from ..context import MaskTerm, NoMatch
 from ..graph_utils import (
@@ -83,7 +85,7 @@ class Scores:
 class Order:
     """The order of the nodes of a graph, and what was last written to a tensor before a node reads it."""
 
-    def __init__(self, graph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self._index = {node: index for index, node in enumerate(graph.nodes)}
 
     def __getitem__(self, node: Node) -> int:
@@ -115,7 +117,7 @@ def _may_be_weights(node: Node) -> bool:
     The router of a mixture of experts is a softmax too, of a product with a parameter, and it is no attention.
     """
     softmax = _search(node, lambda n: op_name(n) == "softmax")
-    return softmax is not None and _search(softmax.args[0] if softmax.args else None, _is_computed_product) is not None
+    return softmax is not None and _search(argument(softmax, "input"), _is_computed_product) is not None
 
 
 def _is_computed_product(node: Node) -> bool:
@@ -126,12 +128,10 @@ def _is_computed_product(node: Node) -> bool:
 
 
 def _is_parameter(node: Node) -> bool:
-    import torch
-
     return isinstance(source_of_all(node).meta.get("example_value"), torch.nn.Parameter)
 
 
-def _search(node: Any, wanted, limit: int = 60) -> Node | None:
+def _search(node: Any, wanted: Callable[[Node], bool], limit: int = 60) -> Node | None:
     """The first node that is ``wanted``, backwards from ``node`` through tensors with as many elements."""
     pending, seen = [node], set()
     while pending and len(seen) < limit:
@@ -286,7 +286,7 @@ def _fill_step(node: Node, name: str) -> tuple[Step, Node]:
     number = constant(fill)
     if number is None or not isinstance(scores, Node) or shape(condition) is None:
         raise NoMatch("the scores are replaced by something that is not a constant")
-    if str(example(condition).dtype) != "torch.bool":
+    if example(condition).dtype != torch.bool:
         raise NoMatch("the scores are masked by something that is not boolean")
     return Step(node, "fill", (condition, kind, number)), scores
 

@@ -81,6 +81,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         ),
         "append_one_": ((*v_cache, new_value, v_fmt.spec),),
         "truncate_": ((*k_cache, 50, k_fmt.spec),),
+        "rewind_": tuple((*k_cache, *v_cache, torch.tensor([at]), *formats) for at in (90, 50)),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
         "dequantize": ((*k_cache, mean, norm, 90, k_fmt.spec), (*v_cache, None, None, 70, v_fmt.spec)),
     }
@@ -189,6 +190,25 @@ def test_append_writes_both_sides(dtype):
         reference.append_(*v_expected, value, v_fmt)
     for ours, theirs in zip((*k_cache, *v_cache), (*k_expected, *v_expected), strict=True):
         assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("position", [torch.tensor(41), torch.tensor([41], dtype=torch.int32)])
+def test_rewind_truncates_both_sides_to_a_length_on_the_device(position):
+    formats = small_formats()
+    start = torch.tensor([0, 5], dtype=torch.int32)
+    caches = [make_cache(fmt, torch.randn(2, 2, 90, 32), start) for fmt in formats]
+    expected = [clone(cache) for cache in caches]
+    specs = [fmt.spec for fmt in formats]
+    innerq.rewind_(*caches[0], *caches[1], torch.tensor(90), *specs)
+    for ours, theirs in zip((*caches[0], *caches[1]), (*expected[0], *expected[1]), strict=True):
+        assert_same_bits(ours, theirs)
+    innerq.rewind_(*caches[0], *caches[1], position, *specs)
+    for cache, fmt in zip(expected, formats, strict=True):
+        innerq.truncate_(*cache, 41, fmt.spec)
+    for ours, theirs in zip((*caches[0], *caches[1]), (*expected[0], *expected[1]), strict=True):
+        assert_same_bits(ours, theirs)
+    with pytest.raises(RuntimeError, match="position 60, length 41"):
+        innerq.rewind_(*caches[0], *caches[1], torch.tensor(60), *specs)
 
 
 # --- attention --------------------------------------------------------------------------------------------------

@@ -1,0 +1,318 @@
+"""Preallocated caches that are quantized: :func:`empty_cache` in place of ``torch.zeros``.
+
+An :class:`InnerQBuffer` has the shape of the dense buffer that it stands for, ``[B, H, max_tokens, D]``, and holds the
+tokens written so far, quantized. Programs write it as they write a dense one: ``buffer[:, :, position] = k``,
+``buffer[:, :, a:b] = k``, ``buffer[:, :, a:b].copy_(k)``, ``buffer.index_copy_(2, position, k)``. Tokens are written
+in order: at the end of what is held, or before it, which forgets what lay behind. Positions that hold nothing read as
+zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map_only
+
+from .config import InnerQConfig
+from .errors import InnerQError, UnsupportedOperation
+from .kernels import layout, reference
+from .kernels.formats import CacheFormat, Role, blocks_for
+from .storage import CacheStorage
+from .tensor import InnerQTensor
+
+aten = torch.ops.aten
+
+
+def empty_cache(
+    batch: int,
+    heads: int,
+    max_tokens: int,
+    head_dim: int,
+    *,
+    role: Role,
+    config: InnerQConfig | str = "base",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> InnerQBuffer:
+    """A preallocated quantized cache ``[batch, heads, max_tokens, head_dim]`` that holds no token yet.
+
+    Args:
+        batch, heads, max_tokens, head_dim: its shape; ``heads`` counts key/value heads.
+        role: ``"key"`` or ``"value"``.
+        config: a config or the name of a preset.
+        dtype: dtype of the dense buffer that it stands for: float16, bfloat16 or float32.
+        device: where it lives.
+
+    Raises:
+        InnerQError: for a size, dtype or format that a cache cannot have.
+    """
+    if role not in ("key", "value"):
+        raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
+    for name, size in (("batch", batch), ("heads", heads), ("max_tokens", max_tokens)):
+        if not isinstance(size, int) or size < 1:
+            raise InnerQError(f"{name}={size!r} is not allowed: it has to be a whole number, 1 or more")
+    config = InnerQConfig.preset(config) if isinstance(config, str) else config
+    fmt = config.format_for(role, head_dim, dtype)
+    device = torch.empty((), device=device).device
+    capacity = blocks_for(fmt, max_tokens) + 1
+    tensors = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
+    mean = norm = None
+    if role == "key":
+        zeros = torch.zeros((batch, heads, head_dim), device=device)
+        mean = zeros if config.centre_keys else None
+        norm = torch.ones_like(zeros) if config.normalize_keys else None
+    storage = CacheStorage(fmt, *tensors, mean, norm, dtype, head_dim, max_tokens)
+    return InnerQBuffer(storage, max_tokens)
+
+
+class InnerQBuffer(InnerQTensor):
+    """A preallocated quantized cache, or a slice of one along the tokens. Made by :func:`empty_cache`."""
+
+    _offset: int
+
+    @staticmethod
+    def __new__(cls, storage: CacheStorage, length: int, offset: int = 0):
+        batch, heads = storage.state.shape[:2]
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            (batch, heads, length, storage.head_dim),
+            dtype=storage.dtype,
+            device=storage.state.device,
+            requires_grad=False,
+        )
+        tensor._storage, tensor._offset = storage, offset
+        return tensor
+
+    def __init__(self, storage: CacheStorage, length: int, offset: int = 0) -> None:
+        pass
+
+    @property
+    def tokens_held(self) -> int:
+        """How many tokens are held. Waits for the device."""
+        return int(self._state[..., layout.LENGTH].max())
+
+    def dequantize(self) -> torch.Tensor:
+        """The dense tensor; what has not been written is zero."""
+        return _dense(self)
+
+    def __tensor_flatten__(self):
+        if self._offset or self.shape[2] != self._storage.length:
+            raise InnerQError(
+                "a slice of a quantized buffer cannot be an input of a compiled function: pass the whole buffer"
+            )
+        return super().__tensor_flatten__()
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, outer_size, outer_stride):
+        handle = InnerQTensor.__tensor_unflatten__(inner, context, outer_size, outer_stride)
+        return InnerQBuffer(handle._storage, outer_size[2])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None and isinstance(args[0], InnerQBuffer):
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func._schema.is_mutable:
+            written = args[0] if args and isinstance(args[0], InnerQBuffer) else None
+            if written is not None:
+                raise _refusal(func, written)
+        args, kwargs = tree_map_only(InnerQBuffer, _dense, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def __getitem__(self, index):
+        if not self._storage.handle:
+            window = _token_range(index, self.shape)
+            if window is not None:
+                return InnerQBuffer(self._storage, window[1] - window[0], self._offset + window[0])
+        return torch.Tensor.__getitem__(self, index)
+
+    def __setitem__(self, index, value):
+        if self._storage.handle:
+            return  # Dynamo asks for shapes only
+        position = _token_index(index, self.shape)
+        if position is None:
+            raise _refusal(f"tensor[{index}] = value", self)
+        write(self, *position, value)
+
+    def narrow(self, dim, start, length):
+        """``torch.Tensor.narrow``; along the tokens the result can be written to."""
+        if dim not in (2, -2) or self._storage.handle:
+            return _dense(self).narrow(dim, start, length)
+        return self[:, :, start : start + length]
+
+    def repeat_interleave(self, repeats, dim=None, *, output_size=None):
+        """``torch.Tensor.repeat_interleave``, dense."""
+        return _dense(self).repeat_interleave(repeats, dim=dim, output_size=output_size)
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            memo[id(self)] = InnerQBuffer(self._storage.copy(), self.shape[2], self._offset)
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol):
+        return InnerQBuffer, (self._storage, self.shape[2], self._offset)
+
+
+torch.serialization.add_safe_globals([InnerQBuffer])
+
+
+def _dense(tensor: InnerQBuffer) -> torch.Tensor:
+    storage = tensor._storage
+    if storage.handle and isinstance(storage.state, FakeTensor):
+        return storage.state.new_empty(tensor.shape, dtype=tensor.dtype)
+    end = tensor._offset + tensor.shape[2]
+    return storage.dequantize(end)[:, :, tensor._offset :]
+
+
+def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> None:
+    """Write ``value``, which broadcasts to ``[B, H, count, D]``, at the tokens ``first .. first + count``.
+
+    Raises:
+        UnsupportedOperation: where that would leave a gap behind the tokens that are held.
+    """
+    storage = tensor._storage
+    if count == 0:
+        return
+    if isinstance(value, InnerQTensor):
+        value = value.dequantize()
+    value = torch.as_tensor(value, device=tensor.device).expand(*tensor.shape[:2], count, tensor.shape[3])
+    held = int((storage.state[..., layout.START] + storage.state[..., layout.LENGTH]).min())
+    first += tensor._offset
+    if first > held:
+        raise UnsupportedOperation(
+            f"a write at token {first} would leave a gap in a quantized cache that holds {held} tokens: write tokens "
+            "in order, or use a dense buffer"
+        )
+    write_(storage, value.to(storage.dtype), torch.tensor([first], device=tensor.device))
+
+
+def write_(storage: CacheStorage, value: torch.Tensor, position: torch.Tensor) -> None:
+    torch.ops.innerq.write_(*storage.four(), storage.mean, storage.norm, value, position, storage.format.spec)
+
+
+def _refusal(what: Any, tensor: InnerQBuffer) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are writes of whole tokens "
+        "in order, tensor[:, :, position] = k, tensor[:, :, a:b] = k, index_copy_(2, position, k), and zero_()"
+    )
+
+
+def _token_range(index: Any, shape) -> tuple[int, int] | None:
+    """``(a, b)`` where ``index`` is ``[:, :, a:b]``, else None."""
+    index = index if isinstance(index, tuple) else (index,)
+    if any(not isinstance(item, slice) for item in index) or len(index) > 4:
+        return None
+    bounds = [item.indices(size) for item, size in zip(index, shape, strict=False)]
+    whole = all(bound == (0, size, 1) for d, (bound, size) in enumerate(zip(bounds, shape, strict=False)) if d != 2)
+    if not whole or any(bound[2] != 1 for bound in bounds):
+        return None
+    start, end, _ = bounds[2] if len(bounds) > 2 else (0, shape[2], 1)
+    return start, max(start, end)
+
+
+def _token_index(index: Any, shape) -> tuple[int, int] | None:
+    """``(first, count)`` of the tokens that ``index`` names, which have to be whole and consecutive; else None."""
+    window = _token_range(index, shape)
+    if window is not None:
+        return window[0], window[1] - window[0]
+    if not isinstance(index, tuple) or len(index) < 3 or not isinstance(index[2], torch.Tensor):
+        return None
+    if _token_range((*index[:2], slice(None), *index[3:]), shape) is None:
+        return None
+    return _consecutive(index[2])
+
+
+def _consecutive(index: torch.Tensor) -> tuple[int, int] | None:
+    places = index.reshape(-1).tolist()
+    if not places or places != list(range(places[0], places[0] + len(places))):
+        return None
+    return places[0], len(places)
+
+
+# --- operations -------------------------------------------------------------------------------------------------------
+
+_HANDLERS: dict[Any, Any] = {}
+
+
+def _handles(*overloads):
+    def register(fn):
+        for overload in overloads:
+            _HANDLERS[overload] = fn
+        return fn
+
+    return register
+
+
+@_handles(aten.index_copy_.default)
+def _index_copy_(tensor, dim, index, source):
+    if tensor._storage.handle:
+        return tensor
+    places = _consecutive(index) if dim in (2, -2) else None
+    if places is None:
+        return NotImplemented
+    write(tensor, *places, source)
+    return tensor
+
+
+@_handles(aten.index_put_.default, aten._index_put_impl_.default)
+def _index_put_(tensor, indices, values, accumulate=False, *unsafe):
+    if tensor._storage.handle:
+        return tensor
+    if accumulate or len(indices) != 3 or indices[0] is not None or indices[1] is not None:
+        return NotImplemented
+    places = _consecutive(indices[2])
+    if places is None:
+        return NotImplemented
+    write(tensor, *places, values)
+    return tensor
+
+
+@_handles(aten.copy_.default)
+def _copy_(tensor, source, non_blocking=False):
+    if not tensor._storage.handle:
+        write(tensor, 0, tensor.shape[2], source)
+    return tensor
+
+
+@_handles(aten.zero_.default)
+def _zero_(tensor):
+    if tensor._offset:
+        return NotImplemented
+    if not tensor._storage.handle:
+        tensor._storage.state.zero_()
+    return tensor
+
+
+@_handles(aten.slice.Tensor)
+def _slice(tensor, dim=0, start=None, end=None, step=1):
+    if tensor._storage.handle or dim % 4 != 2 or step != 1:
+        return NotImplemented
+    return tensor[:, :, slice(start, end)]
+
+
+@_handles(aten.alias.default, aten.detach.default)
+def _alias(tensor):
+    return InnerQBuffer(tensor._storage, tensor.shape[2], tensor._offset)
+
+
+@_handles(aten.clone.default)
+def _clone(tensor, *, memory_format=None):
+    if tensor._storage.handle:
+        return NotImplemented
+    return InnerQBuffer(tensor._storage.copy(), tensor.shape[2], tensor._offset)
+
+
+@_handles(aten._to_copy.default)
+def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
+    if tensor._storage.handle or dtype not in (None, tensor.dtype):
+        return NotImplemented
+    storage = tensor._storage.copy(transform=lambda inner: inner.to(device, non_blocking=non_blocking, copy=True))
+    return InnerQBuffer(storage, tensor.shape[2], tensor._offset)
+
+
+__all__ = ["CacheFormat", "InnerQBuffer", "empty_cache", "write"]
