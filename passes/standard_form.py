@@ -116,5 +116,7 @@ def _merge(gm: GraphModule, terms: list[tuple[MaskTerm, Node]]) -> Node:
 
 def _call(gm: GraphModule, function, *args) -> Node:
     node = gm.graph.call_function(function, args)
-    node.meta["example_value"] = function(*[example(arg) if isinstance(arg, Node) else arg for arg in args])
+    values = [example(arg) if isinstance(arg, Node) else arg for arg in args]
+    with values[0].fake_mode:
+        node.meta["example_value"] = function(*values)
     return node

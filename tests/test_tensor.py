@@ -203,7 +203,7 @@ class MethodMachine(CacheMachine):
 def machine(preset: str):
     base = CacheMachine if preset == "lossless" else MethodMachine
     case = type(f"{preset}_machine", (base,), {"preset": preset}).TestCase
-    case.settings = settings(max_examples=settings.default.max_examples // 2, stateful_step_count=12)
+    case.settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=12)
     return case
 
 

@@ -62,7 +62,7 @@ def product_of(node: Node) -> Product | None:
     """The product that a node computes; None for anything else, or a product of other than two tensors."""
     name = op_name(node)
     if name in ("matmul", "bmm"):
-        return _matmul(node, node.args[0], argument(node, "other"))
+        return _matmul(node, argument(node, "input"), argument(node, "other" if name == "matmul" else "mat2"))
     if name == "baddbmm":
         alpha, beta = node.kwargs.get("alpha", 1.0), node.kwargs.get("beta", 1.0)
         if not isinstance(alpha, (int, float)) or not isinstance(beta, (int, float)):

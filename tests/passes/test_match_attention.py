@@ -390,3 +390,182 @@ def test_spelling_is_rewritten(name, compiled):
     reports = compiled_graphs()
     assert {report.kind for report in reports} == {"prefill", "decode"}
     assert all((report.attentions, report.rewritten) == (1, 1) for report in reports)
+
+
+# --- what is left alone, and why ------------------------------------------------------------------------------------
+
+TRAPS = {}
+
+
+def trap(reason):
+    def register(fn):
+        TRAPS[fn.__name__] = (fn, reason)
+        return fn
+
+    return register
+
+
+@trap("is_causal aligns the first query with the first key")
+def causal_flag_with_a_past(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(v), is_causal=True)
+
+
+@trap("dropout is on")
+def sdpa_with_dropout(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(v), mask, 1e-9)
+
+
+@trap("dropout is on")
+def dropout_that_is_on(q, k, v, mask):
+    weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
+    return F.dropout(weights, 1e-9, training=True) @ repeat(v)
+
+
+@trap("scaled by something that is not a constant")
+def learned_temperature(q, k, v, mask):
+    return weighted(q @ repeat(k).mT * (1 + q.sum() * 0) + bias(mask), v)
+
+
+@trap("the softmax is not over the tokens")
+def softmax_over_queries(q, k, v, mask):
+    return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), 1) @ repeat(v)
+
+
+@trap("too large for a mask")
+def filled_with_zero(q, k, v, mask):
+    return weighted((q @ repeat(k).mT * SCALE).masked_fill(~mask, 0.0), v)
+
+
+@trap("too large for a mask")
+def where_with_a_small_number(q, k, v, mask):
+    return weighted(torch.where(mask, q @ repeat(k).mT * SCALE, -5.0), v)
+
+
+@trap("replaced by something that is not a constant")
+def where_of_two_scores(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE
+    return weighted(torch.where(mask, scores, scores * 0.5), v)
+
+
+@trap("masked before they are soft-capped")
+def mask_inside_softcap(q, k, v, mask):
+    return weighted(torch.tanh(q @ repeat(k).mT * SCALE + bias(mask).clamp(min=-1)), v)
+
+
+@trap("go through sigmoid")
+def unknown_operation_on_scores(q, k, v, mask):
+    return weighted(torch.sigmoid(q @ repeat(k).mT) + bias(mask), v)
+
+
+@trap("go through clamp")
+def clamped_scores(q, k, v, mask):
+    return weighted((q @ repeat(k).mT * SCALE).clamp(min=-0.1) + bias(mask), v)
+
+
+@trap("go through mul after the softmax")
+def head_mask(q, k, v, mask):
+    weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
+    return (weights * torch.tensor([1.0, 0.5, 0.0, 1.0])[:, None, None]) @ repeat(v)
+
+
+@trap("also used elsewhere, by sum")
+def weights_used_elsewhere(q, k, v, mask):
+    weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
+    return weights @ repeat(v) + weights.sum(-1, keepdim=True)
+
+
+@trap("also used elsewhere, by setitem")
+def scores_changed_by_index(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    scores[:, :, :, -1] = 0.5
+    return weighted(scores, v)
+
+
+@trap("also used elsewhere")
+def scores_changed_through_a_view(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    scores.view(-1).mul_(0.5)
+    return weighted(scores, v)
+
+
+@trap("the product of query and key was not found")
+def relative_positions(q, k, v, mask):
+    """The sum of two products of the query, as in DeBERTa."""
+    return weighted(q @ repeat(k).mT * SCALE + q @ (repeat(k) * 0.5).mT + bias(mask), v)
+
+
+@trap("keys: they neither come from a quantized cache nor leave the graph")
+def keys_rotated_after_the_cache(q, k, v, mask):
+    k = k * torch.cos(torch.arange(k.shape[2]))[:, None]
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(v), mask)
+
+
+@trap("the values are scaled")
+def scaled_values(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(v * 0.5), mask)
+
+
+@trap("keys and values are not read by the same heads")
+def crossed_heads(q, k, v, mask):
+    return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ v.repeat(1, GROUP, 1, 1)
+
+
+@trap("also used elsewhere")
+def sinks_before_the_shift_of_scores(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    sink = torch.zeros(B, HEADS, q.shape[2], 1)
+    logits = torch.cat([scores, sink], -1)
+    return torch.softmax(logits, -1)[..., :-1] @ repeat(v) + logits[..., -1:]
+
+
+@trap("a number is added to the scores, but not to the sinks")
+def shift_without_sinks(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    scores = scores - scores.amax(-1, keepdim=True)
+    logits = torch.cat([scores, torch.zeros(B, HEADS, q.shape[2], 1)], -1)
+    return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
+
+
+@trap("the sink logits are not one number a head")
+def sinks_by_token(q, k, v, mask):
+    sink = q.mean(-1, keepdim=True)
+    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), sink], -1)
+    return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
+
+
+@trap("a part of the attention weights is left out")
+def first_token_left_out(q, k, v, mask):
+    weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
+    return weights[..., 1:] @ repeat(v)[:, :, 1:]
+
+
+@trap("the keys are changed in place")
+def keys_changed_in_place(q, k, v, mask):
+    k = repeat(k)
+    k.mul_(0.5)
+    return F.scaled_dot_product_attention(q, k, repeat(v), mask)
+
+
+@trap("flex_attention is not understood")
+def flex(q, k, v, mask):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v, enable_gqa=True)
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_trap_is_left_alone(name, compiled):
+    fn, reason = TRAPS[name]
+    model = Decoder(fn)
+    expected = run(model)
+    outputs = run(compiled(model))
+    for out, want in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
+    last = compiled_graphs()[-1]
+    assert last.rewritten == 0
+    (found,) = last.reasons
+    assert reason in found.text
+    assert __file__ in found.where, found.where
+    torch._dynamo.reset()
+    with pytest.raises(InnerQError, match="strict: an attention was not rewritten"):
+        run(compiled(model, strict=True))

@@ -1,0 +1,185 @@
+"""InnerQConfig: what it accepts, what it says about what it does not, and the formats that it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from innerq_compile.kernels.formats import GROUP_SIZES, MODES, SCALE_DTYPES, CacheFormat
+
+from innerq_compile import PRESETS, InnerQConfig, InnerQError
+
+FIELDS = [field.name for field in dataclasses.fields(InnerQConfig)]
+CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+configs = st.builds(
+    InnerQConfig,
+    key_bits=st.integers(2, 8),
+    value_bits=st.integers(2, 8),
+    key_mode=st.sampled_from(MODES),
+    value_mode=st.sampled_from(MODES),
+    group_size=st.sampled_from([None, *GROUP_SIZES]),
+    sink=st.integers(0, 200),
+    recent=st.integers(0, 200),
+    centre_keys=st.booleans(),
+    normalize_keys=st.booleans(),
+    scale_dtype=st.sampled_from([None, *SCALE_DTYPES]),
+    strict=st.booleans(),
+)
+
+
+# --- wrong values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        *[("key_bits", value, "a whole number from 2 to 8") for value in (1, 9, 0, -3, 3.0, "3", True, None)],
+        ("value_bits", 16, "a whole number from 2 to 8"),
+        *[("key_mode", value, ", ".join(MODES)) for value in ("int8", None, 3, [])],
+        ("value_mode", "Signed", ", ".join(MODES)),
+        *[("group_size", value, "None or one of 16, 32, 64, 128") for value in (0, 8, 48, 256, -16, 16.0, "32", True)],
+        *[("sink", value, "a whole number, 0 or more") for value in (-1, 1.5, None, False)],
+        ("recent", -96, "a whole number, 0 or more"),
+        *[(name, 1, "True or False") for name in ("centre_keys", "normalize_keys", "strict")],
+        *[("scale_dtype", value, "None or one of float16") for value in ("half", torch.float16, [], 16)],
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(field, value, allowed):
+    for make in (lambda: InnerQConfig(**{field: value}), lambda: InnerQConfig.preset("small", **{field: value})):
+        with pytest.raises(InnerQError) as error:
+            make()
+        assert str(error.value).startswith(f"{field}={value!r} is not allowed: it has to be ")
+        assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["huge", "", "Base", None, 3, ["base"]], ids=repr)
+def test_an_unknown_preset_is_named_with_all_presets(name):
+    with pytest.raises(InnerQError) as error:
+        InnerQConfig.preset(name)
+    assert str(error.value) == f"preset={name!r} is unknown: allowed are {', '.join(PRESETS)}"
+
+
+@pytest.mark.parametrize("make", [InnerQConfig.preset, InnerQConfig.from_options], ids=["preset", "from_options"])
+def test_an_unknown_option_is_named_with_all_options(make):
+    with pytest.raises(InnerQError, match="option 'key_bit' is unknown: allowed are preset, key_bits, ") as error:
+        make("base", key_bit=3) if make is InnerQConfig.preset else make({"key_bit": 3, 7: 1})
+    assert all(name in str(error.value) for name in FIELDS)
+
+
+def test_errors_are_value_errors():
+    with pytest.raises(ValueError, match="key_bits=1"):
+        InnerQConfig(key_bits=1)
+
+
+# --- presets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "keys", "values"),
+    [
+        ("base", (3, "signed"), (3, "signed")),
+        ("small", (3, "signed"), (2, "signed")),
+        ("hybrid", (3, "signed"), (2, "hybrid")),
+        ("int4", (4, "signed"), (4, "signed")),
+        ("tiny", (2, "signed"), (2, "signed")),
+        ("lossless", (8, "none"), (8, "none")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_presets(preset, keys, values):
+    config = InnerQConfig.preset(preset)
+    assert (config.key_bits, config.key_mode) == keys
+    assert (config.value_bits, config.value_mode) == values
+    assert (config.sink, config.recent, config.group_size, config.strict) == (32, 96, None, False)
+    assert config.centre_keys == config.normalize_keys == config.has_key_statistics == (preset != "lossless")
+
+
+def test_every_preset_is_tested():
+    assert set(PRESETS) == {"base", "small", "hybrid", "int4", "tiny", "lossless"}
+
+
+def test_the_default_is_base():
+    assert InnerQConfig() == InnerQConfig.preset("base") == InnerQConfig.from_options({})
+
+
+def test_a_preset_with_changes():
+    config = InnerQConfig.preset("small", recent=128, value_bits=4)
+    assert config == dataclasses.replace(InnerQConfig.preset("small"), recent=128, value_bits=4)
+    assert config == InnerQConfig.from_options({"value_bits": 4, "preset": "small", "recent": 128})
+
+
+@given(configs)
+def test_options_make_the_config_again(config):
+    assert InnerQConfig.from_options(dataclasses.asdict(config)) == config
+
+
+def test_frozen_and_hashable():
+    config = InnerQConfig.preset("base")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.key_bits = 4
+    assert {config: 1}[InnerQConfig()] == 1
+    assert len({InnerQConfig.preset(name) for name in PRESETS}) == len(PRESETS)
+
+
+# --- formats ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    configs,
+    st.sampled_from(["key", "value"]),
+    st.sampled_from(range(16, 257, 16)),
+    st.sampled_from(CACHE_DTYPES),
+)
+def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
+    group_size = config.group_size or (16 if role == "key" and head_dim % 32 else 32)
+    if role == "key" and head_dim % group_size:
+        with pytest.raises(InnerQError, match=f"group_size={group_size} does not divide head_dim {head_dim}"):
+            config.format_for(role, head_dim, dtype)
+        return
+    fmt = config.format_for(role, head_dim, dtype)
+    assert fmt == CacheFormat(
+        role=role,
+        bits=config.key_bits if role == "key" else config.value_bits,
+        mode=config.key_mode if role == "key" else config.value_mode,
+        group_size=group_size,
+        sink=config.sink,
+        recent=config.recent,
+        scale_dtype=config.scale_dtype or ("float16" if dtype == torch.float16 else "bfloat16"),
+    )
+    assert CacheFormat.parse(fmt.spec) == fmt
+
+
+@pytest.mark.parametrize("head_dim", range(16, 257, 16))
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_take_every_head_dim(preset, head_dim):
+    config = InnerQConfig.preset(preset)
+    assert config.format_for("key", head_dim, torch.float16).group_size == (16 if head_dim % 32 else 32)
+    assert config.format_for("value", head_dim, torch.float16).group_size == 32
+
+
+@pytest.mark.parametrize("head_dim", [0, 8, 72, 100, 272, 512])
+@pytest.mark.parametrize("role", ["key", "value"])
+def test_a_head_dim_that_is_not_allowed(role, head_dim):
+    with pytest.raises(InnerQError, match=f"{role} cache of head_dim {head_dim} .*multiples of 16 up to 256.*inductor"):
+        InnerQConfig().format_for(role, head_dim, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.complex64], ids=str)
+def test_a_dtype_that_is_not_allowed(dtype):
+    with pytest.raises(InnerQError, match=f"{dtype} .*allowed are float16, bfloat16, float32; convert the model"):
+        InnerQConfig().format_for("key", 64, dtype)
+
+
+@pytest.mark.parametrize(
+    ("group_size", "head_dim", "allowed"), [(64, 96, "16, 32"), (128, 64, "16, 32, 64"), (32, 80, "16")]
+)
+def test_a_group_size_that_does_not_divide_names_those_that_do(group_size, head_dim, allowed):
+    config = InnerQConfig(group_size=group_size)
+    with pytest.raises(InnerQError, match=f"does not divide head_dim {head_dim}: allowed here are {allowed}; leave"):
+        config.format_for("key", head_dim, torch.float16)
+    assert config.format_for("value", head_dim, torch.float16).group_size == group_size
