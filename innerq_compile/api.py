@@ -13,6 +13,12 @@ from .backend import innerq_backend, split_options
 from .config import InnerQConfig
 from .errors import InnerQError
 
+#: Graphs of one code object that Dynamo keeps before it gives up and runs it as it stands. The code object is the same
+#: for all models of transformers, a decorator's wrapper, and each of them needs a prefill and a decode graph for every
+#: form of its inputs: one sequence or several, padded or not. Dynamo's own limit of 8 is soon reached, and the caches
+#: of whatever comes then would be dense.
+RECOMPILE_LIMIT = 64
+
 #: The target of ``@innerq(...)``, which is called without one.
 _LATER = object()
 
@@ -62,7 +68,14 @@ def innerq(
         options = {**{name: getattr(config, name) for name in InnerQConfig.__dataclass_fields__}, **options}
     split_options(options)  # a wrong option fails here, not at the first call
     arguments = {"backend": innerq_backend, "options": options, "dynamic": dynamic, "fullgraph": fullgraph}
+    arguments |= recompile_limit()
     return functools.partial(_apply, arguments=arguments) if target is _LATER else _apply(target, arguments)
+
+
+def recompile_limit() -> dict[str, int]:
+    """The argument of ``torch.compile`` that sets :data:`RECOMPILE_LIMIT`; torch 2.11 has none."""
+    known = "recompile_limit" in inspect.signature(torch.compile).parameters
+    return {"recompile_limit": max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)} if known else {}
 
 
 def _apply(target: Any, arguments: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import ShortenTraceback
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from .config import InnerQConfig, field_names
 from .errors import InnerQError
@@ -21,7 +21,6 @@ from .passes import PassContext, run_passes
 from .passes.context import GraphError, Reason
 from .report import GraphReport, record
 from .runtime import CompiledGraph
-from .tensor import InnerQTensor
 
 
 class CompileError(InnerQError, ShortenTraceback):
@@ -95,17 +94,37 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     from torch._inductor.compile_fx import compile_fx
 
     copy = copy_graph(gm)
-    context = PassContext(config)
+    context = PassContext(config, static_lengths=bool(inductor_options.get("triton.cudagraphs")))
     run_passes(copy, context)
     _report(context)
     if not context.rewritten and not context.caches:
         return compile_fx(gm, example_inputs, config_patches=inductor_options)
     _refuse_gradients(example_inputs)
-    added = [*context.caches.values(), *(side for pair in context.shadows.values() for side in (pair.key, pair.value))]
-    inputs = [node.meta["example_value"] for cache in added for node in cache.nodes]
-    dense = [value for value in example_inputs if not isinstance(value, InnerQTensor)]
-    compiled = compile_fx(copy, [*dense, *inputs], config_patches=inductor_options)
-    return CompiledGraph(compiled, context, gm)
+    originals = {node.name: value for node, value in zip(_placeholders(gm), example_inputs, strict=True)}
+    prelude = None
+    if context.prelude is not None:
+        examples = [originals[name] for name in context.prelude.inputs]
+        without = {**inductor_options, "triton.cudagraphs": False}
+        prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
+    if context.static_lengths:
+        _mark_static(context)
+    inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
+    compiled = compile_fx(copy, inputs, config_patches=inductor_options)
+    return CompiledGraph(compiled, prelude, context, gm, copy)
+
+
+def _placeholders(gm: GraphModule) -> list[Node]:
+    return gm.graph.find_nodes(op="placeholder")
+
+
+def _mark_static(context: PassContext) -> None:
+    """Tell Inductor that caches and hoisted masks keep their address, so that CUDA graphs read them where they are."""
+    shadows = [side for pair in context.shadows.values() for side in (pair.key, pair.value)]
+    nodes = [node for cache in (*context.caches.values(), *shadows) for node in cache.nodes]
+    if context.prelude is not None:
+        nodes += context.prelude.placeholders
+    for node in nodes:
+        node.meta["tensor_dict"] = {**node.meta.get("tensor_dict", {}), "_dynamo_static_input_type": "unguarded"}
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:

@@ -18,14 +18,24 @@ from .tensor import InnerQTensor
 class CompiledGraph:
     """A compiled graph with quantized caches, callable with the arguments of the graph that it was made of."""
 
-    def __init__(self, compiled: Callable[..., Any], context: PassContext, original: GraphModule) -> None:
+    def __init__(
+        self,
+        compiled: Callable[..., Any],
+        prelude: Callable[..., Any] | None,
+        context: PassContext,
+        original: GraphModule,
+        rewritten: GraphModule,
+    ) -> None:
         self._compiled = compiled
+        self._prelude = None if prelude is None else HoistedInputs(prelude, context, original)
         sizes = _SizeReader(original)
         self._shadows = [
             ShadowReader(plan, original, context.config, sizes.reader) for plan in context.shadows.values()
         ]
         caches = list(context.caches.values())
-        self._dense_indices = _dense_indices(original, caches)
+        names = [node.name for node in original.graph.find_nodes(op="placeholder")]
+        kept = {node.name for node in rewritten.graph.find_nodes(op="placeholder")}
+        self._dense_indices = [index for index, name in enumerate(names) if name in kept]
         counts = {plan.what.cache: plan.what.count for plan in context.outputs if isinstance(plan.what, Appended)}
         position = {cache: index for index, cache in enumerate(caches)}
         #: for each cache: its argument, how many tokens are appended (None: none), whether it has a mean, a norm
@@ -48,9 +58,12 @@ class CompiledGraph:
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         inputs = [args[index] for index in self._dense_indices]
         storages = []
+        shared = len({id(args[cache[0]]._storage) for cache in self._caches}) != len(self._caches)
         for index, count, mean, norm in self._caches:
             tensor = args[index]
             storage = tensor._storage
+            if shared:  # two of the inputs are views of one storage, and none may see what another appends
+                storage = storage.copy()
             if count is None:
                 storage = _readable(storage, tensor.shape[2])
                 storages.append((storage, 0))
@@ -67,6 +80,10 @@ class CompiledGraph:
         for shadow in shadows:
             inputs += shadow.key.tensors().values()
             inputs += shadow.value.tensors().values()
+        if self._prelude is not None:
+            inputs += self._prelude(
+                args, (*[s for s, _ in storages], *[side for s in shadows for side in (s.key, s.value)])
+            )
         results = self._compiled(*inputs)
         for reader, shadow in zip(self._shadows, shadows, strict=True):
             reader.followed(args, shadow)
@@ -111,10 +128,34 @@ def _new_cache(results, at: int, plan: Quantized, length: int) -> InnerQTensor:
     return InnerQTensor(CacheStorage.adopt(plan.format, tensors, mean, norm, length), length)
 
 
-def _dense_indices(original: GraphModule, caches: list[CacheInput]) -> list[int]:
-    taken = {cache.index for cache in caches}
-    count = len(original.graph.find_nodes(op="placeholder"))
-    return [index for index in range(count) if index not in taken]
+class HoistedInputs:
+    """Runs the prelude of a graph, and keeps its results where a CUDA graph finds them."""
+
+    def __init__(self, prelude: Callable[..., Any], context: PassContext, original: GraphModule) -> None:
+        names = [node.name for node in original.graph.find_nodes(op="placeholder")]
+        self._prelude = prelude
+        self._indices = [names.index(name) for name in context.prelude.inputs]
+        self._masks = context.prelude.masks
+        self._buffers: list[torch.Tensor] = []
+
+    def __call__(self, args: tuple[Any, ...], cache: CacheStorage) -> list[torch.Tensor]:
+        """The hoisted inputs for a call with ``args``, of whose caches ``cache`` is the first."""
+        results = self._prelude(*[args[index] for index in self._indices])
+        tokens = cache.capacity * cache.format.block + cache.format.window
+        if not self._fits(results, tokens):
+            self._buffers = [
+                result.new_zeros((*result.shape[:-1], tokens)) if mask else torch.empty_like(result)
+                for result, mask in zip(results, self._masks, strict=True)
+            ]
+        for buffer, result, mask in zip(self._buffers, results, self._masks, strict=True):
+            (buffer[..., : result.shape[-1]] if mask else buffer).copy_(result)
+        return self._buffers
+
+    def _fits(self, results: list[torch.Tensor], tokens: int) -> bool:
+        return bool(self._buffers) and all(
+            buffer.device == result.device and (not mask or buffer.shape[-1] == tokens)
+            for buffer, result, mask in zip(self._buffers, results, self._masks, strict=True)
+        )
 
 
 class _SizeReader:

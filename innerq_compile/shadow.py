@@ -42,6 +42,10 @@ class Shadow:
     value_buffer: weakref.ref[torch.Tensor]
     versions: tuple[int, int]
 
+    def __reduce__(self):
+        # attributes go along when a buffer is copied or pickled; the copy is a buffer that gets a shadow of its own
+        return type(None), ()
+
 
 class ShadowReader:
     """Finds or makes the shadow of one pair of buffers for the calls of one graph."""

@@ -58,7 +58,7 @@ class CacheStorage:
     def adopt(fmt: CacheFormat, tensors, mean, norm, length: int) -> CacheStorage:
         """A storage around the four tensors that ``innerq::prefill`` returned for ``length`` tokens."""
         codes, scales, window, state = tensors
-        _mark_growing(codes)
+        _mark_sizes(codes, state)
         return CacheStorage(fmt, codes, scales, window, state, mean, norm, window.dtype, window.shape[-1], length)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ class CacheStorage:
         new = {name: transform(t) if transform else t.clone() for name, t in self.tensors().items()}
         made = dataclasses.replace(self, **new, views=weakref.WeakSet(), dtype=new["window"].dtype)
         made._resize(capacity or self.capacity)
-        _mark_growing(made.codes)
+        _mark_sizes(made.codes, made.state)
         return made
 
     def __reduce__(self):
@@ -108,7 +108,7 @@ class CacheStorage:
         needed = formats.blocks_for(self.format, length)
         if needed > self.capacity:
             self._resize(formats.grown_capacity(needed))
-            _mark_growing(self.codes)
+            _mark_sizes(self.codes, self.state)
 
     def _resize(self, capacity: int) -> None:
         if capacity == self.capacity:
@@ -166,9 +166,14 @@ def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheSt
     return CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
 
 
-def _mark_growing(codes: torch.Tensor) -> None:
-    """Let Dynamo trace the number of blocks as a symbol from the first time on: a larger storage is no new graph."""
+def _mark_sizes(codes: torch.Tensor, state: torch.Tensor) -> None:
+    """Tell Dynamo which sizes are symbols from the first time on, and which never are (see ``InnerQTensor.__new__``).
+
+    The number of blocks is a symbol: a larger storage is no new graph.
+    """
     codes._dynamo_weak_dynamic_indices = {2}
+    codes._dynamo_static_indices = {1, 3}
+    state._dynamo_static_indices = {1, 2}
 
 
 def quantize(x, config, role, start=None, capacity: int | None = None) -> CacheStorage:

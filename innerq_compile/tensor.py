@@ -52,8 +52,10 @@ class InnerQTensor(torch.Tensor):
         )
         tensor._storage = storage
         tensor._view = storage.view(length)
-        # the length grows with every token: a symbol from the first graph on
+        # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
+        # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.
         tensor._dynamo_weak_dynamic_indices = {2}
+        tensor._dynamo_static_indices = {1, 3}
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int) -> None:

@@ -24,9 +24,9 @@ lane are sixteen (slice, column) pairs; they fill ``bits`` halves:
 * values: ``token = (slice, lane)``, ``channel = (channel_sub, channel_lo)``, field = ``(slice, channel_sub)``,
   words ``[lane / 2, bits, channel_lo]``.
 
-The index that is contracted last goes first in the field (sub-ranges of tokens for keys, slices of tokens for values):
-fields f and f + 8 then lie at the same bit of their halves, so that what a field's position is worth depends on the
-query slice alone, or on the channel alone, and costs the kernels nothing (``docs/kernels.md``).
+The part of the token leads in a field (its sub-range for keys, its slice for values), so that fields f and f + 8 lie at
+the same bit of their halves: what a field's position is worth then depends on the query slice alone, or on the channel
+alone, and costs the kernels nothing (``docs/kernels.md``).
 
 Fields that do not fit a half whole (16 is not a multiple of 3, 5, 6, 7) are spread over the spare bits of the halves,
 see :func:`field_bits`: 16 codes of b bits always take exactly b halves.

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from .context import PassContext
 from .dequantize_rest import dequantize_rest
+from .hoist_lengths import hoist_lengths
 from .match_attention import match_attention
 from .match_cache import match_cache
 from .plan_outputs import plan_outputs
@@ -36,6 +37,7 @@ PASSES: tuple[Pass, ...] = (
     quantize_prefill,  # fresh keys and values leave the graph quantized
     dequantize_rest,  # any other reader of a cache reads it dequantized
     plan_outputs,  # outputs of the new graph, and how the program's are made of them
+    hoist_lengths,  # for CUDA graphs: what depends on the length goes into a graph of its own
 )
 
 

@@ -212,3 +212,6 @@ class PassContext:
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
     outputs: list[Any] = dataclasses.field(default_factory=list)  # OutputPlan, an entry for each original output
     reasons: list[Reason] = dataclasses.field(default_factory=list)
+    notes: list[Reason] = dataclasses.field(default_factory=list)  # what else a user may want to know
+    static_lengths: bool = False  # whether the graph is to be recorded as a CUDA graph
+    prelude: Any = None  # Prelude, where `hoist_lengths` has made one

@@ -8,6 +8,7 @@ by position or by name.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -240,15 +241,19 @@ def constant(value: Any) -> float | None:
     return None
 
 
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
 def source_line(node: Node) -> str:
     """Where in the user's program a node comes from, ``file:line in function: code``, or an empty string."""
-    trace = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace.strip().splitlines()]
-    for index in range(len(lines) - 1, -1, -1):
-        if lines[index].startswith("File "):
-            code = lines[index + 1] if index + 1 < len(lines) else ""
-            return f"{lines[index]}: {code}" if code else lines[index]
-    return ""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
+    own = [index for index in frames if _TORCH not in lines[index]] or frames  # torch's functions call one another
+    if not own:
+        return ""
+    index = own[-1]
+    code = lines[index + 1] if index + 1 < len(lines) else ""
+    return f"{lines[index]}: {code}" if code else lines[index]
 
 
 # --- changing graphs ------------------------------------------------------------------------------------------------

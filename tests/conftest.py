@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,10 +35,11 @@ def seed() -> int:
 
 
 @pytest.fixture
-def cheap_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+def cheap_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.
 
-    For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh.
+    For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh, and
+    forgets these graphs afterwards.
     """
     import torch._inductor.compile_fx
     from torch._dynamo.backends.debugging import aot_eager
@@ -46,4 +48,6 @@ def cheap_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
         return aot_eager(gm, example_inputs)
 
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
+    torch._dynamo.reset()
+    yield
     torch._dynamo.reset()

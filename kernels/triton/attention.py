@@ -23,10 +23,12 @@ from .support import on_device, side_constants
 #: Tokens below which a split is not worth its share of the combination.
 MIN_SPLIT_TOKENS = 128
 #: Most splits of a sequence; the combination reads them all at once.
-MAX_SPLITS = 128
+MAX_SPLITS = 256
+#: Columns of the result that a program of the combination makes.
+COMBINE_COLUMNS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "HQ", "N", "splits"])
 def decode_combine_kernel(
     part_out,
     part_max,
@@ -42,7 +44,7 @@ def decode_combine_kernel(
     D: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Splits ``[splits, rows, D]`` to ``out [rows, D]``, one row a program.
+    """Splits ``[splits, rows, D]`` to ``out [rows, D]``; program (row, columns).
 
         out = sum_i 2^(max_i - max) out_i / (sum_i 2^(max_i - max) sum_i + 2^(sink - max))
 
@@ -50,7 +52,7 @@ def decode_combine_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, SPLITS)
-    column = tl.arange(0, COLS)
+    column = tl.program_id(1) * COLS + tl.arange(0, COLS)
     at = i.to(tl.int64) * rows + row
     b_max = tl.load(part_max + at, mask=i < splits, other=float("-inf"))
     b_sum = tl.load(part_sum + at, mask=i < splits, other=0.0)
@@ -73,10 +75,13 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def choose_splits(device: torch.device, programs: int, tokens: int, waves: int = 4) -> int:
-    """How many programs share a sequence of at most ``tokens``, so that the device is filled ``waves`` times."""
-    wanted = -(-_multiprocessors(device) * waves // programs)
-    return max(1, min(wanted, tokens // MIN_SPLIT_TOKENS, MAX_SPLITS))
+def choose_splits(device: torch.device, heads: int, tokens: int, programs: int, others: int = 0) -> int:
+    """How many programs share a sequence of at most ``tokens``.
+
+    All programs run at once: ``programs`` a multiprocessor, of which each of ``heads`` has ``others`` besides.
+    """
+    wanted = _multiprocessors(device) * programs // heads - others
+    return max(1, min(wanted, tokens // MIN_SPLIT_TOKENS, MAX_SPLITS - others))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,8 @@ def fields_reason(query, k_cache, v_cache, k_fmt: CacheFormat, v_fmt: CacheForma
             return f"head_dim {cache[2].shape[3]} does not fill tensor-core tiles"
         if fmt.block != 32:
             return f"blocks of {fmt.block} tokens"
+    if v_fmt.group_size != 32:
+        return f"value groups of {v_fmt.group_size}"
     return ""
 
 
@@ -136,25 +143,26 @@ def combine(
 ) -> None:
     """Partial results ``[splits, rows, D]``, ``[splits, rows]`` twice, to ``out [B, Hq, N, D]``."""
     splits, rows, head_dim = part_out.shape
-    decode_combine_kernel[(rows,)](
-        part_out,
-        part_max,
-        part_sum,
-        out if sink_logits is None else sink_logits.contiguous(),
-        out,
-        rows,
-        out.shape[1],
-        out.shape[2],
-        splits,
-        SINK_LOGITS=sink_logits is not None,
-        SPLITS=triton.next_power_of_2(splits),
-        D=head_dim,
-        COLS=triton.next_power_of_2(head_dim),
-        num_warps=4,
-    )
+    with on_device(out):
+        decode_combine_kernel[(rows, triton.cdiv(head_dim, COMBINE_COLUMNS))](
+            part_out,
+            part_max,
+            part_sum,
+            out if sink_logits is None else sink_logits.contiguous(),
+            out,
+            rows,
+            out.shape[1],
+            out.shape[2],
+            splits,
+            SINK_LOGITS=sink_logits is not None,
+            SPLITS=triton.next_power_of_2(splits),
+            D=head_dim,
+            COLS=COMBINE_COLUMNS,
+            num_warps=4 if splits <= 128 else 8,
+        )
 
 
-def decode_attention(
+def decode_partials(
     query: torch.Tensor,
     k_cache: tuple[torch.Tensor, ...],
     v_cache: tuple[torch.Tensor, ...],
@@ -162,40 +170,29 @@ def decode_attention(
     scale: float,
     causal: bool,
     softcap: float,
-    sink_logits: torch.Tensor | None,
     k_fmt: CacheFormat,
     v_fmt: CacheFormat,
     splits: int | None = None,
     config: FieldsConfig | None = None,
-) -> torch.Tensor:
-    """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
-
-    Semantics are those of ``reference.decode_attention``. Nothing is read back to the host: the grid follows from the
-    capacity, and programs without tokens write an empty result.
-
-    Args:
-        splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
-        config: how the fast kernel is launched, instead of the default.
-    """
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first half of :func:`decode_attention`: what each split has found, as :func:`combine` takes it."""
     batch, q_heads, rows, head_dim = query.shape
     heads = k_cache[2].shape[1]
     group = q_heads // heads
     value_dim = v_cache[2].shape[3]
-    out = query.new_empty((batch, q_heads, rows, value_dim))
-    if not out.numel():
-        return out
     fields = not fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
     config = config or FieldsConfig()
     heads_tile = 8 if fields and group * rows <= 8 else 16
     row_tiles = triton.cdiv(group * rows, heads_tile)
     programs = batch * heads * row_tiles
     if fields:
-        splits = splits or choose_splits(query.device, programs, k_cache[0].shape[2] * 32, config.programs)
-        window_splits = config.window_splits if k_fmt.window else 0
+        window_splits = config.window_splits
+        tokens = k_cache[0].shape[2] * 32
+        splits = splits or choose_splits(query.device, programs, tokens, config.programs, window_splits)
         splits += window_splits
     else:
         tokens = max(c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt)))
-        splits = splits or choose_splits(query.device, programs, tokens)
+        splits = splits or choose_splits(query.device, programs, tokens, 4)
     parts = torch.empty((splits, batch * q_heads * rows, value_dim + 2), dtype=torch.float32, device=query.device)
     flat = parts.view(-1)
     count = splits * batch * q_heads * rows
@@ -266,5 +263,34 @@ def decode_attention(
                 **side_constants(v_fmt, value_dim, "V_"),
                 num_warps=4,
             )
-        combine(part_out, part_max, part_sum, sink_logits, out)
+    return part_out, part_max, part_sum
+
+
+def decode_attention(
+    query: torch.Tensor,
+    k_cache: tuple[torch.Tensor, ...],
+    v_cache: tuple[torch.Tensor, ...],
+    mask: torch.Tensor | None,
+    scale: float,
+    causal: bool,
+    softcap: float,
+    sink_logits: torch.Tensor | None,
+    k_fmt: CacheFormat,
+    v_fmt: CacheFormat,
+    splits: int | None = None,
+    config: FieldsConfig | None = None,
+) -> torch.Tensor:
+    """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
+
+    Semantics are those of ``reference.decode_attention``. Nothing is read back to the host: the grid follows from the
+    capacity, and programs without tokens write an empty result.
+
+    Args:
+        splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
+        config: how the fast kernel is launched, instead of the default.
+    """
+    out = query.new_empty((*query.shape[:3], v_cache[2].shape[3]))
+    if out.numel():
+        parts = decode_partials(query, k_cache, v_cache, mask, scale, causal, softcap, k_fmt, v_fmt, splits, config)
+        combine(*parts, sink_logits, out)
     return out

@@ -20,6 +20,8 @@ and the scores are scaled back in float32. That is exact but for elements ``2^28
 their row, and gives bfloat16 queries a range that float16 lacks.
 """
 
+# ruff: noqa: RUF005, SIM108
+# Triton has no starred expressions in tuples, and a ternary there is an operator on tensors.
 from __future__ import annotations
 
 import triton
@@ -363,7 +365,15 @@ def window_partial(
     return b_out, b_base, b_sum
 
 
-@triton.jit
+#: Arguments whose values say nothing about the code: without this every capacity would be compiled anew.
+UNSPECIALIZED = (
+    *("H", "G", "N", "k_capacity", "v_capacity", "mask_tokens"),
+    *(f"query_stride_{x}" for x in "bhnd"),
+    *(f"mask_stride_{x}" for x in "bhns"),
+)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def decode_partial_fields_kernel(
     query,
     k_codes,
@@ -457,14 +467,14 @@ def decode_partial_fields_kernel(
 
         # the query, each row scaled by a power of two, in slices divided by what the bits of their fields are worth
         lane = tl.arange(0, 16)
-        b_most = tl.zeros((16, HEADS), tl.float32)
+        b_largest = tl.zeros((16, HEADS), tl.float32)
         raw = ()
         for s in tl.static_range(K_D // 16):
             p_slice = p_query + ((s * 16 + lane) * query_stride_d)[:, None]
             b_slice = tl.load(p_slice, mask=query_mask, other=0.0).to(tl.float32)
-            b_most = tl.maximum(b_most, tl.abs(b_slice))
+            b_largest = tl.maximum(b_largest, tl.abs(b_slice))
             raw = raw + (b_slice,)
-        exponent = tl.max(b_most, 0).to(tl.int32, bitcast=True) >> 23
+        exponent = tl.max(b_largest, 0).to(tl.int32, bitcast=True) >> 23
         exponent = tl.maximum(exponent, 15)  # rows of zeros and of numbers below 2^-112
         b_scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)  # 2^14 / 2^floor(log2(most))
         b_unit = ((exponent - 14) << 23).to(tl.float32, bitcast=True) * 2.0**24
@@ -487,7 +497,7 @@ def decode_partial_fields_kernel(
         tokens = key_positions(K_LO)
 
         out = ()
-        for i in tl.static_range(4 if V_D == 64 else 8):
+        for _ in tl.static_range(4 if V_D == 64 else 8):
             out = out + (tl.zeros((V_ROWS, HEADS), tl.float32),)
         b_sum = tl.zeros((V_ROWS, HEADS), tl.float32)
         b_base = tl.full((HEADS,), LOWEST, tl.float32)
@@ -516,7 +526,6 @@ def decode_partial_fields_kernel(
                     key_scores(planes, scales, zeros, slices, starts, sums, K_D, K_BITS, K_GROUP, K_LO, K_ZERO),
                 )
             logits = ()
-            b_top = tl.full((HEADS,), float("-inf"), tl.float32)
             for i in tl.static_range(BLOCKS):
                 tiles = ()
                 for j in tl.static_range(len(scores[0])):

@@ -238,6 +238,8 @@ def _sum_step(node: Node, name: str, order: Order) -> tuple[Step, Node]:
     if set(node.kwargs) - {"input", "other"} or len(node.args) > 2:
         raise NoMatch("the scores are a sum with a factor")
     found = [_leads_to_product(side, node, order) for side in (left, right)]
+    if not any(found):  # the reason is further on
+        found = [_search(side, _is_computed_product) is not None for side in (left, right)]
     if found.count(True) != 1:
         raise NoMatch("the scores are a sum in which the product of query and key was not found")
     scores, other = (left, right) if found[0] else (right, left)

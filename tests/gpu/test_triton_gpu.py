@@ -10,6 +10,7 @@ import torch
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import MODES, blocks_for
+from innerq_compile.kernels.triton.attention import FieldsConfig
 
 from ..kernels.strategies import make_format
 from ..kernels.triton_cases import Attention, assert_repeatable, assert_same_cache, clone, make_cache
@@ -77,6 +78,44 @@ PRESETS = [
         ("lossless", F32, 2, 4, 64),
     ]
 ]
+
+
+def sampled_fields(count: int, seed: int = 7) -> list[Attention]:
+    """Cases of the fast kernel: every pair of bit widths at every head_dim, the rest drawn at random."""
+    rng = random.Random(seed)
+    pairs = list(itertools.product((2, 3, 4, 8), (2, 3, 4, 8), (64, 128, 256)))
+    rng.shuffle(pairs)
+    cases = []
+    for k_bits, v_bits, head_dim in pairs[:count]:
+        dtype, (sink, recent) = rng.choice([F16, BF16]), rng.choice([(32, 96), (4, 20), (0, 0)])
+        modes = [m for m in MODES if m != "none"]
+        key = make_format("key", k_bits, rng.choice(modes), rng.choice([16, 32, 64]), sink, recent, dtype)
+        value = make_format("value", v_bits, rng.choice(modes), 32, sink, recent, dtype)
+        group, rows = rng.choice([(1, 1), (4, 1), (3, 1), (8, 1), (16, 1), (2, 5), (5, 4)])
+        length, plain = rng.choice([4096, 1000, 333]), rng.random() < 0.5
+        cases.append(
+            Attention(
+                key, value, dtype, rng.choice([1, 4]), 4, group, rows, length, head_dim,
+                padded=rng.random() < 0.3, mask="none" if plain else rng.choice(["bool", "added", "added-heads"]),
+                softcap=0.0 if plain else rng.choice([0.0, 20.0]), sinks=rng.random() < 0.2,
+                keep=length - 37 if rng.random() < 0.2 else None, room=rng.choice([0, 100]),
+            )
+        )  # fmt: skip
+    return cases
+
+
+CONFIGS = [FieldsConfig(blocks=2), FieldsConfig(stages=2, window_splits=1), FieldsConfig(programs=3, window_tokens=32)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("case", PRESETS[:6:2], ids=lambda case: case.id)
+def test_any_configuration_is_the_reference(case, config):
+    case.check("cuda", torch.Generator().manual_seed(1), repeat=True, config=config)
+
+
+@pytest.mark.parametrize("case", sampled_fields(30), ids=lambda case: case.id)
+def test_attention_from_fields_is_the_reference(case):
+    case.check("cuda", torch.Generator().manual_seed(1), repeat=True)
 
 
 @pytest.mark.parametrize("case", PRESETS + sampled_attentions(SAMPLES), ids=lambda case: case.id)

@@ -1,7 +1,7 @@
 """Every usual spelling of an attention is found and rewritten; what only looks like one is left alone, with a reason.
 
-A spelling is a function of query ``[B, Hq, N, D]``, keys and values ``[B, H, S, D]`` and a boolean mask ``[B, 1, N, S]``
-that computes ``[B, Hq, N, D]``. Each runs as the middle of a tiny decoder: a prompt, then decode steps of one and of
+A spelling is a function of query ``[B, Hq, N, D]``, keys and values ``[B, H, S, D]`` and a boolean mask
+``[B, 1, N, S]`` that computes ``[B, Hq, N, D]``. Each runs as the middle of a tiny decoder: a prompt, then decode steps of one and of
 three tokens, compiled in ``lossless`` and compared with eager.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from innerq_compile import InnerQConfig, InnerQError, clear_reports, compiled_graphs
+from innerq_compile import InnerQError, clear_reports, compiled_graphs
 from innerq_compile.backend import innerq_backend
 
 from ..programs import run_graphs_eagerly
@@ -474,7 +474,7 @@ def weights_used_elsewhere(q, k, v, mask):
     return weights @ repeat(v) + weights.sum(-1, keepdim=True)
 
 
-@trap("also used elsewhere, by setitem")
+@trap("go through setitem")
 def scores_changed_by_index(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)
     scores[:, :, :, -1] = 0.5
@@ -533,7 +533,7 @@ def sinks_by_token(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
 
 
-@trap("a part of the attention weights is left out")
+@trap("do not belong together")
 def first_token_left_out(q, k, v, mask):
     weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
     return weights[..., 1:] @ repeat(v)[:, :, 1:]

@@ -1,0 +1,462 @@
+"""Decode attention, append and prefill of the Triton kernels on a GPU, against what the bytes allow.
+
+For each row: is the result right (float32 reference on the dequantized cache), the median time of a call, the time
+against the better of SDPA's flash and cuDNN kernels on a float16 cache of the same shape, and the bytes that had to be
+read against the read ceiling measured in the same run. Calls are captured into one CUDA graph that goes through enough
+copies of the inputs for the L2 cache not to hold them, so neither launches nor the L2 are in the times.
+
+    python benchmarks/decode_attention.py [--rows base-32K,int4-32K] [--sweep] [--time-budget 400] [--json out.json]
+
+Results are printed as they come; the JSON file is rewritten after each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import statistics
+import time
+
+import torch
+import triton
+import triton.language as tl
+from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
+from innerq_compile.kernels.triton import attention
+from innerq_compile.kernels.triton.attention import FieldsConfig
+from rich.console import Console
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+console = Console(width=150, highlight=False, markup=False)
+L2_BYTES = 60 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A shape and a format, with the ratios to float16 that issue 5 asks for."""
+
+    name: str
+    key_bits: int
+    value_bits: int
+    batch: int
+    heads: int
+    group: int
+    head_dim: int
+    tokens: int
+    key_mode: str = "signed"
+    value_mode: str = "signed"
+    dtype: str = "float16"
+    rows: int = 1
+    target: float | None = None
+    least: float | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def formats(self) -> tuple[CacheFormat, CacheFormat]:
+        scale = default_scale_dtype(self.torch_dtype)
+        return (
+            CacheFormat("key", self.key_bits, self.key_mode, 32, 32, 96, scale),
+            CacheFormat("value", self.value_bits, self.value_mode, 32, 32, 96, scale),
+        )
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of codes, scales and windows that a call has to read."""
+        total = 0
+        for fmt in self.formats:
+            blocks = blocks_for(fmt, self.tokens)
+            words = layout.words_per_block(fmt, self.head_dim) * 4
+            scales = layout.scales_per_block(fmt, self.head_dim) * fmt.torch_scale_dtype.itemsize
+            window = (self.tokens - blocks * fmt.block) * self.head_dim * self.torch_dtype.itemsize
+            total += self.batch * self.heads * (blocks * (words + scales) + window)
+        return total
+
+    @property
+    def dense_bytes(self) -> int:
+        return 2 * self.batch * self.heads * self.tokens * self.head_dim * 2
+
+
+K = 1024
+ROWS = [
+    Row("base-32K", 3, 3, 4, 8, 4, 128, 32 * K, target=3.9, least=3.3),
+    Row("int4-32K", 4, 4, 4, 8, 4, 128, 32 * K, target=3.2, least=2.8),
+    Row("small-32K", 3, 2, 4, 8, 4, 128, 32 * K, target=4.5, least=3.7),
+    Row("two-32K", 2, 2, 4, 8, 4, 128, 32 * K, target=5.2, least=4.2),
+    Row("base-B1-128K", 3, 3, 1, 8, 4, 128, 128 * K, target=3.9, least=3.3),
+    Row("base-B1-8K", 3, 3, 1, 8, 4, 128, 8 * K, target=1.6, least=1.2),
+    Row("base-B32-4K", 3, 3, 32, 8, 4, 128, 4 * K, target=3.2, least=2.6),
+    Row("mha-32K", 3, 3, 1, 32, 1, 128, 32 * K),
+    Row("base-D64-G3", 3, 3, 4, 8, 3, 64, 32 * K),
+    Row("base-D256", 3, 3, 4, 8, 2, 256, 32 * K),
+    Row("base-bf16", 3, 3, 4, 8, 4, 128, 32 * K, dtype="bfloat16"),
+    Row("hybrid-32K", 3, 2, 4, 8, 4, 128, 32 * K, value_mode="hybrid"),
+    Row("int8-32K", 8, 8, 4, 8, 4, 128, 32 * K),
+    Row("base-G16", 3, 3, 4, 4, 16, 128, 32 * K),
+]
+
+
+def graph_us(calls: list, repeats: int = 30, least_us: float = 400.0) -> float:
+    """Median time of one of ``calls``, microseconds: all of them captured in one CUDA graph, several times over."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+    def capture(rounds):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+        graph.replay()
+        torch.cuda.synchronize()
+        return graph
+
+    def replays(graph, count):
+        times = []
+        for _ in range(count):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end) * 1e3)
+        return statistics.median(times)
+
+    graph, rounds = capture(1), 1
+    once = replays(graph, 3)
+    if once < least_us:
+        rounds = math.ceil(least_us / once)
+        graph = capture(rounds)
+    return replays(graph, repeats) / (len(calls) * rounds)
+
+
+def copies_for(size: int) -> int:
+    """Copies of inputs of ``size`` bytes that the L2 cache does not hold between uses."""
+    return max(2, min(48, math.ceil(5 * L2_BYTES / size)))
+
+
+@triton.jit
+def read_kernel(x, out, PER: tl.constexpr, BLOCK: tl.constexpr):
+    """Each program reads ``PER * BLOCK`` numbers and writes one."""
+    pid = tl.program_id(0).to(tl.int64)
+    b_all = tl.zeros((BLOCK,), tl.int32)
+    for i in tl.range(0, PER, num_stages=1):
+        b_all ^= tl.load(x + (pid * PER + i) * BLOCK + tl.arange(0, BLOCK))
+    tl.store(out + pid, tl.sum(b_all, 0))
+
+
+def ceilings() -> dict[str, float]:
+    """GB/s of a device-to-device copy (read + write) and of the faster of two ways to only read."""
+    x = torch.randint(-9, 9, (1 << 29,), device="cuda", dtype=torch.int32)  # 2 GiB
+    y = torch.empty_like(x)
+    copy = 2 * x.nbytes / graph_us([lambda: y.copy_(x)]) / 1e3
+    as_float = x.view(torch.float32)
+    reads = {"amax": graph_us([lambda: x.amax()]), "sum": graph_us([lambda: as_float.sum()])}
+    out = torch.empty(1 << 20, device="cuda", dtype=torch.int32)
+    for per, block in ((16, 4096), (64, 4096), (16, 8192)):
+        grid = (x.numel() // per // block,)
+        reads[f"triton {per}x{block}"] = graph_us([lambda g=grid, p=per, b=block: read_kernel[g](x, out, p, b)])
+    best = min(reads, key=reads.get)
+    return {"copy": copy, "read": x.nbytes / reads[best] / 1e3, "read_by": best}
+
+
+def make_caches(row: Row, generator: torch.Generator):
+    """Key and value cache of random numbers, and a query, with the bytes the row says."""
+    start = torch.zeros(row.batch, dtype=torch.int32, device="cuda")
+    caches = []
+    for fmt in row.formats:
+        shape = (row.batch, row.heads, row.tokens, row.head_dim)
+        x = torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(row.torch_dtype)
+        caches.append(kernels.prefill(x, start, None, None, blocks_for(fmt, row.tokens) + 4, fmt))
+    shape = (row.batch, row.heads * row.group, row.rows, row.head_dim)
+    # sharper scores than those of independent normal numbers, so that the softmax is not flat
+    query = 2 * torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32)
+    return query.to(row.torch_dtype), *caches
+
+
+def arguments(row: Row, query, k_cache, v_cache):
+    return (query, k_cache, v_cache, None, row.head_dim**-0.5, True, 0.0, None, *row.formats)
+
+
+def reference_output(row: Row, query, k_cache, v_cache) -> torch.Tensor:
+    """The reference in float32, one sequence at a time so that it fits."""
+    outs = []
+    for b in range(row.batch):
+        part = [tuple(t[b : b + 1] for t in cache) for cache in (k_cache, v_cache)]
+        heads = []
+        for h in range(row.heads):
+            one = [tuple(t[:, h : h + 1].contiguous() for t in cache) for cache in part]
+            q = query[b : b + 1, h * row.group : (h + 1) * row.group]
+            heads.append(reference.decode_attention(*arguments(row, q, *one), dtype=torch.float32))
+        outs.append(torch.cat(heads, 1))
+    return torch.cat(outs)
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def measure_dense(row: Row) -> dict[str, float]:
+    """SDPA on a float16 (or bfloat16) cache, microseconds by backend."""
+    count = copies_for(row.dense_bytes)
+    shape = (row.batch, row.heads, row.tokens, row.head_dim)
+    keys, values = ([torch.randn(shape, device="cuda", dtype=row.torch_dtype) for _ in range(count)] for _ in range(2))
+    query = torch.randn(
+        (row.batch, row.heads * row.group, row.rows, row.head_dim), device="cuda", dtype=row.torch_dtype
+    )
+    times = {}
+    for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
+
+        def call(k, v, backend=backend):
+            with sdpa_kernel(backend):
+                return scaled_dot_product_attention(query, k, v, enable_gqa=row.group > 1)
+
+        try:
+            times[name] = graph_us([lambda k=k, v=v, c=call: c(k, v) for k, v in zip(keys, values, strict=True)], 15)
+        except RuntimeError as failure:
+            console.print(f"  {row.name}: SDPA {name} fails: {str(failure).splitlines()[0][:110]}")
+    return times
+
+
+def measure_decode(row: Row, sets, config: FieldsConfig, splits: int | None = None, repeats: int = 30):
+    """Microseconds of a call and of its first half (without the combination)."""
+    calls = [arguments(row, *s) for s in sets]
+    whole = graph_us([lambda a=a: attention.decode_attention(*a, splits=splits, config=config) for a in calls], repeats)
+    part = graph_us(
+        [lambda a=a: attention.decode_partials(*a[:7], *a[8:], splits=splits, config=config) for a in calls], repeats
+    )
+    return whole, part
+
+
+# --- configurations ---------------------------------------------------------------------------------------------
+
+
+def sweep_configs(row: Row) -> list[FieldsConfig]:
+    """What --sweep tries on a row; configurations that differ in launch numbers only share their machine code."""
+    out = []
+    for (blocks, stages, maxnreg), programs, windows in itertools.product(
+        [(1, 2, None), (1, 3, None), (1, 4, None), (2, 2, None), (2, 3, None), (1, 3, 128), (2, 2, 168)],
+        [8, 10, 12, 16, 24],
+        [2],
+    ):
+        if blocks == 2 and programs > 12 and not maxnreg:
+            continue
+        out.append(
+            FieldsConfig(blocks=blocks, stages=stages, programs=programs, window_splits=windows, maxnreg=maxnreg)
+        )
+    for windows, tokens in ((1, 16), (4, 16), (2, 32)):
+        out.append(FieldsConfig(window_splits=windows, window_tokens=tokens))
+    return out
+
+
+def _compile(job) -> str:
+    """Run one configuration on a tiny cache, so that its machine code is in Triton's cache on disk."""
+    row, config = job
+    small = dataclasses.replace(row, batch=1, heads=1, tokens=400)
+    try:
+        query, k_cache, v_cache = make_caches(small, torch.Generator(device="cuda").manual_seed(0))
+        attention.decode_attention(*arguments(small, query, k_cache, v_cache), config=config)
+        torch.cuda.synchronize()
+        return ""
+    except Exception as failure:
+        return f"{row.name} {config}: {failure!r}"[:300]
+
+
+def precompile(jobs, workers: int) -> None:
+    begin = time.time()
+    unique = {}
+    for row, config in jobs:
+        code = (row.formats, row.head_dim, row.group * row.rows > 8, row.dtype)
+        key = (code, config.blocks, config.stages, config.maxnreg, config.window_splits, config.window_tokens)
+        unique.setdefault(key, (row, config))
+    context = multiprocessing.get_context("spawn")
+    workers = min(workers, len(unique))
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for failure in pool.map(_compile, unique.values(), chunksize=1):
+            if failure:
+                console.print(failure)
+    console.print(f"compiled {len(unique)} kernels with {workers} processes in {time.time() - begin:.0f} s")
+
+
+# --- append and prefill -----------------------------------------------------------------------------------------
+
+
+def measure_append(batch=4, heads=8, head_dim=128, bits=3) -> dict[str, float]:
+    """Microseconds of one layer's append_ of one token: a step that quantizes 32 tokens, and one that does not."""
+    out = {}
+    tokens = 4096 + 128
+    for name, length in (("flush", tokens + 31), ("no flush", tokens + 5)):
+        formats = Row("", bits, bits, batch, heads, 1, head_dim, tokens).formats
+        start = torch.zeros(batch, dtype=torch.int32, device="cuda")
+        x = torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.float16)
+        new = torch.randn(batch, heads, 1, head_dim, device="cuda", dtype=torch.float16)
+        layers = []
+        for _ in range(16):
+            caches = [kernels.prefill(x, start, None, None, 200, fmt) for fmt in formats]
+            states = [cache[3].clone() for cache in caches]
+            layers.append((caches, states))
+
+        def reset(caches, states):
+            for cache, state in zip(caches, states, strict=True):
+                cache[3].copy_(state)
+
+        def step(caches, states, formats=formats, new=new):
+            reset(caches, states)
+            kernels.append_(tuple((cache, new, fmt) for cache, fmt in zip(caches, formats, strict=True)))
+
+        both = graph_us([lambda c=c, s=s, f=step: f(c, s) for c, s in layers])
+        out[name] = both - graph_us([lambda c=c, s=s, f=reset: f(c, s) for c, s in layers])
+    return out
+
+
+def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3) -> dict[str, float]:
+    """GB/s of quantizing a prompt: bytes of the prompt read and of the cache written."""
+    out = {}
+    start = torch.zeros(batch, dtype=torch.int32, device="cuda")
+    x = torch.randn(batch, heads, tokens, head_dim, device="cuda", dtype=torch.float16)
+    mean = torch.randn(batch, heads, head_dim, device="cuda")
+    norm = torch.rand(batch, heads, head_dim, device="cuda") + 0.5
+    for fmt in Row("", bits, bits, batch, heads, 1, head_dim, tokens).formats:
+        statistics_of = (mean, norm) if fmt.is_key else (None, None)
+        capacity = blocks_for(fmt, tokens)
+        cache = kernels.prefill(x, start, *statistics_of, capacity, fmt)
+        size = x.nbytes + sum(t.nbytes for t in cache)
+        us = graph_us([lambda f=fmt, s=statistics_of, c=capacity: kernels.prefill(x, start, *s, c, f)])
+        out[fmt.role] = size / us / 1e3
+    return out
+
+
+# --- main -------------------------------------------------------------------------------------------------------
+
+
+def describe(config: FieldsConfig) -> str:
+    defaults = FieldsConfig()
+    changed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return " ".join(f"{k}={v}" for k, v in changed.items() if v != getattr(defaults, k.strip())) or "default"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="all", help="names, comma separated")
+    parser.add_argument("--sweep", action="store_true", help="try configurations on each row")
+    parser.add_argument("--sweep-rows", default="base-32K,two-32K,base-B32-4K,base-D64-G3", help="rows to sweep")
+    parser.add_argument("--time-budget", type=float, default=420.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--json", type=pathlib.Path, help="where to write all results")
+    parser.add_argument("--no-append", action="store_true", help="leave out append and prefill")
+    parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)))
+    options = parser.parse_args()
+    begin = time.time()
+
+    def left() -> float:
+        return options.time_budget - (time.time() - begin)
+
+    chosen = [row for row in ROWS if options.rows == "all" or row.name in options.rows.split(",")]
+    swept = [row for row in chosen if options.sweep and row.name in options.sweep_rows.split(",")]
+    results: dict = {"device": torch.cuda.get_device_name(), "rows": {}, "sweep": {}}
+
+    def save() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1))
+
+    jobs = [(row, FieldsConfig()) for row in chosen] + [(row, c) for row in swept for c in sweep_configs(row)]
+    precompile(jobs, options.workers)
+    results["ceilings"] = ceilings()
+    console.print(f"{results['device']}: {results['ceilings']}")
+    save()
+
+    headings = ["row", "error", "us", "partial", "GB/s", "% read", "fp16 us", "by", "ratio", "target", "at least"]
+    table = Table(*headings, box=None)
+    for row in chosen:
+        if left() < 20:
+            console.print(f"no time left for {row.name}")
+            continue
+        torch.cuda.empty_cache()
+        dense = measure_dense(row)
+        torch.cuda.empty_cache()
+        generator = torch.Generator(device="cuda").manual_seed(1)
+        first = make_caches(row, generator)
+        sets = [first]
+        for _ in range(copies_for(row.read_bytes) - 1):
+            sets.append((first[0].clone(), *(tuple(t.clone() for t in cache) for cache in first[1:])))
+        expected = reference_output(row, *first)
+        reason = attention.fields_reason(*first, *row.formats)
+        best_dense = min(dense, key=dense.get) if dense else ""
+
+        def report(us, part, wrong, expected_row=row, dense=dense, best_dense=best_dense):
+            rate = expected_row.read_bytes / us / 1e3
+            return {
+                "us": us,
+                "partial_us": part,
+                "error": wrong,
+                "gbps": rate,
+                "share": rate / results["ceilings"]["read"],
+                "ratio": dense[best_dense] / us if dense else math.nan,
+            }
+
+        got = attention.decode_attention(*arguments(row, *first))
+        whole, part = measure_decode(row, sets, FieldsConfig())
+        entry = report(whole, part, error(got, expected)) | {"dense_us": dense, "portable": reason}
+        results["rows"][row.name] = entry
+        table.add_row(
+            row.name, f"{entry['error']:.1e}", f"{whole:.1f}", f"{part:.1f}", f"{entry['gbps']:.0f}",
+            f"{100 * entry['share']:.0f}", f"{dense.get(best_dense, math.nan):.1f}", best_dense,
+            f"{entry['ratio']:.2f}", f"{row.target or ''}", f"{row.least or ''}",
+        )  # fmt: skip
+        console.print(
+            f"{row.name}: {whole:.1f} us ({part:.1f} partial), error {entry['error']:.1e}, {entry['gbps']:.0f} GB/s = "
+            f"{100 * entry['share']:.0f}% of the read ceiling, {entry['ratio']:.2f}x of fp16 "
+            f"({', '.join(f'{k} {v:.1f}' for k, v in dense.items())} us){' PORTABLE: ' + reason if reason else ''}"
+        )
+        save()
+        if row not in swept:
+            continue
+        found = []
+        for config in sweep_configs(row):
+            if left() < 30:
+                console.print("no time left for the rest of the sweep")
+                break
+            try:
+                got = attention.decode_attention(*arguments(row, *first), config=config)
+                entry = report(*measure_decode(row, sets, config, repeats=12), error(got, expected))
+            except Exception as failure:
+                console.print(f"  {describe(config)}: {failure!r}"[:200])
+                continue
+            entry["config"] = dataclasses.asdict(config)
+            found.append((entry["us"], describe(config), entry))
+            results["sweep"].setdefault(row.name, []).append(entry)
+        for us, words, entry in sorted(found, key=lambda f: f[0])[:12] + sorted(found, key=lambda f: f[0])[-2:]:
+            wrong = "" if entry["error"] < 2e-2 else f" WRONG {entry['error']:.1e}"
+            console.print(f"    {us:7.1f} us  {entry['partial_us']:7.1f} partial  {words}{wrong}")
+        save()
+    console.print(table)
+    if not options.no_append and left() > 10:
+        torch.cuda.empty_cache()
+        results["append_us"] = measure_append()
+        console.print(f"append_, one layer, B=4, 8 KV heads, D=128: {results['append_us']} us")
+        results["prefill_gbps"] = measure_prefill()
+        copy = results["ceilings"]["copy"]
+        shares = [f"{k} {v:.0f} GB/s = {100 * v / copy:.0f}%" for k, v in results["prefill_gbps"].items()]
+        console.print(f"prefill: {', '.join(shares)} of the copy bandwidth")
+        save()
+    console.print(f"done in {time.time() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Take what depends on the length of the cache out of a decode graph, so that one CUDA graph serves all lengths.
+
+    s = the length so far (a SymInt)                 prelude(s, attention_mask):
+    mask = f(s, attention_mask)                          return f(s, attention_mask)
+    out = decode_attention(q, past..., mask)    ->   graph(..., mask: a static buffer, as long as the storage):
+                                                         out = decode_attention(q, past..., mask)
+
+The prelude is a small graph of its own, run before the main one, whose results go into buffers with fixed addresses. A
+mask may be longer than the cache: the operator reads it up to the device-side length only. The pass runs where CUDA
+graphs were asked for. Where a length reaches anything but masks and small tensors of fixed shape, the graph stays as it
+is, with a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch._dynamo.source import ConstantSource
+from torch.fx import Graph, GraphModule, Node
+
+from .context import PassContext, Reason
+from .graph_utils import example
+
+_MASK = 9  # position of the mask among the arguments of decode_attention
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prelude:
+    """What is computed before the main graph.
+
+    Attributes:
+        graph: its graph module; it takes the original inputs named in ``inputs``.
+        inputs: names of the placeholders that it takes.
+        placeholders: for each result, the placeholder of the main graph that it goes to.
+        masks: for each result, whether it is a mask, which goes to the front of a longer buffer.
+    """
+
+    graph: GraphModule
+    inputs: list[str]
+    placeholders: list[Node]
+    masks: list[bool]
+
+
+class _Stays(Exception):
+    """Why the length cannot be taken out."""
+
+
+def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
+    if not context.static_lengths or not (context.caches or context.shadows):
+        return gm
+    try:
+        moving, targets = _moving(gm, context)
+    except _Stays as reason:
+        context.notes.append(Reason(f"no CUDA graph serves all lengths: {reason}"))
+        return gm
+    if targets:
+        context.prelude = _split(gm, context, moving, targets)
+    else:
+        _drop_unused(gm, moving)
+    return gm
+
+
+def _is_attention(node: Node) -> bool:
+    return node.op == "call_function" and node.target is torch.ops.innerq.decode_attention.default
+
+
+def _is_symbolic(node: Node) -> bool:
+    value = node.meta.get("example_value")
+    if isinstance(value, torch.SymInt):
+        return not value.node.expr.is_number
+    return isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
+
+
+def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
+    """The nodes that depend on a length, with all that they are computed from; those whose values the rest needs."""
+    caches = {node for cache in _cache_inputs(context) for node in cache.nodes}
+    symbolic: set[Node] = set()  # of symbolic size
+    edge: set[Node] = set()  # of fixed size, computed from those
+    for node in gm.graph.nodes:
+        if node in caches:
+            continue
+        if node.op == "output":
+            if any(arg in symbolic for arg in node.all_input_nodes):
+                raise _Stays("an output has the length of the cache")
+        elif node.op == "placeholder" and _is_symbolic(node):
+            symbolic.add(node)
+        elif _is_attention(node):
+            if any(arg in symbolic for i, arg in enumerate(node.args) if i != _MASK and isinstance(arg, Node)):
+                raise _Stays("an attention has a query of symbolic size")
+        elif any(arg in symbolic for arg in node.all_input_nodes) or (node.op != "placeholder" and _is_symbolic(node)):
+            if "example_value" not in node.meta:
+                raise _Stays(f"{node} was inserted with a symbolic size")
+            (symbolic if _is_symbolic(node) else edge).add(node)
+    moving, pending = set(), [*symbolic, *edge]
+    while pending:
+        node = pending.pop()
+        if node in moving:
+            continue
+        moving.add(node)
+        pending += node.all_input_nodes
+    for node in moving:
+        if node in caches:
+            raise _Stays("something of the length of the cache is computed from a cache")
+        if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.nn.Parameter):
+            raise _Stays("something of the length of the cache is computed from a parameter")
+        if any(user.op == "call_method" and user.target.endswith("_") and user.args[0] is node for user in node.users):
+            raise _Stays("what a length is computed from is changed in place")
+    needed = [
+        node
+        for node in gm.graph.nodes
+        if node in moving
+        and node.op != "placeholder"
+        and (node in symbolic or node in edge)
+        and any(user not in moving for user in node.users)
+    ]
+    return moving, needed
+
+
+def _cache_inputs(context: PassContext):
+    yield from context.caches.values()
+    for pair in context.shadows.values():
+        yield from (pair.key, pair.value)
+
+
+def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: list[Node]) -> Prelude:
+    graph, nodes = Graph(), {}
+    for node in gm.graph.nodes:
+        if node in moving:
+            nodes[node] = graph.node_copy(node, lambda old: nodes[old])
+            if hasattr(node, "_dynamo_source"):
+                nodes[node]._dynamo_source = node._dynamo_source
+    graph.output(tuple(nodes[target] for target in targets))
+    inputs = [node.name for node in gm.graph.nodes if node in moving and node.op == "placeholder"]
+    cache = next(_cache_inputs(context))
+    placeholders, masks = [], []
+    for index, target in enumerate(targets):
+        is_mask = _is_symbolic(target)
+        with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
+            placeholder = gm.graph.placeholder(f"hoisted_{index}")
+        value = example(target)
+        if is_mask:
+            value = _as_long_as_storage(value, cache)
+        placeholder.meta["example_value"] = value
+        placeholder._dynamo_source = ConstantSource(f"innerq_hoisted_{index}")
+        for user in list(target.users):
+            if user not in moving:
+                user.replace_input_with(target, placeholder)
+        placeholders.append(placeholder)
+        masks.append(is_mask)
+    _drop_unused(gm, moving)
+    module = GraphModule(gm, graph, "Prelude")
+    return Prelude(module, inputs, placeholders, masks)
+
+
+def _as_long_as_storage(mask: torch.Tensor, cache) -> torch.Tensor:
+    *lead, last = mask.shape
+    if not all(isinstance(size, int) for size in lead) or isinstance(last, int):
+        raise _Stays("a mask is symbolic in another dimension than its last")
+    tokens = example(cache.codes).shape[2] * cache.format.block + cache.format.window
+    return example(cache.codes).new_empty((*lead, tokens), dtype=mask.dtype)
+
+
+def _drop_unused(gm: GraphModule, moving: set[Node]) -> None:
+    for node in reversed(list(gm.graph.nodes)):
+        if node in moving and not node.users:
+            gm.graph.erase_node(node)
