@@ -1,6 +1,6 @@
 """Bytes of a quantized cache as a share of a dense one: needed by the tokens, and allocated after prefill.
 
-    python benchmarks/cache_bytes.py --head-dim 128 --tokens 4096 32768
+python benchmarks/cache_bytes.py --head-dim 128 --tokens 4096 32768
 """
 
 from __future__ import annotations

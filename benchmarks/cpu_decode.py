@@ -15,6 +15,7 @@ import statistics
 import time
 
 import torch
+
 from innerq_compile.kernels import layout, ops, reference  # noqa: F401  (registers innerq::*)
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
 

@@ -27,15 +27,16 @@ import time
 import torch
 import triton
 import triton.language as tl
+from rich.console import Console
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
 from innerq_compile.kernels.triton import attention
 from innerq_compile.kernels.triton.attention import FieldsConfig
-from rich.console import Console
-from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 console = Console(width=150, highlight=False, markup=False)
 L2_BYTES = 60 << 20

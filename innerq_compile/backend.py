@@ -97,6 +97,9 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     context = PassContext(config, static_lengths=bool(inductor_options.get("triton.cudagraphs")))
     run_passes(copy, context)
     _report(context)
+    if context.static_lengths and context.attentions and not (context.caches or context.shadows):
+        # a prefill runs once, and the caches that it makes outlive the memory of a CUDA graph
+        inductor_options = {**inductor_options, "triton.cudagraphs": False}
     if not context.rewritten and not context.caches:
         return compile_fx(gm, example_inputs, config_patches=inductor_options)
     _refuse_gradients(example_inputs)
@@ -106,7 +109,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         examples = [originals[name] for name in context.prelude.inputs]
         without = {**inductor_options, "triton.cudagraphs": False}
         prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
-    if context.static_lengths:
+    if inductor_options.get("triton.cudagraphs"):
         _mark_static(context)
     inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
     compiled = compile_fx(copy, inputs, config_patches=inductor_options)
@@ -164,6 +167,6 @@ def _report(context: PassContext) -> None:
     found = (
         len({*context.attentions}) + len(context.reasons) - sum(m not in context.rewritten for m in context.attentions)
     )
-    record(GraphReport(kind, found, len(context.rewritten), tuple(reasons)))
+    record(GraphReport(kind, found, len(context.rewritten), (*reasons, *context.notes)))
     if context.config.strict and context.reasons:
         raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels.formats import CacheFormat
 

@@ -6,11 +6,11 @@ import difflib
 
 import torch
 import torch.nn.functional as F
-from innerq_compile.passes import PASSES, PassContext
 from torch import nn
 
 from innerq_compile.backend import copy_graph, innerq_backend
 from innerq_compile.config import InnerQConfig
+from innerq_compile.passes import PASSES, PassContext
 
 
 class TinyAttention(nn.Module):

@@ -74,7 +74,7 @@ class Program:
 
     @property
     def max_tokens(self) -> int:
-        return 24 + sum(step.tokens for step in self.steps)
+        return 40 + sum(step.tokens for step in self.steps)
 
     @property
     def ordinary(self) -> bool:
@@ -376,9 +376,7 @@ class RandomDecoder(nn.Module):
             extras.append(buffer_k.sum(dim))
         if trick == "decayed":
             buffer_k.mul_(0.9)
-        if trick == "shared_layer" and layer > 0:
-            pass
-        elif trick == "write_after":
+        if (trick == "shared_layer" and layer > 0) or trick == "write_after":
             pass
         elif trick == "one_head":
             self.store(buffer_k[:, :1] if dim == 2 else buffer_k[:, :, :1], k.narrow(3 - dim, 0, 1), positions, start)

@@ -36,22 +36,12 @@ from innerq_compile.config import InnerQConfig
 
 from .random_decoder import WIDTH, Program, RandomDecoder, Step, pack, unpack
 
-GROWN_TRICKS = (
-    "two_readers keys_mean values_feature return_scaled return_transposed return_last return_weights causal_flag "
-    "append_twice append_both cat_of_cat cat_three values_from_keys values_are_keys past_only window_read keep_window "
-    "prepend ignore_cache values_longer scaled_past inplace_past inplace_keys late_inplace cloned_past "
-    "contiguous_past late_rotary late_norm duplicated keep_swapped keep_same keep_scaled keep_cloned shared_layer "
-    "branch_on_length graph_crop graph_reorder mixed_pasts append_itself heads_rolled soft_fill"
-).split()
-BUFFER_TRICKS = (
-    "two_readers keys_mean values_feature return_scaled return_transposed return_weights causal_flag values_from_keys "
-    "values_are_keys late_norm shared_layer write_after one_head one_sequence reversed values_elsewhere broadcast "
-    "write_twice written_behind read_before read_far window_read decayed return_buffer swapped_sides cleared_after"
-).split()
+GROWN_TRICKS = ["two_readers", "keys_mean", "values_feature", "return_scaled", "return_transposed", "return_last", "return_weights", "causal_flag", "append_twice", "append_both", "cat_of_cat", "cat_three", "values_from_keys", "values_are_keys", "past_only", "window_read", "keep_window", "prepend", "ignore_cache", "values_longer", "scaled_past", "inplace_past", "inplace_keys", "late_inplace", "cloned_past", "contiguous_past", "late_rotary", "late_norm", "duplicated", "keep_swapped", "keep_same", "keep_scaled", "keep_cloned", "shared_layer", "branch_on_length", "graph_crop", "graph_reorder", "mixed_pasts", "append_itself", "heads_rolled", "soft_fill"]
+BUFFER_TRICKS = ["two_readers", "keys_mean", "values_feature", "return_scaled", "return_transposed", "return_weights", "causal_flag", "values_from_keys", "values_are_keys", "late_norm", "shared_layer", "write_after", "one_head", "one_sequence", "reversed", "values_elsewhere", "broadcast", "write_twice", "written_behind", "read_before", "read_far", "window_read", "decayed", "return_buffer", "swapped_sides", "cleared_after"]
 #: Tricks after which there are not as many keys as positions, so that the mask is made in the graph, or left out.
-_OTHER_LENGTHS = "cat_of_cat cat_three past_only window_read keep_window values_longer graph_crop append_itself".split()
-GROWN_ACTIONS = "crop reorder swap swap_sides clone branch scale drop_front".split()
-BUFFER_ACTIONS = "crop restart zero overwrite new gap swap reorder clone".split()
+_OTHER_LENGTHS = ["cat_of_cat", "cat_three", "past_only", "window_read", "keep_window", "values_longer", "graph_crop", "append_itself"]
+GROWN_ACTIONS = ["crop", "reorder", "swap", "swap_sides", "clone", "branch", "scale", "drop_front"]
+BUFFER_ACTIONS = ["crop", "restart", "zero", "overwrite", "new", "gap", "swap", "reorder", "clone"]
 
 
 # --- drawing one ------------------------------------------------------------------------------------------------------
@@ -61,17 +51,17 @@ def random_program(seed: int) -> Program:
     """The program of a seed. Half of them are plain, the others have a trick or an action that is unusual."""
     rng = random.Random(seed)
     pick = rng.choice
-    spelling = pick("sdpa sdpa sdpa matmul at bmm baddbmm einsum einsum_grouped grouped".split())
+    spelling = pick(["sdpa", "sdpa", "sdpa", "matmul", "at", "bmm", "baddbmm", "einsum", "einsum_grouped", "grouped"])
     fused = spelling == "sdpa"
-    cache = pick("tuple tuple list dict dataclass empty static static static typed".split())
+    cache = pick(["tuple", "tuple", "list", "dict", "dataclass", "empty", "static", "static", "static", "typed"])
     buffers = cache in ("static", "typed")
     heads = pick([1, 2, 4])
     trick = "none"
     if rng.random() < 0.45:
         trick = pick(BUFFER_TRICKS if buffers else GROWN_TRICKS)
-    mask = pick("none bool add flag" if fused else "none bool add masked_fill where alibi".split())
+    mask = pick("none bool add flag" if fused else ["none", "bool", "add", "masked_fill", "where", "alibi"])
     if fused:
-        mask = pick("none bool add flag masked_fill where".split())
+        mask = pick(["none", "bool", "add", "flag", "masked_fill", "where"])
     position = pick(["int", "tensor"])
     writes = "slice slice_copy narrow_copy" if position == "int" else "index_copy setitem index_put"
     both = rng.random() < 0.15
@@ -85,20 +75,20 @@ def random_program(seed: int) -> Program:
         kv_heads=pick([n for n in (1, 2, 4) if n <= heads]),
         head_dim=8 if rng.random() < 0.03 else pick([16, 16, 32]),
         layers=2 if trick == "shared_layer" else pick([1, 1, 2]),
-        scale=pick("default default query scores".split() if fused else "default query key scores divide".split()),
+        scale=pick(["default", "default", "query", "scores"] if fused else ["default", "query", "key", "scores", "divide"]),
         mask="soft_fill" if trick == "soft_fill" and not fused else mask,
         mask_from=pick(["input", "input", "graph"]),
         banded=rng.random() < 0.15,
-        softmax=pick("function method float32 cast".split()),
+        softmax=pick(["function", "method", "float32", "cast"]),
         softcap=not fused and rng.random() < 0.2,
         dropout=not fused and rng.random() < 0.2,
         layout=pick(["BHSD", "BHSD", "BSHD"]),
         cache_layout="BSHD" if rng.random() < (0.4 if cache == "static" else 0.08) else "BHSD",
         fused=rng.random() < 0.3,
-        repeat=pick("expand repeat_interleave gqa".split()),
+        repeat=pick(["expand", "repeat_interleave", "gqa"]),
         rotary=rng.random() < 0.5 or trick == "late_rotary",
         qk_norm=rng.random() < 0.25,
-        write=pick(writes.split() if not both else "index_copy setitem".split()),
+        write=pick(writes.split() if not both else ["index_copy", "setitem"]),
         read=pick(["slice", "whole"]) if position == "int" else "whole",
         held=pick(["attribute", "argument"]),
         position="both" if both else position,
@@ -109,6 +99,8 @@ def random_program(seed: int) -> Program:
         changes["mask"] = "bool"
     if trick in _OTHER_LENGTHS and p.mask not in ("none", "alibi"):
         changes |= {"mask_from": "graph", "banded": False} if rng.random() < 0.5 else {"mask": "none"}
+    if trick == "return_weights" and fused:
+        changes["spelling"] = "matmul"
     p = dataclasses.replace(p, **changes)
     if trick in ("none", "two_readers") and p.batch > 1 and not p.buffers and p.mask in ("bool", "add", "masked_fill"):
         p = dataclasses.replace(p, padding=pick([0, 0, 2]), mask_from="input", banded=False)
@@ -400,14 +392,17 @@ def _differences(got: list, expected: list, whole: bool) -> list[str]:
 
 
 @contextlib.contextmanager
-def cheap_compiler():
-    """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor."""
+def cheap_compiler(aot: bool = True):
+    """Graphs run operator by operator instead of being compiled by Inductor, through AOTAutograd or as they are."""
     from unittest import mock
 
     from torch._dynamo.backends.debugging import aot_eager
 
     def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
-        return aot_eager(gm, example_inputs)
+        if aot:
+            return aot_eager(gm, example_inputs)
+        gm.recompile()
+        return gm.forward
 
     with mock.patch("torch._inductor.compile_fx.compile_fx", compile_fx):
         yield
@@ -425,7 +420,7 @@ def _judge(seed: int) -> Verdict:
     warnings.simplefilter("ignore")
     program = random_program(seed)
     try:
-        with cheap_compiler():
+        with cheap_compiler(aot=seed % 4 == 0):
             return check(program)
     except Exception:  # the program is wrong in eager mode: a mistake of the generator
         return Verdict(program, "invalid", "not", traceback.format_exc())
@@ -437,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="worker processes")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one program, and show all about it")
-    parser.add_argument("--refusals", action="store_true", help="show the refused programs, too")
+    parser.add_argument("--all", action="store_true", help="show refused and ordinary unrewritten programs, too")
     chosen = parser.parse_args(arguments)
     if chosen.replay is not None:
         verdict = _judge(chosen.replay)
@@ -447,7 +442,8 @@ def main(arguments: list[str] | None = None) -> int:
     with multiprocessing.get_context("spawn").Pool(chosen.jobs, maxtasksperchild=50) as pool:
         for verdict in pool.imap_unordered(_judge, range(chosen.seed, chosen.seed + chosen.count)):
             verdicts.append(verdict)
-            if verdict.outcome in ("wrong", "invalid") or (chosen.refusals and verdict.outcome == "refused"):
+            missed = verdict.program.ordinary and verdict.rewritten != "fully"
+            if verdict.outcome in ("wrong", "invalid") or (chosen.all and (missed or verdict.outcome == "refused")):
                 print(verdict, flush=True)
     print(summary(verdicts))
     return any(verdict.outcome in ("wrong", "invalid") for verdict in verdicts)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from innerq_compile import InnerQBuffer, InnerQError, UnsupportedOperation, empty_cache
 
 B, H, MAX, D = 2, 2, 300, 32

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from innerq_compile.kernels.formats import GROUP_SIZES, MODES, SCALE_DTYPES, CacheFormat
 
 from innerq_compile import PRESETS, InnerQConfig, InnerQError
+from innerq_compile.kernels.formats import GROUP_SIZES, MODES, SCALE_DTYPES, CacheFormat
 
 FIELDS = [field.name for field in dataclasses.fields(InnerQConfig)]
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -14,10 +14,10 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from innerq_compile.kernels import cpu, reference
 from transformers import DynamicCache
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, UnsupportedOperation
+from innerq_compile.kernels import cpu, reference
 from innerq_compile.storage import storage_bytes
 
 from .cache_models import DenseCache, MethodCache, bytes_needed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from innerq_compile import clear_reports, compiled_graphs, innerq
 
 from .programs import VOCAB, GPTFast, LlamaReference, NanoGPT

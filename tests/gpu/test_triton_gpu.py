@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import MODES, blocks_for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
+
 from innerq_compile.kernels.formats import GROUP_SIZES, MODES, CacheFormat
 
 #: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from innerq_compile.kernels import cpu, layout, ops, reference  # noqa: F401  (ops registers innerq::*)
 from innerq_compile.kernels.cpu import build, codegen
 from innerq_compile.kernels.formats import CacheFormat, blocks_for

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels.formats import GROUP_SIZES, CacheFormat, FormatError, blocks_for
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.library import opcheck
+
 from innerq_compile.kernels import cpu, layout, ops, reference
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
-from torch.library import opcheck
 
 from . import brute_force
 from .strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, seeds

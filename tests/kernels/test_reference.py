@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels.formats import SCALE_DTYPES, CacheFormat, blocks_for
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import MODES, blocks_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import CacheFormat, blocks_for

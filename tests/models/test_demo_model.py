@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from innerq_compile import InnerQConfig, InnerQTensor, innerq
 
 from .helpers import assert_close_in_rms, generate, reference_logits

@@ -1,0 +1,462 @@
+"""Everything that transformers' generate() does with a cache, compiled against the program as it stands.
+
+``lossless`` is compared with eager transformers, token for token. ``base`` is compared with :class:`ReferenceCache`, the
+method without a compiler. Most graphs run through `cheap_inductor`; `test_inductor` compiles a few for real.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from transformers import CompileConfig, DynamicCache, LlamaForCausalLM, StaticCache
+from transformers.cache_utils import DynamicLayer
+
+from innerq_compile import InnerQConfig, InnerQTensor, clear_reports, compiled_graphs, innerq
+
+from .helpers import prompt, tiny_llama
+
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What generate() is asked for."""
+
+    name: str
+    options: dict[str, Any]
+    batch: int = 1
+    tokens: int = 140
+    padding: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    Case("greedy", {}),
+    Case("left-padded", {}, batch=3, padding=(0, 60, 7)),
+    Case("sampling", {"do_sample": True, "temperature": 1.3, "top_k": 20}, batch=2),
+    Case("return-sequences", {"do_sample": True, "num_return_sequences": 3}),
+    Case("beams", {"num_beams": 3}),
+    Case("beams-early-stopping", {"num_beams": 3, "early_stopping": True, "eos_token_id": 7}, batch=2, padding=(0, 9)),
+    Case("beams-sampling", {"num_beams": 3, "do_sample": True, "num_return_sequences": 2}),
+    Case("prompt-lookup", {"prompt_lookup_num_tokens": 4}),
+    Case("chunked-prefill", {"prefill_chunk_size": 40}),
+    Case("chunked-prefill-padded", {"prefill_chunk_size": 30}, batch=2, padding=(0, 50)),
+    Case("short-prompt", {}, tokens=3),
+]
+STATIC_CASES = [
+    Case("greedy", {}),
+    Case("left-padded", {}, batch=3, padding=(0, 60, 7)),
+    Case("sampling", {"do_sample": True}, batch=2),
+    Case("beams", {"num_beams": 3}),
+    Case("chunked-prefill", {"prefill_chunk_size": 40}),
+]
+
+
+def run(model: LlamaForCausalLM, inputs: Inputs, new: int = 40, **options: Any):
+    """generate() of ``new`` tokens, from the same random state each time."""
+    torch.manual_seed(3)
+    options = {"do_sample": False, "eos_token_id": None, **options}
+    options |= {"max_new_tokens": new} if options["eos_token_id"] else {"max_new_tokens": new, "min_new_tokens": new}
+    return model.generate(**inputs, pad_token_id=0, return_dict_in_generate=True, **options)
+
+
+def tokens_of(*args: Any, **options: Any) -> torch.Tensor:
+    return run(*args, **options).sequences
+
+
+def models(preset: str = "lossless", **shape: Any) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """The same random Llama twice: as it is, and compiled."""
+    clear_reports()
+    return tiny_llama(**shape), innerq(tiny_llama(**shape), preset=preset)
+
+
+def assert_all_rewritten(kind: str = "decode", reports=None) -> None:
+    """Every graph of that kind, of which there is one at least, has all its attentions rewritten."""
+    found = [report for report in reports or compiled_graphs() if report.kind == kind]
+    assert found, [str(report) for report in compiled_graphs()]
+    assert all(report.rewritten == report.attentions > 0 for report in found), [str(report) for report in found]
+
+
+def assert_quantized(cache: DynamicCache) -> None:
+    for layer in cache.layers:
+        assert isinstance(layer.keys, InnerQTensor) and isinstance(layer.values, InnerQTensor)
+
+
+# --- the method without a compiler ----------------------------------------------------------------------------------
+
+
+class ReferenceLayer(DynamicLayer):
+    """A cache layer that quantizes the prompt, after its own attention, and from then on appends to that."""
+
+    def __init__(self, config: InnerQConfig, start: torch.Tensor) -> None:
+        super().__init__()
+        self.config, self.start = config, start
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys = InnerQTensor.from_dense(key_states, self.config, role="key", start=self.start)
+            self.values = InnerQTensor.from_dense(value_states, self.config, role="value", start=self.start)
+            return key_states, value_states
+        self.keys = torch.cat((self.keys, key_states), 2)
+        self.values = torch.cat((self.values, value_states), 2)
+        return self.keys.dequantize(), self.values.dequantize()
+
+
+def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Inputs, repeats: int = 1) -> DynamicCache:
+    """A cache for eager generate(); every sequence is repeated as for beams."""
+    start = inputs["attention_mask"].eq(0).sum(1).repeat_interleave(repeats)
+    cache = DynamicCache()
+    cache.layers = [ReferenceLayer(config, start) for _ in range(model.config.num_hidden_layers)]
+    return cache
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.usefixtures("cheap_inductor")
+def test_lossless(case: Case):
+    eager, compiled = models()
+    inputs = prompt(case.batch, case.tokens, case.padding)
+    out = run(compiled, inputs, **case.options)
+    assert torch.equal(out.sequences, tokens_of(eager, inputs, **case.options))
+    assert_quantized(out.past_key_values)
+    assert_all_rewritten("prefill")
+    assert_all_rewritten("decode")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in ("greedy", "short-prompt")], ids=str)
+@pytest.mark.usefixtures("cheap_inductor")
+def test_base(case: Case):
+    eager, compiled = models("base")
+    inputs = prompt(case.batch, case.tokens, case.padding)
+    repeats = case.options.get("num_beams") or case.options.get("num_return_sequences") or 1
+    reference = reference_cache(eager, InnerQConfig.preset("base"), inputs, repeats)
+    expected = run(eager, inputs, past_key_values=reference, **case.options)
+    out = run(compiled, inputs, **case.options)
+    assert torch.equal(out.sequences, expected.sequences)
+    for layer, other in zip(out.past_key_values.layers, expected.past_key_values.layers, strict=True):
+        assert layer.keys.format == other.keys.format and layer.keys.shape == other.keys.shape
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_right_padding():
+    """Padding behind the prompt is hidden in the middle of the cache, and stays so."""
+    eager, compiled = models()
+    inputs = prompt(2, 140)
+    inputs["attention_mask"][1, 100:] = 0
+    assert torch.equal(tokens_of(compiled, inputs), tokens_of(eager, inputs))
+    assert_all_rewritten()
+
+
+@pytest.mark.parametrize("assistant", ["plain", "compiled"])
+@pytest.mark.parametrize("preset", ["lossless", "base"])
+@pytest.mark.usefixtures("cheap_inductor")
+def test_assisted_decoding(preset, assistant):
+    """Several tokens are proposed, checked at once, and those that are wrong cropped, in both caches."""
+    eager, compiled = models(preset)
+    helper, compiled_helper = models(preset, seed=1, heads=2, kv_heads=1)
+    inputs = prompt(1, 140)
+    options = {"new": 30, "assistant_model": helper}
+    if preset == "base":
+        options["past_key_values"] = reference_cache(eager, InnerQConfig.preset("base"), inputs)
+    expected = tokens_of(eager, inputs, **options)
+    if assistant == "compiled":
+        options["assistant_model"] = compiled_helper
+    out = run(compiled, inputs, **{**options, "past_key_values": None})
+    assert torch.equal(out.sequences, expected)
+    assert_quantized(out.past_key_values)
+    assert_all_rewritten()
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def feed(model: LlamaForCausalLM, ids: torch.Tensor, cache: Any, sizes: list[int]) -> torch.Tensor:
+    """Logits of all of ``ids [B, S]``, which are fed in pieces of ``sizes``."""
+    pieces = [model(piece, past_key_values=cache, use_cache=True).logits for piece in ids.split(sizes, dim=1)]
+    return torch.cat(pieces, 1)
+
+
+def assert_same_logits(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_prompt_in_pieces():
+    eager, compiled = models()
+    ids, sizes = torch.randint(1, 61, (2, 181)), [100, 40, 17, 16, 5, 1, 1, 1]
+    cache = DynamicCache()
+    assert_same_logits(feed(compiled, ids, cache, sizes), feed(eager, ids, DynamicCache(), [181]))
+    assert_quantized(cache)
+    assert_all_rewritten()
+
+
+@pytest.mark.parametrize("preset", ["lossless", "base"])
+@pytest.mark.usefixtures("cheap_inductor")
+def test_conversation(preset):
+    """A returned cache and the longer text are given to the next generate(), several times."""
+    eager, compiled = models(preset)
+    first = prompt(1, 90)
+    results = []
+    for model in (eager, compiled):
+        plain = preset == "lossless" or model is compiled
+        cache = DynamicCache() if plain else reference_cache(model, InnerQConfig.preset(preset), first)
+        text, turns = first["input_ids"], []
+        for turn in range(3):
+            out = run(model, {"input_ids": text, "attention_mask": torch.ones_like(text)}, 12, past_key_values=cache)
+            cache = out.past_key_values
+            turns.append(out.sequences)
+            text = torch.cat((out.sequences, first["input_ids"][:, : 5 + 20 * turn]), 1)
+        results.append(turns)
+    assert all(map(torch.equal, *results))
+    assert_quantized(cache)
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_prefix_reuse():
+    """Copies of one cache go on with different questions; the original stays what it was."""
+    eager, compiled = models()
+    prefix = prompt(1, 120)["input_ids"]
+    questions = [torch.randint(1, 61, (1, size)) for size in (9, 30)]
+    results = []
+    for model in (eager, compiled):
+        cache, outs = DynamicCache(), []
+        feed(model, prefix, cache, [120])
+        for question in (*questions, questions[0]):
+            text = torch.cat((prefix, question), 1)
+            inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
+            outs.append(tokens_of(model, inputs, 20, past_key_values=copy.deepcopy(cache)))
+        assert cache.get_seq_length() == 120
+        results.append(outs)
+    assert all(map(torch.equal, *results))
+    assert torch.equal(results[1][0], results[1][2])
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_batch_operations():
+    """A cache of one sequence becomes one of four, of which two are kept."""
+    eager, compiled = models()
+    ids, news = torch.randint(1, 61, (1, 120)), torch.randint(1, 61, (4, 6))
+    results = []
+    for model in (eager, compiled):
+        cache, logits = DynamicCache(), []
+        feed(model, ids, cache, [120])
+        cache.batch_repeat_interleave(4)
+        logits.append(feed(model, news, cache, [1] * 6))
+        cache.batch_select_indices(torch.tensor([3, 1]))
+        logits.append(feed(model, news[[3, 1]], cache, [2, 2, 2]))
+        cache.reorder_cache(torch.tensor([1, 0]))
+        cache.crop(-3)
+        logits.append(feed(model, news[[1, 3]], cache, [1] * 6))
+        results.append(torch.cat([x.flatten() for x in logits]))
+    assert_same_logits(results[1], results[0])
+    assert_quantized(cache)
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_offloading():
+    """Layers that are moved away and back between steps.
+
+    ``cache_implementation="offloaded"`` itself waits for streams of an accelerator, which a CPU does not have.
+    """
+    eager, compiled = models(layers=2)
+    ids = torch.randint(1, 61, (1, 140))
+    cache, logits = DynamicCache(), []
+    for piece in ids.split([120, *[1] * 20], dim=1):
+        logits.append(feed(compiled, piece, cache, [piece.shape[1]]))
+        for layer in cache.layers:
+            layer.offload()
+            layer.keys, layer.values = (x.to("cpu", copy=True) for x in (layer.keys, layer.values))
+            layer.prefetch()
+    assert_same_logits(torch.cat(logits, 1), feed(eager, ids, DynamicCache(), [140]))
+    assert_quantized(cache)
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_models_and_caches_alternate():
+    """Two models and four caches of different lengths, dtypes of preset and layers, a token each in turn."""
+    pairs = [models("lossless"), models("lossless", layers=2, seed=1)]
+    state = []
+    for eager, compiled in pairs:
+        for tokens in (60, 140):
+            ids = torch.randint(1, 61, (1, tokens + 12))
+            state.append((compiled, ids, tokens, DynamicCache(), [], feed(eager, ids, DynamicCache(), [ids.shape[1]])))
+    for compiled, ids, tokens, cache, logits, _ in state:
+        logits.append(feed(compiled, ids[:, :tokens], cache, [tokens]))
+    for step in range(12):
+        for compiled, ids, tokens, cache, logits, _ in state:
+            logits.append(feed(compiled, ids[:, tokens + step : tokens + step + 1], cache, [1]))
+    for *_, cache, logits, expected in state:
+        assert_same_logits(torch.cat(logits, 1), expected)
+        assert_quantized(cache)
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_presets_alternate():
+    """Models that differ in nothing but the preset do not get one another's graphs."""
+    compiled = {preset: models(preset)[1] for preset in ("lossless", "base", "tiny")}
+    for _ in range(2):
+        for preset, model in compiled.items():
+            keys = run(model, prompt(1, 200), 4).past_key_values.layers[0].keys
+            config = InnerQConfig.preset(preset)
+            assert keys.format == config.format_for("key", 64, torch.float32)
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_saved_cache():
+    """A cache that was pickled goes on where it was."""
+    eager, compiled = models()
+    ids = torch.randint(1, 61, (1, 150))
+    cache = DynamicCache()
+    logits = feed(compiled, ids[:, :140], cache, [135, 5])
+    restored = pickle.loads(pickle.dumps(cache))
+    both = [torch.cat((logits, feed(compiled, ids[:, 140:], c, [5, 5])), 1) for c in (restored, cache)]
+    for each in both:
+        assert_same_logits(each, feed(eager, ids, DynamicCache(), [150]))
+
+
+# --- static caches ----------------------------------------------------------------------------------------------------
+
+
+def compile_config(preset: str = "lossless") -> CompileConfig:
+    """transformers' own way to a backend. It compiles on accelerators alone, unless it is told so."""
+    config = CompileConfig(backend="innerq", mode=None, options={"preset": preset})
+    config._compile_all_devices = True
+    return config
+
+
+@pytest.mark.parametrize("case", STATIC_CASES, ids=str)
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_cache(case: Case):
+    eager, compiled = models()
+    inputs = prompt(case.batch, case.tokens, case.padding)
+    options = {"cache_implementation": "static", **case.options}
+    expected = tokens_of(eager, inputs, **options)
+    assert torch.equal(tokens_of(compiled, inputs, **options), expected)
+    assert_all_rewritten()
+
+
+@pytest.mark.parametrize("case", STATIC_CASES, ids=str)
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_cache_with_compile_config(case: Case):
+    """The prefill runs eagerly, into the buffers; the first compiled step imports them."""
+    model = tiny_llama()
+    clear_reports()
+    inputs = prompt(case.batch, case.tokens, case.padding)
+    options = {"cache_implementation": "static", **case.options}
+    expected = tokens_of(model, inputs, **options)
+    assert not compiled_graphs()
+    assert torch.equal(tokens_of(model, inputs, compile_config=compile_config(), **options), expected)
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_cache_uncompiled_where_asked():
+    model = tiny_llama()
+    clear_reports()
+    tokens_of(model, prompt(1, 40), 4, cache_implementation="static", compile_config=compile_config(), disable_compile=True)
+    assert not compiled_graphs()
+
+
+@pytest.mark.parametrize("way", ["innerq", "compile_config"])
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_cache_used_again(way):
+    """After reset(), and with new caches of the same shape."""
+    eager, compiled = models()
+    options = {} if way == "innerq" else {"compile_config": compile_config()}
+    model = compiled if way == "innerq" else eager
+    texts = [prompt(1, tokens) for tokens in (140, 60, 100)]
+
+    def cache() -> StaticCache:
+        return StaticCache(config=eager.config, max_cache_len=200)
+
+    expected = [tokens_of(eager, text, 20, past_key_values=cache()) for text in texts]
+    same = cache()
+    for text, tokens in zip(texts, expected, strict=True):
+        same.reset()
+        assert torch.equal(tokens_of(model, text, 20, past_key_values=same, **options), tokens)
+    for text, tokens in zip(texts, expected, strict=True):
+        assert torch.equal(tokens_of(model, text, 20, past_key_values=cache(), **options), tokens)
+    assert_all_rewritten()
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_cache_changed_from_outside():
+    """Whoever writes to the buffers between steps finds the next step reading what was written."""
+    eager, compiled = models(layers=2)
+    ids = torch.randint(1, 61, (1, 160))
+    results = []
+    for model in (eager, compiled):
+        cache = StaticCache(config=eager.config, max_cache_len=200)
+        logits = [feed(model, ids[:, :142], cache, [140, 1, 1])]
+        cache.layers[0].keys[:, :, 20:40] *= 0.3
+        cache.layers[1].values[:, :, 130:].neg_()
+        logits.append(feed(model, ids[:, 142:150], cache, [1, 1, 4, 2]))
+        cache.layers[1].values.copy_(cache.layers[1].values.roll(1, 1))
+        for layer in cache.layers:
+            layer.cumulative_length.sub_(3)  # what is behind is written again
+        logits.append(feed(model, ids[:, 150:], cache, [1] * 10))
+        results.append((torch.cat(logits, 1), cache))
+    (expected, right), (logits, buffers) = results
+    assert_same_logits(logits, expected)
+    for layer, other in zip(buffers.layers, right.layers, strict=True):  # the user's buffers hold what they should
+        assert_same_logits(layer.keys, other.keys)
+        assert_same_logits(layer.values, other.values)
+    assert_all_rewritten()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_cache_copied(copied):
+    """A copy has buffers of its own, and a shadow of its own."""
+    eager, compiled = models()
+    ids, other = torch.randint(1, 61, (1, 150)), torch.randint(1, 61, (1, 150))
+    cache = StaticCache(config=eager.config, max_cache_len=200)
+    feed(compiled, ids[:, :142], cache, [140, 1, 1])
+    second = copied(cache)
+    feed(compiled, other[:, 142:], second, [1] * 8)
+    expected = feed(eager, ids, DynamicCache(), [150])[:, 142:]
+    assert_same_logits(feed(compiled, ids[:, 142:], cache, [1] * 8), expected)
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_static_caches_alternate():
+    eager, compiled = models()
+    texts = [torch.randint(1, 61, (1, 150)) for _ in range(3)]
+    caches = [StaticCache(config=eager.config, max_cache_len=200) for _ in texts]
+    logits = [[feed(compiled, ids[:, :140], cache, [140])] for ids, cache in zip(texts, caches, strict=True)]
+    for step in range(140, 150):
+        for ids, cache, own in zip(texts, caches, logits, strict=True):
+            own.append(feed(compiled, ids[:, step : step + 1], cache, [1]))
+    for ids, own in zip(texts, logits, strict=True):
+        assert_same_logits(torch.cat(own, 1), feed(eager, ids, DynamicCache(), [150]))
+    assert_all_rewritten()
+
+
+# --- compiled for real ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["beams", "prompt-lookup", "static"])
+def test_inductor(name):
+    torch._dynamo.reset()
+    eager, compiled = models()
+    options: dict[str, Any] = {"cache_implementation": "static"} if name == "static" else {}
+    options |= next((case.options for case in CASES if case.name == name), {})
+    inputs = prompt(2 if name == "static" else 1, 140)
+    assert torch.equal(tokens_of(compiled, inputs, **options), tokens_of(eager, inputs, **options))
+    assert_all_rewritten()
