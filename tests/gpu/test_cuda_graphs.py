@@ -21,13 +21,7 @@ def recordings() -> int:
     from torch._inductor.cudagraph_trees import get_manager
 
     manager = get_manager(torch.cuda.current_device(), create_if_none_exists=False)
-    return (
-        0
-        if manager is None
-        else manager.graph_counter_value
-        if hasattr(manager, "graph_counter_value")
-        else _count(manager)
-    )
+    return 0 if manager is None else _count(manager)
 
 
 def _count(manager) -> int:
