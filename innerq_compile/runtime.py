@@ -81,9 +81,7 @@ class CompiledGraph:
             inputs += shadow.key.tensors().values()
             inputs += shadow.value.tensors().values()
         if self._prelude is not None:
-            inputs += self._prelude(
-                args, (*[s for s, _ in storages], *[side for s in shadows for side in (s.key, s.value)])
-            )
+            inputs += self._prelude(args, storages[0][0] if storages else shadows[0].key)
         results = self._compiled(*inputs)
         for reader, shadow in zip(self._shadows, shadows, strict=True):
             reader.followed(args, shadow)

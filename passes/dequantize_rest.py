@@ -42,9 +42,7 @@ def _first_call(gm: GraphModule) -> Node:
 
 def dequantized(gm: GraphModule, cache: CacheInput) -> Node:
     """Insert the dense tensor ``[B, H, S, D]`` of a cache."""
-    length = shape(cache.placeholder)[2]
-    if not isinstance(length, int):
-        length = size_node(gm.graph, length)
+    length = size_node(gm.graph, shape(cache.placeholder)[2])
     return gm.graph.call_function(
         torch.ops.innerq.dequantize.default, (*cache.four, cache.mean, cache.norm, length, cache.format.spec)
     )

@@ -195,7 +195,12 @@ def example(node: Node) -> Any:
 def shape(node: Any) -> tuple[Any, ...] | None:
     """The shape of a node's tensor, sizes as ints or SymInts; None where the node is no tensor."""
     value = node.meta.get("example_value") if isinstance(node, Node) else None
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+    return tuple(plain_size(size) for size in value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def plain_size(size: Any) -> Any:
+    """A size, as an int where the symbol has turned out to be a number."""
+    return int(size) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
 
 
 def same_sizes(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -315,12 +320,14 @@ def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
         pending.extend(inputs)
 
 
-def size_node(graph: Graph, size: torch.SymInt) -> Node:
-    """A node that computes a symbolic size from the inputs of the graph.
+def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
+    """A size as an argument of a node: itself where it is a number, else the input of the graph that carries it.
 
     Raises:
         KeyError: if no input carries that size.
     """
+    if isinstance(size, int) or size.node.expr.is_number:
+        return int(size)
     for node in graph.find_nodes(op="placeholder"):
         value = node.meta.get("example_value")
         if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:

@@ -24,7 +24,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from ..context import NoMatch
-from ..graph_utils import example, same_sizes, shape, size_node
+from ..graph_utils import example, plain_size, same_sizes, shape, size_node
 
 
 class Axis:
@@ -38,7 +38,7 @@ class Axis:
     __slots__ = ("parts", "size")
 
     def __init__(self, size: Any) -> None:
-        self.size = size
+        self.size = plain_size(size)
         self.parts: tuple[Axis, ...] | None = None
 
 
@@ -73,7 +73,7 @@ def flat(dims: Dims) -> tuple[Axis, ...]:
 
 
 def size_of(axes: tuple[Axis, ...]) -> Any:
-    return math.prod(axis.size for axis in axes)
+    return plain_size(math.prod(axis.size for axis in axes))
 
 
 def _split(axis: Axis, size: Any) -> tuple[Axis, Axis]:

@@ -395,7 +395,8 @@ def _term(node: Node, kind: str, factor: float, dims: Dims, reader: Node) -> Mas
     if len(size) > len(whole):
         raise NoMatch("a mask has more dimensions than the scores")
     for own, full in zip(size, whole[len(whole) - len(size) :], strict=True):
-        if not same_size(own, 1) and not same_size(own, full):
+        # symbols that are not known to be equal are: the sum with the scores has the shape of the scores
+        if isinstance(own, int) and own != 1 and isinstance(full, int) and own != full:
             raise NoMatch("a mask does not have the shape of the scores")
     return MaskTerm(node, kind, factor, dims)
 

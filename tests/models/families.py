@@ -188,7 +188,8 @@ FAMILIES = (
             "topk_group": 1,
             "moe_intermediate_size": 32,
         },
-        note="keys and values of different head_dim",
+        kept=2,
+        note="caches a latent, of which keys and values are computed anew: nothing that attention reads is cached",
     ),
     Family(
         "gpt-oss",
@@ -247,8 +248,7 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
         for inputs, (want_tokens, want) in zip(batches, expected, strict=True):
             tokens, logits, cache = generate(model, inputs, new_tokens)
             assert_same_tokens(tokens, logits, want_tokens, want, torch.float32)
-    reports = [report for report in compiled_graphs() if report.kind == "decode"]
-    assert reports, [str(report) for report in compiled_graphs()]
+    reports = [report for report in compiled_graphs() if report.kind != "prefill"]
     report = min(reports, key=lambda report: report.rewritten)
     reasons = tuple(dict.fromkeys(reason.text for reason in report.reasons))
     quantized = sum(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)

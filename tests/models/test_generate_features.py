@@ -369,7 +369,9 @@ def test_static_cache_with_compile_config(case: Case):
 def test_static_cache_uncompiled_where_asked():
     model = tiny_llama()
     clear_reports()
-    tokens_of(model, prompt(1, 40), 4, cache_implementation="static", compile_config=compile_config(), disable_compile=True)
+    tokens_of(
+        model, prompt(1, 40), 4, cache_implementation="static", compile_config=compile_config(), disable_compile=True
+    )
     assert not compiled_graphs()
 
 

@@ -1,0 +1,30 @@
+"""Every family of decoders: tokens as in eager, attention layers rewritten, and the table in the docs says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import families
+from .families import FAMILIES, LAYERS, MATRIX, Result, check
+
+RESULTS: dict[str, dict[str, Result]] = {}
+
+ROWS = [(family, attn) for family in FAMILIES for attn in family.attn]
+
+#: Compiled by Inductor here; the graphs of all others run as they are.
+INDUCTOR = {("Gemma 2", "eager"), ("BLOOM", "eager"), ("Phi-3", "sdpa")}
+
+
+@pytest.mark.parametrize(("family", "attn"), ROWS, ids=[f"{family.name}-{attn}" for family, attn in ROWS])
+def test_family(family, attn):
+    result = check(family, attn, inductor=(family.name, attn) in INDUCTOR)
+    RESULTS.setdefault(family.name, {})[attn] = result
+    assert (result.rewritten, result.attentions) == (family.rewritten, LAYERS)
+    assert result.quantized == family.rewritten
+    assert len(result.reasons) == (1 if family.kept else 0)
+
+
+def test_support_matrix_is_up_to_date():
+    if sum(map(len, RESULTS.values())) != len(ROWS):
+        pytest.skip("needs the results of all families")
+    assert MATRIX.read_text() == families.table(RESULTS), "run python -m tests.models.families --write"
