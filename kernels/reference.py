@@ -288,7 +288,9 @@ def truncate_(codes, scales, window, state, length: int, fmt: CacheFormat) -> No
     """
     head_dim = window.shape[-1]
     old_blocks = quantized_blocks(state, fmt).long()
-    kept = (length - state[..., layout.START]).clamp(min=0)
+    # a crop into the padding in front of a sequence leaves less of it
+    state[..., layout.START] = state[..., layout.START].clamp(max=length)
+    kept = length - state[..., layout.START]
     kept = torch.minimum(kept, state[..., layout.LENGTH])
     state[..., layout.LENGTH] = kept
     state[..., layout.PEAK] = torch.minimum(state[..., layout.PEAK], kept + fmt.recent)

@@ -19,10 +19,64 @@ from .graph_utils import is_query, writes_to
 
 #: Methods and functions that compute something new of a tensor, never a view; what is not here may be a view.
 _COMPUTES = frozenset(
-    "add sub mul div neg pow sqrt rsqrt matmul bmm baddbmm einsum softmax tanh sum mean amax max min exp log cos sin "
-    "clone new_zeros new_empty new_ones zeros_like empty_like ones_like full_like cat concat concatenate stack where "
-    "masked_fill index_select gather repeat repeat_interleave scaled_dot_product_attention linear roll eq ne lt le gt "
-    "ge any all abs matmul __matmul__ truediv".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "pow",
+        "sqrt",
+        "rsqrt",
+        "matmul",
+        "bmm",
+        "baddbmm",
+        "einsum",
+        "softmax",
+        "tanh",
+        "sum",
+        "mean",
+        "amax",
+        "max",
+        "min",
+        "exp",
+        "log",
+        "cos",
+        "sin",
+        "clone",
+        "new_zeros",
+        "new_empty",
+        "new_ones",
+        "zeros_like",
+        "empty_like",
+        "ones_like",
+        "full_like",
+        "cat",
+        "concat",
+        "concatenate",
+        "stack",
+        "where",
+        "masked_fill",
+        "index_select",
+        "gather",
+        "repeat",
+        "repeat_interleave",
+        "scaled_dot_product_attention",
+        "linear",
+        "roll",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "any",
+        "all",
+        "abs",
+        "matmul",
+        "__matmul__",
+        "truediv",
+    ]
 )
 
 
@@ -82,14 +136,34 @@ def _may_be_view(user: Node, of: Iterable[Node]) -> bool:
     return name not in _COMPUTES
 
 
-def writers_of(graph: Graph, node: Node) -> list[Node]:
-    """All nodes that change the memory behind ``node`` in place, in order."""
-    storage = storage_of(node)
-    views = set(possible_views(node)) if storage is None else set()
-    return [
-        other
-        for other in graph.nodes
-        if any(target in views or (storage is not None and storage_of(target) == storage) for target in written(other))
-    ]
+class Writes:
+    """All writes in place of a graph as it is now, by what they change.
 
+    Attributes:
+        order: the place of each node in the graph.
+    """
 
+    def __init__(self, graph: Graph) -> None:
+        self.order = {node: index for index, node in enumerate(graph.nodes)}
+        self._by_target: dict[Node, list[Node]] = {}
+        self._by_storage: dict[int, list[Node]] = {}
+        for node in graph.nodes:
+            for target in written(node):
+                self._by_target.setdefault(target, []).append(node)
+                if (storage := storage_of(target)) is not None:
+                    self._by_storage.setdefault(storage, []).append(node)
+
+    def of(self, node: Node) -> list[Node]:
+        """The nodes that change the memory behind ``node``, in order."""
+        if (storage := storage_of(node)) is not None:
+            return self._by_storage.get(storage, [])
+        found = {writer: None for view in possible_views(node) for writer in self._by_target.get(view, [])}
+        return sorted(found, key=lambda writer: self.order[writer])
+
+    def between(self, node: Node, first: Node, last: Node) -> bool:
+        """Whether the memory behind ``node`` is changed behind ``first`` and before ``last``."""
+        return any(self.order[first] < self.order[writer] < self.order[last] for writer in self.of(node))
+
+    def after(self, node: Node, first: Node) -> bool:
+        """Whether the memory behind ``node`` is changed behind ``first``."""
+        return any(self.order[first] < self.order[writer] for writer in self.of(node))

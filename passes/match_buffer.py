@@ -14,8 +14,9 @@ import operator
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
+from .aliases import Writes, possible_views
 from .graph_utils import argument, example, op_name, same_sizes, shape
 
 #: More new tokens than this attend to the buffer itself, exactly.
@@ -53,7 +54,7 @@ class BufferUse:
     consecutive: bool
 
 
-def buffer_use(gm: GraphModule, node: Node) -> BufferUse | None:
+def buffer_use(node: Node, changes: Writes) -> BufferUse | None:
     """The buffer that ``node``, keys or values ``[B, H, S, D]``, reads; None where there is none.
 
     Raises:
@@ -62,23 +63,20 @@ def buffer_use(gm: GraphModule, node: Node) -> BufferUse | None:
     buffer, dims, end = _read(node)
     if buffer is None:
         return None
-    writes = buffer_writes(buffer)
+    writes = buffer_writes(buffer, changes)
     if not writes:
         raise NoBuffer("they are an input of the graph that is not written in it")
     if len(writes) != 1:
         raise NoBuffer("the buffer is written more than once")
     write, index, new = writes[0]
-    order = {n: i for i, n in enumerate(gm.graph.nodes)}
+    order = changes.order
     if order[write] > order[node] and node is not buffer:
         raise NoBuffer("the buffer is written after it is read")
     readers = [user for user in buffer.users if user not in (write, *write.all_input_nodes)]
     if any(order[user] < order[write] for user in readers if user.target not in _METADATA):
         raise NoBuffer("the buffer is read before it is written")
-    position = write_position(index, dims, shape(buffer))
-    token = dims[2]
-    if shape(new) is None or len(shape(new)) != 4:
-        raise NoBuffer("what is written to the buffer is not a tensor of four dimensions")
-    count = shape(new)[token]
+    position = write_position(index, dims, shape(buffer), new)
+    count = shape(new)[dims[2]]
     if not isinstance(count, int) or (count > MAX_QUERY_TOKENS and not is_preallocated(buffer)):
         raise NoBuffer("many tokens are written at once: their attention is computed on the buffer itself")
     consecutive = True
@@ -145,7 +143,7 @@ def _read(node: Node) -> tuple[Node | None, tuple[int, ...], Any]:
         elif name == "getitem" and isinstance(node.args[0], Node) and end is None:
             end = _slice_end(node, dims)
             node = node.args[0]
-        elif node.op == "call_method" and node.target in ("index_copy_", "index_put_"):
+        elif _function(node) in ("index_copy_", "index_put_") and node.args:
             node = node.args[0]
         else:
             return None, tuple(dims), end
@@ -167,32 +165,68 @@ def _slice_end(node: Node, dims: list[int]) -> Any:
     return end
 
 
-def buffer_writes(buffer: Node) -> list[tuple[Node, Any, Node]]:
-    """Writes to a buffer: the node, the index (or ``(dim, index)``), what is written."""
-    found = []
-    for user in buffer.users:
-        if user.op == "call_method" and user.target.endswith("_") and not user.target.endswith("__"):
-            if user.target == "index_copy_" and user.args[0] is buffer:
-                _, dim, index, new = user.args
-                full: list[Any] = [slice(None)] * 4
-                full[dim % 4] = index
-                found.append((user, tuple(full), new))
-            elif user.target == "index_put_" and user.args[0] is buffer and len(user.args) == 3:
-                index = [slice(None) if item is None else item for item in user.args[1]]
-                found.append((user, tuple(index), user.args[2]))
-            elif user.args[0] is buffer:
-                raise NoBuffer(f"the buffer is changed by {user.target}")
-        elif user.op == "call_function" and user.target is operator.setitem and user.args[0] is buffer:
-            found.append((user, user.args[1], user.args[2]))
-        elif op_name(user) == "getitem":
-            found += [
-                (copy, user.args[1], copy.args[1])
-                for copy in user.users
-                if copy.op == "call_method" and copy.target == "copy_" and copy.args[0] is user
-            ]
-        elif user.op == "call_function" and getattr(user.target, "__name__", "").endswith("_"):
-            raise NoBuffer(f"the buffer is changed by {user.target.__name__}")
+def buffer_writes(buffer: Node, changes: Writes) -> list[tuple[Node, Any, Node]]:
+    """Writes to a buffer: the node, the index, what is written.
+
+    Raises:
+        NoBuffer: where the buffer is changed in any other way, be it through a view.
+    """
+    found = [write for user in buffer.users for write in _writes_through(user, buffer)]
+    known = {write for write, _, _ in found}
+    for other in changes.of(buffer):
+        if other not in known:
+            raise NoBuffer(f"the buffer is changed by {_function(other)}")
+    if is_preallocated(buffer):
+        _check_views(buffer, found, changes.order)
     return found
+
+
+def _writes_through(user: Node, buffer: Node) -> list[tuple[Node, Any, Node]]:
+    """The writes to a buffer that are its ``user``, or go through it."""
+    if not user.args or user.args[0] is not buffer or user.kwargs:
+        return []
+    name = _function(user)
+    if name == "index_copy_" and len(user.args) == 4:
+        _, dim, index, new = user.args
+        return [(user, tuple(index if d == dim % 4 else slice(None) for d in range(4)), new)]
+    if name == "index_put_" and len(user.args) == 3:
+        index = tuple(slice(None) if item is None else item for item in user.args[1])
+        return [(user, index, user.args[2])]
+    if user.target is operator.setitem:
+        return [(user, user.args[1], user.args[2])]
+    if op_name(user) == "getitem":
+        index = user.args[1]
+    elif name == "narrow" and len(user.args) == 4 and isinstance(user.args[1], int):
+        _, dim, start, length = user.args
+        index = tuple(Narrow(start, length) if d == dim % 4 else slice(None) for d in range(4))
+    else:
+        return []
+    copies = [copy for copy in user.users if copy.args[0] is user and not copy.kwargs and len(copy.args) == 2]
+    return [(copy, index, copy.args[1]) for copy in copies if copy.op == "call_method" and copy.target == "copy_"]
+
+
+def _function(node: Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if node.op == "call_method" else getattr(node.target, "__name__", str(node.target)).split(".")[0]
+
+
+def _check_views(buffer: Node, writes: list[tuple[Node, Any, Node]], order: dict[Node, int]) -> None:
+    """A view of a quantized buffer is computed where it is made: what is written to the buffer later is not in it."""
+    for view in possible_views(buffer):
+        if view is buffer:
+            continue
+        last = max((order[user] for user in view.users if user.target not in _METADATA), default=-1)
+        for write, _, _ in writes:
+            if write not in view.users and write is not view and order[view] < order[write] < last:
+                raise NoBuffer("a view of it is made before it is written, and read after")
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow:
+    """``length`` tokens from ``start`` on."""
+
+    start: Any
+    length: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,15 +241,26 @@ class IndexTensor:
 
 
 def _is_arange_plus(node: Node) -> bool:
-    if op_name(node) != "add":
+    """Whether a node is a range of numbers that follow one another, or one plus a single number."""
+    if node.op == "call_function" and node.target is torch.arange:
+        return "step" not in node.kwargs and len(node.args) < 3
+    if op_name(node) != "add" or len(node.args) != 2 or node.kwargs:
         return False
-    return any(isinstance(a, Node) and a.op == "call_function" and a.target is torch.arange for a in node.args[:2])
+    return any(
+        isinstance(ranged, Node) and _is_arange_plus(ranged) and shape(number) in (None, (), (1,))
+        for ranged, number in (node.args, node.args[::-1])
+    )
 
 
-def write_position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...]) -> Any:
+def write_position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...], new: Any) -> Any:
+    """Where the first token of ``new`` is written: a number, a SymInt's node, or an :class:`IndexTensor`.
+
+    Raises:
+        NoBuffer: where something else than whole tokens that follow one another is written.
+    """
     index = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in [item for item in index if not isinstance(item, Node)]:
-        raise NoBuffer("the buffer is written through an index with an ellipsis")
+    if any(item is None or item is ... for item in index):
+        raise NoBuffer("the buffer is written through an index with an ellipsis or a new dimension")
     token = dims[2]
     if len(index) <= token:
         raise NoBuffer("the buffer is written along another dimension than the tokens")
@@ -225,16 +270,41 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...]) ->
         starts_full = isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
         if not starts_full or not (item.stop is None or _same_number(item.stop, sizes[dim])):
             raise NoBuffer("the buffer is written in part, along another dimension than the tokens")
-    item = index[token]
-    if isinstance(item, slice):
+    written = shape(new)
+    if written is None or len(written) != 4:
+        raise NoBuffer("what is written to the buffer is not a tensor of four dimensions")
+    position, count = _token_range(index[token], sizes[token])
+    if not same_sizes(written, (*sizes[:token], count, *sizes[token + 1 :])):
+        raise NoBuffer("what is written to the buffer does not have the shape of what it is written to")
+    return position
+
+
+def _token_range(item: Any, size: Any) -> tuple[Any, Any]:
+    """Where the tokens of an index begin, and how many they are."""
+    if isinstance(item, Narrow):
+        start, count = item.start, _value(item.length)
+    elif isinstance(item, slice):
         if item.step not in (None, 1):
             raise NoBuffer("the buffer is written with a step")
-        return item.start or 0
-    if isinstance(item, Node) and isinstance(example(item), torch.Tensor):
-        if example(item).dim() == 1:
-            return IndexTensor(item)
-        raise NoBuffer("the buffer is written at an index that is not one-dimensional")
-    raise NoBuffer("the buffer is written at an index that is neither a slice nor a tensor")
+        start = 0 if item.start is None else item.start
+        count = (size if item.stop is None else _value(item.stop)) - _value(start)
+        if isinstance(item.stop, int) and item.stop < 0:
+            raise NoBuffer("the buffer is written at a place that is counted from its end")
+    elif isinstance(item, Node) and isinstance(example(item), torch.Tensor):
+        if example(item).dim() != 1 or example(item).dtype == torch.bool:
+            raise NoBuffer("the buffer is written at an index that is not a list of positions")
+        return IndexTensor(item), shape(item)[0]
+    else:
+        raise NoBuffer("the buffer is written at an index that is neither a slice nor a tensor")
+    if isinstance(start, int) and start < 0:
+        raise NoBuffer("the buffer is written at a place that is counted from its end")
+    return start, count
+
+
+def same_position(a: Any, b: Any) -> bool:
+    """Whether two writes begin at the same place."""
+    tensors = [isinstance(x, Node) and isinstance(example(x), torch.Tensor) for x in (a, b)]
+    return a is b or (not any(tensors) and _same_number(a, b))
 
 
 def _changes_before(node: Node, order: dict[Node, int]) -> bool:

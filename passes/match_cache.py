@@ -9,28 +9,32 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .context import CacheUse, PassContext, Reason
+from .aliases import Writes
+from .context import AttentionMatch, CacheUse, PassContext, Reason
 from .graph_utils import argument, is_output, op_name, shape, source_line
 from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
 
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
+    changes = Writes(gm.graph)
     for match in context.attentions:
-        key, value = (_use(gm, node, context) for node in (match.key, match.value))
+        key, value = (_use(match, node, changes, context) for node in (match.key, match.value))
         where = source_line(match.node)
         for side, use in (("keys", key), ("values", value)):
             if isinstance(use, str):
                 context.reasons.append(Reason(f"{side}: {use}", where))
                 break
         else:
-            if key.kind != value.kind:
+            if key.node is value.node:
+                context.reasons.append(Reason("keys and values are the same tensor", where))
+            elif key.kind != value.kind:
                 context.reasons.append(Reason(f"keys are {key.kind} and values are {value.kind}", where))
             else:
                 context.uses[match] = (key, value)
     return gm
 
 
-def _use(gm: GraphModule, node: Node, context: PassContext) -> CacheUse | str:
+def _use(match: AttentionMatch, node: Node, changes: Writes, context: PassContext) -> CacheUse | str:
     if node in context.caches and not is_preallocated(node):
         return CacheUse("read", node, cache=context.caches[node])
     if op_name(node) == "cat":
@@ -44,14 +48,20 @@ def _use(gm: GraphModule, node: Node, context: PassContext) -> CacheUse | str:
                 return "the quantized cache is appended to in two places"
             if tensors[1] in context.caches or tensors[1] is past:
                 return "a quantized cache is appended to a quantized cache"
+            if changes.of(node):
+                return "they are changed in place after they were appended to the quantized cache"
             return CacheUse("append", node, cache=cache, new=tensors[1])
     try:
-        if (buffer := buffer_use(gm, node)) is not None:
+        if (buffer := buffer_use(node, changes)) is not None:
             return CacheUse("buffer", node, buffer=buffer)
     except NoBuffer as reason:
         return str(reason)
     if is_written(node):
         return "they are a buffer that this graph makes and writes in place; graphs that read it later will follow it"
+    if changes.after(node, match.node):
+        return "they are changed in place behind the attention"
     if len(shape(node)) == 4 and is_output(node):
         return CacheUse("fresh", node)
+    if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
+        return "only a part of them is kept as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor leave the graph as they are, so there is no cache to quantize"

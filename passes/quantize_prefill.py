@@ -16,8 +16,10 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from ..kernels.formats import CacheFormat, grown_capacity
+from .attention.products import is_product
+from .attention.sides import behind_factor, behind_view
 from .context import AttentionMatch, CacheUse, PassContext, Quantized
-from .graph_utils import example, same_sizes, shape
+from .graph_utils import example, is_query, op_name, same_sizes, shape
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -29,11 +31,12 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
             context.rewritten.append(match)
             continue
         with gm.graph.inserting_before(match.node.next):  # early, so that dense keys and values die early
-            mask = match.mask if _tells_padding(match) else None
+            mask = match.mask if _tells_padding(match, context) else None
             if mask not in starts:
                 starts[mask] = _padding_start(gm, match, mask)
             for use, role in ((key, "key"), (value, "value")):
-                context.quantized[use.node] = _quantize(gm, use, role, starts[mask], context)
+                if use.node not in context.quantized:
+                    context.quantized[use.node] = _quantize(gm, use, role, starts[mask], context)
         context.rewritten.append(match)
     return gm
 
@@ -64,10 +67,27 @@ def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:
     return grown_capacity(length // fmt.block).node
 
 
-def _tells_padding(match: AttentionMatch) -> bool:
-    """Whether the mask has a column for each key, so that a padded key is one that no query sees."""
+def _tells_padding(match: AttentionMatch, context: PassContext) -> bool:
+    """Whether the mask has a column for each key, and a key that it hides from every query is one that nobody reads."""
     size = shape(match.mask) if match.mask is not None else None
-    return size is not None and len(size) == 4 and same_sizes(size[3:], shape(match.key)[2:3])
+    if size is None or len(size) != 4 or not same_sizes(size[3:], shape(match.key)[2:3]):
+        return False
+    readers = [other for other in context.attentions if other.key is match.key or other.value is match.value]
+    if any(other.mask is not match.mask for other in readers):
+        return False
+    return all(_only_attended(node) for node in (match.key, match.value))
+
+
+def _only_attended(node: Node) -> bool:
+    """Whether nothing but attentions reads keys or values, through views and repetitions of them."""
+    for user in node.users:
+        if user.op == "output" or is_query(user) or is_product(user) or op_name(user) == "sdpa":
+            continue
+        same = behind_view(user) is node or op_name(user) in ("expand", "repeat", "repeat_interleave")
+        same = same or behind_factor(user) is not None
+        if not same or not _only_attended(user):
+            return False
+    return True
 
 
 def _padding_start(gm: GraphModule, match: AttentionMatch, mask: Node | None) -> Node:

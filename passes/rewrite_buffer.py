@@ -21,10 +21,12 @@ from torch._dynamo.source import AttrSource
 from torch.fx import GraphModule, Node
 
 from ..kernels.formats import blocks_for
+from .aliases import Writes, possible_views
+from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, Reason, ShadowInput
 from .graph_utils import erase_dead, example, same_sizes, shape, source_line
-from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated
-from .rewrite_decode import append, attend
+from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
+from .rewrite_decode import append, attend, wrong_roles
 from .unwrap_caches import add_placeholders, cache_examples
 
 _MESSAGE = "innerq: the mask shows tokens of a static cache that have not been written"
@@ -35,23 +37,29 @@ _NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions th
 def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
     checked: set[tuple[Node, Any]] = set()
     sides: dict[tuple[Node, Node], tuple[CacheInput, CacheInput]] = {}
+    positions: dict[tuple[Node, Node], Node] = {}
     writes: dict[Node, Node] = {}
+    changes = Writes(gm.graph)
     for match, (key, value) in context.uses.items():
         if key.kind != "buffer":
             continue
-        reason = _obstacle(match, key.buffer, value.buffer)
+        pair = (key.buffer.buffer, value.buffer.buffer)
+        reason = _obstacle(match, key.buffer, value.buffer, changes, context)
+        if reason is None and any(bool({*pair} & {*other}) and pair != other for other in sides):
+            reason = "a buffer is paired with another one in another attention"
         if reason is not None:
             context.reasons.append(Reason(reason, source_line(match.node)))
             continue
-        pair = (key.buffer.buffer, value.buffer.buffer)
-        with gm.graph.inserting_before(match.node):
-            position = position_tensor(gm, key.buffer)
-            if pair not in sides:
+        if pair not in sides:
+            last = max(key.buffer.write, value.buffer.write, key=changes.order.__getitem__)
+            with gm.graph.inserting_before(last.next):
+                positions[pair] = position_tensor(gm, key.buffer)
                 sides[pair] = _sides(gm, key.buffer, value.buffer, context)
-                _follow(gm, *sides[pair], key.buffer, value.buffer, position)
-            if key.buffer.whole and (match.mask, key.buffer.position) not in checked:
-                checked.add((match.mask, key.buffer.position))
-                _check_mask(gm, match, position, key.buffer.count)
+                _follow(gm, *sides[pair], key.buffer, value.buffer, positions[pair])
+        if key.buffer.whole and (match.mask, positions[pair]) not in checked:
+            checked.add((match.mask, positions[pair]))
+            with gm.graph.inserting_before(match.node):
+                _check_mask(gm, match, positions[pair], key.buffer.count)
         attend(gm, match, *sides[pair])
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
@@ -64,19 +72,43 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _obstacle(match: AttentionMatch, key: BufferUse, value: BufferUse) -> str | None:
+def _obstacle(
+    match: AttentionMatch, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext
+) -> str | None:
     if match.is_causal:
         return "is_causal aligns the first query with the first key, which is not what a cache means; pass a mask"
-    if key.position is not value.position or key.count != value.count or key.whole != value.whole:
+    if key.buffer is value.buffer:
+        return "keys and values are the same buffer"
+    if not same_position(key.position, value.position) or key.count != value.count or key.whole != value.whole:
         return "the buffers of keys and values are written or read at different places"
     if is_preallocated(key.buffer) != is_preallocated(value.buffer):
         return "only one of keys and values is a quantized buffer"
-    if key.dims != (0, 1, 2, 3) and is_preallocated(key.buffer):
+    if is_preallocated(key.buffer) and key.dims != (0, 1, 2, 3):
         return "a quantized buffer has the order [batch, heads, tokens, head_dim]"
+    if is_preallocated(key.buffer):
+        reason = wrong_roles(context.caches[key.buffer], context.caches[value.buffer])
+        if reason is not None:
+            return reason
     if key.whole and match.mask is None:
         return "the attention reads a buffer to its end without a mask, so it reads what has not been written"
     if key.whole and not same_sizes(shape(match.mask)[-1:], shape(match.key)[2:3]):
         return "the mask has no column for each token of the buffer"
+    return _apart(key, value, changes)
+
+
+def _apart(key: BufferUse, value: BufferUse, changes: Writes) -> str | None:
+    """What keeps two writes, to keys and to values, from being made at once, at the later one."""
+    order = changes.order
+    first, last = sorted((key.write, value.write), key=order.__getitem__)
+    for use in (key, value):
+        sources = [use.new, *([use.position] if isinstance(use.position, Node) else [])]
+        if any(changes.between(source, use.write, last) for source in sources if shape(source) is not None):
+            return "what is written to a buffer is changed in place before the other buffer is written"
+    if is_preallocated(key.buffer):
+        earlier = key.buffer if first is key.write else value.buffer
+        readers = {user for view in possible_views(earlier) for user in view.users} - {key.write, value.write}
+        if any(order[first] < order[user] < order[last] for user in readers):
+            return "a quantized buffer is read between the writes of keys and values"
     return None
 
 
@@ -163,7 +195,7 @@ def _check_mask(gm: GraphModule, match: AttentionMatch, position: Node, count: i
     call, method, mask = gm.graph.call_function, gm.graph.call_method, match.mask
     visible = mask
     if example(mask).dtype != torch.bool:
-        visible = call(operator.gt, (mask, torch.finfo(example(mask).dtype).min))
+        visible = call(operator.gt, (mask, MASKED))
     tokens = shape(mask)[-1]
     if not isinstance(tokens, int):
         tokens = method("size", (mask, -1))

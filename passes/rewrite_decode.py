@@ -17,23 +17,30 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
+from .aliases import Writes
 from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext, Reason
-from .graph_utils import erase_dead, example, shape, source_line
+from .graph_utils import erase_dead, example, same_sizes, shape, source_line
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
     written: set[tuple[Node, Node]] = set()
-    order = {node: index for index, node in enumerate(gm.graph.nodes)}
+    changes = Writes(gm.graph)
+    growing = {use.cache for uses in context.uses.values() for use in uses if use.kind == "append"}
     for match, (key, value) in context.uses.items():
         if key.kind not in ("append", "read"):
             continue
-        reason = _obstacle(match, key, value)
+        reason = _obstacle(match, key, value, changes)
+        if reason is None and key.kind == "read" and (key.cache in growing or value.cache in growing):
+            reason = "it reads a cache without the tokens that the same graph appends to it"
+        pair = (key.node, value.node)
+        if reason is None and any(bool({*pair} & {*other}) and pair != other for other in written):
+            reason = "keys or values are paired with others in another attention"
         if reason is not None:
             context.reasons.append(Reason(reason, source_line(match.node)))
             continue
-        if key.kind == "append" and (key.node, value.node) not in written:
-            written.add((key.node, value.node))
-            last = max(key.node, value.node, key=lambda node: order[node])
+        if key.kind == "append" and pair not in written:
+            written.add(pair)
+            last = max(pair, key=changes.order.__getitem__)
             with gm.graph.inserting_before(last.next):
                 append(gm, key.cache, value.cache, key.new, value.new)
             for use in (key, value):
@@ -44,14 +51,35 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse) -> str | None:
+def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Writes) -> str | None:
     if match.is_causal:
         return "is_causal aligns the first query with the first key, which is not what a cache means; pass a mask"
+    if key.cache is value.cache:
+        return "keys and values are the same cache"
+    if (reason := wrong_roles(key.cache, value.cache)) is not None:
+        return reason
     if key.cache.format.sink != value.cache.format.sink or key.cache.format.ring != value.cache.format.ring:
         return "the caches of keys and values have different windows"
-    if key.kind == "append" and example(key.new).dtype != example(key.cache.window).dtype:
-        return f"new keys of dtype {example(key.new).dtype} for a cache of dtype {example(key.cache.window).dtype}"
+    if key.kind != "append":
+        return None
+    if not same_sizes(shape(key.new)[2:3], shape(value.new)[2:3]):
+        return "there are not as many new keys as new values"
+    last = max(key.node, value.node, key=changes.order.__getitem__)
+    for use, what in ((key, "keys"), (value, "values")):
+        if example(use.new).dtype != example(use.cache.window).dtype:
+            return (
+                f"new {what} of dtype {example(use.new).dtype} for a cache of dtype {example(use.cache.window).dtype}"
+            )
+        if changes.between(use.new, use.node, last):
+            return f"new {what} are changed in place right behind the append"
     return None
+
+
+def wrong_roles(key: CacheInput, value: CacheInput) -> str | None:
+    """Why a cache of keys and one of values are not what they are read as, or None."""
+    if key.format.role == "key" and value.format.role == "value":
+        return None
+    return "a cache of values is read as keys, or a cache of keys as values"
 
 
 def append(gm: GraphModule, key: CacheInput, value: CacheInput, new_key: Node, new_value: Node) -> None:

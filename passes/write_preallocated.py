@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from .aliases import Writes
 from .context import CacheInput, GraphError, PassContext
 from .dequantize_rest import dequantized
 from .graph_utils import erase_dead, shape, source_line
@@ -24,7 +25,7 @@ def write_preallocated(gm: GraphModule, context: PassContext) -> GraphModule:
         if not is_preallocated(placeholder):
             continue
         try:
-            for write, index, new in buffer_writes(placeholder):
+            for write, index, new in buffer_writes(placeholder, Writes(gm.graph)):
                 _rewrite(gm, cache, write, index, new)
         except NoBuffer as reason:
             raise GraphError(
@@ -42,9 +43,7 @@ def write_preallocated(gm: GraphModule, context: PassContext) -> GraphModule:
 
 def _rewrite(gm: GraphModule, cache: CacheInput, write: Node, index, new: Node) -> None:
     buffer = cache.placeholder
-    if shape(new) is None or len(shape(new)) != 4:
-        raise NoBuffer("what is written is not a tensor [batch, heads, tokens, head_dim]")
-    position = write_position(index, _ORDER, shape(buffer))
+    position = write_position(index, _ORDER, shape(buffer), new)
     view = write.args[0]
     if view is not buffer and write.users:
         raise NoBuffer("the result of the write is used")

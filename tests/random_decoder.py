@@ -18,6 +18,19 @@ MIN = torch.finfo(torch.float32).min
 WIDTH = 24
 
 
+#: Tricks of buffers that are those of grown caches.
+_EFFECTS = (
+    "two_readers",
+    "keys_mean",
+    "values_feature",
+    "return_scaled",
+    "return_transposed",
+    "crossed",
+    "view_changed",
+    "view_cleared",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """New tokens for the decoder, and what happens to the cache before they come.
@@ -49,6 +62,7 @@ class Program:
     scale: str = "default"
     mask: str = "add"
     mask_from: str = "input"
+    fill: float = MIN
     banded: bool = False
     softmax: str = "function"
     softcap: bool = False
@@ -259,6 +273,8 @@ class RandomDecoder(nn.Module):
         elif trick == "heads_rolled":
             read_k = keys.roll(1, 3 - dim)
         y, weights = self.attend(layer, q, read_k, read_v, positions, seen)
+        if trick == "past_and_all" and past_k is not None:
+            y = y + self.attend(layer, q, past_k, past_v, positions, None)[0]
         kept = self.side_effects(layer, x, y, keys, values, weights, positions, seen, kept, extras)
         return kept[0], pack(p.cache, kept[1], kept[2]), extras
 
@@ -311,6 +327,12 @@ class RandomDecoder(nn.Module):
             q2 = F.linear(x, self.q2[layer]).view(*x.shape[:2], p.heads, p.head_dim)
             q2 = q2.transpose(1, 2) if p.layout == "BHSD" else q2
             y = y + self.attend(layer, q2, keys, values, positions, seen)[0]
+        elif trick == "crossed":
+            y = y + self.attend(layer, q, values, keys, positions, seen)[0]
+        elif trick == "view_changed":
+            (keys if len(extras) % 2 else keys.transpose(1, 2)).mul_(0.5)
+        elif trick == "view_cleared":
+            keys[:, 0].zero_()
         elif trick == "keys_mean":
             y = y + F.linear(keys.mean(dim=dim).mean(dim=1), self.features[layer])[:, None]
         elif trick == "values_feature":
@@ -413,7 +435,7 @@ class RandomDecoder(nn.Module):
         elif trick == "late_norm":
             keys = rms(keys)
         y, weights = self.attend(layer, q, keys, values, positions, seen)
-        if trick in ("two_readers", "keys_mean", "values_feature", "return_scaled", "return_transposed"):
+        if trick in _EFFECTS:
             y, _, _ = self.side_effects(layer, x, y, keys, values, weights, positions, seen, (keys, values), extras)
         elif trick == "return_weights":
             extras.append(weights)
@@ -477,7 +499,7 @@ class RandomDecoder(nn.Module):
             keys, values = self.repeated(keys), self.repeated(values)
         mask = seen
         if seen is not None and p.mask != "bool":
-            mask = torch.where(seen, 0.0, -torch.inf if p.mask == "where" else MIN)
+            mask = torch.where(seen, 0.0, -torch.inf if p.mask == "where" else p.fill)
         if mask is not None and mask.dim() == 2 and p.mask == "masked_fill":
             mask = mask[None, None]
         causal = p.trick == "causal_flag" or (p.mask == "flag" and tokens == count)
@@ -540,10 +562,13 @@ class RandomDecoder(nn.Module):
         if p.spelling == "grouped":
             q = q.view(batch, p.kv_heads, groups, tokens, dim) if q.is_contiguous() else q.unflatten(1, (-1, groups))
             scores = torch.matmul(q, keys[:, :, None].transpose(-1, -2)).reshape(batch, heads, tokens, -1)
-            return scores, lambda weights: (
-                (weights.unflatten(1, (p.kv_heads, groups)) @ values.unsqueeze(2))
-                .reshape(batch, heads, tokens, dim)
-                .transpose(1, 2)
+            return (
+                scores,
+                lambda weights: (
+                    (weights.unflatten(1, (p.kv_heads, groups)) @ values.unsqueeze(2))
+                    .reshape(batch, heads, tokens, dim)
+                    .transpose(1, 2)
+                ),
             )
         if p.spelling == "einsum_grouped":
             q = q.reshape(batch, p.kv_heads, groups, tokens, dim)
@@ -580,12 +605,12 @@ class RandomDecoder(nn.Module):
         if seen is None:
             return scores
         if p.mask == "masked_fill":
-            return scores.masked_fill(~seen, MIN)
+            return scores.masked_fill(~seen, p.fill)
         if p.mask == "where":
             return torch.where(seen, scores, -torch.inf)
         if p.mask == "soft_fill":
             return scores.masked_fill(~seen, -1.0)
         if p.mask == "bool":
             return scores.masked_fill(seen.logical_not(), float("-inf"))
-        bias = torch.zeros(seen.shape).masked_fill(~seen, MIN)
+        bias = torch.zeros(seen.shape).masked_fill(~seen, p.fill)
         return bias + scores if p.banded else scores + bias

@@ -9,7 +9,7 @@ user; it may never compute something else, and the compiler may never break.
 
 Actions on the cache between two steps: ``crop`` (forget the last tokens; for buffers a position that goes back),
 ``reorder`` (beams), ``swap`` (layers), ``swap_sides``, ``clone``, ``branch`` (run a step, then again from before it),
-``scale`` and ``drop_front`` (dense from then on), ``restart`` (a new prompt in the same buffers), ``zero``,
+``scale`` and ``drop_front`` (dense from then on), ``alias`` (all layers go on from one cache), ``restart`` (a new prompt in the same buffers), ``zero``,
 ``overwrite`` (by other tokens), ``new`` (other buffers), ``gap`` (a position that jumps ahead).
 """
 
@@ -34,13 +34,99 @@ from innerq_compile import GraphReport, InnerQError, clear_reports, compiled_gra
 from innerq_compile.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
 
-from .random_decoder import WIDTH, Program, RandomDecoder, Step, pack, unpack
+from .random_decoder import MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack
 
-GROWN_TRICKS = ["two_readers", "keys_mean", "values_feature", "return_scaled", "return_transposed", "return_last", "return_weights", "causal_flag", "append_twice", "append_both", "cat_of_cat", "cat_three", "values_from_keys", "values_are_keys", "past_only", "window_read", "keep_window", "prepend", "ignore_cache", "values_longer", "scaled_past", "inplace_past", "inplace_keys", "late_inplace", "cloned_past", "contiguous_past", "late_rotary", "late_norm", "duplicated", "keep_swapped", "keep_same", "keep_scaled", "keep_cloned", "shared_layer", "branch_on_length", "graph_crop", "graph_reorder", "mixed_pasts", "append_itself", "heads_rolled", "soft_fill"]
-BUFFER_TRICKS = ["two_readers", "keys_mean", "values_feature", "return_scaled", "return_transposed", "return_weights", "causal_flag", "values_from_keys", "values_are_keys", "late_norm", "shared_layer", "write_after", "one_head", "one_sequence", "reversed", "values_elsewhere", "broadcast", "write_twice", "written_behind", "read_before", "read_far", "window_read", "decayed", "return_buffer", "swapped_sides", "cleared_after"]
+GROWN_TRICKS = [
+    "two_readers",
+    "keys_mean",
+    "values_feature",
+    "return_scaled",
+    "return_transposed",
+    "return_last",
+    "return_weights",
+    "causal_flag",
+    "append_twice",
+    "append_both",
+    "cat_of_cat",
+    "cat_three",
+    "values_from_keys",
+    "values_are_keys",
+    "past_only",
+    "window_read",
+    "keep_window",
+    "prepend",
+    "ignore_cache",
+    "values_longer",
+    "scaled_past",
+    "inplace_past",
+    "inplace_keys",
+    "late_inplace",
+    "cloned_past",
+    "contiguous_past",
+    "late_rotary",
+    "late_norm",
+    "duplicated",
+    "keep_swapped",
+    "keep_same",
+    "keep_scaled",
+    "keep_cloned",
+    "shared_layer",
+    "branch_on_length",
+    "graph_crop",
+    "graph_reorder",
+    "mixed_pasts",
+    "append_itself",
+    "heads_rolled",
+    "past_and_all",
+    "view_changed",
+    "crossed",
+    "soft_fill",
+]
+BUFFER_TRICKS = [
+    "two_readers",
+    "keys_mean",
+    "values_feature",
+    "return_scaled",
+    "return_transposed",
+    "return_weights",
+    "causal_flag",
+    "values_from_keys",
+    "values_are_keys",
+    "late_norm",
+    "shared_layer",
+    "write_after",
+    "one_head",
+    "one_sequence",
+    "reversed",
+    "values_elsewhere",
+    "broadcast",
+    "write_twice",
+    "written_behind",
+    "read_before",
+    "read_far",
+    "window_read",
+    "decayed",
+    "return_buffer",
+    "swapped_sides",
+    "cleared_after",
+    "view_changed",
+    "view_cleared",
+    "crossed",
+]
 #: Tricks after which there are not as many keys as positions, so that the mask is made in the graph, or left out.
-_OTHER_LENGTHS = ["cat_of_cat", "cat_three", "past_only", "window_read", "keep_window", "values_longer", "graph_crop", "append_itself"]
-GROWN_ACTIONS = ["crop", "reorder", "swap", "swap_sides", "clone", "branch", "scale", "drop_front"]
+_OTHER_LENGTHS = [
+    "cat_of_cat",
+    "cat_three",
+    "past_only",
+    "window_read",
+    "keep_window",
+    "values_longer",
+    "graph_crop",
+    "append_itself",
+]
+#: Tricks that padding goes together with.
+_PADDED = ("none", "two_readers", "keys_mean", "return_scaled", "duplicated", "shared_layer", "values_feature")
+GROWN_ACTIONS = ["crop", "reorder", "swap", "swap_sides", "clone", "branch", "scale", "drop_front", "alias"]
 BUFFER_ACTIONS = ["crop", "restart", "zero", "overwrite", "new", "gap", "swap", "reorder", "clone"]
 
 
@@ -75,9 +161,12 @@ def random_program(seed: int) -> Program:
         kv_heads=pick([n for n in (1, 2, 4) if n <= heads]),
         head_dim=8 if rng.random() < 0.03 else pick([16, 16, 32]),
         layers=2 if trick == "shared_layer" else pick([1, 1, 2]),
-        scale=pick(["default", "default", "query", "scores"] if fused else ["default", "query", "key", "scores", "divide"]),
+        scale=pick(
+            ["default", "default", "query", "scores"] if fused else ["default", "query", "key", "scores", "divide"]
+        ),
         mask="soft_fill" if trick == "soft_fill" and not fused else mask,
         mask_from=pick(["input", "input", "graph"]),
+        fill=pick([MIN, MIN, -1e9, -1e4]),
         banded=rng.random() < 0.15,
         softmax=pick(["function", "method", "float32", "cast"]),
         softcap=not fused and rng.random() < 0.2,
@@ -102,7 +191,7 @@ def random_program(seed: int) -> Program:
     if trick == "return_weights" and fused:
         changes["spelling"] = "matmul"
     p = dataclasses.replace(p, **changes)
-    if trick in ("none", "two_readers") and p.batch > 1 and not p.buffers and p.mask in ("bool", "add", "masked_fill"):
+    if trick in _PADDED and p.batch > 1 and not p.buffers and p.mask in ("bool", "add", "masked_fill"):
         p = dataclasses.replace(p, padding=pick([0, 0, 2]), mask_from="input", banded=False)
     return dataclasses.replace(p, steps=_random_steps(rng, p))
 
@@ -225,6 +314,10 @@ class Runner:
         p, dim = self.p, self.decoder.token_dim
         if action == "swap":
             self.caches = self.caches[::-1]
+            return
+        if action == "alias":  # all layers append to what is one storage
+            keys, values = unpack(p.cache, self.caches[0])
+            self.caches = [pack(p.cache, keys[:, :], values[:, :]) for _ in self.caches]
             return
         if action == "branch":
             before, position = self.caches, self.position

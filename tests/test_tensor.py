@@ -137,8 +137,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(target=caches, cache=caches, data=st.data(), how=st.sampled_from(sorted(CROPS)))
     def crop(self, cache, data, how):
         past, twin = cache
-        # not into the padding
-        length = data.draw(st.integers(int(past.inner_tensors()["state"][..., 0].max()), past.shape[2]), "length")
+        length = data.draw(st.integers(0, past.shape[2]), "length")
         return self.keep(CROPS[how](past, length), twin.crop(length))
 
     @rule(
@@ -264,7 +263,6 @@ def test_left_padding_is_dropped_and_sinks_are_the_first_real_tokens(role):
         assert_equal(read[row : row + 1, :, count:], alone.dequantize())
 
 
-@pytest.mark.xfail(strict=True, reason="truncate_ keeps a start behind the new end, and what is appended then is lost")
 def test_cropping_into_the_padding():
     dense = random_cache(8)
     dense[0, :, :5] = 0

@@ -73,6 +73,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     bias = torch.randn(1, 4, 1, 96).to(dtype)
     formats = (k_fmt.spec, v_fmt.spec)
     attention = ((None, None, 0.2, 0.0, False), (mask, None, 0.2, 0.0, True), (bias, torch.randn(4), 0.2, 20.0, True))
+    writes = ((k_cache, mean, norm, 90, k_fmt.spec), (v_cache, None, None, 50, v_fmt.spec))
     return {
         "key_statistics": ((keys, start, True, True), (keys[:, :, :20], start, False, True)),
         "prefill": ((keys, start, mean, norm, 5, k_fmt.spec), (values, start, None, None, 5, v_fmt.spec)),
@@ -83,6 +84,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         "append_one_": ((*v_cache, new_value, v_fmt.spec),),
         "truncate_": ((*k_cache, 50, k_fmt.spec),),
         "rewind_": tuple((*k_cache, *v_cache, torch.tensor([at]), *formats) for at in (90, 50)),
+        "write_": tuple((*cache, m, n, new_key, torch.tensor([at]), spec) for cache, m, n, at, spec in writes),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
         "dequantize": ((*k_cache, mean, norm, 90, k_fmt.spec), (*v_cache, None, None, 70, v_fmt.spec)),
     }

@@ -1,8 +1,8 @@
 """Every usual spelling of an attention is found and rewritten; what only looks like one is left alone, with a reason.
 
 A spelling is a function of query ``[B, Hq, N, D]``, keys and values ``[B, H, S, D]`` and a boolean mask
-``[B, 1, N, S]`` that computes ``[B, Hq, N, D]``. Each runs as the middle of a tiny decoder: a prompt, then decode steps of one and of
-three tokens, compiled in ``lossless`` and compared with eager.
+``[B, 1, N, S]`` that computes ``[B, Hq, N, D]``. Each runs as the middle of a tiny decoder: a prompt, then decode
+steps of one and of three tokens, compiled in ``lossless`` and compared with eager.
 """
 
 from __future__ import annotations
@@ -569,3 +569,95 @@ def test_trap_is_left_alone(name, compiled):
     torch._dynamo.reset()
     with pytest.raises(InnerQError, match="strict: an attention was not rewritten"):
         run(compiled(model, strict=True))
+
+
+# --- other decoders -------------------------------------------------------------------------------------------------
+
+
+class Keeping(Decoder):
+    """A decoder that caches keys and values in a form of its own."""
+
+    def __init__(self, keep, use, attend, dims=(2, 2), value_dim=D) -> None:
+        super().__init__(attend)
+        self.keep, self.use, self.dims, self.value_dim = keep, use, dims, value_dim
+        self.v = nn.Linear(32, KV_HEADS * value_dim)
+
+    def forward(self, x, past, mask):
+        q = self.q(x).view(B, -1, HEADS, D).transpose(1, 2)
+        k = self.keep(self.k(x).view(B, -1, KV_HEADS, D).transpose(1, 2))
+        v = self.v(x).view(B, -1, KV_HEADS, self.value_dim).transpose(1, 2)
+        if past is not None:
+            k, v = torch.cat([past[0], k], self.dims[0]), torch.cat([past[1], v], self.dims[1])
+        return self.attend(q, self.use(k), v, mask), (k, v)
+
+
+def same(x):
+    return x
+
+
+def check_same(model, compiled, **options):
+    expected, outputs = run(model), run(compiled(model, **options))
+    for out, want in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
+    return compiled_graphs()
+
+
+@pytest.mark.parametrize("name", ["sdpa_positional", "bshd_einsum", "grouped_einsum"])
+def test_keys_and_values_of_different_head_dim(name, compiled):
+    reports = check_same(Keeping(same, same, SPELLINGS[name], value_dim=32), compiled, strict=True)
+    assert reports[-1].rewritten == 1
+
+
+def test_keys_that_are_cached_scaled(compiled):
+    reports = check_same(Keeping(lambda k: k * 0.5, lambda k: k * 3.0, at_operator_mt), compiled, strict=True)
+    assert reports[-1].rewritten == 1
+
+
+@pytest.mark.parametrize(
+    ("dims", "dim", "layout"), [((0, 2, 1, 3), 1, r"\[B, S, H, D\]"), ((0, 1, 3, 2), 3, r"\[B, H, D, S\]")], ids=str
+)
+def test_caches_in_another_layout_have_a_reason(dims, dim, layout, compiled):
+    model = Keeping(lambda k: k.permute(dims), lambda k: k.permute(dims), at_operator_mt, (dim, 2))
+    reports = check_same(model, compiled)
+    assert reports[-1].rewritten == 0
+    torch._dynamo.reset()
+    with pytest.raises(InnerQError, match=f"the keys are cached as {layout}"):
+        run(compiled(model, strict=True))
+
+
+class ReturningWeights(Decoder):
+    def forward(self, x, past, mask):
+        out, past = super().forward(x, past, mask)
+        out, weights = out
+        return out, (*past, weights)
+
+
+def test_weights_that_are_returned(compiled):
+    def attend(q, k, v, mask):
+        weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
+        return weights @ repeat(v), weights
+
+    reports = check_same(ReturningWeights(attend), compiled)
+    (reason,) = reports[-1].reasons
+    assert "also used elsewhere (they are returned)" in reason.text
+
+
+class WithExperts(Decoder):
+    """A router and a mixture of experts behind the attention: softmax and products, and no attention."""
+
+    def __init__(self, attend) -> None:
+        super().__init__(attend)
+        self.router = nn.Parameter(torch.randn(D, 3))
+        self.experts = nn.Parameter(torch.randn(3, D))
+
+    def forward(self, x, past, mask):
+        out, past = super().forward(x, past, mask)
+        routing = torch.softmax(out @ self.router, dim=-1)
+        best = F.softmax(F.linear(out, self.experts), -1, dtype=torch.float32)
+        return out + routing @ self.experts + torch.einsum("...e,ed->...d", best, self.experts), past
+
+
+@pytest.mark.parametrize("name", ["sdpa_positional", "at_operator_mt"])
+def test_router_of_experts_is_no_attention(name, compiled):
+    reports = check_same(WithExperts(SPELLINGS[name]), compiled, strict=True)
+    assert [(report.attentions, report.rewritten) for report in reports] == [(1, 1)] * len(reports)
