@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import itertools
+import functools
 import json
 import math
 import multiprocessing
@@ -249,22 +249,39 @@ def measure_decode(row: Row, sets, config: FieldsConfig, splits: int | None = No
 # --- configurations ---------------------------------------------------------------------------------------------
 
 
+def default_config(row: Row) -> FieldsConfig:
+    """What a call without a configuration gets."""
+    return attention.choose_config(row.batch * row.heads, row.group * row.rows, row.head_dim, row.head_dim)
+
+
 def sweep_configs(row: Row) -> list[FieldsConfig]:
     """What --sweep tries on a row; configurations that differ in launch numbers only share their machine code."""
-    out = []
-    for (blocks, stages, maxnreg), programs, windows in itertools.product(
-        [(1, 2, None), (1, 3, None), (1, 4, None), (2, 2, None), (2, 3, None), (1, 3, 128), (2, 2, 168)],
-        [8, 10, 12, 16, 24],
-        [2],
-    ):
-        if blocks == 2 and programs > 12 and not maxnreg:
-            continue
-        out.append(
-            FieldsConfig(blocks=blocks, stages=stages, programs=programs, window_splits=windows, maxnreg=maxnreg)
-        )
-    for windows, tokens in ((1, 16), (4, 16), (2, 32)):
-        out.append(FieldsConfig(window_splits=windows, window_tokens=tokens))
-    return out
+    best = default_config(row)
+    change = functools.partial(dataclasses.replace, best)
+    wide = row.head_dim > 128
+    if row.group * row.rows > 8:
+        tried = [{"tile": 8, "programs": p, "maxnreg": 168} for p in (10, 12)]
+        tried += [{"programs": p} for p in (6, 7)] + [{"num_warps": 2, "programs": 6}]
+    elif wide:
+        tried = [{"stages": s, "programs": p, "maxnreg": r} for s in (2, 3) for p, r in ((5, None), (6, 168), (8, 128))]
+        tried += [{"num_warps": 4, "programs": p, "maxnreg": r} for p, r in ((3, 168), (4, 128))]
+    else:
+        tried = [
+            {"blocks": blocks, "stages": stages, "maxnreg": maxnreg, "programs": programs}
+            for blocks, stages, maxnreg, per in [
+                (1, 3, 168, (10, 12)),
+                (1, 3, None, (10,)),
+                (1, 2, 168, (12,)),
+                (1, 4, 168, (10, 12)),
+                (1, 3, 128, (12, 16)),
+                (2, 2, 168, (10, 12)),
+                (2, 2, None, (8, 9)),
+                (2, 3, 168, (12,)),
+            ]
+            for programs in per
+        ]
+    tried += [{"window_splits": w} for w in (1, 2, 3)] + [{"window_tokens": 32}]
+    return list(dict.fromkeys(change(**t) for t in tried))
 
 
 def _compile(job) -> str:
@@ -285,7 +302,7 @@ def precompile(jobs, workers: int) -> None:
     unique = {}
     for row, config in jobs:
         code = (row.formats, row.head_dim, row.group * row.rows > 8, row.dtype)
-        key = (code, config.blocks, config.stages, config.maxnreg, config.window_splits, config.window_tokens)
+        key = (code, dataclasses.replace(config, programs=0))
         unique.setdefault(key, (row, config))
     context = multiprocessing.get_context("spawn")
     workers = min(workers, len(unique))
@@ -347,8 +364,7 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3) -> di
 # --- main -------------------------------------------------------------------------------------------------------
 
 
-def describe(config: FieldsConfig) -> str:
-    defaults = FieldsConfig()
+def describe(config: FieldsConfig, defaults: FieldsConfig) -> str:
     changed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return " ".join(f"{k}={v}" for k, v in changed.items() if v != getattr(defaults, k.strip())) or "default"
 
@@ -357,7 +373,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="all", help="names, comma separated")
     parser.add_argument("--sweep", action="store_true", help="try configurations on each row")
-    parser.add_argument("--sweep-rows", default="base-32K,two-32K,base-B32-4K,base-D64-G3", help="rows to sweep")
+    parser.add_argument(
+        "--sweep-rows",
+        default="base-32K,two-32K,base-B1-8K,base-B32-4K,base-D64-G3,base-D256,base-G16",
+        help="rows to sweep",
+    )
     parser.add_argument("--time-budget", type=float, default=420.0, help="seconds after which nothing new is begun")
     parser.add_argument("--json", type=pathlib.Path, help="where to write all results")
     parser.add_argument("--no-append", action="store_true", help="leave out append and prefill")
@@ -376,7 +396,7 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps(results, indent=1))
 
-    jobs = [(row, FieldsConfig()) for row in chosen] + [(row, c) for row in swept for c in sweep_configs(row)]
+    jobs = [(row, default_config(row)) for row in chosen] + [(row, c) for row in swept for c in sweep_configs(row)]
     precompile(jobs, options.workers)
     results["ceilings"] = ceilings()
     console.print(f"{results['device']}: {results['ceilings']}")
@@ -412,7 +432,7 @@ def main() -> None:
             }
 
         got = attention.decode_attention(*arguments(row, *first))
-        whole, part = measure_decode(row, sets, FieldsConfig())
+        whole, part = measure_decode(row, sets, default_config(row))
         entry = report(whole, part, error(got, expected)) | {"dense_us": dense, "portable": reason}
         results["rows"][row.name] = entry
         table.add_row(
@@ -437,10 +457,10 @@ def main() -> None:
                 got = attention.decode_attention(*arguments(row, *first), config=config)
                 entry = report(*measure_decode(row, sets, config, repeats=12), error(got, expected))
             except Exception as failure:
-                console.print(f"  {describe(config)}: {failure!r}"[:200])
+                console.print(f"  {describe(config, default_config(row))}: {failure!r}"[:200])
                 continue
             entry["config"] = dataclasses.asdict(config)
-            found.append((entry["us"], describe(config), entry))
+            found.append((entry["us"], describe(config, default_config(row)), entry))
             results["sweep"].setdefault(row.name, []).append(entry)
         for us, words, entry in sorted(found, key=lambda f: f[0])[:12] + sorted(found, key=lambda f: f[0])[-2:]:
             wrong = "" if entry["error"] < 2e-2 else f" WRONG {entry['error']:.1e}"

@@ -18,66 +18,13 @@ from torch.fx import Graph, Node
 from .graph_utils import is_query, writes_to
 
 #: Methods and functions that compute something new of a tensor, never a view; what is not here may be a view.
-_COMPUTES = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "pow",
-        "sqrt",
-        "rsqrt",
-        "matmul",
-        "bmm",
-        "baddbmm",
-        "einsum",
-        "softmax",
-        "tanh",
-        "sum",
-        "mean",
-        "amax",
-        "max",
-        "min",
-        "exp",
-        "log",
-        "cos",
-        "sin",
-        "clone",
-        "new_zeros",
-        "new_empty",
-        "new_ones",
-        "zeros_like",
-        "empty_like",
-        "ones_like",
-        "full_like",
-        "cat",
-        "concat",
-        "concatenate",
-        "stack",
-        "where",
-        "masked_fill",
-        "index_select",
-        "gather",
-        "repeat",
-        "repeat_interleave",
-        "scaled_dot_product_attention",
-        "linear",
-        "roll",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "any",
-        "all",
-        "abs",
-        "matmul",
-        "__matmul__",
-        "truediv",
-    ]
+_COMPUTES_NAMES = (
+    "add sub mul div neg pow sqrt rsqrt matmul bmm baddbmm einsum softmax tanh sum mean amax max min exp log cos "
+    "sin clone new_zeros new_empty new_ones zeros_like empty_like ones_like full_like cat concat concatenate stack "
+    "where masked_fill index_select gather repeat repeat_interleave scaled_dot_product_attention linear roll eq ne "
+    "lt le gt ge any all abs __matmul__ truediv"
 )
+_COMPUTES = frozenset(_COMPUTES_NAMES.split())
 
 
 def written(node: Node) -> list[Node]:
@@ -115,7 +62,10 @@ def storage_of(node: Node) -> int | None:
     value = node.meta.get("example_value")
     if not isinstance(value, torch.Tensor) or hasattr(value, "_storage"):
         return None
-    return value.untyped_storage()._cdata
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a tensor of another kind, such as one of torch.func
+        return None
 
 
 def possible_views(node: Node) -> list[Node]:

@@ -274,8 +274,9 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: tuple[Any, ...], ne
     if written is None or len(written) != 4:
         raise NoBuffer("what is written to the buffer is not a tensor of four dimensions")
     position, count = _token_range(index[token], sizes[token])
-    if not same_sizes(written, (*sizes[:token], count, *sizes[token + 1 :])):
-        raise NoBuffer("what is written to the buffer does not have the shape of what it is written to")
+    for have, want in zip(written, (*sizes[:token], count, *sizes[token + 1 :]), strict=True):
+        if same_sizes((have,), (1,)) and not same_sizes((want,), (1,)):
+            raise NoBuffer("what is written to the buffer is repeated to fill what it is written to")
     return position
 
 

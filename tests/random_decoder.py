@@ -323,12 +323,12 @@ class RandomDecoder(nn.Module):
         """What else a program does with the keys: the output, and what is kept of keys and values."""
         p, dim, trick = self.p, self.token_dim, self.p.trick
         kept_k, kept_v = kept
+        q2 = F.linear(x, self.q2[layer]).view(*x.shape[:2], p.heads, p.head_dim)
+        q2 = q2.transpose(1, 2) if p.layout == "BHSD" else q2
         if trick == "two_readers":
-            q2 = F.linear(x, self.q2[layer]).view(*x.shape[:2], p.heads, p.head_dim)
-            q2 = q2.transpose(1, 2) if p.layout == "BHSD" else q2
             y = y + self.attend(layer, q2, keys, values, positions, seen)[0]
         elif trick == "crossed":
-            y = y + self.attend(layer, q, values, keys, positions, seen)[0]
+            y = y + self.attend(layer, q2, values, keys, positions, seen)[0]
         elif trick == "view_changed":
             (keys if len(extras) % 2 else keys.transpose(1, 2)).mul_(0.5)
         elif trick == "view_cleared":
@@ -502,7 +502,9 @@ class RandomDecoder(nn.Module):
             mask = torch.where(seen, 0.0, -torch.inf if p.mask == "where" else p.fill)
         if mask is not None and mask.dim() == 2 and p.mask == "masked_fill":
             mask = mask[None, None]
-        causal = p.trick == "causal_flag" or (p.mask == "flag" and tokens == count)
+        causal = p.trick == "causal_flag" or p.mask == "flag"
+        if p.mask == "flag" and tokens != count:
+            causal = p.trick == "causal_flag"
         if p.scale == "query":
             out = F.scaled_dot_product_attention(
                 q * self.factor(), keys, values, mask, 0.0, causal, scale=1.0, enable_gqa=gqa

@@ -9,7 +9,8 @@ user; it may never compute something else, and the compiler may never break.
 
 Actions on the cache between two steps: ``crop`` (forget the last tokens; for buffers a position that goes back),
 ``reorder`` (beams), ``swap`` (layers), ``swap_sides``, ``clone``, ``branch`` (run a step, then again from before it),
-``scale`` and ``drop_front`` (dense from then on), ``alias`` (all layers go on from one cache), ``restart`` (a new prompt in the same buffers), ``zero``,
+``scale`` and ``drop_front`` (dense from then on), ``alias`` (all layers go on from one cache), ``restart`` (a new
+prompt in the same buffers), ``zero``,
 ``overwrite`` (by other tokens), ``new`` (other buffers), ``gap`` (a position that jumps ahead).
 """
 
@@ -36,83 +37,22 @@ from innerq_compile.config import InnerQConfig
 
 from .random_decoder import MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack
 
-GROWN_TRICKS = [
-    "two_readers",
-    "keys_mean",
-    "values_feature",
-    "return_scaled",
-    "return_transposed",
-    "return_last",
-    "return_weights",
-    "causal_flag",
-    "append_twice",
-    "append_both",
-    "cat_of_cat",
-    "cat_three",
-    "values_from_keys",
-    "values_are_keys",
-    "past_only",
-    "window_read",
-    "keep_window",
-    "prepend",
-    "ignore_cache",
-    "values_longer",
-    "scaled_past",
-    "inplace_past",
-    "inplace_keys",
-    "late_inplace",
-    "cloned_past",
-    "contiguous_past",
-    "late_rotary",
-    "late_norm",
-    "duplicated",
-    "keep_swapped",
-    "keep_same",
-    "keep_scaled",
-    "keep_cloned",
-    "shared_layer",
-    "branch_on_length",
-    "graph_crop",
-    "graph_reorder",
-    "mixed_pasts",
-    "append_itself",
-    "heads_rolled",
-    "past_and_all",
-    "view_changed",
-    "crossed",
-    "soft_fill",
-]
-BUFFER_TRICKS = [
-    "two_readers",
-    "keys_mean",
-    "values_feature",
-    "return_scaled",
-    "return_transposed",
-    "return_weights",
-    "causal_flag",
-    "values_from_keys",
-    "values_are_keys",
-    "late_norm",
-    "shared_layer",
-    "write_after",
-    "one_head",
-    "one_sequence",
-    "reversed",
-    "values_elsewhere",
-    "broadcast",
-    "write_twice",
-    "written_behind",
-    "read_before",
-    "read_far",
-    "window_read",
-    "decayed",
-    "return_buffer",
-    "swapped_sides",
-    "cleared_after",
-    "view_changed",
-    "view_cleared",
-    "crossed",
-]
+_GROWN_TRICKS_NAMES = (
+    "two_readers keys_mean values_feature return_scaled return_transposed return_last return_weights causal_flag "
+    "append_twice append_both cat_of_cat cat_three values_from_keys values_are_keys past_only window_read "
+    "keep_window prepend ignore_cache values_longer scaled_past inplace_past inplace_keys late_inplace cloned_past "
+    "contiguous_past late_rotary late_norm duplicated keep_swapped keep_same keep_scaled keep_cloned shared_layer "
+    "branch_on_length graph_crop graph_reorder mixed_pasts append_itself heads_rolled past_and_all view_changed "
+    "crossed soft_fill"
+)
+GROWN_TRICKS = _GROWN_TRICKS_NAMES.split()
+_BUFFER_TRICKS_NAMES = (
+    "two_readers keys_mean values_feature return_scaled return_transposed return_weights causal_flag "
+    "values_from_keys values_are_keys late_norm shared_layer write_after one_head one_sequence reversed "
+    "values_elsewhere broadcast write_twice written_behind read_before read_far window_read decayed return_buffer "
+    "swapped_sides cleared_after view_changed view_cleared crossed"
+)
+BUFFER_TRICKS = _BUFFER_TRICKS_NAMES.split()
 #: Tricks after which there are not as many keys as positions, so that the mask is made in the graph, or left out.
 _OTHER_LENGTHS = [
     "cat_of_cat",
@@ -186,7 +126,9 @@ def random_program(seed: int) -> Program:
     changes: dict[str, Any] = {}
     if p.buffers and p.read == "whole" and p.mask in ("none", "flag") and rng.random() < 0.8:
         changes["mask"] = "bool"
-    if trick in _OTHER_LENGTHS and p.mask not in ("none", "alibi"):
+    if trick == "broadcast" and p.write == "index_copy":  # which does not broadcast
+        changes["write"] = "setitem"
+    if trick in _OTHER_LENGTHS and p.mask != "none":
         changes |= {"mask_from": "graph", "banded": False} if rng.random() < 0.5 else {"mask": "none"}
     if trick == "return_weights" and fused:
         changes["spelling"] = "matmul"
@@ -198,7 +140,7 @@ def random_program(seed: int) -> Program:
 
 def _random_steps(rng: random.Random, p: Program) -> tuple[Step, ...]:
     prompt = rng.choice([1, 3, 5, 7, 12, 20, 40])
-    steps = [Step(max(prompt, p.padding + 1))]
+    steps = [Step(max(prompt, p.padding + 1, 2 if p.trick in _OTHER_LENGTHS else 1))]
     unusual = rng.random() < 0.5 and not p.padding
     for _ in range(rng.randint(2, 5)):
         action = "none"

@@ -96,6 +96,7 @@ class FieldsConfig:
         window_splits: programs that share the high-precision windows of a head.
         window_tokens: tokens of a step over the windows.
         maxnreg: registers a thread, or None.
+        tile: most query rows a program takes, 8 or 16.
     """
 
     blocks: int = 1
@@ -104,7 +105,20 @@ class FieldsConfig:
     programs: int = 12
     window_splits: int = 2
     window_tokens: int = 16
-    maxnreg: int | None = None
+    maxnreg: int | None = 168
+    tile: int = 16
+
+
+def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> FieldsConfig:
+    """The best measured configuration (``docs/kernels.md``) for ``sequences`` (b, h) of ``rows`` query rows each."""
+    windows = 1 if sequences >= 64 else 2
+    if max(head_dim, value_dim) > 128:  # two warps share the 32 rows of a tile: half the accumulators a thread
+        return FieldsConfig(stages=2, num_warps=2, programs=6, window_splits=windows)
+    if rows > 8:  # twice the accumulators: fewer programs, all the registers
+        return FieldsConfig(programs=8, window_splits=windows, maxnreg=None)
+    if max(head_dim, value_dim) == 64:
+        return FieldsConfig(blocks=2, stages=2, window_splits=windows)
+    return FieldsConfig(window_splits=windows)
 
 
 #: Bits of codes and head_dims that ``attention_fields`` reads.
@@ -181,8 +195,8 @@ def decode_partials(
     group = q_heads // heads
     value_dim = v_cache[2].shape[3]
     fields = not fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
-    config = config or FieldsConfig()
-    heads_tile = 8 if fields and group * rows <= 8 else 16
+    config = config or choose_config(batch * heads, group * rows, head_dim, value_dim)
+    heads_tile = 8 if fields and min(group * rows, config.tile) <= 8 else 16
     row_tiles = triton.cdiv(group * rows, heads_tile)
     programs = batch * heads * row_tiles
     if fields:

@@ -36,6 +36,8 @@ START = tl.constexpr(6.0)
 HEADROOM = tl.constexpr(8.0)
 #: Stands for -inf as a base, so that no difference of scores is NaN.
 LOWEST = tl.constexpr(-3.0e38)
+#: The bits of START + HEADROOM as float32: an exponent beyond it asks for another base.
+OUTGROWN = tl.constexpr(0x41600000)
 
 
 @triton.constexpr_function
@@ -124,168 +126,165 @@ def load_planes(p_words, BITS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
+def pair_up(tiles):
+    """Tensors ``[...]`` in pairs ``[..., 2]``: half as many."""
+    new = ()
+    for i in tl.static_range(len(tiles) // 2):
+        new = new + (tl.join(tiles[2 * i], tiles[2 * i + 1]),)
+    return new
+
+
+@triton.jit
+def stack(tiles):
+    """1, 2, 4, 8 or 16 tensors ``[R, C]`` under one another, ``[count * R, C]``. Registers are only renamed."""
+    COUNT: tl.constexpr = len(tiles)
+    ROWS: tl.constexpr = tiles[0].shape[0]
+    COLS: tl.constexpr = tiles[0].shape[1]
+    if COUNT == 1:
+        return tiles[0]
+    elif COUNT == 2:
+        b_all = tl.permute(pair_up(tiles)[0], (2, 0, 1))
+    elif COUNT == 4:
+        b_all = tl.permute(pair_up(pair_up(tiles))[0], (3, 2, 0, 1))
+    elif COUNT == 8:
+        b_all = tl.permute(pair_up(pair_up(pair_up(tiles)))[0], (4, 3, 2, 0, 1))
+    else:
+        b_all = tl.permute(pair_up(pair_up(pair_up(pair_up(tiles))))[0], (5, 4, 3, 2, 0, 1))
+    return tl.reshape(b_all, (COUNT * ROWS, COLS))
+
+
+@triton.jit
 def row_order(b_x, COLS: tl.constexpr):
-    """A vector over columns in the order of rows, see :func:`load_planes`."""
-    if COLS == 8:
-        return b_x
-    else:
-        b_x = tl.reshape(b_x, (COLS // 16, 8, 2))
-        return tl.reshape(tl.permute(b_x, (0, 2, 1)), (COLS,))
+    """A vector over the columns of planes (tokens or channels, any number of them) in the order of stacked row tiles.
 
-
-@triton.jit
-def row_index(FIRST: tl.constexpr, STEP: tl.constexpr, COLS: tl.constexpr):
-    """What a row stands for, tokens or channels of a block, in the order of memory.
-
-    ``FIRST`` is that of column 0; with 8 columns the second eight rows are ``STEP`` further.
+    ``COLS`` is that of :func:`load_planes`. With 8 columns a tile joins the columns of two fields, half the vector
+    apart; otherwise a thread's rows c and c + 8 are neighbours in memory.
     """
+    SIZE: tl.constexpr = b_x.shape[0]
     if COLS == 8:
-        row = tl.arange(0, 16)
-        return FIRST + row // 8 * STEP + row % 8
+        b_x = tl.permute(tl.reshape(b_x, (2, SIZE // 16, 8)), (1, 0, 2))
     else:
-        return FIRST + tl.arange(0, COLS)
-
-
-@triton.jit
-def load_scales(
-    p_scales, COUNT: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, PARTNER: tl.constexpr, COLS: tl.constexpr
-):
-    """Scales of ``COUNT`` row tiles, the i-th beginning ``i * WIDTH`` after ``FIRST``."""
-    scales = ()
-    for i in tl.static_range(COUNT):
-        b_scale = tl.load(p_scales + row_index(FIRST + i * WIDTH, PARTNER, COLS))
-        scales = scales + (row_order(b_scale, COLS),)
-    return scales
+        b_x = tl.permute(tl.reshape(b_x, (SIZE // 16, 8, 2)), (0, 2, 1))
+    return tl.reshape(b_x, (SIZE,))
 
 
 @triton.jit
 def load_key_scales(p_scales, D: tl.constexpr, GROUP: tl.constexpr, LO: tl.constexpr):
-    """Key scales ``[groups, 32 tokens]`` of a block: for each row tile of tokens, for each group, ``[R]``."""
-    COLS: tl.constexpr = 2 * LO
-    TILES: tl.constexpr = 32 // (COLS if COLS > 16 else 16)
-    scales = ()
-    for tile in tl.static_range(TILES):
-        scales = scales + load_scales(p_scales, D // GROUP, tile * COLS, 32, 16, COLS)
-    return scales
+    """Key scales of a block, ``[groups * 32 tokens]``: a group's row tiles of tokens, then the next group's."""
+    GROUPS: tl.constexpr = D // GROUP
+    b_scale = tl.load(p_scales + tl.arange(0, GROUPS * 32))
+    if LO == 4:  # planes of 8 columns
+        b_scale = tl.permute(tl.reshape(b_scale, (GROUPS, 2, 2, 8)), (0, 2, 1, 3))
+        return tl.reshape(b_scale, (GROUPS * 32,))
+    else:
+        return row_order(b_scale, 2 * LO)
 
 
 @triton.jit
 def load_value_scales(p_scales, D: tl.constexpr):
-    """Value scales ``[D]`` of a block: for each row tile of channels ``[R]``."""
-    COLS: tl.constexpr = D // 8
-    return load_scales(p_scales, 4 if COLS == 8 else 8, 0, COLS, D // 2, COLS)
+    """Value scales ``[D]`` of a block in the order of stacked row tiles of channels."""
+    return row_order(tl.load(p_scales + tl.arange(0, D)), D // 8)
 
 
 @triton.jit
 def key_scores(
     planes,
-    scales,
-    zeros,
+    b_scale,
+    b_zero,
     query,
     start,
-    sums,
+    b_query_sum,
     D: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     LO: tl.constexpr,
     HAS_ZERO: tl.constexpr,
 ):
-    """Products ``K Q^T`` of a block of 32 tokens, one tensor ``[R, HEADS]`` a row tile, 2^24 times too small.
+    """Products ``K Q^T`` of a block of 32 tokens, ``[32, HEADS]`` in the order of stacked row tiles, 2^24 too small.
 
     ``query`` holds the slices ``[16, HEADS]`` by ``field % max(LO, 8)``, ``start`` what the sum of each group starts
-    from, ``sums`` the sum of the query over each group.
+    from, ``b_query_sum [groups * 32, HEADS]`` the sum of the query over each group, for zero points.
     """
     COLS: tl.constexpr = 2 * LO
     TILES: tl.constexpr = 32 // (COLS if COLS > 16 else 16)
     GROUPS: tl.constexpr = D // GROUP
-    scores = ()
-    for tile in tl.static_range(TILES):
-        for group in tl.static_range(GROUPS):
+    HEADS: tl.constexpr = start[0].shape[1]
+    sums = ()
+    for group in tl.static_range(GROUPS):
+        for tile in tl.static_range(TILES):
             b_acc = start[group]
             for s in tl.static_range(GROUP // 16):
                 b_codes = field_operand(planes, tile * LO + group * (GROUP // 16) + s, 8, BITS)
                 b_acc = tl.dot(b_codes, query[(tile * LO + group * (GROUP // 16) + s) % len(query)], b_acc)
-            b_acc *= scales[tile * GROUPS + group].to(tl.float32)[:, None]
-            if HAS_ZERO:
-                b_acc += sums[group] * zeros[tile * GROUPS + group].to(tl.float32)[:, None]
-            if group == 0:
-                b_score = b_acc
-            else:
-                b_score += b_acc
-        scores = scores + (b_score,)
-    return scores
+            sums = sums + (b_acc,)
+    b_acc = stack(sums) * b_scale.to(tl.float32)[:, None]
+    if HAS_ZERO:
+        b_acc += b_query_sum * b_zero.to(tl.float32)[:, None]
+    return tl.sum(tl.reshape(b_acc, (GROUPS, 32, HEADS)), 0)
 
 
 @triton.jit
 def key_positions(LO: tl.constexpr):
-    """Token of each row of :func:`key_scores` in its block, one ``[R]`` a row tile."""
-    COLS: tl.constexpr = 2 * LO
-    TILES: tl.constexpr = 32 // (COLS if COLS > 16 else 16)
-    tokens = ()
-    for tile in tl.static_range(TILES):
-        tokens = tokens + (row_order(row_index(tile * COLS, 16, COLS), COLS),)
-    return tokens
+    """Token of each row of :func:`key_scores` in its block, ``[32]``."""
+    row = tl.arange(0, 32)
+    if LO == 4:  # rows (tile, half, c)
+        return row // 8 % 2 * 16 + row // 16 * 8 + row % 8
+    else:  # rows (16 tokens, i, c)
+        return row // 16 * 16 + row % 8 * 2 + row // 8 % 2
 
 
 @triton.jit
 def token_slices(b_p, LO: tl.constexpr):
-    """Row tiles ``[R, HEADS]`` of a block as two slices ``[16 tokens, HEADS]``, tokens in their own order."""
-    COLS: tl.constexpr = 2 * LO
-    HEADS: tl.constexpr = b_p[0].shape[1]
-    if COLS == 16:  # a row tile is a slice, its rows (i, c)
-        b_first = tl.reshape(tl.permute(tl.reshape(b_p[0], (2, 8, HEADS)), (1, 0, 2)), (16, HEADS))
-        b_second = tl.reshape(tl.permute(tl.reshape(b_p[1], (2, 8, HEADS)), (1, 0, 2)), (16, HEADS))
-        return b_first, b_second
-    elif COLS == 32:  # rows (slice, i, c)
-        b_all = tl.permute(tl.reshape(b_p[0], (2, 2, 8, HEADS)), (2, 1, 3, 0))
-        return tl.split(tl.reshape(b_all, (16, HEADS, 2)))
-    else:  # tiles, rows (slice, c)
-        b_all = tl.reshape(tl.join(b_p[0], b_p[1]), (2, 8, HEADS, 2))
-        return tl.split(tl.reshape(tl.permute(b_all, (3, 1, 2, 0)), (16, HEADS, 2)))
+    """Rows ``[32, HEADS]`` of a block as two slices ``[16 tokens, HEADS]``, tokens in their own order."""
+    HEADS: tl.constexpr = b_p.shape[1]
+    if LO == 4:  # rows (tile, slice, c)
+        b_all = tl.permute(tl.reshape(b_p, (2, 2, 8, HEADS)), (0, 2, 3, 1))
+    else:  # rows (slice, i, c)
+        b_all = tl.permute(tl.reshape(b_p, (2, 2, 8, HEADS)), (2, 1, 3, 0))
+    return tl.split(tl.reshape(b_all, (16, HEADS, 2)))
 
 
 @triton.jit
 def add_values(
-    out,
+    b_out,
     planes,
-    scales,
-    zeros,
+    b_scale,
+    b_zero,
     b_sum,
     slices,
     D: tl.constexpr,
     BITS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
 ):
-    """``out + V^T P^T`` of a block, one tensor ``[R, HEADS]`` a row tile of channels, see :func:`channel_units`.
+    """``out + V^T P^T`` of a block, ``[D, HEADS]`` in the order of stacked row tiles, see :func:`channel_units`.
 
-    ``b_sum [R, HEADS]`` is the sum of the probabilities, the same in every row.
+    ``b_sum [R, HEADS]`` is the sum of the probabilities, the same in every row of a tile.
     """
-    new = ()
-    for i in tl.static_range(len(out)):
-        b_weight = b_sum * channel_units(i, D, BITS)[:, None]
+    tiles, weights = (), ()
+    for i in tl.static_range(4 if D == 64 else 8):
         if HAS_ZERO:
+            weights = weights + (b_sum * channel_units(i, D, BITS)[:, None],)
             b_acc = tl.zeros_like(b_sum)
         else:
-            b_acc = b_weight * -(2.0 ** (BITS - 1))
+            b_acc = b_sum * channel_units(i, D, BITS, -(2.0 ** (BITS - 1)))[:, None]
         b_acc = tl.dot(field_operand(planes, i, 4, BITS), slices[0], b_acc)
         b_acc = tl.dot(field_operand(planes, i + 8, 4, BITS), slices[1], b_acc)
-        b_out = out[i] + b_acc * scales[i].to(tl.float32)[:, None]
-        if HAS_ZERO:
-            b_out += b_weight * zeros[i].to(tl.float32)[:, None]
-        new = new + (b_out,)
-    return new
+        tiles = tiles + (b_acc,)
+    b_out += stack(tiles) * b_scale.to(tl.float32)[:, None]
+    if HAS_ZERO:
+        b_out += stack(weights) * b_zero.to(tl.float32)[:, None]
+    return b_out
 
 
 @triton.jit
-def channel_units(TILE: tl.constexpr, D: tl.constexpr, BITS: tl.constexpr):
-    """What a code 1 is worth in each row ``[R]`` of a row tile of channels: ``2^(at - 24)``."""
+def channel_units(TILE: tl.constexpr, D: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr = 1.0):
+    """What a code ``CODE`` is worth in each row ``[R]`` of a row tile of channels: ``CODE 2^(at - 24)``."""
     COLS: tl.constexpr = D // 8
+    FIRST: tl.constexpr = CODE * 2.0 ** (field_at(BITS, TILE) - 24)
     if COLS == 8:
-        return tl.where(
-            tl.arange(0, 16) < 8, 2.0 ** (field_at(BITS, TILE) - 24), 2.0 ** (field_at(BITS, TILE + 4) - 24)
-        )
+        return tl.where(tl.arange(0, 16) < 8, FIRST, CODE * 2.0 ** (field_at(BITS, TILE + 4) - 24))
     else:
-        return tl.full((COLS,), 2.0 ** (field_at(BITS, TILE) - 24), tl.float32)
+        return tl.full((COLS,), FIRST, tl.float32)
 
 
 @triton.jit
@@ -489,21 +488,23 @@ def decode_partial_fields_kernel(
             for s in tl.static_range(K_GROUP // 16):
                 b_one = code_one(K_BITS, group * (K_GROUP // 16) + s, K_ROWS)
                 b_total = tl.dot(b_one, slices[group * (K_GROUP // 16) + s], b_total)
-            sums = sums + (b_total,)
+            for _ in tl.static_range(32 // K_ROWS):
+                sums = sums + (b_total,)
             if K_ZERO:
                 starts = starts + (tl.zeros((K_ROWS, HEADS), tl.float32),)
             else:
                 starts = starts + (b_total * -(2.0 ** (K_BITS - 1)),)
-        tokens = key_positions(K_LO)
+        b_query_sum = stack(sums)
+        token = key_positions(K_LO)
 
-        out = ()
-        for _ in tl.static_range(4 if V_D == 64 else 8):
-            out = out + (tl.zeros((V_ROWS, HEADS), tl.float32),)
+        b_out = tl.zeros((V_D, HEADS), tl.float32)
         b_sum = tl.zeros((V_ROWS, HEADS), tl.float32)
         b_base = tl.full((HEADS,), LOWEST, tl.float32)
         b_ones = tl.full((V_ROWS, 16), 1.0, tl.float16)
-        if PLAIN:
-            b_unit = b_unit * (scale * LOG2E)
+        if PLAIN:  # from products straight to exponents, one FFMA
+            b_factor = b_unit * (scale * LOG2E)
+        else:
+            b_factor = tl.full((HEADS,), 1.0, tl.float32)
 
         blocks = (q_end - SINK) // 32
         share = tl.cdiv(blocks, splits - WINDOW_SPLITS)
@@ -514,67 +515,74 @@ def decode_partial_fields_kernel(
         k_scales += bh * k_capacity * K_PARAMS
         v_scales += bh * v_capacity * V_PARAMS
         for block0 in tl.range(first, last, BLOCKS, num_stages=STAGES):
-            scores = ()
+            logits = ()
             for i in tl.static_range(BLOCKS):
                 block = tl.minimum(block0 + i, last - 1).to(tl.int64)
                 planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
-                scales = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
-                zeros = scales
+                b_k_scale = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
+                b_k_zero = b_k_scale
                 if K_ZERO:
-                    zeros = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
-                scores = scores + (
-                    key_scores(planes, scales, zeros, slices, starts, sums, K_D, K_BITS, K_GROUP, K_LO, K_ZERO),
+                    b_k_zero = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
+                b_s = key_scores(
+                    planes, b_k_scale, b_k_zero, slices, starts, b_query_sum, K_D, K_BITS, K_GROUP, K_LO, K_ZERO
                 )
-            logits = ()
+                if not PLAIN:
+                    b_s *= b_unit[None, :]
+                    position = SINK + (block0 + i) * 32 + token
+                    b_s = row_scores(
+                        b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
+                        mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
+                        CAUSAL, SOFTCAP, MASK,
+                    )  # fmt: skip
+                if i > 0:
+                    b_s = tl.where(block0 + i < last, b_s, float("-inf"))
+                logits = logits + (b_s,)
+            # as integers, floats compare as they do if one of them is positive: one REDUX looks at all exponents
+            exponents = ()
             for i in tl.static_range(BLOCKS):
-                tiles = ()
-                for j in tl.static_range(len(scores[0])):
-                    b_s = scores[i][j] * b_unit[None, :]
-                    if not PLAIN:
-                        position = SINK + (block0 + i) * 32 + tokens[j]
-                        b_s = row_scores(
-                            b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
-                            mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
-                            CAUSAL, SOFTCAP, MASK,
-                        )  # fmt: skip
-                    if i > 0:
-                        b_s = tl.where(block0 + i < last, b_s, float("-inf"))
-                    if i == 0 and j == 0:
-                        b_most = b_s
-                    else:
-                        b_most = tl.maximum(b_most, b_s)
-                    tiles = tiles + (b_s,)
-                logits = logits + (tiles,)
-            b_top = tl.max(b_most, 0) - START
-            if tl.max((b_top > b_base + HEADROOM).to(tl.int32), 0) > 0:
-                b_new = tl.maximum(b_base, b_top)
+                b_e = logits[i] * b_factor[None, :] - b_base[None, :]
+                b_bits = b_e.to(tl.int32, bitcast=True)
+                if i == 0:
+                    b_most = b_bits
+                else:
+                    b_most = tl.maximum(b_most, b_bits)
+                exponents = exponents + (b_e,)
+            if tl.max(tl.ravel(b_most), 0) > OUTGROWN:
+                b_top = logits[0]
+                for i in tl.static_range(1, BLOCKS):
+                    b_top = tl.maximum(b_top, logits[i])
+                b_new = tl.maximum(b_base, tl.max(b_top * b_factor[None, :], 0) - START)
                 b_shrink = tl.exp2(b_base - b_new)
                 b_base = b_new
                 b_sum = b_sum * b_shrink[None, :]
-                smaller = ()
-                for i in tl.static_range(len(out)):
-                    smaller = smaller + (out[i] * b_shrink[None, :],)
-                out = smaller
+                b_out = b_out * b_shrink[None, :]
+                again = ()
+                for i in tl.static_range(BLOCKS):
+                    again = again + (logits[i] * b_factor[None, :] - b_base[None, :],)
+                exponents = again
             for i in tl.static_range(BLOCKS):
                 block = tl.minimum(block0 + i, last - 1).to(tl.int64)
-                b_p = ()
-                for j in tl.static_range(len(scores[0])):
-                    b_p = b_p + (tl.exp2(logits[i][j] - b_base[None, :]).to(tl.float16),)
-                b_slices = token_slices(b_p, K_LO)
-                b_total = tl.dot(b_ones, b_slices[0], tl.zeros_like(b_sum))
-                b_total = tl.dot(b_ones, b_slices[1], b_total)
+                p_slices = token_slices(tl.exp2(exponents[i]).to(tl.float16), K_LO)
+                b_total = tl.dot(b_ones, p_slices[0], tl.zeros_like(b_sum))
+                b_total = tl.dot(b_ones, p_slices[1], b_total)
                 b_sum += b_total
                 planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_D // 8)
-                scales = load_value_scales(v_scales + block * V_PARAMS, V_D)
-                zeros = scales
+                b_v_scale = load_value_scales(v_scales + block * V_PARAMS, V_D)
+                b_v_zero = b_v_scale
                 if V_ZERO:
-                    zeros = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
-                out = add_values(out, planes, scales, zeros, b_total, b_slices, V_D, V_BITS, V_ZERO)
+                    b_v_zero = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
+                b_out = add_values(b_out, planes, b_v_scale, b_v_zero, b_total, p_slices, V_D, V_BITS, V_ZERO)
 
         b_sum = tl.max(b_sum, 0)
         tl.store(part_max + at, tl.where(b_sum == 0.0, float("-inf"), b_base), mask=row_mask)
         tl.store(part_sum + at, b_sum, mask=row_mask)
-        for i in tl.static_range(len(out)):
-            channel = row_order(row_index(i * (V_D // 8), V_D // 2, V_D // 8), V_D // 8)
-            b_out = out[i] / channel_units(i, V_D, V_BITS)[:, None]
-            tl.store(p_out + channel[:, None], b_out, mask=row_mask[None, :])
+        units = ()
+        for i in tl.static_range(4 if V_D == 64 else 8):
+            units = units + (tl.broadcast_to((1.0 / channel_units(i, V_D, V_BITS))[:, None], (V_ROWS, HEADS)),)
+        b_out = b_out * stack(units)
+        r = tl.arange(0, V_D)
+        if V_D == 64:  # rows (tile, half, c)
+            channel = r // 8 % 2 * 32 + r // 16 * 8 + r % 8
+        else:  # rows (16 channels, i, c)
+            channel = r // 16 * 16 + r % 8 * 2 + r // 8 % 2
+        tl.store(p_out + channel[:, None], b_out, mask=row_mask[None, :])

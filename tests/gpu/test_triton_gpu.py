@@ -105,7 +105,24 @@ def sampled_fields(count: int, seed: int = 7) -> list[Attention]:
     return cases
 
 
-CONFIGS = [FieldsConfig(blocks=2), FieldsConfig(stages=2, window_splits=1), FieldsConfig(programs=3, window_tokens=32)]
+#: Every kind of mask with and without padding, where the fast kernel has tiles of both shapes.
+MASKED = [
+    Attention(
+        make_format("key", 3, "signed", 32, 4, 20), make_format("value", 3, "signed", 32, 4, 20), F16, 2, 2, group, 1,
+        1000, head_dim, padded=padded, mask=mask, softcap=softcap,
+    )
+    for head_dim in (64, 128)
+    for group in (3, 16)
+    for mask, softcap in (("bool", 0.0), ("added", 0.0), ("bool", 20.0))
+    for padded in (False, True)
+]  # fmt: skip
+
+CONFIGS = [
+    FieldsConfig(blocks=2, maxnreg=None, programs=8),
+    FieldsConfig(stages=2, window_splits=1),
+    FieldsConfig(programs=3, window_tokens=32),
+    FieldsConfig(num_warps=2, programs=6),
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -114,7 +131,7 @@ def test_any_configuration_is_the_reference(case, config):
     case.check("cuda", torch.Generator().manual_seed(1), repeat=True, config=config)
 
 
-@pytest.mark.parametrize("case", sampled_fields(30), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", MASKED + sampled_fields(30), ids=lambda case: case.id)
 def test_attention_from_fields_is_the_reference(case):
     case.check("cuda", torch.Generator().manual_seed(1), repeat=True)
 

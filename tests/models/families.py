@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import pathlib
@@ -225,6 +226,18 @@ def graphs_run_eagerly(gm, example_inputs, **kwargs):
     return gm.forward
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Matrices as small as these take longer to share among threads than to multiply, on a busy machine by far."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 @torch.no_grad()
 def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int = 12) -> Result:
     """Generate eagerly and compiled in ``lossless``, for one sequence and for a left-padded batch, and compare.

@@ -368,6 +368,8 @@ def run(model, steps=(6, 1, 1, 3, 1)):
 def compiled(monkeypatch):
     """Compile a module with lossless caches, its graphs run eagerly."""
     run_graphs_eagerly(monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices as small as these take longer to share among threads than to multiply
     torch._dynamo.reset()
     clear_reports()
 
@@ -378,6 +380,7 @@ def compiled(monkeypatch):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield compile_module
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
