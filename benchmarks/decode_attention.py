@@ -35,7 +35,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
-from innerq_compile.kernels.triton import attention
+from innerq_compile.kernels.triton import attention, cache_append, cache_prefill
 from innerq_compile.kernels.triton.attention import FieldsConfig
 
 console = Console(width=150, highlight=False, markup=False)
@@ -107,6 +107,8 @@ ROWS = [
     Row("int8-32K", 8, 8, 4, 8, 4, 128, 32 * K),
     Row("base-G16", 3, 3, 4, 4, 16, 128, 32 * K),
 ]
+#: Rows that --sweep sweeps unless told.
+SWEPT = "base-32K,two-32K,base-B1-8K,base-B32-4K,base-D64-G3,base-D256,base-G16"
 
 
 def graph_us(calls: list, repeats: int = 30, least_us: float = 400.0) -> float:
@@ -316,7 +318,7 @@ def precompile(jobs, workers: int) -> None:
 # --- append and prefill -----------------------------------------------------------------------------------------
 
 
-def measure_append(batch=4, heads=8, head_dim=128, bits=3) -> dict[str, float]:
+def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> dict[str, float]:
     """Microseconds of one layer's append_ of one token: a step that quantizes 32 tokens, and one that does not."""
     out = {}
     tokens = 4096 + 128
@@ -337,14 +339,15 @@ def measure_append(batch=4, heads=8, head_dim=128, bits=3) -> dict[str, float]:
 
         def step(caches, states, formats=formats, new=new):
             reset(caches, states)
-            kernels.append_(tuple((cache, new, fmt) for cache, fmt in zip(caches, formats, strict=True)))
+            sides = tuple((cache, new, fmt) for cache, fmt in zip(caches, formats, strict=True))
+            cache_append.append_(sides, num_warps)
 
         both = graph_us([lambda c=c, s=s, f=step: f(c, s) for c, s in layers])
         out[name] = both - graph_us([lambda c=c, s=s, f=reset: f(c, s) for c, s in layers])
     return out
 
 
-def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3) -> dict[str, float]:
+def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_warps=None) -> dict[str, float]:
     """GB/s of quantizing a prompt: bytes of the prompt read and of the cache written."""
     out = {}
     start = torch.zeros(batch, dtype=torch.int32, device="cuda")
@@ -356,7 +359,7 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3) -> di
         capacity = blocks_for(fmt, tokens)
         cache = kernels.prefill(x, start, *statistics_of, capacity, fmt)
         size = x.nbytes + sum(t.nbytes for t in cache)
-        us = graph_us([lambda f=fmt, s=statistics_of, c=capacity: kernels.prefill(x, start, *s, c, f)])
+        us = graph_us([lambda f=fmt, s=statistics_of, c=capacity: cache_prefill.prefill(x, start, *s, c, f, num_warps)])
         out[fmt.role] = size / us / 1e3
     return out
 
@@ -469,12 +472,19 @@ def main() -> None:
     console.print(table)
     if not options.no_append and left() > 10:
         torch.cuda.empty_cache()
-        results["append_us"] = measure_append()
-        console.print(f"append_, one layer, B=4, 8 KV heads, D=128: {results['append_us']} us")
-        results["prefill_gbps"] = measure_prefill()
         copy = results["ceilings"]["copy"]
-        shares = [f"{k} {v:.0f} GB/s = {100 * v / copy:.0f}%" for k, v in results["prefill_gbps"].items()]
-        console.print(f"prefill: {', '.join(shares)} of the copy bandwidth")
+        for warps in (None, 1, 2, 4, 8) if options.sweep else (None,):
+            if left() < 5:
+                break
+            append_us, prefill_gbps = measure_append(num_warps=warps), measure_prefill(num_warps=warps)
+            results.setdefault("append_us", {})[str(warps)] = append_us
+            results.setdefault("prefill_gbps", {})[str(warps)] = prefill_gbps
+            shares = [f"{k} {v:.0f} GB/s = {100 * v / copy:.0f}%" for k, v in prefill_gbps.items()]
+            console.print(
+                f"num_warps {warps}: append_ of one layer, B=4, 8 KV heads, D=128: "
+                f"{', '.join(f'{k} {v:.2f} us' for k, v in append_us.items())}; "
+                f"prefill: {', '.join(shares)} of the copy bandwidth"
+            )
         save()
     console.print(f"done in {time.time() - begin:.0f} s")
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
 from .kernels import layout, reference
-from .kernels.formats import CacheFormat, Role, blocks_for
+from .kernels.formats import CacheFormat, Role, preallocated_capacity
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 
@@ -56,7 +56,7 @@ def empty_cache(
     config = InnerQConfig.preset(config) if isinstance(config, str) else config
     fmt = config.format_for(role, head_dim, dtype)
     device = torch.empty((), device=device).device
-    capacity = blocks_for(fmt, max_tokens) + 1
+    capacity = preallocated_capacity(fmt, max_tokens)
     tensors = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
     mean = norm = None
     if role == "key":

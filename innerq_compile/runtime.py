@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .buffer import InnerQBuffer
+from .errors import UnsupportedOperation
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
 from .shadow import ShadowReader
@@ -62,6 +64,11 @@ class CompiledGraph:
         for index, count, mean, norm in self._caches:
             tensor = args[index]
             storage = tensor._storage
+            if shared and isinstance(tensor, InnerQBuffer):
+                raise UnsupportedOperation(
+                    f"two arguments of a compiled function share one quantized cache, and one of them is a buffer of "
+                    f"shape {tuple(tensor.shape)}: pass it once, or pass .clone()"
+                )
             if shared:  # two of the inputs are views of one storage, and none may see what another appends
                 storage = storage.copy()
             if count is None:

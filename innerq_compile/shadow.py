@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .config import InnerQConfig
 from .errors import InnerQError
-from .kernels.formats import blocks_for
+from .kernels.formats import preallocated_capacity
 from .passes.context import ShadowInput
 from .passes.graph_utils import example
 from .storage import CacheStorage, quantize
@@ -92,7 +92,7 @@ class ShadowReader:
         sides = []
         for buffer, dims, fmt in zip((key, value), (self._key_dims, self._value_dims), self._formats, strict=True):
             dense = buffer.detach().permute(dims)
-            capacity = blocks_for(fmt, dense.shape[2]) + 1
+            capacity = preallocated_capacity(fmt, dense.shape[2])
             sides.append(quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity))
         return Shadow(*sides, self._config, weakref.ref(value), _versions(key, value))
 

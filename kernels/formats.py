@@ -133,6 +133,14 @@ def blocks_for(fmt: CacheFormat, length):
     return max(full, 0) if isinstance(full, int) else torch.sym_max(full, 0)
 
 
+def preallocated_capacity(fmt: CacheFormat, tokens):
+    """Blocks of a cache that never holds more than ``tokens`` tokens.
+
+    Two at least: compilers take sizes of 0 and 1 for constants, and one graph is to serve caches of all sizes.
+    """
+    return blocks_for(fmt, tokens) + 2
+
+
 def grown_capacity(blocks):
     """Blocks to allocate where ``blocks`` are needed: an eighth more, so that appending token by token stays linear.
 

@@ -20,7 +20,7 @@ import torch
 from torch._dynamo.source import AttrSource
 from torch.fx import GraphModule, Node
 
-from ..kernels.formats import blocks_for
+from ..kernels.formats import preallocated_capacity
 from .aliases import Writes, possible_views
 from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, Reason, ShadowInput
@@ -181,7 +181,7 @@ def _shadow(gm: GraphModule, key: BufferUse, value: BufferUse, context: PassCont
             "mean": role == "key" and config.centre_keys,
             "norm": role == "key" and config.normalize_keys,
         }
-        capacity = blocks_for(fmt, tokens) + 1
+        capacity = preallocated_capacity(fmt, tokens)
         examples = cache_examples(fmt, (batch, heads), head_dim, capacity, dense.dtype, dense, **statistics)
         source = getattr(use.buffer, "_dynamo_source", None)
         name = f"{use.buffer.name}_shadow"

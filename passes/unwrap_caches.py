@@ -21,6 +21,7 @@ from .context import CacheInput, PassContext
 
 
 def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
+    seen: set[int] = set()
     for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         storage = getattr(node.meta.get("example_value"), "_storage", None)
         if storage is None:
@@ -35,7 +36,11 @@ def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
             mean=storage.mean is not None,
             norm=storage.norm is not None,
         )
-        examples |= {"codes": storage.codes, "state": storage.state}
+        # two caches may share a storage; the compiled graph never gets it twice where it writes (`runtime.py`)
+        for name in ("codes", "state"):
+            inner = getattr(storage, name)
+            examples[name] = inner if id(inner) not in seen else inner.new_empty(inner.shape)
+            seen.add(id(inner))
         source = getattr(node, "_dynamo_source", None)
         nodes = add_placeholders(gm.graph, node.name, examples, source and AttrSource(source, "_storage"))
         context.caches[node] = CacheInput(placeholder=node, index=index, format=storage.format, **nodes)

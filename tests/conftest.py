@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -35,19 +36,33 @@ def seed() -> int:
 
 
 @pytest.fixture
-def cheap_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cheap_inductor() -> Iterator[None]:
     """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.
 
     For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh, and
     forgets these graphs afterwards.
     """
+    with _without_inductor():
+        yield
+
+
+@pytest.fixture(scope="module")
+def cheap_inductor_of_module() -> Iterator[None]:
+    """`cheap_inductor` for all tests of a file, which use the graphs of those before them where the guards allow it."""
+    with _without_inductor():
+        yield
+
+
+@contextlib.contextmanager
+def _without_inductor() -> Iterator[None]:
     import torch._inductor.compile_fx
     from torch._dynamo.backends.debugging import aot_eager
 
     def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
         return aot_eager(gm, example_inputs)
 
-    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()

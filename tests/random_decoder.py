@@ -97,6 +97,7 @@ class Program:
             self.trick in ("none", "two_readers", "shared_layer", "duplicated")
             and self.mask != "soft_fill"
             and self.head_dim % 16 == 0
+            and not any(step.action in ("swap_sides", "gap") for step in self.steps)
             and (self.cache_layout == "BHSD" or self.cache == "static")
             and not (self.buffers and self.read == "whole" and self.mask == "none")
         )

@@ -113,7 +113,7 @@ def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> F
     """The best measured configuration (``docs/kernels.md``) for ``sequences`` (b, h) of ``rows`` query rows each."""
     windows = 1 if sequences >= 64 else 2
     if max(head_dim, value_dim) > 128:  # two warps share the 32 rows of a tile: half the accumulators a thread
-        return FieldsConfig(stages=2, num_warps=2, programs=6, window_splits=windows)
+        return FieldsConfig(stages=3, num_warps=2, programs=6, window_splits=windows)
     if rows > 8:  # twice the accumulators: fewer programs, all the registers
         return FieldsConfig(programs=8, window_splits=windows, maxnreg=None)
     if max(head_dim, value_dim) == 64:

@@ -164,7 +164,9 @@ def append_fwd_kernel(
         )  # fmt: skip
 
 
-def append_(sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheFormat], ...]) -> None:
+def append_(
+    sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheFormat], ...], num_warps: int | None = None
+) -> None:
     """Write new tokens behind the end of one or two caches, in place, see ``reference.append_``.
 
     One launch for up to a block of tokens; two for more, so that blocks are quantized side by side while the ring is
@@ -172,6 +174,7 @@ def append_(sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheForm
 
     Args:
         sides: one or two of ``(cache, new [B, H, N, D], format)`` with equal B, H and N.
+        num_warps: warps a program, instead of the default.
     """
     if not all(tensor.is_contiguous() for cache, _, _ in sides for tensor in cache):
         for cache, new, fmt in sides:  # only views that nobody makes on the fast path are not dense
@@ -180,7 +183,7 @@ def append_(sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheForm
     (_, first, _), (_, last, _) = sides[0], sides[-1]
     if first.shape[:3] != last.shape[:3]:
         for side in sides:
-            append_((side,))
+            append_((side,), num_warps)
         return
     batch, heads, count, _ = first.shape
     if not first.numel():
@@ -204,5 +207,5 @@ def append_(sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheForm
                 WRITE=write,
                 ROWS=1 if count == 1 else 16,
                 **constants,
-                num_warps=4 if widest <= 8192 else 8,
+                num_warps=num_warps or (4 if widest <= 8192 else 8),
             )

@@ -113,6 +113,7 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
+    num_warps: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A cache side made of ``x [B, H, S, D]``, see ``reference.prefill``. Spare capacity is left uninitialized.
 
@@ -121,6 +122,7 @@ def prefill(
         start: ``[B]`` integers, padding tokens before each sequence.
         mean, norm: ``[B, H, D]`` float32 or None.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
+        num_warps: warps a block, instead of the default.
     """
     batch, heads, tokens, head_dim = x.shape
     blocks = int(blocks_for(fmt, tokens))
@@ -144,6 +146,6 @@ def prefill(
             HAS_MEAN=mean is not None,
             HAS_NORM=norm is not None,
             **side_constants(fmt, head_dim),
-            num_warps=4 if fmt.block * head_dim <= 8192 else 8,
+            num_warps=num_warps or (4 if fmt.block * head_dim <= 8192 else 8),
         )
     return cache

@@ -112,7 +112,7 @@ def one_storage_in_two_arguments(compiled, buffer):
         return outs, made
 
     _, caches = step(*new(5), None)
-    caches = [caches[0][:, :, :5], caches[1][:, :, :5]] + [caches[0][:, :, :5], caches[1][:, :, :5]]
+    caches = [caches[0][:, :, :5], caches[1][:, :, :5], caches[0][:, :, :5], caches[1][:, :, :5]]
     outs = []
     for index in range(3):
         out, caches = step(*new(1, index), caches)

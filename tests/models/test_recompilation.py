@@ -1,0 +1,203 @@
+"""How many graphs a program needs: few, and none at all once its forms have been seen.
+
+Dynamo compiles the first prompt for its length and the second for any length, which is its way with all programs. The
+length of the cache and the room in its storage are symbols from the first decode step on.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import DynamicCache, StaticCache
+
+from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+
+from .helpers import prompt, tiny_llama
+from .test_generate_features import feed, models, run
+from .test_static_cache import compile_config
+
+
+class Graphs:
+    """Counts the graphs that were compiled since it was last asked."""
+
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        clear_reports()
+        counters.clear()
+        self._seen = 0
+
+    def new(self) -> list[str]:
+        """Kinds of the new graphs. Whatever Dynamo compiled went through this backend."""
+        kinds = [report.kind for report in compiled_graphs()]
+        assert counters["stats"]["unique_graphs"] == len(kinds)
+        kinds, self._seen = kinds[self._seen :], len(kinds)
+        return kinds
+
+
+@pytest.fixture
+def graphs(cheap_inductor) -> Graphs:
+    return Graphs()
+
+
+def test_growth(graphs):
+    """From 20 tokens to 420: the storage grows some ten times."""
+    model = models()[1]
+    out = run(model, prompt(1, 20), 400)
+    assert graphs.new() == ["prefill", "decode"]
+    keys = out.past_key_values.layers[0].keys
+    assert isinstance(keys, InnerQTensor) and keys.shape[2] == 419
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["B1", "B3-padded"])
+def test_prompts_of_other_lengths(graphs, padded):
+    model = models()[1]
+
+    def inputs(tokens: int) -> dict[str, torch.Tensor]:
+        return prompt(3, tokens, (0, 9, 4)) if padded else prompt(1, tokens)
+
+    run(model, inputs(140), 60)
+    assert graphs.new() == ["prefill", "decode"]
+    run(model, inputs(50), 10)
+    assert graphs.new() == ["prefill"]
+    for tokens in (30, 301, 10, 50):
+        run(model, inputs(tokens), 40)
+        assert graphs.new() == []
+
+
+def test_batches(graphs):
+    """One sequence is a case of its own in Dynamo; two, and then any number, are the others."""
+    model = models()[1]
+    found = []
+    for batch in (1, 2, 3, 5, 1, 4):
+        run(model, prompt(batch, 60), 5)
+        found.append(graphs.new())
+    assert found[1] == ["prefill", "decode"]
+    assert found[2:] == [[]] * 4
+
+
+def test_padding_comes_and_goes(graphs):
+    """transformers passes position_ids with padded batches alone, so these have graphs of their own."""
+    model = models()[1]
+    found = []
+    for padding in ((), (0, 9), (4, 0), (), (0, 30)):
+        run(model, prompt(2, 60 + 7 * len(found), padding), 5)
+        found.append(graphs.new())
+    assert all(len(new) <= 2 for new in found)
+    assert found[3:] == [["prefill"], []]
+
+
+def test_forms_of_generate(graphs):
+    """Sampling takes the graphs of greedy search, and beams those of a batch."""
+    model = models()[1]
+    run(model, prompt(3, 60), 5)
+    run(model, prompt(3, 70), 5)
+    graphs.new()
+    run(model, prompt(3, 80), 20, do_sample=True)
+    run(model, prompt(1, 80), 20, num_beams=3)
+    run(model, prompt(3, 80, (0, 0, 0)), 20)
+    assert graphs.new() == []
+
+
+def test_several_query_tokens(graphs):
+    """One decode graph for one token, and one for any other number."""
+    model, sizes = models()[1], [100, 1, 7, 9, 30, 1, 2, 5, 45]
+    feed(model, prompt(1, 200)["input_ids"], DynamicCache(), sizes)
+    assert graphs.new() == ["prefill", "decode", "decode"]
+    feed(model, prompt(1, 200)["input_ids"], DynamicCache(), sizes)
+    assert graphs.new() == []
+
+
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 4}, {"prefill_chunk_size": 40}], ids=str)
+def test_lookup_and_chunks(graphs, options):
+    """Three decode graphs: for one token, for the first number of several, and for any other.
+
+    And three of prefill: a prompt of which lookup finds nothing asks for the logits of one token, which is a constant
+    to Dynamo.
+    """
+    model, found = models()[1], []
+    for tokens in (150, 70, 120, 210, 90, 60):
+        run(model, prompt(1, tokens), 20, **options)
+        found += graphs.new()
+    assert found.count("prefill") <= 3
+    assert found.count("decode") <= 3
+
+
+def test_caches_of_any_origin(graphs):
+    """Copied, cropped, reordered and restored caches are what the decode graph was made for."""
+    model = models()[1]
+    ids = prompt(2, 160)["input_ids"]
+    cache = DynamicCache()
+    feed(model, ids[:, :151], cache, [150, 1])
+    graphs.new()
+    other = copy.deepcopy(cache)
+    other.crop(-20)
+    other.reorder_cache(torch.tensor([1, 0]))
+    feed(model, ids[:, :3], other, [1, 1, 1])
+    other.batch_select_indices(torch.tensor([0]))
+    other.batch_repeat_interleave(2)
+    feed(model, ids[:, :3], other, [1, 1, 1])
+    feed(model, ids[:, 151:], cache, [1] * 9)
+    assert graphs.new() == []
+
+
+def test_models_alike_share_graphs(graphs):
+    for seed in range(3):
+        run(models(seed=seed)[1], prompt(1, 60), 5)
+        assert graphs.new() == ([] if seed else ["prefill", "decode"])
+
+
+def test_many_models(graphs):
+    """All models of transformers share a code object; Dynamo's limit of 8 graphs for it is not theirs together."""
+    for heads in (1, 2, 3, 4, 5):
+        model = innerq(tiny_llama(heads=heads, kv_heads=1, head_dim=16), preset="lossless")
+        cache = run(model, prompt(1, 60), 3).past_key_values
+        assert graphs.new() == ["prefill", "decode"]
+        assert isinstance(cache.layers[0].keys, InnerQTensor)
+
+
+# --- static caches ----------------------------------------------------------------------------------------------------
+
+
+def test_static_cache(graphs):
+    """One graph of decode for one size of the buffers, and one for any other."""
+    eager, model = models()
+    found = []
+    for tokens, size in ((140, 200), (60, 200), (100, 200), (30, 200), (60, 150), (60, 300), (20, 90)):
+        cache = StaticCache(config=eager.config, max_cache_len=size)
+        run(model, prompt(1, tokens), 20, past_key_values=cache)
+        found.append(graphs.new())
+    assert found[0] == ["plain", "decode"]  # the prompt's keys go into the buffers as they are
+    assert found[1] == ["plain"]
+    assert found[2:4] == [[], []]
+    assert sum(new.count("decode") for new in found) == 2
+    assert found[5:] == [[], []]
+
+
+def test_static_cache_with_compile_config(graphs):
+    """The prefill is not compiled, and one graph serves all steps of all requests."""
+    model = tiny_llama(head_dim=16)
+    cache = StaticCache(config=model.config, max_cache_len=200)
+    options: dict[str, Any] = {"past_key_values": cache, "compile_config": compile_config()}
+    run(model, prompt(1, 140), 40, **options)
+    assert graphs.new() == ["decode"]
+    for tokens in (60, 100):
+        cache.reset()
+        run(model, prompt(1, tokens), 40, **options)
+        assert graphs.new() == []
+
+
+# --- compiled by Inductor ---------------------------------------------------------------------------------------------
+
+
+def test_inductor():
+    graphs = Graphs()
+    model = models()[1]
+    run(model, prompt(2, 140, (0, 9)), 60)
+    assert graphs.new() == ["prefill", "decode"]
+    run(model, prompt(2, 60, (3, 0)), 60)
+    run(model, prompt(2, 100, (3, 0)), 60)
+    assert graphs.new() == ["prefill"]
