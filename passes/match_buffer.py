@@ -82,7 +82,7 @@ def buffer_use(node: Node, changes: Writes) -> BufferUse | None:
     consecutive = True
     if isinstance(position, IndexTensor):
         position, consecutive = position.node, position.consecutive()
-        if _changes_before(position, order):
+        if _changes_before(position, changes):
             raise NoBuffer("what the position of the write is computed from is changed in place before")
     whole = end is None
     if not whole and not _is_end(end, position, count):
@@ -308,7 +308,7 @@ def same_position(a: Any, b: Any) -> bool:
     return a is b or (not any(tensors) and _same_number(a, b))
 
 
-def _changes_before(node: Node, order: dict[Node, int]) -> bool:
+def _changes_before(node: Node, changes: Writes) -> bool:
     """Whether an input that ``node`` is computed from is changed in place before ``node``."""
     seen, pending = set(), [node]
     while pending:
@@ -317,7 +317,7 @@ def _changes_before(node: Node, order: dict[Node, int]) -> bool:
             continue
         seen.add(current)
         pending += current.all_input_nodes
-        if any(order[user] < order[node] for user in _in_place_users(current)):
+        if any(changes.order[writer] < changes.order[node] for writer in changes.of(current)):
             return True
     return False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .aliases import Writes
-from .context import AttentionMatch, CacheUse, PassContext, Reason
+from .context import CacheUse, PassContext, Reason
 from .graph_utils import argument, is_output, op_name, shape, source_line
 from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
 
@@ -18,7 +18,7 @@ from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     changes = Writes(gm.graph)
     for match in context.attentions:
-        key, value = (_use(match, node, changes, context) for node in (match.key, match.value))
+        key, value = (_use(node, changes, context) for node in (match.key, match.value))
         where = source_line(match.node)
         for side, use in (("keys", key), ("values", value)):
             if isinstance(use, str):
@@ -34,7 +34,7 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _use(match: AttentionMatch, node: Node, changes: Writes, context: PassContext) -> CacheUse | str:
+def _use(node: Node, changes: Writes, context: PassContext) -> CacheUse | str:
     if node in context.caches and not is_preallocated(node):
         return CacheUse("read", node, cache=context.caches[node])
     if op_name(node) == "cat":
@@ -56,10 +56,8 @@ def _use(match: AttentionMatch, node: Node, changes: Writes, context: PassContex
             return CacheUse("buffer", node, buffer=buffer)
     except NoBuffer as reason:
         return str(reason)
-    if is_written(node):
-        return "they are a buffer that this graph makes and writes in place; graphs that read it later will follow it"
-    if changes.after(node, match.node):
-        return "they are changed in place behind the attention"
+    if is_written(node) or changes.after(node, node):
+        return "they are written in place in this graph, as a buffer is; graphs that read it later will follow it"
     if len(shape(node)) == 4 and is_output(node):
         return CacheUse("fresh", node)
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):

@@ -7,7 +7,7 @@ import torch
 
 from .random_programs import cheap_compiler, check, is_refusal, random_program
 
-SAMPLE = range(40)
+SAMPLE = range(32)
 
 
 @pytest.fixture(autouse=True)

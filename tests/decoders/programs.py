@@ -91,7 +91,7 @@ class NanoGPT(Decoder):
         return logits
 
 
-# --- the Llama reference: a buffer [B, S, H, D], written and read with slices ------------------------------------------
+# --- the Llama reference: a buffer [B, S, H, D], written and read with slices -----------------------------------------
 
 
 class SliceAttention(nn.Module):
@@ -136,7 +136,7 @@ class LlamaReference(Decoder):
         return self(tokens, position)
 
 
-# --- gpt-fast: a KVCache module with registered buffers, index_put at input_pos ----------------------------------------
+# --- gpt-fast: a KVCache module with registered buffers, index_put at input_pos ---------------------------------------
 
 
 class KVCache(nn.Module):

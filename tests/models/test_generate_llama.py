@@ -82,4 +82,4 @@ def check_generate(case: Case, device: str) -> None:
         assert_same_tokens(tokens, logits, expected_tokens, expected, case.dtype)
     else:
         expected = reference_logits(model, inputs, tokens, config)
-        assert_close_in_rms(logits, expected, case.dtype)
+        assert_close_in_rms(logits, expected, case.dtype, coarse=config.key_bits == 2)

@@ -281,6 +281,18 @@ def position_moves_on_before_the_attention(compiled, buffer):
 
 
 @program
+def one_buffer_in_two_arguments(compiled, buffer):
+    @compiled
+    def step(q, k, v, keys, values, others, position, mask):
+        keys[:, :, position : position + k.shape[2]] = k
+        values[:, :, position : position + v.shape[2]] = v
+        return sdpa(q, keys, values, mask) + others.sum(2, keepdim=True)
+
+    keys, values = buffer("key"), buffer("value")
+    return buffered(lambda q, k, v, *rest: step(q, k, v, keys, values, keys[:, :], *rest), ())
+
+
+@program
 def the_mask_is_a_large_number(compiled, buffer):
     @compiled
     def step(q, k, v, keys, values, position, mask):
