@@ -39,8 +39,8 @@ def seed() -> int:
 def cheap_inductor() -> Iterator[None]:
     """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.
 
-    For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh, and
-    forgets these graphs afterwards.
+    For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh, without
+    reports of other graphs, and forgets these graphs afterwards.
     """
     with _without_inductor():
         yield
@@ -58,11 +58,14 @@ def _without_inductor() -> Iterator[None]:
     import torch._inductor.compile_fx
     from torch._dynamo.backends.debugging import aot_eager
 
+    import innerq_compile
+
     def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
         return aot_eager(gm, example_inputs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
         torch._dynamo.reset()
+        innerq_compile.clear_reports()
         yield
         torch._dynamo.reset()
