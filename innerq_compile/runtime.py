@@ -38,7 +38,7 @@ class CompiledGraph:
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
         kept = {node.name for node in rewritten.graph.find_nodes(op="placeholder")}
         self._dense_indices = [index for index, name in enumerate(names) if name in kept]
-        counts = {plan.what.cache: plan.what.count for plan in context.outputs if isinstance(plan.what, Appended)}
+        counts = {appended.cache: appended.count for appended in context.appended.values()}
         position = {cache: index for index, cache in enumerate(caches)}
         #: for each cache: its argument, how many tokens are appended (None: none), whether it has a mean, a norm
         self._caches = [
