@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
 from .kernels import layout, reference
-from .kernels.formats import CacheFormat, Role, preallocated_capacity
+from .kernels.formats import Role, preallocated_capacity
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 
@@ -315,4 +315,4 @@ def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, n
     return InnerQBuffer(storage, tensor.shape[2], tensor._offset)
 
 
-__all__ = ["CacheFormat", "InnerQBuffer", "empty_cache", "write"]
+__all__ = ["InnerQBuffer", "empty_cache", "write"]

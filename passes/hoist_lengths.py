@@ -114,6 +114,10 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
         and (node in symbolic or node in edge)
         and any(user not in moving for user in node.users)
     ]
+    for node in needed:
+        sizes = example(node).shape if node in symbolic and isinstance(example(node), torch.Tensor) else (None,)
+        if not all(isinstance(size, int) for size in sizes[:-1]) or isinstance(sizes[-1], int):
+            raise _Stays("a mask is symbolic in another dimension than its last")
     return moving, needed
 
 
@@ -154,9 +158,7 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
 
 
 def _as_long_as_storage(mask: torch.Tensor, cache) -> torch.Tensor:
-    *lead, last = mask.shape
-    if not all(isinstance(size, int) for size in lead) or isinstance(last, int):
-        raise _Stays("a mask is symbolic in another dimension than its last")
+    lead = mask.shape[:-1]
     tokens = example(cache.codes).shape[2] * cache.format.block + cache.format.window
     return example(cache.codes).new_empty((*lead, tokens), dtype=mask.dtype)
 
