@@ -19,10 +19,13 @@ sixteen positions of such a slice are the *lanes*. A 32-bit word belongs to two 
 masking a field of the word in place yields a pair of operands as the tensor core wants them. The sixteen *fields* of a
 lane are sixteen (slice, column) pairs; they fill ``bits`` halves:
 
-* keys: ``channel = (slice_hi, slice_lo, lane)``, ``token = (token_sub, token_lo)``, field = ``(token_sub, slice_lo)``,
-  words ``[slice_hi, lane / 2, bits, token_lo]``;
-* values: ``token = (slice, lane)``, ``channel = (channel_sub, channel_lo)``, field = ``(slice, channel_sub)``,
-  words ``[lane / 2, bits, channel_lo]``.
+* keys: ``channel = (slice_hi, slice_lo, lane)``, ``token = (token_sub, column)``, field = ``(token_sub, slice_lo)``;
+* values: ``token = (slice, lane)``, ``channel = (channel_sub, column)``, field = ``(slice, channel_sub)``, slice_hi 0.
+
+Words are ordered ``[slice_hi, bits, column / 8, lane / 2, column % 8]``. The first halves of all lanes, a *plane*, lie
+together, so that a load of a plane reads whole cache lines; within it runs of eight columns lie apart from one another
+by a quarter of the banks of a GPU's shared memory (``docs/kernels.md``). Where 8 does not divide the columns, a run is
+all of them.
 
 The part of the token leads in a field (its sub-range for keys, its slice for values), so that fields f and f + 8 lie at
 the same bit of their halves: what a field's position is worth then depends on the query slice alone, or on the channel
@@ -68,6 +71,11 @@ def key_slices(head_dim: int) -> tuple[int, int]:
     slices = head_dim // LANES
     low = math.gcd(slices, LANES)
     return slices // low, low
+
+
+def column_run(columns: int) -> int:
+    """How many of the columns of a plane lie side by side: 8, or all where 8 does not divide them."""
+    return 8 if columns % 8 == 0 else columns
 
 
 def words_per_block(fmt: CacheFormat, head_dim: int) -> int:
@@ -149,9 +157,10 @@ def pack(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     for field, places in enumerate(field_bits(fmt.bits)):
         for m, (half, bit) in enumerate(places):
             halves[half] = halves[half] | (((fields[..., field] >> m) & 1) << bit)
-    words = torch.stack(halves, dim=-3)  # [n, hi, pair, bits, column, half]
+    words = torch.stack(halves, dim=2)  # [n, hi, bits, pair, column, half]
     words = words[..., 0] | (words[..., 1] << 16)
     words = torch.where(words >= 1 << 31, words - (1 << 32), words)  # as the int32 with the same bits
+    words = words.unflatten(-1, (-1, column_run(words.shape[-1]))).transpose(-2, -3)
     return words.to(torch.int32).reshape(*lead, words_per_block(fmt, head_dim))
 
 
@@ -159,15 +168,17 @@ def unpack(words: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.Tensor
     """Words ``[..., W]`` int32 as unsigned codes ``[..., block, D]`` int32. The inverse of :func:`pack`."""
     *lead, _ = words.shape
     hi = key_slices(head_dim)[0] if fmt.is_key else 1
-    x = words.reshape(-1, hi, LANES // 2, fmt.bits, words.shape[-1] // (hi * LANES // 2 * fmt.bits))
-    x = torch.stack((x & 0xFFFF, (x >> 16) & 0xFFFF), dim=-1)  # [n, hi, pair, bits, column, half]
+    columns = words.shape[-1] // (hi * LANES // 2 * fmt.bits)
+    x = words.reshape(-1, hi, fmt.bits, columns // column_run(columns), LANES // 2, column_run(columns))
+    x = x.transpose(-2, -3).flatten(-2)
+    x = torch.stack((x & 0xFFFF, (x >> 16) & 0xFFFF), dim=-1)  # [n, hi, bits, pair, column, half]
     fields = []
     for places in field_bits(fmt.bits):
         half, bit = places[0]
         if places == tuple((half, bit + m) for m in range(fmt.bits)):
-            fields.append((x[:, :, :, half] >> bit) & ((1 << fmt.bits) - 1))
+            fields.append((x[:, :, half] >> bit) & ((1 << fmt.bits) - 1))
         else:
-            fields.append(sum(((x[:, :, :, half] >> bit) & 1) << m for m, (half, bit) in enumerate(places)))
+            fields.append(sum(((x[:, :, half] >> bit) & 1) << m for m, (half, bit) in enumerate(places)))
     codes = _from_fields(torch.stack(fields, dim=-1), fmt, head_dim)
     return codes.reshape(*lead, fmt.block, head_dim)
 

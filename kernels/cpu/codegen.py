@@ -2,7 +2,8 @@
 
 Everything that depends on where a bit lies (``kernels/layout.py``) is computed here from ``layout.field_bits`` and from
 the permutation that ``layout._to_fields`` makes, and written into the struct of a side: tables for packing,
-straight-line code for unpacking. The C++ templates know only that words are ordered ``[hi, lane pair, half, column]``.
+straight-line code for unpacking. The C++ templates know only that words are ordered ``[hi, half, column / RUN, lane
+pair, column % RUN]``.
 """
 
 from __future__ import annotations
@@ -75,12 +76,15 @@ def _int_list(values) -> str:
     return ", ".join(str(v) for v in values)
 
 
-def _unpack_lines(base: list[list[int]], columns: int, step: int, row: int, bits: int, lanes: int) -> list[str]:
-    """Statements that unpack the words of one lane pair, ``words [bits, columns]``, into ``tile``.
+def _unpack_lines(
+    base: list[list[int]], columns: int, pairs: int, step: int, row: int, bits: int, lanes: int
+) -> list[str]:
+    """Statements that unpack the words of one lane pair into ``tile``; ``words`` points to the first of them.
 
     Args:
         base: place in the tile of ``[half-word][field]`` of column 0.
         columns: words of one half.
+        pairs: lane pairs.
         step: step of the place from column to column.
         row: lanes in a row of the tile.
         bits: bits of a code.
@@ -92,6 +96,7 @@ def _unpack_lines(base: list[list[int]], columns: int, step: int, row: int, bits
         for field in range(16)
         for column in range(columns)
     }
+    width = layout.column_run(columns)
     lines: list[str] = []
     loaded: dict[tuple[int, tuple[int, ...]], str] = {}
 
@@ -99,19 +104,16 @@ def _unpack_lines(base: list[list[int]], columns: int, step: int, row: int, bits
         """Name of the vector of the words ``index`` of one half."""
         if (half, index) not in loaded:
             name = f"w{len(loaded)}"
-            at = f"words + {half * columns}"
-            if index == tuple(range(index[0], index[0] + lanes)):
-                value = f"load_words({at} + {index[0]})"
-            elif max(index) - min(index) < lanes:
-                low = min(index)
-                value = f"load_words({at} + {low})"
-                value = f"SHUFFLE({value}, {value}, {_int_list(i - low for i in index)})"
-            else:  # runs into the last column and starts again at the first
-                turn = next(i for i in range(1, lanes) if index[i] != index[i - 1] + 1)
-                picks = [i if i < turn else lanes + i - turn for i in range(lanes)]
-                assert index[turn:] == tuple(range(index[turn], index[turn] + lanes - turn))
-                first, second = (f"load_words({at} + {i})" for i in (index[0], index[turn]))
-                value = f"SHUFFLE({first}, {second}, {_int_list(picks)})"
+            offsets = [half * columns * pairs + i // width * width * pairs + i % width for i in index]
+            first = min(offsets)
+            second = min((at for at in offsets if at >= first + lanes), default=None)
+            value = f"load_words(words + {first})"
+            if second is not None:  # another run of columns
+                assert max(offsets) < second + lanes
+                picks = [at - first if at < first + lanes else lanes + at - second for at in offsets]
+                value = f"SHUFFLE({value}, load_words(words + {second}), {_int_list(picks)})"
+            elif offsets != list(range(first, first + lanes)):
+                value = f"SHUFFLE({value}, {value}, {_int_list(at - first for at in offsets)})"
             lines.append(f"const VU {name} = {value};")
             loaded[half, index] = name
         return loaded[half, index]
@@ -174,15 +176,16 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         base = place[0, 0, 0].tolist()
         hi_step, pair_step, step = (_stride(place, axis) for axis in range(3))
         runs = [f"{{{field}, {{{_int_list(r)}}}}}" for field, rs in enumerate(field_runs(fmt.bits)) for r in rs]
-        lines = _unpack_lines(base, columns, step, row, fmt.bits, lanes)
+        lines = _unpack_lines(base, columns, pairs, step, row, fmt.bits, lanes)
         body += [
-            f"static constexpr int HI = {hi}, PAIRS = {pairs}, COLS = {columns};",
+            f"static constexpr int HI = {hi}, PAIRS = {pairs}, COLS = {columns}, RUN = {layout.column_run(columns)};",
             f"static constexpr int HI_STRIDE = {hi_step}, PAIR_STRIDE = {pair_step}, COL_STRIDE = {step};",
             f"static constexpr int BASE[2][16] = {{{', '.join('{' + _int_list(b) + '}' for b in base)}}};",
             f"static constexpr FieldRun RUNS[] = {{{', '.join(runs)}}};",
-            "__attribute__((noinline)) static void unpack(const int32_t* words, float* block) {",
+            "__attribute__((noinline)) static void unpack(const int32_t* block_words, float* block) {",
             "  for (int hi = 0; hi < HI; ++hi)",
-            "    for (int pair = 0; pair < PAIRS; ++pair, words += BITS * COLS) {",
+            "    for (int pair = 0; pair < PAIRS; ++pair) {",
+            "      const int32_t* words = block_words + hi * (BITS * COLS * PAIRS) + pair * RUN;",
             "      float* tile = block + hi * HI_STRIDE + pair * PAIR_STRIDE;",
             *(f"      {line}" for line in lines),
             "    }",

@@ -77,7 +77,8 @@ template <class F> void pack(const int32_t* codes, int32_t* words) {
             word[run.half] |= (((uint32_t)from[F::BASE[lane][field]] >> run.code_bit) & run.mask)
                               << (run.half_bit + 16 * lane);
         for (int i = 0; i < F::BITS; ++i)
-          words[((hi * F::PAIRS + pair) * F::BITS + i) * F::COLS + col] = (int32_t)word[i];
+          words[(((hi * F::BITS + i) * (F::COLS / F::RUN) + col / F::RUN) * F::PAIRS + pair) * F::RUN + col % F::RUN] =
+              (int32_t)word[i];
       }
 }
 

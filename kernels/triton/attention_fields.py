@@ -107,20 +107,20 @@ def code_one(BITS: tl.constexpr, FIELD: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def load_planes(p_words, BITS: tl.constexpr, COLS: tl.constexpr):
-    """Words ``[8 lane pairs, BITS, COLS]`` at ``p_words`` as ``BITS`` tensors ``[COLS, 8]``.
+    """``BITS`` planes of words, each ``[COLS / 8, 8 lane pairs, 8]`` in memory, as tensors ``[COLS, 8]``.
 
-    Row ``(tile, i, c)`` of 16, 2, 8 is column ``(tile, c, i)``: a thread's rows c and c + 8 are neighbours in memory.
+    Row ``(tile, i, c)`` of 16, 2, 8 is column ``(tile, c, i)``: a thread's rows c and c + 8 are neighbours in memory,
+    and the four lane pairs that a quarter of a warp reads lie in different banks.
     """
-    pair = tl.arange(0, 8)
-    column = tl.arange(0, COLS)
+    word = tl.arange(0, COLS * 8)
     planes = ()
     for j in tl.static_range(BITS):
-        b_word = tl.load(p_words + pair[:, None] * (BITS * COLS) + (j * COLS + column)[None, :])
+        b_word = tl.load(p_words + (j * COLS * 8 + word))
         if COLS == 8:
-            b_word = tl.trans(b_word)
+            b_word = tl.trans(tl.reshape(b_word, (8, 8)))
         else:
-            b_word = tl.reshape(b_word, (8, COLS // 16, 8, 2))
-            b_word = tl.reshape(tl.permute(b_word, (1, 3, 2, 0)), (COLS, 8))
+            b_word = tl.reshape(b_word, (COLS // 16, 2, 8, 4, 2))
+            b_word = tl.reshape(tl.permute(b_word, (0, 4, 1, 3, 2)), (COLS, 8))
         planes = planes + (b_word,)
     return planes
 

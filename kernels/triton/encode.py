@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .casts import round_to
-from .unpack import tile_channels
+from .unpack import place_in_plane, tile_channels
 
 # added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
 ROUND = tl.constexpr(12582912.0)
@@ -168,12 +168,11 @@ def encode_block(
             field = sub * LO + low
             high = tl.arange(0, HI)[None, :, None]
             column = tl.arange(0, COLUMNS)[:, None, None]
-            row = high * 8 + lane[None, None, :] // 2
-            p_half = halves + (row * (BITS * COLUMNS * 2) + column * 2 + lane[None, None, :] % 2)
+            p_half = halves + (high * (BITS * COLUMNS * 16) + place_in_plane(lane[None, None, :], column, COLUMNS))
             mask_half = (high * (16 * LO) < D) & (column < COLUMNS) & (lane[None, None, :] < 16)
             for j in tl.static_range(BITS):
                 b_half = tl.sum(tl.sum(_plane(b_code, field, j, BITS), 3), 0)
-                tl.store(p_half + j * (COLUMNS * 2), b_half.to(tl.int16), mask=mask_half)
+                tl.store(p_half + j * (COLUMNS * 16), b_half.to(tl.int16), mask=mask_half)
         else:
             b_x = tl.reshape(b_x.to(tl.float32), (BLOCK // GROUP, GROUP, COLS))
             b_code, b_scale, b_zero = quantize_groups(b_x, 1, MODE, BITS, DTYPE)
@@ -187,11 +186,11 @@ def encode_block(
             b_code = tl.reshape(b_code, (SLICES, 16, SUBS, PADDED))
             field = tl.arange(0, SLICES)[:, None, None, None] * SUBS + tl.arange(0, SUBS)[None, None, :, None]
             column = tl.arange(0, PADDED)[None, :]
-            p_half = halves + (lane[:, None] // 2 * (BITS * COLUMNS * 2) + column * 2 + lane[:, None] % 2)
+            p_half = halves + place_in_plane(lane[:, None], column, COLUMNS)
             mask_half = (column < COLUMNS) & (lane[:, None] < 16)
             for j in tl.static_range(BITS):
                 b_half = tl.sum(tl.sum(_plane(b_code, field, j, BITS), 2), 0)
-                tl.store(p_half + j * (COLUMNS * 2), b_half.to(tl.int16), mask=mask_half)
+                tl.store(p_half + j * (COLUMNS * 16), b_half.to(tl.int16), mask=mask_half)
         tl.store(p_scale, b_scale, mask=mask)
         if HAS_ZERO:
             tl.store(p_scale + GROUPS, b_zero, mask=mask)

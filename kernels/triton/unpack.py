@@ -1,8 +1,8 @@
 """Reading the bytes of a cache side from a Triton kernel: any format, one code at a time.
 
-The addresses are those of ``kernels/layout.py``. Words are addressed as int16 halves: half ``j`` ("plane" j) of lane l
-lies at ``row(l) + j * PLANE + 2 * column + l % 2``. These helpers are the slow and general way, for every bit width,
-head_dim and block; the fast kernels read whole planes as tensor-core operands.
+The addresses are those of ``kernels/layout.py``. Words are addressed as int16 halves: what a lane has in plane j lies
+``j * PLANE`` behind what it has in plane 0, whose place is :func:`place_in_plane`. These helpers are the slow and
+general way, for every bit width, head_dim and block; the fast kernels read whole planes as tensor-core operands.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def tile_channels(IS_KEY: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, CO
 
 
 @triton.jit
+def place_in_plane(lane, column, COLUMNS: tl.constexpr):
+    """Where the half-word of (lane, column) lies in a plane of ``COLUMNS * 8`` words, in int16 halves."""
+    RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+    return column // RUN * (RUN * 16) + lane // 2 * (RUN * 2) + column % RUN * 2 + lane % 2
+
+
+@triton.jit
 def locate(
     token,
     channel,
@@ -44,16 +51,17 @@ def locate(
         COLUMNS: tl.constexpr = BLOCK // SUBS
         lane = channel % 16
         field = token // COLUMNS * LO + channel // 16 % LO
-        row = channel // (16 * LO) * 8 + lane // 2
+        high = channel // (16 * LO)
         column = token % COLUMNS
     else:
         SUBS: tl.constexpr = 256 // BLOCK
         COLUMNS: tl.constexpr = D // SUBS
         lane = token % 16
         field = token // 16 * SUBS + channel // COLUMNS
-        row = lane // 2
+        high = 0
         column = channel % COLUMNS
-    return field, row * (BITS * COLUMNS * 2) + column * 2 + lane % 2, COLUMNS * 2
+    PLANE: tl.constexpr = COLUMNS * 16
+    return field, high * (BITS * PLANE) + place_in_plane(lane, column, COLUMNS), PLANE
 
 
 @triton.jit

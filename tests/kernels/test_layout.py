@@ -116,7 +116,8 @@ def test_place_of_a_code(packing, data):
 
     expected = np.zeros(layout.words_per_block(fmt, head_dim), dtype=np.uint32)
     for m, (half, bit) in enumerate(layout.field_bits(fmt.bits)[field]):
-        word = ((hi * 8 + lane // 2) * fmt.bits + half) * columns + column
+        run = 8 if columns % 8 == 0 else columns
+        word = ((hi * fmt.bits + half) * (columns // run) + column // run) * 8 * run + lane // 2 * run + column % run
         expected[word] |= np.uint32(((code >> m) & 1) << (bit + 16 * (lane % 2)))
 
     codes = torch.zeros((fmt.block, head_dim), dtype=torch.int32)
