@@ -38,6 +38,11 @@ def summary(fmt, result: dict, layers: int, half: int) -> dict:
     }
 
 
+def short(name: str) -> str:
+    """Keys are centred and normalized unless told; ``8+8`` is an e4m3 scale and a zero point relative to it."""
+    return name.replace(" centre=mean power=0.5", "").replace("scale=e4m3 zero=rel8", "8+8").replace("feedback", "fb")
+
+
 def table(rows: list[dict], lines: int) -> None:
     """Known formats and pairs in the order tried; single sides by bits and KL, the best first."""
     pairs = [r for r in rows if r["key_bits"] < 16 and r["value_bits"] < 16 and " exact" not in r["name"]]
@@ -49,7 +54,7 @@ def table(rows: list[dict], lines: int) -> None:
         for r in chosen:
             held = r["kl_held_out"] if r["kl_held_out"] is not None else float("nan")
             bits = f"{r['key_bits']:.2f}/{r['value_bits']:.2f}"
-            print(f"{bits:11s} {r['kl']:.5f} {held:.5f} {100 * r['top1']:.1f}  {r['name'][:150]}")
+            print(f"{bits:11s} {r['kl']:.5f} {held:.5f} {100 * r['top1']:.1f}  {short(r['name'])[:95]}")
 
     show("both sides", pairs[: lines * 5 // 10])
     left = lines - min(len(pairs), lines * 5 // 10)
@@ -70,7 +75,7 @@ def main() -> None:
     parser.add_argument("--time-budget", type=float, default=400.0, help="seconds from start")
     parser.add_argument("--only", default="", help="only formats whose name holds this")
     parser.add_argument("--limit", type=int, default=10**6, help="at most so many formats")
-    parser.add_argument("--lines", type=int, default=90, help="lines of the table")
+    parser.add_argument("--lines", type=int, default=84, help="lines of the table")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     began = time.perf_counter()
