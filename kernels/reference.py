@@ -76,7 +76,9 @@ def _affine_codes(x, scale, zero, low, high, reach, fmt):
     empty = rounded.abs() < torch.finfo(torch.float32).tiny
     rounded = torch.where(empty, torch.ones_like(rounded), rounded)[..., None]
     shifted = x if zero is None else x - zero.to(x.dtype)[..., None]
-    codes = torch.round(shifted / rounded).clamp(low, high)
+    # one inverse a group; the paper's own format divides, as its authors do
+    codes = shifted / rounded if fmt.mode == "symmetric" else shifted * rounded.reciprocal()
+    codes = torch.round(codes).clamp(low, high)
     codes = torch.where(empty[..., None] | codes.isnan(), torch.zeros_like(codes), codes)
     return codes.to(torch.int32), torch.where(empty, torch.zeros_like(stored), stored)
 
@@ -170,7 +172,7 @@ def normalize_keys(keys, mean, norm):
     if mean is not None:
         x = x - mean.to(x.dtype).unsqueeze(-2)
     if norm is not None:
-        x = x / norm.to(x.dtype).unsqueeze(-2)
+        x = x * norm.to(x.dtype).reciprocal().unsqueeze(-2)
     return x.to(keys.dtype)
 
 

@@ -111,14 +111,16 @@ class FieldsConfig:
 
 def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> FieldsConfig:
     """The best measured configuration (``docs/kernels.md``) for ``sequences`` (b, h) of ``rows`` query rows each."""
-    windows = 1 if sequences >= 64 else 2
+    # with few sequences a program takes little of the blocks, and the windows, which are read in one go, must not last
+    # longer than that
+    windows = 1 if sequences >= 64 else 2 if sequences > 16 else 5
     if max(head_dim, value_dim) > 128:  # two warps share the 32 rows of a tile: half the accumulators a thread
         return FieldsConfig(stages=3, num_warps=2, programs=6, window_splits=windows)
     if rows > 8:  # twice the accumulators: fewer programs, all the registers
         return FieldsConfig(programs=8, window_splits=windows, maxnreg=None)
     if max(head_dim, value_dim) == 64:
-        return FieldsConfig(blocks=2, stages=2, window_splits=windows)
-    return FieldsConfig(window_splits=windows)
+        return FieldsConfig(window_splits=windows)
+    return FieldsConfig(programs=12 if sequences >= 64 else 8, window_splits=windows, window_tokens=32)
 
 
 #: Bits of codes and head_dims that ``attention_fields`` reads.

@@ -9,9 +9,25 @@ import triton.language as tl
 from .. import reference
 from ..formats import CacheFormat
 from .casts import round_to
-from .encode import encode_block
+from .encode import block_params, block_words, encode_block
 from .support import on_device, side_constants
 from .unpack import tile_channels
+
+
+@triton.jit
+def _load_due(source, token, channel, real):
+    """Elements of a block that falls due, in the dtype of the window: from the ring, or from the new tokens.
+
+    ``source`` is ``(window, new, first token of the block behind the sinks, length, strides of new, SINK, RING, D)``.
+    """
+    window, new, first, length, stride_n, stride_d, SINK, RING, D = source
+    r = first + token
+    fresh = SINK + r - length  # index among the new tokens
+    held = real & (fresh < 0)
+    b_x = tl.load(window + (SINK + r % RING) * D + channel, mask=held, other=0.0)
+    fresh_mask = real & (fresh >= 0)
+    b_new = tl.load(new + fresh.to(tl.int64) * stride_n + channel * stride_d, mask=fresh_mask, other=0.0)
+    return tl.where(fresh_mask, round_to(b_new.to(tl.float32), b_x.dtype), b_x)
 
 
 @triton.jit
@@ -55,30 +71,19 @@ def _append_side(
     length = tl.load(state + 1)
     peak = tl.load(state + 2)
     new_peak = tl.maximum(peak, length + N)
-    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
     if ENCODE:
         block = tl.maximum(peak - SINK - RECENT, 0) // BLOCK + due
         # a caller that let the storage run full has broken the contract; even then nothing is written beyond it
         if (block < tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK) & (block < capacity):
-            r = block * BLOCK + tl.arange(0, BLOCK)
-            fresh = SINK + r - length  # index among the new tokens
-            mask = real[None, :] & (fresh < 0)[:, None]
-            b_x = tl.load(window + (SINK + r % RING)[:, None] * D + channel[None, :], mask=mask, other=0.0)
-            p_new = new + fresh.to(tl.int64)[:, None] * stride_n + (channel * stride_d)[None, :]
-            mask = real[None, :] & (fresh >= 0)[:, None]
-            b_x = tl.where(mask, round_to(tl.load(p_new, mask=mask, other=0.0).to(tl.float32), b_x.dtype), b_x)
+            source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
-            if BITS == 0:
-                WORDS: tl.constexpr = BLOCK * D
-                SCALES: tl.constexpr = 0
-            else:
-                WORDS: tl.constexpr = BLOCK * D * BITS // 32
-                SCALES: tl.constexpr = BLOCK * D // GROUP * (2 if MODE == "asymmetric" or MODE == "hybrid" else 1)
             encode_block(
-                b_x, codes + at * WORDS, scales + at * SCALES,
+                _load_due, source, codes + at * block_words(BITS, BLOCK, D),
+                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D),
                 IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     if WRITE:
+        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
         tl.debug_barrier()  # every warp has read the ring and the state
         # of tokens that share a slot only the last is written, so that the order of the stores does not matter
         last = N - RING

@@ -9,27 +9,25 @@ import triton.language as tl
 from .. import layout
 from ..formats import CacheFormat, blocks_for
 from .casts import round_to
-from .encode import encode_block
+from .encode import block_params, block_words, encode_block
 from .support import on_device, side_constants
 from .unpack import tile_channels
 
 
 @triton.jit
-def _load_normalized(
-    x, mean, norm, bh, token, held, channel, real, stride_s, stride_d, HAS_MEAN: tl.constexpr, HAS_NORM: tl.constexpr
-):
-    """Rows ``token`` of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; others zero."""
-    p_x = x + token.to(tl.int64)[:, None] * stride_s + (channel * stride_d)[None, :]
-    b_x = tl.load(p_x, mask=held[:, None] & real[None, :], other=0.0)
-    dtype: tl.constexpr = b_x.dtype
+def _load_normalized(source, token, channel, real):
+    """Elements of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; what is not real is zero.
+
+    ``source`` is ``(x, mean, 1 / norm, stride of tokens, stride of channels, HAS_MEAN, HAS_NORM)``.
+    """
+    x, mean, inverse, stride_s, stride_d, HAS_MEAN, HAS_NORM = source
+    dtype: tl.constexpr = x.dtype.element_ty
+    b_x = tl.load(x + token.to(tl.int64) * stride_s + channel * stride_d, mask=real, other=0.0).to(tl.float32)
     if HAS_MEAN:
-        b_mean = tl.load(mean + channel, mask=real, other=0.0)
-        b_x = b_x.to(tl.float32) - b_mean[None, :]
+        b_x -= tl.load(mean + channel, mask=real, other=0.0)
     if HAS_NORM:
-        b_norm = tl.load(norm + channel, mask=real, other=1.0)
-        b_x = tl.div_rn(b_x.to(tl.float32), tl.broadcast_to(b_norm[None, :], b_x.shape))
-    b_x = tl.where(held[:, None], b_x.to(tl.float32), 0.0)  # padding is not zero once the mean is taken off
-    return round_to(b_x, dtype)
+        b_x *= tl.load(inverse + channel, mask=real, other=1.0)
+    return round_to(tl.where(real, b_x, 0.0), dtype)  # padding is not zero once the mean is taken off
 
 
 @triton.jit
@@ -37,7 +35,7 @@ def prefill_fwd_kernel(
     x,
     start,
     mean,
-    norm,
+    inverse,
     codes,
     scales,
     window,
@@ -69,38 +67,30 @@ def prefill_fwd_kernel(
     first = tl.load(start + b).to(tl.int32)
     length = S - first
     blocks = tl.maximum(length - SINK - RECENT, 0) // BLOCK
-    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
     x += b * stride_b + h * stride_h + first.to(tl.int64) * stride_s
     mean += bh * D
-    norm += bh * D
+    inverse += bh * D
     if block < tl.num_programs(0) - 1:
         if block < blocks:
-            token = SINK + block * BLOCK + tl.arange(0, BLOCK)
-            b_x = _load_normalized(
-                x, mean, norm, bh, token, token < length, channel, real, stride_s, stride_d, HAS_MEAN, HAS_NORM
-            )
+            token0 = SINK + block * BLOCK
+            source = (x + token0.to(tl.int64) * stride_s, mean, inverse, stride_s, stride_d, HAS_MEAN, HAS_NORM)
             at = bh * capacity + block
-            if BITS == 0:
-                WORDS: tl.constexpr = BLOCK * D
-                SCALES: tl.constexpr = 0
-            else:
-                WORDS: tl.constexpr = BLOCK * D * BITS // 32
-                SCALES: tl.constexpr = BLOCK * D // GROUP * (2 if MODE == "asymmetric" or MODE == "hybrid" else 1)
             encode_block(
-                b_x, codes + at * WORDS, scales + at * SCALES,
+                _load_normalized, source, codes + at * block_words(BITS, BLOCK, D),
+                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D),
                 IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     else:
         RING: tl.constexpr = RECENT + BLOCK
         window += bh * ((SINK + RING) * D)
+        source = (x, mean, inverse, stride_s, stride_d, HAS_MEAN, HAS_NORM)
+        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
         for slot0 in range(0, SINK + RING, BLOCK):
             slot = slot0 + tl.arange(0, BLOCK)
             # the token of a ring slot is the one of [q_end, q_end + RING) that falls on it
             ahead = (tl.maximum(slot - SINK, 0) + RING - blocks * BLOCK % RING) % RING
             token = tl.where(slot < SINK, slot, SINK + blocks * BLOCK + ahead)
-            b_x = _load_normalized(
-                x, mean, norm, bh, token, token < length, channel, real, stride_s, stride_d, HAS_MEAN, HAS_NORM
-            )
+            b_x = _load_normalized(source, token[:, None], channel[None, :], real[None, :] & (token < length)[:, None])
             tl.store(window + slot[:, None] * D + channel[None, :], b_x, (slot < SINK + RING)[:, None] & real[None, :])
         column = tl.arange(0, 4)
         tl.store(state + bh * 4 + column, tl.where(column == 0, first, tl.where(column < 3, length, 0)))
@@ -131,21 +121,21 @@ def prefill(
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
     cache = tuple(torch.empty(s, dtype=dtype or x.dtype, device=x.device) for s, dtype in shapes.values())
     mean = None if mean is None else mean.float().contiguous()
-    norm = None if norm is None else norm.float().contiguous()
+    inverse = None if norm is None else norm.float().reciprocal().contiguous()
     with on_device(x):
         prefill_fwd_kernel[(blocks + 1, batch * heads)](
             x,
             start.contiguous(),
             x if mean is None else mean,
-            x if norm is None else norm,
+            x if inverse is None else inverse,
             *cache,
             heads,
             tokens,
             capacity,
             *x.stride(),
             HAS_MEAN=mean is not None,
-            HAS_NORM=norm is not None,
+            HAS_NORM=inverse is not None,
             **side_constants(fmt, head_dim),
-            num_warps=num_warps or (4 if fmt.block * head_dim <= 8192 else 8),
+            num_warps=num_warps or (1 if fmt.is_key and head_dim <= 128 else 4),
         )
     return cache

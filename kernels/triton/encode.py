@@ -1,12 +1,19 @@
-"""Quantizing and packing one block inside a Triton kernel: ``reference.encode_blocks`` for a single block."""
+"""Quantizing and packing one block inside a Triton kernel: ``reference.encode_blocks`` for a single block.
 
+A block is taken in tiles of one field and one half of the words (``kernels/layout.py``), ``[columns, lane pairs]``, so
+that what goes into a word meets in one thread: packing is a multiply-add a code. Tiles that share groups make a set,
+which is loaded, quantized and packed before the next one.
+"""
+
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 from .casts import round_to
-from .unpack import place_in_plane, tile_channels
+from .unpack import tile_channels
 
 # added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
 ROUND = tl.constexpr(12582912.0)
@@ -27,105 +34,151 @@ def _largest(dtype, reach=1):
     return limits[str(dtype)] / reach
 
 
-@triton.jit
-def _affine_codes(
-    b_x,
-    b_scale,
-    b_zero,
-    LOW: tl.constexpr,
-    HIGH: tl.constexpr,
-    REACH: tl.constexpr,
-    AXIS: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """``code = round((x - zero) / scale)`` in ``[LOW, HIGH]``, for the scale as it is stored in ``DTYPE``.
+@triton.constexpr_function
+def block_words(bits, block, head_dim):
+    """Words of a block, elements where there are no codes: ``layout.words_per_block`` in a kernel."""
+    return block * head_dim * bits // 32 if bits else block * head_dim
 
-    The scale is limited so that ``REACH`` of it is finite.
-    Returns codes (float32, whole) and the stored scale. A scale that is zero or subnormal gives code and scale 0.
+
+@triton.constexpr_function
+def block_params(bits, mode, group, block, head_dim):
+    """Scales and zero points of a block: ``layout.scales_per_block`` in a kernel."""
+    return block * head_dim // group * (2 if mode in ("asymmetric", "hybrid") else 1) if bits else 0
+
+
+@triton.jit
+def _max_nan(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _min_nan(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _stored_scale(b_scale, REACH: tl.constexpr, DTYPE: tl.constexpr):
+    """``(scale as it is stored in DTYPE, its inverse)``, float32.
+
+    The scale is limited so that ``REACH`` of it is finite. Zero and subnormal scales become zero, and the inverse of
+    those, and of NaN, is NaN, which stands for a group whose codes are all zero.
     """
-    b_stored = round_to(_clamp(b_scale, _largest(DTYPE, REACH)), DTYPE)
-    b_rounded = b_stored.to(tl.float32)
-    empty = tl.abs(b_rounded) < F32_TINY
-    b_rounded = tl.where(empty, 1.0, b_rounded)
-    b_code = tl.div_rn(b_x - tl.expand_dims(b_zero, AXIS), tl.broadcast_to(tl.expand_dims(b_rounded, AXIS), b_x.shape))
-    nan = b_code != b_code
-    b_code = tl.minimum(tl.maximum(b_code, LOW), HIGH)
-    b_code = (b_code + ROUND) - ROUND
-    b_code = tl.where(nan | tl.expand_dims(empty, AXIS), 0.0, b_code)
-    return b_code, tl.where(empty, 0.0, b_stored.to(tl.float32)).to(DTYPE)
+    b_stored = round_to(_clamp(b_scale, _largest(DTYPE, REACH)), DTYPE).to(tl.float32)
+    empty = tl.abs(b_stored) < F32_TINY
+    b_inverse = tl.div_rn(tl.full(b_stored.shape, 1.0, tl.float32), tl.where(empty, float("nan"), b_stored))
+    return tl.where(empty, 0.0, b_stored), b_inverse
 
 
 @triton.jit
-def quantize_groups(b_x, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    """Groups along ``AXIS`` of ``b_x`` (float32): unsigned codes int32, scales and zero points in ``DTYPE``.
+def _code(b_ratio, b_inverse, LOW: tl.constexpr, HIGH: tl.constexpr, AXIS: tl.constexpr):
+    """``round(ratio)`` within ``[LOW, HIGH]``, float32; zero where the inverse of the scale is NaN."""
+    b_code = tl.minimum(tl.maximum(b_ratio, LOW), HIGH)
+    return tl.where(tl.expand_dims(b_inverse == b_inverse, AXIS), (b_code + ROUND) - ROUND, 0.0)
+
+
+@triton.jit
+def _difference(b_code, b_scale, b_zero, b_x, AXIS: tl.constexpr):
+    return b_code * tl.expand_dims(b_scale, AXIS) + tl.expand_dims(b_zero, AXIS) - b_x
+
+
+@triton.jit
+def quantize_set(tiles, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Groups that run over ``tiles`` (float32) and their ``AXIS``: unsigned codes (float32), scales, zero points.
 
     The modes are those of ``reference.quantize_groups``. Zero points are meaningless in modes without.
     """
+    COUNT: tl.constexpr = len(tiles)
     HALF: tl.constexpr = 1 << (BITS - 1)
-    nan = tl.max((b_x != b_x).to(tl.int32), AXIS) > 0  # maxima drop NaN, the reference keeps it
-    b_x = _clamp(b_x, F32_MAX)
-    b_high = tl.where(nan, float("nan"), tl.max(b_x, AXIS))
-    b_low = tl.where(nan, float("nan"), tl.min(b_x, AXIS))
-    b_none = tl.zeros_like(b_high)
+    LEVELS: tl.constexpr = (1 << BITS) - 1
+    b_high = tiles[0]
+    b_low = tiles[0]
+    for i in tl.static_range(1, COUNT):
+        b_high = _max_nan(b_high, tiles[i])
+        b_low = _min_nan(b_low, tiles[i])
+    b_high = _clamp(tl.reduce(b_high, AXIS, _max_nan), F32_MAX)
+    b_low = _clamp(tl.reduce(b_low, AXIS, _min_nan), F32_MAX)
+    codes = ()
     if MODE == "symmetric":
         b_most = tl.where(b_high > -b_low, b_high, -b_low)
-        b_scale = tl.div_rn(b_most, b_none + (HALF - 1))
-        b_code, b_scale = _affine_codes(b_x, b_scale, b_none, 1 - HALF, HALF - 1, HALF - 1, AXIS, DTYPE)
-        return (b_code + HALF).to(tl.int32), b_scale, b_scale
-    else:
-        if MODE != "asymmetric":
-            # a hybrid group holds the zero point -HALF * scale and codes to 2 * HALF - 1; float16 has room for these
-            REACH: tl.constexpr = 2 * HALF if MODE == "hybrid" and tl.float16 != DTYPE else HALF
-            # codes run over [-HALF, HALF): the sign of the scale puts the extreme value on the longer side
-            b_most = tl.where(b_high > -b_low, -b_high, -b_low)
-            b_signed, b_signed_scale = _affine_codes(
-                b_x, b_most * (1.0 / HALF), b_none, -HALF, HALF - 1, REACH, AXIS, DTYPE
+        b_scale = tl.div_rn(b_most, tl.full(b_most.shape, HALF - 1, tl.float32))
+        b_scale, b_inverse = _stored_scale(b_scale, HALF - 1, DTYPE)
+        b_divisor = tl.broadcast_to(tl.expand_dims(b_scale, AXIS), tiles[0].shape)
+        for i in tl.static_range(COUNT):  # the paper's own format divides, as its authors do
+            codes = codes + (_code(tl.div_rn(tiles[i], b_divisor), b_inverse, 1 - HALF, HALF - 1, AXIS) + HALF,)
+        return codes, b_scale, b_scale
+    # signed: codes run over [-HALF, HALF), the sign of the scale puts the extreme value on the longer side.
+    # A hybrid group holds the zero point -HALF * scale and codes to 2 * HALF - 1; float16 has room for these.
+    REACH: tl.constexpr = 2 * HALF if MODE == "hybrid" and tl.float16 != DTYPE else HALF
+    b_most = tl.where(b_high > -b_low, -b_high, -b_low)
+    b_scale, b_inverse = _stored_scale(b_most * (1.0 / HALF), REACH, DTYPE)
+    if MODE == "signed":
+        for i in tl.static_range(COUNT):
+            codes = codes + (
+                _code(tiles[i] * tl.expand_dims(b_inverse, AXIS), b_inverse, -HALF, HALF - 1, AXIS) + HALF,
             )
-            b_signed += HALF
-            if MODE == "signed":
-                return b_signed.to(tl.int32), b_signed_scale, b_signed_scale
-        if MODE != "signed":
-            LEVELS: tl.constexpr = (1 << BITS) - 1
-            # code * scale alone reaches high - low, for which float32 may be too small
-            SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
-            b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE)
-            b_levels = b_none + LEVELS
-            b_scale = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
-            b_code, b_scale = _affine_codes(b_x, b_scale, b_zero.to(tl.float32), 0, LEVELS, SPAN, AXIS, DTYPE)
-            if MODE == "asymmetric":
-                return b_code.to(tl.int32), b_scale, b_zero
-            if MODE == "hybrid":
-                # a symmetric group is an asymmetric one whose zero point is -HALF scales
-                b_signed_zero = round_to(b_signed_scale.to(tl.float32) * -HALF, DTYPE)
-                b_error = b_code * tl.expand_dims(b_scale.to(tl.float32), AXIS)
-                b_error = b_error + tl.expand_dims(b_zero.to(tl.float32), AXIS) - b_x
-                b_signed_error = b_signed * tl.expand_dims(b_signed_scale.to(tl.float32), AXIS)
-                b_signed_error = b_signed_error + tl.expand_dims(b_signed_zero.to(tl.float32), AXIS) - b_x
-                take = tl.sum(b_signed_error * b_signed_error, AXIS) <= tl.sum(b_error * b_error, AXIS)
-                return (
-                    tl.where(tl.expand_dims(take, AXIS), b_signed, b_code).to(tl.int32),
-                    tl.where(take, b_signed_scale.to(tl.float32), b_scale.to(tl.float32)).to(DTYPE),
-                    tl.where(take, b_signed_zero.to(tl.float32), b_zero.to(tl.float32)).to(DTYPE),
-                )
+        return codes, b_scale, b_scale
+    # asymmetric. code * scale alone reaches high - low, for which float32 may be too small
+    SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
+    b_levels = tl.full(b_high.shape, LEVELS, tl.float32)
+    b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE).to(tl.float32)
+    b_wide = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
+    b_wide, b_wide_inverse = _stored_scale(b_wide, SPAN, DTYPE)
+    if MODE == "asymmetric":
+        for i in tl.static_range(COUNT):
+            b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_wide_inverse, AXIS)
+            codes = codes + (_code(b_ratio, b_wide_inverse, 0, LEVELS, AXIS),)
+        return codes, b_wide, b_zero
+    # hybrid: a signed group is an asymmetric one whose zero point is -HALF scales
+    b_signed_zero = round_to(b_scale * -HALF, DTYPE).to(tl.float32)
+    b_error = tl.zeros_like(tiles[0])
+    b_signed_error = tl.zeros_like(tiles[0])
+    signed = ()
+    for i in tl.static_range(COUNT):
+        b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_wide_inverse, AXIS)
+        b_code = _code(b_ratio, b_wide_inverse, 0, LEVELS, AXIS)
+        b_signed = _code(tiles[i] * tl.expand_dims(b_inverse, AXIS), b_inverse, -HALF, HALF - 1, AXIS) + HALF
+        b_difference = _difference(b_code, b_wide, b_zero, tiles[i], AXIS)
+        b_error += b_difference * b_difference
+        b_difference = _difference(b_signed, b_scale, b_signed_zero, tiles[i], AXIS)
+        b_signed_error += b_difference * b_difference
+        codes = codes + (b_code,)
+        signed = signed + (b_signed,)
+    take = tl.sum(b_signed_error, AXIS) <= tl.sum(b_error, AXIS)
+    chosen = ()
+    for i in tl.static_range(COUNT):
+        chosen = chosen + (tl.where(tl.expand_dims(take, AXIS), signed[i], codes[i]),)
+    return chosen, tl.where(take, b_scale, b_wide), tl.where(take, b_signed_zero, b_zero)
+
+
+@triton.constexpr_function
+def field_of(is_key, slices, sub, slice_lo):
+    """The field of a slice and a sub-range, see ``kernels/layout.py``."""
+    return sub * slices + slice_lo if is_key else slice_lo * (16 // slices) + sub
 
 
 @triton.jit
-def _plane(b_code, field, J: tl.constexpr, BITS: tl.constexpr):
-    """What each code adds to half ``J`` of its lane, see ``layout.field_bits``."""
+def _add_to_planes(planes, b_code, FIELD: tl.constexpr, BITS: tl.constexpr):
+    """Half-words ``planes`` (``BITS`` tensors, float32 whole numbers) with a field set, see ``layout.field_bits``."""
     WHOLE: tl.constexpr = 16 // BITS
     SPARE: tl.constexpr = 16 - WHOLE * BITS
-    SPREAD: tl.constexpr = WHOLE * BITS
-    b_half = tl.where(field // WHOLE == J, b_code << (field % WHOLE * BITS), 0)
-    if SPARE > 0:
-        first = tl.where(field >= SPREAD, (field - SPREAD) * BITS, 0)
-        b_rest = (((b_code << first) >> (J * SPARE)) & ((1 << SPARE) - 1)) << SPREAD
-        b_half = tl.where(field >= SPREAD, b_rest, tl.where(field < SPREAD, b_half, 0))
-    return b_half
+    FIRST: tl.constexpr = (FIELD - WHOLE * BITS) * BITS  # place of a spread field's lowest bit among the spare ones
+    new = ()
+    for j in tl.static_range(BITS):
+        b_half = planes[j]
+        if FIELD < WHOLE * BITS:
+            if j == FIELD // WHOLE:
+                b_half += b_code * (1 << (FIELD % WHOLE * BITS))
+        elif j * SPARE < FIRST + BITS and (j + 1) * SPARE > FIRST:
+            b_bits = ((b_code.to(tl.int32) << FIRST) >> (j * SPARE)) & ((1 << SPARE) - 1)
+            b_half += (b_bits << (WHOLE * BITS)).to(tl.float32)
+        new = new + (b_half,)
+    return new
 
 
 @triton.jit
 def encode_block(
-    b_x,
+    load,
+    source,
     codes,
     scales,
     IS_KEY: tl.constexpr,
@@ -139,58 +192,76 @@ def encode_block(
     LO: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Write the block ``b_x [BLOCK, COLS]`` (cache dtype, columns as ``tile_channels``) to ``codes`` and ``scales``.
+    """Write a block to ``codes`` and ``scales``, pointers to its first word and first scale.
 
-    The two are pointers to the first word and the first scale of the block.
+    ``load(source, token, channel, real)`` gives its elements in the cache's dtype; the three broadcast to a tile, and
+    what is not real is not looked at.
     """
-    token = tl.arange(0, BLOCK)
-    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
     if BITS == 0:
-        tl.store(codes + (token[:, None] * D + channel[None, :]), b_x, mask=real[None, :])
+        token = tl.arange(0, BLOCK)[:, None]
+        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+        b_x = load(source, token, channel[None, :], real[None, :])
+        tl.store(codes + token * D + channel[None, :], b_x, mask=real[None, :])
     else:
         DTYPE: tl.constexpr = scales.dtype.element_ty
         HAS_ZERO: tl.constexpr = MODE == "asymmetric" or MODE == "hybrid"
-        GROUPS: tl.constexpr = BLOCK * D // GROUP
-        halves = codes.to(tl.pointer_type(tl.int16))
-        lane = tl.arange(0, 16)
+        AXIS: tl.constexpr = 1 if IS_KEY else 0  # lane pairs
         if IS_KEY:
-            b_x = tl.reshape(b_x.to(tl.float32), (BLOCK, COLS // GROUP, GROUP))
-            b_code, b_scale, b_zero = quantize_groups(b_x, 2, MODE, BITS, DTYPE)
-            group = tl.arange(0, COLS // GROUP)[None, :]
-            p_scale = scales + (group * BLOCK + token[:, None])
-            mask = (group * GROUP < D) & (token[:, None] < BLOCK)
-            SUBS: tl.constexpr = 16 // LO
-            COLUMNS: tl.constexpr = BLOCK // SUBS
-            HI: tl.constexpr = COLS // (16 * LO)
-            b_code = tl.reshape(b_code, (SUBS, COLUMNS, HI, LO, 16))
-            sub = tl.arange(0, SUBS)[:, None, None, None, None]
-            low = tl.arange(0, LO)[None, None, None, :, None]
-            field = sub * LO + low
-            high = tl.arange(0, HI)[None, :, None]
-            column = tl.arange(0, COLUMNS)[:, None, None]
-            p_half = halves + (high * (BITS * COLUMNS * 16) + place_in_plane(lane[None, None, :], column, COLUMNS))
-            mask_half = (high * (16 * LO) < D) & (column < COLUMNS) & (lane[None, None, :] < 16)
-            for j in tl.static_range(BITS):
-                b_half = tl.sum(tl.sum(_plane(b_code, field, j, BITS), 3), 0)
-                tl.store(p_half + j * (COLUMNS * 16), b_half.to(tl.int16), mask=mask_half)
+            SLICES: tl.constexpr = LO
+            COLUMNS: tl.constexpr = BLOCK * LO // 16
+            PADDED: tl.constexpr = COLUMNS
+            HI: tl.constexpr = D // (16 * LO)
         else:
-            b_x = tl.reshape(b_x.to(tl.float32), (BLOCK // GROUP, GROUP, COLS))
-            b_code, b_scale, b_zero = quantize_groups(b_x, 1, MODE, BITS, DTYPE)
-            group = tl.arange(0, BLOCK // GROUP)[:, None]
-            p_scale = scales + (group * D + channel[None, :])
-            mask = real[None, :] & (group < BLOCK // GROUP)
             SLICES: tl.constexpr = BLOCK // 16
-            SUBS: tl.constexpr = 16 // SLICES
-            COLUMNS: tl.constexpr = D // SUBS
-            PADDED: tl.constexpr = COLS // SUBS
-            b_code = tl.reshape(b_code, (SLICES, 16, SUBS, PADDED))
-            field = tl.arange(0, SLICES)[:, None, None, None] * SUBS + tl.arange(0, SUBS)[None, None, :, None]
-            column = tl.arange(0, PADDED)[None, :]
-            p_half = halves + place_in_plane(lane[:, None], column, COLUMNS)
-            mask_half = (column < COLUMNS) & (lane[:, None] < 16)
+            COLUMNS: tl.constexpr = D * SLICES // 16
+            PADDED: tl.constexpr = COLS * SLICES // 16
+            HI: tl.constexpr = 1
+        SUBS: tl.constexpr = 16 // SLICES
+        RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+        column = tl.arange(0, PADDED)
+        pair = tl.arange(0, 8)
+        b_column = tl.expand_dims(column, AXIS)
+        b_pair = tl.expand_dims(pair, 1 - AXIS)
+        real = b_column < COLUMNS
+        for hi in range(HI):
+            low, high = (), ()  # planes of the first and the second halves of the words
+            for _ in tl.static_range(BITS):
+                low = low + (tl.zeros((PADDED, 8) if IS_KEY else (8, PADDED), tl.float32),)
+                high = high + (tl.zeros((PADDED, 8) if IS_KEY else (8, PADDED), tl.float32),)
+            for sub in tl.static_range(SUBS):
+                for group in tl.static_range(SLICES * 16 // GROUP):
+                    tiles = ()
+                    for i in tl.static_range(GROUP // 16):
+                        lane0 = (group * (GROUP // 16) + i) * 16
+                        if IS_KEY:  # neighbouring lanes are neighbouring channels: one load for both
+                            b_lane = lane0 + b_pair[:, :, None] * 2 + tl.arange(0, 2)[None, None, :]
+                            b_both = load(
+                                source,
+                                (sub * COLUMNS + b_column)[:, :, None],
+                                hi * (16 * LO) + b_lane,
+                                real[:, :, None],
+                            )
+                            b_first, b_second = tl.split(b_both)
+                        else:
+                            b_first = load(source, lane0 + b_pair * 2, sub * COLUMNS + b_column, real)
+                            b_second = load(source, lane0 + b_pair * 2 + 1, sub * COLUMNS + b_column, real)
+                        tiles = tiles + (b_first.to(tl.float32), b_second.to(tl.float32))
+                    set_codes, b_scale, b_zero = quantize_set(tiles, AXIS, MODE, BITS, DTYPE)
+                    for i in tl.static_range(GROUP // 16):
+                        low = _add_to_planes(
+                            low, set_codes[2 * i], field_of(IS_KEY, SLICES, sub, group * (GROUP // 16) + i), BITS
+                        )
+                        high = _add_to_planes(
+                            high, set_codes[2 * i + 1], field_of(IS_KEY, SLICES, sub, group * (GROUP // 16) + i), BITS
+                        )
+                    if IS_KEY:
+                        p_scale = scales + ((hi * (16 * LO // GROUP) + group) * BLOCK + sub * COLUMNS + column)
+                    else:
+                        p_scale = scales + (group * D + sub * COLUMNS + column)
+                    tl.store(p_scale, b_scale.to(DTYPE), mask=column < COLUMNS)
+                    if HAS_ZERO:
+                        tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=column < COLUMNS)
+            p_word = codes + (hi * (BITS * COLUMNS * 8) + b_column // RUN * (RUN * 8) + b_pair * RUN + b_column % RUN)
             for j in tl.static_range(BITS):
-                b_half = tl.sum(tl.sum(_plane(b_code, field, j, BITS), 2), 0)
-                tl.store(p_half + j * (COLUMNS * 16), b_half.to(tl.int16), mask=mask_half)
-        tl.store(p_scale, b_scale, mask=mask)
-        if HAS_ZERO:
-            tl.store(p_scale + GROUPS, b_zero, mask=mask)
+                b_word = low[j].to(tl.int32) | (high[j].to(tl.int32) << 16)
+                tl.store(p_word + j * (COLUMNS * 8), b_word, mask=real)

@@ -50,7 +50,7 @@ arguments = dict(both, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True
 offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
 one = side("k") | side_constants(formats["k"], head_dim)
 one = {{name.removeprefix("k_"): value for name, value in one.items()}}
-arguments = dict(one, x=half, start=word, mean=single, norm=single, H=8, S=4096, HAS_MEAN=True, HAS_NORM=True)
+arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=4096, HAS_MEAN=True, HAS_NORM=True)
 offline.compile_for(
     cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability
 )
