@@ -112,7 +112,7 @@ def random_program(seed: int) -> Program:
         softcap=not fused and rng.random() < 0.2,
         dropout=not fused and rng.random() < 0.2,
         layout=pick(["BHSD", "BHSD", "BSHD"]),
-        cache_layout="BSHD" if rng.random() < (0.4 if cache == "static" else 0.08) else "BHSD",
+        cache_layout="BSHD" if rng.random() < (0.08 if cache == "typed" else 0.4) else "BHSD",
         fused=rng.random() < 0.3,
         repeat=pick(["expand", "repeat_interleave", "gqa"]),
         rotary=rng.random() < 0.5 or trick == "late_rotary",
