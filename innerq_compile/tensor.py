@@ -280,8 +280,11 @@ def _dense(tensor: InnerQTensor) -> torch.Tensor:
     if storage.handle and isinstance(storage.state, FakeTensor):
         # Dynamo asks for shapes only; the backend puts the operator into the graph
         return storage.state.new_empty(tensor.shape, dtype=tensor.dtype)
-    # contiguous as the wrapper says that it is, which a program may have been traced with
-    return with_tokens_at(storage.dequantize(_length(tensor)), tensor._tokens_dim, 2).contiguous()
+    dense = storage.dequantize(_length(tensor))
+    if tensor._tokens_dim == 2:
+        return dense
+    # with the very strides of the wrapper, also along dimensions of size 1: a program may have been traced with them
+    return dense.transpose(1, 2).reshape(-1).view(tensor.shape)
 
 
 def _copied(tensor: InnerQTensor, transform=None) -> InnerQTensor:

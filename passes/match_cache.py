@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .aliases import Writes
+from .aliases import Writes, possible_views
 from .context import CacheUse, PassContext, Reason
 from .graph_utils import argument, is_output, op_name, shape, source_line
 from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
+
+_PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
 
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -58,6 +60,11 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
             return CacheUse("buffer", node, tokens_dim, buffer=buffer)
     except NoBuffer as reason:
         return str(reason)
+    if len(shape(node)) == 4 and not is_output(node) and _computed_from_a_cache(node):
+        return (
+            "they are computed in every step from a cache that holds something else, such as the latent of MLA: keys "
+            "and values themselves are not cached"
+        )
     if is_written(node) or changes.after(node, node):
         return "they are written in place in this graph, as a buffer is; graphs that read it later will follow it"
     if len(shape(node)) == 4 and is_output(node):
@@ -65,3 +72,24 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
         return "only a part of them is kept as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor leave the graph as they are, so there is no cache to quantize"
+
+
+def _computed_from_a_cache(node: Node) -> bool:
+    """Whether keys or values are made of tensors that leave the graph as a cache does, in the layer itself.
+
+    Written parts of a new tensor count as what it is made of. Behind an attention, or any other product of two
+    tensors, another layer begins.
+    """
+    seen: set[Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current in seen or shape(current) is None or op_name(current) in ("sdpa", "softmax", *_PRODUCTS):
+            continue
+        seen.add(current)
+        if current is not node and is_output(current) and len(shape(current)) in (3, 4) and op_name(current) == "cat":
+            return True
+        pending += current.all_input_nodes
+        for view in possible_views(current) if current.target == "new_empty" else ():
+            pending += [source for user in view.users if user.target == "copy_" for source in user.all_input_nodes]
+    return False

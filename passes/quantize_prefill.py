@@ -76,13 +76,14 @@ def _tells_padding(match: AttentionMatch, context: PassContext) -> bool:
     readers = [other for other in context.attentions if other.key is match.key or other.value is match.value]
     if any(other.mask is not match.mask for other in readers):
         return False
-    return all(_only_attended(node) for node in (match.key, match.value))
+    return all(_only_attended(node, cached=True) for node in (match.key, match.value))
 
 
-def _only_attended(node: Node) -> bool:
-    """Whether nothing but attentions reads keys or values, through views and repetitions of them."""
+def _only_attended(node: Node, cached: bool = False) -> bool:
+    """Whether nothing but attentions reads keys or values, through views and repetitions of them, which do not leave
+    the graph; what is cached itself does."""
     for user in node.users:
-        if user.op == "output" or is_query(user) or is_product(user) or op_name(user) == "sdpa":
+        if (cached and user.op == "output") or is_query(user) or is_product(user) or op_name(user) == "sdpa":
             continue
         same = behind_view(user) is node or op_name(user) in ("expand", "repeat", "repeat_interleave")
         same = same or behind_factor(user) is not None

@@ -539,6 +539,8 @@ def test_both_layouts_hold_the_same(cache_bshd):
         assert_equal(a, b)
     assert tensors[1].shape == (2, 90, HEADS, HEAD_DIM) and tensors[1].is_contiguous()
     assert tensors[1].stride() == tensors[1].dequantize().stride()
+    one_head = InnerQTensor.from_dense(torch.randn(2, 90, 1, HEAD_DIM), role="value", tokens_dim=1)
+    assert one_head.stride() == one_head.dequantize().stride()
     assert "InnerQTensor([2, 90, 2, 16], key" in repr(tensors[1])
     with pytest.raises(InnerQError, match="second size may differ"):
         torch.cat([cache_bshd, torch.ones(2, 3, HEADS, 8)], dim=1)
