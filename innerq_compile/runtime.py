@@ -53,7 +53,7 @@ class CompiledGraph:
             elif isinstance(what, CacheInput):
                 self._outputs.append(("same", what.index))
             elif isinstance(what, Appended):
-                self._outputs.append(("appended", position[what.cache]))
+                self._outputs.append(("appended", position[what.cache], what.cache.tokens_dim))
             else:
                 self._outputs.append(("new", plan.at, what, sizes.reader(what.length)))
 
@@ -72,7 +72,7 @@ class CompiledGraph:
             if shared:  # two of the inputs are views of one storage, and none may see what another appends
                 storage = storage.copy()
             if count is None:
-                storage = _readable(storage, tensor.shape[2])
+                storage = _readable(storage, tensor.shape[tensor.tokens_dim])
                 storages.append((storage, 0))
             else:
                 count = count(args)
@@ -105,7 +105,7 @@ class CompiledGraph:
                 outputs.append(args[at])
             elif kind == "appended":
                 storage = storages[at][0]
-                outputs.append(InnerQTensor(storage, storage.length))
+                outputs.append(InnerQTensor(storage, storage.length, plan[2]))
             else:
                 if at not in made:
                     made[at] = _new_cache(results, at, plan[2], plan[3](args))
@@ -130,7 +130,7 @@ def _new_cache(results, at: int, plan: Quantized, length: int) -> InnerQTensor:
         mean, at = results[at], at + 1
     if plan.norm is not None:
         norm = results[at]
-    return InnerQTensor(CacheStorage.adopt(plan.format, tensors, mean, norm, length), length)
+    return InnerQTensor(CacheStorage.adopt(plan.format, tensors, mean, norm, length), length, plan.tokens_dim)
 
 
 class HoistedInputs:

@@ -27,7 +27,9 @@ _HANDLERS: dict[Any, Any] = {}
 
 
 class InnerQTensor(torch.Tensor):
-    """A quantized key or value cache with the logical shape ``[B, H, S, D]``.
+    """A quantized key or value cache with the logical shape ``[B, H, S, D]``, or ``[B, S, H, D]``.
+
+    Programs keep their caches in either layout; ``tokens_dim`` (2 or 1) says which. The storage is the same for both.
 
     Made by compiled prefill graphs, or from a dense tensor by :meth:`from_dense`. Several tensors may share one
     storage; appending to the longest of them writes in place, appending to a stale one copies first. A shorter view of
@@ -39,26 +41,28 @@ class InnerQTensor(torch.Tensor):
 
     _storage: CacheStorage
     _view: View
+    _tokens_dim: int = 2
 
     @staticmethod
-    def __new__(cls, storage: CacheStorage, length: int):
+    def __new__(cls, storage: CacheStorage, length: int, tokens_dim: int = 2):
         batch, heads = storage.state.shape[:2]
         tensor = torch.Tensor._make_wrapper_subclass(
             cls,
-            (batch, heads, length, storage.head_dim),
+            (batch, heads, length, storage.head_dim) if tokens_dim == 2 else (batch, length, heads, storage.head_dim),
             dtype=storage.dtype,
             device=storage.state.device,
             requires_grad=False,
         )
         tensor._storage = storage
         tensor._view = storage.view(length)
+        tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
         # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.
-        tensor._dynamo_weak_dynamic_indices = {2}
-        tensor._dynamo_static_indices = {1, 3}
+        tensor._dynamo_weak_dynamic_indices = {tokens_dim}
+        tensor._dynamo_static_indices = {3 - tokens_dim, 3}
         return tensor
 
-    def __init__(self, storage: CacheStorage, length: int) -> None:
+    def __init__(self, storage: CacheStorage, length: int, tokens_dim: int = 2) -> None:
         pass
 
     @classmethod
@@ -69,6 +73,7 @@ class InnerQTensor(torch.Tensor):
         *,
         role: Role,
         start: torch.Tensor | None = None,
+        tokens_dim: int = 2,
     ) -> InnerQTensor:
         """Quantize a dense cache tensor.
 
@@ -77,19 +82,28 @@ class InnerQTensor(torch.Tensor):
             config: a config or the name of a preset.
             role: ``"key"`` or ``"value"``.
             start: ``[B]``, the number of padding tokens in front of each sequence. They are dropped and read as zero.
+            tokens_dim: the dimension of ``dense`` that the tokens are along: 2, or 1 for ``[B, S, H, D]``.
 
         Raises:
             InnerQError: for a shape, dtype or format that a cache cannot have.
         """
         if role not in ("key", "value"):
             raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
+        if tokens_dim not in (1, 2):
+            raise InnerQError(
+                f"tokens_dim={tokens_dim!r} is not allowed: it has to be 2 for a cache [B, H, S, D], or 1 for "
+                "[B, S, H, D]; permute other layouts"
+            )
         if dense.dim() != 4:
-            raise InnerQError(f"a cache has the shape [B, H, S, D]; got {tuple(dense.shape)}")
+            raise InnerQError(
+                f"a cache has the shape [B, H, S, D], or [B, S, H, D] with tokens_dim=1; got {tuple(dense.shape)}"
+            )
+        by_head = with_tokens_at(dense.detach(), 2, tokens_dim)
         if not isinstance(config, InnerQConfig):
             config = InnerQConfig.preset(config)
         if start is not None:
-            _check_start(start, dense)
-        return cls(quantize(dense.detach(), config, role, start), dense.shape[2])
+            _check_start(start, by_head)
+        return cls(quantize(by_head, config, role, start), dense.shape[tokens_dim], tokens_dim)
 
     # --- what a user may ask ------------------------------------------------------------------------------------
 
@@ -103,8 +117,13 @@ class InnerQTensor(torch.Tensor):
         """Bytes of all inner tensors, spare capacity included."""
         return self._storage.nbytes
 
+    @property
+    def tokens_dim(self) -> int:
+        """The dimension that the tokens are along: 2 in ``[B, H, S, D]``, 1 in ``[B, S, H, D]``."""
+        return self._tokens_dim
+
     def dequantize(self) -> torch.Tensor:
-        """The dense tensor ``[B, H, S, D]``. Padding tokens are zero."""
+        """The dense tensor, in the layout of this one. Padding tokens are zero."""
         return _dense(self)
 
     def inner_tensors(self) -> dict[str, torch.Tensor]:
@@ -141,11 +160,12 @@ class InnerQTensor(torch.Tensor):
             storage.dtype,
             storage.mean is not None,
             storage.norm is not None,
+            self._tokens_dim,
         )
 
     @staticmethod
     def __tensor_unflatten__(inner, context, outer_size, outer_stride):
-        spec, dtype, has_mean, has_norm = context
+        spec, dtype, has_mean, has_norm, tokens_dim = context
         storage = CacheStorage(
             format=CacheFormat.parse(spec),
             codes=inner["_codes"],
@@ -157,10 +177,10 @@ class InnerQTensor(torch.Tensor):
             norm=inner["_state"] if has_norm else None,
             dtype=dtype,
             head_dim=outer_size[3],
-            length=outer_size[2],
+            length=outer_size[tokens_dim],
             handle=True,
         )
-        return InnerQTensor(storage, outer_size[2])
+        return InnerQTensor(storage, outer_size[tokens_dim], tokens_dim)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -178,14 +198,14 @@ class InnerQTensor(torch.Tensor):
     def __getitem__(self, index):
         # Cropping through the ordinary view operation would make autograd keep the longer tensor alive as the base of
         # the shorter one, and then every append after a crop would have to copy the cache.
-        length = None if self._storage.handle else _cropped_length(index, self.shape)
-        return super().__getitem__(index) if length is None else InnerQTensor(self._storage, length)
+        length = None if self._storage.handle else _cropped_length(index, self.shape, self._tokens_dim)
+        return super().__getitem__(index) if length is None else _of_length(self, length)
 
     def narrow(self, dim, start, length):
         """``torch.Tensor.narrow``; a crop is the same as by slicing."""
-        if self._storage.handle or dim not in (2, -2) or start != 0 or not 0 <= length <= self.shape[2]:
+        if self._storage.handle or not _is_tokens(self, dim) or start != 0 or not 0 <= length <= _length(self):
             return super().narrow(dim, start, length)
-        return InnerQTensor(self._storage, length)
+        return _of_length(self, length)
 
     def __setitem__(self, index, value):
         raise _refusal("tensor[...] = value", self)
@@ -225,10 +245,31 @@ class InnerQTensor(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):
-        return InnerQTensor, (self._storage, self.shape[2])
+        return InnerQTensor, (self._storage, _length(self), self._tokens_dim)
 
 
 torch.serialization.add_safe_globals([InnerQTensor, restore])
+
+
+# --- layouts --------------------------------------------------------------------------------------------------------
+
+
+def with_tokens_at(dense: torch.Tensor, wanted: int, tokens_dim: int) -> torch.Tensor:
+    """``dense``, whose tokens are along ``tokens_dim`` (1 or 2), with them along ``wanted`` instead; a view."""
+    return dense if wanted == tokens_dim else dense.transpose(1, 2)
+
+
+def _length(tensor: InnerQTensor) -> int:
+    return tensor.shape[tensor._tokens_dim]
+
+
+def _is_tokens(tensor: InnerQTensor, dim: int) -> bool:
+    return dim in (tensor._tokens_dim, tensor._tokens_dim - 4)
+
+
+def _of_length(tensor: InnerQTensor, length: int) -> InnerQTensor:
+    """A tensor of ``length`` tokens on the same storage, in the same layout."""
+    return InnerQTensor(tensor._storage, length, tensor._tokens_dim)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -239,15 +280,19 @@ def _dense(tensor: InnerQTensor) -> torch.Tensor:
     if storage.handle and isinstance(storage.state, FakeTensor):
         # Dynamo asks for shapes only; the backend puts the operator into the graph
         return storage.state.new_empty(tensor.shape, dtype=tensor.dtype)
-    return storage.dequantize(tensor.shape[2])
+    dense = storage.dequantize(_length(tensor))
+    if tensor._tokens_dim == 2:
+        return dense
+    # with the very strides of the wrapper, also along dimensions of size 1: a program may have been traced with them
+    return dense.transpose(1, 2).reshape(-1).view(tensor.shape)
 
 
 def _copied(tensor: InnerQTensor, transform=None) -> InnerQTensor:
     """An independent tensor with the same content, its storage cut to the tensor's length."""
     storage = tensor._storage.copy(transform=transform)
-    if storage.length != tensor.shape[2]:
-        storage.truncate(tensor.shape[2])
-    return InnerQTensor(storage, tensor.shape[2])
+    if storage.length != _length(tensor):
+        storage.truncate(_length(tensor))
+    return InnerQTensor(storage, _length(tensor), tensor._tokens_dim)
 
 
 def _select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
@@ -281,8 +326,8 @@ def _refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
     )
 
 
-def _cropped_length(index, shape) -> int | None:
-    """``S'`` where ``index`` is ``[:, :, :S']`` in any spelling, else None."""
+def _cropped_length(index, shape, tokens_dim: int) -> int | None:
+    """``S'`` where ``index`` is ``[:, :, :S']`` (or ``[:, :S']``) in any spelling, else None."""
     index = index if isinstance(index, tuple) else (index,)
     if any(not isinstance(item, slice) and item is not Ellipsis for item in index) or index.count(Ellipsis) > 1:
         return None
@@ -290,9 +335,9 @@ def _cropped_length(index, shape) -> int | None:
         at = index.index(Ellipsis)
         index = (*index[:at], *[slice(None)] * (5 - len(index)), *index[at + 1 :])
     index = (*index, *[slice(None)] * (4 - len(index)))
-    if len(index) != 4 or any(item != slice(None) for item in (*index[:2], index[3])):
+    if len(index) != 4 or any(item != slice(None) for dim, item in enumerate(index) if dim != tokens_dim):
         return None
-    start, end, step = index[2].indices(shape[2])
+    start, end, step = index[tokens_dim].indices(shape[tokens_dim])
     return max(end, 0) if start == 0 and step == 1 else None
 
 
@@ -311,24 +356,24 @@ def _handles(*overloads):
 @_handles(aten.cat.default)
 def _cat(tensors, dim=0):
     past, *rest = _without_empty(tensors)
-    if not isinstance(past, InnerQTensor) or dim not in (2, -2):
+    if not isinstance(past, InnerQTensor) or not _is_tokens(past, dim):
         return NotImplemented
     if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
         return NotImplemented
-    storage, length = past._storage, past.shape[2]
+    storage, tokens = past._storage, past._tokens_dim
     if storage.handle:
-        return InnerQTensor(storage, length + sum(new.shape[2] for new in rest))
+        return _of_length(past, _length(past) + sum(new.shape[tokens] for new in rest))
     for new in rest:
-        if new.dim() != 4 or (*new.shape[:2], new.shape[3]) != (*past.shape[:2], past.shape[3]):
+        if new.dim() != 4 or any(new.shape[d] != past.shape[d] for d in range(4) if d != tokens):
             raise InnerQError(
                 f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
-                "third size may differ"
+                f"{('second', 'third')[tokens - 1]} size may differ"
             )
     news = [_dense(new) if isinstance(new, InnerQTensor) else new for new in rest]
-    storage = storage.writable_from(past._view, sum(new.shape[2] for new in news))
+    storage = storage.writable_from(past._view, sum(new.shape[tokens] for new in news))
     for new in news:
-        storage.append(new)
-    return InnerQTensor(storage, storage.length)
+        storage.append(with_tokens_at(new, 2, tokens))
+    return InnerQTensor(storage, storage.length, tokens)
 
 
 def _without_empty(tensors):
@@ -346,8 +391,8 @@ def _slice(tensor, dim=0, start=None, end=None, step=1):
     start, end, _ = slice(start, end).indices(size)
     if start == 0 and end >= size:
         return _alias(tensor)
-    if dim % 4 == 2 and start == 0:
-        return InnerQTensor(tensor._storage, max(end, 0))
+    if dim % 4 == tensor._tokens_dim and start == 0:
+        return _of_length(tensor, max(end, 0))
     if dim % 4 == 0:
         return _select_batch(tensor, torch.arange(start, max(start, end), device=tensor.device))
     return NotImplemented
@@ -355,7 +400,7 @@ def _slice(tensor, dim=0, start=None, end=None, step=1):
 
 @_handles(aten.alias.default, aten.detach.default)
 def _alias(tensor):
-    return InnerQTensor(tensor._storage, tensor.shape[2])
+    return _of_length(tensor, _length(tensor))
 
 
 @_handles(aten.index_select.default)

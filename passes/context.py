@@ -58,6 +58,7 @@ class CacheInput:
     state: Node
     mean: Node | None
     norm: Node | None
+    tokens_dim: int = 2  # 1 where the program keeps it as [B, S, H, D]
 
     @property
     def four(self) -> tuple[Node, Node, Node, Node]:
@@ -116,7 +117,8 @@ class AttentionMatch:
     Attributes:
         node: the node whose value is the attention output ``[B, Hq, N, Dv]``.
         query: ``[B, Hq, N, D]``.
-        key, value: ``[B, H, S, D]``, before heads were repeated.
+        key, value: ``[B, H, S, D]`` or ``[B, S, H, D]``, before heads were repeated.
+        tokens_dims: the dimension of key and of value that the tokens are along, 2 or 1.
         scale: the factor of the scores.
         is_causal: SDPA's flag, which aligns the first query with the first key.
         kind: ``sdpa`` or ``eager``.
@@ -135,6 +137,7 @@ class AttentionMatch:
     is_causal: bool
     kind: str
     axes: AttentionAxes
+    tokens_dims: tuple[int, int] = (2, 2)
     terms: tuple[MaskTerm, ...] = ()
     softcap: float = 0.0
     sink_logits: Node | None = None
@@ -149,13 +152,15 @@ class CacheUse:
         kind: ``append`` (a quantized cache and new tokens behind it), ``read`` (a quantized cache as it is),
             ``buffer`` (a dense buffer that is written in place) or ``fresh`` (computed in this graph, and leaving it).
         cache: the quantized cache of ``append`` and ``read``.
-        new: the new tokens ``[B, H, N, D]`` of ``append``.
+        new: the new tokens of ``append``, in the layout of ``node``.
         buffer: the buffer of ``buffer``.
-        node: what the attention reads.
+        node: what the attention reads, ``[B, H, S, D]`` or ``[B, S, H, D]``.
+        tokens_dim: the dimension of ``node`` that the tokens are along, 2 or 1.
     """
 
     kind: str
     node: Node
+    tokens_dim: int = 2
     cache: CacheInput | None = None
     new: Node | None = None
     buffer: BufferUse | None = None
@@ -196,6 +201,7 @@ class Quantized:
     mean: Node | None
     norm: Node | None
     length: Any  # int or SymInt
+    tokens_dim: int = 2
 
 
 @dataclasses.dataclass

@@ -41,8 +41,11 @@ def _first_call(gm: GraphModule) -> Node:
 
 
 def dequantized(gm: GraphModule, cache: CacheInput) -> Node:
-    """Insert the dense tensor ``[B, H, S, D]`` of a cache."""
-    length = size_node(gm.graph, shape(cache.placeholder)[2])
-    return gm.graph.call_function(
+    """Insert the dense tensor of a cache, contiguous in the program's layout."""
+    length = size_node(gm.graph, shape(cache.placeholder)[cache.tokens_dim])
+    dense = gm.graph.call_function(
         torch.ops.innerq.dequantize.default, (*cache.four, cache.mean, cache.norm, length, cache.format.spec)
     )
+    if cache.tokens_dim == 1:
+        dense = gm.graph.call_method("contiguous", (gm.graph.call_method("transpose", (dense, 1, 2)),))
+    return dense

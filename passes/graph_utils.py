@@ -164,6 +164,10 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Names that torch takes for its own, as numpy has them.
+_NUMPY_NAMES = {"dim": "axis", "keepdim": "keepdims"}
+
+
 def op_name(node: Any) -> str | None:
     """The name of the operation of a node, None for anything not known here."""
     if not isinstance(node, Node):
@@ -181,8 +185,9 @@ def argument(node: Node, name: str, default: Any = None) -> Any:
     parameters = _PARAMETERS[operation]
     if operation == "softmax" and (node.op == "call_method" or node.target is torch.softmax):
         parameters = ("input", "dim", "dtype")
-    if name in node.kwargs:
-        return node.kwargs[name]
+    for spelled in (name, _NUMPY_NAMES.get(name)):
+        if spelled in node.kwargs:
+            return node.kwargs[spelled]
     index = parameters.index(name)
     return node.args[index] if index < len(node.args) else default
 
@@ -301,6 +306,15 @@ def _writes(user: Node, node: Node) -> bool:
         or name in ("setitem", "iand", "ior", "ixor")
         or (name.endswith("_") and not name.endswith("__"))
     )
+
+
+def by_head(graph: Graph, node: Node, tokens_dim: int) -> Node:
+    """Insert what turns keys or values whose tokens are along ``tokens_dim`` into ``[B, H, S, D]``."""
+    if tokens_dim == 2:
+        return node
+    new = graph.call_method("transpose", (node, 1, 2))
+    new.meta["example_value"] = example(node).transpose(1, 2)
+    return new
 
 
 def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:

@@ -54,13 +54,13 @@ class BufferUse:
     consecutive: bool
 
 
-def buffer_use(node: Node, changes: Writes) -> BufferUse | None:
-    """The buffer that ``node``, keys or values ``[B, H, S, D]``, reads; None where there is none.
+def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None:
+    """The buffer that ``node``, keys or values with tokens along ``tokens_dim``, reads; None where there is none.
 
     Raises:
         NoBuffer: where there is one, in a form that is not understood.
     """
-    buffer, dims, end = _read(node)
+    buffer, dims, end = _read(node, tokens_dim)
     if buffer is None:
         return None
     writes = buffer_writes(buffer, changes)
@@ -121,9 +121,9 @@ def _in_place_users(node: Node) -> list[Node]:
     ]
 
 
-def _read(node: Node) -> tuple[Node | None, tuple[int, ...], Any]:
+def _read(node: Node, tokens_dim: int) -> tuple[Node | None, tuple[int, ...], Any]:
     """The buffer behind a chain of transpositions, slices and its own write; its dimensions, the end of the slice."""
-    dims, end = [0, 1, 2, 3], None
+    dims, end = [0, 3 - tokens_dim, tokens_dim, 3], None
     while True:
         name = op_name(node)
         if node.op in ("placeholder", "get_attr"):

@@ -19,7 +19,7 @@ from ..kernels.formats import CacheFormat, grown_capacity
 from .attention.products import is_product
 from .attention.sides import behind_factor, behind_view
 from .context import AttentionMatch, CacheUse, PassContext, Quantized
-from .graph_utils import example, is_query, op_name, same_sizes, shape
+from .graph_utils import by_head, example, is_query, op_name, same_size, shape
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -42,20 +42,21 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
 
 
 def _quantize(gm: GraphModule, use: CacheUse, role: str, start: Node, context: PassContext) -> Quantized:
-    value, config = example(use.node), context.config
+    dense = by_head(gm.graph, use.node, use.tokens_dim)
+    value, config = example(dense), context.config
     fmt = config.format_for(role, value.shape[3], value.dtype)
     ops = torch.ops.innerq
     mean = norm = None
     if role == "key" and (config.centre_keys or config.normalize_keys):
         statistics = gm.graph.call_function(
-            ops.key_statistics.default, (use.node, start, config.centre_keys, config.normalize_keys)
+            ops.key_statistics.default, (dense, start, config.centre_keys, config.normalize_keys)
         )
         mean = gm.graph.call_function(operator.getitem, (statistics, 0)) if config.centre_keys else None
         norm = gm.graph.call_function(operator.getitem, (statistics, 1)) if config.normalize_keys else None
-    capacity = _capacity(gm, use.node, fmt)
-    packed = gm.graph.call_function(ops.prefill.default, (use.node, start, mean, norm, capacity, fmt.spec))
+    capacity = _capacity(gm, dense, fmt)
+    packed = gm.graph.call_function(ops.prefill.default, (dense, start, mean, norm, capacity, fmt.spec))
     tensors = tuple(gm.graph.call_function(operator.getitem, (packed, index)) for index in range(4))
-    return Quantized(fmt, tensors, mean, norm, value.shape[2])
+    return Quantized(fmt, tensors, mean, norm, value.shape[2], use.tokens_dim)
 
 
 def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:
@@ -70,18 +71,19 @@ def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:
 def _tells_padding(match: AttentionMatch, context: PassContext) -> bool:
     """Whether the mask has a column for each key, and a key that it hides from every query is one that nobody reads."""
     size = shape(match.mask) if match.mask is not None else None
-    if size is None or len(size) != 4 or not same_sizes(size[3:], shape(match.key)[2:3]):
+    if size is None or len(size) != 4 or not same_size(size[3], shape(match.key)[match.tokens_dims[0]]):
         return False
     readers = [other for other in context.attentions if other.key is match.key or other.value is match.value]
     if any(other.mask is not match.mask for other in readers):
         return False
-    return all(_only_attended(node) for node in (match.key, match.value))
+    return all(_only_attended(node, cached=True) for node in (match.key, match.value))
 
 
-def _only_attended(node: Node) -> bool:
-    """Whether nothing but attentions reads keys or values, through views and repetitions of them."""
+def _only_attended(node: Node, cached: bool = False) -> bool:
+    """Whether nothing but attentions reads keys or values, through views and repetitions of them, which do not leave
+    the graph; what is cached itself does."""
     for user in node.users:
-        if user.op == "output" or is_query(user) or is_product(user) or op_name(user) == "sdpa":
+        if (cached and user.op == "output") or is_query(user) or is_product(user) or op_name(user) == "sdpa":
             continue
         same = behind_view(user) is node or op_name(user) in ("expand", "repeat", "repeat_interleave")
         same = same or behind_factor(user) is not None

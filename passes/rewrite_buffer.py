@@ -24,7 +24,7 @@ from ..kernels.formats import preallocated_capacity
 from .aliases import Writes, possible_views
 from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, Reason, ShadowInput
-from .graph_utils import erase_dead, example, same_sizes, shape, source_line
+from .graph_utils import erase_dead, example, same_size, shape, source_line
 from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
 from .rewrite_decode import append, attend, wrong_roles
 from .unwrap_caches import add_placeholders, cache_examples
@@ -91,7 +91,7 @@ def _obstacle(
             return reason
     if key.whole and match.mask is None:
         return "the attention reads a buffer to its end without a mask, so it reads what has not been written"
-    if key.whole and not same_sizes(shape(match.mask)[-1:], shape(match.key)[2:3]):
+    if key.whole and not same_size(shape(match.mask)[-1], shape(match.key)[match.tokens_dims[0]]):
         return "the mask has no column for each token of the buffer"
     return _apart(key, value, changes)
 

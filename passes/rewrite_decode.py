@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from .aliases import Writes
 from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext, Reason
-from .graph_utils import erase_dead, example, same_sizes, shape, source_line
+from .graph_utils import by_head, erase_dead, example, same_size, shape, source_line
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -42,9 +42,10 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
             written.add(pair)
             last = max(pair, key=changes.order.__getitem__)
             with gm.graph.inserting_before(last.next):
-                append(gm, key.cache, value.cache, key.new, value.new)
+                news = (by_head(gm.graph, use.new, use.tokens_dim) for use in (key, value))
+                append(gm, key.cache, value.cache, *news)
             for use in (key, value):
-                context.appended[use.node] = Appended(use.cache, shape(use.new)[2])
+                context.appended[use.node] = Appended(use.cache, shape(use.new)[use.tokens_dim])
         attend(gm, match, key.cache, value.cache)
         context.rewritten.append(match)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
@@ -62,7 +63,7 @@ def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Wr
         return "the caches of keys and values have different windows"
     if key.kind != "append":
         return None
-    if not same_sizes(shape(key.new)[2:3], shape(value.new)[2:3]):
+    if not same_size(*(shape(use.new)[use.tokens_dim] for use in (key, value))):
         return "there are not as many new keys as new values"
     last = max(key.node, value.node, key=changes.order.__getitem__)
     for use, what in ((key, "keys"), (value, "values")):

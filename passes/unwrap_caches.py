@@ -23,7 +23,8 @@ from .context import CacheInput, PassContext
 def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
     seen: set[int] = set()
     for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
-        storage = getattr(node.meta.get("example_value"), "_storage", None)
+        cache = node.meta.get("example_value")
+        storage = getattr(cache, "_storage", None)
         if storage is None:
             continue
         examples = cache_examples(
@@ -43,7 +44,9 @@ def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
             seen.add(id(inner))
         source = getattr(node, "_dynamo_source", None)
         nodes = add_placeholders(gm.graph, node.name, examples, source and AttrSource(source, "_storage"))
-        context.caches[node] = CacheInput(placeholder=node, index=index, format=storage.format, **nodes)
+        context.caches[node] = CacheInput(
+            placeholder=node, index=index, format=storage.format, tokens_dim=cache._tokens_dim, **nodes
+        )
     return gm
 
 

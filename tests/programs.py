@@ -48,6 +48,24 @@ class TinyAttention(nn.Module):
         return out.transpose(1, 2).reshape(batch, tokens, -1), cache
 
 
+class LateTransposing(TinyAttention):
+    """The same with a cache that is kept as ``[B, S, H, D]`` and transposed where it is read."""
+
+    def forward(self, x, past=None, mask=None):
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(batch, tokens, self.kv_heads, self.head_dim)
+        v = self.v(x).view(batch, tokens, self.kv_heads, self.head_dim)
+        if past is not None:
+            k = torch.cat([past[0], k], dim=1)
+            v = torch.cat([past[1], v], dim=1)
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        causal = mask is None and past is None
+        gqa = self.heads > self.kv_heads
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+        return out.transpose(1, 2).reshape(batch, tokens, -1), (k, v)
+
+
 def capture(fn, *calls, config: InnerQConfig) -> list[tuple[torch.fx.GraphModule, list]]:
     """The graphs that Dynamo hands to the backend while ``fn`` is called with each of ``calls`` in turn.
 

@@ -98,7 +98,7 @@ class Program:
             and self.mask != "soft_fill"
             and self.head_dim % 16 == 0
             and not any(step.action in ("swap_sides", "gap") for step in self.steps)
-            and (self.cache_layout == "BHSD" or self.cache == "static")
+            and (self.cache_layout == "BHSD" or self.cache != "typed")
             and not (self.buffers and self.read == "whole" and self.mask == "none")
         )
 

@@ -1,14 +1,15 @@
 // Attention of a few query rows to a quantized cache, in one pass over the tokens.
 //
 // The tokens of every KV head are cut into chunks of about CHUNK tokens; threads take equal, contiguous shares of all
-// chunks of all heads. A chunk goes through three steps, each for all R = G * N query rows of the KV head at once:
+// chunks of all heads. A chunk goes through three steps, each for R = G * n query rows of the KV head at once:
 //   1. scores [R][n] from the keys: a block is unpacked to a tile [channel][token] in L1 and contracted with q;
 //   2. soft cap, masks, running maximum, exponentials in place (the scale is in q);
 //   3. acc [R][Dv] from the values: a block is unpacked to a tile [token][channel] and contracted with the weights.
 // Steps 1 and 3 are the same `contract`: groups run along the contracted rows, so that a group's scale multiplies one
 // partial sum a lane instead of every element (that is what inner grouping is for), and the offset of the codes or the
 // zero point is a rank-one correction, (sum of coefficients of the group) * offset.
-// Only real tokens are visited; slots and blocks behind the end are never read.
+// Only real tokens are visited; slots and blocks behind the end are never read. Many query tokens take several passes of
+// n tokens each, so that the memory for rows is bounded, whatever N and the context are, and stays in a core's cache.
 
 namespace {
 
@@ -16,6 +17,7 @@ constexpr int CHUNK = 256;          // a multiple of every block
 constexpr int SCORES = 2 * CHUNK;   // row stride of scores: the first chunk holds up to CHUNK - 1 sinks more
 constexpr int ROW_TILE = VL >= 16 ? 4 : 2;   // query rows that share a register block
 constexpr int LANE_TILE = 4;                 // vectors that share a register block
+constexpr int64_t PASS_ROWS = 128;           // query rows of a KV head in one pass
 
 struct DecodeArgs {
   const void* query;  // [B, H * G, N, D]
@@ -228,9 +230,18 @@ inline float mask_scores(const DecodeArgs& a, float* s, int64_t n, int64_t seen,
   return largest(most);
 }
 
+// The query tokens of one pass; row r of a KV head is query head head(r) of the group, and query token token(r).
+struct Pass {
+  int64_t first, count, R;
+  Pass(const DecodeArgs& a, int64_t first, int64_t count) : first(first), count(count), R(a.group * count) {}
+  int64_t head(int64_t r) const { return r / count; }
+  int64_t token(int64_t r) const { return first + r % count; }
+};
+
 template <class K, class V> struct Worker {
   const DecodeArgs& a;
-  int64_t R;
+  const Pass& pass;
+  const int64_t R = pass.R;
   // of this thread
   float *q, *q_sums, *p_sums, *scores, *part, *tile;
   int32_t* spare;
@@ -258,8 +269,8 @@ template <class K, class V> struct Worker {
     const int64_t b = i / a.heads, h = i % a.heads;
     const float scale = (float)a.scale;
     for (int64_t r = 0; r < R; ++r) {
-      const T* row = query + b * a.query_stride[0] + (h * a.group + r / a.count) * a.query_stride[1] +
-                     r % a.count * a.query_stride[2];
+      const T* row = query + b * a.query_stride[0] + (h * a.group + pass.head(r)) * a.query_stride[1] +
+                     pass.token(r) * a.query_stride[2];
       for (int c = 0; c < K::D; ++c) q[r * K::D + c] = to_f32(row[c * a.query_stride[3]]) * scale;
       if constexpr (K::QUANTIZED)
         for (int g = 0; g < KG; ++g) {
@@ -292,10 +303,10 @@ template <class K, class V> struct Worker {
         });
     for (int64_t r = 0; r < R; ++r) {
       float* s = scores + r * SCORES;
-      const int64_t query = r % a.count, last = a.causal ? length - a.count + 1 + query : length;
+      const int64_t query = pass.token(r), last = a.causal ? length - a.count + 1 + query : length;
       const int64_t seen = last - begin < n ? last - begin : n;
       const int64_t mask_row =
-          b * a.mask_stride[0] + (h * a.group + r / a.count) * a.mask_stride[1] + query * a.mask_stride[2];
+          b * a.mask_stride[0] + (h * a.group + pass.head(r)) * a.mask_stride[1] + query * a.mask_stride[2];
       const float most = mask_scores(a, s, n, seen, mask_row, begin + a.key.state[b * a.heads * 4]);
       if (most > m[r]) {
         if (m[r] > -INF) {
@@ -367,10 +378,10 @@ struct Partials {
 };
 
 template <class V, class T>
-void merge(const DecodeArgs& a, const Partials& partials, int64_t i, int64_t first, int64_t last) {
+void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int64_t i, int64_t first, int64_t last) {
   const int64_t R = partials.R;
   for (int64_t r = 0; r < R; ++r) {
-    const float* logit = a.sink_logits ? a.sink_logits + i % a.heads * a.group + r / a.count : nullptr;
+    const float* logit = a.sink_logits ? a.sink_logits + i % a.heads * a.group + pass.head(r) : nullptr;
     float most = logit ? *logit : -INF;
     for (int64_t s = first; s <= last; ++s) most = partials.m(s)[r] > most ? partials.m(s)[r] : most;
     const float shift = most == -INF ? 0.f : most;
@@ -384,14 +395,13 @@ void merge(const DecodeArgs& a, const Partials& partials, int64_t i, int64_t fir
         acc[c] = fma(load(partials.acc(s) + r * V::D + c * VL), splat(factor), acc[c]);
     }
     const float inverse = total == 0 ? 0.f : 1 / total;
-    T* out = (T*)a.out + (i * R + r) * V::D;
+    T* out = (T*)a.out + ((i * a.group + pass.head(r)) * a.count + pass.token(r)) * V::D;
     for (int c = 0; c < V::D / VL; ++c) store_as<T>(out + c * VL, acc[c] * inverse);
   }
 }
 
-template <class K, class V, class T> int decode(const DecodeArgs* args) {
-  const DecodeArgs& a = *args;
-  const int64_t heads = a.batch * a.heads, R = a.group * a.count;
+template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const Pass& pass) {
+  const int64_t heads = a.batch * a.heads, R = pass.R;
   int64_t chunks = 0, tokens = 0;
   auto length = [&](int64_t i) { return (int64_t)a.key.state[i / a.heads * a.heads * 4 + 1]; };
   for (int64_t i = 0; i < heads; ++i) {
@@ -412,7 +422,7 @@ template <class K, class V, class T> int decode(const DecodeArgs* args) {
     const int64_t thread = omp_get_thread_num(), running = omp_get_num_threads();
     auto share = [&](int64_t t) { return chunks * t / running; };
     const int64_t begin = share(thread), end = share(thread + 1);
-    Worker<K, V> worker{a, R};
+    Worker<K, V> worker{a, pass};
     worker.place(memory + own * thread);
     int64_t first = 0;  // chunk of all chunks at which head i begins
     for (int64_t i = 0; i < heads && first < end; ++i) {
@@ -440,12 +450,21 @@ template <class K, class V, class T> int decode(const DecodeArgs* args) {
           to = from;
           while (share(to + 1) < first + count) ++to;
         }
-        merge<V, T>(a, partials, i, i + from, i + to);
+        merge<V, T>(a, pass, partials, i, i + from, i + to);
       }
       first += count;
     }
   }
   return 0;
+}
+
+template <class K, class V, class T> int decode(const DecodeArgs* args) {
+  const DecodeArgs& a = *args;
+  const int64_t step = PASS_ROWS > a.group ? PASS_ROWS / a.group : 1;
+  int failed = 0;
+  for (int64_t first = 0; first < a.count && !failed; first += step)
+    failed = decode_pass<K, V, T>(a, Pass(a, first, a.count - first < step ? a.count - first : step));
+  return failed;
 }
 
 }  // namespace

@@ -111,16 +111,16 @@ class FieldsConfig:
 
 def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> FieldsConfig:
     """The best measured configuration (``docs/kernels.md``) for ``sequences`` (b, h) of ``rows`` query rows each."""
-    # with few sequences a program takes little of the blocks, and the windows, which are read in one go, must not last
-    # longer than that
-    windows = 1 if sequences >= 64 else 2 if sequences > 16 else 5
+    programs = sequences * triton.cdiv(rows, 16)
+    # with few of them each takes little of the blocks, and the windows must not last longer than that
+    windows = 1 if programs >= 64 else 2 if programs > 16 else 5
     if max(head_dim, value_dim) > 128:  # two warps share the 32 rows of a tile: half the accumulators a thread
         return FieldsConfig(stages=3, num_warps=2, programs=6, window_splits=windows)
     if rows > 8:  # twice the accumulators: fewer programs, all the registers
         return FieldsConfig(programs=8, window_splits=windows, maxnreg=None)
     if max(head_dim, value_dim) == 64:
         return FieldsConfig(window_splits=windows)
-    return FieldsConfig(programs=12 if sequences >= 64 else 8, window_splits=windows, window_tokens=32)
+    return FieldsConfig(programs=12 if sequences >= 64 else 8, window_splits=windows)
 
 
 #: Bits of codes and head_dims that ``attention_fields`` reads.
@@ -178,6 +178,42 @@ def combine(
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How a call is divided among programs.
+
+    Attributes:
+        fields: whether ``attention_fields`` takes it.
+        rows: query rows of a tile.
+        row_tiles: tiles of a KV head.
+        splits: shares of a sequence's tokens, those of the windows included.
+        window_splits: how many of them are the windows'.
+    """
+
+    fields: bool
+    rows: int
+    row_tiles: int
+    splits: int
+    window_splits: int
+
+
+def choose_tiling(
+    device: torch.device, fields: bool, sequences: int, rows: int, tokens: int, config: FieldsConfig, splits: int | None
+) -> Tiling:
+    """The tiling for ``sequences`` (b, h) of ``rows`` query rows each.
+
+    Bounds the partial results, of ``splits * sequences * rows`` rows: where there are many rows, one split of the
+    tokens is left (two with that of the windows); where there are few, all programs run at once, so that their rows
+    are no more than the device has programs times a tile. Neither depends on ``tokens``.
+    """
+    tile = 8 if fields and min(rows, config.tile) <= 8 else 16
+    row_tiles = triton.cdiv(rows, tile)
+    windows = config.window_splits if fields else 0
+    per_multiprocessor = config.programs if fields else 4
+    splits = splits or choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
+    return Tiling(fields, tile, row_tiles, splits + windows, windows)
+
+
 def decode_partials(
     query: torch.Tensor,
     k_cache: tuple[torch.Tensor, ...],
@@ -198,17 +234,12 @@ def decode_partials(
     value_dim = v_cache[2].shape[3]
     fields = not fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
     config = config or choose_config(batch * heads, group * rows, head_dim, value_dim)
-    heads_tile = 8 if fields and min(group * rows, config.tile) <= 8 else 16
-    row_tiles = triton.cdiv(group * rows, heads_tile)
-    programs = batch * heads * row_tiles
     if fields:
-        window_splits = config.window_splits
         tokens = k_cache[0].shape[2] * 32
-        splits = splits or choose_splits(query.device, programs, tokens, config.programs, window_splits)
-        splits += window_splits
     else:
         tokens = max(c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt)))
-        splits = splits or choose_splits(query.device, programs, tokens, 4)
+    tiling = choose_tiling(query.device, fields, batch * heads, group * rows, tokens, config, splits)
+    splits = tiling.splits
     parts = torch.empty((splits, batch * q_heads * rows, value_dim + 2), dtype=torch.float32, device=query.device)
     flat = parts.view(-1)
     count = splits * batch * q_heads * rows
@@ -237,7 +268,7 @@ def decode_partials(
         softcap,
     )
     constants = {"SOFTCAP": softcap != 0.0, "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2}
-    grid = (batch * heads, row_tiles, splits)
+    grid = (batch * heads, tiling.row_tiles, splits)
     with on_device(query):
         if fields:
             options = {} if config.maxnreg is None else {"maxnreg": config.maxnreg}
@@ -245,8 +276,8 @@ def decode_partials(
                 *arguments,
                 CAUSAL=causal and rows > 1,  # a single row sees every token
                 **constants,
-                HEADS=heads_tile,
-                WINDOW_SPLITS=window_splits,
+                HEADS=tiling.rows,
+                WINDOW_SPLITS=tiling.window_splits,
                 WINDOW_TOKENS=config.window_tokens,
                 BLOCKS=config.blocks,
                 STAGES=config.stages,

@@ -176,13 +176,12 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
     own[features[0]] = value_side.dims[value_labels.index(features[0])]
 
     query_labels = product.labels[1 - key_at]
-    rows = [label for label in query_labels if label not in labels]
     out_dims = dims_of(values.out, own)
     attention = _axes(
         key_side,
         value_side,
         weight_dims,
-        axes[rows[-1]] if rows else (),
+        _rows(product, key_at, axes),
         dims_of(query_labels, axes),
         out_dims,
     )
@@ -226,6 +225,17 @@ def _key_operand(product: Product, axes: dict[Any, Any], way: Way, dims: dict[No
     return found[0]
 
 
+def _rows(product: Product, key_at: int, axes: dict[Any, Any]) -> tuple[Axis, ...]:
+    """The axes of the query's tokens: of what the query alone has, the last in the scores that may be of any size.
+
+    What else it has are query heads of a group, whose number is a constant.
+    """
+    only = {*product.labels[1 - key_at]} - {*product.labels[key_at]}
+    own = [axes[label] for label in product.out if label in only]
+    symbolic = [dim for dim in own if not all(isinstance(axis.size, int) for axis in resolve(dim))]
+    return (symbolic or own or [()])[-1]
+
+
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
@@ -263,14 +273,24 @@ def _match(
         raise NoMatch("the values are scaled between the cache and the attention")
     if writes_to(query):
         raise NoMatch("the query is changed in place")
-    if any(not isinstance(size, int) for size in (shape(key.node)[1], shape(key.node)[3], shape(value.node)[3])):
+    (batch, kv_heads, head_dim), (value_batch, value_heads, value_dim) = _fixed_sizes(key), _fixed_sizes(value)
+    if any(not isinstance(size, int) for size in (kv_heads, head_dim, value_dim)):
         raise NoMatch("the number of heads or head_dim is not a constant")
     if not all(isinstance(axis.size, int) for axis in axes.heads):
         raise NoMatch("the number of query heads is not a constant")
-    if not math.isfinite(scale) or not same_sizes(shape(key.node)[:2], shape(value.node)[:2]):
+    if not math.isfinite(scale) or not same_sizes((batch, kv_heads), (value_batch, value_heads)):
         raise NoMatch("the shapes of query, key and value do not belong together")
     query = _without_upcasts(query, example(key.node).dtype)
-    return AttentionMatch(node, query, key.node, value.node, scale, is_causal, kind, axes, terms, softcap, sink_logits)
+    layouts = (key.tokens_dim, value.tokens_dim)
+    return AttentionMatch(
+        node, query, key.node, value.node, scale, is_causal, kind, axes, layouts, terms, softcap, sink_logits
+    )
+
+
+def _fixed_sizes(side: Side) -> tuple[Any, Any, Any]:
+    """B, H and D of keys or values."""
+    sizes = shape(side.node)
+    return sizes[0], sizes[3 - side.tokens_dim], sizes[3]
 
 
 def _without_upcasts(query: Node, dtype: Any) -> Node:

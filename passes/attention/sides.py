@@ -1,6 +1,6 @@
 """From an operand of a product back to the keys or values that a cache holds.
 
-    keys = cat([past, k], 2)                          <- what the cache holds, [B, H, S, D]
+    keys = cat([past, k], 2)                          <- what the cache holds, [B, H, S, D] or [B, S, H, D]
     x = keys[:, :, None].expand(..., G, ...)
     x = x.reshape(B, H * G, S, D).float() * 0.5       views, copies, repetition, casts, constant factors: walked through
     scores = matmul(q, x.transpose(2, 3))             <- the operand
@@ -19,12 +19,15 @@ from torch.fx import Node
 
 from ..context import CacheInput, NoMatch
 from ..graph_utils import argument, constant, is_output, is_pure, op_name, same_sizes, shape, writes_to
-from .axes import Axis, Dims, axes_of_size, flat, fresh_dims, reshaped, resolve, unify
+from .axes import Axis, Dims, axes_of_size, flat, fresh_dims, reshaped, resolve, resolve_dims, unify
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RESHAPES = ("reshape", "unsqueeze", "contiguous")
 _VIEWS = ("transpose", "permute", "movedim", *_RESHAPES)
 _REPEATS = ("expand", "repeat", "repeat_interleave")
+#: The dimension of the tokens in the layouts that a cache may have.
+_LAYOUTS = (2, 1)
+_LAYOUT_NAMES = {2: "[B, H, S, D]", 1: "[B, S, H, D]"}
 
 
 def is_float(node: Any) -> bool:
@@ -132,13 +135,15 @@ class Side:
     """Keys or values.
 
     Attributes:
-        node: what a cache holds, ``[B, H, S, D]``.
-        base: its dimensions.
+        node: what a cache holds, ``[B, H, S, D]`` or ``[B, S, H, D]``.
+        tokens_dim: the dimension of ``node`` that the tokens are along, 2 or 1.
+        base: its dimensions, in the order of ``[B, H, S, D]``.
         dims: the dimensions of the operand.
         factor: the constant that the operand is a multiple by.
     """
 
     node: Node
+    tokens_dim: int
     base: Dims
     dims: Dims
     factor: float
@@ -148,21 +153,26 @@ def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, Cach
     """The keys or values behind an operand whose dimensions ``tokens`` and ``features`` are S and D.
 
     Raises:
-        NoMatch: where the operand is not made of a tensor ``[B, H, S, D]``.
+        NoMatch: where the operand is not made of a tensor ``[B, H, S, D]`` or ``[B, S, H, D]``.
     """
     chain = _chain(operand)
     end = len(chain) - 1
-    cached = _is_cached(chain[end][0], caches)
-    chosen = end if cached else next((i for i, (node, _) in enumerate(chain) if is_output(node)), None)
+    cache = _cache_behind(chain[end][0], caches)
+    chosen = end if cache is not None else next((i for i, (node, _) in enumerate(chain) if is_output(node)), None)
     if chosen is not None:
-        side, layout = _side(chain, chosen, tokens, features)
+        dims, layout = _dims_on_the_way(chain, chosen)
+        side = _side(chain, chosen, dims, tokens, features, _LAYOUTS if cache is None else (cache.tokens_dim,))
         if side is None:
-            raise NoMatch(f"the {what} are cached {layout}; a quantized cache is [B, H, S, D]")
+            layout = layout or f"as {_layout(dims, tokens, features)}"
+            if cache is not None:
+                raise NoMatch(f"the {what} are read {layout} from a quantized cache {_LAYOUT_NAMES[cache.tokens_dim]}")
+            raise NoMatch(f"the {what} are cached {layout}; a quantized cache is [B, H, S, D] or [B, S, H, D]")
     else:
-        tried = (_side(chain, index, tokens, features)[0] for index in range(end, -1, -1))
+        ways = [(index, _dims_on_the_way(chain, index)[0]) for index in range(end, -1, -1)]
+        tried = (_side(chain, i, dims, tokens, features, (layout,)) for layout in _LAYOUTS for i, dims in ways)
         side = next((side for side in tried if side is not None), None)
         if side is None:
-            raise NoMatch(f"the {what} are not made of a tensor [B, H, S, D]")
+            raise NoMatch(f"the {what} are not made of a tensor [B, H, S, D] or [B, S, H, D]")
     _check_not_written([node for node, _ in chain], side.node, what)
     return side
 
@@ -184,31 +194,58 @@ def _chain(operand: Node) -> list[tuple[Node, float]]:
         node = source
 
 
-def _is_cached(node: Node, caches: dict[Node, CacheInput]) -> bool:
-    if op_name(node) == "cat":
-        tensors = argument(node, "tensors")
-        return isinstance(tensors, (list, tuple)) and any(tensor in caches for tensor in tensors)
-    return node in caches
+def _cache_behind(node: Node, caches: dict[Node, CacheInput]) -> CacheInput | None:
+    """The quantized cache that a node is, or appends to."""
+    if op_name(node) != "cat":
+        return caches.get(node)
+    tensors = argument(node, "tensors")
+    tensors = tensors if isinstance(tensors, (list, tuple)) else ()
+    return next((caches[tensor] for tensor in tensors if tensor in caches), None)
 
 
-def _side(chain: list[tuple[Node, float]], index: int, tokens: int, features: int) -> tuple[Side | None, str]:
-    """The side that holds ``chain[index]``, or None and its layout in words."""
-    node, factor = chain[index]
-    if shape(node) is None or len(shape(node)) != 4:
-        return None, f"as a tensor of {len(shape(node) or ())} dimensions"
+def _dims_on_the_way(chain: list[tuple[Node, float]], index: int) -> tuple[tuple[Dims, Dims] | None, str]:
+    """Dimensions of ``chain[index]`` and of the operand; None and what is wrong with them, in words."""
+    node = chain[index][0]
+    if shape(node) is None:
+        return None, "in a layout that is not understood"
     base = dims = fresh_dims(shape(node))
     try:
         for step, _ in chain[index - 1 :: -1] if index else ():
             dims = dims if op_name(step) in ("mul", "div") else view_dims(step, dims)
     except NoMatch:
         return None, "in a layout that is not understood"
-    if any(axis.parts for dim in base for axis in dim):
-        return None, "with heads in one dimension with something else"
-    if dims[tokens] == base[2] and dims[features] == base[3]:
-        return Side(node, base, dims, factor), ""
-    names = iter("BH")
-    letters = ["S" if d and d == dims[tokens] else "D" if d and d == dims[features] else next(names, "?") for d in base]
-    return None, f"as [{', '.join(letters)}]"
+    return (base, dims), ""
+
+
+def _side(
+    chain: list[tuple[Node, float]],
+    index: int,
+    dims: tuple[Dims, Dims] | None,
+    tokens: int,
+    features: int,
+    layouts: tuple[int, ...],
+) -> Side | None:
+    """The side that holds ``chain[index]`` with the tokens along one of ``layouts``, or None."""
+    if dims is None:
+        return None
+    (base, dims), (node, factor) = dims, chain[index]
+    if len(base) != 4 or any(axis.parts for dim in base for axis in dim):
+        return None
+    for layout in layouts:
+        if dims[tokens] == base[layout] and dims[features] == base[3]:
+            return Side(node, layout, (base[0], base[3 - layout], base[layout], base[3]), dims, factor)
+    return None
+
+
+def _layout(dims: tuple[Dims, Dims], tokens: int, features: int) -> str:
+    """The layout of a tensor in letters: what its dimensions are to an operand."""
+    base, operand = (resolve_dims(each) for each in dims)
+    named = {operand[tokens]: "S", operand[features]: "D"}
+    known = [[named.get((axis,), "") for axis in dim] for dim in base]
+    merged = any(any(letters) and not all(letters) for letters in known)  # heads go with tokens or channels
+    names = iter(("B", "H") if len(base) > 3 else ("B",) if merged else ("B*H",))
+    words = ["*".join(letter or "H" for letter in letters) if any(letters) else next(names, "?") for letters in known]
+    return f"[{', '.join(words)}]"
 
 
 def _check_not_written(chain: list[Node], node: Node, what: str) -> None:

@@ -91,6 +91,63 @@ class NanoGPT(Decoder):
         return logits
 
 
+# --- the same, but keys and values are kept as they come, [B, S, H, D], and transposed when they are read ------------
+
+
+class LateTransposeAttention(NanoAttention):
+    def forward(self, x, past):
+        B, T, C = x.size()
+        q, k, v = (t.view(B, T, HEADS, C // HEADS) for t in self.c_attn(x).split(WIDTH, dim=2))
+        if past is not None:
+            k = torch.cat((past[0], k), dim=1)
+            v = torch.cat((past[1], v), dim=1)
+        present = (k, v)
+        S = k.size(1)
+        mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if T > 1 else None
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), present
+
+
+class LateTransposeGPT(NanoGPT):
+    attention = LateTransposeAttention
+
+
+# --- einsum all the way on [B, S, H, D], as in programs that came from JAX, with grouped heads -----------------------
+
+
+class EinsumAttention(nn.Module):
+    KV_HEADS = 2
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.wq = nn.Parameter(torch.empty(WIDTH, HEADS, HEAD_DIM))
+        self.wk = nn.Parameter(torch.empty(WIDTH, self.KV_HEADS, HEAD_DIM))
+        self.wv = nn.Parameter(torch.empty(WIDTH, self.KV_HEADS, HEAD_DIM))
+        self.wo = nn.Parameter(torch.empty(HEADS, HEAD_DIM, WIDTH))
+
+    def forward(self, x, past):
+        q = torch.einsum("bsm,mhd->bshd", x, self.wq) * HEAD_DIM**-0.5
+        k = torch.einsum("bsm,mhd->bshd", x, self.wk)
+        v = torch.einsum("bsm,mhd->bshd", x, self.wv)
+        if past is not None:
+            k = torch.cat([past[0], k], axis=1)
+            v = torch.cat([past[1], v], axis=1)
+        B, T, S = x.shape[0], x.shape[1], k.shape[1]
+        q = q.reshape(B, T, self.KV_HEADS, HEADS // self.KV_HEADS, HEAD_DIM)
+        logits = torch.einsum("bthgd,bshd->bhgts", q, k)
+        if T > 1:
+            allowed = torch.arange(S)[None, :] <= torch.arange(S - T, S)[:, None]
+            logits = torch.where(allowed, logits, -1e30)
+        probs = torch.softmax(logits, dim=-1)
+        out = torch.einsum("bhgts,bshd->bthgd", probs, v).reshape(B, T, HEADS, HEAD_DIM)
+        return torch.einsum("bthd,hdm->btm", out, self.wo), (k, v)
+
+
+class EinsumDecoder(NanoGPT):
+    attention = EinsumAttention
+
+
 # --- the Llama reference: a buffer [B, S, H, D], written and read with slices -----------------------------------------
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from innerq_compile import clear_reports, compiled_graphs, innerq
+from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
 
 from ..programs import TinyAttention
-from .programs import VOCAB, GPTFast, LlamaReference, NanoGPT
+from .programs import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
 
-PROGRAMS = [NanoGPT, LlamaReference, GPTFast]
+PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast]
 
 
 @torch.no_grad()
@@ -38,6 +38,74 @@ def test_program(program):
         torch.testing.assert_close(run(model, prompt, 40), logits, atol=2e-4, rtol=1e-4)
     decode = [report for report in compiled_graphs() if report.kind == "decode"]
     assert decode and all(report.rewritten == 2 for report in decode), [str(r) for r in compiled_graphs()]
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.parametrize(("program", "tokens_dim"), [(NanoGPT, 2), (EinsumDecoder, 1)])
+def test_base_computes_what_the_method_says(program, tokens_dim):
+    """Against an eager program whose caches are quantized after the prompt: an exact attention to dequantized ones."""
+    model = program(batch=2).eval()
+    tokens = torch.randint(0, VOCAB, (2, 200))
+    tokens[:, 150:160] = tokens[:, 150:151]
+
+    @torch.no_grad()
+    def logits(after_the_prompt):
+        model.reset()
+        outputs, position = [model.step(tokens[:, :150], 0)[:, -1]], 150
+        after_the_prompt()
+        for count in (1, 1, 5, 1, 20, *[1] * 20):
+            outputs.append(model.step(tokens[:, position : position + count], position))
+            position += count
+        return torch.cat([out.flatten() for out in outputs])
+
+    def quantize():
+        model.pasts = [
+            tuple(
+                InnerQTensor.from_dense(x, "base", role=role, tokens_dim=tokens_dim)
+                for x, role in zip(past, ("key", "value"), strict=True)
+            )
+            for past in model.pasts
+        ]
+
+    expected, exact = logits(quantize), logits(lambda: None)
+    innerq(model, preset="base")
+    found = logits(lambda: None)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+    assert (exact - expected).abs().max() > 0.02  # so that the tolerance says something
+    assert all(isinstance(x, InnerQTensor) and x.tokens_dim == tokens_dim for past in model.pasts for x in past)
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.parametrize("program", [LateTransposeGPT, EinsumDecoder])
+def test_beams_and_crops_of_caches_as_batch_tokens_heads(program):
+    """Reordering sequences, going back some tokens and going on from an older cache, between compiled steps."""
+    model = program(batch=2).eval()
+    prompt, generator = torch.randint(0, VOCAB, (2, 140)), torch.Generator().manual_seed(0)
+    beams = [torch.randint(0, 2, (2,), generator=generator) for _ in range(12)]
+
+    @torch.no_grad()
+    def logits():
+        model.reset()
+        outputs, position = [model.step(prompt, 0)[:, -1:]], 140
+        for index, order in enumerate(beams):
+            outputs.append(model.step(outputs[-1][:, -1:].argmax(-1), position))
+            position += 1
+            model.pasts = [tuple(x.index_select(0, order) for x in past) for past in model.pasts]
+            if index % 4 == 3:
+                position -= 3
+                model.pasts = [tuple(x[:, :position] for x in past) for past in model.pasts]
+            if index % 4 == 1:
+                older = model.pasts
+                outputs.append(model.step(prompt[:, :7], position))
+                model.pasts = older
+        return torch.cat([out[:, -1] for out in outputs])
+
+    expected = logits()
+    innerq(model, preset="lossless")
+    torch.testing.assert_close(logits(), expected, atol=2e-4, rtol=1e-4)
+    assert all(isinstance(x, InnerQTensor) and x.tokens_dim == 1 for past in model.pasts for x in past)
+    decode = [report for report in compiled_graphs() if report.kind == "decode"]
+    assert decode and all(report.rewritten == 2 for report in decode)
 
 
 @pytest.mark.usefixtures("cheap_inductor")

@@ -1,5 +1,7 @@
 """CPU kernels against the reference: the same bits when writing, float64 when attending."""
 
+import os
+
 import pytest
 import torch
 
@@ -277,6 +279,48 @@ def test_decode_mask(name, rows):
     caches = make_caches(BASE, [333, 290])
     mask = masks(2, 6, rows, 333)[name]
     assert_attends(BASE, caches, randn(2, 6, rows, 64), mask=mask, causal=rows > 1)
+
+
+@pytest.mark.parametrize("rows", [17, 43, 130])
+@pytest.mark.parametrize("name", [None, "bool", "float", "float-positions-first"])
+def test_decode_many_query_tokens(rows, name):
+    """More rows than a pass takes (128, so 42 tokens of three heads): a prompt that comes in chunks."""
+    caches = make_caches(BASE, [333, 290])
+    mask = masks(2, 6, rows, 333)[name] if name else None
+    query, sinks = strided(randn(2, 6, rows, 64)), torch.randn(6)
+    assert_attends(BASE, caches, query, mask=mask, causal=name is None, sink_logits=sinks)
+
+
+def test_decode_more_heads_in_a_group_than_a_pass_has_rows():
+    assert_attends(BASE, make_caches(BASE, [150], heads=1), randn(1, 129, 2, 64), causal=True)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of resident memory")
+def test_memory_of_many_query_tokens_is_bounded():
+    """Neither the scores of all rows nor a dense cache: less than a quarter of either."""
+    query, caches = randn(1, 8, 2048, 64), make_caches(BASE, [16384], heads=1)
+    causal = (None, 0.1, True, 0.0, None, *BASE[:2])
+    cpu.decode_attention(query[:, :, :1], *caches, *causal)  # compiles
+    out_bytes, scores, dense = query.nbytes, 8 * 2048 * 512 * 4, 2 * 16384 * 64 * 4
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        before = peak_memory(reset=True)
+        out = cpu.decode_attention(query, *caches, *causal)
+        grown = peak_memory() - before
+    finally:
+        torch.set_num_threads(threads)
+    assert out.shape == query.shape
+    assert grown - out_bytes < min(scores, dense) / 4, f"{grown - out_bytes} bytes"
+
+
+def peak_memory(reset: bool = False) -> int:
+    """Most bytes that were resident since the last reset."""
+    if reset:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
 @pytest.mark.parametrize("options", [{"softcap": 3.0}, {"sinks": True}, {"softcap": 30.0, "sinks": True, "scale": 1.0}])

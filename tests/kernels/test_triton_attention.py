@@ -69,6 +69,9 @@ CASES = [
     Attention(**pair(), group=3, rows=13),
     Attention(**pair(), group=20, causal=False),
     Attention(**pair(), group=2, rows=5, causal=False),
+    Attention(**pair(), group=2, rows=40, tokens=90),  # a prompt in chunks
+    Attention(**pair(), group=2, rows=33, tokens=130, mask="bool", padded=True, causal=False),
+    Attention(**pair(dtype=F32), group=2, rows=33, tokens=130, mask="added", padded=True, causal=False),
     # lengths around the windows, padding, crops
     Attention(**pair(), tokens=1),
     Attention(**pair(), tokens=3),
@@ -104,6 +107,24 @@ def test_any_number_of_splits(splits):
     Attention(**pair(), tokens=150, padded=True).check(
         DEVICE, torch.Generator().manual_seed(2), repeat=True, splits=splits
     )
+
+
+@pytest.mark.parametrize("fields", [True, False])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_partial_results_do_not_grow_with_the_context(fields, head_dim, monkeypatch):
+    """They are bounded by the device, or twice the rows of the output, whichever is more."""
+    from innerq_compile.kernels.triton import attention
+
+    monkeypatch.setattr(attention, "_multiprocessors", lambda device: 132)
+    for sequences in (1, 8, 32, 256):
+        for rows in (1, 4, 8, 16, 17, 64, 68, 512, 4096, 16384, 65536):
+            config = attention.choose_config(sequences, rows, head_dim, head_dim)
+            for tokens in (128, 4096, 131072, 1 << 22):
+                tiling = attention.choose_tiling(torch.device("cuda"), fields, sequences, rows, tokens, config, None)
+                assert tiling.rows * tiling.row_tiles >= rows
+                parts, programs = tiling.splits * sequences * rows, config.programs if fields else 4
+                assert parts <= max(132 * programs * tiling.rows, 2 * sequences * rows, 3 * 64 * 16)
+    assert parts == (2 if fields else 1) * sequences * rows  # many rows: one share, and one of the windows
 
 
 def test_huge_numbers_keep_their_range():

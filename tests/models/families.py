@@ -190,7 +190,7 @@ FAMILIES = (
             "moe_intermediate_size": 32,
         },
         kept=2,
-        note="caches a latent, of which keys and values are computed anew: nothing that attention reads is cached",
+        note="MLA: caches a latent, of which keys and values are computed anew in every step",
     ),
     Family(
         "gpt-oss",

@@ -12,13 +12,13 @@ import torch
 
 from innerq_compile import InnerQConfig
 
-from ..programs import TinyAttention, capture, changes_by_pass
+from ..programs import LateTransposing, TinyAttention, capture, changes_by_pass
 
 
 @functools.cache
-def graphs(form: str) -> tuple[dict[str, str], dict[str, str]]:
+def graphs(form: str, program: type[TinyAttention] = TinyAttention) -> tuple[dict[str, str], dict[str, str]]:
     torch.manual_seed(0)
-    model = TinyAttention(form=form)
+    model = program(form=form)
     config = InnerQConfig.preset("base")
     mask = torch.ones(1, 1, 5, 5).tril()
     mask = mask.bool() if form == "sdpa" else mask.log()
@@ -227,4 +227,89 @@ class TestEagerGraphs(expecttest.TestCase):
 + decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_4 = out.transpose(1, 2)
 + transpose_4 = decode_attention_default.transpose(1, 2)""",
+        )
+
+
+class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
+    def test_prefill(self):
+        prefill, _ = graphs("sdpa", LateTransposing)
+        assert prefill["captured"].endswith("return (reshape, k, v)")
+        self.assertExpectedInline(
+            prefill["quantize_prefill"],
+            """\
++ any_1 = l_mask_.any(1)
++ any_2 = any_1.any(1)
++ cumsum = any_2.cumsum(-1)
++ eq = cumsum == 0
++ sum_1 = eq.sum(-1, dtype = torch.int32)
++ expand = sum_1.expand(1)
++ transpose = k.transpose(1, 2)
++ key_statistics_default = torch.ops.innerq.key_statistics.default(transpose, expand, True, True)
++ getitem = key_statistics_default[0]
++ getitem_1 = key_statistics_default[1]
++ prefill_default = torch.ops.innerq.prefill.default(transpose, expand, getitem, getitem_1, 4, 'key:3:signed:16:32:96:bfloat16')
++ getitem_2 = prefill_default[0]
++ getitem_3 = prefill_default[1]
++ getitem_4 = prefill_default[2]
++ getitem_5 = prefill_default[3]
++ transpose_4 = v.transpose(1, 2)
++ prefill_default_1 = torch.ops.innerq.prefill.default(transpose_4, expand, None, None, 4, 'value:3:signed:32:32:96:bfloat16')
++ getitem_6 = prefill_default_1[0]
++ getitem_7 = prefill_default_1[1]
++ getitem_8 = prefill_default_1[2]
++ getitem_9 = prefill_default_1[3]""",
+        )
+
+    def test_decode(self):
+        _, decode = graphs("sdpa", LateTransposing)
+        self.assertExpectedInline(
+            decode["captured"],
+            """\
+    linear = torch._C._nn.linear(l_x_, l_self_modules_q_parameters_weight_, None)
+    view = linear.view(1, 1, 2, 16)
+    q = view.transpose(1, 2)
+    linear_1 = torch._C._nn.linear(l_x_, l_self_modules_k_parameters_weight_, None)
+    k = linear_1.view(1, 1, 1, 16)
+    linear_2 = torch._C._nn.linear(l_x_, l_self_modules_v_parameters_weight_, None)
+    v = linear_2.view(1, 1, 1, 16)
+    k_1 = torch.cat([l_past_0_, k], dim = 1)
+    v_1 = torch.cat([l_past_1_, v], dim = 1)
+    keys = k_1.transpose(1, 2)
+    values = v_1.transpose(1, 2)
+    out = torch._C._nn.scaled_dot_product_attention(q, keys, values, attn_mask = None, is_causal = False, enable_gqa = True)
+    transpose_3 = out.transpose(1, 2)
+    reshape = transpose_3.reshape(1, 1, -1)
+    return (reshape, k_1, v_1)""",
+        )
+        self.assertExpectedInline(
+            decode["rewrite_decode"],
+            """\
+- keys = k_1.transpose(1, 2)
+- values = v_1.transpose(1, 2)
++ transpose = k.transpose(1, 2)
+- out = torch._C._nn.scaled_dot_product_attention(q, keys, values, attn_mask = None, is_causal = False, enable_gqa = True)
+- transpose_3 = out.transpose(1, 2)
++ transpose_4 = v.transpose(1, 2)
++ to = transpose.to(torch.float32)
++ unsqueeze = l_past_0__mean.unsqueeze(2)
++ sub = to - unsqueeze
++ unsqueeze_1 = l_past_0__norm.unsqueeze(2)
++ truediv = sub / unsqueeze_1
++ to_1 = truediv.to(torch.float32)
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, transpose_4, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
++ unsqueeze_2 = repeat_interleave.unsqueeze(2)
++ to_2 = q.to(torch.float32)
++ mul = to_2 * unsqueeze_2
++ to_3 = mul.to(torch.float32)
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ transpose_3 = decode_attention_default.transpose(1, 2)""",
+        )
+        self.assertExpectedInline(
+            decode["plan_outputs"],
+            """\
+- k_1 = torch.cat([l_past_0_, k], dim = 1)
+- v_1 = torch.cat([l_past_1_, v], dim = 1)
+- return (reshape, k_1, v_1)
++ return (reshape,)""",
         )

@@ -616,15 +616,105 @@ def test_keys_that_are_cached_scaled(compiled):
     assert reports[-1].rewritten == 1
 
 
+class Bshd(Decoder):
+    """A decoder that caches ``[B, S, H, D]``, and transposes what it has read; values too, or keys only."""
+
+    def __init__(self, attend, values: bool = True, value_dim=D) -> None:
+        super().__init__(attend)
+        self.values, self.value_dim = values, value_dim
+        self.v = nn.Linear(32, KV_HEADS * value_dim)
+
+    def forward(self, x, past, mask):
+        q = self.q(x).view(B, -1, HEADS, D).transpose(1, 2)
+        k = self.k(x).view(B, -1, KV_HEADS, D)
+        v = self.v(x).view(B, -1, KV_HEADS, self.value_dim)
+        v = v if self.values else v.transpose(1, 2)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 1), torch.cat((past[1], v), dim=-3 if self.values else 2)
+        heads_first = v.permute(0, 2, 1, 3) if self.values else v
+        return self.attend(q, k.transpose(1, 2), heads_first, mask), (k, v)
+
+
+@pytest.mark.parametrize("name", ["sdpa_positional", "bshd_einsum", "grouped_einsum", "at_operator_mt"])
+@pytest.mark.parametrize("values", [True, False], ids=["both", "keys-only"])
+def test_caches_as_batch_tokens_heads(name, values, compiled):
+    reports = check_same(Bshd(SPELLINGS[name], values), compiled, strict=True)
+    assert {report.kind for report in reports} == {"prefill", "decode"}
+    assert all(report.rewritten == 1 for report in reports)
+
+
+def test_caches_as_batch_tokens_heads_of_different_head_dim(compiled):
+    reports = check_same(Bshd(SPELLINGS["bshd_einsum"], value_dim=32), compiled, strict=True)
+    assert reports[-1].rewritten == 1
+
+
+@pytest.mark.parametrize("prompt", [1, 6])
+def test_one_head_and_one_token_in_both_layouts(prompt, compiled):
+    """Where both sizes are 1, nothing in the first graph tells the layouts apart; a later one does."""
+
+    class OneHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(32, D) for _ in range(3))
+
+        def forward(self, x, past, mask):
+            q, k, v = (f(x).view(B, -1, 1, D) for f in (self.q, self.k, self.v))
+            if past is not None:
+                k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+            out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), mask)
+            return out, (k, v)
+
+    def run_all(model):
+        generator, past, outputs, length = torch.Generator().manual_seed(3), None, [], 0
+        for tokens in (prompt, 1, 1, 2, 1):
+            length += tokens
+            mask = torch.ones(tokens, length, dtype=torch.bool).tril(length - tokens)
+            out, past = model(torch.randn(B, tokens, 32, generator=generator), past, mask)
+            outputs.append(out)
+        return outputs, past
+
+    model = OneHead()
+    expected, _ = run_all(model)
+    outputs, past = run_all(compiled(model))
+    for out, want in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
+    assert compiled_graphs()[-1].rewritten == 1 and past[0].tokens_dim == 1
+
+
 @pytest.mark.parametrize(
-    ("dims", "dim", "layout"), [((0, 2, 1, 3), 1, r"\[B, S, H, D\]"), ((0, 1, 3, 2), 3, r"\[B, H, D, S\]")], ids=str
+    ("dims", "dim", "layout"),
+    [((2, 0, 1, 3), 0, r"\[S, B, H, D\]"), ((0, 1, 3, 2), 3, r"\[B, H, D, S\]")],
+    ids=str,
 )
 def test_caches_in_another_layout_have_a_reason(dims, dim, layout, compiled):
-    model = Keeping(lambda k: k.permute(dims), lambda k: k.permute(dims), at_operator_mt, (dim, 2))
+    back = [dims.index(d) for d in range(4)]
+    model = Keeping(lambda k: k.permute(dims), lambda k: k.permute(back), at_operator_mt, (dim, 2))
     reports = check_same(model, compiled)
     assert reports[-1].rewritten == 0
     torch._dynamo.reset()
     with pytest.raises(InnerQError, match=f"the keys are cached as {layout}"):
+        run(compiled(model, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("keep", "use", "dim", "layout"),
+    [
+        (lambda k: k.flatten(0, 1), lambda k: k.unflatten(0, (B, -1)), 1, r"\[B\*H, S, D\]"),
+        (
+            lambda k: k.transpose(1, 2).flatten(2),
+            lambda k: k.unflatten(2, (KV_HEADS, D)).transpose(1, 2),
+            1,
+            r"\[B, S, H\*D\]",
+        ),
+    ],
+    ids=["batch-and-heads", "heads-and-channels"],
+)
+def test_caches_of_three_dimensions_have_a_reason(keep, use, dim, layout, compiled):
+    model = Keeping(keep, use, at_operator_mt, (dim, 2))
+    reports = check_same(model, compiled)
+    assert reports[-1].rewritten == 0
+    torch._dynamo.reset()
+    with pytest.raises(InnerQError, match=f"the keys are cached as {layout}; a quantized cache is"):
         run(compiled(model, strict=True))
 
 
