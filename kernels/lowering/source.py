@@ -106,14 +106,19 @@ def template_source(kernel: Any) -> str:
     return entry(kernel) + "\n\n{% raw %}\n" + library(kernel) + "{% endraw %}\n"
 
 
+def source_files() -> list[pathlib.Path]:
+    """What generated code is made of: kernels, configurations, templates, the lowering."""
+    here = pathlib.Path(__file__).parent
+    kernels = here.parent
+    files = [*sorted(here.glob("*.py")), *sorted((kernels / "triton").glob("*.py"))]
+    return [*files, kernels / "formats.py", kernels / "layout.py"]
+
+
 @functools.cache
 def source_hash() -> str:
-    """Changes when anything does that generated code is made of: kernels, templates, configurations, the lowering."""
-    here = pathlib.Path(__file__).parent
-    files = [*sorted(here.glob("*.py")), *sorted((here.parent / "triton").glob("*.py"))]
-    files += [here.parent / "formats.py", here.parent / "layout.py"]
+    """A name for the contents of :func:`source_files`."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in source_files():
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ for the GPU. Where it would have them compiled, the interpreter runs their text 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import types
 import warnings
@@ -54,7 +55,7 @@ class Interpreted:
         self.fn, self.config, self.inductor_meta, self.triton_meta = fn, config, inductor_meta, triton_meta
 
     def compile_for(self, capability: int):
-        """Machine code for ``sm_<capability>``, as Inductor's launcher has it made. Not where kernels are interpreted."""
+        """Machine code for ``sm_<capability>``, made as Inductor's launcher has it made."""
         constants = {**self.triton_meta["constants"], **self.config.kwargs}
         source = ASTSource(self.fn, self.triton_meta["signature"], constants, self.triton_meta["configs"][0])
         options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
@@ -86,7 +87,8 @@ def _is_bool(value: Any) -> bool:
 
 
 def _cached_autotune(size_hints, configs, triton_meta, *, inductor_meta=None, **options):
-    return lambda fn: Interpreted(fn, configs[0], inductor_meta or {}, triton_meta)
+    largest = max(configs, key=lambda config: math.prod(v for v in config.kwargs.values() if isinstance(v, int)))
+    return lambda fn: Interpreted(fn, largest, inductor_meta or {}, triton_meta)
 
 
 def _load(self, name: str, source: str, device_str: str = "cuda") -> Interpreted:
@@ -98,11 +100,11 @@ def _load(self, name: str, source: str, device_str: str = "cuda") -> Interpreted
 
 @contextlib.contextmanager
 def as_on_a_gpu(multiprocessors: int = 132, **options: Any) -> Iterator[None]:
-    """Inductor compiles for an H100 of so many multiprocessors, and the interpreter runs it. ``options`` are its own."""
+    """Inductor compiles for an H100, with its own ``options``, and the interpreter runs what it makes."""
     lowering.register()
     with (
         fresh_cache(),
-        inductor_config.patch({"cpu_backend": "triton", "compile_threads": 1, **options}),
+        inductor_config.patch({"cpu_backend": "triton", "compile_threads": 1, "force_pointwise_cat": True, **options}),
         mock.patch.object(triton_heuristics, "cached_autotune", _cached_autotune),
         mock.patch.object(async_compile.AsyncCompile, "triton", _load),
         mock.patch.object(
@@ -144,9 +146,24 @@ def compile_for_gpu(
     with mock.patch("torch._inductor.graph.GraphLowering.save_output_code", codes.append):
         call = torch.compile(program, backend=backend, fullgraph=True)
         result = call(*inputs)
-    return types.SimpleNamespace(call=call, result=result, code="\n".join(codes), compiled=len(graphs))
+    return types.SimpleNamespace(call=call, result=result, code="\n".join(codes), count=lambda: len(graphs))
 
 
 def kernels_of(code: str) -> dict[str, str]:
     """The source of each kernel in Inductor's output, by name."""
     return dict(re.findall(r"^(\w+) = async_compile\.triton\('\w+', '''\n(.*?)^'''", code, re.DOTALL | re.MULTILINE))
+
+
+def outline(code: str) -> str:
+    """What is to be read of Inductor's output: signatures and bodies of kernels, allocations and launches.
+
+    The functions that a template carries are left out: they are the package's own source.
+    """
+    parts = []
+    for name, source in kernels_of(code).items():
+        body = source[source.index(f"def {name}(") :]
+        parts.append(body.split("\n\n\n")[0].rstrip() + "\n")
+    lines = [line.strip() for line in code[code.index("    def call(self, args):") :].splitlines()]
+    wanted = re.compile(r"^buf\d+ = |\.run\(|^extern_kernels|^torch\.ops|^return \(")
+    parts.append("\n".join(line for line in lines if wanted.search(line)) + "\n")
+    return "\n".join(parts)
