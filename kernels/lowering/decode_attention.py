@@ -22,7 +22,7 @@ from torch._inductor.virtualized import V
 
 from .. import layout, ops  # noqa: F401  (the operators are registered by their import)
 from ..formats import CacheFormat
-from ..triton import attention, support, supports_decode
+from ..triton import attention, supports_decode
 from . import _compat, source
 from .combine import combine
 from .template import template_for

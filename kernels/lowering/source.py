@@ -1,7 +1,7 @@
 """The text of a template: a thin entry, and the source of the ordinary ``triton.jit`` functions that it calls.
 
-There is one source of each kernel. The eager operator launches it, the interpreter runs it, and Inductor's generated code
-holds a copy of its text, so that a compiled graph is complete and Inductor caches it as it stands.
+There is one source of each kernel. The eager operator launches it, the interpreter runs it, and Inductor's generated
+code holds a copy of its text, so that a compiled graph is complete and Inductor caches it as it stands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import pathlib
 import textwrap
 from typing import Any
 
-import triton
 import triton.language as tl
 from triton.runtime.jit import ConstexprFunction
 

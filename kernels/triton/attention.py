@@ -79,8 +79,8 @@ def _multiprocessors(device: torch.device) -> int:
 def choose_splits(device: torch.device, heads, tokens, programs: int, others: int = 0):
     """How many programs share a sequence of at most ``tokens``.
 
-    All programs run at once: ``programs`` a multiprocessor, of which each of ``heads`` has ``others`` besides. Sizes may
-    be symbolic; then so is the result, without a guard.
+    All programs run at once: ``programs`` a multiprocessor, of which each of ``heads`` has ``others`` besides.
+    Sizes may be symbolic; then so is the result, without a guard.
     """
     wanted = _multiprocessors(device) * programs // heads - others
     return torch.sym_max(1, torch.sym_min(torch.sym_min(wanted, MAX_SPLITS - others), tokens // MIN_SPLIT_TOKENS))

@@ -41,13 +41,16 @@ def sampled(count: int, seed: int = 11) -> list[Attention]:
     for k_bits, v_bits, head_dim in pairs[:count]:
         dtype, (sink, recent) = rng.choice([F16, BF16]), rng.choice([(32, 96), (4, 20), (0, 0)])
         modes = ["signed", "symmetric", "asymmetric", "hybrid"]
-        key = make_format("key", k_bits, rng.choice(modes), rng.choice([16, 32]) if head_dim != 80 else 16, sink, recent, dtype)
+        key = make_format(
+            "key", k_bits, rng.choice(modes), rng.choice([16, 32]) if head_dim != 80 else 16, sink, recent, dtype
+        )
         value = make_format("value", v_bits, rng.choice(modes), 32, sink, recent, dtype)
         group, rows = rng.choice([(1, 1), (4, 1), (3, 1), (8, 1), (16, 1), (2, 4), (5, 3)])
         plain = rng.random() < 0.5
         cases.append(
             Attention(
-                key, value, dtype, rng.choice([1, 2, 4, 8]), 4, group, rows, rng.choice([4096, 1000, 333, 60]), head_dim,
+                key, value, dtype, rng.choice([1, 2, 4, 8]), 4, group, rows, rng.choice([4096, 1000, 333, 60]),
+                head_dim,
                 padded=rng.random() < 0.3, mask="none" if plain else rng.choice(["bool", "added", "added-heads"]),
                 softcap=0.0 if plain else rng.choice([0.0, 20.0]), sinks=rng.random() < 0.3,
                 room=rng.choice([0, 1, 100]),
@@ -127,7 +130,7 @@ def test_one_graph_for_every_capacity(name):
 
 
 def test_three_kernels():
-    """The query with RoPE and norm, the template, the combination with cast and transposition; no operator is called."""
+    """The query with RoPE and norm, the template, the combination with cast and transposition; no operator call."""
     case = Attention(make_format("key", 3), make_format("value", 3), F16, 4, 8, 4, 1, 4096, 128)
     code = code_of(Layer(case, "cuda"))
     assert code.count("async_compile.triton(") == 3 and "decode_attention.default(" not in code
