@@ -5,7 +5,8 @@ against the better of SDPA's flash and cuDNN kernels on a float16 cache of the s
 read against the read ceiling measured in the same run. Calls are captured into one CUDA graph that goes through enough
 copies of the inputs for the L2 cache not to hold them, so neither launches nor the L2 are in the times.
 
-    python benchmarks/decode_attention.py [--rows base-32K,int4-32K] [--sweep] [--time-budget 400] [--json out.json]
+    python benchmarks/decode_attention.py [--rows base-32K,int4-32K] [--sweep] [--compiled]
+        [--time-budget 400] [--json out.json]
 
 Results are printed as they come; the JSON file is rewritten after each row.
 """
@@ -32,7 +33,7 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels import layout, lowering, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
 from innerq_compile.kernels.triton import attention, cache_append, cache_prefill
@@ -248,6 +249,23 @@ def measure_decode(row: Row, sets, config: FieldsConfig, splits: int | None = No
     return whole, part
 
 
+def measure_compiled(row: Row, sets, max_autotune: bool = False) -> float:
+    """Microseconds of the operator as Inductor compiles it: a template, and the combination with a transposition."""
+    lowering.register()
+    torch._dynamo.reset()
+
+    def call(query, *caches):
+        out = torch.ops.innerq.decode_attention(
+            query, *caches, None, None, row.head_dim**-0.5, 0.0, True, *(fmt.spec for fmt in row.formats)
+        )
+        return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
+
+    compiled = torch.compile(call, fullgraph=True, options={"max_autotune": max_autotune})
+    calls = [(query, *k_cache, *v_cache) for query, k_cache, v_cache in sets]
+    compiled(*calls[0])  # compiled, and the combination's block sizes timed, outside the capture
+    return graph_us([lambda a=a: compiled(*a) for a in calls])
+
+
 # --- configurations ---------------------------------------------------------------------------------------------
 
 
@@ -381,6 +399,7 @@ def main() -> None:
         default="base-32K,two-32K,base-B1-8K,base-B32-4K,base-D64-G3,base-D256,base-G16",
         help="rows to sweep",
     )
+    parser.add_argument("--compiled", action="store_true", help="time the operator as Inductor compiles it, too")
     parser.add_argument("--time-budget", type=float, default=420.0, help="seconds after which nothing new is begun")
     parser.add_argument("--json", type=pathlib.Path, help="where to write all results")
     parser.add_argument("--no-append", action="store_true", help="leave out append and prefill")
@@ -437,6 +456,13 @@ def main() -> None:
         got = attention.decode_attention(*arguments(row, *first))
         whole, part = measure_decode(row, sets, default_config(row))
         entry = report(whole, part, error(got, expected)) | {"dense_us": dense, "portable": reason}
+        if options.compiled:
+            entry["compiled_us"] = measure_compiled(row, sets)
+            entry["autotuned_us"] = measure_compiled(row, sets, max_autotune=True)
+            console.print(
+                f"{row.name}: eager {whole:.1f} us ({whole - part:.1f} our combination), compiled "
+                f"{entry['compiled_us']:.1f} us, with max_autotune {entry['autotuned_us']:.1f} us"
+            )
         results["rows"][row.name] = entry
         table.add_row(
             row.name, f"{entry['error']:.1e}", f"{whole:.1f}", f"{part:.1f}", f"{entry['gbps']:.0f}",

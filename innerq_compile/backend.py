@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .config import InnerQConfig, field_names
 from .errors import InnerQError
+from .kernels import lowering
 from .passes import PassContext, run_passes
 from .passes.context import GraphError, Reason
 from .report import GraphReport, record
@@ -112,8 +113,19 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     if inductor_options.get("triton.cudagraphs"):
         _mark_static(context)
     inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
-    compiled = compile_fx(copy, inputs, config_patches=inductor_options)
+    with _keyed_by(lowering.register()):
+        compiled = compile_fx(copy, inputs, config_patches=inductor_options)
     return CompiledGraph(compiled, prelude, context, gm, copy)
+
+
+def _keyed_by(tag: str):
+    """Graphs compiled inside are cached under ``tag`` besides what Inductor itself takes into account.
+
+    Inductor knows nothing of what a lowering from outside makes: a graph found in its cache was made by the kernels of
+    that time. The tag is the one that ``torch.compiler`` has for this, kept together with the user's.
+    """
+    settings = torch.compiler.config
+    return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
 
 
 def _placeholders(gm: GraphModule) -> list[Node]:

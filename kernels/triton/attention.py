@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -75,13 +76,14 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def choose_splits(device: torch.device, heads: int, tokens: int, programs: int, others: int = 0) -> int:
+def choose_splits(device: torch.device, heads, tokens, programs: int, others: int = 0):
     """How many programs share a sequence of at most ``tokens``.
 
     All programs run at once: ``programs`` a multiprocessor, of which each of ``heads`` has ``others`` besides.
+    Sizes may be symbolic; then so is the result, without a guard.
     """
     wanted = _multiprocessors(device) * programs // heads - others
-    return max(1, min(wanted, tokens // MIN_SPLIT_TOKENS, MAX_SPLITS - others))
+    return torch.sym_max(1, torch.sym_min(torch.sym_min(wanted, MAX_SPLITS - others), tokens // MIN_SPLIT_TOKENS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,23 @@ def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> F
     if max(head_dim, value_dim) == 64:
         return FieldsConfig(window_splits=windows)
     return FieldsConfig(programs=12 if sequences >= 64 else 8, window_splits=windows)
+
+
+def other_configs(config: FieldsConfig, rows: int) -> list[FieldsConfig]:
+    """What ``max_autotune`` times besides ``config``, the choice for ``rows`` query rows.
+
+    How many programs there are is not among it: the results of all of them have one shape.
+    """
+    if config.num_warps > 1:
+        changes = [{"stages": s, "maxnreg": r} for s in (2, 3) for r in (None, 168, 128)]
+    elif rows > 8:
+        changes = [{"stages": 2}, {"tile": 8, "maxnreg": 168}, {"tile": 8, "stages": 2, "maxnreg": 168}]
+    else:
+        tried = ((1, 3, 168), (1, 2, 168), (1, 4, 168), (1, 3, None), (1, 3, 128), (2, 2, 168), (2, 2, None))
+        changes = [{"blocks": b, "stages": s, "maxnreg": r} for b, s, r in tried]
+    changes.append({"window_tokens": 32})
+    others = [dataclasses.replace(config, **change) for change in changes]
+    return [other for other in dict.fromkeys(others) if other != config]
 
 
 #: Bits of codes and head_dims that ``attention_fields`` reads.
@@ -210,8 +229,123 @@ def choose_tiling(
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
     per_multiprocessor = config.programs if fields else 4
-    splits = splits or choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
+    if splits is None:
+        splits = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
     return Tiling(fields, tile, row_tiles, splits + windows, windows)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialLaunch:
+    """A launch of a partial kernel, planned from shapes, strides and dtypes alone.
+
+    Attributes:
+        kernel: ``decode_partial_fields_kernel`` or ``decode_partial_portable_kernel``.
+        reason: why it is not the fast one.
+        sizes: its integer arguments by name. They may be symbolic.
+        constants: its compile-time constants by name.
+        grid: how many programs, ``(sequences, row tiles, splits)``.
+        options: how Triton compiles it, ``num_warps`` and ``maxnreg``.
+    """
+
+    kernel: Any
+    reason: str
+    sizes: dict[str, Any]
+    constants: dict[str, Any]
+    grid: tuple[Any, Any, Any]
+    options: dict[str, int]
+
+    @property
+    def splits(self):
+        return self.grid[2]
+
+
+def plan_partials(
+    query,
+    k_cache,
+    v_cache,
+    mask,
+    causal: bool,
+    softcap: float,
+    k_fmt: CacheFormat,
+    v_fmt: CacheFormat,
+    splits: int | None = None,
+    config: FieldsConfig | None = None,
+) -> PartialLaunch:
+    """Which partial kernel takes a call, and how it is launched: for the eager call and for Inductor alike.
+
+    ``query``, the caches and ``mask`` are tensors, or what has their ``shape``, ``stride()``, ``dtype`` and ``device``;
+    sizes and strides of the batch and of the capacity may be symbolic; ``config`` is then given.
+    """
+    batch, q_heads, rows, head_dim = query.shape
+    heads = k_cache[2].shape[1]
+    group = q_heads // heads
+    value_dim = v_cache[2].shape[3]
+    reason = fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
+    config = config or choose_config(batch * heads, group * rows, head_dim, value_dim)
+    if reason:
+        held = [c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt))]
+        tokens = torch.sym_max(*held)
+    else:
+        tokens = k_cache[0].shape[2] * 32
+    tiling = choose_tiling(query.device, not reason, batch * heads, group * rows, tokens, config, splits)
+    sizes = {
+        "H": heads,
+        "G": group,
+        "N": rows,
+        "k_capacity": k_cache[0].shape[2],
+        "v_capacity": v_cache[0].shape[2],
+        **{f"query_stride_{x}": stride for x, stride in zip("bhnd", query.stride(), strict=True)},
+        "mask_tokens": 0 if mask is None else mask.shape[-1],
+        **{f"mask_stride_{x}": stride for x, stride in zip("bhns", _mask_strides(mask), strict=True)},
+    }
+    constants = {
+        "CAUSAL": causal and (bool(reason) or rows > 1),  # in the fast kernel, a single row sees every token
+        "SOFTCAP": softcap != 0.0,
+        "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2,
+    }
+    if reason:
+        # float32 has no tensor-core product of its own precision. 16-bit elements are exact in tf32, and a dequantized
+        # key or value rounded to it keeps 11 bits with the range of bfloat16, which float16 operands would not have.
+        single = k_cache[2].dtype == torch.float32 or query.dtype == torch.float32
+        constants |= {
+            "PRECISION": "ieee" if single else "tf32",
+            "ROWS": tiling.rows,
+            "TOKENS": 32,
+            **side_constants(k_fmt, head_dim, "K_"),
+            **side_constants(v_fmt, value_dim, "V_"),
+        }
+        kernel, options = decode_partial_portable_kernel, {"num_warps": 4}
+    else:
+        constants |= {
+            "HEADS": tiling.rows,
+            "WINDOW_SPLITS": tiling.window_splits,
+            "WINDOW_TOKENS": config.window_tokens,
+            "BLOCKS": config.blocks,
+            "STAGES": config.stages,
+            "SINK": k_fmt.sink,
+            "RECENT": k_fmt.recent,
+            "K_BITS": k_fmt.bits,
+            "K_GROUP": k_fmt.group_size,
+            "K_ZERO": k_fmt.has_zero,
+            "K_D": head_dim,
+            "K_LO": layout.key_slices(head_dim)[1],
+            "V_BITS": v_fmt.bits,
+            "V_ZERO": v_fmt.has_zero,
+            "V_D": value_dim,
+        }
+        kernel, options = decode_partial_fields_kernel, {"num_warps": config.num_warps}
+        if config.maxnreg is not None:
+            options["maxnreg"] = config.maxnreg
+    return PartialLaunch(kernel, reason, sizes, constants, (batch * heads, tiling.row_tiles, tiling.splits), options)
+
+
+def _mask_strides(mask) -> tuple[Any, Any, Any, Any]:
+    """Strides of a mask that broadcasts to ``[B, Hq, N, tokens]``."""
+    if mask is None:
+        return 0, 0, 0, 0
+    strides = [0 if isinstance(n, int) and n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True)]
+    strides[-1] = mask.stride()[-1]
+    return (*[0] * (4 - len(strides)), *strides)
 
 
 def decode_partials(
@@ -228,88 +362,21 @@ def decode_partials(
     config: FieldsConfig | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first half of :func:`decode_attention`: what each split has found, as :func:`combine` takes it."""
-    batch, q_heads, rows, head_dim = query.shape
-    heads = k_cache[2].shape[1]
-    group = q_heads // heads
-    value_dim = v_cache[2].shape[3]
-    fields = not fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
-    config = config or choose_config(batch * heads, group * rows, head_dim, value_dim)
-    if fields:
-        tokens = k_cache[0].shape[2] * 32
-    else:
-        tokens = max(c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt)))
-    tiling = choose_tiling(query.device, fields, batch * heads, group * rows, tokens, config, splits)
-    splits = tiling.splits
-    parts = torch.empty((splits, batch * q_heads * rows, value_dim + 2), dtype=torch.float32, device=query.device)
-    flat = parts.view(-1)
-    count = splits * batch * q_heads * rows
-    part_out = flat[: count * value_dim].view(splits, -1, value_dim)
-    part_max, part_sum = flat[count * value_dim :].view(2, splits, -1)
-    mask_args = (query, 0, 0, 0, 0, 0)
-    if mask is not None:
-        mask = mask.expand(batch, q_heads, rows, mask.shape[-1])
-        mask_args = (mask.view(torch.uint8) if mask.dtype == torch.bool else mask, mask.shape[-1], *mask.stride())
-    arguments = (
-        query,
-        *k_cache,
-        *v_cache,
-        mask_args[0],
-        part_out,
-        part_max,
-        part_sum,
-        heads,
-        group,
-        rows,
-        k_cache[0].shape[2],
-        v_cache[0].shape[2],
-        *query.stride(),
-        *mask_args[1:],
-        scale,
-        softcap,
-    )
-    constants = {"SOFTCAP": softcap != 0.0, "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2}
-    grid = (batch * heads, tiling.row_tiles, splits)
+    launch = plan_partials(query, k_cache, v_cache, mask, causal, softcap, k_fmt, v_fmt, splits, config)
+    rows, value_dim = query.shape[0] * query.shape[1] * query.shape[2], v_cache[2].shape[3]
+    count = launch.splits * rows
+    flat = torch.empty(count * (value_dim + 2), dtype=torch.float32, device=query.device)
+    part_out = flat[: count * value_dim].view(launch.splits, rows, value_dim)
+    part_max, part_sum = flat[count * value_dim :].view(2, launch.splits, rows)
+    if mask is None:
+        mask = query  # is not read
+    elif mask.dtype == torch.bool:
+        mask = mask.view(torch.uint8)
     with on_device(query):
-        if fields:
-            options = {} if config.maxnreg is None else {"maxnreg": config.maxnreg}
-            decode_partial_fields_kernel[grid](
-                *arguments,
-                CAUSAL=causal and rows > 1,  # a single row sees every token
-                **constants,
-                HEADS=tiling.rows,
-                WINDOW_SPLITS=tiling.window_splits,
-                WINDOW_TOKENS=config.window_tokens,
-                BLOCKS=config.blocks,
-                STAGES=config.stages,
-                SINK=k_fmt.sink,
-                RECENT=k_fmt.recent,
-                K_BITS=k_fmt.bits,
-                K_GROUP=k_fmt.group_size,
-                K_ZERO=k_fmt.has_zero,
-                K_D=head_dim,
-                K_LO=layout.key_slices(head_dim)[1],
-                V_BITS=v_fmt.bits,
-                V_ZERO=v_fmt.has_zero,
-                V_D=value_dim,
-                num_warps=config.num_warps,
-                **options,
-            )
-        else:
-            # float32 has no tensor-core product of its own precision. 16-bit elements are exact in tf32, and a
-            # dequantized key or value rounded to it keeps 11 bits with the range of bfloat16, which float16 operands
-            # would not have.
-            single = k_cache[2].dtype == torch.float32 or query.dtype == torch.float32
-            decode_partial_portable_kernel[grid](
-                *arguments,
-                CAUSAL=causal,
-                **constants,
-                PRECISION="ieee" if single else "tf32",
-                ROWS=16,
-                TOKENS=32,
-                **side_constants(k_fmt, head_dim, "K_"),
-                **side_constants(v_fmt, value_dim, "V_"),
-                num_warps=4,
-            )
+        launch.kernel[launch.grid](
+            query, *k_cache, *v_cache, mask, part_out, part_max, part_sum,
+            scale=scale, softcap=softcap, **launch.sizes, **launch.constants, **launch.options,
+        )  # fmt: skip
     return part_out, part_max, part_sum
 
 

@@ -1,0 +1,192 @@
+"""``innerq::decode_attention`` in Inductor: a partial kernel from a template, and the combination as ordinary nodes.
+
+    out = decode_attention(q, cache)    ->    parts = triton_tem_innerq_decode_partial_fields(q, cache)
+    y = out.transpose(1, 2).reshape()         y = one reduction over the splits, cast and transposed as y is
+
+By default there is one choice of how the kernel is launched, from the table ``attention.choose_config``, and nothing is
+timed. With ``max_autotune`` Inductor times it against :func:`candidates` on inputs like the real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import sympy
+import torch
+from torch._inductor import config, ir
+from torch._inductor.lowering import expand, fallback_handler, register_lowering
+from torch._inductor.select_algorithm import AlgorithmSelectorCache, autotune_select_algorithm
+from torch._inductor.virtualized import V
+
+from .. import layout, ops  # noqa: F401  (the operators are registered by their import)
+from ..formats import CacheFormat
+from ..triton import attention, supports_decode
+from . import _compat, source
+from .combine import combine
+from .template import template_for
+
+log = logging.getLogger("innerq_compile.lowering")
+_CACHE = ("codes", "scales", "window", "state")
+
+
+class _NotLowered(Exception):
+    """Why a call stays one of the operator, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorView:
+    """What ``attention.plan_partials`` asks of a tensor, answered for a node of Inductor's graph."""
+
+    shape: tuple[Any, ...]
+    strides: tuple[Any, ...]
+    dtype: torch.dtype
+    device: torch.device
+    contiguous: bool
+
+    @classmethod
+    def of(cls, node: ir.IRNode) -> TensorView:
+        size, stride = node.get_size(), node.get_stride()
+        contiguous = ir.is_contiguous_strides_for_shape(stride, size)
+        shape, strides = tuple(map(_number, size)), tuple(map(_number, stride))
+        return cls(shape, strides, node.get_dtype(), node.get_device(), contiguous)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def stride(self) -> tuple[Any, ...]:
+        return self.strides
+
+    def is_contiguous(self) -> bool:
+        return self.contiguous
+
+
+def _number(expr: Any) -> int | torch.SymInt:
+    """An Inductor size as Python's arithmetic takes it: no operation on it makes a guard."""
+    expr = sympy.sympify(expr)
+    if expr.is_number:
+        return int(expr)
+    return V.graph.sizevars.shape_env.create_symintnode(expr, hint=None)
+
+
+def _expr(number: int | torch.SymInt) -> sympy.Expr:
+    return number.node.expr if isinstance(number, torch.SymInt) else sympy.Integer(number)
+
+
+def register() -> None:
+    """Tell Inductor how the operator is lowered. It stays an extern kernel on a CPU."""
+    op = torch.ops.innerq.decode_attention.default
+
+    @register_lowering(op, type_promotion_kind=None)
+    def decode_attention(*args):
+        try:
+            return _lower(*args)
+        except _NotLowered as reason:
+            log.debug("decode_attention stays a call of the operator: %s", reason)
+            return fallback_handler(op, add_to_fallback_set=False)(*args)
+
+
+def _lower(
+    query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, mask, sink_logits,
+    scale, softcap, causal, k_format, v_format,
+):  # fmt: skip
+    device = query.get_device()
+    if device.type != "cuda" and not (device.type == "cpu" and config.cpu_backend == "triton"):
+        raise _NotLowered(f"Triton does not run on {device.type}")
+    k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
+    names = ["query", *(f"{side}_{name}" for side in "kv" for name in _CACHE)]
+    given = (query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state)
+    nodes = {name: _realized(node) for name, node in zip(names, given, strict=True)}
+    batch, heads, rows, _ = query.get_size()
+    if mask is not None:
+        nodes["mask"] = _realized(expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
+    views = {name: TensorView.of(node) for name, node in nodes.items()}
+    call = (
+        views["query"],
+        tuple(views[f"k_{name}"] for name in _CACHE),
+        tuple(views[f"v_{name}"] for name in _CACHE),
+        views.get("mask"),
+    )
+    if not supports_decode(*call, scale, causal, softcap, sink_logits, k_fmt, v_fmt):
+        raise _NotLowered(f"no Triton kernel takes {k_format}, {v_format} and a {views['query'].dtype} query")
+    sizes = (*views["query"].shape[1:], *views["k_window"].shape[1:], *views["v_window"].shape[1:])
+    if not all(isinstance(size, int) for size in sizes):
+        raise _NotLowered(f"heads, query tokens or head_dim are symbolic: {sizes}")
+
+    sequences = _compat.size_hint(_expr(views["query"].shape[0] * views["k_window"].shape[1]))
+    query_rows = views["query"].shape[1] // views["k_window"].shape[1] * views["query"].shape[2]
+    own = attention.choose_config(sequences, query_rows, views["query"].shape[3], views["v_window"].shape[3])
+    launch = attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, config=own)
+    launches = [launch]
+    if launch.reason:
+        log.debug("decode_attention takes the portable kernel: %s", launch.reason)
+    elif config.max_autotune:
+        shared = launch.splits - own.window_splits  # the results of all choices have one shape
+        launches += [
+            attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, splits=shared, config=other)
+            for other in attention.other_configs(own, query_rows)
+        ]
+
+    value_dim = views["v_window"].shape[3]
+    splits = _expr(launch.splits)
+    rows_of_parts = splits * batch * heads * rows
+    parts = ir.FixedLayout(device, torch.float32, [rows_of_parts * (value_dim + 2)], [sympy.S.One])
+    inputs = list(nodes.values())
+    choices: list[Any] = []
+    for one in launches:
+        _append_choice(choices, one, inputs, parts, scale, softcap)
+    if not choices:
+        raise _NotLowered("no template could be rendered")
+    generators = _generators(nodes, k_fmt, v_fmt) if len(choices) > 1 else None
+    node = _compat.selected(
+        autotune_select_algorithm("innerq_decode_attention", choices, inputs, parts, input_gen_fns=generators)
+    )
+    V.graph.no_fuse_buffer_names.add(node.get_name())  # the template stores its output itself
+    most = int(V.graph.sizevars.shape_env.bound_sympy(splits).upper)
+    return combine(node, sink_logits, splits, most, (batch, heads, rows, sympy.Integer(value_dim)), query.get_dtype())
+
+
+def _realized(node: ir.TensorBox) -> ir.IRNode:
+    """A buffer or a view of one, with the strides that it will have."""
+    node = ir.ExternKernel.realize_input(node)
+    node.freeze_layout()
+    return node
+
+
+def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: float, softcap: float) -> None:
+    """A template's choice: what is known now are constants of it, symbolic sizes become arguments."""
+    constants = {name: size for name, size in launch.sizes.items() if source.is_constant(name)}
+    constants |= {"scale": scale, "softcap": softcap}
+    constants |= {name: repr(value) if isinstance(value, str) else value for name, value in launch.constants.items()}
+    template_for(launch.kernel).maybe_append_choice(
+        choices,
+        input_nodes=tuple(inputs),
+        layout=parts,
+        call_sizes=[_expr(size) for size in launch.grid],
+        num_warps=launch.options["num_warps"],
+        num_stages=3,
+        MAXNREG=launch.options.get("maxnreg", 0),
+        **constants,
+    )
+
+
+def _generators(nodes: dict[str, ir.IRNode], k_fmt: CacheFormat, v_fmt: CacheFormat) -> dict[int, Any]:
+    """How Inductor makes inputs to time choices on: random codes, small scales, caches that are full."""
+    blocks = _compat.size_hint(nodes["k_codes"].get_size()[2])
+
+    def codes(node):
+        like = AlgorithmSelectorCache.benchmark_example_value(node)
+        return like if like.is_floating_point() else torch.randint_like(like, -(1 << 31), (1 << 31) - 1)
+
+    def scales(node):
+        return AlgorithmSelectorCache.benchmark_example_value(node).uniform_(0.0, 0.02)
+
+    def state(node):
+        like = AlgorithmSelectorCache.benchmark_example_value(node).zero_()
+        like[..., layout.LENGTH] = like[..., layout.PEAK] = k_fmt.sink + blocks * k_fmt.block + k_fmt.recent
+        return like
+
+    made = {"codes": codes, "scales": scales, "state": state}
+    return {i: made[name[2:]] for i, name in enumerate(nodes) if name[2:] in made}

@@ -1,0 +1,31 @@
+"""What generated code imports: Inductor's launcher of a template, with a limit on registers.
+
+Inductor's decorator knows warps and stages only, and passes no ``maxnreg`` on to Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._inductor.runtime import triton_heuristics
+
+
+class LimitedRegisters(triton_heuristics.CachingAutotuner):
+    """A kernel of at most ``inductor_meta["maxnreg"]`` registers a thread."""
+
+    def _create_compile_options(self, cfg, compile_meta) -> dict[str, Any]:
+        return {**super()._create_compile_options(cfg, compile_meta), "maxnreg": self.inductor_meta["maxnreg"]}
+
+
+def template(*, maxnreg: int, inductor_meta: dict[str, Any], **options: Any) -> Callable[[Any], Any]:
+    """``triton_heuristics.template`` for a kernel of at most ``maxnreg`` registers a thread."""
+    decorate = triton_heuristics.template(inductor_meta={**inductor_meta, "maxnreg": maxnreg}, **options)
+
+    def limit(fn):
+        tuner = decorate(fn)
+        if type(tuner) is triton_heuristics.CachingAutotuner:  # a debugging one is left as it is
+            tuner.__class__ = LimitedRegisters
+        return tuner
+
+    return limit

@@ -1,0 +1,123 @@
+"""The text of a template: a thin entry, and the source of the ordinary ``triton.jit`` functions that it calls.
+
+There is one source of each kernel. The eager operator launches it, the interpreter runs it, and Inductor's generated
+code holds a copy of its text, so that a compiled graph is complete and Inductor caches it as it stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import pathlib
+import textwrap
+from typing import Any
+
+import triton.language as tl
+from triton.runtime.jit import ConstexprFunction
+
+#: Tensors that a call may lack, and the constant that says whether it has them. Without, the query stands for them.
+OPTIONAL = {"mask": "MASK"}
+#: What may be symbolic, as hooks of Inductor's templates; strides are besides. All else is a constant of the template.
+_HOOKS = {
+    "k_capacity": 'size("k_codes", 2)',
+    "v_capacity": 'size("v_codes", 2)',
+    "mask_tokens": 'size("mask", 3)',
+}
+_RESULTS = ("part_out", "part_max", "part_sum")
+
+
+def tensors_of(kernel: Any) -> list[str]:
+    """Names of the tensors that a partial kernel reads, in order."""
+    return kernel.arg_names[: kernel.arg_names.index(_RESULTS[0])]
+
+
+def _hook(name: str) -> str | None:
+    if "_stride_" not in name:
+        return _HOOKS.get(name)
+    tensor, _, dim = name.partition("_stride_")
+    return f'stride("{tensor}", {("bhns" if tensor == "mask" else "bhnd").index(dim)})'
+
+
+def is_constant(name: str) -> bool:
+    """Whether an argument of a partial kernel is a constant of the template, for the caller to give."""
+    return _hook(name) is None
+
+
+def entry(kernel: Any) -> str:
+    """The Jinja template of the entry, made from the kernel's own parameters.
+
+    The three results lie behind one another in the output, for all splits each.
+    """
+    tensors = tensors_of(kernel)
+    lines = [f"{{%- set tensors = {[name for name in tensors if name not in OPTIONAL]} -%}}"]
+    for name, constant in OPTIONAL.items():
+        lines.append(f'{{%- if {constant} %}}{{% set tensors = tensors + ["{name}"] %}}{{% endif -%}}')
+    lines += [
+        "{{ def_kernel(*tensors) }}",
+        "    rows = tl.num_programs(2).to(tl.int64) * tl.num_programs(0) * (G * N)",
+        "    part_out = {{ output_argument() }}",
+        "    part_max = part_out + rows * V_D",
+        "    part_sum = part_max + rows",
+        f"    {kernel.fn.__name__}(",
+    ]
+    for name in kernel.arg_names:
+        hook = _hook(name)
+        value = name if hook is None else f"{{{{ {hook} }}}}"
+        for tensor, constant in OPTIONAL.items():
+            if name == tensor or name.startswith(tensor + "_"):
+                value = f"{{% if {constant} %}}{value}{{% else %}}{tensors[0] if name == tensor else 0}{{% endif %}}"
+        lines.append(f"        {name}={value},")
+    lines.append("    )")
+    return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def library(kernel: Any) -> str:
+    """The source of ``kernel`` and of everything that it calls, callees first, then their constants."""
+    functions: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+
+    def visit(function: Any) -> None:
+        fn = function.fn
+        for name in fn.__code__.co_names:
+            value = fn.__globals__.get(name)
+            if isinstance(value, tl.constexpr):
+                constants[name] = value.value
+            elif hasattr(value, "fn") and value.__module__ != "triton.language.standard" and name not in functions:
+                functions[name] = None  # on its way
+                visit(value)
+                functions.pop(name)
+                functions[name] = value
+
+    visit(kernel)
+    functions[kernel.fn.__name__] = kernel
+    text = [f"{name} = tl.constexpr({value!r})\n" for name, value in sorted(constants.items())]
+    for function in functions.values():
+        decorator = "constexpr_function" if isinstance(function, ConstexprFunction) else "jit"
+        source = textwrap.dedent(inspect.getsource(function.fn))
+        text.append(f"\n\n@triton.{decorator}\n" + source[source.index("def ") :])
+    return "".join(text)
+
+
+def template_source(kernel: Any) -> str:
+    """The Jinja template of a kernel, complete."""
+    return entry(kernel) + "\n\n{% raw %}\n" + library(kernel) + "{% endraw %}\n"
+
+
+def source_files() -> list[pathlib.Path]:
+    """What generated code is made of: kernels, configurations, templates, the lowering."""
+    here = pathlib.Path(__file__).parent
+    kernels = here.parent
+    files = [*sorted(here.glob("*.py")), *sorted((kernels / "triton").glob("*.py"))]
+    return [*files, kernels / "formats.py", kernels / "layout.py"]
+
+
+@functools.cache
+def source_hash() -> str:
+    """A name for the contents of :func:`source_files`."""
+    digest = hashlib.sha256()
+    for file in source_files():
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
