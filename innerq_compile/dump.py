@@ -187,7 +187,7 @@ def snapshot(name: str, gm: GraphModule) -> Snapshot:
         text = text.split(";  ")[0].rstrip()  # no clearing of variables
         if not text.strip() or re.fullmatch(r"\s*l_(\w+) = L_\1", text) or text.startswith("def forward"):
             continue
-        index = code._lineno_map.get(number - code._prologue_start) if code._lineno_map else None
+        index = code._lineno_map.get(number - code._prologue_start + 1) if code._lineno_map else None
         lines.append(Line(_short(text.strip()), source_line(nodes[index]) if index is not None else ""))
     return Snapshot(name, lines, _readable(gm))
 

@@ -26,6 +26,7 @@ from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, ShadowInput
 from .graph_utils import erase_dead, example, same_sizes, shape
 from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
+from .read_dequantized import early_reader
 from .rewrite_decode import append, attend, wrong_roles
 from .unwrap_caches import add_placeholders, cache_examples
 
