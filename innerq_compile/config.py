@@ -202,7 +202,9 @@ def _pass_names(names: Any) -> tuple[str, ...]:
     optional = [name for name in pass_names() if name not in REQUIRED]
     names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, (list, tuple, set)) else names
     if not isinstance(names, tuple):
-        raise InnerQError(f"disabled_passes={names!r} is not allowed: it has to be names of passes, as ('hoist_lengths',)")
+        raise InnerQError(
+            f"disabled_passes={names!r} is not allowed: it has to be names of passes, as ('hoist_lengths',)"
+        )
     for name in names:
         if name in REQUIRED:
             raise InnerQError(

@@ -261,9 +261,7 @@ def _write_codes(folder: Path, snapshots: list[Snapshot], handed: Snapshot, prel
         (folder / "prelude.py").write_text(_readable(prelude) + "\n", encoding="utf-8")
 
 
-def _write_graph(
-    dump: GraphDump, handed: Snapshot, report: GraphReport, output_code: list[str], failure: str
-) -> None:
+def _write_graph(dump: GraphDump, handed: Snapshot, report: GraphReport, output_code: list[str], failure: str) -> None:
     shots = [*dump.snapshots, handed]
     content = {
         "report": to_dict(report),
@@ -272,9 +270,7 @@ def _write_graph(
         "matches": [layer for layer in to_dict(report)["layers"]],
         "output_code": output_code,
         "failure": failure,
-        "snapshots": [
-            {"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in shots
-        ],
+        "snapshots": [{"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in shots],
     }
     (dump.folder / "graph.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
@@ -339,4 +335,3 @@ OPTIONS = {options}
 if __name__ == "__main__":
     reproduce(Graph(), INPUTS, OPTIONS, Path(__file__).parent)
 '''
-

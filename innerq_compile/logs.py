@@ -21,7 +21,9 @@ GRAPHS = "innerq_graphs"
 def register() -> None:
     """Make the log and the artifact known to torch."""
     register_log("innerq_compile", "innerq_compile")
-    register_artifact(GRAPHS, "Graphs before and after the passes of innerq_compile.", visible=True, off_by_default=True)
+    register_artifact(
+        GRAPHS, "Graphs before and after the passes of innerq_compile.", visible=True, off_by_default=True
+    )
 
 
 def trace_text(name: str, text: Callable[[], str]) -> None:

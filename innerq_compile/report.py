@@ -163,14 +163,12 @@ def record(report: GraphReport) -> None:
     _REPORTS.append(report)
     trace_json("innerq_report", lambda: to_dict(report))
     reasons = tuple(str(reason) for reason in report.reasons)
-    if report.rewritten or report.kind == "decode":
-        rest = f"; {len(reasons)} remarks, the first: {reasons[0]}" if reasons else ""
-        log.info("%s%s", report.headline, rest)
-    elif reasons in _warned:  # once: every graph of a program that breaks would say it again
-        log.info("%s", report.headline)
-    else:
-        _warned.add(reasons)
-        log.warning("%s: nothing was rewritten: %s", report.headline, "; ".join(dict.fromkeys(reasons)))
+    log.info("%s", report.headline)
+    if not report.rewritten and report.kind != "decode" and reasons not in _warned:
+        _warned.add(reasons)  # once: other graphs of the program would say the same again
+        if report.attentions or not any(other.rewritten for other in _REPORTS):  # else it is a piece of a whole
+            text = "; ".join(dict.fromkeys(reasons))
+            log.warning("nothing was rewritten in graph %d (%s): %s", report.index, report.config, text)
     for reason in reasons:
         log.debug("graph %d: %s", report.index, reason)
 

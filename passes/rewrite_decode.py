@@ -117,9 +117,7 @@ def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
     return gm.graph.call_method("to", (x, example(query).dtype))
 
 
-def attend(
-    gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput, context: PassContext
-) -> None:
+def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput, context: PassContext) -> None:
     """Replace an attention by one over a quantized cache."""
     if not context.config.rewrite:
         read_dequantized(gm, match, key, value)

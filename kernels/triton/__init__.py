@@ -11,7 +11,15 @@ import torch
 from ..formats import CacheFormat
 from . import support
 
-__all__ = ["append_", "decode_attention", "decode_kernel", "prefill", "supports_append", "supports_decode", "supports_prefill"]
+__all__ = [
+    "append_",
+    "decode_attention",
+    "decode_kernel",
+    "prefill",
+    "supports_append",
+    "supports_decode",
+    "supports_prefill",
+]
 
 Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
