@@ -22,7 +22,7 @@ from .dump import begin_dump, captured_inputs, dumped
 from .errors import InnerQError
 from .passes import PassContext, run_passes
 from .passes.context import GraphError
-from .report import GraphReport, make_report, record
+from .report import SKIPPED, GraphReport, make_report, record
 from .runtime import CompiledGraph
 
 
@@ -109,7 +109,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         inductor_options = {**inductor_options, "triton.cudagraphs": False}
         report.cuda_graphs = "no: a prefill runs once, and its caches outlive the memory of a CUDA graph"
     if not context.rewritten and not context.caches:
-        with _watched(report, inductor_options, context), dumped(dump, gm, report):
+        with _watched(report, inductor_options, example_inputs, context), dumped(dump, gm, report):
             compiled = compile_fx(gm, example_inputs, config_patches=inductor_options)
         return captured_inputs(dump, _counted(compiled, report))
     _refuse_gradients(example_inputs)
@@ -122,7 +122,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     if inductor_options.get("triton.cudagraphs"):
         _mark_static(context)
     inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
-    with _watched(report, inductor_options, context), dumped(dump, copy, report, context):
+    with _watched(report, inductor_options, example_inputs, context), dumped(dump, copy, report, context):
         compiled = compile_fx(copy, inputs, config_patches=inductor_options)
     return captured_inputs(dump, CompiledGraph(compiled, prelude, context, gm, copy, report))
 
@@ -182,9 +182,15 @@ def _counted(compiled: Callable[..., Any], report: GraphReport) -> Callable[...,
 
 
 @contextlib.contextmanager
-def _watched(report: GraphReport, inductor_options: dict[str, Any], context: PassContext) -> Iterator[None]:
+def _watched(
+    report: GraphReport, inductor_options: dict[str, Any], example_inputs: list[Any], context: PassContext
+) -> Iterator[None]:
     """Note in the report what becomes of CUDA graphs while Inductor compiles."""
     if not inductor_options.get("triton.cudagraphs"):
+        yield
+        return
+    if not any(isinstance(value, torch.Tensor) and value.is_cuda for value in example_inputs):
+        report.cuda_graphs = "no: nothing in this graph is on a CUDA device"
         yield
         return
     skips = counters["inductor"]["cudagraph_skips"]
@@ -192,4 +198,4 @@ def _watched(report: GraphReport, inductor_options: dict[str, Any], context: Pas
     if counters["inductor"]["cudagraph_skips"] == skips:
         report.cuda_graphs = "; ".join(["yes", *(note.text for note in context.notes)])
     else:
-        report.cuda_graphs = "no: Inductor skipped them"
+        report.cuda_graphs = SKIPPED

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
 import logging
 import os
@@ -198,7 +199,7 @@ def _readable(gm: GraphModule) -> str:
 
 
 def _short(text: str) -> str:
-    """Names of parameters as in the program: ``self.layers.0.q.weight``, not ``l_self_modules_layers_modules_0_...``."""
+    """Names of parameters as in the program: ``self.layers.0.q.weight``, not ``l_self_modules_layers_...``."""
 
     def path(match: re.Match[str]) -> str:
         return "self." + re.sub(r"_?(modules|parameters|buffers)_", ".", match[1]).strip("._").replace("_.", ".")
@@ -214,7 +215,7 @@ def changed(before: Snapshot, after: Snapshot) -> bool:
 def _as_text(dump: GraphDump, report: GraphReport) -> str:
     """For the log: the captured graph, and what each pass took out and put in."""
     parts = [report.headline, "captured:", *(f"    {line.text}" for line in dump.snapshots[0].lines)]
-    for before, after in zip(dump.snapshots, dump.snapshots[1:], strict=False):
+    for before, after in itertools.pairwise(dump.snapshots):
         if changed(before, after):
             parts.append(f"{after.name}:")
             found = difflib.ndiff([line.text for line in before.lines], [line.text for line in after.lines])
@@ -267,7 +268,7 @@ def _write_graph(dump: GraphDump, handed: Snapshot, report: GraphReport, output_
         "report": to_dict(report),
         "headline": report.headline,
         "options": dump.options,
-        "matches": [layer for layer in to_dict(report)["layers"]],
+        "matches": to_dict(report)["layers"],
         "output_code": output_code,
         "failure": failure,
         "snapshots": [{"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in shots],

@@ -1,4 +1,4 @@
-"""``innerq_compile.explain``: run a model for a few steps, and say what the compiler did with each of its attentions."""
+"""``innerq_compile.explain``: run a model for a few steps, and say what was done with each attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .api import innerq
 from .errors import InnerQError
 from .kernels import layout
 from .kernels.formats import CacheFormat, blocks_for
-from .report import OBSERVERS, GraphReport, LayerReport, to_dict
+from .report import OBSERVERS, SKIPPED, GraphReport, LayerReport, to_dict
 
 _SHADOW = "dense buffer with a quantized shadow"
 
@@ -187,6 +187,10 @@ def explain(target: Any, /, *args: Any, context_length: int = 32768, **kwargs: A
     with _observed() as seen, _compiled(target, remarks), torch.no_grad():
         result = _run(target, args, kwargs, remarks)
     graphs = sorted(seen.graphs, key=lambda graph: graph.index)
+    for graph in graphs:
+        metrics = compilation_metrics(graph)
+        if graph.cuda_graphs == SKIPPED and metrics is not None and metrics.cudagraph_skip_reason:
+            graph.cuda_graphs = f"no: {metrics.cudagraph_skip_reason}"
     if not graphs:
         remarks.append(
             "no graph of the backend 'innerq' ran: compile the model with innerq(model), or call a compiled one"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 import linecache
 import re
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def dump_page(graphs: list[dict[str, Any]]) -> str:
             for shot in graph["snapshots"]
         ]
         steps, idle = [], []
-        for before, after in zip(shots, shots[1:], strict=False):
+        for before, after in itertools.pairwise(shots):
             rows = side_by_side(before["lines"], after["lines"])
             if rows:
                 steps.append({"name": after["name"], "before": before["name"], "rows": rows})

@@ -26,6 +26,9 @@ _REPORTS: collections.deque[GraphReport] = collections.deque(maxlen=1000)
 _count = 0
 _warned: set[tuple[str, ...]] = set()
 
+#: What ``GraphReport.cuda_graphs`` says until Dynamo's metrics tell why (see ``explanation.py``).
+SKIPPED = "no: Inductor skipped them"
+
 #: Called with the report of a graph and the storages of its caches whenever a compiled graph has run.
 OBSERVERS: list[Callable[[GraphReport, list[Any]], None]] = []
 
