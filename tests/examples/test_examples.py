@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs
 
@@ -87,4 +86,4 @@ def test_static_cache():
     for title, out in outputs.items():
         error = (out - plain).square().mean().sqrt() / plain.square().mean().sqrt()
         assert 1e-4 < error < 0.3, title  # quantized, and near
-    assert [kind for kind, count in rewritten() if count] == ["decode"] * 3 or torch.cuda.is_available()
+    assert [kind for kind, count in rewritten() if count] == ["decode", "decode"]
