@@ -152,7 +152,17 @@ def _read(node: Node) -> tuple[Node | None, tuple[int, ...], Any]:
 
 
 _VIEWS = ("transpose", "permute", "movedim", "reshape", "unsqueeze", "expand", "getitem")
-_PIECES = ("split", "chunk", "unbind", "tensor_split", "split_with_sizes", "index_copy_", "index_put_", "narrow", "select")
+_PIECES = (
+    "split",
+    "chunk",
+    "unbind",
+    "tensor_split",
+    "split_with_sizes",
+    "index_copy_",
+    "index_put_",
+    "narrow",
+    "select",
+)
 
 
 def _of_input(node: Node) -> bool:
