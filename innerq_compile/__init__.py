@@ -11,11 +11,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .logs import register
+
 if TYPE_CHECKING:
     from .api import innerq
     from .buffer import InnerQBuffer, empty_cache
     from .config import PRESETS, InnerQConfig
+    from .dump import dump_graphs
     from .errors import InnerQError, UnsupportedOperation
+    from .explanation import Explanation, explain
     from .report import GraphReport, clear_reports, compiled_graphs
     from .tensor import InnerQTensor
 
@@ -27,8 +31,11 @@ _MODULES = {
     "empty_cache": "buffer",
     "PRESETS": "config",
     "InnerQConfig": "config",
+    "dump_graphs": "dump",
     "InnerQError": "errors",
     "UnsupportedOperation": "errors",
+    "Explanation": "explanation",
+    "explain": "explanation",
     "GraphReport": "report",
     "clear_reports": "report",
     "compiled_graphs": "report",
@@ -37,6 +44,7 @@ _MODULES = {
 
 __all__ = [
     "PRESETS",
+    "Explanation",
     "GraphReport",
     "InnerQBuffer",
     "InnerQConfig",
@@ -45,9 +53,14 @@ __all__ = [
     "UnsupportedOperation",
     "clear_reports",
     "compiled_graphs",
+    "dump_graphs",
     "empty_cache",
+    "explain",
     "innerq",
 ]
+
+
+register()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,20 +7,23 @@ the tokens that the graph appends, and builds InnerQTensors on the way out (``ru
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 
 from .config import InnerQConfig, field_names
+from .dump import begin_dump, captured_inputs, dumped
 from .errors import InnerQError
 from .kernels import lowering
 from .passes import PassContext, run_passes
-from .passes.context import GraphError, Reason
-from .report import GraphReport, record
+from .passes.context import GraphError
+from .report import SKIPPED, GraphReport, make_report, record
 from .runtime import CompiledGraph
 
 
@@ -96,13 +99,20 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
 
     copy = copy_graph(gm)
     context = PassContext(config, static_lengths=bool(inductor_options.get("triton.cudagraphs")))
-    run_passes(copy, context)
-    _report(context)
+    dump = begin_dump(copy, config, inductor_options)
+    run_passes(copy, context, observe=None if dump is None else dump.after_pass)
+    report = make_report(context)
+    record(report)
+    if config.strict and context.reasons:
+        raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
     if context.static_lengths and context.attentions and not (context.caches or context.shadows):
         # a prefill runs once, and the caches that it makes outlive the memory of a CUDA graph
         inductor_options = {**inductor_options, "triton.cudagraphs": False}
+        report.cuda_graphs = "no: a prefill runs once, and its caches outlive the memory of a CUDA graph"
     if not context.rewritten and not context.caches:
-        return compile_fx(gm, example_inputs, config_patches=inductor_options)
+        with _watched(report, inductor_options, example_inputs, context), dumped(dump, gm, report):
+            compiled = compile_fx(gm, example_inputs, config_patches=inductor_options)
+        return captured_inputs(dump, _counted(compiled, report))
     _refuse_gradients(example_inputs)
     originals = {node.name: value for node, value in zip(_placeholders(gm), example_inputs, strict=True)}
     prelude = None
@@ -113,9 +123,13 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     if inductor_options.get("triton.cudagraphs"):
         _mark_static(context)
     inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
-    with _keyed_by(lowering.register()):
+    with (
+        _watched(report, inductor_options, example_inputs, context),
+        dumped(dump, copy, report, context),
+        _keyed_by(lowering.register()),
+    ):
         compiled = compile_fx(copy, inputs, config_patches=inductor_options)
-    return CompiledGraph(compiled, prelude, context, gm, copy)
+    return captured_inputs(dump, CompiledGraph(compiled, prelude, context, gm, copy, report))
 
 
 def _keyed_by(tag: str):
@@ -171,14 +185,32 @@ def _refuse_gradients(example_inputs: list[Any]) -> None:
             )
 
 
-def _report(context: PassContext) -> None:
-    reasons = list(context.reasons)
-    if not reasons and not context.rewritten:
-        reasons.append(Reason("the graph holds no attention"))
-    kind = "decode" if context.caches or context.shadows else "prefill" if context.rewritten else "plain"
-    found = (
-        len({*context.attentions}) + len(context.reasons) - sum(m not in context.rewritten for m in context.attentions)
-    )
-    record(GraphReport(kind, found, len(context.rewritten), (*reasons, *context.notes)))
-    if context.config.strict and context.reasons:
-        raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
+def _counted(compiled: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
+    """A graph that Inductor compiled as it was, which notes its calls."""
+
+    def call(*args: Any) -> Any:
+        results = compiled(*args)
+        report.ran([])
+        return results
+
+    return call
+
+
+@contextlib.contextmanager
+def _watched(
+    report: GraphReport, inductor_options: dict[str, Any], example_inputs: list[Any], context: PassContext
+) -> Iterator[None]:
+    """Note in the report what becomes of CUDA graphs while Inductor compiles."""
+    if not inductor_options.get("triton.cudagraphs"):
+        yield
+        return
+    if not any(isinstance(value, torch.Tensor) and value.is_cuda for value in example_inputs):
+        report.cuda_graphs = "no: nothing in this graph is on a CUDA device"
+        yield
+        return
+    skips = counters["inductor"]["cudagraph_skips"]
+    yield
+    if counters["inductor"]["cudagraph_skips"] == skips:
+        report.cuda_graphs = "; ".join(["yes", *(note.text for note in context.notes)])
+    else:
+        report.cuda_graphs = SKIPPED

@@ -68,6 +68,9 @@ class InnerQConfig:
             prompt), and multiply the query by it.
         scale_dtype: ``float16``, ``bfloat16`` or ``float32``. None takes float16 for float16 caches, else bfloat16.
         strict: raise an error for an attention that cannot be rewritten, instead of leaving it as it is.
+        rewrite: False keeps the quantized cache and leaves attention to the program, which reads it dequantized: slow,
+            and a way to tell the quantizer from the rewrite (``docs/debugging.md``).
+        disabled_passes: names of passes that are switched off, see ``passes/__init__.py``.
 
     Raises:
         InnerQError: for a value that is not allowed; the message says what is.
@@ -84,6 +87,8 @@ class InnerQConfig:
     normalize_keys: bool = True
     scale_dtype: str | None = None
     strict: bool = False
+    rewrite: bool = True
+    disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("key_bits", "value_bits"):
@@ -98,7 +103,7 @@ class InnerQConfig:
         )
         for name in ("sink", "recent"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
-        for name in ("centre_keys", "normalize_keys", "strict"):
+        for name in ("centre_keys", "normalize_keys", "strict", "rewrite"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         _check(
             "scale_dtype",
@@ -106,6 +111,9 @@ class InnerQConfig:
             self.scale_dtype is None or self.scale_dtype in tuple(SCALE_DTYPES),
             f"None or one of {', '.join(SCALE_DTYPES)}",
         )
+
+        if self.disabled_passes != ():
+            object.__setattr__(self, "disabled_passes", _pass_names(self.disabled_passes))
 
     @staticmethod
     def preset(name: str, **changes: Any) -> InnerQConfig:
@@ -173,6 +181,39 @@ class InnerQConfig:
 
 def field_names() -> list[str]:
     return [field.name for field in dataclasses.fields(InnerQConfig)]
+
+
+def describe(config: InnerQConfig) -> str:
+    """A config in few words: the preset that it is closest to, and what differs from it."""
+
+    def changes(preset: str) -> list[str]:
+        base = InnerQConfig.preset(preset)
+        return [
+            f"{name}={getattr(config, name)}" for name in field_names() if getattr(config, name) != getattr(base, name)
+        ]
+
+    return ", ".join(min(([preset, *changes(preset)] for preset in PRESETS), key=len))
+
+
+def _pass_names(names: Any) -> tuple[str, ...]:
+    """``disabled_passes``, checked; a single name may stand without brackets."""
+    from .passes import REQUIRED, pass_names  # imports Dynamo, which a config does without otherwise
+
+    optional = [name for name in pass_names() if name not in REQUIRED]
+    names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, (list, tuple, set)) else names
+    if not isinstance(names, tuple):
+        raise InnerQError(
+            f"disabled_passes={names!r} is not allowed: it has to be names of passes, as ('hoist_lengths',)"
+        )
+    for name in names:
+        if name in REQUIRED:
+            raise InnerQError(
+                f"disabled_passes: {name!r} cannot be switched off, because without it a graph with a quantized cache "
+                f"cannot run: allowed are {', '.join(optional)}; to compile without any, use backend='inductor'"
+            )
+        if name not in optional:
+            raise InnerQError(f"disabled_passes: there is no pass {name!r}: allowed are {', '.join(optional)}")
+    return tuple(name for name in optional if name in names)
 
 
 def _is_int(value: Any, low: int, high: int) -> bool:

@@ -12,6 +12,7 @@ from .buffer import InnerQBuffer
 from .errors import UnsupportedOperation
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
+from .report import OBSERVERS, GraphReport
 from .shadow import ShadowReader
 from .storage import CacheStorage
 from .tensor import InnerQTensor
@@ -27,7 +28,9 @@ class CompiledGraph:
         context: PassContext,
         original: GraphModule,
         rewritten: GraphModule,
+        report: GraphReport,
     ) -> None:
+        self._report = report
         self._compiled = compiled
         self._prelude = None if prelude is None else HoistedInputs(prelude, context, original)
         sizes = _SizeReader(original)
@@ -110,6 +113,10 @@ class CompiledGraph:
                 if at not in made:
                     made[at] = _new_cache(results, at, plan[2], plan[3](args))
                 outputs.append(made[at])
+        if OBSERVERS:
+            storages += [(side, 0) for shadow in shadows for side in (shadow.key, shadow.value)]
+            storages += [(tensor._storage, 0) for tensor in made.values()]
+        self._report.ran([storage for storage, _ in storages])
         return tuple(outputs)
 
 

@@ -11,6 +11,9 @@ CUDA tensors go to Triton (``kernels/triton``), CPU tensors to C++ that Inductor
 
 from __future__ import annotations
 
+import functools
+import os
+
 import torch
 
 from . import layout, reference
@@ -65,8 +68,19 @@ def _fake(name):
     return torch.library.register_fake(f"innerq::{name}", lib=_lib)
 
 
+@functools.cache
+def reference_only() -> bool:
+    """Whether ``INNERQ_KERNELS=reference`` asks for plain torch everywhere."""
+    choice = os.environ.get("INNERQ_KERNELS", "all")
+    if choice not in ("all", "reference"):
+        raise ValueError(f"INNERQ_KERNELS={choice!r} is not allowed: it has to be 'all' or 'reference'")
+    return choice == "reference"
+
+
 def _backend(device: torch.device):
     """The module with the fast kernels for a device, or None."""
+    if reference_only():
+        return None
     if device.type == "cuda":
         from . import triton as backend
 
@@ -250,6 +264,21 @@ def decode_attention(
     if backend is not None and backend.supports_decode(*args):
         return backend.decode_attention(*args)
     return reference.decode_attention(*args).to(query.dtype)
+
+
+def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
+    """What serves `decode_attention` for tensors like these, and why nothing faster does, in words.
+
+    Looks at devices, dtypes and head_dims only, so fake tensors will do.
+    """
+    backend = _backend(query.device)
+    if backend is not None:
+        return backend.decode_kernel(query, k_window, v_window, mask, k_fmt, v_fmt)
+    if reference_only():
+        return "reference: INNERQ_KERNELS=reference"
+    if query.device.type == "cpu":
+        return "reference: no C++ compiler, or INNERQ_CPU_KERNELS=0"
+    return f"reference: there are no kernels for {query.device.type}"
 
 
 @_fake("decode_attention")

@@ -7,7 +7,7 @@ them. They run on the backend's copy of the graph, in this order:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch.fx import GraphModule
 
@@ -41,13 +41,46 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def run_passes(gm: GraphModule, context: PassContext, passes: tuple[Pass, ...] = PASSES) -> GraphModule:
-    """Run the pipeline over ``gm``, which is changed."""
+#: Passes without which a graph with a quantized cache cannot run.
+REQUIRED = frozenset({"unwrap_caches", "write_preallocated", "dequantize_rest", "plan_outputs"})
+
+#: Passes that a pass takes for granted, by name: it is left out where one of them is.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "rewrite_decode": ("standard_form",),
+    "rewrite_buffer": ("standard_form",),
+    "quantize_prefill": ("standard_form",),
+}
+
+
+def pass_names() -> tuple[str, ...]:
+    """The names of all passes, in order."""
+    return tuple(graph_pass.__name__ for graph_pass in PASSES)
+
+
+def left_out(disabled: Collection[str]) -> tuple[str, ...]:
+    """The passes that do not run where those named in ``disabled`` are switched off, in order."""
+    return tuple(
+        name for name in pass_names() if name in disabled or any(need in disabled for need in NEEDS.get(name, ()))
+    )
+
+
+def run_passes(
+    gm: GraphModule,
+    context: PassContext,
+    passes: tuple[Pass, ...] = PASSES,
+    observe: Callable[[str, GraphModule], None] | None = None,
+) -> GraphModule:
+    """Run the pipeline over ``gm``, which is changed. ``observe`` is shown the graph after each pass, with its name."""
+    skipped = left_out(context.config.disabled_passes)
     for graph_pass in passes:
+        if graph_pass.__name__ in skipped:
+            continue
         gm = graph_pass(gm, context)
         gm.graph.lint()
+        if observe is not None:
+            observe(graph_pass.__name__, gm)
     gm.recompile()
     return gm
 
 
-__all__ = ["PASSES", "Pass", "PassContext", "run_passes"]
+__all__ = ["NEEDS", "PASSES", "REQUIRED", "Pass", "PassContext", "left_out", "pass_names", "run_passes"]

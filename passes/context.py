@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from ..kernels.formats import CacheFormat
+from .graph_utils import module_path, source_line
 from .match_buffer import BufferUse
 
 
@@ -17,6 +18,8 @@ class Config(Protocol):
 
     centre_keys: bool
     normalize_keys: bool
+    rewrite: bool
+    disabled_passes: tuple[str, ...]
 
     def format_for(self, role: str, head_dim: int, dtype: torch.dtype) -> CacheFormat: ...
 
@@ -32,10 +35,12 @@ class Reason:
     Attributes:
         text: the reason in words.
         where: the line of the user's program, or an empty string.
+        layer: the module that runs it, as ``layers.0.self_attn``, or an empty string.
     """
 
     text: str
     where: str = ""
+    layer: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.where})" if self.where else self.text
@@ -127,6 +132,8 @@ class AttentionMatch:
         softcap: ``softcap * tanh(scores / softcap)`` where it is not 0.
         sink_logits: logits ``[Hq]`` of a token without a value that every query sees, or None.
         mask: all masks as one, additive or boolean, broadcasts to ``[B, Hq, N, S]``, or None.
+        where, layer: the line of the user's program and the module, see :class:`Reason`.
+        key_norm: where the passes have put the key normalization, in words, or an empty string.
     """
 
     node: Node
@@ -142,6 +149,9 @@ class AttentionMatch:
     softcap: float = 0.0
     sink_logits: Node | None = None
     mask: Node | None = None
+    where: str = ""
+    layer: str = ""
+    key_norm: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,6 +228,15 @@ class PassContext:
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
     outputs: list[Any] = dataclasses.field(default_factory=list)  # OutputPlan, an entry for each original output
     reasons: list[Reason] = dataclasses.field(default_factory=list)
+    refused: dict[AttentionMatch, Reason] = dataclasses.field(default_factory=dict)  # matches among the reasons
     notes: list[Reason] = dataclasses.field(default_factory=list)  # what else a user may want to know
     static_lengths: bool = False  # whether the graph is to be recorded as a CUDA graph
     prelude: Any = None  # Prelude, where `hoist_lengths` has made one
+
+    def refuse(self, place: AttentionMatch | Node, text: str) -> None:
+        """Note why an attention, or what looks like one, stays as it is."""
+        if isinstance(place, Node):
+            self.reasons.append(Reason(text, source_line(place), module_path(place)))
+        else:
+            self.refused[place] = Reason(text, place.where, place.layer)
+            self.reasons.append(self.refused[place])

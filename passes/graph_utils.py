@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -264,6 +265,16 @@ def source_line(node: Node) -> str:
     index = own[-1]
     code = lines[index + 1] if index + 1 < len(lines) else ""
     return f"{lines[index]}: {code}" if code else lines[index]
+
+
+def module_path(node: Node) -> str:
+    """The module that a node comes from, as ``model.layers.0.self_attn``, or an empty string."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path.removeprefix("L['self']"))
+    return ".".join(part for part in path.split(".") if part not in ("", "_modules"))
 
 
 # --- changing graphs ------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from torch.fx import GraphModule, Node
 
 from .attention import match_attention_at
 from .attention.scores import Order
-from .context import NoMatch, PassContext, Reason
-from .graph_utils import op_name, source_line
+from .context import NoMatch, PassContext
+from .graph_utils import module_path, op_name, source_line
 
 
 def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -24,11 +24,12 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
         try:
             match = match_attention_at(node, context.caches, order)
             if match is not None:
+                match.where, match.layer = source_line(node), module_path(node)
                 context.attentions.append(match)
             elif (name := _foreign_attention(node)) is not None:
                 raise NoMatch(f"{name} is not understood")
         except NoMatch as reason:
-            context.reasons.append(Reason(str(reason), source_line(node)))
+            context.refuse(node, str(reason))
     return gm
 
 

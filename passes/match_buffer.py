@@ -141,12 +141,38 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, tuple[int, ...], An
             dims = [order[d] % 4 for d in dims]
             node = node.args[0]
         elif name == "getitem" and isinstance(node.args[0], Node) and end is None:
+            if not _of_input(node):  # a part of what is computed here, as of fused projections
+                return None, tuple(dims), end
             end = _slice_end(node, dims)
             node = node.args[0]
         elif _function(node) in ("index_copy_", "index_put_") and node.args:
             node = node.args[0]
         else:
             return None, tuple(dims), end
+
+
+_VIEWS = ("transpose", "permute", "movedim", "reshape", "unsqueeze", "expand", "getitem")
+_PIECES = (
+    "split",
+    "chunk",
+    "unbind",
+    "tensor_split",
+    "split_with_sizes",
+    "index_copy_",
+    "index_put_",
+    "narrow",
+    "select",
+)
+
+
+def _of_input(node: Node) -> bool:
+    """Whether a node may be a view of an input of the graph."""
+    while op_name(node) in _VIEWS or _function(node) in _PIECES:
+        node = node.args[0]
+        if not isinstance(node, Node):
+            return True
+    computed = _function(node) in ("linear", "addmm") or op_name(node) in ("matmul", "bmm", "einsum", "add", "mul")
+    return not computed or _function(node).endswith("_")
 
 
 def _slice_end(node: Node, dims: list[int]) -> Any:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .aliases import Writes, possible_views
-from .context import CacheUse, PassContext, Reason
-from .graph_utils import argument, is_output, op_name, shape, source_line
+from .context import CacheUse, PassContext
+from .graph_utils import argument, is_output, op_name, shape
 from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
 
 _PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
@@ -23,16 +23,15 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     for match in context.attentions:
         sides = zip((match.key, match.value), match.tokens_dims, strict=True)
         key, value = (_use(node, tokens_dim, changes, context) for node, tokens_dim in sides)
-        where = source_line(match.node)
         for side, use in (("keys", key), ("values", value)):
             if isinstance(use, str):
-                context.reasons.append(Reason(f"{side}: {use}", where))
+                context.refuse(match, f"{side}: {use}")
                 break
         else:
             if key.node is value.node:
-                context.reasons.append(Reason("keys and values are the same tensor", where))
+                context.refuse(match, "keys and values are the same tensor")
             elif key.kind != value.kind:
-                context.reasons.append(Reason(f"keys are {key.kind} and values are {value.kind}", where))
+                context.refuse(match, f"keys are {key.kind} and values are {value.kind}")
             else:
                 context.uses[match] = (key, value)
     return gm

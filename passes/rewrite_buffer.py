@@ -23,9 +23,10 @@ from torch.fx import GraphModule, Node
 from ..kernels.formats import preallocated_capacity
 from .aliases import Writes, possible_views
 from .attention.scores import MASKED
-from .context import AttentionMatch, CacheInput, PassContext, Reason, ShadowInput
-from .graph_utils import erase_dead, example, same_size, shape, source_line
+from .context import AttentionMatch, CacheInput, PassContext, ShadowInput
+from .graph_utils import erase_dead, example, same_size, shape
 from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
+from .read_dequantized import early_reader
 from .rewrite_decode import append, attend, wrong_roles
 from .unwrap_caches import add_placeholders, cache_examples
 
@@ -47,11 +48,13 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         reason = _obstacle(match, key.buffer, value.buffer, changes, context)
         if reason is None and any(bool({*pair} & {*other}) and pair != other for other in sides):
             reason = "a buffer is paired with another one in another attention"
+        last = max(key.buffer.write, value.buffer.write, key=changes.order.__getitem__)
+        if reason is None and not context.config.rewrite:
+            reason = early_reader(match, last, changes.order)
         if reason is not None:
-            context.reasons.append(Reason(reason, source_line(match.node)))
+            context.refuse(match, reason)
             continue
         if pair not in sides:
-            last = max(key.buffer.write, value.buffer.write, key=changes.order.__getitem__)
             with gm.graph.inserting_before(last.next):
                 positions[pair] = position_tensor(gm, key.buffer)
                 sides[pair] = _sides(gm, key.buffer, value.buffer, context)
@@ -60,7 +63,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             checked.add((match.mask, positions[pair]))
             with gm.graph.inserting_before(match.node):
                 _check_mask(gm, match, positions[pair], key.buffer.count)
-        attend(gm, match, *sides[pair])
+        attend(gm, match, *sides[pair], context)
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
             if is_preallocated(use.buffer):

@@ -18,8 +18,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .aliases import Writes
-from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext, Reason
-from .graph_utils import by_head, erase_dead, example, same_size, shape, source_line
+from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext
+from .graph_utils import by_head, erase_dead, example, same_size, shape
+from .read_dequantized import early_reader, read_dequantized
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -33,20 +34,22 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
         if reason is None and key.kind == "read" and (key.cache in growing or value.cache in growing):
             reason = "it reads a cache without the tokens that the same graph appends to it"
         pair = (key.node, value.node)
+        last = max(pair, key=changes.order.__getitem__)
+        if reason is None and key.kind == "append" and not context.config.rewrite:
+            reason = early_reader(match, last, changes.order)
         if reason is None and any(bool({*pair} & {*other}) and pair != other for other in written):
             reason = "keys or values are paired with others in another attention"
         if reason is not None:
-            context.reasons.append(Reason(reason, source_line(match.node)))
+            context.refuse(match, reason)
             continue
         if key.kind == "append" and pair not in written:
             written.add(pair)
-            last = max(pair, key=changes.order.__getitem__)
             with gm.graph.inserting_before(last.next):
                 news = (by_head(gm.graph, use.new, use.tokens_dim) for use in (key, value))
                 append(gm, key.cache, value.cache, *news)
             for use in (key, value):
                 context.appended[use.node] = Appended(use.cache, shape(use.new)[use.tokens_dim])
-        attend(gm, match, key.cache, value.cache)
+        attend(gm, match, key.cache, value.cache, context)
         context.rewritten.append(match)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
     return gm
@@ -115,8 +118,13 @@ def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
     return gm.graph.call_method("to", (x, example(query).dtype))
 
 
-def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
+def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput, context: PassContext) -> None:
     """Replace an attention by one over a quantized cache."""
+    if not context.config.rewrite:
+        read_dequantized(gm, match, key, value)
+        return
+    if key.norm is not None:
+        match.key_norm = "query and new key, as the attention has them"
     with gm.graph.inserting_before(match.node):
         query = _scaled_query(gm, match.query, key)
         formats = (key.format.spec, value.format.spec)

@@ -18,8 +18,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .attention.axes import Dims, rearrange, resolve_dims
-from .context import AttentionMatch, MaskTerm, NoMatch, PassContext, Reason
-from .graph_utils import example, same_sizes, shape, source_line
+from .context import AttentionMatch, MaskTerm, NoMatch, PassContext
+from .graph_utils import example, same_sizes, shape
 
 
 def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -35,7 +35,7 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
                 _output(gm, match)
         except NoMatch as reason:
             del context.uses[match]
-            context.reasons.append(Reason(str(reason), source_line(match.node)))
+            context.refuse(match, str(reason))
     return gm
 
 

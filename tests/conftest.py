@@ -74,3 +74,24 @@ def _without_inductor() -> Iterator[None]:
         innerq_compile.clear_reports()
         yield
         torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a Llama of two layers and random weights, and a tokenizer whose tokens are characters."""
+    import string
+
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from .models.helpers import tiny_llama
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    model = tiny_llama(layers=2)
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # it says as much as it is asked for
+    model.save_pretrained(folder)
+    characters = ["<unk>", *string.ascii_lowercase, *string.digits, *" .,;:!?-_()[]{}<>/+*=@#'"][:61]
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    return folder

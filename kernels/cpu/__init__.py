@@ -261,17 +261,32 @@ def supports_decode(
     window, v_window = k_cache[2], v_cache[2]
     dtype, head_dim, value_dim = window.dtype, window.shape[3], v_window.shape[3]
     return (
-        dtype in CPP_TYPES
-        and query.dtype is dtype
-        and v_window.dtype is dtype
-        and head_dim % LANES == 0
-        and value_dim % LANES == 0
+        not _refusal(query, window, v_window, mask)
         and query.shape[3] == head_dim
-        and (mask is None or (mask.dtype in _MASK_KINDS and mask.dim() <= 4 and mask.shape[-1] > 0))
+        and (mask is None or (mask.dim() <= 4 and mask.shape[-1] > 0))
         and _plain(k_cache, k_fmt)
         and _plain(v_cache, v_fmt)
         and _pair(k_fmt, v_fmt, head_dim, value_dim, dtype) is not None
     )
+
+
+def _refusal(query, window, v_window, mask) -> str:
+    """Why dtypes and head_dims keep a call from the kernel, in words; empty if they do not."""
+    if window.dtype not in CPP_TYPES:
+        return f"no C++ kernel for {window.dtype}"
+    if query.dtype is not window.dtype or v_window.dtype is not window.dtype:
+        return "query and cache differ in dtype"
+    if window.shape[3] % LANES or v_window.shape[3] % LANES:
+        return f"head_dim is no multiple of {LANES}"
+    if mask is not None and mask.dtype not in _MASK_KINDS:
+        return f"no C++ kernel for a mask of {mask.dtype}"
+    return ""
+
+
+def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
+    """Which kernel :func:`decode_attention` takes, and why, see ``ops.decode_kernel``."""
+    reason = _refusal(query, k_window, v_window, mask)
+    return f"reference: {reason}" if reason else "C++"
 
 
 def decode_attention(

@@ -11,7 +11,15 @@ import torch
 from ..formats import CacheFormat
 from . import support
 
-__all__ = ["append_", "decode_attention", "prefill", "supports_append", "supports_decode", "supports_prefill"]
+__all__ = [
+    "append_",
+    "decode_attention",
+    "decode_kernel",
+    "prefill",
+    "supports_append",
+    "supports_decode",
+    "supports_prefill",
+]
 
 Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -44,6 +52,21 @@ def supports_decode(
     if mask is not None and mask.dtype not in (torch.bool, *support.DTYPES):
         return False
     return support.cache_supported(k_cache, k_fmt) and support.cache_supported(v_cache, v_fmt)
+
+
+def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
+    """Which kernel :func:`decode_attention` takes, and why not the fast one, see ``ops.decode_kernel``."""
+    if not support.runs_on(query):
+        return "reference: Triton is not installed"
+    for fmt, window in ((k_fmt, k_window), (v_fmt, v_window)):
+        if not support.format_supported(fmt, window.shape[3], window.dtype):
+            return f"reference: no Triton kernel for {fmt.role}s of {window.dtype}, head_dim {window.shape[3]}"
+    if query.dtype not in support.DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.DTYPES)):
+        return "reference: no Triton kernel for the dtype of the query or the mask"
+    from . import attention
+
+    reason = attention.fields_reason(query, (None, None, k_window), (None, None, v_window), k_fmt, v_fmt)
+    return f"Triton, portable: {reason}" if reason else "Triton, on packed fields"
 
 
 def prefill(x, start, mean, norm, capacity, fmt):

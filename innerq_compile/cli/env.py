@@ -1,0 +1,96 @@
+"""Versions, devices, and what is supported here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+import innerq_compile
+
+from ..kernels import cpu, ops
+from ..kernels.triton import support
+from .common import Output
+
+PACKAGES = ("numpy", "transformers", "triton", "accelerate", "gguf", "rich", "matplotlib")
+VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "TRITON_INTERPRET", "TORCH_LOGS")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
+    """What is here."""
+    fits = (2, 11) <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14)
+    compiler = cpu.available()
+    return {
+        "innerq_compile": innerq_compile.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_supported": fits,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": {
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "kernels": "C++" if compiler else "reference: no C++ compiler, or INNERQ_CPU_KERNELS=0",
+        },
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "gpu_kernels": _gpu_kernels(),
+        "reference_only": ops.reference_only(),
+        "dtypes": ["float16", "bfloat16", "float32"],
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def _gpu_kernels() -> str:
+    if not support.installed():
+        return "reference: Triton is not installed"
+    if not torch.cuda.is_available():
+        return "none needed: no CUDA device"
+    return "Triton"
+
+
+def show(result: dict[str, Any], output: Output) -> None:
+    """The same as a table."""
+    remark = "" if result["torch_supported"] else " (not supported: 2.11 to 2.13 are)"
+    rows = [
+        ("innerq-compile", result["innerq_compile"]),
+        ("Python", f"{result['python']} on {result['platform']}"),
+        ("torch", result["torch"] + remark),
+        *((name, version or "not installed") for name, version in result["packages"].items()),
+        ("CPU", f"{result['cpu']['capability']}, {result['cpu']['threads']} threads"),
+        ("kernels on the CPU", result["cpu"]["kernels"]),
+        *(
+            (f"GPU {index}", f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}")
+            for index, gpu in enumerate(result["gpus"])
+        ),
+        ("kernels on GPUs", result["gpu_kernels"]),
+        ("caches of", ", ".join(result["dtypes"])),
+        *((name, value) for name, value in result["variables"].items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        output.line(f"{name:<{width}}  {value}")

@@ -1,0 +1,58 @@
+"""The parser, and what becomes of errors.
+
+Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from . import bench, env, explain, fidelity, generate
+from .common import CommandError, Output
+
+COMMANDS = (generate, explain, bench, fidelity, env)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m innerq_compile",
+        description="A quantized KV cache for any PyTorch decoder, put in by torch.compile.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong arguments.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for module in COMMANDS:
+        name, summary = module.__name__.rsplit(".", 1)[-1], module.__doc__.partition("\n")[0]
+        sub = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(module=module)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    args = parser().parse_args(arguments)
+    output = Output(as_json=args.json)
+    try:
+        output.result(args.module.run(args, output), args.module.show)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # what reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # whatever it is, a user of a command line wants one line
+        if args.debug:
+            traceback.print_exc()
+        else:
+            kind = "" if isinstance(error, (CommandError, ValueError)) else f"{type(error).__name__}: "
+            print(f"error: {kind}{str(error).strip() or 'no message'}", file=sys.stderr)
+            if not isinstance(error, CommandError):
+                print("(--debug shows where)", file=sys.stderr)
+        return 2 if isinstance(error, CommandError) and error.usage else 1
+    return 0

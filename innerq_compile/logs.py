@@ -1,0 +1,38 @@
+"""Names of this package in ``TORCH_LOGS`` and ``torch._logging.set_logs``, and artifacts for tlparse.
+
+``TORCH_LOGS="+innerq_compile"`` needs no registration: torch finds the package by its name, and imports it while torch
+itself is being imported. The artifact has to be registered, which importing the package does; in the variable it
+therefore stands behind the package: ``TORCH_LOGS="innerq_compile,innerq_graphs"``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torch._logging import trace_structured
+from torch._logging._internal import register_artifact, register_log  # no public name (torch 2.11 to 2.13)
+
+#: The artifact: each graph as captured, what each pass changes in it, and what Inductor gets.
+GRAPHS = "innerq_graphs"
+
+
+def register() -> None:
+    """Make the log and the artifact known to torch."""
+    register_log("innerq_compile", "innerq_compile")
+    register_artifact(
+        GRAPHS, "Graphs before and after the passes of innerq_compile.", visible=True, off_by_default=True
+    )
+
+
+def trace_text(name: str, text: Callable[[], str]) -> None:
+    """An artifact of the current compilation, for tlparse. ``text`` is not called where no trace is written."""
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "string"}, payload_fn=text)
+
+
+def trace_json(name: str, value: Callable[[], Any]) -> None:
+    """An artifact of the current compilation that is not text."""
+    trace_structured(
+        "artifact", metadata_fn=lambda: {"name": name, "encoding": "json"}, payload_fn=lambda: json.dumps(value())
+    )

@@ -1,0 +1,137 @@
+"""HTML pages: the index of a dump, and an explanation. Each is one file that needs no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import linecache
+import re
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader  # torch depends on it
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
+
+#: Unchanged lines that are shown around changed ones, and lines of source around those that a graph comes from.
+AROUND = 3
+
+_WHERE = re.compile(r'File "(.+)", line (\d+), in ([^:]+)')
+
+#: A row of a side-by-side view: kind (same, changed, folded), left and right as (text, where), either may be None.
+DiffRow = tuple[str, Any, Any]
+
+
+@functools.cache
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("innerq_compile"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def dump_page(graphs: list[dict[str, Any]]) -> str:
+    """The page of a dump, from what its ``graph.json`` files hold."""
+    sources = Sources()
+    shown = []
+    for graph in graphs:
+        shots = [
+            {"name": shot["name"], "lines": [(text, sources.add(where)) for text, where in shot["lines"]]}
+            for shot in graph["snapshots"]
+        ]
+        steps, idle = [], []
+        for before, after in itertools.pairwise(shots):
+            rows = side_by_side(before["lines"], after["lines"])
+            if rows:
+                steps.append({"name": after["name"], "before": before["name"], "rows": rows})
+            else:
+                idle.append(after["name"])
+        layers = [{**layer, "source": sources.add(layer["where"])} for layer in graph["report"]["layers"]]
+        shown.append({**graph, "steps": steps, "idle": idle, "shots": shots, "layers": layers})
+    return _templates().get_template("dump.html").render(graphs=shown, sources=sources.excerpts())
+
+
+def explanation_page(explanation: Explanation) -> str:
+    """The page of an explanation."""
+    from .explanation import bits
+
+    sources = Sources()
+    rows = [
+        {
+            **dataclasses.asdict(row.report),
+            "source": sources.add(row.report.where),
+            "bits": bits(row.report) if row.report.rewritten else "",
+            "preset": row.preset,
+            "graph": row.graph,
+        }
+        for row in explanation.rows
+    ]
+    return (
+        _templates()
+        .get_template("explanation.html")
+        .render(explanation=explanation, rows=rows, sources=sources.excerpts())
+    )
+
+
+def side_by_side(before: list[Any], after: list[Any]) -> list[DiffRow]:
+    """The lines of two graphs next to one another; runs of equal lines are folded. Empty where nothing differs."""
+    texts = [[text for text, _ in lines] for lines in (before, after)]
+    rows: list[DiffRow] = []
+    opcodes = difflib.SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
+    if all(tag == "equal" for tag, *_ in opcodes):
+        return []
+    for index, (tag, a, b, c, d) in enumerate(opcodes):
+        if tag == "equal":
+            head = AROUND if index else 0
+            tail = AROUND if index < len(opcodes) - 1 else 0
+            pairs = list(zip(before[a:b], after[c:d], strict=True))
+            if len(pairs) > head + tail + 1:
+                rows += [("same", *pair) for pair in pairs[:head]]
+                rows.append(("folded", len(pairs) - head - tail, None))
+                rows += [("same", *pair) for pair in pairs[len(pairs) - tail :]]
+            else:
+                rows += [("same", *pair) for pair in pairs]
+            continue
+        left, right = before[a:b], after[c:d]
+        for i in range(max(len(left), len(right))):
+            rows.append(
+                ("changed", left[i] if i < len(left) else None, right[i] if i < len(right) else None),
+            )
+    return rows
+
+
+class Sources:
+    """The lines of the user's program that a page links to."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, set[int]] = {}
+
+    def add(self, where: str) -> dict[str, str] | None:
+        """Note a place, as ``source_line`` writes it; how to link to it, None for no place."""
+        found = _WHERE.match(where)
+        if found is None:
+            return None
+        path, line, function = found[1], int(found[2]), found[3]
+        self._lines.setdefault(path, set()).add(line)
+        file = list(self._lines).index(path)
+        return {
+            "anchor": f"source-{file}-{line}",
+            "label": f"{path.rsplit('/', 1)[-1]}:{line}",
+            "title": f"{path}:{line} in {function}",
+        }
+
+    def excerpts(self) -> list[dict[str, Any]]:
+        """For each file: its path, and runs of ``(number, text, anchor or "")``."""
+        files = []
+        for index, (path, wanted) in enumerate(self._lines.items()):
+            shown = sorted({n for line in wanted for n in range(line - AROUND, line + AROUND + 1) if n > 0})
+            runs: list[list[tuple[int, str, str]]] = []
+            for number in shown:
+                text = linecache.getline(path, number)
+                if not text and number not in wanted:
+                    continue
+                if not runs or number != runs[-1][-1][0] + 1:
+                    runs.append([])
+                anchor = f"source-{index}-{number}" if number in wanted else ""
+                runs[-1].append((number, text.rstrip("\n"), anchor))
+            files.append({"path": path, "runs": runs})
+        return files

@@ -1,0 +1,67 @@
+"""With ``rewrite=False``: the program's own attention, over a quantized cache that is dequantized for it.
+
+    append_(past_k..., past_v..., k', v)             append_(past_k..., past_v..., k', v)
+    out = decode_attention(q * norm, ...)     ->     keys = dequantize(past_k..., length)
+                                                     values = dequantize(past_v..., length)
+                                                     out = attention(q, keys, values, mask)
+
+What is cached and how it is written stay the same, so that a wrong result that goes away with it comes from the rewrite
+or from its kernel, and one that stays comes from the quantizer.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .context import AttentionMatch, CacheInput
+from .graph_utils import plain_size, shape, size_node
+
+
+def early_reader(match: AttentionMatch, last: Node, order: dict[Node, int]) -> str | None:
+    """Why an attention cannot read what ``last`` writes, or None."""
+    for node in (match.key, match.value):
+        if any(order[reader] < order[last] for reader in _readers(match, node) if reader is not last):
+            return "with rewrite=False: keys or values are read before both have been written"
+    return None
+
+
+def read_dequantized(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
+    """Let an attention read the dequantized caches. The new tokens have been appended to them in front of it."""
+    readers = {node: _readers(match, node) for node in (match.key, match.value)}
+    everyone = {reader for found in readers.values() for reader in found}
+    first = next(node for node in gm.graph.nodes if node in everyone)
+    for cache, node, tokens_dim in zip((key, value), (match.key, match.value), match.tokens_dims, strict=True):
+        with gm.graph.inserting_before(first):
+            length = _length(gm, cache, node, tokens_dim)
+            dense = gm.graph.call_function(
+                torch.ops.innerq.dequantize.default, (*cache.four, cache.mean, cache.norm, length, cache.format.spec)
+            )
+            if tokens_dim == 1:
+                dense = gm.graph.call_method("transpose", (dense, 1, 2))
+        dense.meta = {**node.meta}
+        for reader in readers[node]:
+            reader.replace_input_with(node, dense)
+
+
+def _length(gm: GraphModule, cache: CacheInput, node: Node, tokens_dim: int) -> Node | int:
+    """How many tokens keys (or values) have: as many as the cache that they were appended to, and the new ones."""
+    length = shape(node)[tokens_dim]
+    try:
+        return size_node(gm.graph, length)
+    except KeyError:
+        past = shape(cache.placeholder)[tokens_dim]
+        return gm.graph.call_function(operator.add, (size_node(gm.graph, past), plain_size(length - past)))
+
+
+def _readers(match: AttentionMatch, node: Node) -> list[Node]:
+    """The users of keys (or values) through which this attention reads them."""
+    above, pending = set(), [match.node]
+    while pending:
+        current = pending.pop()
+        if current not in above and current is not node:
+            above.add(current)
+            pending += current.all_input_nodes
+    return [user for user in node.users if user in above]

@@ -1,0 +1,90 @@
+"""Logs: one line a graph, one warning, TORCH_LOGS, the artifact, traces for tlparse."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from innerq_compile import clear_reports, innerq
+
+from .programs import TinyAttention
+
+#: Compiles a prefill graph, a decode graph and a graph without attention; Inductor stays out.
+PROGRAM = """
+import sys
+import torch
+import torch._inductor.compile_fx as compile_fx
+from torch._dynamo.backends.debugging import aot_eager
+compile_fx.compile_fx = lambda gm, ex, *args, config_patches=None, **kwargs: aot_eager(gm, ex)
+sys.path.insert(0, {root!r})
+{setup}
+from tests.programs import TinyAttention
+model = torch.compile(TinyAttention(), backend="innerq")
+with torch.no_grad():
+    _, cache = model(torch.randn(1, 20, 32))
+    model(torch.randn(1, 1, 32), cache)
+"""
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run(setup: str = "", **environment: str) -> str:
+    """What the program writes to stderr."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH_", "INNERQ_"))}
+    program = PROGRAM.format(root=ROOT, setup=setup)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**kept, **environment}, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_one_line_a_graph_and_one_warning(caplog, cheap_inductor):
+    caplog.set_level(logging.INFO, logger="innerq_compile")
+    clear_reports()
+
+    def levels():
+        return [record.levelname for record in caplog.records if record.name == "innerq_compile.report"]
+
+    plain = [torch.compile(lambda x, i=i: x + i, backend="innerq") for i in range(2)]
+    for function in plain:
+        function(torch.ones(3))
+    assert levels() == ["INFO", "WARNING", "INFO"]  # the same reason is given once
+    assert "nothing was rewritten in graph 0 (base): the graph holds no attention" in caplog.text
+    caplog.clear()
+    model = innerq(TinyAttention(), preset="small")
+    with torch.no_grad():
+        _, cache = model(torch.randn(1, 20, 32))
+        model(torch.randn(1, 1, 32), cache)
+    messages = [record.getMessage() for record in caplog.records if record.name == "innerq_compile.report"]
+    assert messages == [
+        "graph 2: 1/1 attentions rewritten, prefill, small",
+        "graph 3: 1/1 attentions rewritten, decode, small",
+    ]
+
+
+@pytest.mark.parametrize("setting", ["+innerq_compile", "innerq_compile"])
+def test_torch_logs_takes_the_name_of_the_package(setting):
+    text = run(TORCH_LOGS=setting)
+    assert "graph 0: 1/1 attentions rewritten, prefill, base" in text
+    assert "graph 1: 1/1 attentions rewritten, decode, base" in text
+    assert "__innerq_graphs" not in text
+
+
+def test_the_artifact_is_switched_on_by_either_way():
+    setup = "import innerq_compile; torch._logging.set_logs(modules={'innerq_graphs': True})"
+    for text in (run(TORCH_LOGS="innerq_compile,innerq_graphs"), run(setup)):
+        assert "[__innerq_graphs]" in text and "captured:" in text and "rewrite_decode:" in text
+        assert "+ " in text and "torch.ops.innerq.decode_attention" in text
+
+
+def test_traces_hold_artifacts(tmp_path):
+    run(TORCH_TRACE=str(tmp_path))
+    text = "".join(path.read_text() for path in tmp_path.iterdir())
+    for name in ("innerq_report", "innerq_graph_0", "innerq_graph_1"):
+        assert f'"name": "{name}"' in text
+    assert "torch.ops.innerq.decode_attention" in text
