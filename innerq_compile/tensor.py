@@ -18,6 +18,7 @@ from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
 from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from .kernels.formats import CacheFormat, Role
+from .kernels.pairs import Pairs
 from .storage import CacheStorage, View, quantize, restore
 
 aten = torch.ops.aten
@@ -69,6 +70,7 @@ class InnerQTensor(torch.Tensor):
         *,
         role: Role,
         start: torch.Tensor | None = None,
+        norm: str | None = None,
     ) -> InnerQTensor:
         """Quantize a dense cache tensor.
 
@@ -77,6 +79,9 @@ class InnerQTensor(torch.Tensor):
             config: a config or the name of a preset.
             role: ``"key"`` or ``"value"``.
             start: ``[B]``, the number of padding tokens in front of each sequence. They are dropped and read as zero.
+            norm: of keys, which channels share a normalization: ``channel`` (each by itself), ``half<n>`` or
+                ``interleaved<n>`` (the pairs of a rotary embedding on the first n channels, so that the normalization
+                can be folded into the projections). None takes ``channel``, or ``paper`` where the config says so.
 
         Raises:
             InnerQError: for a shape, dtype or format that a cache cannot have.
@@ -89,7 +94,9 @@ class InnerQTensor(torch.Tensor):
             config = InnerQConfig.preset(config)
         if start is not None:
             _check_start(start, dense)
-        return cls(quantize(dense.detach(), config, role, start), dense.shape[2])
+        if norm is not None:
+            _check_norm(norm, role, dense.shape[3])
+        return cls(quantize(dense.detach(), config, role, start, norm=norm), dense.shape[2])
 
     # --- what a user may ask ------------------------------------------------------------------------------------
 
@@ -262,6 +269,19 @@ def _check_start(start: torch.Tensor, dense: torch.Tensor) -> None:
             f"start={start!r} is not allowed: it has to be an integer tensor of shape [{batch}] with the number of "
             f"padding tokens of each sequence, 0 to {tokens}; leave it out where there is no padding"
         )
+
+
+def _check_norm(norm: str, role: Role, head_dim: int) -> None:
+    try:
+        pairs = Pairs.parse(norm)
+        if role == "key" and pairs.first + pairs.count <= head_dim:
+            return
+    except (TypeError, ValueError):
+        pass
+    raise InnerQError(
+        f"norm={norm!r} is not allowed for {role}s of head_dim {head_dim}: keys take channel, paper, half<n> or "
+        "interleaved<n> with an even n up to head_dim; leave it out to have each channel by itself"
+    )
 
 
 def _refuse_mutation(func, args, kwargs) -> None:

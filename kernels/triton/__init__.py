@@ -11,7 +11,16 @@ import torch
 from ..formats import CacheFormat
 from . import support
 
-__all__ = ["append_", "decode_attention", "prefill", "supports_append", "supports_decode", "supports_prefill"]
+__all__ = [
+    "append_",
+    "decode_attention",
+    "key_statistics",
+    "prefill",
+    "supports_append",
+    "supports_decode",
+    "supports_key_statistics",
+    "supports_prefill",
+]
 
 Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -19,6 +28,11 @@ Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether :func:`prefill` takes ``x [B, H, S, D]``."""
     return support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
+
+
+def supports_key_statistics(keys: torch.Tensor) -> bool:
+    """Whether :func:`key_statistics` takes ``keys [B, H, S, D]``."""
+    return support.runs_on(keys) and keys.dtype in support.DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
 
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
@@ -44,6 +58,13 @@ def supports_decode(
     if mask is not None and mask.dtype not in (torch.bool, *support.DTYPES):
         return False
     return support.cache_supported(k_cache, k_fmt) and support.cache_supported(v_cache, v_fmt)
+
+
+def key_statistics(keys, start, centre, normalize, norm="channel"):
+    """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
+    from . import key_moments
+
+    return key_moments.key_statistics(keys, start, centre, normalize, norm)
 
 
 def prefill(x, start, mean, norm, capacity, fmt):

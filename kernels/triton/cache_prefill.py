@@ -11,7 +11,7 @@ from ..formats import CacheFormat, blocks_for
 from .casts import round_to
 from .encode import encode_block
 from .support import on_device, side_constants
-from .unpack import tile_channels
+from .unpack import has_zero, tile_channels
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def prefill_fwd_kernel(
                 SCALES: tl.constexpr = 0
             else:
                 WORDS: tl.constexpr = BLOCK * D * BITS // 32
-                SCALES: tl.constexpr = BLOCK * D // GROUP * (2 if MODE == "asymmetric" or MODE == "hybrid" else 1)
+                SCALES: tl.constexpr = BLOCK * D // GROUP * (2 if has_zero(MODE) else 1)
             encode_block(
                 b_x, codes + at * WORDS, scales + at * SCALES,
                 IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,

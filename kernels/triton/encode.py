@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .casts import round_to
-from .unpack import tile_channels
+from .unpack import has_zero, tile_channels
 
 # added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
 ROUND = tl.constexpr(12582912.0)
@@ -56,6 +56,13 @@ def _affine_codes(
 
 
 @triton.jit
+def _decoded(b_code, b_scale, b_zero, AXIS: tl.constexpr):
+    """What codes stand for, float32."""
+    b_code = b_code * tl.expand_dims(b_scale.to(tl.float32), AXIS)
+    return b_code + tl.expand_dims(b_zero.to(tl.float32), AXIS)
+
+
+@triton.jit
 def quantize_groups(b_x, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Groups along ``AXIS`` of ``b_x`` (float32): unsigned codes int32, scales and zero points in ``DTYPE``.
 
@@ -72,6 +79,29 @@ def quantize_groups(b_x, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.conste
         b_scale = tl.div_rn(b_most, b_none + (HALF - 1))
         b_code, b_scale = _affine_codes(b_x, b_scale, b_none, 1 - HALF, HALF - 1, HALF - 1, AXIS, DTYPE)
         return (b_code + HALF).to(tl.int32), b_scale, b_scale
+    elif MODE == "paper_hybrid":
+        # asymmetric with a bit less, or symmetric where its absolute errors sum up to less
+        ROOMY: tl.constexpr = tl.float16 == DTYPE
+        b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE)
+        b_scale = tl.div_rn(b_high - b_low, b_none + (HALF - 1))
+        b_code, b_scale = _affine_codes(
+            b_x, b_scale, b_zero.to(tl.float32), 0, HALF - 1, 1 if ROOMY else HALF - 1, AXIS, DTYPE
+        )
+        b_most = tl.where(b_high > -b_low, b_high, -b_low)
+        b_sym, b_sym_scale = _affine_codes(
+            b_x, tl.div_rn(b_most, b_none + (HALF - 1)), b_none, 1 - HALF, HALF - 1,
+            HALF if ROOMY else 2 * HALF, AXIS, DTYPE,
+        )  # fmt: skip
+        b_sym += HALF
+        b_sym_zero = round_to(b_sym_scale.to(tl.float32) * -HALF, DTYPE)
+        b_error = tl.sum(tl.abs(_decoded(b_code, b_scale, b_zero, AXIS) - b_x), AXIS)
+        b_sym_error = tl.sum(tl.abs(_decoded(b_sym, b_sym_scale, b_sym_zero, AXIS) - b_x), AXIS)
+        keep = b_error <= b_sym_error
+        return (
+            tl.where(tl.expand_dims(keep, AXIS), b_code, b_sym).to(tl.int32),
+            tl.where(keep, b_scale.to(tl.float32), b_sym_scale.to(tl.float32)).to(DTYPE),
+            tl.where(keep, b_zero.to(tl.float32), b_sym_zero.to(tl.float32)).to(DTYPE),
+        )
     else:
         if MODE != "asymmetric":
             # a hybrid group holds the zero point -HALF * scale and codes to 2 * HALF - 1; float16 has room for these
@@ -97,10 +127,8 @@ def quantize_groups(b_x, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.conste
             if MODE == "hybrid":
                 # a symmetric group is an asymmetric one whose zero point is -HALF scales
                 b_signed_zero = round_to(b_signed_scale.to(tl.float32) * -HALF, DTYPE)
-                b_error = b_code * tl.expand_dims(b_scale.to(tl.float32), AXIS)
-                b_error = b_error + tl.expand_dims(b_zero.to(tl.float32), AXIS) - b_x
-                b_signed_error = b_signed * tl.expand_dims(b_signed_scale.to(tl.float32), AXIS)
-                b_signed_error = b_signed_error + tl.expand_dims(b_signed_zero.to(tl.float32), AXIS) - b_x
+                b_error = _decoded(b_code, b_scale, b_zero, AXIS) - b_x
+                b_signed_error = _decoded(b_signed, b_signed_scale, b_signed_zero, AXIS) - b_x
                 take = tl.sum(b_signed_error * b_signed_error, AXIS) <= tl.sum(b_error * b_error, AXIS)
                 return (
                     tl.where(tl.expand_dims(take, AXIS), b_signed, b_code).to(tl.int32),
@@ -149,7 +177,7 @@ def encode_block(
         tl.store(codes + (token[:, None] * D + channel[None, :]), b_x, mask=real[None, :])
     else:
         DTYPE: tl.constexpr = scales.dtype.element_ty
-        HAS_ZERO: tl.constexpr = MODE == "asymmetric" or MODE == "hybrid"
+        HAS_ZERO: tl.constexpr = has_zero(MODE)
         GROUPS: tl.constexpr = BLOCK * D // GROUP
         halves = codes.to(tl.pointer_type(tl.int16))
         lane = tl.arange(0, 16)
