@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from ..kernels.formats import CacheFormat
 from ..kernels.pairs import Pairs, pairs_of
 from .aliases import Writes
-from .attention.sides import behind_view
+from .attention.sides import behind_factor, behind_view
 from .channel_paths import ChannelPath, find_path
 from .context import Config, KeyNormUse, NormPlace, PassContext, Reason
 from .graph_utils import example, op_name, shape, source_line
@@ -93,8 +93,13 @@ def _is_produced(node: Node) -> bool:
         if source is None:
             break
         node = source
-    if name in ("add", "mul"):  # a bias, a constant factor, a normalization written out
-        return any(op_name(operand) == "rsqrt" or _is_produced(operand) for operand in node.all_input_nodes)
+    if (scaled := behind_factor(node)) is not None:
+        return _is_produced(scaled[0])
+    if name == "mul":  # a normalization written out
+        return any(op_name(operand) == "rsqrt" for operand in node.all_input_nodes)
+    if name == "add":  # a bias
+        inputs = node.all_input_nodes
+        return any(i.op == "placeholder" for i in inputs) and any(_is_produced(i) for i in inputs)
     return name in _PRODUCERS
 
 
