@@ -29,14 +29,22 @@ CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 
 _QUANTIZED = {"sink": 32, "recent": 96, "centre_keys": True, "normalize_keys": True}
+_PAPER = {"sink": 32, "recent": 96, "centre_keys": False, "normalize_keys": True, "key_norm": "paper"}
 
-#: Presets by name. Bits of keys / values: base 3/3, small 3/2, hybrid 3/2, int4 4/4, tiny 2/2, lossless none.
+#: How the key normalization is taken: shared by rotary pairs, by channel, or as published.
+KEY_NORMS = ("pair", "channel", "paper")
+
+#: Presets by name. Bits of keys / values: base 3/3, small 3/2, hybrid 3/2, int4 4/4, tiny 2/2, lossless none. Those
+#: that begin with ``paper_`` are the number formats of InnerQ as published, to compare with.
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {"key_bits": 3, "value_bits": 3, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
     "small": {"key_bits": 3, "value_bits": 2, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
     "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "signed", "value_mode": "hybrid", **_QUANTIZED},
     "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
     "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
+    "paper_base": {"key_bits": 3, "value_bits": 3, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
+    "paper_small": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
+    "paper_hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "paper_hybrid", **_PAPER},
     "lossless": {
         "key_bits": 8,
         "value_bits": 8,
@@ -58,7 +66,8 @@ class InnerQConfig:
         key_bits, value_bits: bits of a code, 2 to 8 (ignored by mode ``none``).
         key_mode, value_mode: how a group is coded: ``symmetric`` (as published: 2^b - 1 levels), ``signed`` (all 2^b
             levels, the sign of the scale says on which side the extra one lies), ``asymmetric`` (scale and zero
-            point), ``hybrid`` (signed or asymmetric, whichever is closer, per group), ``none`` (not quantized).
+            point), ``hybrid`` (signed or asymmetric, whichever is closer, per group), ``paper_hybrid`` (as published:
+            symmetric, or asymmetric with one bit less), ``none`` (not quantized).
         group_size: elements that share a scale: 16, 32, 64 or 128. None takes 32, and 16 for keys whose head_dim 32
             does not divide.
         sink: tokens at the start of each sequence that stay in full precision.
@@ -66,6 +75,9 @@ class InnerQConfig:
         centre_keys: take each channel's mean over the prompt out of the keys. The softmax does not see it.
         normalize_keys: divide each key channel by its normalization (square root of the largest magnitude in the
             prompt), and multiply the query by it.
+        key_norm: how that is taken. ``pair``: the two channels of a rotary pair share it where the rotary embedding is
+            recognized, so that it can be folded into the projections of query and key. ``channel``: each channel by
+            itself, behind the rotary embedding. ``paper``: the same without limits, as published.
         scale_dtype: ``float16``, ``bfloat16`` or ``float32``. None takes float16 for float16 caches, else bfloat16.
         strict: raise an error for an attention that cannot be rewritten, instead of leaving it as it is.
         rewrite: False keeps the quantized cache and leaves attention to the program, which reads it dequantized: slow,
@@ -85,6 +97,7 @@ class InnerQConfig:
     recent: int = 96
     centre_keys: bool = True
     normalize_keys: bool = True
+    key_norm: str = "channel"
     scale_dtype: str | None = None
     strict: bool = False
     rewrite: bool = True
@@ -105,6 +118,7 @@ class InnerQConfig:
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
         for name in ("centre_keys", "normalize_keys", "strict", "rewrite"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        _check("key_norm", self.key_norm, self.key_norm in KEY_NORMS, f"one of {', '.join(KEY_NORMS)}")
         _check(
             "scale_dtype",
             self.scale_dtype,
@@ -172,6 +186,7 @@ class InnerQConfig:
             sink=self.sink,
             recent=self.recent,
             scale_dtype=self.scale_dtype or default_scale_dtype(dtype),
+            norm="paper" if role == "key" and self.normalize_keys and self.key_norm == "paper" else "channel",
         )
 
     @property

@@ -259,7 +259,8 @@ def _mask(match: AttentionMatch) -> str:
 def _key_norm(match: AttentionMatch, key: CacheInput | Quantized, use: CacheUse) -> str:
     if key.norm is None:
         return "none"
-    return match.key_norm or ("taken from the prompt" if use.kind == "fresh" else "in the dequantized keys")
+    places = [f"{what}: {place}" for what, place in (("query", match.query_norm), ("new key", match.key_norm)) if place]
+    return ", ".join(places) or ("taken from the prompt" if use.kind == "fresh" else "in the dequantized keys")
 
 
 def _kernel(match: AttentionMatch, use: CacheUse, sides: Iterable[CacheInput | Quantized], context: PassContext) -> str:

@@ -93,7 +93,7 @@ class ShadowReader:
         for buffer, dims, fmt in zip((key, value), (self._key_dims, self._value_dims), self._formats, strict=True):
             dense = buffer.detach().permute(dims)
             capacity = preallocated_capacity(fmt, dense.shape[2])
-            sides.append(quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity))
+            sides.append(quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, norm=fmt.norm))
         return Shadow(*sides, self._config, weakref.ref(value), _versions(key, value))
 
 

@@ -176,24 +176,27 @@ def _mark_sizes(codes: torch.Tensor, state: torch.Tensor) -> None:
     state._dynamo_static_indices = {1, 2}
 
 
-def quantize(x, config, role, start=None, capacity: int | None = None) -> CacheStorage:
+def quantize(x, config, role, start=None, capacity: int | None = None, norm: str | None = None) -> CacheStorage:
     """A storage made of the dense ``x [B, H, S, D]``.
 
-    ``start [B]`` counts padding tokens, None means none; ``capacity`` is the number of blocks, None takes what grows.
+    ``start [B]`` counts padding tokens, None means none; ``capacity`` is the number of blocks, None takes what grows;
+    ``norm`` is what ``CacheFormat.norm`` is to be, None takes what the config says.
     """
     fmt = config.format_for(role, x.shape[-1], x.dtype)
+    if norm is not None:
+        fmt = dataclasses.replace(fmt, norm=norm)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
-    mean = norm = None
+    mean = scale = None
     if role == "key" and config.has_key_statistics and x.shape[2] == 0:
         mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
-        norm = torch.ones_like(mean)
+        scale = torch.ones_like(mean)
     elif role == "key" and config.has_key_statistics:
-        mean, norm = torch.ops.innerq.key_statistics(x, start, config.centre_keys, config.normalize_keys)
-    mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
+        mean, scale = torch.ops.innerq.key_statistics(x, start, config.centre_keys, config.normalize_keys, fmt.norm)
+    mean, scale = (mean if config.centre_keys else None), (scale if config.normalize_keys else None)
     if capacity is None:
         capacity = formats.grown_capacity(x.shape[2] // fmt.block)
-    tensors = torch.ops.innerq.prefill(x, start, mean, norm, capacity, fmt.spec)
-    return CacheStorage.adopt(fmt, tensors, mean, norm, x.shape[2])
+    tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec)
+    return CacheStorage.adopt(fmt, tensors, mean, scale, x.shape[2])
 
 
 def storage_bytes(fmt, batch, heads, head_dim, dtype, capacity, config) -> int:

@@ -18,6 +18,7 @@ from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
 from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from .kernels.formats import CacheFormat, Role
+from .kernels.pairs import Pairs
 from .storage import CacheStorage, View, quantize, restore
 
 aten = torch.ops.aten
@@ -74,6 +75,7 @@ class InnerQTensor(torch.Tensor):
         role: Role,
         start: torch.Tensor | None = None,
         tokens_dim: int = 2,
+        norm: str | None = None,
     ) -> InnerQTensor:
         """Quantize a dense cache tensor.
 
@@ -83,6 +85,9 @@ class InnerQTensor(torch.Tensor):
             role: ``"key"`` or ``"value"``.
             start: ``[B]``, the number of padding tokens in front of each sequence. They are dropped and read as zero.
             tokens_dim: the dimension of ``dense`` that the tokens are along: 2, or 1 for ``[B, S, H, D]``.
+            norm: of keys, which channels share a normalization: ``channel`` (each by itself), ``half<n>`` or
+                ``interleaved<n>`` (the pairs of a rotary embedding on the first n channels, so that the normalization
+                can be folded into the projections). None takes ``channel``, or ``paper`` where the config says so.
 
         Raises:
             InnerQError: for a shape, dtype or format that a cache cannot have.
@@ -103,7 +108,9 @@ class InnerQTensor(torch.Tensor):
             config = InnerQConfig.preset(config)
         if start is not None:
             _check_start(start, by_head)
-        return cls(quantize(by_head, config, role, start), dense.shape[tokens_dim], tokens_dim)
+        if norm is not None:
+            _check_norm(norm, role, dense.shape[3])
+        return cls(quantize(by_head, config, role, start, norm=norm), dense.shape[tokens_dim], tokens_dim)
 
     # --- what a user may ask ------------------------------------------------------------------------------------
 
@@ -307,6 +314,19 @@ def _check_start(start: torch.Tensor, dense: torch.Tensor) -> None:
             f"start={start!r} is not allowed: it has to be an integer tensor of shape [{batch}] with the number of "
             f"padding tokens of each sequence, 0 to {tokens}; leave it out where there is no padding"
         )
+
+
+def _check_norm(norm: str, role: Role, head_dim: int) -> None:
+    try:
+        pairs = Pairs.parse(norm)
+        if role == "key" and pairs.first + pairs.count <= head_dim:
+            return
+    except (TypeError, ValueError):
+        pass
+    raise InnerQError(
+        f"norm={norm!r} is not allowed for {role}s of head_dim {head_dim}: keys take channel, paper, half<n> or "
+        "interleaved<n> with an even n up to head_dim; leave it out to have each channel by itself"
+    )
 
 
 def _refuse_mutation(func, args, kwargs) -> None:

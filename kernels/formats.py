@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 
 Role = Literal["key", "value"]
-Mode = Literal["symmetric", "signed", "asymmetric", "hybrid", "none"]
+Mode = Literal["symmetric", "signed", "asymmetric", "hybrid", "paper_hybrid", "none"]
 
 #: Quantization modes. ``none`` stores the elements as they are (the lossless preset).
-MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "hybrid", "none")
+MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "hybrid", "paper_hybrid", "none")
 #: Modes whose groups carry a zero point beside the scale.
-MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "hybrid")
+MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "hybrid", "paper_hybrid")
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 SCALE_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -50,6 +50,7 @@ class CacheFormat:
         sink: tokens at the start of a sequence that stay in full precision.
         recent: tokens at the end of a sequence that stay in full precision, at least.
         scale_dtype: name of the dtype of scales and zero points.
+        norm: how the key normalization is taken, and which channels share it, see ``kernels/pairs.py``.
     """
 
     role: Role
@@ -59,6 +60,7 @@ class CacheFormat:
     sink: int
     recent: int
     scale_dtype: str
+    norm: str = "channel"
 
     @property
     def is_key(self) -> bool:
@@ -100,17 +102,18 @@ class CacheFormat:
     @functools.cached_property
     def spec(self) -> str:
         """The format as one word, ``CacheFormat.parse(f.spec) == f``."""
-        return ":".join(str(getattr(self, field.name)) for field in dataclasses.fields(self))
+        words = [str(getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return ":".join(words[:-1] if self.norm == "channel" else words)
 
     @staticmethod
     @functools.cache
     def parse(spec: str) -> CacheFormat:
         values = spec.split(":")
         fields = dataclasses.fields(CacheFormat)
-        if len(values) != len(fields):
-            raise FormatError(f"{spec!r} is no cache format: expected {len(fields)} fields, as CacheFormat.spec has")
-        role, bits, mode, group_size, sink, recent, scale_dtype = values
-        return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), scale_dtype)
+        if len(values) not in (len(fields), len(fields) - 1):
+            raise FormatError(f"{spec!r} is no cache format: expected {len(fields) - 1} fields, and perhaps a norm")
+        role, bits, mode, group_size, sink, recent, *words = values
+        return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
 
 
 def default_scale_dtype(dtype: torch.dtype) -> str:

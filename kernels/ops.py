@@ -23,7 +23,9 @@ _CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
 _CACHE_MUT = "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
 
 SCHEMAS = {
-    "key_statistics": "(Tensor keys, Tensor start, bool centre, bool normalize) -> (Tensor, Tensor)",
+    "key_statistics": (
+        "(Tensor keys, Tensor start, bool centre, bool normalize, str norm='channel') -> (Tensor, Tensor)"
+    ),
     "prefill": (
         "(Tensor x, Tensor start, Tensor? mean, Tensor? norm, SymInt capacity, str format)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
@@ -96,13 +98,18 @@ def _backend(device: torch.device):
 
 
 @_impl("key_statistics")
-def key_statistics(keys, start, centre, normalize):
+def key_statistics(keys, start, centre, normalize, norm="channel"):
     """Key mean and normalization of a prompt, each ``[B, H, D]`` float32. See ``reference.key_statistics``."""
-    return reference.key_statistics(keys, start, centre=centre, normalize=normalize)
+    if keys.device.type == "cuda":
+        from . import triton as backend
+
+        if backend.supports_key_statistics(keys):
+            return backend.key_statistics(keys, start, centre, normalize, norm)
+    return reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm)
 
 
 @_fake("key_statistics")
-def _(keys, start, centre, normalize):
+def _(keys, start, centre, normalize, norm="channel"):
     shape = (keys.shape[0], keys.shape[1], keys.shape[3])
     return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape, dtype=torch.float32)
 
@@ -214,7 +221,7 @@ def write_(codes, scales, window, state, mean, norm, x, position, format):
     reference.truncate_(codes, scales, window, state, place, fmt)
     if place == 0 and (mean is not None or norm is not None):
         start = x.new_zeros(x.shape[0], dtype=torch.int32)
-        found = reference.key_statistics(x, start, centre=mean is not None, normalize=norm is not None)
+        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm)
         for statistic, new in zip((mean, norm), found, strict=True):
             if statistic is not None:
                 statistic.copy_(new)

@@ -10,11 +10,15 @@ import torch
 
 from . import layout
 from .formats import CacheFormat, blocks_for
+from .pairs import Pairs
 
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
 MIN_STATISTICS_TOKENS = 32
 #: Range of the key normalization, which is relative to the largest channel of its head.
 MIN_KEY_NORM = 2.0**-6
+#: A key that is divided but not centred yet, as on its way through a rotary embedding, gets no larger than this or than
+#: the largest key of its head: far enough from what float16 holds.
+MAX_DIVIDED_KEY = 8192.0
 
 
 def _as_float(x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +51,8 @@ def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, to
     if fmt.mode == "signed":
         codes, scale = _signed(x, fmt)
         return codes + fmt.code_offset, scale, None
+    if fmt.mode == "paper_hybrid":
+        return _paper_hybrid(x, fmt)
     asym_codes, asym_scale, asym_zero = _asymmetric(x, fmt)
     if fmt.mode == "asymmetric":
         return asym_codes, asym_scale, asym_zero
@@ -105,6 +111,32 @@ def _asymmetric(x, fmt):
     return codes, scale, zero
 
 
+def _paper_hybrid(x, fmt):
+    """The hybrid as published: asymmetric with a bit less, or symmetric where its absolute errors sum up to less.
+
+    A symmetric group has the zero point ``-2^(b-1) * scale``, so both are one affine map and the mode takes no bit.
+    """
+    half = 1 << (fmt.bits - 1)
+    roomy = fmt.scale_dtype == "float16"
+    limit = torch.finfo(fmt.torch_scale_dtype).max
+    high, low = x.amax(-1), x.amin(-1)
+    asym_zero = low.clamp(-limit, limit).to(fmt.torch_scale_dtype)
+    asym = _affine_codes(x, (high - low) / (half - 1), asym_zero, 0, half - 1, 1 if roomy else half - 1, fmt)
+    reach = half if roomy else 2 * half  # of the zero point, and of the largest code
+    codes, scale = _affine_codes(x, x.abs().amax(-1) / (half - 1), None, 1 - half, half - 1, reach, fmt)
+    sym = (codes + half, scale)
+    sym_zero = (-half * scale.to(x.dtype)).to(scale.dtype)
+    sym_error = (dequantize_groups(*sym, sym_zero, fmt, x.dtype) - x).abs().sum(-1)
+    asym_error = (dequantize_groups(*asym, asym_zero, fmt, x.dtype) - x).abs().sum(-1)
+    # a group with NaN has it in its scale, whichever is taken
+    take = ~(asym_error <= sym_error)
+    return (
+        torch.where(take[..., None], sym[0], asym[0]),
+        torch.where(take, sym[1], asym[1]),
+        torch.where(take, sym_zero, asym_zero),
+    )
+
+
 def dequantize_groups(codes, scales, zeros, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
     """Groups ``[..., group_size]`` of codes back to numbers, ``(code - offset) * scale`` or ``code * scale + zero``."""
     scales = scales.to(dtype)[..., None]
@@ -139,12 +171,23 @@ def decode_blocks(codes: torch.Tensor, scales: torch.Tensor, fmt: CacheFormat, h
 # --- key statistics ---------------------------------------------------------------------------------------------
 
 
-def key_statistics(keys: torch.Tensor, start: torch.Tensor, *, centre: bool, normalize: bool):
+def key_statistics(
+    keys: torch.Tensor, start: torch.Tensor, *, centre: bool, normalize: bool, norm: str = "channel"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32.
 
-    Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is
-    ``sqrt(max|k - mean|)`` over tokens, relative to the largest channel of the head so that neither the scaled query
-    nor the divided key can overflow. Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
+    Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
+    tokens and over the channels that share it, relative to the largest channel of the head so that neither the scaled
+    query nor the divided key can overflow. Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0
+    and 1.
+
+    Args:
+        keys: ``[B, H, S, D]``.
+        start: ``[B]``, tokens of padding in front.
+        centre, normalize: whether to take the mean, the normalization; where not, they are 0 and 1.
+        norm: ``CacheFormat.norm``. ``paper`` gives ``sqrt(max|k - mean|)`` as it is, and 1 where that is 0.
+
+    Source: InnerQ, arXiv 2602.23200, key normalization; centring and sharing: ``docs/method.md``.
     """
     tokens = keys.shape[-2]
     positions = torch.arange(tokens, device=keys.device)
@@ -159,9 +202,15 @@ def key_statistics(keys: torch.Tensor, start: torch.Tensor, *, centre: bool, nor
     if not normalize:
         return mean, torch.ones_like(mean)
     largest = torch.where(valid, x - mean.unsqueeze(-2), 0.0).abs().amax(-2)
+    if norm == "paper":
+        return mean, torch.where(enough & (largest > 0), largest.sqrt(), 1.0)
+    uncentred = torch.where(valid, x, 0.0).abs().amax(-2)
+    partners = list(Pairs.parse(norm).partners(keys.shape[-1]))
+    largest, shared = (torch.maximum(each, each[..., partners]) for each in (largest, uncentred))
     relative = largest / largest.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    norm = relative.sqrt().clamp(min=MIN_KEY_NORM)
-    return mean, torch.where(enough, norm, 1.0)
+    least = shared / shared.amax(-1, keepdim=True).clamp(min=MAX_DIVIDED_KEY)
+    found = torch.maximum(relative.sqrt(), least).clamp(min=MIN_KEY_NORM)
+    return mean, torch.where(enough, found, 1.0)
 
 
 def normalize_keys(keys, mean, norm):

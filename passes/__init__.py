@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from .context import PassContext
 from .dequantize_rest import dequantize_rest
+from .fold_key_norm import fold_key_norm
 from .hoist_lengths import hoist_lengths
 from .match_attention import match_attention
 from .match_cache import match_cache
@@ -33,6 +34,7 @@ PASSES: tuple[Pass, ...] = (
     standard_form,  # their query, masks and output in one layout
     rewrite_decode,  # cache write + attention -> append_ + decode_attention
     rewrite_buffer,  # attention over a buffer written in place -> over a quantized shadow of it
+    fold_key_norm,  # query and new key normalized, at their projections where RoPE allows it
     write_preallocated,  # other writes to, and readers of, a buffer that is quantized itself
     quantize_prefill,  # fresh keys and values leave the graph quantized
     dequantize_rest,  # any other reader of a cache reads it dequantized
@@ -42,7 +44,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 #: Passes without which a graph with a quantized cache cannot run.
-REQUIRED = frozenset({"unwrap_caches", "write_preallocated", "dequantize_rest", "plan_outputs"})
+REQUIRED = frozenset({"unwrap_caches", "fold_key_norm", "write_preallocated", "dequantize_rest", "plan_outputs"})
 
 #: Passes that a pass takes for granted, by name: it is left out where one of them is.
 NEEDS: dict[str, tuple[str, ...]] = {

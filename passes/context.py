@@ -20,6 +20,7 @@ class Config(Protocol):
     normalize_keys: bool
     rewrite: bool
     disabled_passes: tuple[str, ...]
+    key_norm: str
 
     def format_for(self, role: str, head_dim: int, dtype: torch.dtype) -> CacheFormat: ...
 
@@ -112,6 +113,22 @@ class AttentionAxes:
     sinks: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class NormPlace:
+    """Where the key normalization of an attention stands, see ``fold_key_norm.py``.
+
+    Attributes:
+        where: ``projection``, ``after rotary`` or ``none``.
+        reason: why it does not stand at the projection.
+    """
+
+    where: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where} ({self.reason})" if self.reason else self.where
+
+
 @dataclasses.dataclass(eq=False)
 class AttentionMatch:
     """One attention of the program.
@@ -133,7 +150,8 @@ class AttentionMatch:
         sink_logits: logits ``[Hq]`` of a token without a value that every query sees, or None.
         mask: all masks as one, additive or boolean, broadcasts to ``[B, Hq, N, S]``, or None.
         where, layer: the line of the user's program and the module, see :class:`Reason`.
-        key_norm: where the passes have put the key normalization, in words, or an empty string.
+        query_norm, key_norm: where the query is multiplied by the key normalization, and the new key divided by it,
+            once `fold_key_norm` has decided that. None for what is not normalized in the graph.
     """
 
     node: Node
@@ -151,7 +169,29 @@ class AttentionMatch:
     mask: Node | None = None
     where: str = ""
     layer: str = ""
-    key_norm: str = ""
+    query_norm: NormPlace | None = None
+    key_norm: NormPlace | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeyNormUse:
+    """A query or a new key that is to be normalized.
+
+    Attributes:
+        op: the node that takes it.
+        position: its place among the arguments.
+        tensor: the query ``[B, Hq, N, D]`` or key ``[B, H, N, D]``.
+        cache: whose statistics are meant.
+        match: the attention.
+        is_key: a new key, not a query.
+    """
+
+    op: Node
+    position: int
+    tensor: Node
+    cache: CacheInput
+    match: AttentionMatch
+    is_key: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -226,6 +266,7 @@ class PassContext:
     appended: dict[Node, Appended] = dataclasses.field(default_factory=dict)
     quantized: dict[Node, Quantized] = dataclasses.field(default_factory=dict)
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
+    key_norms: list[KeyNormUse] = dataclasses.field(default_factory=list)  # for `fold_key_norm`
     outputs: list[Any] = dataclasses.field(default_factory=list)  # OutputPlan, an entry for each original output
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     refused: dict[AttentionMatch, Reason] = dataclasses.field(default_factory=dict)  # matches among the reasons

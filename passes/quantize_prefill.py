@@ -9,6 +9,7 @@ return k, v, out                            ->   start = padding tokens, from th
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 
 import torch
@@ -16,14 +17,17 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from ..kernels.formats import CacheFormat, grown_capacity
+from .aliases import Writes
 from .attention.products import is_product
 from .attention.sides import behind_factor, behind_view
 from .context import AttentionMatch, CacheUse, PassContext, Quantized
+from .fold_key_norm import shared_norm
 from .graph_utils import by_head, example, is_query, op_name, same_size, shape
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     starts: dict[Node | None, Node] = {}
+    changes = Writes(gm.graph)
     for match, (key, value) in context.uses.items():
         if key.kind != "fresh":
             continue
@@ -36,20 +40,24 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
                 starts[mask] = _padding_start(gm, match, mask)
             for use, role in ((key, "key"), (value, "value")):
                 if use.node not in context.quantized:
-                    context.quantized[use.node] = _quantize(gm, use, role, starts[mask], context)
+                    context.quantized[use.node] = _quantize(gm, use, role, starts[mask], changes, context)
         context.rewritten.append(match)
     return gm
 
 
-def _quantize(gm: GraphModule, use: CacheUse, role: str, start: Node, context: PassContext) -> Quantized:
+def _quantize(
+    gm: GraphModule, use: CacheUse, role: str, start: Node, changes: Writes, context: PassContext
+) -> Quantized:
     dense = by_head(gm.graph, use.node, use.tokens_dim)
     value, config = example(dense), context.config
     fmt = config.format_for(role, value.shape[3], value.dtype)
+    if role == "key":
+        fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     ops = torch.ops.innerq
     mean = norm = None
     if role == "key" and (config.centre_keys or config.normalize_keys):
         statistics = gm.graph.call_function(
-            ops.key_statistics.default, (dense, start, config.centre_keys, config.normalize_keys)
+            ops.key_statistics.default, (dense, start, config.centre_keys, config.normalize_keys, fmt.norm)
         )
         mean = gm.graph.call_function(operator.getitem, (statistics, 0)) if config.centre_keys else None
         norm = gm.graph.call_function(operator.getitem, (statistics, 1)) if config.normalize_keys else None

@@ -3,9 +3,9 @@
     buffer_k.index_copy_(2, at, k)                   buffer_k.index_copy_(2, at, k)            (the user's, kept)
     buffer_v.index_copy_(2, at, v)                   buffer_v.index_copy_(2, at, v)
     out = attention(q, buffer_k, buffer_v, mask) ->  rewind_(shadow..., at[0])
-                                                     append_(shadow..., (k - mean) / norm, v)
+                                                     append_(shadow..., k, v)
                                                      assert: the mask hides what lies behind at[-1]
-                                                     out = decode_attention(q * norm, shadow..., mask)
+                                                     out = decode_attention(q, shadow..., mask)
 
 The shadow holds the tokens of the buffer up to the write. The backend imports it when it first sees the buffer and
 whenever the buffer was changed by anything but this graph; `rewind_` follows a position that went back.
@@ -13,6 +13,7 @@ whenever the buffer was changed by anything but this graph; `rewind_` follows a 
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..kernels.formats import preallocated_capacity
 from .aliases import Writes, possible_views
 from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, ShadowInput
+from .fold_key_norm import shared_norm
 from .graph_utils import erase_dead, example, same_size, shape
 from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
 from .read_dequantized import early_reader
@@ -57,13 +59,13 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         if pair not in sides:
             with gm.graph.inserting_before(last.next):
                 positions[pair] = position_tensor(gm, key.buffer)
-                sides[pair] = _sides(gm, key.buffer, value.buffer, context)
-                _follow(gm, *sides[pair], key.buffer, value.buffer, positions[pair])
+                sides[pair] = _sides(gm, key.buffer, value.buffer, changes, context)
+                _follow(gm, context, match, *sides[pair], key.buffer, value.buffer, positions[pair])
         if key.buffer.whole and (match.mask, positions[pair]) not in checked:
             checked.add((match.mask, positions[pair]))
             with gm.graph.inserting_before(match.node):
                 _check_mask(gm, match, positions[pair], key.buffer.count)
-        attend(gm, match, *sides[pair], context)
+        attend(gm, context, match, *sides[pair])
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
             if is_preallocated(use.buffer):
@@ -144,7 +146,14 @@ def logical(gm: GraphModule, use: BufferUse) -> Node:
 
 
 def _follow(
-    gm: GraphModule, key: CacheInput, value: CacheInput, key_use: BufferUse, value_use: BufferUse, position: Node
+    gm: GraphModule,
+    context: PassContext,
+    match: AttentionMatch,
+    key: CacheInput,
+    value: CacheInput,
+    key_use: BufferUse,
+    value_use: BufferUse,
+    position: Node,
 ) -> None:
     """Write what the program writes to the buffers to the quantized caches."""
     new_key, new_value = logical(gm, key_use), logical(gm, value_use)
@@ -155,7 +164,7 @@ def _follow(
     gm.graph.call_function(
         torch.ops.innerq.rewind_.default, (*key.four, *value.four, position, key.format.spec, value.format.spec)
     )
-    append(gm, key, value, new_key, new_value)
+    append(gm, context, match, key, value, new_key, new_value)
 
 
 def write_cache(gm: GraphModule, cache: CacheInput, new: Node, position: Node) -> None:
@@ -165,21 +174,25 @@ def write_cache(gm: GraphModule, cache: CacheInput, new: Node, position: Node) -
     )
 
 
-def _sides(gm: GraphModule, key: BufferUse, value: BufferUse, context: PassContext) -> tuple[CacheInput, CacheInput]:
+def _sides(
+    gm: GraphModule, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext
+) -> tuple[CacheInput, CacheInput]:
     """The quantized caches behind two buffers: themselves, or their shadow."""
     if is_preallocated(key.buffer):
         return context.caches[key.buffer], context.caches[value.buffer]
-    shadow = context.shadows[key.buffer, value.buffer] = _shadow(gm, key, value, context)
+    shadow = context.shadows[key.buffer, value.buffer] = _shadow(gm, key, value, changes, context)
     return shadow.key, shadow.value
 
 
-def _shadow(gm: GraphModule, key: BufferUse, value: BufferUse, context: PassContext) -> ShadowInput:
+def _shadow(gm: GraphModule, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext) -> ShadowInput:
     config = context.config
     sides = []
     for role, use in (("key", key), ("value", value)):
         dense = example(use.buffer)
         batch, heads, tokens, head_dim = (dense.shape[dim] for dim in use.dims)
         fmt = config.format_for(role, head_dim, dense.dtype)
+        if role == "key" and use.dims == (0, 1, 2, 3):  # else what is written is not [B, H, N, D]
+            fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
         statistics = {
             "mean": role == "key" and config.centre_keys,
             "norm": role == "key" and config.normalize_keys,

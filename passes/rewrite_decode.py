@@ -1,24 +1,20 @@
 """Cache write and attention of a decode step, on the quantized cache.
 
-    keys = cat([past_k, k], 2)                       k' = (k - mean) / norm
-    values = cat([past_v, v], 2)                ->   append_(past_k..., past_v..., k', v)
-    out = attention(q, keys, values, mask)           out = decode_attention(q * norm, past_k..., past_v..., mask)
+    keys = cat([past_k, k], 2)
+    values = cat([past_v, v], 2)                ->   append_(past_k..., past_v..., k, v)
+    out = attention(q, keys, values, mask)           out = decode_attention(q, past_k..., past_v..., mask)
     return keys, values                              return (the same caches, longer)
 
-The query carries the key normalization and the new key is divided by it; both are pointwise and fuse with what computes
-them. The key mean is only taken from the new key: it adds the same number to all scores of a query, which the softmax
-does not see.
+Query and key are what the program has: `fold_key_norm` puts the key normalization on them.
 """
 
 from __future__ import annotations
-
-import operator
 
 import torch
 from torch.fx import GraphModule, Node
 
 from .aliases import Writes
-from .context import Appended, AttentionMatch, CacheInput, CacheUse, PassContext
+from .context import Appended, AttentionMatch, CacheInput, CacheUse, KeyNormUse, PassContext
 from .graph_utils import by_head, erase_dead, example, same_size, shape
 from .read_dequantized import early_reader, read_dequantized
 
@@ -46,10 +42,10 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
             written.add(pair)
             with gm.graph.inserting_before(last.next):
                 news = (by_head(gm.graph, use.new, use.tokens_dim) for use in (key, value))
-                append(gm, key.cache, value.cache, *news)
+                append(gm, context, match, key.cache, value.cache, *news)
             for use in (key, value):
                 context.appended[use.node] = Appended(use.cache, shape(use.new)[use.tokens_dim])
-        attend(gm, match, key.cache, value.cache, context)
+        attend(gm, context, match, key.cache, value.cache)
         context.rewritten.append(match)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
     return gm
@@ -86,51 +82,43 @@ def wrong_roles(key: CacheInput, value: CacheInput) -> str | None:
     return "a cache of values is read as keys, or a cache of keys as values"
 
 
-def append(gm: GraphModule, key: CacheInput, value: CacheInput, new_key: Node, new_value: Node) -> None:
-    """Insert the append of new keys (not normalized yet) and values, ``[B, H, N, D]``, to a cache."""
-    gm.graph.call_function(
-        torch.ops.innerq.append_.default,
-        (*key.four, *value.four, _normalized_key(gm, key, new_key), new_value, key.format.spec, value.format.spec),
+def append(
+    gm: GraphModule,
+    context: PassContext,
+    match: AttentionMatch,
+    key: CacheInput,
+    value: CacheInput,
+    new_key: Node,
+    new_value: Node,
+) -> None:
+    """Insert the append of new keys and values, ``[B, H, N, D]``, to a cache."""
+    caches = (*key.four, *value.four)
+    op = gm.graph.call_function(
+        torch.ops.innerq.append_.default, (*caches, new_key, new_value, key.format.spec, value.format.spec)
     )
+    context.key_norms.append(KeyNormUse(op, len(caches), new_key, key, match, is_key=True))
 
 
-def _normalized_key(gm: GraphModule, cache: CacheInput, new: Node) -> Node:
-    if cache.mean is None and cache.norm is None:
-        return new
-    x = gm.graph.call_method("to", (new, torch.float32))
-    for statistic, function in ((cache.mean, operator.sub), (cache.norm, operator.truediv)):
-        if statistic is not None:
-            column = gm.graph.call_method("unsqueeze", (statistic, 2))
-            x = gm.graph.call_function(function, (x, column))
-    return gm.graph.call_method("to", (x, example(new).dtype))
-
-
-def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
-    if cache.norm is None:
-        return query
-    groups = shape(query)[1] // shape(cache.norm)[1]
-    norm = cache.norm
-    if groups > 1:
-        norm = gm.graph.call_method("repeat_interleave", (norm, groups, 1))
-    column = gm.graph.call_method("unsqueeze", (norm, 2))
-    x = gm.graph.call_method("to", (query, torch.float32))
-    x = gm.graph.call_function(operator.mul, (x, column))
-    return gm.graph.call_method("to", (x, example(query).dtype))
-
-
-def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput, context: PassContext) -> None:
+def attend(gm: GraphModule, context: PassContext, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
     """Replace an attention by one over a quantized cache."""
     if not context.config.rewrite:
         read_dequantized(gm, match, key, value)
         return
-    if key.norm is not None:
-        match.key_norm = "query and new key, as the attention has them"
     with gm.graph.inserting_before(match.node):
-        query = _scaled_query(gm, match.query, key)
         formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
-            (query, *key.four, *value.four, match.mask, match.sink_logits, match.scale, match.softcap, False, *formats),
+            (
+                match.query,
+                *key.four,
+                *value.four,
+                match.mask,
+                match.sink_logits,
+                match.scale,
+                match.softcap,
+                False,
+                *formats,
+            ),
         )
         out = attention
         if example(match.node).dtype != example(match.query).dtype:
@@ -138,3 +126,4 @@ def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: Cache
     for node in {attention, out}:
         node.meta = {**match.node.meta}
     match.node.replace_all_uses_with(out)
+    context.key_norms.append(KeyNormUse(attention, 0, match.query, key, match, is_key=False))

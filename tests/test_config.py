@@ -87,6 +87,9 @@ def test_errors_are_value_errors():
         ("hybrid", (3, "signed"), (2, "hybrid")),
         ("int4", (4, "signed"), (4, "signed")),
         ("tiny", (2, "signed"), (2, "signed")),
+        ("paper_base", (3, "symmetric"), (3, "symmetric")),
+        ("paper_small", (3, "symmetric"), (2, "symmetric")),
+        ("paper_hybrid", (3, "symmetric"), (2, "paper_hybrid")),
         ("lossless", (8, "none"), (8, "none")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -96,11 +99,15 @@ def test_presets(preset, keys, values):
     assert (config.key_bits, config.key_mode) == keys
     assert (config.value_bits, config.value_mode) == values
     assert (config.sink, config.recent, config.group_size, config.strict) == (32, 96, None, False)
-    assert config.centre_keys == config.normalize_keys == config.has_key_statistics == (preset != "lossless")
+    paper = preset.startswith("paper_")
+    assert config.normalize_keys == config.has_key_statistics == (preset != "lossless")
+    assert config.centre_keys == (preset != "lossless" and not paper)
+    assert config.key_norm == ("paper" if paper else "pair")
 
 
 def test_every_preset_is_tested():
-    assert set(PRESETS) == {"base", "small", "hybrid", "int4", "tiny", "lossless"}
+    papers = {"paper_base", "paper_small", "paper_hybrid"}
+    assert set(PRESETS) == {"base", "small", "hybrid", "int4", "tiny", "lossless"} | papers
 
 
 def test_the_default_is_base():
@@ -150,6 +157,7 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
         sink=config.sink,
         recent=config.recent,
         scale_dtype=config.scale_dtype or ("float16" if dtype == torch.float16 else "bfloat16"),
+        norm="paper" if role == "key" and config.normalize_keys and config.key_norm == "paper" else "channel",
     )
     assert CacheFormat.parse(fmt.spec) == fmt
 

@@ -23,7 +23,7 @@ CPP_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What the code for one side of a cache depends on: its format without the windows, head_dim and dtype."""
+    """What the code for one side of a cache depends on: its format without windows and norm, head_dim and dtype."""
 
     fmt: CacheFormat
     head_dim: int
@@ -32,7 +32,7 @@ class Side:
     @staticmethod
     @functools.cache
     def of(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> Side:
-        fmt = dataclasses.replace(fmt, sink=0, recent=0)
+        fmt = dataclasses.replace(fmt, sink=0, recent=0, norm="channel")
         if not fmt.quantized:  # what a lossless format ignores
             fmt = dataclasses.replace(fmt, bits=8, scale_dtype="float32")
         return Side(fmt, head_dim, dtype)

@@ -13,7 +13,7 @@
 
 namespace {
 
-enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, HYBRID, NONE };
+enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, HYBRID, PAPER_HYBRID, NONE };
 
 // What a thread keeps between calls, so that a decode step allocates nothing.
 struct Scratch {
@@ -101,12 +101,13 @@ INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, 
   scale = empty ? splat(0.f) : scale;
 }
 
+// Sum of the squared errors of a group, or of the absolute ones.
 template <class F, int STRIDE> INLINE VF group_error(const float* x, const int32_t* codes, VF scale, VF zero) {
   VF total = {};
   for (int e = 0; e < F::GS; ++e) {
     const VF code = __builtin_convertvector(load_as<VI>(codes + e * STRIDE), VF);
     const VF d = (code * scale + zero) - clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
-    total = total + d * d;
+    total = total + (F::MODE == PAPER_HYBRID ? magnitude(d) : d * d);
   }
   return total;
 }
@@ -137,6 +138,10 @@ template <class F> void encode(const float* tile, int32_t* codes, int32_t* words
         scale = largest / (float)(half - 1);
         affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, half - 1, half, out);
       }
+      if constexpr (F::MODE == PAPER_HYBRID) {
+        scale = largest / (float)(half - 1);
+        affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, roomy ? half : 2 * half, half, out);
+      }
       if constexpr (F::MODE == SIGNED || F::MODE == HYBRID) {
         scale = (high > -low ? -high : -low) / (float)half;
         affine_codes<F, false, F::LANES>(x, scale, zero, -half, half - 1, sym_reach, half, out);
@@ -146,14 +151,18 @@ template <class F> void encode(const float* tile, int32_t* codes, int32_t* words
         scale = high / (float)levels - low / (float)levels;
         affine_codes<F, true, F::LANES>(x, scale, zero, 0, levels, asym_reach, 0, out);
       }
-      if constexpr (F::MODE == HYBRID) {
+      if constexpr (F::MODE == HYBRID || F::MODE == PAPER_HYBRID) {
+        constexpr bool paper = F::MODE == PAPER_HYBRID;
+        constexpr int top = paper ? half - 1 : levels;
         zero = round_to<S>(scale * (float)-half);
         VF other_zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
-        VF other_scale = high / (float)levels - low / (float)levels;
+        VF other_scale = paper ? (high - low) / (float)top : high / (float)top - low / (float)top;
         int32_t other[F::GS * VL];
-        affine_codes<F, true, VL>(x, other_scale, other_zero, 0, levels, asym_reach, 0, other);
-        const VI take =
-            group_error<F, F::LANES>(x, out, scale, zero) <= group_error<F, VL>(x, other, other_scale, other_zero);
+        affine_codes<F, true, VL>(x, other_scale, other_zero, 0, top, roomy ? 1 : top, 0, other);
+        const VF error = group_error<F, F::LANES>(x, out, scale, zero);
+        const VF other_error = group_error<F, VL>(x, other, other_scale, other_zero);
+        // as published, a tie is asymmetric
+        const VI take = paper ? ~(VI)(other_error <= error) : (VI)(error <= other_error);
         for (int e = 0; e < F::GS; ++e)
           store(out + e * F::LANES,
                 take ? load_as<VI>(out + e * F::LANES) : load_as<VI>(other + e * VL));

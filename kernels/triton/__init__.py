@@ -15,9 +15,11 @@ __all__ = [
     "append_",
     "decode_attention",
     "decode_kernel",
+    "key_statistics",
     "prefill",
     "supports_append",
     "supports_decode",
+    "supports_key_statistics",
     "supports_prefill",
 ]
 
@@ -27,6 +29,11 @@ Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether :func:`prefill` takes ``x [B, H, S, D]``."""
     return support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
+
+
+def supports_key_statistics(keys: torch.Tensor) -> bool:
+    """Whether :func:`key_statistics` takes ``keys [B, H, S, D]``."""
+    return support.runs_on(keys) and keys.dtype in support.DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
 
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
@@ -67,6 +74,13 @@ def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: Ca
 
     reason = attention.fields_reason(query, (None, None, k_window), (None, None, v_window), k_fmt, v_fmt)
     return f"Triton, portable: {reason}" if reason else "Triton, on packed fields"
+
+
+def key_statistics(keys, start, centre, normalize, norm="channel"):
+    """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
+    from . import key_moments
+
+    return key_moments.key_statistics(keys, start, centre, normalize, norm)
 
 
 def prefill(x, start, mean, norm, capacity, fmt):

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .casts import round_to
-from .unpack import tile_channels
+from .unpack import has_zero, tile_channels
 
 # added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
 ROUND = tl.constexpr(12582912.0)
@@ -43,7 +43,7 @@ def block_words(bits, block, head_dim):
 @triton.constexpr_function
 def block_params(bits, mode, group, block, head_dim):
     """Scales and zero points of a block: ``layout.scales_per_block`` in a kernel."""
-    return block * head_dim // group * (2 if mode in ("asymmetric", "hybrid") else 1) if bits else 0
+    return block * head_dim // group * (2 if has_zero(mode) else 1) if bits else 0
 
 
 @triton.jit
@@ -82,6 +82,43 @@ def _difference(b_code, b_scale, b_zero, b_x, AXIS: tl.constexpr):
 
 
 @triton.jit
+def _choose(take, first, second, AXIS: tl.constexpr):
+    """The tiles of ``first`` for the groups that ``take`` them, else those of ``second``."""
+    chosen = ()
+    for i in tl.static_range(len(first)):
+        chosen = chosen + (tl.where(tl.expand_dims(take, AXIS), first[i], second[i]),)
+    return chosen
+
+
+@triton.jit
+def _paper_hybrid(tiles, b_high, b_low, AXIS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Asymmetric with a bit less, or symmetric where its absolute errors sum up to less; both divide."""
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    ROOMY: tl.constexpr = tl.float16 == DTYPE  # float16 numbers leave float32 room, see `_largest`
+    b_levels = tl.full(b_high.shape, HALF - 1, tl.float32)
+    b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE).to(tl.float32)
+    b_scale, b_inverse = _stored_scale(tl.div_rn(b_high - b_low, b_levels), 1 if ROOMY else HALF - 1, DTYPE)
+    b_most = tl.where(b_high > -b_low, b_high, -b_low)
+    b_sym_scale, b_sym_inverse = _stored_scale(tl.div_rn(b_most, b_levels), HALF if ROOMY else 2 * HALF, DTYPE)
+    b_sym_zero = round_to(b_sym_scale * -HALF, DTYPE).to(tl.float32)
+    b_error = tl.zeros_like(tiles[0])
+    b_sym_error = tl.zeros_like(tiles[0])
+    codes, syms = (), ()
+    for i in tl.static_range(len(tiles)):
+        b_divisor = tl.broadcast_to(tl.expand_dims(b_scale, AXIS), tiles[i].shape)
+        b_ratio = tl.div_rn(tiles[i] - tl.expand_dims(b_zero, AXIS), b_divisor)
+        codes = codes + (_code(b_ratio, b_inverse, 0, HALF - 1, AXIS),)
+        b_divisor = tl.broadcast_to(tl.expand_dims(b_sym_scale, AXIS), tiles[i].shape)
+        b_ratio = tl.div_rn(tiles[i], b_divisor)
+        syms = syms + (_code(b_ratio, b_sym_inverse, 1 - HALF, HALF - 1, AXIS) + HALF,)
+        b_error += tl.abs(_difference(codes[i], b_scale, b_zero, tiles[i], AXIS))
+        b_sym_error += tl.abs(_difference(syms[i], b_sym_scale, b_sym_zero, tiles[i], AXIS))
+    keep = tl.sum(b_error, AXIS) <= tl.sum(b_sym_error, AXIS)
+    chosen = _choose(keep, codes, syms, AXIS)
+    return chosen, tl.where(keep, b_scale, b_sym_scale), tl.where(keep, b_zero, b_sym_zero)
+
+
+@triton.jit
 def quantize_set(tiles, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Groups that run over ``tiles`` (float32) and their ``AXIS``: unsigned codes (float32), scales, zero points.
 
@@ -106,6 +143,8 @@ def quantize_set(tiles, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constex
         for i in tl.static_range(COUNT):  # the paper's own format divides, as its authors do
             codes = codes + (_code(tl.div_rn(tiles[i], b_divisor), b_inverse, 1 - HALF, HALF - 1, AXIS) + HALF,)
         return codes, b_scale, b_scale
+    if MODE == "paper_hybrid":
+        return _paper_hybrid(tiles, b_high, b_low, AXIS, BITS, DTYPE)
     # signed: codes run over [-HALF, HALF), the sign of the scale puts the extreme value on the longer side.
     # A hybrid group holds the zero point -HALF * scale and codes to 2 * HALF - 1; float16 has room for these.
     REACH: tl.constexpr = 2 * HALF if MODE == "hybrid" and tl.float16 != DTYPE else HALF
@@ -144,9 +183,7 @@ def quantize_set(tiles, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constex
         codes = codes + (b_code,)
         signed = signed + (b_signed,)
     take = tl.sum(b_signed_error, AXIS) <= tl.sum(b_error, AXIS)
-    chosen = ()
-    for i in tl.static_range(COUNT):
-        chosen = chosen + (tl.where(tl.expand_dims(take, AXIS), signed[i], codes[i]),)
+    chosen = _choose(take, signed, codes, AXIS)
     return chosen, tl.where(take, b_scale, b_wide), tl.where(take, b_signed_zero, b_zero)
 
 
@@ -204,7 +241,7 @@ def encode_block(
         tl.store(codes + token * D + channel[None, :], b_x, mask=real[None, :])
     else:
         DTYPE: tl.constexpr = scales.dtype.element_ty
-        HAS_ZERO: tl.constexpr = MODE == "asymmetric" or MODE == "hybrid"
+        HAS_ZERO: tl.constexpr = has_zero(MODE)
         AXIS: tl.constexpr = 1 if IS_KEY else 0  # lane pairs
         if IS_KEY:
             SLICES: tl.constexpr = LO

@@ -10,6 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..formats import MODES_WITH_ZERO
+
+
+@triton.constexpr_function
+def has_zero(mode):
+    """Whether the groups of a mode carry a zero point."""
+    return mode in MODES_WITH_ZERO
+
 
 @triton.jit
 def tile_channels(IS_KEY: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr):
@@ -131,7 +139,7 @@ def load_tokens(
             )
         else:
             GROUPS: tl.constexpr = BLOCK * D // GROUP
-            HAS_ZERO: tl.constexpr = MODE == "asymmetric" or MODE == "hybrid"
+            HAS_ZERO: tl.constexpr = has_zero(MODE)
             field, offset, plane = locate(token[:, None], channel[None, :], IS_KEY, BITS, BLOCK, D, LO)
             halves = codes.to(tl.pointer_type(tl.int16))
             b_code = load_codes(halves + at * (BLOCK * D * BITS // 16) + offset, field, plane, mask, BITS)

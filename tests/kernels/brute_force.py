@@ -71,6 +71,7 @@ def quantize_group(group, mode: str, bits: int, scale_dtype: str) -> Group:
     signed      scale = -(extreme x) / 2^(b-1),  codes -2^(b-1) .. 2^(b-1) - 1
     asymmetric  scale = (max - min) / (2^b - 1), codes 0 .. 2^b - 1, zero = min
     hybrid      the better of signed (its zero written as -2^(b-1) scales) and asymmetric, by squared error
+    paper_hybrid  asymmetric of b - 1 bits, or symmetric where its absolute errors sum up to less
     """
     number = group.dtype.type
     with np.errstate(all="ignore"):
@@ -97,8 +98,19 @@ def _quantize_group(group, mode, bits, scale_dtype) -> Group:
         codes, scale = _codes(group, scale, None, -m, m)
         return Group(codes, scale, None, half)
 
-    extreme = largest if largest > -smallest else smallest
     short = scale_dtype == "float16"  # decoding is float32, which has room for any code of a float16 scale
+    if mode == "paper_hybrid":
+        m = half - 1
+        zero = number(round_to(clip(smallest, LARGEST[scale_dtype]), scale_dtype))
+        codes, scale = _codes(group, stored((largest - smallest) / number(m), 1 if short else m), zero, 0, m)
+        asymmetric = Group(codes, scale, zero, 0)
+        extreme = largest if broken else max(abs(largest), abs(smallest))
+        codes, scale = _codes(group, stored(extreme / number(m), half if short else 2 * half), None, -m, m)
+        symmetric = Group([code + half for code in codes], scale, number(round_to(-half * scale, scale_dtype)), 0)
+        errors = [number(np.abs(way.decode(number) - group).sum()) for way in (symmetric, asymmetric)]
+        return asymmetric if errors[1] <= errors[0] else symmetric
+
+    extreme = largest if largest > -smallest else smallest
     signed_scale = stored(-extreme / number(half), 2 * half if mode == "hybrid" and not short else half)
     codes, signed_scale = _codes(group, signed_scale, None, -half, half - 1)
     signed = Group(codes, signed_scale, None, half)

@@ -31,6 +31,7 @@ PAIRS = {
     "6bit-g128-D48-f32": pair((6, "signed", 16), (6, "hybrid", 128), 48, 48, F32, "float16"),
     "7bit-D256-Dv160-bf16": pair((7, "asymmetric", 128), (7, "signed", 32), 256, 160, BF16, "float32"),
     "8bit-D16-Dv256-f16": pair((8, "symmetric", 16), (8, "asymmetric", 32), 16, 256, F16, "bfloat16"),
+    "2bit-paper-D64-f32": pair((3, "symmetric", 32), (2, "paper_hybrid", 32), 64, 64, F32, "float32"),
     "none-D64-f32": pair((8, "none", 32), (8, "none", 32), 64, 64, F32, "bfloat16"),
     "none-g64-D80-bf16": pair((8, "none", 16), (8, "none", 64), 80, 80, BF16, "bfloat16"),
     "none-2bit-D112-f32": pair((8, "none", 16), (2, "symmetric", 32), 112, 112, F32, "bfloat16"),

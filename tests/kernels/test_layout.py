@@ -192,7 +192,7 @@ def test_effective_bits(role, mode, bits):
         block = layout.cache_bytes(fmt, 1, 1, 128, torch.float16, 1) - layout.cache_bytes(
             fmt, 1, 1, 128, torch.float16, 0
         )
-        scales = 2 if mode in ("asymmetric", "hybrid") else 1
+        scales = 2 if mode in ("asymmetric", "hybrid", "paper_hybrid") else 1
         assert block * 8 == fmt.block * 128 * (bits + scales * 16 / size)
 
 

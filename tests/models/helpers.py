@@ -52,11 +52,14 @@ def generate(model, inputs, new_tokens: int, **kwargs):
 
 
 @torch.no_grad()
-def reference_logits(model, inputs, tokens: torch.Tensor, config: InnerQConfig) -> torch.Tensor:
+def reference_logits(
+    model, inputs, tokens: torch.Tensor, config: InnerQConfig, norm: str | None = None
+) -> torch.Tensor:
     """Logits of the method without a compiler: exact prefill, then one token at a time over quantized caches.
 
     ``model`` runs eagerly; ``tokens [B, N]`` are fed as they are. The caches are InnerQTensors, which append and
-    dequantize for themselves, and attention is the model's own, on dense tensors.
+    dequantize for themselves, and attention is the model's own, on dense tensors. ``norm`` is the ``CacheFormat.norm``
+    of the compiled caches: which channels share a normalization.
     """
     mask = inputs["attention_mask"]
     cache = DynamicCache()
@@ -64,7 +67,7 @@ def reference_logits(model, inputs, tokens: torch.Tensor, config: InnerQConfig) 
     out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True)
     start = mask.eq(0).sum(1)
     for layer in cache.layers:
-        layer.keys = InnerQTensor.from_dense(layer.keys, config, role="key", start=start)
+        layer.keys = InnerQTensor.from_dense(layer.keys, config, role="key", start=start, norm=norm)
         layer.values = InnerQTensor.from_dense(layer.values, config, role="value", start=start)
     logits = [out.logits[:, -1]]
     for index in range(tokens.shape[1] - 1):

@@ -62,7 +62,7 @@ class TestSdpaGraphs(expecttest.TestCase):
 + eq = cumsum == 0
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand = sum_1.expand(1)
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True)
++ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True, 'channel')
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
 + prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:signed:16:32:96:bfloat16')
@@ -85,7 +85,7 @@ class TestSdpaGraphs(expecttest.TestCase):
 
     def test_decode(self):
         _, decode = graphs("sdpa")
-        assert list(decode) == ["captured", "rewrite_decode", "plan_outputs"]
+        assert list(decode) == ["captured", "rewrite_decode", "fold_key_norm", "plan_outputs"]
         self.assertExpectedInline(
             decode["captured"],
             """\
@@ -109,21 +109,34 @@ class TestSdpaGraphs(expecttest.TestCase):
             decode["rewrite_decode"],
             """\
 - out = torch._C._nn.scaled_dot_product_attention(q, k_1, v_1, attn_mask = None, is_causal = False, enable_gqa = True)
-+ to = k.to(torch.float32)
-+ unsqueeze = l_past_0__mean.unsqueeze(2)
-+ sub = to - unsqueeze
-+ unsqueeze_1 = l_past_0__norm.unsqueeze(2)
-+ truediv = sub / unsqueeze_1
-+ to_1 = truediv.to(torch.float32)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
-+ repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
-+ unsqueeze_2 = repeat_interleave.unsqueeze(2)
-+ to_2 = q.to(torch.float32)
-+ mul = to_2 * unsqueeze_2
-+ to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
+        )
+        self.assertExpectedInline(
+            decode["fold_key_norm"],
+            """\
++ to_4 = view.to(torch.float32)
++ repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
++ unsqueeze_2 = repeat_interleave.unsqueeze(1)
++ mul = to_4 * unsqueeze_2
++ to_5 = mul.to(torch.float32)
+- q = view.transpose(1, 2)
++ q = to_5.transpose(1, 2)
++ to = view_1.to(torch.float32)
++ unsqueeze = l_past_0__norm.unsqueeze(2)
++ truediv = to / unsqueeze
++ to_1 = truediv.to(torch.float32)
+- k = view_1.transpose(1, 2)
++ k = to_1.transpose(1, 2)
++ truediv_1 = l_past_0__mean / l_past_0__norm
++ to_2 = k.to(torch.float32)
++ unsqueeze_1 = truediv_1.unsqueeze(2)
++ sub = to_2 - unsqueeze_1
++ to_3 = sub.to(torch.float32)
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')""",
         )
         self.assertExpectedInline(
             decode["plan_outputs"],
@@ -149,7 +162,7 @@ class TestEagerGraphs(expecttest.TestCase):
 + eq = cumsum == 0
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand_2 = sum_1.expand(1)
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True)
++ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True, 'channel')
 + getitem_2 = key_statistics_default[0]
 + getitem_3 = key_statistics_default[1]
 + prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:signed:16:32:96:bfloat16')
@@ -166,7 +179,7 @@ class TestEagerGraphs(expecttest.TestCase):
 
     def test_decode(self):
         _, decode = graphs("eager")
-        assert list(decode) == ["captured", "rewrite_decode", "plan_outputs"]
+        assert list(decode) == ["captured", "rewrite_decode", "fold_key_norm", "plan_outputs"]
         self.assertExpectedInline(
             decode["captured"],
             """\
@@ -200,6 +213,8 @@ class TestEagerGraphs(expecttest.TestCase):
         self.assertExpectedInline(
             decode["rewrite_decode"],
             """\
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - getitem = k_1[(slice(None, None, None), slice(None, None, None), None)]
 - expand = getitem.expand(-1, -1, 2, -1, -1)
 - k_2 = expand.reshape(1, 2, -1, 16)
@@ -211,20 +226,7 @@ class TestEagerGraphs(expecttest.TestCase):
 - scores = matmul * 0.25
 - softmax = torch.softmax(scores, dim = -1, dtype = torch.float32)
 - weights = softmax.to(torch.float32)
-+ to = k.to(torch.float32)
 - out = torch.matmul(weights, v_2)
-+ unsqueeze = l_past_0__mean.unsqueeze(2)
-+ sub = to - unsqueeze
-+ unsqueeze_1 = l_past_0__norm.unsqueeze(2)
-+ truediv = sub / unsqueeze_1
-+ to_1 = truediv.to(torch.float32)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
-+ repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
-+ unsqueeze_2 = repeat_interleave.unsqueeze(2)
-+ to_2 = q.to(torch.float32)
-+ mul = to_2 * unsqueeze_2
-+ to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_4 = out.transpose(1, 2)
 + transpose_4 = decode_attention_default.transpose(1, 2)""",
         )

@@ -1,0 +1,188 @@
+"""Key mean and normalization of a prompt: the keys read once, then what their parts give.
+
+The first kernel takes sum, count, maximum and minimum of each channel over a part of the tokens. That is all the second
+one needs: ``max|k - mean|`` is ``max(max - mean, mean - min)``, and rounding keeps the order, so it is that to the last
+bit. No atomics: the same bits every time.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import reference
+from ..pairs import Pairs
+from .support import next_power_of_2, on_device
+
+#: Tokens of a tile, and of the part that one program reads.
+TILE, PART = 64, 512
+F32_MAX = tl.constexpr(3.4028234663852886e38)
+F32_TINY = tl.constexpr(1.1754943508222875e-38)
+
+
+@triton.jit
+def key_moments_kernel(
+    x,
+    start,
+    parts,
+    H,
+    S,
+    unit,
+    stride_b,
+    stride_h,
+    stride_s,
+    stride_d,
+    D: tl.constexpr,
+    COLS: tl.constexpr,
+    TILE: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Program (part, b * H + h): sum / count / maximum / minimum ``[4, D]`` of the finite real keys of a part.
+
+    Keys are summed times ``unit``, a power of two, so that a sum of large ones is finite too.
+    """
+    part = tl.program_id(0)
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    first = tl.load(start + b).to(tl.int32)
+    channel = tl.arange(0, COLS)
+    x += b * stride_b + h * stride_h
+    b_sum = tl.zeros((COLS,), tl.float32)
+    b_count = tl.zeros((COLS,), tl.float32)
+    b_high = tl.full((COLS,), float("-inf"), tl.float32)
+    b_low = tl.full((COLS,), float("inf"), tl.float32)
+    for tile in range(0, PART, TILE):
+        token = part * PART + tile + tl.arange(0, TILE)
+        real = ((token >= first) & (token < S))[:, None] & (channel < D)[None, :]
+        p_x = x + token.to(tl.int64)[:, None] * stride_s + (channel * stride_d)[None, :]
+        b_x = tl.load(p_x, mask=real, other=0.0).to(tl.float32)
+        valid = real & (tl.abs(b_x) <= F32_MAX)  # neither infinite nor NaN
+        b_sum += tl.sum(tl.where(valid, b_x * unit, 0.0), 0)
+        b_count += tl.sum(valid.to(tl.float32), 0)
+        b_high = tl.maximum(b_high, tl.max(tl.where(valid, b_x, float("-inf")), 0))
+        b_low = tl.minimum(b_low, tl.min(tl.where(valid, b_x, float("inf")), 0))
+    p_part = parts + (bh * tl.num_programs(0) + part) * (4 * D) + channel
+    tl.store(p_part, b_sum, channel < D)
+    tl.store(p_part + D, b_count, channel < D)
+    tl.store(p_part + 2 * D, b_high, channel < D)
+    tl.store(p_part + 3 * D, b_low, channel < D)
+
+
+@triton.jit
+def _moments(parts, bh, count, channel, D: tl.constexpr, COLS: tl.constexpr):
+    """The moments of all parts together, of the channels ``channel [COLS]``."""
+    real = channel < D
+    b_sum = tl.zeros((COLS,), tl.float32)
+    b_count = tl.zeros((COLS,), tl.float32)
+    b_high = tl.full((COLS,), float("-inf"), tl.float32)
+    b_low = tl.full((COLS,), float("inf"), tl.float32)
+    for part in range(count):
+        p_part = parts + (bh * count + part) * (4 * D) + channel
+        b_sum += tl.load(p_part, real, other=0.0)
+        b_count += tl.load(p_part + D, real, other=0.0)
+        b_high = tl.maximum(b_high, tl.load(p_part + 2 * D, real, other=float("-inf")))
+        b_low = tl.minimum(b_low, tl.load(p_part + 3 * D, real, other=float("inf")))
+    return b_sum, b_count, b_high, b_low
+
+
+@triton.jit
+def _reach(parts, bh, count, channel, unit, D: tl.constexpr, COLS: tl.constexpr, CENTRE: tl.constexpr):
+    """Mean, ``max|k - mean|`` and ``max|k|`` of channels; zeros where there is no finite key."""
+    b_sum, b_count, b_high, b_low = _moments(parts, bh, count, channel, D, COLS)
+    b_mean = tl.zeros((COLS,), tl.float32)
+    if CENTRE:
+        b_mean = tl.div_rn(b_sum, tl.maximum(b_count, 1.0)) / unit
+    some = b_count > 0
+    b_most = tl.where(some, tl.maximum(b_high - b_mean, b_mean - b_low), 0.0)
+    b_whole = tl.where(some, tl.maximum(b_high, -b_low), 0.0)
+    return b_mean, b_most, b_whole
+
+
+@triton.jit
+def key_statistics_kernel(
+    parts,
+    start,
+    mean,
+    norm,
+    H,
+    S,
+    count,
+    unit,
+    CENTRE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    PAPER: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    PAIRED: tl.constexpr,
+    FIRST: tl.constexpr,
+    MIN_TOKENS: tl.constexpr,
+    MIN_NORM: tl.constexpr,
+    MAX_KEY: tl.constexpr,
+    D: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Program b * H + h: statistics ``[D]`` of a head, see ``reference.key_statistics``."""
+    bh = tl.program_id(0).to(tl.int64)
+    enough = S - tl.load(start + bh // H).to(tl.int32) >= MIN_TOKENS
+    channel = tl.arange(0, COLS)
+    b_mean, b_most, b_whole = _reach(parts, bh, count, channel, unit, D, COLS, CENTRE)
+    tl.store(mean + bh * D + channel, tl.where(enough, b_mean, 0.0), channel < D)
+    b_norm = tl.full((COLS,), 1.0, tl.float32)
+    if NORMALIZE:
+        if PAPER:
+            b_norm = tl.where(b_most > 0, tl.sqrt_rn(b_most), 1.0)
+        else:
+            if PAIRED > 0:
+                # the other channel of each pair, see kernels/pairs.py
+                place = channel - FIRST
+                other = place ^ 1 if INTERLEAVED else (place + PAIRED // 2) % PAIRED
+                other = tl.where((place >= 0) & (place < PAIRED), other + FIRST, channel)
+                _, b_most_other, b_whole_other = _reach(parts, bh, count, other, unit, D, COLS, CENTRE)
+                b_most = tl.maximum(b_most, b_most_other)
+                b_whole = tl.maximum(b_whole, b_whole_other)
+            b_largest = tl.maximum(tl.max(b_most, 0), F32_TINY) + tl.zeros((COLS,), tl.float32)
+            b_limit = tl.maximum(tl.max(b_whole, 0), MAX_KEY) + tl.zeros((COLS,), tl.float32)
+            b_norm = tl.maximum(tl.sqrt_rn(tl.div_rn(b_most, b_largest)), tl.div_rn(b_whole, b_limit))
+            b_norm = tl.maximum(b_norm, MIN_NORM)
+    tl.store(norm + bh * D + channel, tl.where(enough, b_norm, 1.0), channel < D)
+
+
+def key_statistics(
+    keys: torch.Tensor, start: torch.Tensor, centre: bool, normalize: bool, norm: str = "channel"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key mean and normalization ``[B, H, D]`` float32 of ``keys [B, H, S, D]``, see ``reference.key_statistics``."""
+    batch, heads, tokens, head_dim = keys.shape
+    count = max(triton.cdiv(tokens, PART), 1)
+    parts = torch.empty((batch, heads, count, 4, head_dim), dtype=torch.float32, device=keys.device)
+    mean = torch.empty((batch, heads, head_dim), dtype=torch.float32, device=keys.device)
+    out = torch.empty_like(mean)
+    pairs = Pairs.parse(norm)
+    start = start.contiguous()
+    unit = 1.0 / next_power_of_2(tokens)
+    sizes = {"D": head_dim, "COLS": next_power_of_2(head_dim)}
+    with on_device(keys):
+        key_moments_kernel[(count, batch * heads)](
+            keys, start, parts, heads, tokens, unit, *keys.stride(), **sizes, TILE=TILE, PART=PART, num_warps=4
+        )
+        key_statistics_kernel[(batch * heads,)](
+            parts,
+            start,
+            mean,
+            out,
+            heads,
+            tokens,
+            count,
+            unit,
+            CENTRE=centre,
+            NORMALIZE=normalize,
+            PAPER=norm == "paper",
+            INTERLEAVED=pairs.interleaved,
+            PAIRED=pairs.count,
+            FIRST=pairs.first,
+            MIN_TOKENS=reference.MIN_STATISTICS_TOKENS,
+            MIN_NORM=reference.MIN_KEY_NORM,
+            MAX_KEY=reference.MAX_DIVIDED_KEY,
+            **sizes,
+            num_warps=1,
+        )
+    return mean, out

@@ -1,0 +1,400 @@
+"""Which channels of a projection reach which channels of the query (or key) that is made of it.
+
+    q = linear(x).view(B, N, H, D)         the source: every element of q' is a sum of elements of it, each times
+    q = q.transpose(1, 2)                  something that does not depend on it. Element (b, h, n, c) of q' takes
+    q' = q * cos + rotate_half(q) * sin    channels c and c + D/2 of (b, h, n): the pairs are those of a rotate-half
+
+The rotary embedding is recognized by what it does and not by how it is spelled: from the result back, indices are
+followed through every operation that moves elements, scales them by something else or adds them up. So whatever factor
+the channels of a pair share can be multiplied into the source in place of the result. Nothing is assumed of an
+operation that is not known here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from .aliases import Writes
+from .attention.sides import view_dims
+from .graph_utils import argument, is_pure, is_query, op_name
+
+_MORE_FUNCTIONS = {
+    torch.stack: "stack",
+    torch.chunk: "chunk",
+    torch.split: "split",
+    torch.unbind: "unbind",
+    torch.view_as_complex: "view_as_complex",
+    torch.view_as_real: "view_as_real",
+}
+_MORE_METHODS = ("chunk", "split", "unbind")
+_REORDERED = ("transpose", "permute", "movedim")
+_RESHAPED = ("reshape", "unsqueeze")
+_SAME = ("neg", "to", "contiguous")
+_PIECES = ("chunk", "split", "unbind")
+_LINEAR = frozenset(
+    (*_REORDERED, *_RESHAPED, *_SAME, *_PIECES, "mul", "div", "add", "sub", "cat", "stack", "getitem", "expand")
+) | {"view_as_complex", "view_as_real"}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64)
+#: Operations of the way back that are looked at, at most.
+_MAX_NODES = 300
+
+
+class _NotLinear(Exception):
+    """Something on the way is not understood, or does not move channels alone."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChannelPath:
+    """Where a factor of the channels of a query or key can stand.
+
+    Attributes:
+        source: the node, of four dimensions.
+        order: which dimensions of the source are batch, heads, tokens and channels.
+        partners: for each channel the other one that a result takes with it, or itself.
+    """
+
+    source: Node
+    order: tuple[int, int, int, int]
+    partners: tuple[int, ...]
+
+
+def find_path(target: Node, readers: set[Node] | None, changes: Writes) -> ChannelPath | None:
+    """The earliest place for a factor of the channels of ``target [B, H, N, D]``, or None where it is the target.
+
+    Args:
+        readers: the only nodes that may see the factor; None where nothing will be changed.
+        changes: of the graph.
+    """
+    behind = _behind(target)
+    sources = [node for node in behind if node is not target and _rank(node) == 4 and node in changes.order]
+    for source in sorted(sources, key=changes.order.__getitem__):
+        between = _between(source, target, behind)
+        if target not in between or (
+            readers is not None and not _is_private(source, target, between, readers, changes)
+        ):
+            continue
+        found = [_trace(source, target, between, first) for first in (2, 5)]  # whatever the sizes that are symbols
+        if found[0] is not None and found[0] == found[1]:
+            return ChannelPath(source, *found[0])
+    return None
+
+
+def _name(node: Node) -> str | None:
+    if (name := op_name(node)) is not None:
+        return name if is_pure(node) else None
+    if node.op == "call_function":
+        return _MORE_FUNCTIONS.get(node.target)
+    return node.target if node.op == "call_method" and node.target in _MORE_METHODS else None
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("example_value") if isinstance(node, Node) else None
+
+
+def _rank(node: Node) -> int | None:
+    value = _value(node)
+    return value.dim() if isinstance(value, torch.Tensor) and value.dtype in _DTYPES else None
+
+
+def _behind(target: Node) -> set[Node]:
+    """``target`` and what it is computed from by operations that are linear in one of their operands."""
+    found, pending = {target}, [target]
+    while pending and len(found) < _MAX_NODES:
+        node = pending.pop()
+        if _name(node) not in _LINEAR:
+            continue
+        for source in node.all_input_nodes:
+            if source not in found and not isinstance(_value(source), torch.SymInt):
+                found.add(source)
+                pending.append(source)
+    return found
+
+
+def _between(source: Node, target: Node, behind: set[Node]) -> set[Node]:
+    """``source`` and everything on the ways from it to ``target``."""
+    after, pending = {source}, [source]
+    while pending:
+        for user in pending.pop().users:
+            if user in behind and user not in after and _name(user) in _LINEAR:
+                after.add(user)
+                pending.append(user)
+    if target not in after:
+        return set()
+    kept, pending = {target}, [target]
+    while pending:
+        for node in pending.pop().all_input_nodes:
+            if node in after and node not in kept:
+                kept.add(node)
+                pending.append(node)
+    return kept
+
+
+def _is_private(source: Node, target: Node, between: set[Node], readers: set[Node], changes: Writes) -> bool:
+    """Whether a change of the source reaches the readers of the target only, and nothing is written on the way."""
+    for node in between:
+        allowed = between | readers if node is target else between
+        if any(user not in allowed and not is_query(user) for user in node.users):
+            return False
+        if isinstance(_value(node), torch.Tensor) and changes.after(node, source):
+            return False
+    return True
+
+
+# --- following indices ----------------------------------------------------------------------------------------------
+
+
+class _Sizes:
+    """Sizes as numbers, with small ones in place of symbols."""
+
+    def __init__(self, first: int) -> None:
+        self._symbols: dict[Any, int] = {}
+        self._next = itertools.count(first, 3)
+
+    def number(self, size: Any) -> int:
+        if isinstance(size, Node):
+            size = _value(size)
+        if isinstance(size, int):
+            return size
+        if not isinstance(size, torch.SymInt):
+            raise _NotLinear
+        expr = size.node.expr
+        for symbol in sorted(expr.free_symbols, key=str):
+            if symbol not in self._symbols:
+                self._symbols[symbol] = next(self._next)
+        return int(expr.xreplace(self._symbols))
+
+    def shape(self, node: Any) -> tuple[int, ...]:
+        value = _value(node)
+        if not isinstance(value, torch.Tensor) or value.dtype not in _DTYPES:
+            raise _NotLinear
+        return tuple(map(self.number, value.shape))
+
+
+def _trace(
+    source: Node, target: Node, between: set[Node], first: int
+) -> tuple[tuple[int, int, int, int], tuple[int, ...]] | None:
+    """The order of the source's dimensions and the partner of each channel, or None if the way is not understood."""
+    try:
+        tracer = _Tracer(source, target, between, _Sizes(first))
+        tracer.follow(target, torch.arange(len(tracer.points)), tracer.points)
+        return tracer.result()
+    except (_NotLinear, TypeError, ValueError, IndexError):  # arguments that are not as they are looked for
+        return None
+
+
+class _Tracer:
+    """Follows the indices of elements of the target back to the source.
+
+    All heads and channels are followed, of the first and the last sequences and tokens: no operation may select among
+    sequences or tokens (`_select`), so the others go the same way.
+    """
+
+    def __init__(self, source: Node, target: Node, between: set[Node], sizes: _Sizes) -> None:
+        self.source, self.between, self.sizes = source, between, sizes
+        self.shape = sizes.shape(target)
+        batch, heads, tokens, channels = self.shape
+        ends = [torch.tensor(sorted({i for i in (0, 1, 2, n - 1) if 0 <= i < n})) for n in (batch, tokens)]
+        places = torch.meshgrid(ends[0], ends[1], torch.arange(heads), torch.arange(channels), indexing="ij")
+        self.points = torch.stack([places[i].reshape(-1) for i in (0, 2, 1, 3)], -1)  # (b, h, n, c), channels fastest
+        self.arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def follow(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+        """Points ``rows`` need the elements ``at [len(rows), rank]`` of a node."""
+        if node is self.source:
+            self.arrivals.append((rows, at))
+            return
+        name, args = _name(node), node.args
+        if name in _SAME:
+            self._same_dtype(node, args[0])
+            self.follow(self._dependent(args[0]), rows, at)
+        elif name in ("mul", "div"):
+            left, right = args[:2]
+            if node.kwargs:
+                raise _NotLinear  # division may round
+            if name == "mul" and right in self.between:
+                left, right = right, left
+            if right in self.between:
+                raise _NotLinear
+            self._broadcast(left, node, rows, at)
+        elif name in ("add", "sub"):
+            for operand in args[:2]:
+                self._broadcast(operand, node, rows, at)
+        elif name == "expand":
+            self._broadcast(args[0], node, rows, at)
+        elif name in _RESHAPED:
+            self._reshape(args[0], node, rows, at)
+        elif name in _REORDERED:
+            order = view_dims(node, tuple(range(at.shape[1])))
+            moved = torch.empty_like(at)
+            moved[:, list(order)] = at
+            self.follow(self._dependent(args[0]), rows, moved)
+        elif name == "cat":
+            self._cat(node, rows, at)
+        elif name == "stack":
+            self._stack(node, rows, at)
+        elif name == "getitem":
+            self._getitem(node, rows, at)
+        elif name in ("view_as_complex", "view_as_real"):
+            self._complex(name, args[0], rows, at)
+        else:
+            raise _NotLinear
+
+    def result(self) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
+        sizes = self.sizes.shape(self.source)
+        channels = self.shape[3]
+        reached = torch.zeros(channels, channels, dtype=torch.bool)
+        for order in itertools.permutations(range(4)):
+            if tuple(sizes[dim] for dim in order) != self.shape:
+                continue
+            if all(torch.equal(at[:, list(order[:3])], self.points[rows, :3]) for rows, at in self.arrivals):
+                break
+        else:
+            raise _NotLinear
+        for rows, at in self.arrivals:
+            reached[self.points[rows, 3], at[:, order[3]]] = True
+        reached = reached | reached.T
+        if not bool(reached.any(-1).all()):
+            raise _NotLinear
+        partners = []
+        for channel, row in enumerate(reached):
+            others = [other for other in row.nonzero().flatten().tolist() if other != channel]
+            if len(others) > 1:
+                raise _NotLinear
+            partners.append(others[0] if others else channel)
+        return order, tuple(partners)
+
+    def _dependent(self, node: Any) -> Node:
+        if not isinstance(node, Node) or node not in self.between:
+            raise _NotLinear  # a constant that is added does not scale with the source
+        return node
+
+    def _same_dtype(self, node: Node, source: Any) -> None:
+        if (
+            self.sizes.shape(node) != self.sizes.shape(source)
+            or _value(node).is_complex() != _value(source).is_complex()
+        ):
+            raise _NotLinear
+
+    def _broadcast(self, operand: Any, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+        operand = self._dependent(operand)
+        sizes, out = self.sizes.shape(operand), self.sizes.shape(node)
+        at = at[:, len(out) - len(sizes) :].clone()
+        for dim, (small, large) in enumerate(zip(sizes, out[len(out) - len(sizes) :], strict=True)):
+            if small != large:
+                if small != 1:
+                    raise _NotLinear
+                at[:, dim] = 0
+        self.follow(operand, rows, at)
+
+    def _reshape(self, operand: Any, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+        operand = self._dependent(operand)
+        sizes, out = self.sizes.shape(operand), self.sizes.shape(node)
+        if math.prod(sizes) != math.prod(out) or _value(operand).dtype != _value(node).dtype:
+            raise _NotLinear
+        flat = torch.zeros(len(at), dtype=torch.int64)
+        for dim, size in enumerate(out):
+            flat = flat * size + at[:, dim]
+        places = []
+        for size in reversed(sizes):
+            places.append(flat % size)
+            flat = flat // size
+        self.follow(operand, rows, torch.stack(places[::-1], -1))
+
+    def _select(self, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """``index``, by which elements are selected, where it depends on the head and the channel alone."""
+        size = self.shape[1] * self.shape[3]
+        kind = rows % size
+        seen = torch.zeros(size, dtype=torch.int64)
+        seen[kind] = index
+        if not torch.equal(seen[kind], index):
+            raise _NotLinear
+        return index
+
+    def _cat(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+        tensors = [t for t in argument(node, "tensors") if math.prod(self.sizes.shape(t))]
+        if len(tensors) == 1:  # the others are the empty tensors that a cache begins with
+            self.follow(self._dependent(tensors[0]), rows, at)
+            return
+        dim = argument(node, "dim", 0) % at.shape[1]
+        self._pieces(tensors, [self.sizes.shape(tensor)[dim] for tensor in tensors], dim, rows, at)
+
+    def _pieces(self, tensors: list[Any], widths: list[int], dim: int, rows: torch.Tensor, at: torch.Tensor) -> None:
+        index, begin = self._select(rows, at[:, dim]), 0
+        for tensor, width in zip(tensors, widths, strict=True):
+            here = (index >= begin) & (index < begin + width)
+            if here.any():
+                place = at[here].clone()
+                place[:, dim] -= begin
+                self.follow(self._dependent(tensor), rows[here], place)
+            begin += width
+
+    def _stack(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+        tensors = node.args[0]
+        dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % at.shape[1]
+        index = self._select(rows, at[:, dim])
+        rest = [d for d in range(at.shape[1]) if d != dim]
+        for number, tensor in enumerate(tensors):
+            here = index == number
+            if here.any():
+                self.follow(self._dependent(tensor), rows[here], at[here][:, rest])
+
+    def _getitem(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+        whole, index = self._dependent(node.args[0]), node.args[1]
+        if _name(whole) in _PIECES:
+            self._piece(whole, index, rows, at)
+            return
+        sizes = self.sizes.shape(whole)
+        index = list(index) if isinstance(index, tuple) else [index]
+        if Ellipsis in index:
+            where = index.index(Ellipsis)
+            used = sum(item is not None for item in index) - 1
+            index[where : where + 1] = [slice(None)] * (len(sizes) - used)
+        index += [slice(None)] * (len(sizes) - sum(item is not None for item in index))
+        places, out = [], 0
+        for item in index:
+            if item is None:
+                out += 1
+            elif isinstance(item, slice):
+                bounds = [None if end is None else self.sizes.number(end) for end in (item.start, item.stop, item.step)]
+                start, _, step = slice(*bounds).indices(sizes[len(places)])
+                place = at[:, out]
+                if (start, step) != (0, 1) or self.sizes.shape(node)[out] != sizes[len(places)]:
+                    place = self._select(rows, place)
+                places.append(start + step * place)
+                out += 1
+            elif isinstance(item, (int, Node)) and not isinstance(item, bool):
+                places.append(torch.full((len(at),), self.sizes.number(item) % sizes[len(places)]))
+            else:
+                raise _NotLinear
+        self.follow(whole, rows, torch.stack(places, -1))
+
+    def _piece(self, pieces: Node, number: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
+        """One of the tensors that chunk, split or unbind gives."""
+        whole, name = self._dependent(pieces.args[0]), _name(pieces)
+        position = 1 if name == "unbind" else 2
+        dim = pieces.args[position] if len(pieces.args) > position else pieces.kwargs.get("dim", 0)
+        dim %= len(self.sizes.shape(whole))
+        number %= len(_value(pieces))
+        if name == "unbind":
+            place = torch.full((len(at), 1), number)
+            self.follow(whole, rows, torch.cat((at[:, :dim], place, at[:, dim:]), 1))
+            return
+        place = at.clone()
+        place[:, dim] = self._select(rows, at[:, dim])
+        place[:, dim] += sum(self.sizes.number(piece.shape[dim]) for piece in _value(pieces)[:number])
+        self.follow(whole, rows, place)
+
+    def _complex(self, name: str, operand: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
+        """A complex number takes both its parts along: multiplied by another one, either reaches either."""
+        operand = self._dependent(operand)
+        if name == "view_as_real":
+            self.follow(operand, rows, at[:, :-1])
+            return
+        for part in (0, 1):
+            self.follow(operand, rows, torch.cat((at, torch.full((len(at), 1), part)), 1))
