@@ -210,7 +210,7 @@ def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
         return LayerReport(**row, reason=context.refused[match].text, kernel="the program's own attention")
     key, value = context.uses[match]
     sides = [_side(use, context) for use in (key, value)]
-    heads, head_dim = shape(match.key)[1], shape(match.key)[3]
+    heads, head_dim = shape(match.key)[3 - match.tokens_dims[0]], shape(match.key)[3]
     return LayerReport(
         **row,
         cache=_form(key),

@@ -102,7 +102,7 @@ def test_presets(preset, keys, values):
     paper = preset.startswith("paper_")
     assert config.normalize_keys == config.has_key_statistics == (preset != "lossless")
     assert config.centre_keys == (preset != "lossless" and not paper)
-    assert config.key_norm == ("paper" if paper else "pair")
+    assert config.key_norm == ("paper" if paper else "channel")
 
 
 def test_every_preset_is_tested():

@@ -256,7 +256,7 @@ def test_short_prompts_have_no_statistics(eager_graphs, tokens):
     torch._dynamo.reset()
     model = Attention(half)
     with torch.no_grad():
-        _, past = torch.compile(model, backend="innerq")(*calls(tokens)[0](None))
+        _, past = torch.compile(model, backend="innerq", options={"key_norm": "pair"})(*calls(tokens)[0](None))
     inner = past[0].inner_tensors()
     assert past[0].format.norm == "half32"
     assert not inner["mean"].any() and bool((inner["norm"] == 1).all())
