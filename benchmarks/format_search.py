@@ -22,8 +22,8 @@ from emulation.packed import load_packed
 from emulation.variants import variants
 
 
-def summary(fmt, result: dict, layers: int, half: int) -> dict:
-    key_bits, value_bits = fmt.effective_bits(layers)
+def summary(fmt, result: dict, layers: int, head_dim: int, half: int) -> dict:
+    key_bits, value_bits = fmt.effective_bits(layers, head_dim)
     kl = result["kl"]
     return {
         "name": fmt.name,
@@ -99,7 +99,7 @@ def main() -> None:
             print(f"failed: {fmt.name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
         result = {name: [x for part in parts for x in part[name]] for name in parts[0]}
-        rows.append(summary(fmt, result, layers, min(args.batch, len(tokens))))
+        rows.append(summary(fmt, result, layers, model.config.head_dim, min(args.batch, len(tokens))))
         if args.json and len(rows) % 20 == 0:
             write(args.json, rows, failed, data, args, full)
     if args.json:
