@@ -74,17 +74,17 @@ class Emulation:
     Layers with a sliding window stay in full precision, as in the product; ``sliding`` has them quantized too.
 
     Attributes:
-        reference: full-precision log-probabilities after each decoded position, ``[B, S - prompt, vocab]``.
+        reference: full-precision log-probabilities after each decoded position, ``[B, S - prompt, vocab]``, or None.
     """
 
-    def __init__(self, model, tokens: torch.Tensor, prompt: int, sliding: bool = False) -> None:
+    def __init__(self, model, tokens: torch.Tensor, prompt: int, sliding: bool = False, reference: bool = True) -> None:
         self.model, self.tokens, self.prompt, self.sliding = model, tokens, prompt, sliding
         self.layers: dict[int, dict[str, torch.Tensor]] = {}
         self._format: Format | None = None
         install(model)
         with torch.no_grad():
             self._run(tokens[:, :prompt], 0, self._prefill, logits=False)
-            self.reference = self.logits(None).log_softmax(-1)
+            self.reference = self.logits(None).log_softmax(-1) if reference else None
 
     def logits(self, fmt: Format | None) -> torch.Tensor:
         """Logits after each decoded position, ``[B, S - prompt, vocab]``; ``None`` is full precision."""
