@@ -16,12 +16,54 @@ from .documents import first_tokens
 
 CONTEXT = 1250
 THINGS = ("lighthouse harbour orchard library mountain river castle garden bakery station museum theatre ").split()  # noqa: SIM905
-WORDS = (
-    "apple basket candle dragon engine feather garlic hammer island jacket kettle ladder magnet needle "
-    "orange pencil quartz rabbit saddle ticket umbrella velvet window yellow zipper anchor bottle camera "
-    "desert eleven forest guitar helmet insect jungle kitten lemon mirror nectar ocean parrot ribbon "
-    "silver tunnel violin wizard "
-).split()  # noqa: SIM905
+WORDS = [
+    "apple",
+    "basket",
+    "candle",
+    "dragon",
+    "engine",
+    "feather",
+    "garlic",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "magnet",
+    "needle",
+    "orange",
+    "pencil",
+    "quartz",
+    "rabbit",
+    "saddle",
+    "ticket",
+    "umbrella",
+    "velvet",
+    "window",
+    "yellow",
+    "zipper",
+    "anchor",
+    "bottle",
+    "camera",
+    "desert",
+    "eleven",
+    "forest",
+    "guitar",
+    "helmet",
+    "insect",
+    "jungle",
+    "kitten",
+    "lemon",
+    "mirror",
+    "nectar",
+    "ocean",
+    "parrot",
+    "ribbon",
+    "silver",
+    "tunnel",
+    "violin",
+    "wizard",
+]
 
 
 @dataclasses.dataclass(frozen=True)
