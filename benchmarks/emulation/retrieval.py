@@ -75,6 +75,9 @@ class Questions:
     last: torch.Tensor
     prompt: int
 
+    def first_rows(self, count: int) -> Questions:
+        return Questions(self.tokens[:count], self.first[:count], self.last[:count], self.prompt)
+
 
 def _needle(rng, filler: str):
     thing, number = rng.choice(THINGS), rng.randrange(10000, 100000)
