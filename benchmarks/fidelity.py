@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -52,13 +53,13 @@ def figures(bench: Bench, rows: list[dict]) -> Table:
     full = math.exp(sum(bench.nll_full) / len(bench.nll_full))
     title = f"{len(bench.names)} documents, {positions:,} decoded positions, {bench.head()['device']}"
     table = Table("format", title=title, caption=f"perplexity in full precision {full:.3f}")
-    for name in ("bits K / V", "KL", "KL, held out", "top-1 %", "perplexity"):
+    for name in ("bits K/V", "KL", "KL, held out", "top-1 %", "perplexity"):
         table.add_column(name, justify="right")
     for row in rows:
         held_out = "-" if row["kl_held_out"] is None else f"{row['kl_held_out']:.5f}"
         table.add_row(
             row["name"],
-            f"{row['key_bits']:.2f} / {row['value_bits']:.2f}",
+            f"{row['key_bits']:.2f}/{row['value_bits']:.2f}",
             f"{row['kl']:.5f}",
             held_out,
             f"{100 * row['top1']:.1f}",
@@ -105,14 +106,14 @@ def comparison(entries: list[dict]) -> Table:
         "best peer of no more bits",
         "ratio",
     ):
-        table.add_column(name, justify="right" if name in ("ratio", "bits / at most") else "left")
+        table.add_column(name, justify="right" if name in ("ratio", "bits/at most") else "left")
     for e in entries:
         table.add_row(
             e["name"].removeprefix("preset "),
-            f"{e['bits']:.2f} / {e['bits_at_most'] or '-'}",
+            f"{e['bits']:.2f}/{e['bits_at_most'] or '-'}",
             e.get("against", "-"),
             f"{e['ratio']:.2f}" if "ratio" in e else "-",
-            f"{e['target']:.2f} / {e['at_least']:.2f}" if "ratio" in e else "-",
+            f"{e['target']:.2f}/{e['at_least']:.2f}" if "ratio" in e else "-",
             e.get("verdict", ""),
             f"{e['peer']} ({e['peer_bits']:.2f})" if "peer" in e else "-",
             f"{e['peer_ratio']:.2f}" if "peer" in e else "-",
@@ -248,7 +249,7 @@ def main() -> None:
         "--retrieval", type=int, default=0, metavar="N", help="N questions of each retrieval task (not verified so far)"
     )
     args = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     formats = [f for f in known_formats() if not args.only or any(text in f.name for text in args.only)]
     if not formats:
         raise SystemExit(f"--only {' '.join(args.only)} leaves nothing: {', '.join(f.name for f in known_formats())}")

@@ -1,4 +1,4 @@
-"""What ``format_search.py`` and ``fidelity.py`` share: options, model and documents, and one row of figures a format."""
+"""Shared by ``format_search.py`` and ``fidelity.py``: options, model and documents, and a row of figures a format."""
 
 from __future__ import annotations
 
