@@ -132,6 +132,8 @@ def plot(rows: list[dict], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for (first, label), mark in zip(SERIES.items(), "os^", strict=True):
         mine = [r for r in rows if r["name"].startswith(f"{first} ")]
+        if not mine:
+            continue
         axes.scatter([bits(r) for r in mine], [r["kl"] for r in mine], marker=mark, label=label)
         for r in mine:
             text = r["name"].removeprefix(f"{first} ")
