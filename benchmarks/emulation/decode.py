@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from .product import ProductSide
 from .quantizers import Prompt, Side, quantize_keys, quantize_values
 
 IMPLEMENTATION = "innerq_fidelity"
@@ -23,21 +24,21 @@ class Format:
     """A cache format under test. ``special`` gives single layers other sides: ``((layers, key, value), ...)``."""
 
     name: str
-    key: Side
-    value: Side
+    key: Side | ProductSide
+    value: Side | ProductSide
     sink: int = 32
     recent: int = 96
     special: tuple[tuple[tuple[int, ...], Side, Side], ...] = ()
 
-    def sides(self, layer: int) -> tuple[Side, Side]:
+    def sides(self, layer: int) -> tuple[Side | ProductSide, Side | ProductSide]:
         for layers, key, value in self.special:
             if layer in layers:
                 return key, value
         return self.key, self.value
 
-    def effective_bits(self, layers: int) -> tuple[float, float]:
+    def effective_bits(self, layers: int, head_dim: int) -> tuple[float, float]:
         pairs = [self.sides(layer) for layer in range(layers)]
-        return tuple(sum(pair[i].effective_bits for pair in pairs) / layers for i in (0, 1))
+        return tuple(sum(pair[i].bits_per_element(head_dim) for pair in pairs) / layers for i in (0, 1))
 
 
 def quantized_end(length, sink: int, recent: int, block: int):
@@ -70,18 +71,20 @@ def _attend(q, k, v, khat, vhat, key_end, value_end, first, scaling, window):
 class Emulation:
     """A model and a batch of documents ``[B, S]``, of which the first ``prompt`` tokens are prefilled.
 
+    Layers with a sliding window stay in full precision, as in the product; ``sliding`` has them quantized too.
+
     Attributes:
-        reference: full-precision log-probabilities after each decoded position, ``[B, S - prompt, vocab]``.
+        reference: full-precision log-probabilities after each decoded position, ``[B, S - prompt, vocab]``, or None.
     """
 
-    def __init__(self, model, tokens: torch.Tensor, prompt: int) -> None:
-        self.model, self.tokens, self.prompt = model, tokens, prompt
+    def __init__(self, model, tokens: torch.Tensor, prompt: int, sliding: bool = False, reference: bool = True) -> None:
+        self.model, self.tokens, self.prompt, self.sliding = model, tokens, prompt, sliding
         self.layers: dict[int, dict[str, torch.Tensor]] = {}
         self._format: Format | None = None
         install(model)
         with torch.no_grad():
             self._run(tokens[:, :prompt], 0, self._prefill, logits=False)
-            self.reference = self.logits(None).log_softmax(-1)
+            self.reference = self.logits(None).log_softmax(-1) if reference else None
 
     def logits(self, fmt: Format | None) -> torch.Tensor:
         """Logits after each decoded position, ``[B, S - prompt, vocab]``; ``None`` is full precision."""
@@ -123,17 +126,21 @@ class Emulation:
     def _decode(self, layer: int, q, k, v, scaling, window):
         seen = self.layers[layer]
         k, v = torch.cat((seen["k"], k), 2), torch.cat((seen["v"], v), 2)
-        if self._format is None:
+        if self._format is None or (window and not self.sliding):
             return _attend(q, k, v, None, None, None, None, self.prompt, scaling, window)
         fmt = self._format
         key_side, value_side = fmt.sides(layer)
         khat, key_end = self._held(k, fmt, key_side, quantize_keys, Prompt(seen["k"], seen["query_moment"], fmt.sink))
-        moment = self.attention_moment(layer, value_side.group, scaling) if value_side.feedback == "measured" else None
+        measured = isinstance(value_side, Side) and value_side.feedback == "measured"
+        moment = self.attention_moment(layer, value_side.group, scaling) if measured else None
         vhat, value_end = self._held(v, fmt, value_side, quantize_values, Prompt(seen["v"], moment, fmt.sink))
         return _attend(q, k, v, khat, vhat, key_end, value_end, self.prompt, scaling, window)
 
-    def _held(self, x, fmt: Format, side: Side, quantize: Callable, prompt: Prompt):
+    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt):
         """``x`` as the quantized region gives it back (exact outside), and where that region lies."""
+        if isinstance(side, ProductSide):
+            out, held = side.held(x, self.prompt)
+            return out, (held.sink, lambda length: quantized_end(length, held.sink, held.recent, held.block))
         if side.mode == "none":
             return None, None
         is_key = quantize is quantize_keys

@@ -75,6 +75,11 @@ SOURCES = {
 }
 
 
+def first_tokens(tokenizer) -> list[int]:
+    """What the tokenizer puts in front of every text (Gemma is lost without it)."""
+    return tokenizer("").input_ids
+
+
 def documents(tokenizer, tokens: int = TOKENS) -> tuple[list[str], torch.Tensor]:
     """Names and tokens ``[N, tokens]`` of the documents that are long enough here."""
     names, rows = [], []
@@ -83,7 +88,7 @@ def documents(tokenizer, tokens: int = TOKENS) -> tuple[list[str], torch.Tensor]
             text = make()
         except (ImportError, KeyError, OSError, importlib.metadata.PackageNotFoundError):
             continue
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+        ids = tokenizer(text, return_tensors="pt").input_ids[0]
         if ids.shape[0] >= tokens:
             names.append(name)
             rows.append(ids[:tokens])

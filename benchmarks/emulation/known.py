@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from innerq_compile import PRESETS
+from innerq_compile import PRESETS, InnerQConfig
 
 from .decode import Format
+from .product import ProductSide
 from .quantizers import Side
 
 
-def preset_format(name: str, scale: str = "bfloat16", **changes) -> Format:
-    """A preset of the product as it is (bfloat16 scales: what a float32 cache has)."""
-    options = {**PRESETS[name], **changes}
-
-    def side(role: str) -> Side:
-        mode, bits = options[f"{role}_mode"], options[f"{role}_bits"]
-        key = role == "key" and mode != "none"
-        centre = "mean" if key and options["centre_keys"] else None
-        power = 0.5 if key and options["normalize_keys"] else 0.0
-        group = options.get("group_size") or 32
-        return Side(mode, bits, group, scale=scale, zero=scale, centre=centre, power=power, product=key)
-
-    return Format(f"preset {name}", side("key"), side("value"), options["sink"], options["recent"])
+def preset_format(name: str, **changes) -> Format:
+    """A preset of the product as it is, with single options changed."""
+    config = InnerQConfig.preset(name, **changes)
+    return Format(f"preset {name}", ProductSide(config, "key"), ProductSide(config, "value"))
 
 
 def paper_formats() -> list[Format]:
@@ -37,18 +29,21 @@ def paper_formats() -> list[Format]:
     ]
 
 
-def kivi_formats(bits=((2, 2), (3, 2), (3, 3), (4, 4))) -> list[Format]:
-    """Keys per channel over 32 tokens, values per token over 32 channels, asymmetric, with the same windows."""
+def kivi_formats() -> list[Format]:
+    """Keys per channel over 32 or 64 tokens, values per token over as many channels, asymmetric, the same windows."""
     made = []
-    for key_bits, value_bits in bits:
-        key, value = (Side("asymmetric", b, along="outer") for b in (key_bits, value_bits))
-        made.append(Format(f"kivi-like {key_bits}/{value_bits}", key, value))
-    for key_bits, value_bits in ((3, 2), (2, 2)):
-        key, value = (Side("asymmetric", b, 64, along="outer") for b in (key_bits, value_bits))
-        made.append(Format(f"kivi-like {key_bits}/{value_bits} g64", key, value))
+    for group in (32, 64):
+        for bits in ((2, 2), (3, 2), (3, 3), (4, 4)):
+            key, value = (Side("asymmetric", b, group, along="outer") for b in bits)
+            made.append(Format(f"kivi-like {bits[0]}/{bits[1]} g{group}", key, value))
     return made
 
 
+def preset_formats() -> list[Format]:
+    """All presets that quantize anything."""
+    configs = {name: InnerQConfig.preset(name) for name in PRESETS}
+    return [preset_format(n) for n, c in configs.items() if (c.key_mode, c.value_mode) != ("none", "none")]
+
+
 def known_formats() -> list[Format]:
-    presets = [preset_format(name) for name in PRESETS if name != "lossless"]
-    return paper_formats() + presets + kivi_formats()
+    return paper_formats() + preset_formats() + kivi_formats()

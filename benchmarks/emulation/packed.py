@@ -9,6 +9,7 @@ The quantized bytes of the GGUF file are kept as they are (lossless), under the 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -106,12 +107,14 @@ def pack(gguf_file: Path, config, out: Path, parts: int = 2) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=120, help="of each retrieval task")
     args = parser.parse_args()
     root = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(root / "examples"), str(root / "benchmarks")]
-    from smollm2 import load, model_file
+    from smollm2 import load, model_file, prose
 
     from emulation.documents import documents
+    from emulation.retrieval import questions
 
     args.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load()
@@ -122,6 +125,8 @@ def main() -> None:
             raise SystemExit(f"{name} is not what transformers loads")
     names, tokens = documents(tokenizer)
     torch.save({"names": names, "tokens": tokens.to(torch.int32)}, args.out / "documents.pt")
+    asked = questions(tokenizer, prose(), args.questions)
+    torch.save({task: dataclasses.asdict(q) for task, q in asked.items()}, args.out / "questions.pt")
     print(f"{len(names)} documents: {', '.join(names)}")
     for file in sorted(args.out.iterdir()):
         print(f"{file}  {file.stat().st_size / 1e6:.1f} MB")

@@ -14,6 +14,8 @@ from innerq_compile.kernels.reference import dequantize_groups as product_number
 from innerq_compile.kernels.reference import key_statistics, normalize_keys
 from innerq_compile.kernels.reference import quantize_groups as product_groups
 
+from .product import stored_bits
+
 #: Bytes of a scale or zero point, by how it is stored.
 STORED_BYTES = {"exact": 4, "float16": 2, "bfloat16": 2, "e4m3": 1, "e5m2": 1, "log8": 1, "rel8": 1}
 #: Modes of ours that have a zero point.
@@ -68,13 +70,15 @@ class Side:
     balance: float = 1.0
     product: bool = False
 
-    @property
-    def effective_bits(self) -> float:
+    def bits_per_element(self, head_dim: int) -> float:
         """Bits of an element of the quantized region, codes, scales and zero points together."""
         if self.mode == "none":
             return 16.0
-        stored = STORED_BYTES[self.scale] + (STORED_BYTES[self.zero] if self.mode in ZERO_MODES else 0)
-        return self.bits + 8 * stored / self.group
+        kinds = [self.scale] + ([self.zero] if self.mode in ZERO_MODES else [])
+        if set(kinds) <= {"float16", "bfloat16"}:  # the product has room for as many numbers, wherever they belong
+            mode = "hybrid" if self.mode == "paper_hybrid" else self.mode
+            return stored_bits(CacheFormat("value", self.bits, mode, self.group, 0, 0, self.scale), head_dim)
+        return self.bits + 8 * sum(STORED_BYTES[kind] for kind in kinds) / self.group
 
     @property
     def is_product_rounding(self) -> bool:

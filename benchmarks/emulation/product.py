@@ -1,0 +1,49 @@
+"""A side of a cache as the product holds it: config, statistics, coding and bytes are all the product's own.
+
+Nothing here knows what a format is made of, so a new one is measured without a change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from innerq_compile import InnerQConfig
+from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels.formats import CacheFormat, blocks_for
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductSide:
+    """The keys or values of a cache under ``config``."""
+
+    config: InnerQConfig
+    role: str
+
+    def format(self, head_dim: int, dtype: torch.dtype = torch.float32) -> CacheFormat:
+        return self.config.format_for(self.role, head_dim, dtype)
+
+    def bits_per_element(self, head_dim: int) -> float:
+        return stored_bits(self.format(head_dim), head_dim)
+
+    def held(self, x: torch.Tensor, prompt: int) -> tuple[torch.Tensor, CacheFormat]:
+        """What a cache gives back of ``x [B, H, S, D]`` when its first ``prompt`` tokens were the prompt."""
+        fmt = self.format(x.shape[-1], x.dtype)
+        start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+        mean = norm = None
+        config = self.config
+        if self.role == "key" and config.has_key_statistics:
+            mean, norm = reference.key_statistics(
+                x[:, :, :prompt], start, centre=config.centre_keys, normalize=config.normalize_keys
+            )
+            mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
+        tokens = x.shape[2]
+        cache = reference.prefill(x, start, mean, norm, blocks_for(fmt, tokens), fmt)
+        return reference.dequantize(*cache, mean, norm, tokens, fmt), fmt
+
+
+def stored_bits(fmt: CacheFormat, head_dim: int) -> float:
+    """Bits of an element of the quantized region, all that a block takes over all its elements."""
+    sizes = [layout.cache_bytes(fmt, 1, 1, head_dim, torch.float32, blocks) for blocks in (1, 2)]
+    return 8 * (sizes[1] - sizes[0]) / (fmt.block * head_dim)
