@@ -22,6 +22,7 @@ from .kernels.formats import (
     Role,
     default_group_size,
     default_scale_dtype,
+    scale_dtypes_of,
 )
 
 #: dtypes of caches that can be quantized.
@@ -78,7 +79,10 @@ class InnerQConfig:
         key_norm: how that is taken. ``pair``: the two channels of a rotary pair share it where the rotary embedding is
             recognized, so that it can be folded into the projections of query and key. ``channel``: each channel by
             itself, behind the rotary embedding. ``paper``: the same without limits, as published.
-        scale_dtype: ``float16``, ``bfloat16`` or ``float32``. None takes float16 for float16 caches, else bfloat16.
+        scale_dtype: how scales are stored: ``float16``, ``bfloat16``, ``float32``; ``float8_e5m2``, for modes without a
+            zero point; ``pair8``, scale and zero point of a group in one word of 16 bits, for modes with one. A side
+            whose mode does not go with it takes the default, which is float16 for float16 caches, else bfloat16.
+            Numbers beyond what a short scale reaches saturate (``docs/formats.md``).
         strict: raise an error for an attention that cannot be rewritten, instead of leaving it as it is.
         rewrite: False keeps the quantized cache and leaves attention to the program, which reads it dequantized: slow,
             and a way to tell the quantizer from the rewrite (``docs/debugging.md``).
@@ -124,6 +128,14 @@ class InnerQConfig:
             self.scale_dtype,
             self.scale_dtype is None or self.scale_dtype in tuple(SCALE_DTYPES),
             f"None or one of {', '.join(SCALE_DTYPES)}",
+        )
+        modes = (self.key_mode, self.value_mode)
+        fitting = [name for name in SCALE_DTYPES if any(name in scale_dtypes_of(mode) for mode in modes)]
+        _check(
+            "scale_dtype",
+            self.scale_dtype,
+            self.scale_dtype is None or self.scale_dtype in fitting,
+            f"None or one of {', '.join(fitting)}, which go with modes {modes[0]} of keys or {modes[1]} of values",
         )
 
         if self.disabled_passes != ():
@@ -178,14 +190,15 @@ class InnerQConfig:
                 f"group_size={group_size} does not divide head_dim {head_dim}: allowed here are "
                 f"{', '.join(divisors)}; leave group_size out to have it chosen"
             )
+        mode = self.key_mode if role == "key" else self.value_mode
         return CacheFormat(
             role=role,
             bits=self.key_bits if role == "key" else self.value_bits,
-            mode=self.key_mode if role == "key" else self.value_mode,
+            mode=mode,
             group_size=group_size,
             sink=self.sink,
             recent=self.recent,
-            scale_dtype=self.scale_dtype or default_scale_dtype(dtype),
+            scale_dtype=self.scale_dtype if self.scale_dtype in scale_dtypes_of(mode) else default_scale_dtype(dtype),
             norm="paper" if role == "key" and self.normalize_keys and self.key_norm == "paper" else "channel",
         )
 

@@ -21,10 +21,15 @@ MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "hybrid", "paper_
 #: Modes whose groups carry a zero point beside the scale.
 MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "hybrid", "paper_hybrid")
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
+#: How scales and zero points are stored, and the dtype of the tensor that holds them. ``float8_e5m2`` (the upper byte
+#: of a float16) and ``pair8`` (scale and zero point in one word), see ``kernels/short_scales.py``, are held as the
+#: integers of their bits, because few operators take eight-bit floating-point tensors.
 SCALE_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
+    "float8_e5m2": torch.uint8,
+    "pair8": torch.int16,
 }
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
@@ -49,7 +54,8 @@ class CacheFormat:
         group_size: elements that share one scale.
         sink: tokens at the start of a sequence that stay in full precision.
         recent: tokens at the end of a sequence that stay in full precision, at least.
-        scale_dtype: name of the dtype of scales and zero points.
+        scale_dtype: how scales and zero points are stored, one of :data:`SCALE_DTYPES` that goes with the mode, see
+            :func:`scale_dtypes_of`.
         norm: how the key normalization is taken, and which channels share it, see ``kernels/pairs.py``.
     """
 
@@ -76,6 +82,16 @@ class CacheFormat:
         return self.mode in MODES_WITH_ZERO
 
     @property
+    def is_paired(self) -> bool:
+        """Whether scale and zero point of a group share a word."""
+        return self.scale_dtype == "pair8"
+
+    @property
+    def scales_per_group(self) -> int:
+        """Elements that a group has in the tensor of scales: its scale, and its zero point where that is one more."""
+        return 2 if self.has_zero and not self.is_paired else 1
+
+    @property
     def block(self) -> int:
         """Tokens in a block of the quantized region."""
         return BLOCK_TOKENS if self.is_key else max(BLOCK_TOKENS, self.group_size)
@@ -97,6 +113,7 @@ class CacheFormat:
 
     @property
     def torch_scale_dtype(self) -> torch.dtype:
+        """dtype of the tensor of scales."""
         return SCALE_DTYPES[self.scale_dtype]
 
     @functools.cached_property
@@ -114,6 +131,16 @@ class CacheFormat:
             raise FormatError(f"{spec!r} is no cache format: expected {len(fields) - 1} fields, and perhaps a norm")
         role, bits, mode, group_size, sink, recent, *words = values
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
+
+
+def scale_dtypes_of(mode: Mode) -> tuple[str, ...]:
+    """Names in :data:`SCALE_DTYPES` that go with a mode: a pair has a zero point, eight bits have no room for one.
+
+    The published hybrid has the scales that its authors give it.
+    """
+    unfit = ("pair8", "float8_e5m2") if mode == "paper_hybrid" else ("float8_e5m2",)
+    unfit = unfit if mode in MODES_WITH_ZERO else ("pair8",)
+    return tuple(name for name in SCALE_DTYPES if name not in unfit)
 
 
 def default_scale_dtype(dtype: torch.dtype) -> str:

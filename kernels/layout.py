@@ -6,7 +6,7 @@ A cache side (keys or values, ``[B, H, S, D]``) is four tensors, all with batch 
 name     shape                        dtype        holds
 ======== ============================ ============ =======================================================
 codes    ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
-scales   ``[B, H, NB, P]``            scale dtype  scales, then zero points where the mode has them
+scales   ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
 window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens
 state    ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
 ======== ============================ ============ =======================================================
@@ -88,10 +88,8 @@ def groups_per_block(fmt: CacheFormat, head_dim: int) -> int:
 
 
 def scales_per_block(fmt: CacheFormat, head_dim: int) -> int:
-    """Width ``P`` of `scales`: one a group, and a zero point each behind all scales where the mode has them."""
-    if not fmt.quantized:
-        return 0
-    return groups_per_block(fmt, head_dim) * (2 if fmt.has_zero else 1)
+    """Width ``P`` of `scales`: one a group, and a zero point each behind all scales where those are held apart."""
+    return groups_per_block(fmt, head_dim) * fmt.scales_per_group if fmt.quantized else 0
 
 
 def split_groups(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from . import layout
+from . import layout, short_scales
 from .formats import CacheFormat, blocks_for
 from .pairs import Pairs
 
@@ -25,6 +25,12 @@ def _as_float(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _to_finite(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x`` in ``dtype``; what is finite stays so, as a quantized number may lie just beyond the range of its cache."""
+    largest = torch.finfo(dtype).max
+    return torch.where(x.isinf(), x, x.clamp(-largest, largest)).to(dtype)
+
+
 def _saturate(x: torch.Tensor) -> torch.Tensor:
     """Infinities as the largest finite number, so that they spoil no other element of their group. NaN stays."""
     largest = torch.finfo(x.dtype).max
@@ -37,13 +43,17 @@ def _saturate(x: torch.Tensor) -> torch.Tensor:
 def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Quantize groups ``[..., group_size]``.
 
-    Returns unsigned codes ``[..., group_size]`` int32, scales ``[...]`` and zero points ``[...]`` or None, the last
-    two in the format's scale dtype. Codes are chosen for the rounded scale. A group whose scale is zero or subnormal
-    in float32 decodes to zero (to its zero point, where it has one). NaN in a group makes its scale NaN.
+    Returns unsigned codes ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are held,
+    in the format's scale dtype. There are no zero points (None) in modes without, and where words hold both. Codes are
+    chosen for the rounded scale: ``round((x - zero) * inverse)`` with the inverse of the scale rounded once a group,
+    and ``round(x / scale)`` in mode ``symmetric``, as published. A group whose scale is zero or subnormal in float32
+    decodes to zero (to its zero point, where it has one). NaN in a group makes its scale NaN.
 
     Source: InnerQ, arXiv 2602.23200, for ``symmetric`` and ``asymmetric``; ``docs/formats.md`` for the other modes.
     """
     x = _saturate(_as_float(x))
+    if fmt.is_paired:
+        return _paired(x, fmt)
     if fmt.mode == "symmetric":
         levels = (1 << (fmt.bits - 1)) - 1
         codes, scale = _affine_codes(x, x.abs().amax(-1) / levels, None, -levels, levels, levels, fmt)
@@ -60,15 +70,27 @@ def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, to
     half = 1 << (fmt.bits - 1)
     sym_codes, sym_scale = _signed(x, fmt)
     sym_zero = (-half * sym_scale.to(x.dtype)).to(sym_scale.dtype)
-    sym_codes = sym_codes + half
-    sym_error = (dequantize_groups(sym_codes, sym_scale, sym_zero, fmt, x.dtype) - x).square().sum(-1)
-    asym_error = (dequantize_groups(asym_codes, asym_scale, asym_zero, fmt, x.dtype) - x).square().sum(-1)
-    take = sym_error <= asym_error
-    return (
-        torch.where(take[..., None], sym_codes, asym_codes),
-        torch.where(take, sym_scale, asym_scale),
-        torch.where(take, sym_zero, asym_zero),
-    )
+    return _better(x, (sym_codes + half, sym_scale, sym_zero), (asym_codes, asym_scale, asym_zero), fmt)
+
+
+def _better(x, first, second, fmt):
+    """Of two ways to code groups, ``(codes, scales, zeros or None)``, that of smaller squared error; else the first."""
+    errors = [(dequantize_groups(*way, fmt, x.dtype) - x).square().sum(-1) for way in (first, second)]
+    take = errors[0] <= errors[1]
+    codes = torch.where(take[..., None], first[0], second[0])
+    scales, zeros = (None if a is None else torch.where(take, a, b) for a, b in zip(first[1:], second[1:], strict=True))
+    return codes, scales, zeros
+
+
+def _held_scale(scale, reach, fmt):
+    """``(as it is held, the number that it is then)``, limited so that ``reach`` of the scale is finite too."""
+    if fmt.scale_dtype == "float8_e5m2":
+        limit = short_scales.LARGEST[fmt.scale_dtype] / reach
+        rounded = short_scales.round_scale(scale, fmt.scale_dtype, fmt.bits, limit)
+        return short_scales.to_bytes(rounded), rounded.to(scale.dtype)
+    limit = torch.finfo(fmt.torch_scale_dtype).max / reach
+    held = scale.clamp(-limit, limit).to(fmt.torch_scale_dtype)
+    return held, held.to(scale.dtype)
 
 
 def _affine_codes(x, scale, zero, low, high, reach, fmt):
@@ -76,17 +98,15 @@ def _affine_codes(x, scale, zero, low, high, reach, fmt):
 
     The scale is limited so that ``reach`` of it is a finite number too: what the group decodes to stays finite.
     """
-    limit = torch.finfo(fmt.torch_scale_dtype).max / reach
-    stored = scale.clamp(-limit, limit).to(fmt.torch_scale_dtype)
-    rounded = stored.to(x.dtype)
+    held, rounded = _held_scale(scale, reach, fmt)
     empty = rounded.abs() < torch.finfo(torch.float32).tiny
     rounded = torch.where(empty, torch.ones_like(rounded), rounded)[..., None]
     shifted = x if zero is None else x - zero.to(x.dtype)[..., None]
-    # one inverse a group; the paper's own format divides, as its authors do
-    codes = shifted / rounded if fmt.mode == "symmetric" else shifted * rounded.reciprocal()
+    # one inverse a group; the paper's own formats divide, as its authors do
+    codes = shifted / rounded if fmt.mode in ("symmetric", "paper_hybrid") else shifted * rounded.reciprocal()
     codes = torch.round(codes).clamp(low, high)
     codes = torch.where(empty[..., None] | codes.isnan(), torch.zeros_like(codes), codes)
-    return codes.to(torch.int32), torch.where(empty, torch.zeros_like(stored), stored)
+    return codes.to(torch.int32), torch.where(empty, torch.zeros_like(held), held)
 
 
 def _signed(x, fmt):
@@ -137,12 +157,47 @@ def _paper_hybrid(x, fmt):
     )
 
 
+def _paired(x, fmt):
+    """Scale and zero point in one word: ``asymmetric``, and for ``hybrid`` also ``signed`` with a positive scale."""
+    half, levels = 1 << (fmt.bits - 1), (1 << fmt.bits) - 1
+    high, low = x.amax(-1), x.amin(-1)
+    asymmetric = _pair_codes(x, short_scales.pair_scale(high / levels - low / levels, low, fmt.bits), low, fmt)
+    if fmt.mode == "asymmetric":
+        return asymmetric
+    scale = short_scales.round_scale(torch.where(high > -low, high, -low) / half, fmt.scale_dtype, fmt.bits)
+    # the level without a counterpart lies on the side of the extreme value
+    zero = torch.where(high > -low, 1.0 - half, -half) * scale
+    return _better(x, _pair_codes(x, scale, zero, fmt), asymmetric, fmt)
+
+
+def _pair_codes(x, scale, zero, fmt):
+    """Codes and words for a scale as it is stored (float32) and a zero point that is still to be rounded."""
+    scale = scale.to(x.dtype)
+    empty = scale == 0
+    inverse = 1 / torch.where(empty, torch.ones_like(scale), scale)
+    step, most = short_scales.zero_step(fmt.bits), short_scales.MOST_STEPS
+    steps = torch.round(zero.to(x.dtype) * inverse * (1 / step)).clamp(-most, most)
+    steps = torch.where(empty, torch.zeros_like(steps), steps)
+    codes = torch.round((x - (steps * step * scale)[..., None]) * inverse[..., None]).clamp(0, (1 << fmt.bits) - 1)
+    codes = torch.where(empty[..., None] | codes.isnan(), torch.zeros_like(codes), codes)
+    return codes.to(torch.int32), short_scales.to_pair(scale, steps), None
+
+
+def scale_numbers(scales: torch.Tensor, zeros: torch.Tensor | None, fmt: CacheFormat, dtype: torch.dtype):
+    """Scales and zero points (None in modes without), ``[...]`` in ``dtype``, of what a cache holds of them."""
+    if fmt.is_paired:
+        return short_scales.from_pair(scales, fmt.bits, dtype)
+    if fmt.scale_dtype == "float8_e5m2":
+        return short_scales.from_bytes(scales, dtype), None
+    return scales.to(dtype), None if zeros is None else zeros.to(dtype)
+
+
 def dequantize_groups(codes, scales, zeros, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
     """Groups ``[..., group_size]`` of codes back to numbers, ``(code - offset) * scale`` or ``code * scale + zero``."""
-    scales = scales.to(dtype)[..., None]
+    scales, zeros = scale_numbers(scales, zeros, fmt, dtype)
     if zeros is not None:
-        return codes.to(dtype) * scales + zeros.to(dtype)[..., None]
-    return (codes - fmt.code_offset).to(dtype) * scales
+        return codes.to(dtype) * scales[..., None] + zeros[..., None]
+    return (codes - fmt.code_offset).to(dtype) * scales[..., None]
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------
@@ -163,7 +218,7 @@ def decode_blocks(codes: torch.Tensor, scales: torch.Tensor, fmt: CacheFormat, h
     if not fmt.quantized:
         return codes.reshape(*codes.shape[:-1], fmt.block, head_dim).to(dtype)
     groups = layout.groups_per_block(fmt, head_dim)
-    zeros = scales[..., groups:] if fmt.has_zero else None
+    zeros = scales[..., groups:] if fmt.scales_per_group == 2 else None
     unpacked = layout.split_groups(layout.unpack(codes, fmt, head_dim), fmt)
     return layout.join_groups(dequantize_groups(unpacked, scales[..., :groups], zeros, fmt, dtype), fmt, head_dim)
 
@@ -214,7 +269,7 @@ def key_statistics(
 
 
 def normalize_keys(keys, mean, norm):
-    """Keys as a cache holds them, ``(k - mean) / norm``, in the dtype they came in."""
+    """Keys as a cache holds them, ``(k - mean) * (1 / norm)``, in the dtype they came in."""
     if mean is None and norm is None:
         return keys
     x = _as_float(keys)
@@ -305,7 +360,7 @@ def dequantize(codes, scales, window, state, mean, norm, length: int, fmt: Cache
     source = torch.arange(length, device=x.device) - state[:, 0, layout.START, None]  # [B, length]
     real = (source >= 0) & (source < state[:, 0, layout.LENGTH, None])
     x = x.gather(2, source.clamp(min=0)[:, None, :, None].expand_as(x))
-    return torch.where(real[:, None, :, None], x, torch.zeros_like(x)).to(dtype)
+    return _to_finite(torch.where(real[:, None, :, None], x, torch.zeros_like(x)), dtype)
 
 
 def append_(codes, scales, window, state, new: torch.Tensor, fmt: CacheFormat) -> None:
@@ -351,7 +406,7 @@ def truncate_(codes, scales, window, state, length: int, fmt: CacheFormat) -> No
     pick = blocks.clamp(max=codes.shape[2] - 1)[..., None, None]
     cut_codes = codes.gather(2, pick.expand(-1, -1, 1, codes.shape[-1]))
     cut_scales = scales.gather(2, pick.expand(-1, -1, 1, scales.shape[-1]))
-    cut = decode_blocks(cut_codes, cut_scales, fmt, head_dim)[:, :, 0].to(window.dtype)
+    cut = _to_finite(decode_blocks(cut_codes, cut_scales, fmt, head_dim)[:, :, 0], window.dtype)
     offset = torch.arange(fmt.block, device=window.device)
     token = fmt.sink + blocks[..., None] * fmt.block + offset
     moves = (blocks < old_blocks)[..., None] & (token < kept[..., None])

@@ -10,13 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile import PRESETS, InnerQConfig, InnerQError
-from innerq_compile.kernels.formats import GROUP_SIZES, MODES, SCALE_DTYPES, CacheFormat
+from innerq_compile.kernels.formats import GROUP_SIZES, MODES, SCALE_DTYPES, CacheFormat, scale_dtypes_of
 
 FIELDS = [field.name for field in dataclasses.fields(InnerQConfig)]
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
+
+def fitting(scale_dtype, *modes) -> bool:
+    return any(scale_dtype in scale_dtypes_of(mode) for mode in modes)
+
+
 configs = st.builds(
-    InnerQConfig,
+    lambda scale_dtype, **fields: InnerQConfig(
+        scale_dtype=scale_dtype if fitting(scale_dtype, fields["key_mode"], fields["value_mode"]) else None, **fields
+    ),
     key_bits=st.integers(2, 8),
     value_bits=st.integers(2, 8),
     key_mode=st.sampled_from(MODES),
@@ -55,6 +62,22 @@ def test_a_wrong_value_is_named_with_what_is_allowed(field, value, allowed):
             make()
         assert str(error.value).startswith(f"{field}={value!r} is not allowed: it has to be ")
         assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("scale_dtype", "mode", "allowed"),
+    [("pair8", "signed", "float8_e5m2"), ("float8_e5m2", "hybrid", "pair8"), ("pair8", "none", "float8_e5m2")],
+)
+def test_a_scale_dtype_that_goes_with_neither_side(scale_dtype, mode, allowed):
+    match = f"scale_dtype='{scale_dtype}' is not allowed: .*float32, {allowed}, which go with modes {mode} of keys"
+    with pytest.raises(InnerQError, match=match):
+        InnerQConfig(key_mode=mode, value_mode=mode, scale_dtype=scale_dtype)
+
+
+def test_a_scale_dtype_is_that_of_the_side_it_goes_with():
+    config = InnerQConfig(key_mode="signed", value_mode="hybrid", scale_dtype="pair8")
+    assert config.format_for("value", 64, torch.bfloat16).scale_dtype == "pair8"
+    assert config.format_for("key", 64, torch.bfloat16).scale_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", ["huge", "", "Base", None, 3, ["base"]], ids=repr)
@@ -149,6 +172,7 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
             config.format_for(role, head_dim, dtype)
         return
     fmt = config.format_for(role, head_dim, dtype)
+    wide = "float16" if dtype == torch.float16 else "bfloat16"
     assert fmt == CacheFormat(
         role=role,
         bits=config.key_bits if role == "key" else config.value_bits,
@@ -156,7 +180,7 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
         group_size=group_size,
         sink=config.sink,
         recent=config.recent,
-        scale_dtype=config.scale_dtype or ("float16" if dtype == torch.float16 else "bfloat16"),
+        scale_dtype=config.scale_dtype if config.scale_dtype in scale_dtypes_of(fmt.mode) else wide,
         norm="paper" if role == "key" and config.normalize_keys and config.key_norm == "paper" else "channel",
     )
     assert CacheFormat.parse(fmt.spec) == fmt

@@ -19,6 +19,7 @@ from ..formats import MODES, CacheFormat
 
 #: Names of element and scale dtypes in ``vec.h``.
 CPP_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
+CPP_SCALES = {"float32": "float", "bfloat16": "bf16", "float16": "f16", "float8_e5m2": "e5m2", "pair8": "pair8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
     }
     body = [
         f"using T = {CPP_TYPES[side.dtype]};",
-        f"using S = {CPP_TYPES[fmt.torch_scale_dtype]};",
+        f"using S = {CPP_SCALES[fmt.scale_dtype]};",
         f"static constexpr bool KEY = {int(fmt.is_key)}, QUANTIZED = {int(fmt.quantized)}, "
         f"HAS_ZERO = {int(fmt.has_zero)};",
         f"static constexpr Mode MODE = {fmt.mode.upper()};",

@@ -32,6 +32,14 @@ struct DecodeArgs {
   double scale, softcap;
 };
 
+template <class F> INLINE void load_pairs(const pair8* words, VF& scale, VF& zero) {
+  const VH bits = load_as<VH>(words);
+  const VU wide = __builtin_convertvector(bits, VU);
+  scale = from_half(bits & 0x7f80);
+  const VF steps = bitcast<VF>(bitcast<VU>(to_float(wide & 0x7fu)) | ((wide & 0x8000u) << 16));
+  zero = steps * ZERO_STEP<F> * scale;
+}
+
 // out[r][lane] (+)= sum over rows of coef[r][row] * element[row][lane], RT query rows and LV vectors at once.
 template <class F, int RT, int LV>
 INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, const float* sums, int64_t sums_stride,
@@ -56,9 +64,13 @@ INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, 
         }
       }
     UNROLL for (int l = 0; l < LV; ++l) {
-      const VF scale = load(params + g * F::LANES + l * VL);
-      VF zero = {};
-      if constexpr (F::HAS_ZERO) zero = load(params + groups * F::LANES + g * F::LANES + l * VL);
+      VF scale, zero = {};
+      if constexpr (std::is_same_v<typename F::S, pair8>) {
+        load_pairs<F>(params + g * F::LANES + l * VL, scale, zero);
+      } else {
+        scale = load(params + g * F::LANES + l * VL);
+        if constexpr (F::HAS_ZERO) zero = load(params + groups * F::LANES + g * F::LANES + l * VL);
+      }
       UNROLL for (int r = 0; r < RT; ++r) {
         float* o = out + r * out_stride + l * VL;
         VF total = acc[0][r][l];

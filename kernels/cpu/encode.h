@@ -13,6 +13,8 @@
 
 namespace {
 
+constexpr int NEAREST_BITS = 4;  // as in kernels/short_scales.py
+
 enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, HYBRID, PAPER_HYBRID, NONE };
 
 // What a thread keeps between calls, so that a decode step allocates nothing.
@@ -86,15 +88,22 @@ template <class F> void pack(const int32_t* codes, int32_t* words) {
 // limited so that `reach` of it is finite; `add` is added to the codes, which have rows of STRIDE lanes.
 template <class F, bool ZERO, int STRIDE>
 INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, int reach, int add, int32_t* codes) {
-  const float limit = (float)((double)LIMIT<typename F::S> / reach);
-  scale = round_to<typename F::S>(clamp(scale, -limit, limit));
+  using S = typename F::S;
+  const float limit = (float)((double)LIMIT<S> / reach);
+  if constexpr (std::is_same_v<S, e5m2>) {
+    const VF size = round_short<S, (F::BITS > NEAREST_BITS)>(magnitude(scale), limit);
+    scale = bitcast<VF>(bitcast<VU>(size) | (bitcast<VU>(scale) & 0x80000000u));
+  } else {
+    scale = round_to<S>(clamp(scale, -limit, limit));
+  }
   const VI empty = magnitude(scale) < 1.17549435e-38f;
-  const VF divisor = empty ? splat(1.f) : scale;
+  const VF divisor = empty ? splat(1.f) : scale, inverse = 1.f / divisor;
   for (int e = 0; e < F::GS; ++e) {
     VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
     if (ZERO) v = v - zero;
     // clamping before rounding gives the same: the limits are whole numbers
-    const VF rounded = round_even(clamp(v / divisor, (float)low, (float)high));
+    const VF ratio = F::MODE == SYMMETRIC || F::MODE == PAPER_HYBRID ? v / divisor : v * inverse;
+    const VF rounded = round_even(clamp(ratio, (float)low, (float)high));
     const VI bad = empty | (VI)(rounded != rounded);
     store(codes + e * STRIDE, (bad ? VI{} : __builtin_convertvector(rounded, VI)) + add);
   }
@@ -112,18 +121,125 @@ template <class F, int STRIDE> INLINE VF group_error(const float* x, const int32
   return total;
 }
 
-// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES.
-template <class F> void encode(const float* tile, int32_t* codes, int32_t* words, typename F::S* params) {
+// Scale and zero point in one word (kernels/short_scales.py).
+template <class F> constexpr float ZERO_STEP = F::BITS < 6 ? 1.f / (1 << (6 - F::BITS)) : (float)(1 << (F::BITS - 6));
+
+// The scale of a pair: rounded, and so large that the zero point `low` can be reached.
+template <class F> INLINE VF pair_scale(VF scale, VF low) {
+  constexpr float limit = LIMIT<pair8>, reach = 127 * ZERO_STEP<F>;
+  const VF needed = magnitude(low) * (float)(1. / (127. * ZERO_STEP<F>));
+  const VF stored = round_short<pair8, (F::BITS > NEAREST_BITS)>(needed > scale ? needed : scale, limit);
+  VF larger = stored + short_quantum<pair8>(stored);
+  larger = larger > limit ? splat(limit) : larger;
+  return magnitude(low) > stored * reach ? larger : stored;
+}
+
+// Codes of VL groups for a scale as it is stored. `zero` becomes what is stored; `steps` is it, in steps.
+template <class F, int STRIDE>
+INLINE void pair_codes(const float* x, VF scale, VF& zero, VF& steps, int32_t* codes) {
+  const VI empty = scale == 0.f;
+  const VF inverse = 1.f / (empty ? splat(1.f) : scale);
+  steps = round_even(clamp(zero * inverse * (1 / ZERO_STEP<F>), -127.f, 127.f));
+  steps = empty ? splat(0.f) : steps;
+  zero = steps * ZERO_STEP<F> * scale;
+  for (int e = 0; e < F::GS; ++e) {
+    const VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
+    const VF rounded = round_even(clamp((v - zero) * inverse, 0.f, (float)((1 << F::BITS) - 1)));
+    store(codes + e * STRIDE, (empty | (VI)(rounded != rounded)) ? VI{} : __builtin_convertvector(rounded, VI));
+  }
+}
+
+INLINE void store_pairs(pair8* words, VF scale, VF steps) {
+  float scales[VL], offsets[VL];
+  store(scales, scale);
+  store(offsets, steps);
+  for (int i = 0; i < VL; ++i) {
+    const int offset = scales[i] != scales[i] ? 0 : (int)offsets[i];
+    const int word = scales[i] != scales[i] ? 0x7f80 : from_f32<f16>(scales[i]).bits & 0x7f80;
+    words[i] = {(uint16_t)(word | (offset < 0 ? 0x8000 - offset : offset))};
+  }
+}
+
+// Groups of `codes` become those of `other` where `take` is not set.
+template <class F> INLINE void keep_better(VI take, int32_t* codes, const int32_t* other) {
+  for (int e = 0; e < F::GS; ++e)
+    store(codes + e * F::LANES, take ? load_as<VI>(codes + e * F::LANES) : load_as<VI>(other + e * VL));
+}
+
+// VL groups with extremes low and high -> codes and params, scale and zero point in one word.
+template <class F> INLINE void encode_pairs(const float* x, VF low, VF high, int32_t* codes, pair8* params) {
+  constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
+  VF scale = pair_scale<F>(high / (float)levels - low / (float)levels, low), zero = low, steps;
+  if constexpr (F::MODE == ASYMMETRIC) {
+    pair_codes<F, F::LANES>(x, scale, zero, steps, codes);
+    store_pairs(params, scale, steps);
+  } else {
+    int32_t other[F::GS * VL];
+    pair_codes<F, VL>(x, scale, zero, steps, other);
+    const VI positive = high > -low;
+    const VF largest = positive ? high : -low;
+    const VF scale1 = round_short<pair8, (F::BITS > NEAREST_BITS)>(largest / (float)half, LIMIT<pair8>);
+    VF zero1 = (positive ? splat((float)(1 - half)) : splat((float)-half)) * scale1, steps1;
+    pair_codes<F, F::LANES>(x, scale1, zero1, steps1, codes);
+    const VI take = group_error<F, F::LANES>(x, codes, scale1, zero1) <= group_error<F, VL>(x, other, scale, zero);
+    keep_better<F>(take, codes, other);
+    store_pairs(params, take ? scale1 : scale, take ? steps1 : steps);
+  }
+}
+
+// The same with scales and zero points of their own, `groups` apart; `largest` is the largest magnitude.
+template <class F>
+INLINE void encode_scales(const float* x, VF low, VF high, VF largest, int32_t* codes, typename F::S* params,
+                          int groups) {
   using S = typename F::S;
-  constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1, groups = F::ROWS / F::GS * F::LANES;
+  constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
   // with a zero point, code * scale alone is up to twice what the group holds; float16 numbers leave room for that
   constexpr bool roomy = std::is_same_v<S, f16>;
   constexpr int sym_reach = F::MODE == HYBRID && !roomy ? 2 * half : half, asym_reach = roomy ? 1 : levels;
+  VF scale = {}, zero = {};
+  if constexpr (F::MODE == SYMMETRIC) {
+    scale = largest / (float)(half - 1);
+    affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, half - 1, half, codes);
+  }
+  if constexpr (F::MODE == PAPER_HYBRID) {
+    scale = largest / (float)(half - 1);
+    affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, roomy ? half : 2 * half, half, codes);
+  }
+  if constexpr (F::MODE == SIGNED || F::MODE == HYBRID) {
+    scale = (high > -low ? -high : -low) / (float)half;
+    affine_codes<F, false, F::LANES>(x, scale, zero, -half, half - 1, sym_reach, half, codes);
+  }
+  if constexpr (F::MODE == ASYMMETRIC) {
+    zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
+    scale = high / (float)levels - low / (float)levels;
+    affine_codes<F, true, F::LANES>(x, scale, zero, 0, levels, asym_reach, 0, codes);
+  }
+  if constexpr (F::MODE == HYBRID || F::MODE == PAPER_HYBRID) {
+    constexpr bool paper = F::MODE == PAPER_HYBRID;
+    constexpr int top = paper ? half - 1 : levels;
+    zero = round_to<S>(scale * (float)-half);
+    VF other_zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
+    VF other_scale = paper ? (high - low) / (float)top : high / (float)top - low / (float)top;
+    int32_t other[F::GS * VL];
+    affine_codes<F, true, VL>(x, other_scale, other_zero, 0, top, roomy ? 1 : top, 0, other);
+    const VF error = group_error<F, F::LANES>(x, codes, scale, zero);
+    const VF other_error = group_error<F, VL>(x, other, other_scale, other_zero);
+    // as published, a tie is asymmetric
+    const VI take = paper ? ~(VI)(other_error <= error) : (VI)(error <= other_error);
+    keep_better<F>(take, codes, other);
+    scale = take ? scale : other_scale;
+    zero = take ? zero : other_zero;
+  }
+  store_as<S>(params, scale);
+  if constexpr (F::HAS_ZERO) store_as<S>(params + groups, zero);
+}
+
+// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES.
+template <class F> void encode(const float* tile, int32_t* codes, int32_t* words, typename F::S* params) {
   for (int g = 0; g < F::ROWS / F::GS; ++g)
     for (int lane = 0; lane < F::LANES; lane += VL) {
       const float* x = tile + g * F::GS * F::LANES + lane;
       int32_t* out = codes + g * F::GS * F::LANES + lane;
-      S* param = params + g * F::LANES + lane;
       // extremes, NaN where the group has one
       VF low = splat(INF), high = splat(-INF), largest = splat(-INF);
       for (int e = 0; e < F::GS; ++e) {
@@ -133,44 +249,10 @@ template <class F> void encode(const float* tile, int32_t* codes, int32_t* words
         high = (VI)(v > high) | nan ? v : high;
         largest = (VI)(a > largest) | nan ? a : largest;
       }
-      VF scale = {}, zero = {};
-      if constexpr (F::MODE == SYMMETRIC) {
-        scale = largest / (float)(half - 1);
-        affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, half - 1, half, out);
-      }
-      if constexpr (F::MODE == PAPER_HYBRID) {
-        scale = largest / (float)(half - 1);
-        affine_codes<F, false, F::LANES>(x, scale, zero, 1 - half, half - 1, roomy ? half : 2 * half, half, out);
-      }
-      if constexpr (F::MODE == SIGNED || F::MODE == HYBRID) {
-        scale = (high > -low ? -high : -low) / (float)half;
-        affine_codes<F, false, F::LANES>(x, scale, zero, -half, half - 1, sym_reach, half, out);
-      }
-      if constexpr (F::MODE == ASYMMETRIC) {
-        zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
-        scale = high / (float)levels - low / (float)levels;
-        affine_codes<F, true, F::LANES>(x, scale, zero, 0, levels, asym_reach, 0, out);
-      }
-      if constexpr (F::MODE == HYBRID || F::MODE == PAPER_HYBRID) {
-        constexpr bool paper = F::MODE == PAPER_HYBRID;
-        constexpr int top = paper ? half - 1 : levels;
-        zero = round_to<S>(scale * (float)-half);
-        VF other_zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
-        VF other_scale = paper ? (high - low) / (float)top : high / (float)top - low / (float)top;
-        int32_t other[F::GS * VL];
-        affine_codes<F, true, VL>(x, other_scale, other_zero, 0, top, roomy ? 1 : top, 0, other);
-        const VF error = group_error<F, F::LANES>(x, out, scale, zero);
-        const VF other_error = group_error<F, VL>(x, other, other_scale, other_zero);
-        // as published, a tie is asymmetric
-        const VI take = paper ? ~(VI)(other_error <= error) : (VI)(error <= other_error);
-        for (int e = 0; e < F::GS; ++e)
-          store(out + e * F::LANES,
-                take ? load_as<VI>(out + e * F::LANES) : load_as<VI>(other + e * VL));
-        scale = take ? scale : other_scale;
-        zero = take ? zero : other_zero;
-      }
-      store_as<S>(param, scale);
-      if constexpr (F::HAS_ZERO) store_as<S>(param + groups, zero);
+      if constexpr (std::is_same_v<typename F::S, pair8>)
+        encode_pairs<F>(x, low, high, out, params + g * F::LANES + lane);
+      else
+        encode_scales<F>(x, low, high, largest, out, params + g * F::LANES + lane, F::ROWS / F::GS * F::LANES);
     }
   pack<F>(codes, words);
 }
@@ -262,7 +344,7 @@ struct PrefillArgs {
   const float* norm;
 };
 
-// Token `token` of a sequence as the cache holds it: (x - mean) / norm, rounded to T.
+// Token `token` of a sequence as the cache holds it: (x - mean) * (1 / norm), rounded to T.
 template <class F> INLINE void prefill_row(const PrefillArgs& a, int64_t i, int64_t token, typename F::T* to) {
   using T = typename F::T;
   const int64_t b = i / a.heads, h = i % a.heads;
@@ -272,7 +354,7 @@ template <class F> INLINE void prefill_row(const PrefillArgs& a, int64_t i, int6
   for (int c = 0; c < F::D; c += VL) {
     VF v = load(to + c);
     if (a.mean) v = v - load(a.mean + i * F::D + c);
-    if (a.norm) v = v / load(a.norm + i * F::D + c);
+    if (a.norm) v = v * (1.f / load(a.norm + i * F::D + c));
     store_as<T>(to + c, v);
   }
 }

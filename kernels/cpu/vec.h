@@ -36,11 +36,14 @@ typedef int32_t VI __attribute__((vector_size(VL * 4)));
 typedef uint32_t VU __attribute__((vector_size(VL * 4)));
 typedef uint16_t VH __attribute__((vector_size(VL * 2)));
 typedef int8_t VB __attribute__((vector_size(VL)));
+typedef uint8_t VC __attribute__((vector_size(VL)));
 
 constexpr float INF = __builtin_inff();
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
+struct e5m2 { uint8_t bits; };    // these two hold scales only, see kernels/short_scales.py
+struct pair8 { uint16_t bits; };
 
 template <class V, class T> INLINE V load_as(const T* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
 template <class A, class B> INLINE A bitcast(B b) {
@@ -133,27 +136,36 @@ template <> INLINE f16 from_f32<f16>(float x) {
 #endif
 }
 
+template <> INLINE e5m2 from_f32<e5m2>(float x) {  // for numbers that are rounded already
+  if (x != x) return {0x7f};
+  return {(uint8_t)(from_f32<f16>(x).bits >> 8)};
+}
+
 // Largest finite number.
 template <class T> constexpr float LIMIT = 0;
 template <> constexpr float LIMIT<float> = 3.402823466e38f;
 template <> constexpr float LIMIT<bf16> = 3.38953138925e38f;
 template <> constexpr float LIMIT<f16> = 65504.f;
+template <> constexpr float LIMIT<e5m2> = 57344.f;
+template <> constexpr float LIMIT<pair8> = 61440.f;
 
 INLINE VF load(const float* p) { return load_as<VF>(p); }
 INLINE VF load(const bf16* p) { return bitcast<VF>(__builtin_convertvector(load_as<VH>(p), VU) << 16); }
-INLINE VF load(const f16* p) {
+INLINE VF from_half(VH bits) {
 #if VL == 16 && defined(__AVX512F__)
-  return (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  return (VF)_mm512_cvtph_ps((__m256i)bits);
 #elif VL == 8 && defined(__F16C__)
-  return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  return (VF)_mm256_cvtph_ps((__m128i)bits);
 #else
-  const VU h = __builtin_convertvector(load_as<VH>(p), VU);
+  const VU h = __builtin_convertvector(bits, VU);
   const VU magnitude = (h & 0x7fffu) << 13;
   const VU value = bitcast<VU>(bitcast<VF>(magnitude) * 0x1p112f);
   const VU special = (VU)(magnitude >= (0x7c00u << 13)) & 0x7f800000u;
   return bitcast<VF>(value | special | ((h & 0x8000u) << 16));
 #endif
 }
+INLINE VF load(const f16* p) { return from_half(load_as<VH>(p)); }
+INLINE VF load(const e5m2* p) { return from_half(__builtin_convertvector(load_as<VC>(p), VH) << 8); }
 template <class T> INLINE VF round_to(VF v) {  // through T and back
   float lanes[VL];
   store(lanes, v);
@@ -178,6 +190,19 @@ INLINE VF magnitude(VF x) { return bitcast<VF>(bitcast<VU>(x) & 0x7fffffffu); }
 
 // Half to even, for |x| < 2^22. NaN stays.
 INLINE VF round_even(VF x) { return (x + 12582912.f) - 12582912.f; }
+
+// Distance from a scale x >= 0 to the next larger one of short mantissa, and x rounded to it: short_scales.py.
+template <class S> INLINE VF short_quantum(VF x) {
+  const VF power = bitcast<VF>(bitcast<VU>(x) & 0x7f800000u);
+  return (power < 0x1p-14f ? splat(0x1p-14f) : power) * (std::is_same_v<S, e5m2> ? 0.25f : 0.125f);
+}
+template <class S, bool UP> INLINE VF round_short(VF x, float limit) {
+  x = x > limit ? splat(limit) : x;
+  const VF step = short_quantum<S>(x), shift = step * 12582912.f;
+  const VF rounded = (x + shift) - shift;
+  if (!UP) return rounded;
+  return rounded < x ? rounded + step : rounded;
+}
 
 // exp(x) for x <= 0 (and NaN), within 2 ulp; zero where the result would be subnormal. Cephes' polynomial.
 INLINE VF exp_negative(VF x) {

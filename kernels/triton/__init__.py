@@ -28,7 +28,7 @@ Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether :func:`prefill` takes ``x [B, H, S, D]``."""
-    return support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
+    return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
 def supports_key_statistics(keys: torch.Tensor) -> bool:
@@ -38,7 +38,7 @@ def supports_key_statistics(keys: torch.Tensor) -> bool:
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether :func:`append_` takes new tokens ``x [B, H, N, D]`` for a (dense) cache of this format."""
-    return support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
+    return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
 def supports_decode(

@@ -13,6 +13,8 @@ from ..formats import CacheFormat
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
+#: Scale dtypes that only the portable attention reads; the reference writes them.
+SHORT_SCALES = ("float8_e5m2", "pair8")
 
 
 @functools.cache
@@ -38,6 +40,11 @@ def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> boo
         return True
     along = head_dim if fmt.is_key else fmt.block
     return 2 <= fmt.bits <= 8 and along % fmt.group_size == 0
+
+
+def writes(fmt: CacheFormat) -> bool:
+    """Whether a format's scales can be written, and not only read."""
+    return fmt.scale_dtype not in SHORT_SCALES
 
 
 def cache_supported(cache: tuple[torch.Tensor, ...], fmt: CacheFormat) -> bool:

@@ -92,6 +92,15 @@ def load_codes(p_halves, field, PLANE: tl.constexpr, mask, BITS: tl.constexpr):
 
 
 @triton.jit
+def pair_numbers(b_word, BITS: tl.constexpr):
+    """``(scale, zero)`` float32 of words int16, see ``kernels/short_scales.py``."""
+    STEP: tl.constexpr = 2.0 ** (BITS - 6)
+    b_scale = (b_word & 0x7F80).to(tl.float16, bitcast=True).to(tl.float32)
+    b_steps = (b_word & 0x7F).to(tl.float32)
+    return b_scale, tl.where(b_word < 0, -b_steps, b_steps) * STEP * b_scale
+
+
+@triton.jit
 def quantized_end(state, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.constexpr):
     """First token behind the quantized region of the sequence whose state ``[4]`` lies at ``state``."""
     return SINK + tl.maximum(tl.load(state + 2) - SINK - RECENT, 0) // BLOCK * BLOCK
@@ -147,14 +156,19 @@ def load_tokens(
                 group = channel[None, :] // GROUP * BLOCK + token[:, None]
             else:
                 group = token[:, None] // GROUP * D + channel[None, :]
-            if HAS_ZERO:
+            if scales.dtype.element_ty == tl.int16:
+                b_scale, b_zero = pair_numbers(tl.load(scales + at * GROUPS + group, mask, other=0), BITS)
+                b_x += b_code.to(tl.float32) * b_scale + b_zero
+            elif HAS_ZERO:
                 p_scale = scales + at * (2 * GROUPS) + group
                 b_zero = tl.load(p_scale + GROUPS, mask, other=0.0).to(tl.float32)
                 b_x += b_code.to(tl.float32) * tl.load(p_scale, mask, other=0.0).to(tl.float32) + b_zero
             else:
-                p_scale = scales + at * GROUPS + group
+                b_scale = tl.load(scales + at * GROUPS + group, mask, other=0)
+                if scales.dtype.element_ty == tl.uint8:
+                    b_scale = (b_scale.to(tl.int16) << 8).to(tl.float16, bitcast=True)
                 OFFSET: tl.constexpr = 1 << (BITS - 1)
-                b_x += (b_code - OFFSET).to(tl.float32) * tl.load(p_scale, mask, other=0.0).to(tl.float32)
+                b_x += (b_code - OFFSET).to(tl.float32) * b_scale.to(tl.float32)
     if ANY_WINDOW:
         RING: tl.constexpr = RECENT + BLOCK
         slot = tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)

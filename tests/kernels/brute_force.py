@@ -31,17 +31,42 @@ def round_to(x, name: str):
     return np.array([word], dtype=np.uint32).view(np.float32)[0]
 
 
+def short_numbers(name: str) -> np.ndarray:
+    """All finite non-negative numbers of a float16 that keeps 2 or 3 bits of its mantissa, in order, float64."""
+    shift = {"float8_e5m2": 8, "pair8": 7}[name]
+    words = np.arange(0, 0x7C00, 1 << shift, dtype=np.uint16)
+    return words.view(np.float16).astype(np.float64)
+
+
+def round_short(x, name: str, bits: int, limit=None):
+    """A scale as it is kept in few bits: the nearest, even on ties, for codes of up to 4 bits; else away from zero."""
+    if np.isnan(x):
+        return np.float32(x)
+    numbers, size = short_numbers(name), float(min(abs(np.float32(x)), limit or math.inf))
+    above = int(np.searchsorted(numbers, size))
+    if above == len(numbers):
+        index = above - 1
+    elif bits > 4 or above == 0 or numbers[above] == size:
+        index = above
+    else:
+        gap = (numbers[above] - size) - (size - numbers[above - 1])
+        index = above if gap < 0 or (gap == 0 and above % 2 == 0) else above - 1
+    return np.float32(math.copysign(numbers[index], x))
+
+
 def clip(x, largest):
     return x if np.isnan(x) else min(max(x, type(x)(-largest)), type(x)(largest))
 
 
-def _codes(group, scale, zero, low: int, high: int):
+def _codes(group, scale, zero, low: int, high: int, divide: bool = False):
+    """The nearest codes, by the rounded inverse of the scale (by division, as the paper's formula has it)."""
     number = group.dtype.type
     if abs(scale) < SMALLEST_NORMAL_FLOAT32:
         return [0] * len(group), number(0)
-    out = []
+    out, inverse = [], number(1) / number(scale)
     for x in group:
-        ratio = (x - zero) / scale if zero is not None else x / scale
+        ratio = x if zero is None else x - number(zero)
+        ratio = ratio / scale if divide else ratio * inverse
         out.append(0 if np.isnan(ratio) else int(np.rint(min(max(ratio, number(low)), number(high)))))
     return out, scale
 
@@ -87,15 +112,20 @@ def _quantize_group(group, mode, bits, scale_dtype) -> Group:
     largest = number("nan") if broken else group.max()
     smallest = number("nan") if broken else group.min()
 
+    if scale_dtype == "pair8":
+        return _quantize_pair(group, smallest, largest, mode, bits)
+
     def stored(scale, reach):
         """Rounded as it is kept; never so large that ``reach`` of it is no number."""
+        if scale_dtype == "float8_e5m2":
+            return number(round_short(scale, scale_dtype, bits, 57344.0 / reach))
         return number(round_to(clip(number(scale), LARGEST[scale_dtype] / reach), scale_dtype))
 
     if mode == "symmetric":
         m = half - 1
         extreme = max(abs(largest), abs(smallest)) if not broken else largest
         scale = stored(extreme / number(m), m)
-        codes, scale = _codes(group, scale, None, -m, m)
+        codes, scale = _codes(group, scale, None, -m, m, divide=True)
         return Group(codes, scale, None, half)
 
     short = scale_dtype == "float16"  # decoding is float32, which has room for any code of a float16 scale
@@ -127,6 +157,36 @@ def _quantize_group(group, mode, bits, scale_dtype) -> Group:
     shifted = Group(signed.stored, signed.scale, number(round_to(-half * signed.scale, scale_dtype)), 0)
     errors = [number(np.square(way.decode(number) - group).sum()) for way in (shifted, asymmetric)]
     return shifted if errors[0] <= errors[1] else asymmetric
+
+
+def _quantize_pair(group, smallest, largest, mode, bits) -> Group:
+    """Scale and zero point in one word: 8 bits of float16 and a sign and 7 bits, in steps of 2^(bits-6) scales."""
+    number = group.dtype.type
+    half, levels, step, limit = 1 << (bits - 1), (1 << bits) - 1, 2.0 ** (bits - 6), 61440.0
+
+    def coded(scale, zero) -> Group:
+        if scale == 0:
+            return Group([0] * len(group), number(0), number(0), 0)
+        ratio = number(zero) * (number(1) / number(scale)) * number(1 / step)
+        steps = ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127)))
+        zero = number(steps * step * number(scale))
+        codes, _ = _codes(group, number(scale), zero, 0, levels)
+        return Group(codes, number(scale), zero, 0)
+
+    wanted = largest / number(levels) - smallest / number(levels)
+    reachable = np.abs(np.float32(smallest)) * np.float32(1 / (127 * step))
+    scale = round_short(max(np.float32(wanted), reachable), "pair8", bits, limit)
+    if abs(smallest) > scale * 127 * step:
+        bigger = short_numbers("pair8")
+        scale = np.float32(min([x for x in bigger if x > scale], default=limit))
+    asymmetric = coded(scale, smallest)
+    if mode == "asymmetric":
+        return asymmetric
+    positive = bool(largest > -smallest)
+    scale = round_short((largest if positive else -smallest) / number(half), "pair8", bits, limit)
+    signed = coded(scale, number(scale) * number(1 - half if positive else -half))
+    errors = [number(np.square(way.decode(number) - group).sum()) for way in (signed, asymmetric)]
+    return signed if errors[0] <= errors[1] else asymmetric
 
 
 def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, scale_dtype: str) -> np.ndarray:

@@ -32,6 +32,10 @@ PAIRS = {
     "7bit-D256-Dv160-bf16": pair((7, "asymmetric", 128), (7, "signed", 32), 256, 160, BF16, "float32"),
     "8bit-D16-Dv256-f16": pair((8, "symmetric", 16), (8, "asymmetric", 32), 16, 256, F16, "bfloat16"),
     "2bit-paper-D64-f32": pair((3, "symmetric", 32), (2, "paper_hybrid", 32), 64, 64, F32, "float32"),
+    "pair8-hybrid3-hybrid2-D64-f32": pair((3, "hybrid", 32), (2, "hybrid", 16), 64, 64, F32, "pair8"),
+    "pair8-asymmetric8-hybrid5-D80-f16": pair((8, "asymmetric", 16), (5, "hybrid", 64), 80, 80, F16, "pair8"),
+    "e5m2-signed3-symmetric4-D64-bf16": pair((3, "signed", 32), (4, "symmetric", 32), 64, 64, BF16, "float8_e5m2"),
+    "e5m2-symmetric7-signed6-D96-f32": pair((7, "symmetric", 32), (6, "signed", 32), 96, 96, F32, "float8_e5m2"),
     "none-D64-f32": pair((8, "none", 32), (8, "none", 32), 64, 64, F32, "bfloat16"),
     "none-g64-D80-bf16": pair((8, "none", 16), (8, "none", 64), 80, 80, BF16, "bfloat16"),
     "none-2bit-D112-f32": pair((8, "none", 16), (2, "symmetric", 32), 112, 112, F32, "bfloat16"),
@@ -82,7 +86,7 @@ def poison(cache, fmt):
     blocks = reference.quantized_blocks(state, fmt)
     spare = torch.arange(codes.shape[2]) >= blocks[..., None]
     codes[spare] = 0x5A5A5A5A if fmt.quantized else float("nan")
-    scales[spare] = float("nan")
+    scales[spare] = float("nan") if scales.is_floating_point() else 0x7F  # short scales: large
     slot = torch.arange(fmt.window)
     length, first = state[..., layout.LENGTH, None], (fmt.sink + blocks * fmt.block)[..., None]
     token = torch.where(slot < fmt.sink, slot, first + (slot - first) % fmt.ring)
@@ -103,7 +107,8 @@ def assert_same(cache, expected, fmt):
         assert torch.equal(codes[held], expected[0][held])
     else:
         assert torch.equal(bits(codes[held]), bits(expected[0][held]))
-    got, want = scales[held], expected[1][held]
+    got, want = (s.view(torch.float8_e5m2).float() if s.dtype == torch.uint8 else s for s in (scales, expected[1]))
+    got, want = got[held], want[held]
     assert torch.equal(got.isnan(), want.isnan())
     assert torch.equal(got.nan_to_num(), want.nan_to_num())
     slot, sink = torch.arange(fmt.window), fmt.sink

@@ -196,6 +196,15 @@ def test_effective_bits(role, mode, bits):
         assert block * 8 == fmt.block * 128 * (bits + scales * 16 / size)
 
 
+@pytest.mark.parametrize(("mode", "scale_dtype", "scale_bits"), [("hybrid", "pair8", 16), ("signed", "float8_e5m2", 8)])
+@pytest.mark.parametrize("role", ["key", "value"])
+def test_effective_bits_of_short_scales(role, mode, scale_dtype, scale_bits):
+    for size in GROUP_SIZES:
+        fmt = make_format(role, 3, mode, size, scale_dtype=scale_dtype)
+        one, none = (layout.cache_bytes(fmt, 1, 1, 128, torch.float16, blocks) for blocks in (1, 0))
+        assert (one - none) * 8 == fmt.block * 128 * (3 + scale_bits / size)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("tokens", "budget"), [(4096, 0.26), (32768, 0.225)])
 def test_budget_of_the_base_preset(tokens, budget, dtype):

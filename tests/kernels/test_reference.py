@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference
-from innerq_compile.kernels.formats import SCALE_DTYPES, CacheFormat, blocks_for
+from innerq_compile.kernels.formats import MODES_WITH_ZERO, CacheFormat, blocks_for, scale_dtypes_of
 
 from . import brute_force
 from .strategies import DTYPES, QUANTIZED_MODES, SCALE_NAMES, assert_same_bits, formats, make_format, seeds
@@ -25,6 +25,12 @@ def group_format(mode: str, bits: int, size: int = 32, scale: str = "float16") -
     return make_format("key", bits, mode, size, scale_dtype=scale)
 
 
+def default_scale(mode: str, dtype: torch.dtype, short: bool) -> str:
+    if short:
+        return "pair8" if mode in MODES_WITH_ZERO else "float8_e5m2"
+    return SCALE_NAMES[dtype]
+
+
 def decode(x: torch.Tensor, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
     codes, scales, zeros = reference.quantize_groups(x, fmt)
     return reference.dequantize_groups(codes, scales, zeros, fmt, dtype)
@@ -36,6 +42,7 @@ def assert_is_brute_force(x: torch.Tensor, fmt: CacheFormat) -> None:
     assert codes.dtype == torch.int32 and scales.dtype == fmt.torch_scale_dtype
     assert codes.shape == x.shape and scales.shape == x.shape[:-1]
     wide = x if x.dtype == torch.float64 else x.float()
+    scales, zeros = reference.scale_numbers(scales, zeros, fmt, torch.float32)
     for i, group in enumerate(wide.numpy()):
         expected = brute_force.quantize_group(group, fmt.mode, fmt.bits, fmt.scale_dtype)
         where = f"{fmt.spec}, group {group.tolist()}"
@@ -50,29 +57,31 @@ def assert_is_brute_force(x: torch.Tensor, fmt: CacheFormat) -> None:
 # --- the quantizer ----------------------------------------------------------------------------------------------
 
 
-@given(modes, bit_counts, st.sampled_from([16, 32, 64, 128]), dtypes, seeds, st.integers(-12, 12))
-def test_quantizer_is_brute_force_on_random_groups(mode, bits, size, dtype, seed, exponent):
+@given(modes, bit_counts, st.sampled_from([16, 32, 64, 128]), dtypes, seeds, st.integers(-12, 12), st.booleans())
+def test_quantizer_is_brute_force_on_random_groups(mode, bits, size, dtype, seed, exponent, short):
     torch.manual_seed(seed)
     x = (torch.randn(6, size) * 2.0**exponent + torch.randn(6, 1) * 2.0**exponent).to(dtype)
-    assert_is_brute_force(x, group_format(mode, bits, size, SCALE_NAMES[dtype]))
-    assert_is_brute_force(x.double(), group_format(mode, bits, size, SCALE_NAMES[dtype]))
+    fmt = group_format(mode, bits, size, default_scale(mode, dtype, short))
+    assert_is_brute_force(x, fmt)
+    assert_is_brute_force(x.double(), fmt)
 
 
-@given(modes, bit_counts, dtypes, st.data())
-def test_quantizer_is_brute_force_on_any_numbers(mode, bits, dtype, data):
+@given(modes, bit_counts, dtypes, st.booleans(), st.data())
+def test_quantizer_is_brute_force_on_any_numbers(mode, bits, dtype, short, data):
     """Subnormal, huge, infinite, NaN, equal and opposite numbers, as hypothesis likes them."""
     width = {torch.float16: 16, torch.bfloat16: 32, torch.float32: 32}[dtype]
     numbers = st.floats(width=width) | st.integers(-8, 8).map(float)
     x = torch.tensor(data.draw(st.lists(numbers, min_size=16, max_size=16)), dtype=torch.float32).to(dtype)
-    assert_is_brute_force(x[None], group_format(mode, bits, 16, SCALE_NAMES[dtype]))
+    assert_is_brute_force(x[None], group_format(mode, bits, 16, default_scale(mode, dtype, short)))
 
 
-@given(modes, bit_counts, st.sampled_from(sorted(SCALE_DTYPES)), st.data())
-def test_any_scale_dtype_decodes_to_finite_numbers(mode, bits, scale, data):
+@given(modes.flatmap(lambda m: st.tuples(st.just(m), st.sampled_from(scale_dtypes_of(m)))), bit_counts, st.data())
+def test_any_scale_dtype_decodes_to_finite_numbers(mode_and_scale, bits, data):
     """Of numbers of float32, whichever dtype the scales are asked to have.
 
     The largest of float32 are left out: a float32 scale of them may round up, and then its multiple is infinite.
     """
+    mode, scale = mode_and_scale
     numbers = st.floats(-(2.0**126), 2.0**126, width=32) | st.sampled_from([2.0**126, -(2.0**126), 2.0**-133])
     x = torch.tensor(data.draw(st.lists(numbers, min_size=16, max_size=16)), dtype=torch.float32)[None]
     fmt = group_format(mode, bits, 16, scale)

@@ -40,7 +40,7 @@ def poison_(cache, fmt: CacheFormat) -> None:
     blocks = reference.quantized_blocks(state, fmt)[..., None]
     spare = torch.arange(codes.shape[2], device=codes.device) >= blocks
     codes.masked_fill_(spare[..., None], float("nan") if codes.is_floating_point() else -1)
-    scales.masked_fill_(spare[..., None], float("nan"))
+    scales.masked_fill_(spare[..., None], float("nan") if scales.is_floating_point() else 0x7F)  # short scales: large
     window.masked_fill_(~held_slots(state, fmt)[..., None], float("nan"))
 
 
