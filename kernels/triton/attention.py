@@ -19,7 +19,7 @@ from ..formats import CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import LOG2E, decode_partial_portable_kernel
 from .casts import round_to
-from .support import SHORT_SCALES, on_device, side_constants
+from .support import UNWRITTEN_SCALES, on_device, side_constants
 
 #: Tokens below which a split is not worth its share of the combination.
 MIN_SPLIT_TOKENS = 128
@@ -162,7 +162,7 @@ def fields_reason(query, k_cache, v_cache, k_fmt: CacheFormat, v_fmt: CacheForma
             return f"{fmt.bits} bits do not lie within ten bits of a half"
         if cache[2].shape[3] not in FIELD_HEAD_DIMS:
             return f"head_dim {cache[2].shape[3]} does not fill tensor-core tiles"
-        if fmt.scale_dtype in SHORT_SCALES:
+        if fmt.scale_dtype in UNWRITTEN_SCALES:
             return f"{fmt.scale_dtype} scales"
         if fmt.block != 32:
             return f"blocks of {fmt.block} tokens"

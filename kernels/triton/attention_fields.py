@@ -29,7 +29,7 @@ import triton.language as tl
 
 from .attention_portable import LOG2E, row_scores
 from .casts import INTERPRETED, round_to
-from .unpack import quantized_end
+from .unpack import is_paired, quantized_end
 
 #: Exponent of the largest probability when the base is set, and how far scores may then grow: p stays below 2^15.
 START = tl.constexpr(6.0)
@@ -187,6 +187,28 @@ def load_value_scales(p_scales, D: tl.constexpr):
 
 
 @triton.jit
+def pair_parts(b_word, BITS: tl.constexpr):
+    """Scale and zero point, in scales, of words as ``kernels/short_scales.py`` has them; masked in place, as codes."""
+    b_scale = (b_word & 0x7F80).to(tl.float16, bitcast=True)
+    b_steps = (b_word & -0x7F81).to(tl.float16, bitcast=True)  # 0x807F: a subnormal
+    return b_scale, b_steps.to(tl.float32) * 2.0 ** (BITS + 18)
+
+
+@triton.jit
+def with_params(b_sum, b_weight, b_scale, b_zero, HAS_ZERO: tl.constexpr, PAIRED: tl.constexpr):
+    """``b_sum`` of codes, ``[R, C]``, in numbers; ``b_weight`` is what the codes were weighed with, summed up.
+
+    ``b_scale`` and ``b_zero`` belong to the rows. The zero points of pairs are in scales.
+    """
+    if HAS_ZERO and PAIRED:
+        b_sum += b_weight * b_zero[:, None]
+    b_sum *= b_scale.to(tl.float32)[:, None]
+    if HAS_ZERO and not PAIRED:
+        b_sum += b_weight * b_zero.to(tl.float32)[:, None]
+    return b_sum
+
+
+@triton.jit
 def key_scores(
     planes,
     b_scale,
@@ -199,6 +221,7 @@ def key_scores(
     GROUP: tl.constexpr,
     LO: tl.constexpr,
     HAS_ZERO: tl.constexpr,
+    PAIRED: tl.constexpr,
 ):
     """Products ``K Q^T`` of a block of 32 tokens, ``[32, HEADS]`` in the order of stacked row tiles, 2^24 too small.
 
@@ -217,9 +240,7 @@ def key_scores(
                 b_codes = field_operand(planes, tile * LO + group * (GROUP // 16) + s, 8, BITS)
                 b_acc = tl.dot(b_codes, query[(tile * LO + group * (GROUP // 16) + s) % len(query)], b_acc)
             sums = sums + (b_acc,)
-    b_acc = stack(sums) * b_scale.to(tl.float32)[:, None]
-    if HAS_ZERO:
-        b_acc += b_query_sum * b_zero.to(tl.float32)[:, None]
+    b_acc = with_params(stack(sums), b_query_sum, b_scale, b_zero, HAS_ZERO, PAIRED)
     return tl.sum(tl.reshape(b_acc, (GROUPS, 32, HEADS)), 0)
 
 
@@ -255,6 +276,7 @@ def add_values(
     D: tl.constexpr,
     BITS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
+    PAIRED: tl.constexpr,
 ):
     """``out + V^T P^T`` of a block, ``[D, HEADS]`` in the order of stacked row tiles, see :func:`channel_units`.
 
@@ -270,10 +292,10 @@ def add_values(
         b_acc = tl.dot(field_operand(planes, i, 4, BITS), slices[0], b_acc)
         b_acc = tl.dot(field_operand(planes, i + 8, 4, BITS), slices[1], b_acc)
         tiles = tiles + (b_acc,)
-    b_out += stack(tiles) * b_scale.to(tl.float32)[:, None]
+    b_weight = b_out
     if HAS_ZERO:
-        b_out += stack(weights) * b_zero.to(tl.float32)[:, None]
-    return b_out
+        b_weight = stack(weights)
+    return b_out + with_params(stack(tiles), b_weight, b_scale, b_zero, HAS_ZERO, PAIRED)
 
 
 @triton.jit
@@ -460,8 +482,10 @@ def decode_partial_fields_kernel(
         K_WORDS: tl.constexpr = K_D * K_BITS
         V_WORDS: tl.constexpr = V_D * V_BITS
         K_SCALES: tl.constexpr = 32 * K_D // K_GROUP
-        K_PARAMS: tl.constexpr = K_SCALES * 2 if K_ZERO else K_SCALES
-        V_PARAMS: tl.constexpr = V_D * 2 if V_ZERO else V_D
+        K_PAIRED: tl.constexpr = is_paired(k_scales.dtype.element_ty)
+        V_PAIRED: tl.constexpr = is_paired(v_scales.dtype.element_ty)
+        K_PARAMS: tl.constexpr = K_SCALES * 2 if K_ZERO and not K_PAIRED else K_SCALES
+        V_PARAMS: tl.constexpr = V_D * 2 if V_ZERO and not V_PAIRED else V_D
         V_ROWS: tl.constexpr = V_D // 8 if V_D > 128 else 16
 
         # the query, each row scaled by a power of two, in slices divided by what the bits of their fields are worth
@@ -521,10 +545,23 @@ def decode_partial_fields_kernel(
                 planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
                 b_k_scale = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
                 b_k_zero = b_k_scale
-                if K_ZERO:
+                if K_PAIRED:
+                    b_k_scale, b_k_zero = pair_parts(b_k_scale, K_BITS)
+                elif K_ZERO:
                     b_k_zero = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
                 b_s = key_scores(
-                    planes, b_k_scale, b_k_zero, slices, starts, b_query_sum, K_D, K_BITS, K_GROUP, K_LO, K_ZERO
+                    planes,
+                    b_k_scale,
+                    b_k_zero,
+                    slices,
+                    starts,
+                    b_query_sum,
+                    K_D,
+                    K_BITS,
+                    K_GROUP,
+                    K_LO,
+                    K_ZERO,
+                    K_PAIRED,
                 )
                 if not PLAIN:
                     b_s *= b_unit[None, :]
@@ -569,9 +606,11 @@ def decode_partial_fields_kernel(
                 planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_D // 8)
                 b_v_scale = load_value_scales(v_scales + block * V_PARAMS, V_D)
                 b_v_zero = b_v_scale
-                if V_ZERO:
+                if V_PAIRED:
+                    b_v_scale, b_v_zero = pair_parts(b_v_scale, V_BITS)
+                elif V_ZERO:
                     b_v_zero = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
-                b_out = add_values(b_out, planes, b_v_scale, b_v_zero, b_total, p_slices, V_D, V_BITS, V_ZERO)
+                b_out = add_values(b_out, planes, b_v_scale, b_v_zero, b_total, p_slices, V_D, V_BITS, V_ZERO, V_PAIRED)
 
         b_sum = tl.max(b_sum, 0)
         tl.store(part_max + at, tl.where(b_sum == 0.0, float("-inf"), b_base), mask=row_mask)

@@ -79,7 +79,7 @@ def _append_side(
             at = bh * capacity + block
             encode_block(
                 _load_due, source, codes + at * block_words(BITS, BLOCK, D),
-                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D),
+                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
                 IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     if WRITE:

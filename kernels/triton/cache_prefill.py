@@ -77,7 +77,7 @@ def prefill_fwd_kernel(
             at = bh * capacity + block
             encode_block(
                 _load_normalized, source, codes + at * block_words(BITS, BLOCK, D),
-                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D),
+                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
                 IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     else:

@@ -12,13 +12,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .. import short_scales
 from .casts import round_to
-from .unpack import has_zero, tile_channels
+from .unpack import has_zero, is_paired, tile_channels
 
 # added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
 ROUND = tl.constexpr(12582912.0)
 F32_MAX = tl.constexpr(3.4028234663852886e38)
 F32_TINY = tl.constexpr(1.1754943508222875e-38)
+# of pairs, see `kernels/short_scales.py`
+PAIR_MAX = tl.constexpr(short_scales.LARGEST["pair8"])
+SMALLEST_NORMAL = tl.constexpr(short_scales.SMALLEST_NORMAL)
+NEAREST_BITS = tl.constexpr(short_scales.NEAREST_BITS)
 
 
 @triton.jit
@@ -41,9 +46,9 @@ def block_words(bits, block, head_dim):
 
 
 @triton.constexpr_function
-def block_params(bits, mode, group, block, head_dim):
+def block_params(bits, mode, group, block, head_dim, dtype):
     """Scales and zero points of a block: ``layout.scales_per_block`` in a kernel."""
-    return block * head_dim // group * (2 if has_zero(mode) else 1) if bits else 0
+    return block * head_dim // group * (2 if has_zero(mode) and not is_paired(dtype) else 1) if bits else 0
 
 
 @triton.jit
@@ -79,6 +84,80 @@ def _code(b_ratio, b_inverse, LOW: tl.constexpr, HIGH: tl.constexpr, AXIS: tl.co
 @triton.jit
 def _difference(b_code, b_scale, b_zero, b_x, AXIS: tl.constexpr):
     return b_code * tl.expand_dims(b_scale, AXIS) + tl.expand_dims(b_zero, AXIS) - b_x
+
+
+@triton.jit
+def _quantum(b_scale):
+    """Distance from a scale to the next larger one that a pair can hold."""
+    b_power = (b_scale.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.maximum(b_power, SMALLEST_NORMAL) * 0.125
+
+
+@triton.jit
+def _pair_scale(b_scale, BITS: tl.constexpr):
+    """``short_scales.round_scale`` of scales that are not negative. NaN stays."""
+    b_size = tl.where(b_scale > PAIR_MAX, PAIR_MAX, b_scale)
+    b_shift = _quantum(b_size) * ROUND
+    b_rounded = (b_size + b_shift) - b_shift
+    if BITS > NEAREST_BITS:
+        b_rounded = tl.where(b_rounded < b_size, b_rounded + _quantum(b_size), b_rounded)
+    return b_rounded
+
+
+@triton.jit
+def _pair_codes(tiles, b_scale, b_zero, AXIS: tl.constexpr, BITS: tl.constexpr):
+    """Codes for a scale as it is stored, the zero point as it is stored, and that in steps; the squared errors."""
+    STEP: tl.constexpr = 2.0 ** (BITS - 6)
+    b_ones = tl.full(b_scale.shape, 1.0, tl.float32)
+    empty = b_scale == 0.0
+    b_inverse = tl.div_rn(b_ones, tl.where(empty, 1.0, b_scale))
+    b_steps = tl.minimum(tl.maximum(b_zero * b_inverse * (1.0 / STEP), -127.0), 127.0)
+    b_steps = tl.where(empty, 0.0, (b_steps + ROUND) - ROUND)
+    b_zero = b_steps * STEP * b_scale
+    b_valid = tl.where(empty, float("nan"), b_inverse)
+    b_error = tl.zeros_like(tiles[0])
+    codes = ()
+    for i in tl.static_range(len(tiles)):
+        b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_inverse, AXIS)
+        codes = codes + (_code(b_ratio, b_valid, 0, (1 << BITS) - 1, AXIS),)
+        b_difference = _difference(codes[i], b_scale, b_zero, tiles[i], AXIS)
+        b_error += b_difference * b_difference
+    return codes, b_steps, tl.sum(b_error, AXIS)
+
+
+@triton.jit
+def _pair_word(b_scale, b_steps):
+    """``short_scales.to_pair`` as float32 whole numbers below 2^16, which the caller stores as int16."""
+    b_steps = tl.where(b_scale == b_scale, b_steps, 0.0).to(tl.int32)
+    b_bits = b_scale.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0x7F80
+    b_bits = tl.where(b_scale == b_scale, b_bits, 0x7F80)
+    return b_bits | tl.abs(b_steps) | tl.where(b_steps < 0, 0x8000, 0)
+
+
+@triton.jit
+def _paired(tiles, b_high, b_low, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr):
+    """``reference._paired``: codes and the words of scales and zero points."""
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    LEVELS: tl.constexpr = (1 << BITS) - 1
+    REACH: tl.constexpr = 127 * 2.0 ** (BITS - 6)
+    b_levels = tl.full(b_high.shape, LEVELS, tl.float32)
+    b_width = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
+    b_scale = _pair_scale(_max_nan(b_width, tl.abs(b_low) * (1.0 / REACH)), BITS)
+    b_larger = b_scale + _quantum(b_scale)
+    b_larger = tl.where(b_larger > PAIR_MAX, PAIR_MAX, b_larger)
+    b_scale = tl.where(tl.abs(b_low) > b_scale * REACH, b_larger, b_scale)
+    codes, b_steps, b_error = _pair_codes(tiles, b_scale, b_low, AXIS, BITS)
+    if MODE == "asymmetric":
+        b_word = _pair_word(b_scale, b_steps)
+        return codes, b_word, b_word
+    # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
+    positive = b_high > -b_low
+    b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
+    b_signed_zero = tl.where(positive, 1.0 - HALF, -1.0 * HALF) * b_signed
+    signed, b_signed_steps, b_signed_error = _pair_codes(tiles, b_signed, b_signed_zero, AXIS, BITS)
+    take = b_signed_error <= b_error
+    b_word = tl.where(take, _pair_word(b_signed, b_signed_steps), _pair_word(b_scale, b_steps))
+    return _choose(take, signed, codes, AXIS), b_word, b_word
 
 
 @triton.jit
@@ -134,6 +213,8 @@ def quantize_set(tiles, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constex
         b_low = _min_nan(b_low, tiles[i])
     b_high = _clamp(tl.reduce(b_high, AXIS, _max_nan), F32_MAX)
     b_low = _clamp(tl.reduce(b_low, AXIS, _min_nan), F32_MAX)
+    if is_paired(DTYPE):
+        return _paired(tiles, b_high, b_low, AXIS, MODE, BITS)
     codes = ()
     if MODE == "symmetric":
         b_most = tl.where(b_high > -b_low, b_high, -b_low)
@@ -296,7 +377,7 @@ def encode_block(
                     else:
                         p_scale = scales + (group * D + sub * COLUMNS + column)
                     tl.store(p_scale, b_scale.to(DTYPE), mask=column < COLUMNS)
-                    if HAS_ZERO:
+                    if HAS_ZERO and not is_paired(DTYPE):
                         tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=column < COLUMNS)
             p_word = codes + (hi * (BITS * COLUMNS * 8) + b_column // RUN * (RUN * 8) + b_pair * RUN + b_column % RUN)
             for j in tl.static_range(BITS):

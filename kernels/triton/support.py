@@ -14,7 +14,7 @@ from ..formats import CacheFormat
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 #: Scale dtypes that only the portable attention reads; the reference writes them.
-SHORT_SCALES = ("float8_e5m2", "pair8")
+UNWRITTEN_SCALES = ("float8_e5m2",)
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> boo
 
 def writes(fmt: CacheFormat) -> bool:
     """Whether a format's scales can be written, and not only read."""
-    return fmt.scale_dtype not in SHORT_SCALES
+    return fmt.scale_dtype not in UNWRITTEN_SCALES
 
 
 def cache_supported(cache: tuple[torch.Tensor, ...], fmt: CacheFormat) -> bool:

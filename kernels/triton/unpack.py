@@ -19,6 +19,12 @@ def has_zero(mode):
     return mode in MODES_WITH_ZERO
 
 
+@triton.constexpr_function
+def is_paired(dtype):
+    """Whether scale and zero point of a group are one word, see ``kernels/short_scales.py``."""
+    return str(dtype) == "int16"
+
+
 @triton.jit
 def tile_channels(IS_KEY: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr):
     """``(channel [COLS], is there one [COLS])`` of the columns of a tile ``[tokens, COLS]``.
