@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+
 from innerq_compile import PRESETS
+from innerq_compile.kernels.formats import default_scale_dtype
 
 from .decode import Format
 from .quantizers import Side
 
 
-def preset_format(name: str, scale: str = "bfloat16", **changes) -> Format:
-    """A preset of the product as it is (bfloat16 scales: what a float32 cache has)."""
+def preset_format(name: str, **changes) -> Format:
+    """A preset of the product as it is for a float32 cache."""
     options = {**PRESETS[name], **changes}
 
     def side(role: str) -> Side:
@@ -18,6 +21,7 @@ def preset_format(name: str, scale: str = "bfloat16", **changes) -> Format:
         centre = "mean" if key and options["centre_keys"] else None
         power = 0.5 if key and options["normalize_keys"] else 0.0
         group = options.get("group_size") or 32
+        scale = options.get("scale_dtype") or default_scale_dtype(torch.float32, mode)
         return Side(mode, bits, group, scale=scale, zero=scale, centre=centre, power=power, product=key)
 
     return Format(f"preset {name}", side("key"), side("value"), options["sink"], options["recent"])

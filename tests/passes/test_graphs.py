@@ -65,12 +65,12 @@ class TestSdpaGraphs(expecttest.TestCase):
 + key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:signed:16:32:96:bfloat16')
++ prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:hybrid:16:32:96:pair8')
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]
 + getitem_4 = prefill_default[2]
 + getitem_5 = prefill_default[3]
-+ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand, None, None, 4, 'value:3:signed:32:32:96:bfloat16')
++ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand, None, None, 4, 'value:3:hybrid:32:32:96:pair8')
 + getitem_6 = prefill_default_1[0]
 + getitem_7 = prefill_default_1[1]
 + getitem_8 = prefill_default_1[2]
@@ -115,13 +115,13 @@ class TestSdpaGraphs(expecttest.TestCase):
 + unsqueeze_1 = l_past_0__norm.unsqueeze(2)
 + truediv = sub / unsqueeze_1
 + to_1 = truediv.to(torch.float32)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
 + repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
 + unsqueeze_2 = repeat_interleave.unsqueeze(2)
 + to_2 = q.to(torch.float32)
 + mul = to_2 * unsqueeze_2
 + to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
@@ -152,12 +152,12 @@ class TestEagerGraphs(expecttest.TestCase):
 + key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True)
 + getitem_2 = key_statistics_default[0]
 + getitem_3 = key_statistics_default[1]
-+ prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:signed:16:32:96:bfloat16')
++ prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:hybrid:16:32:96:pair8')
 + getitem_4 = prefill_default[0]
 + getitem_5 = prefill_default[1]
 + getitem_6 = prefill_default[2]
 + getitem_7 = prefill_default[3]
-+ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand_2, None, None, 4, 'value:3:signed:32:32:96:bfloat16')
++ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand_2, None, None, 4, 'value:3:hybrid:32:32:96:pair8')
 + getitem_8 = prefill_default_1[0]
 + getitem_9 = prefill_default_1[1]
 + getitem_10 = prefill_default_1[2]
@@ -218,13 +218,13 @@ class TestEagerGraphs(expecttest.TestCase):
 + unsqueeze_1 = l_past_0__norm.unsqueeze(2)
 + truediv = sub / unsqueeze_1
 + to_1 = truediv.to(torch.float32)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
 + repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
 + unsqueeze_2 = repeat_interleave.unsqueeze(2)
 + to_2 = q.to(torch.float32)
 + mul = to_2 * unsqueeze_2
 + to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
 - transpose_4 = out.transpose(1, 2)
 + transpose_4 = decode_attention_default.transpose(1, 2)""",
         )
