@@ -216,6 +216,7 @@ class PassContext:
     appended: dict[Node, Appended] = dataclasses.field(default_factory=dict)
     quantized: dict[Node, Quantized] = dataclasses.field(default_factory=dict)
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
+    opened: dict[Any, Node] = dataclasses.field(default_factory=dict)  # `open_from` by mask, query tokens and length
     outputs: list[Any] = dataclasses.field(default_factory=list)  # OutputPlan, an entry for each original output
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     notes: list[Reason] = dataclasses.field(default_factory=list)  # what else a user may want to know

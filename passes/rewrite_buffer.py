@@ -21,8 +21,8 @@ from torch._dynamo.source import AttrSource
 from torch.fx import GraphModule, Node
 
 from ..kernels.formats import preallocated_capacity
+from ..kernels.masks import MASKED
 from .aliases import Writes, possible_views
-from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, Reason, ShadowInput
 from .graph_utils import erase_dead, example, same_size, shape, source_line
 from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
@@ -60,7 +60,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             checked.add((match.mask, positions[pair]))
             with gm.graph.inserting_before(match.node):
                 _check_mask(gm, match, positions[pair], key.buffer.count)
-        attend(gm, match, *sides[pair])
+        attend(gm, match, *sides[pair], context, (key.buffer.position, key.buffer.count))
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
             if is_preallocated(use.buffer):

@@ -1,18 +1,21 @@
 """Cache write and attention of a decode step, on the quantized cache.
 
-    keys = cat([past_k, k], 2)                       k' = (k - mean) / norm
-    values = cat([past_v, v], 2)                ->   append_(past_k..., past_v..., k', v)
-    out = attention(q, keys, values, mask)           out = decode_attention(q * norm, past_k..., past_v..., mask)
-    return keys, values                              return (the same caches, longer)
+    keys = cat([past_k, k], 2)                  k' = (k - mean) / norm
+    values = cat([past_v, v], 2)                append_(past_k..., past_v..., k', v)
+    out = attention(q, keys, values, mask)  ->  opened = open_from(mask, past_k_state, N)      once for all layers
+    return keys, values                         out = decode_attention(q * norm, past_k..., past_v..., mask, opened)
+                                                return (the same caches, longer)
 
 The query carries the key normalization and the new key is divided by it; both are pointwise and fuse with what computes
 them. The key mean is only taken from the new key: it adds the same number to all scores of a query, which the softmax
-does not see.
+does not see. ``open_from`` finds out what of a mask hides nothing, so that no layer reads it there, and fails loudly
+where a mask shows tokens in front of the first that the cache stores.
 """
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -46,7 +49,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 append(gm, key.cache, value.cache, *news)
             for use in (key, value):
                 context.appended[use.node] = Appended(use.cache, shape(use.new)[use.tokens_dim])
-        attend(gm, match, key.cache, value.cache)
+        attend(gm, match, key.cache, value.cache, context)
         context.rewritten.append(match)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
     return gm
@@ -115,14 +118,28 @@ def _scaled_query(gm: GraphModule, query: Node, cache: CacheInput) -> Node:
     return gm.graph.call_method("to", (x, example(query).dtype))
 
 
-def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
-    """Replace an attention by one over a quantized cache."""
+def attend(
+    gm: GraphModule,
+    match: AttentionMatch,
+    key: CacheInput,
+    value: CacheInput,
+    context: PassContext,
+    end: Any = None,
+) -> None:
+    """Replace an attention by one over a quantized cache.
+
+    ``end`` is what the length of the cache depends on where the mask is not as long as it.
+    """
     with gm.graph.inserting_before(match.node):
+        opened = _open_from(gm, match, key, context, end)
         query = _scaled_query(gm, match.query, key)
         formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
-            (query, *key.four, *value.four, match.mask, match.sink_logits, match.scale, match.softcap, False, *formats),
+            (
+                *(query, *key.four, *value.four, match.mask, opened),
+                *(match.sink_logits, match.scale, match.softcap, False, *formats),
+            ),
         )
         out = attention
         if example(match.node).dtype != example(match.query).dtype:
@@ -130,3 +147,21 @@ def attend(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: Cache
     for node in {attention, out}:
         node.meta = {**match.node.meta}
     match.node.replace_all_uses_with(out)
+
+
+def _open_from(gm: GraphModule, match: AttentionMatch, key: CacheInput, context: PassContext, end: Any) -> Node | None:
+    """``open_from`` of a mask, shared by the attentions that have the mask, the query tokens and the length."""
+    if match.mask is None or same_size(shape(match.mask)[-1], 1):
+        return None
+    rows = shape(match.query)[2]
+    at = (match.mask, str(rows), end)
+    if at not in context.opened:
+        count = rows
+        if isinstance(rows, torch.SymInt):
+            count = gm.graph.call_method("size", (match.query, 2))
+            count.meta["example_value"] = rows
+        node = gm.graph.call_function(torch.ops.innerq.open_from.default, (match.mask, key.state, count))
+        state = example(key.state)
+        node.meta["example_value"] = state.new_empty(state.shape[:1])
+        context.opened[at] = node
+    return context.opened[at]

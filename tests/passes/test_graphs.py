@@ -121,7 +121,7 @@ class TestSdpaGraphs(expecttest.TestCase):
 + to_2 = q.to(torch.float32)
 + mul = to_2 * unsqueeze_2
 + to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
@@ -224,7 +224,7 @@ class TestEagerGraphs(expecttest.TestCase):
 + to_2 = q.to(torch.float32)
 + mul = to_2 * unsqueeze_2
 + to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 - transpose_4 = out.transpose(1, 2)
 + transpose_4 = decode_attention_default.transpose(1, 2)""",
         )
@@ -302,7 +302,7 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 + to_2 = q.to(torch.float32)
 + mul = to_2 * unsqueeze_2
 + to_3 = mul.to(torch.float32)
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
         self.assertExpectedInline(
