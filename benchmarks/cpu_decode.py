@@ -57,7 +57,9 @@ def measure(
 
     def attend(layer):
         cache = (*k_caches[layer], *v_caches[layer])
-        torch.ops.innerq.decode_attention(query, *cache, None, None, HEAD_DIM**-0.5, 0.0, False, k_fmt.spec, v_fmt.spec)
+        torch.ops.innerq.decode_attention(
+            query, *cache, None, None, None, HEAD_DIM**-0.5, 0.0, False, k_fmt.spec, v_fmt.spec
+        )
 
     def innerq(layer):
         append(layer)

@@ -256,7 +256,7 @@ def measure_compiled(row: Row, sets, max_autotune: bool = False) -> float:
 
     def call(query, *caches):
         out = torch.ops.innerq.decode_attention(
-            query, *caches, None, None, row.head_dim**-0.5, 0.0, True, *(fmt.spec for fmt in row.formats)
+            query, *caches, None, None, None, row.head_dim**-0.5, 0.0, True, *(fmt.spec for fmt in row.formats)
         )
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 

@@ -16,7 +16,7 @@ import os
 
 import torch
 
-from . import layout, reference
+from . import layout, masks, reference
 from .formats import CacheFormat
 
 _CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
@@ -44,9 +44,10 @@ SCHEMAS = {
         f"({_CACHE_MUT.format('', *'abcd')}, Tensor(e!)? mean, Tensor(f!)? norm, Tensor x, Tensor position,"
         " str format) -> ()"
     ),
+    "open_from": "(Tensor mask, Tensor state, SymInt rows) -> Tensor",
     "decode_attention": (
-        f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? sink_logits,"
-        " float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
+        f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? open_from,"
+        " Tensor? sink_logits, float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
     ),
     "dequantize": (f"({_CACHE.format('')}, Tensor? mean, Tensor? norm, SymInt length, str format) -> Tensor"),
 }
@@ -243,6 +244,9 @@ def _(*args):
 
 # --- decode_attention -------------------------------------------------------------------------------------------
 
+# has no kernel of its own: a graph that is traced holds what it is made of
+_lib.impl("open_from", masks.open_from, "CompositeImplicitAutograd")
+
 
 @_impl("decode_attention")
 def decode_attention(
@@ -256,6 +260,7 @@ def decode_attention(
     v_window,
     v_state,
     mask,
+    open_from,
     sink_logits,
     scale,
     softcap,
@@ -263,13 +268,16 @@ def decode_attention(
     k_format,
     v_format,
 ):
-    """Attention of ``query [B, Hq, N, D]`` to a cache, ``[B, Hq, N, Dv]``. See ``reference.decode_attention``."""
+    """Attention of ``query [B, Hq, N, D]`` to a cache, ``[B, Hq, N, Dv]``. See ``reference.decode_attention``.
+
+    ``open_from [B]`` int32 is what ``masks.open_from`` says of ``mask``. It changes nothing in the result.
+    """
     k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
     k_cache, v_cache = (k_codes, k_scales, k_window, k_state), (v_codes, v_scales, v_window, v_state)
     args = (query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt)
     backend = _backend(query.device)
     if backend is not None and backend.supports_decode(*args):
-        return backend.decode_attention(*args)
+        return backend.decode_attention(*args, open_from=open_from)
     return reference.decode_attention(*args).to(query.dtype)
 
 

@@ -22,7 +22,8 @@ from torch.fx import Graph, GraphModule, Node
 from .context import PassContext, Reason
 from .graph_utils import example
 
-_MASK = 9  # position of the mask among the arguments of decode_attention
+#: Operators that read a mask up to the device-side length only, and its position among their arguments.
+_MASKS = {"innerq::decode_attention": 9, "innerq::open_from": 0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,8 +62,8 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _is_attention(node: Node) -> bool:
-    return node.op == "call_function" and node.target is torch.ops.innerq.decode_attention.default
+def _mask_index(node: Node) -> int | None:
+    return _MASKS.get(node.target.name()) if isinstance(node.target, torch._ops.OpOverload) else None
 
 
 def _is_symbolic(node: Node) -> bool:
@@ -85,8 +86,8 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
                 raise _Stays("an output has the length of the cache")
         elif node.op == "placeholder" and _is_symbolic(node):
             symbolic.add(node)
-        elif _is_attention(node):
-            if any(arg in symbolic for i, arg in enumerate(node.args) if i != _MASK and isinstance(arg, Node)):
+        elif (mask := _mask_index(node)) is not None:
+            if any(arg in symbolic for i, arg in enumerate(node.args) if i != mask and isinstance(arg, Node)):
                 raise _Stays("an attention has a query of symbolic size")
         elif any(arg in symbolic for arg in node.all_input_nodes) or (node.op != "placeholder" and _is_symbolic(node)):
             if "example_value" not in node.meta:

@@ -22,8 +22,8 @@ from torch._dynamo.source import AttrSource
 from torch.fx import GraphModule, Node
 
 from ..kernels.formats import preallocated_capacity
+from ..kernels.masks import MASKED
 from .aliases import Writes, possible_views
-from .attention.scores import MASKED
 from .context import AttentionMatch, CacheInput, PassContext, ShadowInput
 from .fold_key_norm import shared_norm
 from .graph_utils import erase_dead, example, same_size, shape
@@ -65,7 +65,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             checked.add((match.mask, positions[pair]))
             with gm.graph.inserting_before(match.node):
                 _check_mask(gm, match, positions[pair], key.buffer.count)
-        attend(gm, context, match, *sides[pair])
+        attend(gm, context, match, *sides[pair], (key.buffer.position, key.buffer.count))
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
             if is_preallocated(use.buffer):

@@ -1,14 +1,18 @@
 """Cache write and attention of a decode step, on the quantized cache.
 
-    keys = cat([past_k, k], 2)
-    values = cat([past_v, v], 2)                ->   append_(past_k..., past_v..., k, v)
-    out = attention(q, keys, values, mask)           out = decode_attention(q, past_k..., past_v..., mask)
-    return keys, values                              return (the same caches, longer)
+    keys = cat([past_k, k], 2)                  append_(past_k..., past_v..., k, v)
+    values = cat([past_v, v], 2)            ->  opened = open_from(mask, past_k_state, N)      once for all layers
+    out = attention(q, keys, values, mask)      out = decode_attention(q, past_k..., past_v..., mask, opened)
+    return keys, values                         return (the same caches, longer)
 
-Query and key are what the program has: `fold_key_norm` puts the key normalization on them.
+Query and key are what the program has: `fold_key_norm` puts the key normalization on them. ``open_from`` finds out what
+of a mask hides nothing, so that no layer reads it there, and fails loudly where a mask shows tokens in front of the
+first that the cache stores.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -99,25 +103,29 @@ def append(
     context.key_norms.append(KeyNormUse(op, len(caches), new_key, key, match, is_key=True))
 
 
-def attend(gm: GraphModule, context: PassContext, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
-    """Replace an attention by one over a quantized cache."""
+def attend(
+    gm: GraphModule,
+    context: PassContext,
+    match: AttentionMatch,
+    key: CacheInput,
+    value: CacheInput,
+    end: Any = None,
+) -> None:
+    """Replace an attention by one over a quantized cache.
+
+    ``end`` is what the length of the cache depends on where the mask is not as long as it.
+    """
     if not context.config.rewrite:
         read_dequantized(gm, match, key, value)
         return
     with gm.graph.inserting_before(match.node):
+        opened = _open_from(gm, match, key, context, end)
         formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
             (
-                match.query,
-                *key.four,
-                *value.four,
-                match.mask,
-                match.sink_logits,
-                match.scale,
-                match.softcap,
-                False,
-                *formats,
+                *(match.query, *key.four, *value.four, match.mask, opened),
+                *(match.sink_logits, match.scale, match.softcap, False, *formats),
             ),
         )
         out = attention
@@ -127,3 +135,21 @@ def attend(gm: GraphModule, context: PassContext, match: AttentionMatch, key: Ca
         node.meta = {**match.node.meta}
     match.node.replace_all_uses_with(out)
     context.key_norms.append(KeyNormUse(attention, 0, match.query, key, match, is_key=False))
+
+
+def _open_from(gm: GraphModule, match: AttentionMatch, key: CacheInput, context: PassContext, end: Any) -> Node | None:
+    """``open_from`` of a mask, shared by the attentions that have the mask, the query tokens and the length."""
+    if match.mask is None or same_size(shape(match.mask)[-1], 1):
+        return None
+    rows = shape(match.query)[2]
+    at = (match.mask, str(rows), end)
+    if at not in context.opened:
+        count = rows
+        if isinstance(rows, torch.SymInt):
+            count = gm.graph.call_method("size", (match.query, 2))
+            count.meta["example_value"] = rows
+        node = gm.graph.call_function(torch.ops.innerq.open_from.default, (match.mask, key.state, count))
+        state = example(key.state)
+        node.meta["example_value"] = state.new_empty(state.shape[:1])
+        context.opened[at] = node
+    return context.opened[at]

@@ -300,6 +300,7 @@ def decode_attention(
     sink_logits: torch.Tensor | None,
     k_fmt: CacheFormat,
     v_fmt: CacheFormat,
+    open_from: torch.Tensor | None = None,  # the mask is read everywhere
 ) -> torch.Tensor:
     """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 

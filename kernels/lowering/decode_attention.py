@@ -89,7 +89,7 @@ def register() -> None:
 
 
 def _lower(
-    query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, mask, sink_logits,
+    query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, mask, open_from, sink_logits,
     scale, softcap, causal, k_format, v_format,
 ):  # fmt: skip
     device = query.get_device()
@@ -118,14 +118,16 @@ def _lower(
     sequences = _compat.size_hint(_expr(views["query"].shape[0] * views["k_window"].shape[1]))
     query_rows = views["query"].shape[1] // views["k_window"].shape[1] * views["query"].shape[2]
     own = attention.choose_config(sequences, query_rows, views["query"].shape[3], views["v_window"].shape[3])
-    launch = attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, config=own)
+    launch = attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, config=own, open_from=open_from)
+    if launch.constants.get("OPEN"):
+        nodes["open_from"] = _realized(open_from)
     launches = [launch]
     if launch.reason:
         log.debug("decode_attention takes the portable kernel: %s", launch.reason)
     elif config.max_autotune:
         shared = launch.splits - own.window_splits  # the results of all choices have one shape
         launches += [
-            attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, splits=shared, config=other)
+            attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, shared, other, open_from)
             for other in attention.other_configs(own, query_rows)
         ]
 

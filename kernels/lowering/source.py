@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.runtime.jit import ConstexprFunction
 
 #: Tensors that a call may lack, and the constant that says whether it has them. Without, the query stands for them.
-OPTIONAL = {"mask": "MASK"}
+OPTIONAL = {"mask": "MASK", "open_from": "OPEN"}
 #: What may be symbolic, as hooks of Inductor's templates; strides are besides. All else is a constant of the template.
 _HOOKS = {
     "k_capacity": 'size("k_codes", 2)',
@@ -51,7 +51,8 @@ def entry(kernel: Any) -> str:
     """
     tensors = tensors_of(kernel)
     lines = [f"{{%- set tensors = {[name for name in tensors if name not in OPTIONAL]} -%}}"]
-    for name, constant in OPTIONAL.items():
+    optional = {name: constant for name, constant in OPTIONAL.items() if name in tensors}
+    for name, constant in optional.items():
         lines.append(f'{{%- if {constant} %}}{{% set tensors = tensors + ["{name}"] %}}{{% endif -%}}')
     lines += [
         "{{ def_kernel(*tensors) }}",
@@ -64,7 +65,7 @@ def entry(kernel: Any) -> str:
     for name in kernel.arg_names:
         hook = _hook(name)
         value = name if hook is None else f"{{{{ {hook} }}}}"
-        for tensor, constant in OPTIONAL.items():
+        for tensor, constant in optional.items():
             if name == tensor or name.startswith(tensor + "_"):
                 value = f"{{% if {constant} %}}{value}{{% else %}}{tensors[0] if name == tensor else 0}{{% endif %}}"
         lines.append(f"        {name}={value},")

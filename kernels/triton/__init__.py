@@ -97,8 +97,12 @@ def append_(sides) -> None:
     cache_append.append_(sides)
 
 
-def decode_attention(query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt) -> torch.Tensor:
+def decode_attention(
+    query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, open_from=None
+) -> torch.Tensor:
     """Attention to a cache, see ``reference.decode_attention`` and :func:`attention.decode_attention`."""
     from . import attention
 
-    return attention.decode_attention(query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt)
+    return attention.decode_attention(
+        query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, open_from=open_from
+    )

@@ -272,6 +272,7 @@ def plan_partials(
     v_fmt: CacheFormat,
     splits: int | None = None,
     config: FieldsConfig | None = None,
+    open_from=None,
 ) -> PartialLaunch:
     """Which partial kernel takes a call, and how it is launched: for the eager call and for Inductor alike.
 
@@ -319,6 +320,7 @@ def plan_partials(
         kernel, options = decode_partial_portable_kernel, {"num_warps": 4}
     else:
         constants |= {
+            "OPEN": mask is not None and open_from is not None and softcap == 0.0,
             "HEADS": tiling.rows,
             "WINDOW_SPLITS": tiling.window_splits,
             "WINDOW_TOKENS": config.window_tokens,
@@ -362,9 +364,10 @@ def decode_partials(
     v_fmt: CacheFormat,
     splits: int | None = None,
     config: FieldsConfig | None = None,
+    open_from: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first half of :func:`decode_attention`: what each split has found, as :func:`combine` takes it."""
-    launch = plan_partials(query, k_cache, v_cache, mask, causal, softcap, k_fmt, v_fmt, splits, config)
+    launch = plan_partials(query, k_cache, v_cache, mask, causal, softcap, k_fmt, v_fmt, splits, config, open_from)
     rows, value_dim = query.shape[0] * query.shape[1] * query.shape[2], v_cache[2].shape[3]
     count = launch.splits * rows
     flat = torch.empty(count * (value_dim + 2), dtype=torch.float32, device=query.device)
@@ -374,9 +377,11 @@ def decode_partials(
         mask = query  # is not read
     elif mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
+    # only the fast kernel knows of it; without one, anything stands for what is not read
+    opened = {} if launch.reason else {"open_from": query if open_from is None else open_from}
     with on_device(query):
         launch.kernel[launch.grid](
-            query, *k_cache, *v_cache, mask, part_out, part_max, part_sum,
+            query, *k_cache, *v_cache, mask, **opened, part_out=part_out, part_max=part_max, part_sum=part_sum,
             scale=scale, softcap=softcap, **launch.sizes, **launch.constants, **launch.options,
         )  # fmt: skip
     return part_out, part_max, part_sum
@@ -395,6 +400,7 @@ def decode_attention(
     v_fmt: CacheFormat,
     splits: int | None = None,
     config: FieldsConfig | None = None,
+    open_from: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 
@@ -404,9 +410,12 @@ def decode_attention(
     Args:
         splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
         config: how the fast kernel is launched, instead of the default.
+        open_from: ``masks.open_from`` of the mask: the fast kernel leaves unread what hides nothing.
     """
     out = query.new_empty((*query.shape[:3], v_cache[2].shape[3]))
     if out.numel():
-        parts = decode_partials(query, k_cache, v_cache, mask, scale, causal, softcap, k_fmt, v_fmt, splits, config)
+        parts = decode_partials(
+            query, k_cache, v_cache, mask, scale, causal, softcap, k_fmt, v_fmt, splits, config, open_from
+        )
         combine(*parts, sink_logits, out)
     return out

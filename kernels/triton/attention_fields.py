@@ -20,8 +20,8 @@ and the scores are scaled back in float32. That is exact but for elements ``2^28
 their row, and gives bfloat16 queries a range that float16 lacks.
 """
 
-# ruff: noqa: RUF005, SIM108
-# Triton has no starred expressions in tuples, and a ternary there is an operator on tensors.
+# ruff: noqa: RUF005, SIM102, SIM108
+# Triton has no starred expressions in tuples, a ternary there is an operator on tensors, and so is `and`.
 from __future__ import annotations
 
 import triton
@@ -406,6 +406,7 @@ def decode_partial_fields_kernel(
     v_window,
     v_state,
     mask,
+    open_from,
     part_out,
     part_max,
     part_sum,
@@ -428,6 +429,7 @@ def decode_partial_fields_kernel(
     CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK: tl.constexpr,
+    OPEN: tl.constexpr,
     HEADS: tl.constexpr,
     WINDOW_SPLITS: tl.constexpr,
     WINDOW_TOKENS: tl.constexpr,
@@ -448,7 +450,8 @@ def decode_partial_fields_kernel(
 
     Program (b * H + h, row tile, split). The first ``WINDOW_SPLITS`` splits share the high-precision windows, the
     others the quantized blocks, evenly. What is written is that of ``decode_partial_portable_kernel``. ``BLOCKS`` of
-    32 tokens make one step of the softmax.
+    32 tokens make one step of the softmax. With ``OPEN``, ``open_from [B]`` says from which position on the mask hides
+    nothing (``kernels/masks.py``): the blocks from there on have a loop of their own, in which there is no mask.
     """
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -525,10 +528,6 @@ def decode_partial_fields_kernel(
         b_sum = tl.zeros((V_ROWS, HEADS), tl.float32)
         b_base = tl.full((HEADS,), LOWEST, tl.float32)
         b_ones = tl.full((V_ROWS, 16), 1.0, tl.float16)
-        if PLAIN:  # from products straight to exponents, one FFMA
-            b_factor = b_unit * (scale * LOG2E)
-        else:
-            b_factor = tl.full((HEADS,), 1.0, tl.float32)
 
         blocks = (q_end - SINK) // 32
         share = tl.cdiv(blocks, splits - WINDOW_SPLITS)
@@ -538,79 +537,85 @@ def decode_partial_fields_kernel(
         v_codes += bh * v_capacity * V_WORDS
         k_scales += bh * k_capacity * K_PARAMS
         v_scales += bh * v_capacity * V_PARAMS
-        for block0 in tl.range(first, last, BLOCKS, num_stages=STAGES):
-            logits = ()
-            for i in tl.static_range(BLOCKS):
-                block = tl.minimum(block0 + i, last - 1).to(tl.int64)
-                planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
-                b_k_scale = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
-                b_k_zero = b_k_scale
-                if K_PAIRED:
-                    b_k_scale, b_k_zero = pair_parts(b_k_scale, K_BITS)
-                elif K_ZERO:
-                    b_k_zero = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
-                b_s = key_scores(
-                    planes,
-                    b_k_scale,
-                    b_k_zero,
-                    slices,
-                    starts,
-                    b_query_sum,
-                    K_D,
-                    K_BITS,
-                    K_GROUP,
-                    K_LO,
-                    K_ZERO,
-                    K_PAIRED,
-                )
-                if not PLAIN:
-                    b_s *= b_unit[None, :]
-                    position = SINK + (block0 + i) * 32 + token
-                    b_s = row_scores(
-                        b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
-                        mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
-                        CAUSAL, SOFTCAP, MASK,
-                    )  # fmt: skip
-                if i > 0:
-                    b_s = tl.where(block0 + i < last, b_s, float("-inf"))
-                logits = logits + (b_s,)
-            # as integers, floats compare as they do if one of them is positive: one REDUX looks at all exponents
-            exponents = ()
-            for i in tl.static_range(BLOCKS):
-                b_e = logits[i] * b_factor[None, :] - b_base[None, :]
-                b_bits = b_e.to(tl.int32, bitcast=True)
-                if i == 0:
-                    b_most = b_bits
-                else:
-                    b_most = tl.maximum(b_most, b_bits)
-                exponents = exponents + (b_e,)
-            if tl.max(tl.ravel(b_most), 0) > OUTGROWN:
-                b_top = logits[0]
-                for i in tl.static_range(1, BLOCKS):
-                    b_top = tl.maximum(b_top, logits[i])
-                b_new = tl.maximum(b_base, tl.max(b_top * b_factor[None, :], 0) - START)
-                b_shrink = tl.exp2(b_base - b_new)
-                b_base = b_new
-                b_sum = b_sum * b_shrink[None, :]
-                b_out = b_out * b_shrink[None, :]
-                again = ()
+        opened = last
+        if OPEN:
+            if q_end <= length - N + 1:  # else the causal part of the mask reaches into the blocks
+                opened = tl.cdiv(tl.maximum(tl.load(open_from + b) - start - SINK, 0), 32)
+                opened = tl.minimum(tl.maximum(opened, first), last)
+        for phase in tl.static_range(2 if OPEN else 1):
+            if phase == 1:
+                begin, end = opened, last
+            else:
+                begin, end = first, opened
+            if PLAIN or phase == 1:  # from products straight to exponents, one FFMA
+                b_factor = b_unit * (scale * LOG2E)
+            else:
+                b_factor = tl.full((HEADS,), 1.0, tl.float32)
+            for block0 in tl.range(begin, end, BLOCKS, num_stages=STAGES):
+                logits = ()
                 for i in tl.static_range(BLOCKS):
-                    again = again + (logits[i] * b_factor[None, :] - b_base[None, :],)
-                exponents = again
-            for i in tl.static_range(BLOCKS):
-                block = tl.minimum(block0 + i, last - 1).to(tl.int64)
-                p_slices = token_slices(tl.exp2(exponents[i]).to(tl.float16), K_LO)
-                b_total = tl.dot(b_ones, p_slices[0], tl.zeros_like(b_sum))
-                b_total = tl.dot(b_ones, p_slices[1], b_total)
-                b_sum += b_total
-                planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_D // 8)
-                b_v_scale = load_value_scales(v_scales + block * V_PARAMS, V_D)
-                b_v_zero = b_v_scale
-                if V_PAIRED:
-                    b_v_scale, b_v_zero = pair_parts(b_v_scale, V_BITS)
-                elif V_ZERO:
-                    b_v_zero = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
-                b_out = add_values(b_out, planes, b_v_scale, b_v_zero, b_total, p_slices, V_D, V_BITS, V_ZERO, V_PAIRED)
+                    block = tl.minimum(block0 + i, end - 1).to(tl.int64)
+                    planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
+                    b_k_scale = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
+                    b_k_zero = b_k_scale
+                    if K_PAIRED:
+                        b_k_scale, b_k_zero = pair_parts(b_k_scale, K_BITS)
+                    elif K_ZERO:
+                        b_k_zero = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
+                    b_s = key_scores(
+                        planes, b_k_scale, b_k_zero, slices, starts, b_query_sum,
+                        K_D, K_BITS, K_GROUP, K_LO, K_ZERO, K_PAIRED,
+                    )  # fmt: skip
+                    if not (PLAIN or phase == 1):
+                        b_s *= b_unit[None, :]
+                        position = SINK + (block0 + i) * 32 + token
+                        b_s = row_scores(
+                            b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
+                            mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
+                            CAUSAL, SOFTCAP, MASK,
+                        )  # fmt: skip
+                    if i > 0:
+                        b_s = tl.where(block0 + i < end, b_s, float("-inf"))
+                    logits = logits + (b_s,)
+                # as integers, floats compare as they do if one of them is positive: one REDUX looks at all exponents
+                exponents = ()
+                for i in tl.static_range(BLOCKS):
+                    b_e = logits[i] * b_factor[None, :] - b_base[None, :]
+                    b_bits = b_e.to(tl.int32, bitcast=True)
+                    if i == 0:
+                        b_most = b_bits
+                    else:
+                        b_most = tl.maximum(b_most, b_bits)
+                    exponents = exponents + (b_e,)
+                if tl.max(tl.ravel(b_most), 0) > OUTGROWN:
+                    b_top = logits[0]
+                    for i in tl.static_range(1, BLOCKS):
+                        b_top = tl.maximum(b_top, logits[i])
+                    b_new = tl.maximum(b_base, tl.max(b_top * b_factor[None, :], 0) - START)
+                    b_shrink = tl.exp2(b_base - b_new)
+                    b_base = b_new
+                    b_sum = b_sum * b_shrink[None, :]
+                    b_out = b_out * b_shrink[None, :]
+                    again = ()
+                    for i in tl.static_range(BLOCKS):
+                        again = again + (logits[i] * b_factor[None, :] - b_base[None, :],)
+                    exponents = again
+                for i in tl.static_range(BLOCKS):
+                    block = tl.minimum(block0 + i, end - 1).to(tl.int64)
+                    p_slices = token_slices(tl.exp2(exponents[i]).to(tl.float16), K_LO)
+                    b_total = tl.dot(b_ones, p_slices[0], tl.zeros_like(b_sum))
+                    b_total = tl.dot(b_ones, p_slices[1], b_total)
+                    b_sum += b_total
+                    planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_D // 8)
+                    b_v_scale = load_value_scales(v_scales + block * V_PARAMS, V_D)
+                    b_v_zero = b_v_scale
+                    if V_PAIRED:
+                        b_v_scale, b_v_zero = pair_parts(b_v_scale, V_BITS)
+                    elif V_ZERO:
+                        b_v_zero = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
+                    b_out = add_values(
+                        b_out, planes, b_v_scale, b_v_zero, b_total, p_slices, V_D, V_BITS, V_ZERO, V_PAIRED
+                    )
 
         b_sum = tl.max(b_sum, 0)
         tl.store(part_max + at, tl.where(b_sum == 0.0, float("-inf"), b_base), mask=row_mask)

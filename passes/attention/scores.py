@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ...kernels.masks import MASKED
 from ..context import MaskTerm, NoMatch
 from ..graph_utils import (
     argument,
@@ -38,9 +39,6 @@ from ..graph_utils import (
 from .axes import Dims
 from .products import Product, is_product, product_of
 from .sides import behind_factor, behind_view, is_float, source_of_all, view_dims
-
-#: A number this low in place of a score is a mask: no weight is left of it.
-MASKED = -1e4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ def sampled_attentions(count: int, seed: int = 5) -> list[Attention]:
     k_bits, v_bits = deck(2, 3, 4, 5, 6, 7, 8), deck(2, 3, 4, 5, 6, 7, 8)
     windows, groups = deck((32, 96), (4, 20), (0, 0), (5, 128)), deck((1, 1), (4, 1), (3, 1), (8, 2), (2, 9), (16, 1))
     batches, tokens = deck(1, 2, 8), deck(4096, 1000, 333, 40)
-    masks, v_groups = deck("none", "none", "bool", "added", "added-heads"), deck(32, 32, 64, 128)
+    masks, v_groups = deck("none", "none", "bool", "added", "added-heads", "open", "open-added"), deck(32, 32, 64, 128)
     scales = deck(None, None, "float32")
     cases = []
     for _ in range(count):

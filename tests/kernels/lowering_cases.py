@@ -27,6 +27,7 @@ class Layer:
         norm = (torch.rand((batch, heads, 1, head_dim), generator=generator) + 0.5).to(case.dtype).to(device)
         self.inputs = [query, angles.cos(), angles.sin(), norm, *k_cache, *v_cache]
         self.optional = {"mask": mask, "sink_logits": sinks}
+        self.opened = case.mask.startswith("open")
         self.inputs += [tensor for tensor in self.optional.values() if tensor is not None]
         self.names = [name for name, tensor in self.optional.items() if tensor is not None]
         self.specs = [fmt.spec for fmt in self.formats]
@@ -39,8 +40,11 @@ class Layer:
 
     def call(self, query, cos, sin, norm, *rest):
         caches, optional = rest[:8], dict(zip(self.names, rest[8:], strict=True))
+        mask, opened = optional.get("mask"), None
+        if self.opened:
+            opened = torch.ops.innerq.open_from(mask, caches[3], query.shape[2])
         out = torch.ops.innerq.decode_attention(
-            self.query_of(query, cos, sin, norm), *caches, optional.get("mask"), optional.get("sink_logits"),
+            self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits"),
             self.scale, self.softcap, self.causal, *self.specs,
         )  # fmt: skip
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1).to(torch.float32)

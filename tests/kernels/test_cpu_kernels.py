@@ -441,7 +441,7 @@ def test_operators_use_the_kernels(monkeypatch):
     )
     torch.ops.innerq.append_(*cache, x[:, :, :1], x[:, :, :1], k_fmt.spec, v_fmt.spec)
     torch.ops.innerq.append_one_(*cache[:4], x[:, :, :1], k_fmt.spec)
-    torch.ops.innerq.decode_attention(x[:, :, :1], *cache, None, None, 0.1, 0.0, False, k_fmt.spec, v_fmt.spec)
+    torch.ops.innerq.decode_attention(x[:, :, :1], *cache, None, None, None, 0.1, 0.0, False, k_fmt.spec, v_fmt.spec)
     assert used == ["prefill", "prefill", "append_", "append_", "decode_attention"]
 
 

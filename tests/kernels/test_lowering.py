@@ -78,6 +78,8 @@ CASES = [
     Attention(**pair(3, 2, "hybrid", "asymmetric", BF16), head_dim=128, group=1, heads=2),
     Attention(**pair(3, 3), head_dim=64, rows=3, mask="bool"),
     Attention(**pair(3, 3), mask="nothing", sinks=True),
+    Attention(**pair(3, 3), mask="open", padded=True, tokens=260),
+    Attention(**pair(3, 3), mask="open-added", rows=2, softcap=20.0),
     Attention(**pair(3, 3, dtype=F32), mask="added-heads", rows=2),
     Attention(**pair(3, 4, "none", "signed"), padded=True),
     Attention(**pair(6, 5), head_dim=64, value_dim=96),

@@ -72,7 +72,13 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     mask = torch.rand(2, 1, 3, 96) > 0.2
     bias = torch.randn(1, 4, 1, 96).to(dtype)
     formats = (k_fmt.spec, v_fmt.spec)
-    attention = ((None, None, 0.2, 0.0, False), (mask, None, 0.2, 0.0, True), (bias, torch.randn(4), 0.2, 20.0, True))
+    opened = torch.zeros(2, dtype=torch.int32)
+    attention = (
+        (None, None, None, 0.2, 0.0, False),
+        (mask, opened, None, 0.2, 0.0, True),
+        (bias, None, torch.randn(4), 0.2, 20.0, True),
+    )
+    real = torch.arange(96) >= start[:, None, None, None]
     writes = ((k_cache, mean, norm, 90, k_fmt.spec), (v_cache, None, None, 50, v_fmt.spec))
     return {
         "key_statistics": ((keys, start, True, True), (keys[:, :, :20], start, False, True)),
@@ -85,6 +91,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         "truncate_": ((*k_cache, 50, k_fmt.spec),),
         "rewind_": tuple((*k_cache, *v_cache, torch.tensor([at]), *formats) for at in (90, 50)),
         "write_": tuple((*cache, m, n, new_key, torch.tensor([at]), spec) for cache, m, n, at, spec in writes),
+        "open_from": ((mask & real, k_cache[3], 3), (torch.where(real, bias, -torch.inf), k_cache[3], 1)),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
         "dequantize": ((*k_cache, mean, norm, 90, k_fmt.spec), (*v_cache, None, None, 70, v_fmt.spec)),
     }
@@ -294,7 +301,7 @@ def test_attention_is_exact_attention_over_the_cache(case, seed):
     sink_logits = torch.randn(query.shape[1]) if case["sink_logits"] else None
     options = {"scale": key_dim**-0.5, "softcap": case["softcap"], "causal": case["causal"]}
     out = innerq.decode_attention(
-        query, *k_cache, *v_cache, mask, sink_logits, *options.values(), k_fmt.spec, v_fmt.spec
+        query, *k_cache, *v_cache, mask, None, sink_logits, *options.values(), k_fmt.spec, v_fmt.spec
     )
     assert out.dtype == dtype and out.shape == (2, query.shape[1], rows, value_dim)
     expected = exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, mask=mask, sink_logits=sink_logits, **options)
@@ -304,7 +311,7 @@ def test_attention_is_exact_attention_over_the_cache(case, seed):
 def attend(query, k_cache, v_cache, k_fmt, v_fmt, mask=None, causal=False, sink_logits=None):
     scale = query.shape[-1] ** -0.5
     specs = k_fmt.spec, v_fmt.spec
-    return innerq.decode_attention(query, *k_cache, *v_cache, mask, sink_logits, scale, 0.0, causal, *specs)
+    return innerq.decode_attention(query, *k_cache, *v_cache, mask, None, sink_logits, scale, 0.0, causal, *specs)
 
 
 @pytest.mark.parametrize("mode", ["none", *QUANTIZED_MODES])

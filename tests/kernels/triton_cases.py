@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels import layout, masks, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
 
@@ -158,6 +158,13 @@ class Attention:
             mask = normal(self.batch, 1, 1, total)
         elif self.mask == "added-heads":
             mask = normal(q_heads, self.rows, total + 5).float()
+        elif self.mask.startswith("open"):  # padding hidden, the last half open but for the causal part
+            place = torch.arange(total)
+            mask = torch.rand((self.batch, 1, self.rows, total), generator=generator) < 0.7
+            mask = (mask | (place > total // 2)) & (place >= start.clamp(max=total)[:, None, None, None])
+            mask &= place <= torch.arange(total - self.rows, total)[:, None]
+            if self.mask == "open-added":
+                mask = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
         elif self.mask == "nothing":
             mask = torch.zeros((1, 1, self.rows, 1), dtype=torch.bool)
         sinks = torch.randn(q_heads, generator=generator).to(self.dtype).to(device) if self.sinks else None
@@ -166,6 +173,11 @@ class Attention:
             self.causal, self.softcap, sinks, self.k_fmt, self.v_fmt,
         )  # fmt: skip
 
+    def open_from(self, arguments):
+        """The argument ``open_from`` of a case whose mask is open somewhere, else None."""
+        query, (*_, state), _, mask, *_ = arguments
+        return masks.open_from(mask, state, query.shape[2]) if self.mask.startswith("open") else None
+
     def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:
         """The kernel against the reference in float64; ``repeat`` it to see the same bits again."""
         from innerq_compile.kernels.triton import attention
@@ -173,6 +185,7 @@ class Attention:
         arguments = self.arguments(device, generator)
         assert kernels.supports_decode(*arguments)
         before = [clone(cache) for cache in arguments[1:3]]
+        options["open_from"] = self.open_from(arguments)
         actual = attention.decode_attention(*arguments, **options)
         assert actual.dtype == self.dtype
         expected = reference.decode_attention(*arguments, dtype=torch.float64)
