@@ -65,7 +65,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             checked.add((match.mask, positions[pair]))
             with gm.graph.inserting_before(match.node):
                 _check_mask(gm, match, positions[pair], key.buffer.count)
-        attend(gm, context, match, *sides[pair], (key.buffer.position, key.buffer.count))
+        attend(gm, context, match, *sides[pair], changes, (key.buffer.position, key.buffer.count))
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
             if is_preallocated(use.buffer):

@@ -49,7 +49,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 append(gm, context, match, key.cache, value.cache, *news)
             for use in (key, value):
                 context.appended[use.node] = Appended(use.cache, shape(use.new)[use.tokens_dim])
-        attend(gm, context, match, key.cache, value.cache)
+        attend(gm, context, match, key.cache, value.cache, changes)
         context.rewritten.append(match)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
     return gm
@@ -109,7 +109,8 @@ def attend(
     match: AttentionMatch,
     key: CacheInput,
     value: CacheInput,
-    end: Any = None,
+    changes: Writes,
+    end: tuple[Any, ...] = (),
 ) -> None:
     """Replace an attention by one over a quantized cache.
 
@@ -118,8 +119,16 @@ def attend(
     if not context.config.rewrite:
         read_dequantized(gm, match, key, value)
         return
+    sources = [match.mask, *(item for item in end if isinstance(item, Node))]
     with gm.graph.inserting_before(match.node):
-        opened = _open_from(gm, match, key, context, end)
+        opened = None
+        if match.mask is not None and not same_size(shape(match.mask)[-1], 1):
+            # attentions share what nothing changes between them
+            at = (match.mask, *map(str, (shape(match.query)[2], *end)))
+            at = (match, *at) if any(changes.of(source) for source in sources) else at
+            if at not in context.opened:
+                context.opened[at] = _open_from(gm, match, key)
+            opened = context.opened[at]
         formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
@@ -137,19 +146,12 @@ def attend(
     context.key_norms.append(KeyNormUse(attention, 0, match.query, key, match, is_key=False))
 
 
-def _open_from(gm: GraphModule, match: AttentionMatch, key: CacheInput, context: PassContext, end: Any) -> Node | None:
-    """``open_from`` of a mask, shared by the attentions that have the mask, the query tokens and the length."""
-    if match.mask is None or same_size(shape(match.mask)[-1], 1):
-        return None
-    rows = shape(match.query)[2]
-    at = (match.mask, str(rows), end)
-    if at not in context.opened:
-        count = rows
-        if isinstance(rows, torch.SymInt):
-            count = gm.graph.call_method("size", (match.query, 2))
-            count.meta["example_value"] = rows
-        node = gm.graph.call_function(torch.ops.innerq.open_from.default, (match.mask, key.state, count))
-        state = example(key.state)
-        node.meta["example_value"] = state.new_empty(state.shape[:1])
-        context.opened[at] = node
-    return context.opened[at]
+def _open_from(gm: GraphModule, match: AttentionMatch, key: CacheInput) -> Node:
+    count = rows = shape(match.query)[2]
+    if isinstance(rows, torch.SymInt):
+        count = gm.graph.call_method("size", (match.query, 2))
+        count.meta["example_value"] = rows
+    node = gm.graph.call_function(torch.ops.innerq.open_from.default, (match.mask, key.state, count))
+    state = example(key.state)
+    node.meta["example_value"] = state.new_empty(state.shape[:1])
+    return node

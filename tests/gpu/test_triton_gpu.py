@@ -109,12 +109,22 @@ def sampled_fields(count: int, seed: int = 7) -> list[Attention]:
 MASKED = [
     Attention(
         make_format("key", 3, "signed", 32, 4, 20), make_format("value", 3, "signed", 32, 4, 20), F16, 2, 2, group, 1,
-        1000, head_dim, padded=padded, mask=mask, softcap=softcap,
+        1000, head_dim, padded=padded, mask=mask, softcap=softcap, causal=not mask.startswith("open"),
     )
     for head_dim in (64, 128)
     for group in (3, 16)
-    for mask, softcap in (("bool", 0.0), ("added", 0.0), ("bool", 20.0))
+    for mask, softcap in (("bool", 0.0), ("added", 0.0), ("bool", 20.0), ("open", 0.0), ("open-added", 0.0))
     for padded in (False, True)
+]  # fmt: skip
+
+#: Masks that are open over most of the blocks: both loops of the kernel, in every shape of its tiles.
+OPEN = [
+    Attention(
+        make_format("key", 3), make_format("value", 3), dtype, 4, 2, group, rows, 4096, head_dim,
+        padded=True, mask=mask, causal=False,
+    )
+    for head_dim, group, rows, dtype in ((128, 4, 1, F16), (128, 4, 5, BF16), (64, 3, 1, F16), (256, 2, 1, BF16))
+    for mask in ("open", "open-added")
 ]  # fmt: skip
 
 CONFIGS = [
@@ -126,12 +136,12 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("case", PRESETS[:6:2], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", PRESETS[:6:2] + OPEN[:2], ids=lambda case: case.id)
 def test_any_configuration_is_the_reference(case, config):
     case.check("cuda", torch.Generator().manual_seed(1), repeat=True, config=config)
 
 
-@pytest.mark.parametrize("case", MASKED + sampled_fields(30), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", MASKED + OPEN + sampled_fields(30), ids=lambda case: case.id)
 def test_attention_from_fields_is_the_reference(case):
     case.check("cuda", torch.Generator().manual_seed(1), repeat=True)
 

@@ -47,8 +47,15 @@ def graphs():
     return config, [gm for gm, _ in capture(TwoLayers(), *calls, config=config)]
 
 
-def lines(gm, *words: str) -> str:
-    return "\n".join(line.strip() for line in code_of(gm).splitlines() if any(word in line for word in words))
+def masked_calls(gm) -> str:
+    """The operators that read a mask, each with its mask and what is at its side."""
+    lines = []
+    for node in gm.graph.nodes:
+        if node.target is torch.ops.innerq.open_from.default:
+            lines.append(f"{node} = open_from{node.args}")
+        if node.target is torch.ops.innerq.decode_attention.default:
+            lines.append(f"{node} = decode_attention(..., {node.args[9]}, {node.args[10]}, ...)")
+    return "\n".join(lines)
 
 
 class TestOpenFrom(expecttest.TestCase):
@@ -56,13 +63,11 @@ class TestOpenFrom(expecttest.TestCase):
         config, captured = graphs()
         gm = run_passes(copy_graph(captured[-1]), PassContext(config))
         self.assertExpectedInline(
-            lines(gm, "open_from", "decode_attention"),
+            masked_calls(gm),
             """\
-open_from_default = torch.ops.innerq.open_from.default(mask, l_pasts_0_0__state, 1)
-decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_pasts_0_0__codes, l_pasts_0_0__scales, l_pasts_0_0__window, l_pasts_0_0__state, l_pasts_0_1__codes, l_pasts_0_1__scales, l_pasts_0_1__window, l_pasts_0_1__state, mask, open_from_default, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
-transpose_3 = decode_attention_default.transpose(1, 2)
-decode_attention_default_1 = torch.ops.innerq.decode_attention.default(to_7, l_pasts_1_0__codes, l_pasts_1_0__scales, l_pasts_1_0__window, l_pasts_1_0__state, l_pasts_1_1__codes, l_pasts_1_1__scales, l_pasts_1_1__window, l_pasts_1_1__state, mask, open_from_default, None, 0.25, 0.0, False, 'key:3:signed:16:32:96:bfloat16', 'value:3:signed:32:32:96:bfloat16')
-transpose_7 = decode_attention_default_1.transpose(1, 2)""",
+open_from_default = open_from(mask, l_pasts_0_0__state, 1)
+decode_attention_default = decode_attention(..., mask, open_from_default, ...)
+decode_attention_default_1 = decode_attention(..., mask, open_from_default, ...)""",
         )
 
     def test_reads_the_hoisted_mask_in_the_main_graph(self):
@@ -72,11 +77,11 @@ transpose_7 = decode_attention_default_1.transpose(1, 2)""",
         assert not context.notes, context.notes
         assert "open_from" not in code_of(context.prelude.graph)
         self.assertExpectedInline(
-            lines(gm, "open_from"),
+            masked_calls(gm),
             """\
-open_from_default = torch.ops.innerq.open_from.default(hoisted_0, l_pasts_0_0__state, 1)
-decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_pasts_0_0__codes, l_pasts_0_0__scales, l_pasts_0_0__window, l_pasts_0_0__state, l_pasts_0_1__codes, l_pasts_0_1__scales, l_pasts_0_1__window, l_pasts_0_1__state, hoisted_0, open_from_default, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
-decode_attention_default_1 = torch.ops.innerq.decode_attention.default(q_1, l_pasts_1_0__codes, l_pasts_1_0__scales, l_pasts_1_0__window, l_pasts_1_0__state, l_pasts_1_1__codes, l_pasts_1_1__scales, l_pasts_1_1__window, l_pasts_1_1__state, hoisted_0, open_from_default, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')""",
+open_from_default = open_from(hoisted_0, l_pasts_0_0__state, 1)
+decode_attention_default = decode_attention(..., hoisted_0, open_from_default, ...)
+decode_attention_default_1 = decode_attention(..., hoisted_0, open_from_default, ...)""",
         )
 
 
