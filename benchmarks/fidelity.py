@@ -245,6 +245,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="only formats whose name holds one of these"
     )
+    parser.add_argument("--from-json", type=Path, help="measure nothing: compare and plot what --json wrote before")
     parser.add_argument("--plot", type=Path, help="file for KL against effective bits (needs matplotlib)")
     parser.add_argument(
         "--step-by-step",
@@ -260,6 +261,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
+    if args.from_json:
+        rows = json.loads(args.from_json.read_text())["rows"]
+        console.print(comparison(compared(rows)))
+        if args.plot:
+            plot(rows, args.plot)
+        return
     formats = [f for f in known_formats() if not args.only or any(text in f.name for text in args.only)]
     if not formats:
         raise SystemExit(f"--only {' '.join(args.only)} leaves nothing: {', '.join(f.name for f in known_formats())}")
@@ -275,10 +282,10 @@ def main() -> None:
     console.print(figures(bench, rows))
     if result["compared"]:
         console.print(comparison(result["compared"]))
-    if args.plot:
-        plot(rows, args.plot)
     if args.json:  # what follows may take long
         args.json.write_text(json.dumps(result))
+    if args.plot:
+        plot(rows, args.plot)
     if args.step_by_step:
         result["step_by_step"] = check_steps(bench, formats, args.step_by_step, console)
     if args.retrieval:
