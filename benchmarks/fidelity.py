@@ -98,10 +98,10 @@ def compared(rows: list[dict]) -> list[dict]:
 def comparison(entries: list[dict]) -> Table:
     table = Table("preset", title="KL of the presets, relative")
     for name in (
-        "bits / at most",
+        "bits/at most",
         "held against",
         "ratio",
-        "target / at least",
+        "target/at least",
         "",
         "best peer of no more bits",
         "ratio",
@@ -147,8 +147,8 @@ def plot(rows: list[dict], file: Path) -> None:
 
 
 @torch.no_grad()
-def stepped(bench: Bench, fmt: Format, tick) -> dict[str, float]:
-    """Figures of the first document, decoded one token at a time through caches of the product."""
+def stepped(bench: Bench, fmt: Format, count: int, tick) -> torch.Tensor:
+    """Logits ``[1, count, vocab]`` of the first document, decoded one token at a time through caches of the product."""
     from transformers import DynamicCache
 
     emulation, model = bench.sets[0], bench.model
@@ -162,7 +162,7 @@ def stepped(bench: Bench, fmt: Format, tick) -> dict[str, float]:
                 layer.keys = InnerQTensor.from_dense(layer.keys, fmt.key.config, role="key")
                 layer.values = InnerQTensor.from_dense(layer.values, fmt.value.config, role="value")
         logits = []
-        for i in range(prompt, tokens.shape[1]):
+        for i in range(prompt, prompt + count):
             logits.append(model(tokens[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1].float())
             tick()
         for index, layer in enumerate(cache.layers):
@@ -170,24 +170,26 @@ def stepped(bench: Bench, fmt: Format, tick) -> dict[str, float]:
                 raise SystemExit(f"layer {index} has lost its quantized cache: these steps say nothing")
     finally:
         install(model)
-    result = compare(torch.stack(logits, 1), emulation.reference[:1], tokens[:, prompt:])
-    return {name: values[0] for name, values in result.items()}
+    return torch.stack(logits, 1)
 
 
-def check_steps(bench: Bench, formats: list[Format], rows: list[dict], console: Console) -> list[dict]:
-    """The emulation against the product, by preset: mean KL of the first document."""
-    chosen = [(f, r) for f, r in zip(formats, rows, strict=True) if isinstance(f.key, ProductSide)]
+@torch.no_grad()
+def check_steps(bench: Bench, formats: list[Format], count: int, console: Console) -> list[dict]:
+    """The emulation against the product, by preset: mean KL of the first document's first ``count`` decoded tokens."""
+    chosen = [f for f in formats if isinstance(f.key, ProductSide)]
     if not chosen:
         raise SystemExit(
             "--step-by-step needs a preset among the formats: only the product's caches decode step by step"
         )
-    count = bench.sets[0].tokens.shape[1] - bench.sets[0].prompt
+    emulation = bench.sets[0]
+    decoded = emulation.tokens[:1, emulation.prompt :][:, :count]
+    count = decoded.shape[1]
     found = []
     with progress(console) as bar:
         task = bar.add_task("step by step", total=len(chosen) * count)
-        for fmt, row in chosen:
-            kl = stepped(bench, fmt, lambda: bar.advance(task))["kl"]
-            emulated = row["per_document"]["kl"][0]
+        for fmt in chosen:
+            both = (stepped(bench, fmt, count, lambda: bar.advance(task)), emulation.logits(fmt)[:1, :count])
+            kl, emulated = (compare(logits, emulation.reference[:1, :count], decoded)["kl"][0] for logits in both)
             found.append({"name": fmt.name, "stepped": kl, "emulated": emulated, "difference": abs(kl - emulated)})
     table = Table("preset", title=f"one token at a time, {bench.names[0]!r}, {count} steps")
     for name in ("KL stepped", "KL emulated", "difference"):
@@ -243,15 +245,28 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="only formats whose name holds one of these"
     )
+    parser.add_argument("--from-json", type=Path, help="measure nothing: compare and plot what --json wrote before")
     parser.add_argument("--plot", type=Path, help="file for KL against effective bits (needs matplotlib)")
     parser.add_argument(
-        "--step-by-step", action="store_true", help="check the emulation of each preset on one document"
+        "--step-by-step",
+        type=int,
+        nargs="?",
+        const=128,
+        default=0,
+        metavar="STEPS",
+        help="check the emulation of each preset on the first document, that many tokens one at a time (default 128)",
     )
     parser.add_argument(
         "--retrieval", type=int, default=0, metavar="N", help="N questions of each retrieval task (not verified so far)"
     )
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
+    if args.from_json:
+        rows = json.loads(args.from_json.read_text())["rows"]
+        console.print(comparison(compared(rows)))
+        if args.plot:
+            plot(rows, args.plot)
+        return
     formats = [f for f in known_formats() if not args.only or any(text in f.name for text in args.only)]
     if not formats:
         raise SystemExit(f"--only {' '.join(args.only)} leaves nothing: {', '.join(f.name for f in known_formats())}")
@@ -267,12 +282,12 @@ def main() -> None:
     console.print(figures(bench, rows))
     if result["compared"]:
         console.print(comparison(result["compared"]))
-    if args.plot:
-        plot(rows, args.plot)
     if args.json:  # what follows may take long
         args.json.write_text(json.dumps(result))
+    if args.plot:
+        plot(rows, args.plot)
     if args.step_by_step:
-        result["step_by_step"] = check_steps(bench, formats, rows, console)
+        result["step_by_step"] = check_steps(bench, formats, args.step_by_step, console)
     if args.retrieval:
         result["retrieval"] = ask(bench, args, formats, console)
     if args.json:
