@@ -61,8 +61,8 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
         return str(reason)
     if len(shape(node)) == 4 and not is_output(node) and _computed_from_a_cache(node):
         return (
-            "they are computed in every step from a cache that holds something else, such as the latent of MLA: keys "
-            "and values themselves are not cached"
+            "they are computed in every step from what is cached, as from the latent of MLA or by a rotation behind "
+            "the cache"
         )
     if is_written(node) or changes.after(node, node):
         return "they are written in place in this graph, as a buffer is; graphs that read it later will follow it"

@@ -107,11 +107,11 @@ def template_source(kernel: Any) -> str:
 
 
 def source_files() -> list[pathlib.Path]:
-    """What generated code is made of: kernels, configurations, templates, the lowering."""
+    """What generated code is made of: kernels, configurations, templates, the lowering, operators that decompose."""
     here = pathlib.Path(__file__).parent
     kernels = here.parent
     files = [*sorted(here.glob("*.py")), *sorted((kernels / "triton").glob("*.py"))]
-    return [*files, kernels / "formats.py", kernels / "layout.py"]
+    return [*files, *(kernels / name for name in ("formats.py", "layout.py", "masks.py"))]
 
 
 @functools.cache

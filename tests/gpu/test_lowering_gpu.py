@@ -51,7 +51,8 @@ def sampled(count: int, seed: int = 11) -> list[Attention]:
             Attention(
                 key, value, dtype, rng.choice([1, 2, 4, 8]), 4, group, rows, rng.choice([4096, 1000, 333, 60]),
                 head_dim,
-                padded=rng.random() < 0.3, mask="none" if plain else rng.choice(["bool", "added", "added-heads"]),
+                padded=rng.random() < 0.3,
+                mask="none" if plain else rng.choice(["bool", "added", "added-heads", "open", "open-added"]),
                 softcap=0.0 if plain else rng.choice([0.0, 20.0]), sinks=rng.random() < 0.3,
                 room=rng.choice([0, 1, 100]),
             )
