@@ -77,14 +77,16 @@ def entry(kernel: Any) -> str:
 def library(kernel: Any) -> str:
     """The source of ``kernel`` and of everything that it calls, callees first, then their constants."""
     functions: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
+    constants: dict[str, str] = {}
 
     def visit(function: Any) -> None:
         fn = function.fn
         for name in fn.__code__.co_names:
             value = fn.__globals__.get(name)
             if isinstance(value, tl.constexpr):
-                constants[name] = value.value
+                constants[name] = f"tl.constexpr({value.value!r})"
+            elif isinstance(value, (tuple, str, int, float)):  # of a function that runs while compiling
+                constants[name] = repr(value)
             elif hasattr(value, "fn") and value.__module__ != "triton.language.standard" and name not in functions:
                 functions[name] = None  # on its way
                 visit(value)
@@ -93,7 +95,7 @@ def library(kernel: Any) -> str:
 
     visit(kernel)
     functions[kernel.fn.__name__] = kernel
-    text = [f"{name} = tl.constexpr({value!r})\n" for name, value in sorted(constants.items())]
+    text = [f"{name} = {value}\n" for name, value in sorted(constants.items())]
     for function in functions.values():
         decorator = "constexpr_function" if isinstance(function, ConstexprFunction) else "jit"
         source = textwrap.dedent(inspect.getsource(function.fn))

@@ -127,7 +127,7 @@ def _pair_codes(tiles, b_scale, b_zero, AXIS: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def _pair_word(b_scale, b_steps):
-    """``short_scales.to_pair`` as float32 whole numbers below 2^16, which the caller stores as int16."""
+    """``short_scales.to_pair`` as int32 below 2^16, which the caller stores as int16."""
     b_steps = tl.where(b_scale == b_scale, b_steps, 0.0).to(tl.int32)
     b_bits = b_scale.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0x7F80
     b_bits = tl.where(b_scale == b_scale, b_bits, 0x7F80)
@@ -147,17 +147,17 @@ def _paired(tiles, b_high, b_low, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: 
     b_larger = tl.where(b_larger > PAIR_MAX, PAIR_MAX, b_larger)
     b_scale = tl.where(tl.abs(b_low) > b_scale * REACH, b_larger, b_scale)
     codes, b_steps, b_error = _pair_codes(tiles, b_scale, b_low, AXIS, BITS)
-    if MODE == "asymmetric":
-        b_word = _pair_word(b_scale, b_steps)
-        return codes, b_word, b_word
-    # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
-    positive = b_high > -b_low
-    b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
-    b_signed_zero = tl.where(positive, 1.0 - HALF, -1.0 * HALF) * b_signed
-    signed, b_signed_steps, b_signed_error = _pair_codes(tiles, b_signed, b_signed_zero, AXIS, BITS)
-    take = b_signed_error <= b_error
-    b_word = tl.where(take, _pair_word(b_signed, b_signed_steps), _pair_word(b_scale, b_steps))
-    return _choose(take, signed, codes, AXIS), b_word, b_word
+    b_word = _pair_word(b_scale, b_steps)
+    if MODE == "hybrid":
+        # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
+        positive = b_high > -b_low
+        b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
+        b_signed_zero = tl.where(positive, 1.0 - HALF, -1.0 * HALF) * b_signed
+        signed, b_signed_steps, b_signed_error = _pair_codes(tiles, b_signed, b_signed_zero, AXIS, BITS)
+        take = b_signed_error <= b_error
+        codes = _choose(take, signed, codes, AXIS)
+        b_word = tl.where(take, _pair_word(b_signed, b_signed_steps), b_word)
+    return codes, b_word, b_word
 
 
 @triton.jit
@@ -198,74 +198,97 @@ def _paper_hybrid(tiles, b_high, b_low, AXIS: tl.constexpr, BITS: tl.constexpr, 
 
 
 @triton.jit
+def _symmetric(tiles, b_high, b_low, AXIS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    b_most = tl.where(b_high > -b_low, b_high, -b_low)
+    b_scale = tl.div_rn(b_most, tl.full(b_most.shape, HALF - 1, tl.float32))
+    b_scale, b_inverse = _stored_scale(b_scale, HALF - 1, DTYPE)
+    b_divisor = tl.broadcast_to(tl.expand_dims(b_scale, AXIS), tiles[0].shape)
+    codes = ()
+    for i in tl.static_range(len(tiles)):  # the paper's own format divides, as its authors do
+        codes = codes + (_code(tl.div_rn(tiles[i], b_divisor), b_inverse, 1 - HALF, HALF - 1, AXIS) + HALF,)
+    return codes, b_scale, b_scale
+
+
+@triton.jit
+def _signed(tiles, b_high, b_low, REACH: tl.constexpr, AXIS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes run over ``[-HALF, HALF)``: the sign of the scale puts the extreme value on the longer side."""
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    b_most = tl.where(b_high > -b_low, -b_high, -b_low)
+    b_scale, b_inverse = _stored_scale(b_most * (1.0 / HALF), REACH, DTYPE)
+    codes = ()
+    for i in tl.static_range(len(tiles)):
+        b_ratio = tiles[i] * tl.expand_dims(b_inverse, AXIS)
+        codes = codes + (_code(b_ratio, b_inverse, -HALF, HALF - 1, AXIS) + HALF,)
+    return codes, b_scale, b_scale
+
+
+@triton.jit
+def _asymmetric(tiles, b_high, b_low, AXIS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    LEVELS: tl.constexpr = (1 << BITS) - 1
+    # code * scale alone reaches high - low, for which float32 may be too small
+    SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
+    b_levels = tl.full(b_high.shape, LEVELS, tl.float32)
+    b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE).to(tl.float32)
+    b_scale = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
+    b_scale, b_inverse = _stored_scale(b_scale, SPAN, DTYPE)
+    codes = ()
+    for i in tl.static_range(len(tiles)):
+        b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_inverse, AXIS)
+        codes = codes + (_code(b_ratio, b_inverse, 0, LEVELS, AXIS),)
+    return codes, b_scale, b_zero
+
+
+@triton.jit
+def _squared_error(tiles, codes, b_scale, b_zero, AXIS: tl.constexpr):
+    b_error = tl.zeros_like(tiles[0])
+    for i in tl.static_range(len(tiles)):
+        b_difference = _difference(codes[i], b_scale, b_zero, tiles[i], AXIS)
+        b_error += b_difference * b_difference
+    return tl.sum(b_error, AXIS)
+
+
+@triton.jit
+def _hybrid(tiles, b_high, b_low, AXIS: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Signed or asymmetric; a signed group is an asymmetric one whose zero point is -HALF scales."""
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    # its zero point is -HALF scales, and its codes go up to 2 * HALF - 1; float16 has room for these
+    REACH: tl.constexpr = HALF if tl.float16 == DTYPE else 2 * HALF
+    signed, b_scale, _ = _signed(tiles, b_high, b_low, REACH, AXIS, BITS, DTYPE)
+    b_signed_zero = round_to(b_scale * -HALF, DTYPE).to(tl.float32)
+    codes, b_wide, b_zero = _asymmetric(tiles, b_high, b_low, AXIS, BITS, DTYPE)
+    b_signed_error = _squared_error(tiles, signed, b_scale, b_signed_zero, AXIS)
+    take = b_signed_error <= _squared_error(tiles, codes, b_wide, b_zero, AXIS)
+    chosen = _choose(take, signed, codes, AXIS)
+    return chosen, tl.where(take, b_scale, b_wide), tl.where(take, b_signed_zero, b_zero)
+
+
+@triton.jit
 def quantize_set(tiles, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Groups that run over ``tiles`` (float32) and their ``AXIS``: unsigned codes (float32), scales, zero points.
 
-    The modes are those of ``reference.quantize_groups``. Zero points are meaningless in modes without.
+    The modes are those of ``reference.quantize_groups``. Zero points are meaningless in modes without, and where a word
+    (int32, below 2^16) in place of the scale holds both.
     """
-    COUNT: tl.constexpr = len(tiles)
-    HALF: tl.constexpr = 1 << (BITS - 1)
-    LEVELS: tl.constexpr = (1 << BITS) - 1
     b_high = tiles[0]
     b_low = tiles[0]
-    for i in tl.static_range(1, COUNT):
+    for i in tl.static_range(1, len(tiles)):
         b_high = _max_nan(b_high, tiles[i])
         b_low = _min_nan(b_low, tiles[i])
     b_high = _clamp(tl.reduce(b_high, AXIS, _max_nan), F32_MAX)
     b_low = _clamp(tl.reduce(b_low, AXIS, _min_nan), F32_MAX)
     if is_paired(DTYPE):
         return _paired(tiles, b_high, b_low, AXIS, MODE, BITS)
-    codes = ()
-    if MODE == "symmetric":
-        b_most = tl.where(b_high > -b_low, b_high, -b_low)
-        b_scale = tl.div_rn(b_most, tl.full(b_most.shape, HALF - 1, tl.float32))
-        b_scale, b_inverse = _stored_scale(b_scale, HALF - 1, DTYPE)
-        b_divisor = tl.broadcast_to(tl.expand_dims(b_scale, AXIS), tiles[0].shape)
-        for i in tl.static_range(COUNT):  # the paper's own format divides, as its authors do
-            codes = codes + (_code(tl.div_rn(tiles[i], b_divisor), b_inverse, 1 - HALF, HALF - 1, AXIS) + HALF,)
-        return codes, b_scale, b_scale
-    if MODE == "paper_hybrid":
+    elif MODE == "symmetric":
+        return _symmetric(tiles, b_high, b_low, AXIS, BITS, DTYPE)
+    elif MODE == "signed":
+        return _signed(tiles, b_high, b_low, 1 << (BITS - 1), AXIS, BITS, DTYPE)
+    elif MODE == "asymmetric":
+        return _asymmetric(tiles, b_high, b_low, AXIS, BITS, DTYPE)
+    elif MODE == "hybrid":
+        return _hybrid(tiles, b_high, b_low, AXIS, BITS, DTYPE)
+    else:
         return _paper_hybrid(tiles, b_high, b_low, AXIS, BITS, DTYPE)
-    # signed: codes run over [-HALF, HALF), the sign of the scale puts the extreme value on the longer side.
-    # A hybrid group holds the zero point -HALF * scale and codes to 2 * HALF - 1; float16 has room for these.
-    REACH: tl.constexpr = 2 * HALF if MODE == "hybrid" and tl.float16 != DTYPE else HALF
-    b_most = tl.where(b_high > -b_low, -b_high, -b_low)
-    b_scale, b_inverse = _stored_scale(b_most * (1.0 / HALF), REACH, DTYPE)
-    if MODE == "signed":
-        for i in tl.static_range(COUNT):
-            codes = codes + (
-                _code(tiles[i] * tl.expand_dims(b_inverse, AXIS), b_inverse, -HALF, HALF - 1, AXIS) + HALF,
-            )
-        return codes, b_scale, b_scale
-    # asymmetric. code * scale alone reaches high - low, for which float32 may be too small
-    SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
-    b_levels = tl.full(b_high.shape, LEVELS, tl.float32)
-    b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE).to(tl.float32)
-    b_wide = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
-    b_wide, b_wide_inverse = _stored_scale(b_wide, SPAN, DTYPE)
-    if MODE == "asymmetric":
-        for i in tl.static_range(COUNT):
-            b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_wide_inverse, AXIS)
-            codes = codes + (_code(b_ratio, b_wide_inverse, 0, LEVELS, AXIS),)
-        return codes, b_wide, b_zero
-    # hybrid: a signed group is an asymmetric one whose zero point is -HALF scales
-    b_signed_zero = round_to(b_scale * -HALF, DTYPE).to(tl.float32)
-    b_error = tl.zeros_like(tiles[0])
-    b_signed_error = tl.zeros_like(tiles[0])
-    signed = ()
-    for i in tl.static_range(COUNT):
-        b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_wide_inverse, AXIS)
-        b_code = _code(b_ratio, b_wide_inverse, 0, LEVELS, AXIS)
-        b_signed = _code(tiles[i] * tl.expand_dims(b_inverse, AXIS), b_inverse, -HALF, HALF - 1, AXIS) + HALF
-        b_difference = _difference(b_code, b_wide, b_zero, tiles[i], AXIS)
-        b_error += b_difference * b_difference
-        b_difference = _difference(b_signed, b_scale, b_signed_zero, tiles[i], AXIS)
-        b_signed_error += b_difference * b_difference
-        codes = codes + (b_code,)
-        signed = signed + (b_signed,)
-    take = tl.sum(b_signed_error, AXIS) <= tl.sum(b_error, AXIS)
-    chosen = _choose(take, signed, codes, AXIS)
-    return chosen, tl.where(take, b_scale, b_wide), tl.where(take, b_signed_zero, b_zero)
 
 
 @triton.constexpr_function
