@@ -64,6 +64,10 @@ def _fold(gm: GraphModule, use: KeyNormUse, changes: Writes, context: PassContex
     if cache.norm is None:
         _apply(gm, use, target, None)
         return NormPlace(NONE)
+    if any(user.target is torch.ops.innerq.write_.default for user in cache.norm.users):
+        # it has to be read behind the write, and the projections stand before it
+        _apply(gm, use, target, cache.norm)
+        return NormPlace(AFTER_ROTARY, "the statistics of the cache are taken in this graph")
     readers = {use.op, *(user for user in target.users if user in context.appended)}
     path = find_path(target, readers, changes)
     if path is None:

@@ -112,7 +112,7 @@ def attention(
     def quantized() -> torch.Tensor:
         torch.ops.innerq.append_(*sides[0], *sides[1], new_key, new_value, *specs)
         return torch.ops.innerq.decode_attention(
-            query, *sides[0], *sides[1], None, None, head_dim**-0.5, 0.0, False, *specs
+            query, *sides[0], *sides[1], None, None, None, head_dim**-0.5, 0.0, False, *specs
         )
 
     def grown() -> torch.Tensor:

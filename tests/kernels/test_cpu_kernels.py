@@ -432,7 +432,12 @@ def test_operators_use_the_kernels(monkeypatch):
     used = []
     for name in ("append_", "decode_attention", "prefill"):
         original = getattr(cpu, name)
-        monkeypatch.setattr(cpu, name, lambda *a, original=original, name=name: used.append(name) or original(*a))
+
+        def counted(*args, original=original, name=name, **kwargs):
+            used.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(cpu, name, counted)
     k_fmt, v_fmt, *_ = BASE
     x, start = randn(1, 2, 100, 64), torch.zeros(1, dtype=torch.int32)
     cache = (

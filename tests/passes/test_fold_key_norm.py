@@ -376,6 +376,6 @@ class TestGraphs(expecttest.TestCase):
 + unsqueeze_2 = repeat_interleave.unsqueeze(2)
 + mul_4 = to_2 * unsqueeze_2
 + to_3 = mul_4.to(torch.float32)
-- decode_attention_default = torch.ops.innerq.decode_attention.default(q_1, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.17677669529663687, 0.0, False, 'key:3:signed:32:2:4:bfloat16', 'value:3:signed:32:2:4:bfloat16')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, 0.17677669529663687, 0.0, False, 'key:3:signed:32:2:4:bfloat16', 'value:3:signed:32:2:4:bfloat16')""",
+- decode_attention_default = torch.ops.innerq.decode_attention.default(q_1, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.17677669529663687, 0.0, False, 'key:3:signed:32:2:4:bfloat16', 'value:3:signed:32:2:4:bfloat16')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.17677669529663687, 0.0, False, 'key:3:signed:32:2:4:bfloat16', 'value:3:signed:32:2:4:bfloat16')""",
         )
