@@ -58,6 +58,7 @@ class Row:
     key_mode: str = "signed"
     value_mode: str = "signed"
     dtype: str = "float16"
+    scale_dtype: str = ""
     rows: int = 1
     target: float | None = None
     least: float | None = None
@@ -68,7 +69,7 @@ class Row:
 
     @property
     def formats(self) -> tuple[CacheFormat, CacheFormat]:
-        scale = default_scale_dtype(self.torch_dtype)
+        scale = self.scale_dtype or default_scale_dtype(self.torch_dtype)
         return (
             CacheFormat("key", self.key_bits, self.key_mode, 32, 32, 96, scale),
             CacheFormat("value", self.value_bits, self.value_mode, 32, 32, 96, scale),
@@ -106,6 +107,20 @@ ROWS = [
     Row("base-bf16", 3, 3, 4, 8, 4, 128, 32 * K, dtype="bfloat16"),
     Row("hybrid-32K", 3, 2, 4, 8, 4, 128, 32 * K, value_mode="hybrid"),
     Row("int8-32K", 8, 8, 4, 8, 4, 128, 32 * K),
+    *(
+        Row(f"{name}-pair8", *shape, "hybrid", "hybrid", scale_dtype="pair8", target=target, least=least)
+        for name, *shape, target, least in [
+            ("base-32K", 3, 3, 4, 8, 4, 128, 32 * K, 3.9, 3.3),
+            ("int4-32K", 4, 4, 4, 8, 4, 128, 32 * K, 3.2, 2.8),
+            ("small-32K", 3, 2, 4, 8, 4, 128, 32 * K, 4.5, 3.7),
+            ("two-32K", 2, 2, 4, 8, 4, 128, 32 * K, 5.2, 4.2),
+            ("base-B1-128K", 3, 3, 1, 8, 4, 128, 128 * K, 3.9, 3.3),
+            ("base-B1-8K", 3, 3, 1, 8, 4, 128, 8 * K, 1.6, 1.2),
+            ("base-B32-4K", 3, 3, 32, 8, 4, 128, 4 * K, 3.2, 2.6),
+            ("base-D64-G3", 3, 3, 4, 8, 3, 64, 32 * K, None, None),
+            ("base-D256", 3, 3, 4, 8, 2, 256, 32 * K, None, None),
+        ]
+    ),
     Row("base-G16", 3, 3, 4, 4, 16, 128, 32 * K),
 ]
 #: Rows that --sweep sweeps unless told.

@@ -169,39 +169,50 @@ def row_order(b_x, COLS: tl.constexpr):
 
 
 @triton.jit
-def load_key_scales(p_scales, D: tl.constexpr, GROUP: tl.constexpr, LO: tl.constexpr):
-    """Key scales of a block, ``[groups * 32 tokens]``: a group's row tiles of tokens, then the next group's."""
+def key_row_order(b_x, D: tl.constexpr, GROUP: tl.constexpr, LO: tl.constexpr):
+    """A vector ``[groups * 32 tokens]`` in the order of a group's row tiles of tokens, then the next group's."""
     GROUPS: tl.constexpr = D // GROUP
-    b_scale = tl.load(p_scales + tl.arange(0, GROUPS * 32))
     if LO == 4:  # planes of 8 columns
-        b_scale = tl.permute(tl.reshape(b_scale, (GROUPS, 2, 2, 8)), (0, 2, 1, 3))
-        return tl.reshape(b_scale, (GROUPS * 32,))
+        b_x = tl.permute(tl.reshape(b_x, (GROUPS, 2, 2, 8)), (0, 2, 1, 3))
+        return tl.reshape(b_x, (GROUPS * 32,))
     else:
-        return row_order(b_scale, 2 * LO)
+        return row_order(b_x, 2 * LO)
 
 
 @triton.jit
-def load_value_scales(p_scales, D: tl.constexpr):
-    """Value scales ``[D]`` of a block in the order of stacked row tiles of channels."""
-    return row_order(tl.load(p_scales + tl.arange(0, D)), D // 8)
+def load_params(p_scales, SIZE: tl.constexpr, HAS_ZERO: tl.constexpr, PAIRED: tl.constexpr):
+    """Scales and zero points ``[SIZE]`` of a block, as they lie; the zero points of pairs are :func:`pair_unit` large.
+
+    The two parts of a pair are float16 numbers where they are, see ``kernels/short_scales.py``; the zero point is a
+    subnormal one, in steps. Without zero points the second result means nothing.
+    """
+    if HAS_ZERO and PAIRED:
+        b_word = tl.load(p_scales + tl.arange(0, SIZE))
+        b_scale = (b_word & 0x7F80).to(tl.float16, bitcast=True)
+        b_zero = (b_word & -0x7F81).to(tl.float16, bitcast=True)  # 0x807F
+    else:
+        b_scale = tl.load(p_scales + tl.arange(0, SIZE))
+        b_zero = b_scale
+        if HAS_ZERO:
+            b_zero = tl.load(p_scales + (SIZE + tl.arange(0, SIZE)))
+    return b_scale, b_zero
 
 
-@triton.jit
-def pair_parts(b_word, BITS: tl.constexpr):
-    """Scale and zero point, in scales, of words as ``kernels/short_scales.py`` has them; masked in place, as codes."""
-    b_scale = (b_word & 0x7F80).to(tl.float16, bitcast=True)
-    b_steps = (b_word & -0x7F81).to(tl.float16, bitcast=True)  # 0x807F: a subnormal
-    return b_scale, b_steps.to(tl.float32) * 2.0 ** (BITS + 18)
+@triton.constexpr_function
+def pair_unit(bits, paired):
+    """What the zero points of :func:`load_params` are multiplied by: those of pairs are steps of ``2^(bits - 6)``."""
+    return 2.0 ** (bits + 18) if paired else 1.0
 
 
 @triton.jit
 def with_params(b_sum, b_weight, b_scale, b_zero, HAS_ZERO: tl.constexpr, PAIRED: tl.constexpr):
     """``b_sum`` of codes, ``[R, C]``, in numbers; ``b_weight`` is what the codes were weighed with, summed up.
 
-    ``b_scale`` and ``b_zero`` belong to the rows. The zero points of pairs are in scales.
+    ``b_scale`` and ``b_zero`` belong to the rows. The zero points of pairs are in scales; their :func:`pair_unit` is
+    in ``b_weight``.
     """
     if HAS_ZERO and PAIRED:
-        b_sum += b_weight * b_zero[:, None]
+        b_sum += b_weight * b_zero.to(tl.float32)[:, None]
     b_sum *= b_scale.to(tl.float32)[:, None]
     if HAS_ZERO and not PAIRED:
         b_sum += b_weight * b_zero.to(tl.float32)[:, None]
@@ -285,7 +296,7 @@ def add_values(
     tiles, weights = (), ()
     for i in tl.static_range(4 if D == 64 else 8):
         if HAS_ZERO:
-            weights = weights + (b_sum * channel_units(i, D, BITS)[:, None],)
+            weights = weights + (b_sum * channel_units(i, D, BITS, pair_unit(BITS, PAIRED))[:, None],)
             b_acc = tl.zeros_like(b_sum)
         else:
             b_acc = b_sum * channel_units(i, D, BITS, -(2.0 ** (BITS - 1)))[:, None]
@@ -516,7 +527,7 @@ def decode_partial_fields_kernel(
                 b_one = code_one(K_BITS, group * (K_GROUP // 16) + s, K_ROWS)
                 b_total = tl.dot(b_one, slices[group * (K_GROUP // 16) + s], b_total)
             for _ in tl.static_range(32 // K_ROWS):
-                sums = sums + (b_total,)
+                sums = sums + (b_total * pair_unit(K_BITS, K_PAIRED),)
             if K_ZERO:
                 starts = starts + (tl.zeros((K_ROWS, HEADS), tl.float32),)
             else:
@@ -556,12 +567,9 @@ def decode_partial_fields_kernel(
                 for i in tl.static_range(BLOCKS):
                     block = tl.minimum(block0 + i, end - 1).to(tl.int64)
                     planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
-                    b_k_scale = load_key_scales(k_scales + block * K_PARAMS, K_D, K_GROUP, K_LO)
-                    b_k_zero = b_k_scale
-                    if K_PAIRED:
-                        b_k_scale, b_k_zero = pair_parts(b_k_scale, K_BITS)
-                    elif K_ZERO:
-                        b_k_zero = load_key_scales(k_scales + block * K_PARAMS + K_SCALES, K_D, K_GROUP, K_LO)
+                    b_k_scale, b_k_zero = load_params(k_scales + block * K_PARAMS, K_SCALES, K_ZERO, K_PAIRED)
+                    b_k_scale = key_row_order(b_k_scale, K_D, K_GROUP, K_LO)
+                    b_k_zero = key_row_order(b_k_zero, K_D, K_GROUP, K_LO)
                     b_s = key_scores(
                         planes, b_k_scale, b_k_zero, slices, starts, b_query_sum,
                         K_D, K_BITS, K_GROUP, K_LO, K_ZERO, K_PAIRED,
@@ -607,12 +615,9 @@ def decode_partial_fields_kernel(
                     b_total = tl.dot(b_ones, p_slices[1], b_total)
                     b_sum += b_total
                     planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_D // 8)
-                    b_v_scale = load_value_scales(v_scales + block * V_PARAMS, V_D)
-                    b_v_zero = b_v_scale
-                    if V_PAIRED:
-                        b_v_scale, b_v_zero = pair_parts(b_v_scale, V_BITS)
-                    elif V_ZERO:
-                        b_v_zero = load_value_scales(v_scales + block * V_PARAMS + V_D, V_D)
+                    b_v_scale, b_v_zero = load_params(v_scales + block * V_PARAMS, V_D, V_ZERO, V_PAIRED)
+                    b_v_scale = row_order(b_v_scale, V_D // 8)
+                    b_v_zero = row_order(b_v_zero, V_D // 8)
                     b_out = add_values(
                         b_out, planes, b_v_scale, b_v_zero, b_total, p_slices, V_D, V_BITS, V_ZERO, V_PAIRED
                     )

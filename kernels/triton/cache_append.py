@@ -30,7 +30,7 @@ def _load_due(source, token, channel, real):
     return tl.where(fresh_mask, round_to(b_new.to(tl.float32), b_x.dtype), b_x)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def _append_side(
     codes,
     scales,
