@@ -23,7 +23,7 @@ HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 
 
 def formats(mode: str, bits: int, dtype: torch.dtype) -> tuple[CacheFormat, CacheFormat]:
-    scale = default_scale_dtype(dtype)
+    scale = default_scale_dtype(dtype, mode)
     return CacheFormat("key", bits, mode, 32, 32, 96, scale), CacheFormat("value", bits, mode, 32, 32, 96, scale)
 
 

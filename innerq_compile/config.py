@@ -35,14 +35,15 @@ _PAPER = {"sink": 32, "recent": 96, "centre_keys": False, "normalize_keys": True
 #: How the key normalization is taken: shared by rotary pairs, by channel, or as published.
 KEY_NORMS = ("pair", "channel", "paper")
 
-#: Presets by name. Bits of keys / values: base 3/3, small 3/2, hybrid 3/2, int4 4/4, tiny 2/2, lossless none. Those
-#: that begin with ``paper_`` are the number formats of InnerQ as published, to compare with.
+#: Presets by name. Bits of keys / values: base 3/3, small 3/2, int4 4/4, tiny 2/2, lossless none. ``hybrid`` is the
+#: paper's name for 3-bit keys and hybrid 2-bit values, which is what ``small`` has become. Those that begin with
+#: ``paper_`` are the number formats of InnerQ as published, to compare with.
 PRESETS: dict[str, dict[str, Any]] = {
-    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
-    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
-    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "signed", "value_mode": "hybrid", **_QUANTIZED},
-    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
-    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "signed", **_QUANTIZED},
+    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
+    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
+    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
+    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
+    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "hybrid", **_QUANTIZED},
     "paper_base": {"key_bits": 3, "value_bits": 3, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
     "paper_small": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
     "paper_hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "paper_hybrid", **_PAPER},
@@ -81,7 +82,8 @@ class InnerQConfig:
             itself, behind the rotary embedding. ``paper``: the same without limits, as published.
         scale_dtype: how scales are stored: ``float16``, ``bfloat16``, ``float32``; ``float8_e5m2``, for modes without a
             zero point; ``pair8``, scale and zero point of a group in one word of 16 bits, for modes with one. A side
-            whose mode does not go with it takes the default, which is float16 for float16 caches, else bfloat16.
+            whose mode does not go with it takes the default (None): ``pair8`` for modes with a zero point, else
+            float16 for float16 caches and bfloat16 for others.
             Numbers beyond what a short scale reaches saturate (``docs/formats.md``).
         strict: raise an error for an attention that cannot be rewritten, instead of leaving it as it is.
         rewrite: False keeps the quantized cache and leaves attention to the program, which reads it dequantized: slow,
@@ -94,8 +96,8 @@ class InnerQConfig:
 
     key_bits: int = 3
     value_bits: int = 3
-    key_mode: str = "signed"
-    value_mode: str = "signed"
+    key_mode: str = "hybrid"
+    value_mode: str = "hybrid"
     group_size: int | None = None
     sink: int = 32
     recent: int = 96
@@ -191,6 +193,7 @@ class InnerQConfig:
                 f"{', '.join(divisors)}; leave group_size out to have it chosen"
             )
         mode = self.key_mode if role == "key" else self.value_mode
+        fits = self.scale_dtype in scale_dtypes_of(mode)
         return CacheFormat(
             role=role,
             bits=self.key_bits if role == "key" else self.value_bits,
@@ -198,7 +201,7 @@ class InnerQConfig:
             group_size=group_size,
             sink=self.sink,
             recent=self.recent,
-            scale_dtype=self.scale_dtype if self.scale_dtype in scale_dtypes_of(mode) else default_scale_dtype(dtype),
+            scale_dtype=self.scale_dtype if fits else default_scale_dtype(dtype, mode),
             norm="paper" if role == "key" and self.normalize_keys and self.key_norm == "paper" else "channel",
         )
 

@@ -143,12 +143,14 @@ def scale_dtypes_of(mode: Mode) -> tuple[str, ...]:
     return tuple(name for name in SCALE_DTYPES if name not in unfit)
 
 
-def default_scale_dtype(dtype: torch.dtype) -> str:
-    """The dtype of scales for a cache of ``dtype``: 16 bits wide, with the range of the elements.
+def default_scale_dtype(dtype: torch.dtype, mode: Mode = "signed") -> str:
+    """The dtype of scales for a cache of ``dtype``: 16 bits a group in every mode.
 
-    A float32 cache takes bfloat16 scales: codes are chosen for the rounded scale, so its short mantissa costs
-    nothing, while float16 would overflow.
+    Groups with a zero point take ``pair8``. Scales of others have the range of the elements: a float32 cache takes
+    bfloat16. Codes are chosen for the rounded scale, so its short mantissa costs nothing, while float16 would overflow.
     """
+    if mode in MODES_WITH_ZERO and "pair8" in scale_dtypes_of(mode):
+        return "pair8"
     return "float16" if dtype == torch.float16 else "bfloat16"
 
 

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile import PRESETS, InnerQConfig, InnerQError
-from innerq_compile.kernels.formats import GROUP_SIZES, MODES, SCALE_DTYPES, CacheFormat, scale_dtypes_of
+from innerq_compile.kernels.formats import (
+    GROUP_SIZES,
+    MODES,
+    MODES_WITH_ZERO,
+    SCALE_DTYPES,
+    CacheFormat,
+    scale_dtypes_of,
+)
 
 FIELDS = [field.name for field in dataclasses.fields(InnerQConfig)]
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -105,11 +112,11 @@ def test_errors_are_value_errors():
 @pytest.mark.parametrize(
     ("preset", "keys", "values"),
     [
-        ("base", (3, "signed"), (3, "signed")),
-        ("small", (3, "signed"), (2, "signed")),
-        ("hybrid", (3, "signed"), (2, "hybrid")),
-        ("int4", (4, "signed"), (4, "signed")),
-        ("tiny", (2, "signed"), (2, "signed")),
+        ("base", (3, "hybrid"), (3, "hybrid")),
+        ("small", (3, "hybrid"), (2, "hybrid")),
+        ("hybrid", (3, "hybrid"), (2, "hybrid")),
+        ("int4", (4, "hybrid"), (4, "hybrid")),
+        ("tiny", (2, "signed"), (2, "hybrid")),
         ("paper_base", (3, "symmetric"), (3, "symmetric")),
         ("paper_small", (3, "symmetric"), (2, "symmetric")),
         ("paper_hybrid", (3, "symmetric"), (2, "paper_hybrid")),
@@ -153,7 +160,7 @@ def test_frozen_and_hashable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.key_bits = 4
     assert {config: 1}[InnerQConfig()] == 1
-    assert len({InnerQConfig.preset(name) for name in PRESETS}) == len(PRESETS)
+    assert len({InnerQConfig.preset(name) for name in PRESETS}) == len(PRESETS) - 1  # hybrid is small
 
 
 # --- formats ------------------------------------------------------------------------------------------------------
@@ -172,7 +179,8 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
             config.format_for(role, head_dim, dtype)
         return
     fmt = config.format_for(role, head_dim, dtype)
-    wide = "float16" if dtype == torch.float16 else "bfloat16"
+    mode = config.key_mode if role == "key" else config.value_mode
+    wide = "pair8" if mode in MODES_WITH_ZERO else "float16" if dtype == torch.float16 else "bfloat16"
     assert fmt == CacheFormat(
         role=role,
         bits=config.key_bits if role == "key" else config.value_bits,

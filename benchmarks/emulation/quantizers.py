@@ -17,7 +17,7 @@ from innerq_compile.kernels.reference import quantize_groups as product_groups
 from .product import stored_bits
 
 #: Bytes of a scale or zero point, by how it is stored.
-STORED_BYTES = {"exact": 4, "float16": 2, "bfloat16": 2, "e4m3": 1, "e5m2": 1, "log8": 1, "rel8": 1}
+STORED_BYTES = {"exact": 4, "float16": 2, "bfloat16": 2, "e4m3": 1, "e5m2": 1, "log8": 1, "rel8": 1, "pair8": 1}
 #: Modes of ours that have a zero point.
 ZERO_MODES = ("asymmetric", "hybrid", "paper_hybrid")
 
@@ -84,7 +84,7 @@ class Side:
     def is_product_rounding(self) -> bool:
         """Whether ``kernels.reference`` does the rounding."""
         plain = self.search == (1.0,) and not self.signs and not self.refit and not self.feedback
-        stored = self.scale in ("float16", "bfloat16") and self.zero == self.scale
+        stored = self.scale in ("float16", "bfloat16", "pair8") and self.zero == self.scale
         return plain and stored and self.mode != "paper_hybrid"
 
 
