@@ -17,7 +17,7 @@ from ..kernels.triton import support
 from .common import Output
 
 PACKAGES = ("numpy", "transformers", "triton", "accelerate", "gguf", "rich", "matplotlib")
-VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "TRITON_INTERPRET", "TORCH_LOGS")
+VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWERING", "TRITON_INTERPRET", "TORCH_LOGS")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
