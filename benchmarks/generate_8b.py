@@ -1,6 +1,13 @@
-"""ms a decode step and peak memory at the shape of an 8B Llama, random weights: eager, StaticCache + Inductor, innerq.
+"""ms a decode step, peak memory and tokens a second at the shape of an 8B Llama with random weights.
 
-python benchmarks/generate_8b.py --rows 1x4096 1x32768 --layers 32
+    python benchmarks/generate_8b.py --rows 1x4096 1x32768 4x32768 1x122880 --sides eager static innerq --json out.json
+    python benchmarks/generate_8b.py --rows 16x32768 --sides innerq --chunk 2048
+    python benchmarks/generate_8b.py --rows 1x32768 --sides eager innerq --generate
+
+Sides: ``eager`` is transformers as it comes, with a DynamicCache; ``static`` a StaticCache under
+``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend in the same mode, with a DynamicCache. Prompts are
+random tokens, prefilled at once (``--chunk``: in pieces), but for ``static``: its cache is filled with random numbers,
+since a decode step takes as long with any. Times are wall-clock, from call to the end of the GPU's work.
 """
 
 from __future__ import annotations
@@ -12,12 +19,19 @@ import statistics
 import time
 
 import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from innerq_compile import innerq
 
+console = Console(width=150, highlight=False, markup=False)
+GIB = 2**30
 
-def model_8b(layers: int) -> LlamaForCausalLM:
+
+def model_8b(layers: int = 32) -> LlamaForCausalLM:
+    """A Llama of the 8B shape with random float16 weights, on the GPU."""
     config = LlamaConfig(
         hidden_size=4096,
         intermediate_size=14336,
@@ -35,31 +49,94 @@ def model_8b(layers: int) -> LlamaForCausalLM:
     return model
 
 
+def random_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 1000, shape, device="cuda")
+
+
+def fill(cache: StaticCache, config: LlamaConfig, batch: int, context: int) -> None:
+    """``context`` random tokens in every layer of a static cache."""
+    for index in range(config.num_hidden_layers):
+        shape = (batch, config.num_key_value_heads, context, config.hidden_size // config.num_attention_heads)
+        keys, values = (torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(2))
+        cache.update(keys, values, index, {"cache_position": torch.arange(context, device="cuda")})
+
+
 @torch.no_grad()
-def steps(model, cache, batch: int, context: int, count: int, warmup: int) -> tuple[float, float]:
-    """Median ms a step over ``count`` steps behind a prompt of ``context`` tokens, and peak GiB while decoding."""
-    device = "cuda"
-    position = 0
-    while position < context:  # prefill in pieces: the figures are those of decoding
-        size = min(4096, context - position)
-        ids = torch.randint(0, 1000, (batch, size), device=device)
-        places = torch.arange(position, position + size, device=device).expand(batch, -1)
+def prefill(model, cache, batch: int, context: int, chunk: int) -> None:
+    for position in range(0, context, chunk):
+        size = min(chunk, context - position)
+        places = torch.arange(position, position + size, device="cuda").expand(batch, -1)
+        ids = random_ids(batch, size)
         model(ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        position += size
+
+
+@torch.no_grad()
+def decode(model, cache, batch: int, context: int, count: int, warmup: int) -> tuple[list[float], float]:
+    """Milliseconds of each of ``count`` steps behind ``context`` tokens, and the seconds of ``warmup`` steps before."""
     times = []
-    torch.cuda.reset_peak_memory_stats()
-    for index in range(warmup + count):
-        ids = torch.randint(0, 1000, (batch, 1), device=device)
-        mask = torch.ones(batch, position + 1, dtype=torch.long, device=device)
-        places = torch.full((batch, 1), position, device=device)
+    begin = warm = time.perf_counter()
+    for position in range(context, context + warmup + count):
+        ids = random_ids(batch, 1)
+        mask = torch.ones(batch, position + 1, dtype=torch.long, device="cuda")
+        places = torch.full((batch, 1), position, device="cuda")
         torch.cuda.synchronize()
         start = time.perf_counter()
         model(ids, position_ids=places, attention_mask=mask, past_key_values=cache, use_cache=True)
         torch.cuda.synchronize()
-        if index >= warmup:
-            times.append(1e3 * (time.perf_counter() - start))
-        position += 1
-    return statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
+        times.append(1e3 * (time.perf_counter() - start))
+        if position == context + warmup - 1:
+            warm = time.perf_counter()
+    return times[warmup:], warm - begin
+
+
+def held_gib(cache) -> float:
+    """GiB of keys and values that a cache holds."""
+    total = 0
+    for layer in cache.layers:
+        for side in (layer.keys, layer.values):
+            total += getattr(side, "nbytes_held", None) or side.numel() * side.element_size()
+    return total / GIB
+
+
+def peak_gib() -> float:
+    peak = torch.cuda.max_memory_allocated() / GIB
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def measure(model, side: str, batch: int, context: int, options: argparse.Namespace) -> dict:
+    cache = DynamicCache()
+    result: dict = {"row": f"{batch}x{context}", "side": side}
+    if side == "static":
+        room = -(-(context + options.steps + options.warmup + 1) // 64) * 64
+        cache = StaticCache(model.config, max_cache_len=room)
+        fill(cache, model.config, batch, context)
+    else:
+        peak_gib()
+        begin = time.perf_counter()
+        prefill(model, cache, batch, context, options.chunk or context)
+        torch.cuda.synchronize()
+        result["prefill_s"] = time.perf_counter() - begin  # the first of a shape includes compiling
+        result["prefill_peak_gib"] = peak_gib()
+    times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup)
+    result |= {"ms": statistics.median(times), "ms_least": min(times), "ms_most": max(times)}
+    result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache)}
+    return result
+
+
+@torch.no_grad()
+def tokens_per_second(model, batch: int, context: int, few: int = 16, many: int = 80) -> float:
+    """Tokens a second of ``model.generate`` as a user calls it: what ``many`` tokens take more than ``few``."""
+    ids = random_ids(batch, context)
+    mask = torch.ones_like(ids)
+    seconds = {}
+    for count in (many, many, few):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count)
+        torch.cuda.synchronize()
+        seconds[count] = time.perf_counter() - begin  # the first call compiles, the second is kept
+    return batch * (many - few) / (seconds[many] - seconds[few])
 
 
 def main() -> None:
@@ -68,38 +145,48 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=6)
-    parser.add_argument("--sides", nargs="+", default=["innerq", "static"], choices=["eager", "static", "innerq"])
+    parser.add_argument("--chunk", type=int, default=0, help="prefill this many tokens at a time (0: all)")
+    parser.add_argument("--sides", nargs="+", default=["static", "innerq"], choices=["eager", "static", "innerq"])
+    parser.add_argument("--generate", action="store_true", help="model.generate's tokens a second, too (not static)")
     parser.add_argument("--preset", default="base")
     parser.add_argument("--json")
-    args = parser.parse_args()
-    model = model_8b(args.layers)
+    options = parser.parse_args()
+    model = model_8b(options.layers)
     results = []
-    for row in args.rows:
-        batch, context = map(int, row.split("x"))
-        for side in args.sides:
-            torch._dynamo.reset()
+    for side in options.sides:
+        torch._dynamo.reset()
+        model._compiled_call_impl = None
+        if side == "static":
+            model.compile(mode="reduce-overhead")
+        elif side == "innerq":
+            innerq(model, preset=options.preset, mode="reduce-overhead")
+        for row in options.rows:
+            batch, context = map(int, row.split("x"))
             gc.collect()
             torch.cuda.empty_cache()
-            model._compiled_call_impl = None
-            cache = DynamicCache()
-            if side == "static":
-                cache = StaticCache(model.config, max_cache_len=context + args.steps + args.warmup + 8)
-                model.compile(mode="reduce-overhead")
-            elif side == "innerq":
-                innerq(model, preset=args.preset, mode="reduce-overhead")
-            start = time.perf_counter()
-            ms, peak = steps(model, cache, batch, context, args.steps, args.warmup)
-            held = None
-            if side == "innerq":
-                held = sum(layer.keys.nbytes_held + layer.values.nbytes_held for layer in cache.layers) / 2**30
-            result = {"row": row, "side": side, "ms": ms, "peak_gib": peak, "cache_gib": held}
-            result["total_s"] = time.perf_counter() - start
+            try:
+                result = measure(model, side, batch, context, options)
+                if options.generate and side != "static":
+                    result["tokens_per_s"] = tokens_per_second(model, batch, context)
+            except torch.OutOfMemoryError as failure:
+                result = {"row": row, "side": side, "failed": str(failure).splitlines()[0]}
+            console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
             results.append(result)
-            print(result, flush=True)
-            del cache
-            if args.json:
-                with open(args.json, "w") as file:
-                    json.dump(results, file, indent=1)
+            if options.json:
+                versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+                head = {"device": torch.cuda.get_device_name(), **versions, "preset": options.preset}
+                with open(options.json, "w") as file:
+                    json.dump({**head, "results": results}, file, indent=1)
+    show(results)
+
+
+def show(results: list[dict]) -> None:
+    columns = ("row", "side", "ms", "cache_gib", "prefill_peak_gib", "decode_peak_gib", "tokens_per_s")
+    table = Table(*columns, title="8B Llama shape, float16")
+    for result in results:
+        cells = (result.get(name, "") for name in columns)
+        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    console.print(table)
 
 
 if __name__ == "__main__":
