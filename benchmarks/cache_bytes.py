@@ -64,7 +64,9 @@ def main() -> None:
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     if args.ranks:
-        table = Table("ranks", "KV heads of one", "tokens", "preset", "dense", "needed", "allocated", title="GiB a rank")
+        table = Table(
+            "ranks", "KV heads of one", "tokens", "preset", "dense", "needed", "allocated", title="GiB a rank"
+        )
         for ranks in args.ranks:
             heads = heads_of_rank(args.kv_heads, ranks)
             for tokens in args.tokens:
