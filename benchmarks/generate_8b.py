@@ -17,21 +17,28 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from innerq_compile import innerq
 
 
-def model_8b(layers: int) -> LlamaForCausalLM:
+def model_8b(layers: int, device: str = "cuda", dtype: torch.dtype = torch.float16, **changes: int) -> LlamaForCausalLM:
+    """Random weights, made on the device. ``changes`` are fields of the config, for smaller shapes."""
+    shape = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
     config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
+        **(shape | changes),
         num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
         max_position_embeddings=1 << 20,
         attn_implementation="sdpa",
     )
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.float16)
-        model = LlamaForCausalLM(config).eval()
-        torch.set_default_dtype(torch.float32)
+    default = torch.get_default_dtype()
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        try:
+            model = LlamaForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(default)
     return model
 
 
