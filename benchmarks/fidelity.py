@@ -208,9 +208,7 @@ def ask(bench: Bench, args: argparse.Namespace, formats: list[Format], console: 
     if args.data:
         file = args.data / QUESTIONS_FILE
         if not file.exists():
-            raise SystemExit(
-                f"{file} is missing: pack again with emulation/packed.py, or leave --data or --retrieval out"
-            )
+            raise SystemExit(f"{file} is missing: pack again with pack_model.py, or leave --data or --retrieval out")
         packed = torch.load(file, weights_only=True)
         tasks = {task: Questions(**fields) for task, fields in packed.items()}
     else:

@@ -2,7 +2,7 @@
 
     python benchmarks/format_search.py --data ../fidelity-data --device cuda --time-budget 400 --json search.json
 
-``--data`` is what ``benchmarks/emulation/packed.py`` wrote. Formats come in order of importance; those that the time
+``--data`` is what ``benchmarks/pack_model.py`` wrote. Formats come in order of importance; those that the time
 does not reach are left out. ``chosen on`` documents are the first half, ``held out`` the others.
 """
 

@@ -30,22 +30,30 @@ console = Console(width=150, highlight=False, markup=False)
 GIB = 2**30
 
 
-def model_8b(layers: int = 32) -> LlamaForCausalLM:
-    """A Llama of the 8B shape with random float16 weights, on the GPU."""
+def model_8b(
+    layers: int = 32, device: str = "cuda", dtype: torch.dtype = torch.float16, **changes: int
+) -> LlamaForCausalLM:
+    """A Llama of the 8B shape with random weights, made on the device; ``changes`` of its config for smaller shapes."""
+    shape = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
     config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
+        **(shape | changes),
         num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
         max_position_embeddings=1 << 20,
         attn_implementation="sdpa",
     )
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.float16)
-        model = LlamaForCausalLM(config).eval()
-        torch.set_default_dtype(torch.float32)
+    default = torch.get_default_dtype()
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        try:
+            model = LlamaForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(default)
     return model
 
 

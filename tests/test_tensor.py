@@ -750,6 +750,30 @@ def test_a_copy_is_independent(past, how):
         assert_equal(cache, torch.cat([dense[:, :, :50], new], dim=2))
 
 
+@pytest.mark.parametrize("norm", ["channel", "half8", "interleaved16", "half8@4", "paper"])
+def test_the_key_normalization_stays_with_the_cache(norm):
+    """Copied, reordered, cropped and appended to: the word, its statistics, and the numbers that follow from them."""
+    dense, new = random_cache(100), random_cache(40)
+    config = InnerQConfig.preset("base", **SMALL_WINDOWS, key_norm="paper" if norm == "paper" else "channel")
+    tensor = InnerQTensor.from_dense(dense, config, role="key", norm=None if norm == "paper" else norm)
+    before = tensor.inner_tensors()["norm"].clone()
+    start = torch.zeros(2, dtype=torch.int32)
+    expected = reference.key_statistics(dense, start, centre=config.centre_keys, normalize=True, norm=norm)[1]
+    torch.testing.assert_close(before, expected)
+    once = torch.cat([tensor[:, :, :90], new], dim=2).dequantize()
+    for name, make in COPIES.items():
+        copied = make(tensor)
+        longer = torch.cat([copied[:, :, :90], new], dim=2)
+        assert longer.format.norm == copied.format.norm == norm, name
+        assert torch.equal(copied.inner_tensors()["norm"], before), name
+        assert_equal(longer, once)
+    swapped_rows = torch.cat([tensor.index_select(0, torch.tensor([1, 0]))[:, :, :90], new.flip(0)], dim=2)
+    assert swapped_rows.format.norm == norm
+    assert torch.equal(swapped_rows.inner_tensors()["norm"], before.flip(0))
+    assert_equal(swapped_rows, once.flip(0))
+    assert not torch.equal(before[0], before[1]), "rows that are alike would hide a normalization left behind"
+
+
 def test_saved_tensors_that_share_a_storage_share_it_again():
     dense = random_cache(100)
     short = lossless(dense)[:, :, :60]

@@ -18,9 +18,7 @@ HELD_OUT = frozenset(list(SOURCES)[len(SOURCES) // 2 :])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, help="what emulation/packed.py wrote; without it, the installed demo model"
-    )
+    parser.add_argument("--data", type=Path, help="what pack_model.py wrote; without it, the installed demo model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--documents", type=int, default=len(SOURCES), help="the first N of them")
     parser.add_argument("--batch", type=int, default=12, help="documents that go through the model together")

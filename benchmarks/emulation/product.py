@@ -35,7 +35,7 @@ class ProductSide:
         config = self.config
         if self.role == "key" and config.has_key_statistics:
             mean, norm = reference.key_statistics(
-                x[:, :, :prompt], start, centre=config.centre_keys, normalize=config.normalize_keys
+                x[:, :, :prompt], start, centre=config.centre_keys, normalize=config.normalize_keys, norm=fmt.norm
             )
             mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
         tokens = x.shape[2]

@@ -50,7 +50,12 @@ def steps(model, tokens, config) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("preset", "changes"),
-    [("base", {}), ("small", {"sink": 8, "recent": 40}), ("tiny", {"group_size": 64, "scale_dtype": "float32"})],
+    [
+        ("base", {}),
+        ("small", {"sink": 8, "recent": 40}),
+        ("tiny", {"group_size": 64, "scale_dtype": "float32"}),
+        ("paper_base", {}),
+    ],
 )
 def test_emulation_is_the_product(model, preset, changes):
     tokens = torch.randint(0, 97, (2, TOKENS))
