@@ -1,7 +1,8 @@
 """Fidelity of the presets on a real model, against the paper's formats and KIVI-like grouping.
 
     python benchmarks/fidelity.py                                       # the demo model on this CPU: slow
-    python benchmarks/fidelity.py --data DIR --device cuda --json fidelity.json --plot fidelity.png
+    python benchmarks/fidelity.py --data DIR --device cuda --json fidelity.json
+    python benchmarks/fidelity.py --from-json smollm2.json gemma3.json --page docs/fidelity.md --plot fidelity.png
 
 The second half of each document is decoded through the quantized cache, teacher-forced, and compared with full
 precision. The decoding is emulated in one pass, exactly (docs/fidelity.md); ``--step-by-step`` checks that.
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from emulation import page
 from emulation.bench import Bench, add_options
 from emulation.decode import Format, compare, install
 from emulation.known import known_formats
@@ -49,9 +51,9 @@ def bits(row: dict) -> float:
 
 
 def figures(bench: Bench, rows: list[dict]) -> Table:
-    positions = sum(s.tokens.shape[0] * (s.tokens.shape[1] - s.prompt) for s in bench.sets)
+    head = bench.head()
     full = math.exp(sum(bench.nll_full) / len(bench.nll_full))
-    title = f"{len(bench.names)} documents, {positions:,} decoded positions, {bench.head()['device']}"
+    title = f"{head['model']}: {len(bench.names)} documents, {head['positions']:,} decoded positions, {head['device']}"
     table = Table("format", title=title, caption=f"perplexity in full precision {full:.3f}")
     for name in ("bits K/V", "KL", "KL, held out", "top-1 %", "perplexity"):
         table.add_column(name, justify="right")
@@ -121,7 +123,8 @@ def comparison(entries: list[dict]) -> Table:
     return table
 
 
-def plot(rows: list[dict], file: Path) -> None:
+def plot(results: list[dict], file: Path) -> None:
+    """KL against effective bits, a panel a model."""
     try:
         import matplotlib
     except ImportError:
@@ -129,20 +132,23 @@ def plot(rows: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for (first, label), mark in zip(SERIES.items(), "os^", strict=True):
-        mine = [r for r in rows if r["name"].startswith(f"{first} ")]
-        if not mine:
-            continue
-        axes.scatter([bits(r) for r in mine], [r["kl"] for r in mine], marker=mark, label=label)
-        for r in mine:
-            text = r["name"].removeprefix(f"{first} ")
-            axes.annotate(text, (bits(r), r["kl"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set_yscale("log")
-    axes.set_xlabel("effective bits of an element, mean of keys and values, windows apart")
-    axes.set_ylabel("mean KL(full precision || quantized), nats a token")
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
+    size = (8 * len(results), 5)
+    figure, panels = pyplot.subplots(1, len(results), figsize=size, layout="constrained", squeeze=False)
+    for axes, result in zip(panels[0], results, strict=True):
+        for (first, label), mark in zip(SERIES.items(), "os^", strict=True):
+            mine = [r for r in result["rows"] if r["name"].startswith(f"{first} ")]
+            if not mine:
+                continue
+            axes.scatter([bits(r) for r in mine], [r["kl"] for r in mine], marker=mark, label=label)
+            for r in mine:
+                text = r["name"].removeprefix(f"{first} ")
+                axes.annotate(text, (bits(r), r["kl"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.set_yscale("log")
+        axes.set_title(result["model"])
+        axes.set_xlabel("effective bits of an element, mean of keys and values, windows apart")
+        axes.set_ylabel("mean KL(full precision || quantized), nats a token")
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend()
     figure.savefig(file, dpi=150)
 
 
@@ -243,7 +249,13 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT", help="only formats whose name holds one of these"
     )
-    parser.add_argument("--from-json", type=Path, help="measure nothing: compare and plot what --json wrote before")
+    parser.add_argument(
+        "--from-json",
+        type=Path,
+        nargs="+",
+        help="measure nothing: print what --json wrote, a file a model, as Markdown",
+    )
+    parser.add_argument("--page", type=Path, help="with --from-json: the page whose results are replaced")
     parser.add_argument("--plot", type=Path, help="file for KL against effective bits (needs matplotlib)")
     parser.add_argument(
         "--step-by-step",
@@ -254,17 +266,21 @@ def main() -> None:
         metavar="STEPS",
         help="check the emulation of each preset on the first document, that many tokens one at a time (default 128)",
     )
-    parser.add_argument(
-        "--retrieval", type=int, default=0, metavar="N", help="N questions of each retrieval task (not verified so far)"
-    )
+    parser.add_argument("--retrieval", type=int, default=0, metavar="N", help="N questions of each retrieval task")
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     if args.from_json:
-        rows = json.loads(args.from_json.read_text())["rows"]
-        console.print(comparison(compared(rows)))
+        results = [json.loads(file.read_text()) for file in args.from_json]
+        for result in results:
+            result["compared"] = compared(result["rows"])  # targets may have changed since
+            print(page.section(result))
+        if args.page:
+            page.write(args.page, results)
         if args.plot:
-            plot(rows, args.plot)
+            plot(results, args.plot)
         return
+    if args.page:
+        parser.error("--page is written from what --json wrote: give --from-json FILE ... too")
     formats = [f for f in known_formats() if not args.only or any(text in f.name for text in args.only)]
     if not formats:
         raise SystemExit(f"--only {' '.join(args.only)} leaves nothing: {', '.join(f.name for f in known_formats())}")
@@ -283,7 +299,7 @@ def main() -> None:
     if args.json:  # what follows may take long
         args.json.write_text(json.dumps(result))
     if args.plot:
-        plot(rows, args.plot)
+        plot([result], args.plot)
     if args.step_by_step:
         result["step_by_step"] = check_steps(bench, formats, args.step_by_step, console)
     if args.retrieval:

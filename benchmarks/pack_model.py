@@ -117,7 +117,9 @@ def main() -> None:
         if not torch.equal(value, state[name]):
             raise SystemExit(f"{name} is not what transformers loads")
     names, tokens = documents(tokenizer)
-    torch.save({"names": names, "tokens": tokens.to(torch.int32)}, args.out / "documents.pt")
+    torch.save(
+        {"model": MODELS[args.model], "names": names, "tokens": tokens.to(torch.int32)}, args.out / "documents.pt"
+    )
     asked = questions(tokenizer, prose(), args.questions)
     torch.save({task: dataclasses.asdict(q) for task, q in asked.items()}, args.out / "questions.pt")
     print(f"{len(names)} documents: {', '.join(names)}")

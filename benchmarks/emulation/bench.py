@@ -28,8 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A model and documents, with full precision measured: ``nll_full`` is the mean negative log-likelihood of each."""
+    """A model and documents, with full precision measured: ``nll_full`` is the mean negative log-likelihood of each.
 
+    ``title`` is what the model is called in tables.
+    """
+
+    title: str
     model: torch.nn.Module
     tokenizer: object | None
     names: list[str]
@@ -42,12 +46,14 @@ class Bench:
         if args.data:
             data = torch.load(args.data / "documents.pt", weights_only=True)
             names, tokens = data["names"], data["tokens"].long()
+            title = data.get("model", args.data.resolve().name)
             model = load_packed(args.data, args.device)
         else:
-            from .models import load
+            from .models import MODELS, load
 
             model, tokenizer = load("smollm2")
             names, tokens = documents(tokenizer)
+            title = MODELS["smollm2"]
             model = model.to(args.device)
         if not (args.documents > 0 and args.batch > 0 and 0 < args.tokens <= tokens.shape[1]):
             raise SystemExit(
@@ -58,7 +64,7 @@ class Bench:
         prompt = args.tokens // 2
         sets = [Emulation(model, part, prompt) for part in tokens.split(args.batch)]
         nll = [-s.reference[:, :-1].gather(-1, s.tokens[:, prompt + 1 :, None]).double().mean((1, 2)) for s in sets]
-        return Bench(model, tokenizer, names[: args.documents], sets, torch.cat(nll).tolist())
+        return Bench(title, model, tokenizer, names[: args.documents], sets, torch.cat(nll).tolist())
 
     @property
     def layers(self) -> int:
@@ -87,7 +93,12 @@ class Bench:
     def head(self) -> dict:
         """What a file of rows begins with."""
         device = self.sets[0].tokens.device
+        types = getattr(self.model.config, "layer_types", None) or ["full_attention"] * self.layers
         return {
+            "model": self.title,
+            "layers": self.layers,
+            "quantized_layers": types.count("full_attention"),
+            "positions": sum(s.tokens.shape[0] * (s.tokens.shape[1] - s.prompt) for s in self.sets),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "torch": torch.__version__,
             "documents": self.names,

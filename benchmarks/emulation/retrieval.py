@@ -1,4 +1,4 @@
-"""Questions with discrete answers about a long context: a needle, a list of keys and values, rows of numbers.
+"""Questions with discrete answers about a long context: a needle, a list of keys and values, a list of numbers.
 
 The context is prefilled; question and answer go through the cache. An answer counts when the model, given the question
 and what the answer should be so far, would say each of its tokens next.
@@ -79,56 +79,50 @@ class Questions:
         return Questions(self.tokens[:count], self.first[:count], self.last[:count], self.prompt)
 
 
-def _needle(rng, filler: str):
-    thing, number = rng.choice(THINGS), rng.randrange(10000, 100000)
+def _prose(rng: random.Random, filler: str) -> str:
     sentences = filler.split(". ")
     begin = rng.randrange(max(1, len(sentences) - 150))
-    sentences = sentences[begin : begin + 150]
-    needle = f"The secret number of the {thing} is {number}"
-    # where it stands within the tokens that are kept is decided by `fitted`
-    return (". ".join(sentences), f" {needle}. "), f"\n\nThe secret number of the {thing} is", f" {number}"
+    return ". ".join(sentences[begin : begin + 150])
 
 
-def _pairs(rng, filler: str):
-    keys = [f"{a}-{b}" for a, b in zip(rng.sample(WORDS, 46), rng.sample(WORDS, 46), strict=True)]
-    keys += [f"{a}-{b}" for a, b in zip(rng.sample(WORDS, 46), rng.sample(WORDS, 46), strict=True)]
-    values = {key: rng.randrange(1000, 10000) for key in keys}
-    lines = [f"{key}: {value}\n" for key, value in values.items()]
-    return lines, None, {key: f" {value}" for key, value in values.items()}
+# Each task gives what stands somewhere in the prose, the question, and its answer.
 
 
-def _rows(rng, filler: str):
-    rows = {i: [rng.randrange(100, 1000) for _ in range(4)] for i in range(1, 90)}
-    lines = [f"Row {i}: {' '.join(map(str, row))}\n" for i, row in rows.items()]
-    return lines, None, {f"Row {i}": f" {' '.join(map(str, row))}" for i, row in rows.items()}
+def _needle(rng: random.Random) -> tuple[str, str, str]:
+    thing, number = rng.choice(THINGS), rng.randrange(10000, 100000)
+    needle = f"The secret number of the {thing} is"
+    return f" {needle} {number}. ", f"\n\n{needle}", f" {number}"
 
 
-TASKS = {"needle": _needle, "key-value": _pairs, "copying": _rows}
+def _pairs(rng: random.Random) -> tuple[str, str, str]:
+    """A list of keys and values. Three that are answered already show what is asked for."""
+    lines = {key: f"{key}: {rng.randrange(1000, 10000)}\n" for key in rng.sample(WORDS, len(WORDS))}
+    *shown, asked = rng.sample(list(lines), 4)
+    question = "\n\n" + "".join(lines[key] for key in shown) + f"{asked}:"
+    return "\n\n" + "".join(lines.values()) + "\n", question, lines[asked].removeprefix(f"{asked}:").rstrip()
 
 
-def _fitted(tokenize, task: str, rng, filler: str) -> tuple[list[int], list[int], list[int]]:
+def _copying(rng: random.Random) -> tuple[str, str, str]:
+    """A list of numbers, and from somewhere in it eight of them: the two behind those are asked for."""
+    numbers = [str(rng.randrange(100, 1000)) for _ in range(48)]
+    at = rng.randrange(8, len(numbers) - 2)
+    begin, answer = " ".join(numbers[at - 8 : at]), " ".join(numbers[at : at + 2])
+    return f"\n\nThe list: {' '.join(numbers)}\n\n", f"\n\nThe list again: ... {begin}", f" {answer}"
+
+
+TASKS = {"needle": _needle, "key-value": _pairs, "copying": _copying}
+
+
+def _fitted(tokenize, task: str, rng: random.Random, filler: str) -> tuple[list[int], list[int], list[int]]:
     """Tokens of context (exactly ``CONTEXT``), question and answer."""
-    made, question, answers = TASKS[task](rng, filler)
-    if task == "needle":
-        text, needle = made
-        body, inserted = tokenize(text), tokenize(needle)
-        room = CONTEXT - len(inserted)
-        if len(body) < room:
-            raise SystemExit(f"filler of {len(body)} tokens is too short for a context of {CONTEXT}")
-        place = rng.randrange(32, room - 160)  # neither among the sinks nor in the recent window
-        context, answer = body[:place] + inserted + body[place:room], answers
-    else:
-        lines = [tokenize(line) for line in made]
-        held, context = 0, []
-        while held < len(lines) and len(context) + len(lines[held]) <= CONTEXT:
-            context += lines[held]
-            held += 1
-        context = tokenize("\n") * (CONTEXT - len(context)) + context
-        asked = rng.randrange(4, held - 12)
-        key = list(answers)[asked]
-        question, answer = f"\nAgain, {key}:", answers[key]
-    asked = tokenize(question)
-    whole = tokenize(question + answer)
+    text, (inserted, question, answer) = _prose(rng, filler), TASKS[task](rng)
+    body, inserted = tokenize(text), tokenize(inserted)
+    room = CONTEXT - len(inserted)
+    if len(body) < room or room < 256:
+        raise SystemExit(f"{len(body)} tokens of prose and {len(inserted)} do not make a context of {CONTEXT}")
+    place = rng.randrange(32, room - 160)  # neither among the sinks nor in the recent window
+    context = body[:place] + inserted + body[place:room]
+    asked, whole = tokenize(question), tokenize(question + answer)
     if whole[: len(asked)] != asked:
         raise SystemExit(f"{question + answer!r} does not begin with the tokens of its question")
     return context, asked, whole[len(asked) :]
