@@ -22,6 +22,7 @@ from .dump import begin_dump, captured_inputs, dumped
 from .errors import InnerQError
 from .kernels import lowering
 from .passes import PassContext, run_passes
+from .passes.aliases import Writes
 from .passes.context import GraphError
 from .report import SKIPPED, GraphReport, make_report, record
 from .runtime import CompiledGraph
@@ -105,10 +106,9 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     record(report)
     if config.strict and context.reasons:
         raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
-    if context.static_lengths and context.attentions and not (context.caches or context.shadows):
-        # a prefill runs once, and the caches that it makes outlive the memory of a CUDA graph
+    if context.static_lengths and (reason := _not_recorded(copy, context, report)):
         inductor_options = {**inductor_options, "triton.cudagraphs": False}
-        report.cuda_graphs = "no: a prefill runs once, and its caches outlive the memory of a CUDA graph"
+        report.cuda_graphs = f"no: {reason}"
     if not context.rewritten and not context.caches:
         with _watched(report, inductor_options, example_inputs, context), dumped(dump, gm, report):
             compiled = compile_fx(gm, example_inputs, config_patches=inductor_options)
@@ -121,7 +121,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         without = {**inductor_options, "triton.cudagraphs": False}
         prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
     if inductor_options.get("triton.cudagraphs"):
-        _mark_static(context)
+        _mark_static(copy, context)
     inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
     with (
         _watched(report, inductor_options, example_inputs, context),
@@ -130,6 +130,19 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     ):
         compiled = compile_fx(copy, inputs, config_patches=inductor_options)
     return captured_inputs(dump, CompiledGraph(compiled, prelude, context, gm, copy, report))
+
+
+def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
+    """Why a graph is not to become a CUDA graph, or None."""
+    if context.attentions and not (context.caches or context.shadows):
+        return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
+    targets = {node.target for node in gm.graph.nodes}
+    if torch.ops.innerq.write_.default in targets:
+        return "a prompt is written to a quantized buffer, which runs once and waits for the device"
+    slow = [layer.kernel for layer in report.layers if layer.kernel.startswith("reference")]
+    if slow and torch.ops.innerq.decode_attention.default in targets:
+        return f"plain torch serves an attention, and waits for the device ({slow[0]})"
+    return None
 
 
 def _keyed_by(tag: str):
@@ -146,12 +159,18 @@ def _placeholders(gm: GraphModule) -> list[Node]:
     return gm.graph.find_nodes(op="placeholder")
 
 
-def _mark_static(context: PassContext) -> None:
-    """Tell Inductor that caches and hoisted masks keep their address, so that CUDA graphs read them where they are."""
+def _mark_static(gm: GraphModule, context: PassContext) -> None:
+    """Tell Inductor that caches, hoisted masks and what the program writes in place keep their address.
+
+    CUDA graphs read them where they are. Another address is right, too: it is recorded anew. Inductor gives up CUDA
+    graphs for a graph that writes to an input of which it does not know that.
+    """
     shadows = [side for pair in context.shadows.values() for side in (pair.key, pair.value)]
     nodes = [node for cache in (*context.caches.values(), *shadows) for node in cache.nodes]
     if context.prelude is not None:
         nodes += context.prelude.placeholders
+    changes = Writes(gm.graph)
+    nodes += [node for node in _placeholders(gm) if changes.of(node)]
     for node in nodes:
         node.meta["tensor_dict"] = {**node.meta.get("tensor_dict", {}), "_dynamo_static_input_type": "unguarded"}
 

@@ -80,7 +80,7 @@ class ShadowReader:
             or shadow.config != self._config
             or (shadow.key.format, shadow.value.format) != self._formats
         ):
-            shadow = self._import(key, value, int(self._position(args)))
+            shadow = self._import(key, value, int(self._position(args)), shadow)
             setattr(key, _ATTRIBUTE, shadow)
         return shadow
 
@@ -88,13 +88,31 @@ class ShadowReader:
         """Note that the graph has written the same tokens to the buffers and to the shadow."""
         shadow.versions = _versions(args[self._key], args[self._value])
 
-    def _import(self, key: torch.Tensor, value: torch.Tensor, length: int) -> Shadow:
+    def _import(self, key: torch.Tensor, value: torch.Tensor, length: int, last: Shadow | None) -> Shadow:
+        """A shadow of the buffers' contents, in the memory of the ``last`` where it fits: CUDA graphs know that."""
         sides = []
         for buffer, dims, fmt in zip((key, value), (self._key_dims, self._value_dims), self._formats, strict=True):
             dense = buffer.detach().permute(dims)
             capacity = preallocated_capacity(fmt, dense.shape[2])
             sides.append(quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, norm=fmt.norm))
+        if last is not None:
+            sides = [_moved(side, old) for side, old in zip(sides, (last.key, last.value), strict=True)]
         return Shadow(*sides, self._config, weakref.ref(value), _versions(key, value))
+
+
+def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:
+    """``storage`` in the memory of ``into``, or as it is where that is of another form."""
+    source, target = storage.tensors(), into.tensors()
+    alike = source.keys() == target.keys() and all(
+        (new.shape, new.dtype, new.device) == (target[name].shape, target[name].dtype, target[name].device)
+        for name, new in source.items()
+    )
+    if not alike or storage.format != into.format:
+        return storage
+    for name, new in source.items():
+        target[name].copy_(new)
+    into.length = storage.length
+    return into
 
 
 def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:

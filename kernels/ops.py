@@ -190,11 +190,18 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
 
     A cache that is shorter already has missed tokens: an error on a CPU, a device-side assertion elsewhere.
     """
+    sides = (
+        ((k_codes, k_scales, k_window, k_state), CacheFormat.parse(k_format)),
+        ((v_codes, v_scales, v_window, v_state), CacheFormat.parse(v_format)),
+    )
+    if position.device.type == "cuda":
+        from . import triton as backend
+
+        if not reference_only() and all(backend.supports_rewind(*side) for side in sides):
+            backend.rewind_(sides, position)
+            return
     position = position.reshape(())
-    for cache, fmt in (
-        ((k_codes, k_scales, k_window, k_state), k_format),
-        ((v_codes, v_scales, v_window, v_state), v_format),
-    ):
+    for cache, fmt in sides:
         reached = cache[3][..., layout.START] + cache[3][..., layout.LENGTH]
         if position.device.type == "cpu":
             if bool((reached == position).all()):
@@ -203,7 +210,7 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
                 raise RuntimeError(f"innerq: {_MISSED} (position {int(position)}, length {int(reached.min())})")
         else:
             torch._assert_async((reached >= position).all(), f"innerq: {_MISSED}")
-        reference.truncate_(*cache, position, CacheFormat.parse(fmt))
+        reference.truncate_(*cache, position, fmt)
 
 
 @_impl("write_")

@@ -15,6 +15,7 @@ from .context import PassContext
 from .dequantize_rest import dequantize_rest
 from .fold_key_norm import fold_key_norm
 from .hoist_lengths import hoist_lengths
+from .index_writes import index_writes
 from .match_attention import match_attention
 from .match_cache import match_cache
 from .plan_outputs import plan_outputs
@@ -39,6 +40,7 @@ PASSES: tuple[Pass, ...] = (
     quantize_prefill,  # fresh keys and values leave the graph quantized
     dequantize_rest,  # any other reader of a cache reads it dequantized
     plan_outputs,  # outputs of the new graph, and how the program's are made of them
+    index_writes,  # for CUDA graphs: positions of writes as tensors
     hoist_lengths,  # for CUDA graphs: what depends on the length goes into a graph of its own
 )
 

@@ -268,6 +268,7 @@ class PassContext:
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
     key_norms: list[KeyNormUse] = dataclasses.field(default_factory=list)  # for `fold_key_norm`
     opened: dict[Any, Node] = dataclasses.field(default_factory=dict)  # `open_from` by mask, query tokens and length
+    positions: dict[Any, Node] = dataclasses.field(default_factory=dict)  # numbers as tensors, by number and device
     outputs: list[Any] = dataclasses.field(default_factory=list)  # OutputPlan, an entry for each original output
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     refused: dict[AttentionMatch, Reason] = dataclasses.field(default_factory=dict)  # matches among the reasons

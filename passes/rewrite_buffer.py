@@ -38,7 +38,7 @@ _NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions th
 
 
 def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
-    checked: set[tuple[Node, Any]] = set()
+    checks: dict[Any, tuple[AttentionMatch, dict[Node, None]]] = {}
     sides: dict[tuple[Node, Node], tuple[CacheInput, CacheInput]] = {}
     positions: dict[tuple[Node, Node], Node] = {}
     writes: dict[Node, Node] = {}
@@ -58,18 +58,21 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         if pair not in sides:
             with gm.graph.inserting_before(last.next):
-                positions[pair] = position_tensor(gm, key.buffer)
+                positions[pair] = position_tensor(gm, context, key.buffer)
                 sides[pair] = _sides(gm, key.buffer, value.buffer, changes, context)
                 _follow(gm, context, match, *sides[pair], key.buffer, value.buffer, positions[pair])
-        if key.buffer.whole and (match.mask, positions[pair]) not in checked:
-            checked.add((match.mask, positions[pair]))
-            with gm.graph.inserting_before(match.node):
-                _check_mask(gm, match, positions[pair], key.buffer.count)
+        if key.buffer.whole:  # layers share a check, at the last of them, of a mask that nothing changes
+            shared = (match.mask, key.buffer.count, match if changes.of(match.mask) else None)
+            places = checks.get(shared, (match, {}))[1]
+            checks[shared] = match, {**places, positions[pair]: None}
         attend(gm, context, match, *sides[pair], changes, (key.buffer.position, key.buffer.count))
         context.rewritten.append(match)
         for use in (key.buffer, value.buffer):
             if is_preallocated(use.buffer):
                 writes[use.write] = use.buffer
+    for (_, count, _), (match, places) in checks.items():
+        with gm.graph.inserting_before(match.node):
+            _check_mask(gm, match, list(places), count)
     erase_dead(gm.graph, [match.node for match in context.rewritten])
     for write, buffer in writes.items():  # the cache itself has been written
         write.replace_all_uses_with(buffer)
@@ -117,7 +120,7 @@ def _apart(key: BufferUse, value: BufferUse, changes: Writes) -> str | None:
     return None
 
 
-def position_tensor(gm: GraphModule, use: BufferUse) -> Node:
+def position_tensor(gm: GraphModule, context: PassContext, use: BufferUse) -> Node:
     """A tensor with one element: the position of the first token that is written."""
     position, call = use.position, gm.graph.call_function
     if isinstance(position, Node) and isinstance(example(position), torch.Tensor):
@@ -127,9 +130,16 @@ def position_tensor(gm: GraphModule, use: BufferUse) -> Node:
             same = call(torch.eq, (position, call(operator.add, (first, steps))))
             call(torch._assert_async, (gm.graph.call_method("all", (same,)), _NOT_CONSECUTIVE))
         return first
-    return gm.graph.call_function(
-        torch.full, ((1,), position), {"dtype": torch.int64, "device": example(use.buffer).device}
-    )
+    device = example(use.buffer).device
+    fill = (torch.full, ((1,), position), {"dtype": torch.int64, "device": device})
+    if not isinstance(position, Node):
+        return call(*fill)
+    if (position, device) not in context.positions:  # one for all layers, where the number is known
+        inputs = gm.graph.find_nodes(op="placeholder")
+        with gm.graph.inserting_after(inputs[-1] if position.op == "placeholder" else position):
+            node = context.positions[position, device] = call(*fill)
+        node.meta["example_value"] = example(use.new).new_empty((1,), dtype=torch.int64)
+    return context.positions[position, device]
 
 
 def logical(gm: GraphModule, use: BufferUse) -> Node:
@@ -206,9 +216,12 @@ def _shadow(gm: GraphModule, key: BufferUse, value: BufferUse, changes: Writes, 
     return ShadowInput(*sides, key, value)
 
 
-def _check_mask(gm: GraphModule, match: AttentionMatch, position: Node, count: int) -> None:
-    """Fail loudly where the mask shows a token behind those that were written."""
+def _check_mask(gm: GraphModule, match: AttentionMatch, positions: list[Node], count: int) -> None:
+    """Fail loudly where the mask shows a token behind those that were written, to any of the caches."""
     call, method, mask = gm.graph.call_function, gm.graph.call_method, match.mask
+    position = positions[0]
+    if len(positions) > 1:
+        position = method("amin", (call(torch.cat, (positions,)), 0, True))
     visible = mask
     if example(mask).dtype != torch.bool:
         visible = call(operator.gt, (mask, MASKED))

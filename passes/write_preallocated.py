@@ -26,7 +26,7 @@ def write_preallocated(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         try:
             for write, index, new in buffer_writes(placeholder, Writes(gm.graph)):
-                _rewrite(gm, cache, write, index, new)
+                _rewrite(gm, context, cache, write, index, new)
         except NoBuffer as reason:
             raise GraphError(
                 f"a quantized buffer is written in a way that is not understood: {reason} "
@@ -41,7 +41,7 @@ def write_preallocated(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _rewrite(gm: GraphModule, cache: CacheInput, write: Node, index, new: Node) -> None:
+def _rewrite(gm: GraphModule, context: PassContext, cache: CacheInput, write: Node, index, new: Node) -> None:
     buffer = cache.placeholder
     position = write_position(index, _ORDER, shape(buffer), new)
     view = write.args[0]
@@ -50,7 +50,7 @@ def _rewrite(gm: GraphModule, cache: CacheInput, write: Node, index, new: Node) 
     use = BufferUse(buffer, _ORDER, new, write, position, 0, True, True)
     with gm.graph.inserting_before(write):
         # the operator looks at all positions of an index tensor
-        at = position.node if isinstance(position, IndexTensor) else position_tensor(gm, use)
+        at = position.node if isinstance(position, IndexTensor) else position_tensor(gm, context, use)
         write_cache(gm, cache, logical(gm, use), at)
     write.replace_all_uses_with(buffer)
     gm.graph.erase_node(write)

@@ -17,10 +17,12 @@ __all__ = [
     "decode_kernel",
     "key_statistics",
     "prefill",
+    "rewind_",
     "supports_append",
     "supports_decode",
     "supports_key_statistics",
     "supports_prefill",
+    "supports_rewind",
 ]
 
 Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -39,6 +41,11 @@ def supports_key_statistics(keys: torch.Tensor) -> bool:
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether :func:`append_` takes new tokens ``x [B, H, N, D]`` for a (dense) cache of this format."""
     return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
+
+
+def supports_rewind(cache: Cache, fmt: CacheFormat) -> bool:
+    """Whether :func:`rewind_` takes a cache of this format."""
+    return support.runs_on(cache[3]) and support.cache_supported(cache, fmt)
 
 
 def supports_decode(
@@ -95,6 +102,13 @@ def append_(sides) -> None:
     from . import cache_append
 
     cache_append.append_(sides)
+
+
+def rewind_(sides, position) -> None:
+    """A pair of caches back to a length on the device, see ``reference.truncate_`` and :func:`cache_rewind.rewind_`."""
+    from . import cache_rewind
+
+    cache_rewind.rewind_(sides, position)
 
 
 def decode_attention(

@@ -15,6 +15,7 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.int64: "*i64",
     torch.int32: "*i32",
     torch.int16: "*i16",
     torch.uint8: "*u8",
@@ -28,7 +29,7 @@ def compile_for(kernel, arguments: dict[str, Any], capability: int = 90, **optio
         kernel: a ``triton.jit`` function.
         arguments: every parameter by name: a dtype for a pointer, an int, a float, or the value of a constexpr.
             Integers are typed only, with the specialization of a launch: 1 becomes a constant, multiples of 16 divide.
-        options: ``num_warps``, ``num_stages``.
+        options: ``num_warps``, ``num_stages`` and others that Triton takes at a launch.
     """
     signature, constants, attrs = {}, {}, {}
     for index, parameter in enumerate(kernel.params):

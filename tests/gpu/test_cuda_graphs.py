@@ -1,19 +1,33 @@
-"""mode="reduce-overhead" with transformers' default cache: one recorded graph serves all lengths."""
+"""mode="reduce-overhead": one recorded graph serves all lengths, with caches that grow and with preallocated ones.
+
+Everything is ``lossless``, and compared with the program run eagerly. What can be known without a GPU is asserted in
+``tests/models/test_cuda_graph_inputs.py``.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import CompileConfig, StaticCache
 
-from innerq_compile import InnerQTensor, innerq
+from innerq_compile import InnerQTensor, compiled_graphs, empty_cache, innerq
 
+from ..buffer_loop import BufferDecoder, decode
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
 
 
 def recordings() -> int:
@@ -33,11 +47,17 @@ def _count(manager) -> int:
     return count
 
 
+def assert_recorded(at_most: int, since: int = 0) -> None:
+    """Graphs were recorded, no more than ``at_most`` since there were ``since``, and none was given up."""
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    decoding = [report for report in compiled_graphs() if report.cuda_graphs.startswith("yes")]
+    assert decoding and not any("no CUDA graph serves" in report.cuda_graphs for report in decoding)
+    assert 1 <= recordings() - since <= at_most
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch,padding", [(1, ()), (2, (0, 41))], ids=["B1", "B2-padded"])
 def test_generate(dtype, batch, padding):
-    torch._dynamo.reset()
-    counters.clear()
     model = tiny_llama(layers=2, dtype=dtype).cuda()
     inputs = prompt(batch, 150, padding, device="cuda")
     expected_tokens, expected, _ = generate(model, inputs, 120)
@@ -51,3 +71,91 @@ def test_generate(dtype, batch, padding):
         recorded = recordings()
     assert counters["inductor"]["cudagraph_skips"] == 0
     model._compiled_call_impl = None
+
+
+# --- preallocated caches ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch,padding", [(1, ()), (2, (0, 41))], ids=["B1", "B2-padded"])
+def test_generate_static(batch, padding):
+    """transformers' own way to compile: an eager prefill, one recorded step; a new cache for each generate()."""
+    dtype = torch.float16
+    model = tiny_llama(layers=2, dtype=dtype).cuda()
+    inputs = prompt(batch, 150, padding, device="cuda")
+    options = {"cache_implementation": "static"}
+    expected_tokens, expected, _ = generate(model, inputs, 60, **options, disable_compile=True)
+    compile_config = CompileConfig(
+        backend="innerq", mode=None, options={"preset": "lossless", "mode": "reduce-overhead"}
+    )
+    for _ in range(2):
+        recorded = recordings()
+        tokens, logits, _ = generate(model, inputs, 60, **options, compile_config=compile_config)
+        assert_same_tokens(tokens, logits, expected_tokens, expected, dtype)
+        assert_recorded(1, since=recorded)
+
+
+def test_loop_over_a_static_cache():
+    """innerq(model) compiles the prefill, too, so that transformers marks no buffer; the cache is used three times."""
+    dtype = torch.float16
+    model = tiny_llama(layers=2, dtype=dtype).cuda()
+    texts = [prompt(1, tokens, device="cuda") for tokens in (150, 90, 140)]
+    expected = [generate(model, text, 40) for text in texts]
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    cache, recorded = StaticCache(config=model.config, max_cache_len=200), recordings()
+    for text, (expected_tokens, expected_logits, _) in zip(texts, expected, strict=True):
+        cache.reset()
+        tokens, logits, _ = generate(model, text, 40, past_key_values=cache)
+        assert_same_tokens(tokens, logits, expected_tokens, expected_logits, dtype)
+    assert_recorded(1, since=recorded)
+    model._compiled_call_impl = None
+
+
+@pytest.mark.parametrize("where", ["tensor", "number"])
+@pytest.mark.parametrize("kind", ["argument", "registered", "quantized"])
+def test_own_loop(kind, where):
+    """Buffers that the user has made: arguments, buffers of the module, and ``empty_cache``; written at any position."""
+    torch.manual_seed(1)
+    shape, device = (2, 4, 300, 64), "cuda"
+    model = BufferDecoder(layers=2, heads=4, head_dim=64, where=where).to(device, torch.float16).eval()
+    dense = [torch.zeros(shape, dtype=torch.float16, device=device) for _ in range(4)]
+    expected = [decode(model, dense, prompt=tokens, steps=60, seed=tokens) for tokens in (140, 80)]
+    buffers = [torch.zeros_like(buffer) for buffer in dense]
+    if kind == "quantized":
+        buffers = [
+            empty_cache(*shape, role=role, config="lossless", dtype=torch.float16, device=device)
+            for role in ("key", "value") * 2
+        ]
+    elif kind == "registered":
+        model.own(buffers)
+        buffers = []
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    recorded = recordings()
+    for tokens, right in zip((140, 80), expected, strict=True):
+        out = decode(model, buffers, prompt=tokens, steps=60, seed=tokens)
+        torch.testing.assert_close(out, right, atol=2e-2 * float(right.abs().max()), rtol=0)
+    assert_recorded(1, since=recorded)
+
+
+def test_behind_the_end_of_a_buffer():
+    """A write that leaves a gap is an error, also in a recorded graph. A failed assertion ends a CUDA process."""
+    import subprocess
+    import sys
+
+    program = """
+import torch
+from innerq_compile import empty_cache, innerq
+from tests.buffer_loop import BufferDecoder, decode
+model = innerq(BufferDecoder(layers=1, heads=2, head_dim=64, where="tensor").cuda().eval(), preset="lossless",
+               mode="reduce-overhead")
+buffers = [empty_cache(1, 2, 300, 64, role=role, config="lossless", device="cuda") for role in ("key", "value")]
+decode(model, buffers, prompt=100, steps=5, seed=0)
+torch.cuda.synchronize()
+print("so far")
+with torch.no_grad():
+    model(torch.randn(1, 1, 128, device="cuda"), torch.tensor([120], device="cuda"), *buffers)
+torch.cuda.synchronize()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "so far" in result.stdout, result.stderr[-2000:]
+    assert result.returncode != 0
+    assert "written behind the tokens that it holds" in result.stderr or "device-side assert" in result.stderr

@@ -103,6 +103,20 @@ def test_append_is_the_reference(head_dim, dtype, fmt, count):
         assert_same_cache(cache, expected, fmt, head_dim)
 
 
+@pytest.mark.parametrize(("head_dim", "dtype", "fmt"), FORMATS[::2])
+def test_rewind_is_the_reference(head_dim, dtype, fmt):
+    """To the end, by a token, into the quantized region, into padding."""
+    x, start = normal(2, 2, 150, head_dim, dtype=dtype), torch.tensor([0, 9], dtype=torch.int32)
+    caches = [make_cache(half, fmt, start) for half in (x, x.flip(2))]
+    expected = [clone(cache) for cache in caches]
+    for target in (150, 149, 61, 8):
+        assert all(kernels.supports_rewind(cache, fmt) for cache in caches)
+        kernels.rewind_(tuple((cache, fmt) for cache in caches), torch.tensor([target], device=DEVICE))
+        for cache, other in zip(caches, expected, strict=True):
+            reference.truncate_(*other, target, fmt)
+            assert_same_cache(cache, other, fmt, head_dim)
+
+
 @pytest.mark.parametrize("count", [1, 3, 70])
 def test_append_writes_both_sides(count):
     k_fmt, v_fmt = (

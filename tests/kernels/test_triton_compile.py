@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 PROGRAM = """
 import torch
 from innerq_compile.kernels.formats import CacheFormat
-from innerq_compile.kernels.triton import attention_portable, cache_append, cache_prefill, offline
+from innerq_compile.kernels.triton import attention_portable, cache_append, cache_prefill, cache_rewind, offline
 from innerq_compile.kernels.triton.support import side_constants
 
 capability, head_dim, mode, bits = {capability}, {head_dim}, {mode!r}, {bits}
@@ -48,6 +48,9 @@ assert "HMMA" in offline.sass(compiled)
 new = strides(*(f"{{p}}_stride_{{x}}" for p in "kv" for x in "bhnd"))
 arguments = dict(both, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True, ROWS=1, **new)
 offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
+offline.compile_for(
+    cache_rewind.rewind_fwd_kernel, dict(both, position=torch.int64), capability, **cache_rewind.OPTIONS
+)
 one = side("k") | side_constants(formats["k"], head_dim)
 one = {{name.removeprefix("k_"): value for name, value in one.items()}}
 arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=4096, HAS_MEAN=True, HAS_NORM=True)

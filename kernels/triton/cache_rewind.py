@@ -1,0 +1,140 @@
+"""Rewind: a pair of caches back to a length that is on the device, in one launch. See ``reference.truncate_``."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..formats import CacheFormat
+from .casts import round_to
+from .support import interpreted, on_device, side_constants
+from .unpack import load_tokens, quantized_end, tile_channels
+
+#: The assertion needs Triton's debug mode, which would check every addition for overflow as well.
+OPTIONS = {} if interpreted() else {"debug": True, "sanitize_overflow": False}
+
+
+@triton.jit
+def _rewind_side(
+    codes,
+    scales,
+    window,
+    state,
+    target,
+    bh,
+    capacity,
+    IS_KEY: tl.constexpr,
+    MODE: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    D: tl.constexpr,
+    LO: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One (b, h) of one side: what a block that is cut still holds goes back into the ring, and the state follows."""
+    RING: tl.constexpr = RECENT + BLOCK
+    p_state = state + bh * 4
+    start = tl.load(p_state)
+    length = tl.load(p_state + 1)
+    peak = tl.load(p_state + 2)
+    tl.device_assert(start + length >= target, "innerq: a static cache was written behind the tokens that it holds")
+    if start + length > target:  # nearly never in a decode step
+        new_start = tl.minimum(start, target)
+        kept = target - new_start
+        new_peak = tl.minimum(peak, kept + RECENT)
+        end = quantized_end(p_state, SINK, RECENT, BLOCK)
+        new_end = SINK + tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK * BLOCK
+        position = new_end + tl.arange(0, BLOCK)
+        # the capacity bounds what is quantized, as in the reference
+        held = (position < kept) & (position < end) & (position < SINK + capacity * BLOCK)
+        b_x = load_tokens(
+            codes, scales, window, bh, capacity, position, held, end, True, False,
+            IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+        )  # fmt: skip
+        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+        slot = SINK + (position - SINK) % RING
+        if window.dtype.element_ty != tl.float32:  # what is finite stays so in the dtype of the window
+            LARGEST: tl.constexpr = 65504.0 if window.dtype.element_ty == tl.float16 else 3.3895313892515355e38
+            b_x = tl.where(tl.abs(b_x) < float("inf"), tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST), b_x)
+        tl.store(
+            window + (bh * (SINK + RING) + slot)[:, None] * D + channel[None, :],
+            round_to(b_x, window.dtype.element_ty),
+            mask=held[:, None] & real[None, :],
+        )
+        tl.debug_barrier()  # every warp has read the state
+        tl.store(p_state, new_start)
+        tl.store(p_state + 1, kept)
+        tl.store(p_state + 2, new_peak)
+
+
+@triton.jit
+def rewind_fwd_kernel(
+    k_codes,
+    k_scales,
+    k_window,
+    k_state,
+    k_capacity,
+    v_codes,
+    v_scales,
+    v_window,
+    v_state,
+    v_capacity,
+    position,
+    K_IS_KEY: tl.constexpr,
+    K_MODE: tl.constexpr,
+    K_BITS: tl.constexpr,
+    K_GROUP: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    K_SINK: tl.constexpr,
+    K_RECENT: tl.constexpr,
+    K_D: tl.constexpr,
+    K_LO: tl.constexpr,
+    K_COLS: tl.constexpr,
+    V_IS_KEY: tl.constexpr,
+    V_MODE: tl.constexpr,
+    V_BITS: tl.constexpr,
+    V_GROUP: tl.constexpr,
+    V_BLOCK: tl.constexpr,
+    V_SINK: tl.constexpr,
+    V_RECENT: tl.constexpr,
+    V_D: tl.constexpr,
+    V_LO: tl.constexpr,
+    V_COLS: tl.constexpr,
+):
+    """Program (b * H + h, side)."""
+    bh = tl.program_id(0).to(tl.int64)
+    target = tl.load(position).to(tl.int32)
+    if tl.program_id(1) == 0:
+        _rewind_side(
+            k_codes, k_scales, k_window, k_state, target, bh, k_capacity,
+            K_IS_KEY, K_MODE, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS,
+        )  # fmt: skip
+    else:
+        _rewind_side(
+            v_codes, v_scales, v_window, v_state, target, bh, v_capacity,
+            V_IS_KEY, V_MODE, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS,
+        )  # fmt: skip
+
+
+def rewind_(
+    sides: tuple[tuple[tuple[torch.Tensor, ...], CacheFormat], ...],
+    position: torch.Tensor,
+) -> None:
+    """Forget all tokens from a position on, in a key and a value cache, in place.
+
+    Args:
+        sides: ``(cache, format)`` of keys and of values, with equal B and H; dense tensors.
+        position: a tensor with one element, any integer dtype, on the caches' device. A cache that is shorter is a
+            device-side assertion.
+    """
+    tensors, constants = [], {}
+    for prefix, (cache, fmt) in zip(("K_", "V_"), sides, strict=True):
+        tensors += [*cache, cache[0].shape[2]]
+        constants |= side_constants(fmt, cache[2].shape[3], prefix)
+    batch, heads = sides[0][0][3].shape[:2]
+    with on_device(position):
+        rewind_fwd_kernel[(batch * heads, 2)](*tensors, position, **constants, num_warps=4, **OPTIONS)

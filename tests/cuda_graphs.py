@@ -1,0 +1,80 @@
+"""What would keep Inductor from recording a graph as a CUDA graph, or from one recording that serves all steps.
+
+Asked of the graph that Inductor gets, so that it can be asserted on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.fx import GraphModule
+
+
+@dataclasses.dataclass
+class Recorded:
+    """A graph that is to be recorded.
+
+    Attributes:
+        moving: inputs that are changed in place and not known to keep their address: Inductor skips CUDA graphs.
+        copied: floating inputs of four dimensions that are copied into the recording at every step.
+        symbols: inputs that are sizes: a recording for each of their values.
+        waits: a node that cannot be recorded, or None.
+        targets: names of the operators, in order.
+    """
+
+    moving: list[str]
+    copied: list[str]
+    symbols: list[str]
+    waits: str | None
+    targets: list[str]
+
+    @property
+    def obstacles(self) -> list[str]:
+        return [*self.moving, *self.copied, *self.symbols, *filter(None, [self.waits])]
+
+
+@contextlib.contextmanager
+def recordings() -> Iterator[list[Recorded]]:
+    """Collects the graphs that are to be recorded while it is open. They run operator by operator."""
+    import torch._inductor.compile_fx as module
+    from functorch.compile import make_boxed_func
+    from torch._inductor.utils import get_first_incompatible_cudagraph_node
+
+    found: list[Recorded] = []
+    real = module.compile_fx
+
+    def inner(gm: GraphModule, example_inputs, *, static_input_idxs=(), **kwargs):
+        if torch._inductor.config.triton.cudagraphs:
+            found.append(_look(gm, set(static_input_idxs), get_first_incompatible_cudagraph_node(gm)))
+        return make_boxed_func(gm.forward)
+
+    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
+        return real(gm, example_inputs, inner_compile=inner, config_patches=config_patches)
+
+    with pytest.MonkeyPatch.context() as patch, torch._functorch.config.patch(enable_autograd_cache=False):
+        patch.setattr(module, "compile_fx", compile_fx)
+        torch._dynamo.reset()
+        yield found
+        torch._dynamo.reset()
+
+
+def _look(gm: GraphModule, static: set[int], waiting) -> Recorded:
+    inputs = gm.graph.find_nodes(op="placeholder")
+    tensors = [node for node in inputs if isinstance(node.meta["val"], torch.Tensor)]
+    written = {
+        node.args[0]
+        for node in gm.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    }
+    fixed = {node for index, node in enumerate(inputs) if index in static}
+    return Recorded(
+        moving=[node.name for node in tensors if node in written and node not in fixed],
+        copied=[node.name for node in tensors if node.meta["val"].dim() == 4 and node not in fixed],
+        symbols=[node.name for node in inputs if isinstance(node.meta["val"], torch.SymInt)],
+        waits=None if waiting is None else str(waiting.target),
+        targets=[str(node.target) for node in gm.graph.nodes if node.op == "call_function"],
+    )

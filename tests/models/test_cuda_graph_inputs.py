@@ -1,0 +1,87 @@
+"""Nothing keeps a decode step from being one CUDA graph for all lengths: asked of the graphs that Inductor gets.
+
+The same programs are recorded and replayed in ``tests/gpu/test_cuda_graphs.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CompileConfig, DynamicCache, StaticCache
+
+from innerq_compile import clear_reports, compiled_graphs, empty_cache, innerq
+
+from ..buffer_loop import BufferDecoder, decode
+from ..cuda_graphs import recordings
+from .helpers import prompt, tiny_llama
+from .test_generate_features import assert_same_logits, feed, tokens_of
+
+OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}
+
+
+@pytest.fixture
+def recorded():
+    clear_reports()
+    with recordings() as found:
+        yield found
+
+
+def assert_one_for_all(recorded) -> None:
+    """One graph is recorded, with nothing in its way."""
+    assert [graph.obstacles for graph in recorded] == [[]]
+    assert [report.kind for report in compiled_graphs()].count("decode") >= 1
+
+
+def test_dynamic_cache(recorded):
+    eager, model = (tiny_llama(head_dim=16) for _ in range(2))
+    innerq(model, **OPTIONS)
+    ids = prompt(1, 64)["input_ids"]
+    assert_same_logits(feed(model, ids, DynamicCache(), [60, 1, 1, 1, 1]), feed(eager, ids, DynamicCache(), [64]))
+    assert_one_for_all(recorded)
+
+
+@pytest.mark.parametrize("padding", [(), (0, 9)], ids=["B1", "B2-padded"])
+def test_static_cache_of_generate(recorded, padding):
+    model = tiny_llama(head_dim=16, layers=2)
+    inputs = prompt(max(1, len(padding)), 60, padding)
+    expected = tokens_of(model, inputs, 5, cache_implementation="static")
+    config = CompileConfig(backend="innerq", mode=None, options=OPTIONS)
+    config._compile_all_devices = True
+    assert torch.equal(tokens_of(model, inputs, 5, cache_implementation="static", compile_config=config), expected)
+    assert_one_for_all(recorded)
+    assert recorded[0].targets.count("aten._assert_async.msg") <= 2, "one check of the mask for all layers"
+
+
+def test_static_cache_made_in_a_compiled_prefill(recorded):
+    """transformers does not mark its buffers there. Used again, the shadow stays where it is."""
+    eager, model = (tiny_llama(head_dim=16) for _ in range(2))
+    innerq(model, **OPTIONS)
+    cache, addresses = StaticCache(config=model.config, max_cache_len=100), set()
+    for tokens in (64, 40):
+        ids, sizes = prompt(1, tokens)["input_ids"], [tokens - 3, 1, 1, 1]
+        cache.reset()
+        assert_same_logits(feed(model, ids, cache, sizes), feed(eager, ids, DynamicCache(), [tokens]))
+        shadow = cache.layers[0].keys._innerq_shadow
+        addresses.add(tuple(t.data_ptr() for side in (shadow.key, shadow.value) for t in side.tensors().values()))
+    assert len(addresses) == 1
+    assert_one_for_all(recorded)
+
+
+@pytest.mark.parametrize("where", ["tensor", "number"])
+@pytest.mark.parametrize("kind", ["argument", "registered", "quantized"])
+def test_own_loop(recorded, kind, where):
+    shape = (1, 2, 90, 16)
+    model = BufferDecoder(layers=2, heads=2, head_dim=16, where=where).eval()
+    dense = [torch.zeros(shape) for _ in range(4)]
+    expected = [decode(model, dense, prompt=tokens, steps=4, seed=tokens) for tokens in (40, 30)]
+    buffers = [torch.zeros(shape) for _ in range(4)]
+    if kind == "quantized":
+        buffers = [empty_cache(*shape, role=role, config="lossless") for role in ("key", "value") * 2]
+    elif kind == "registered":
+        model.own(buffers)
+        buffers = []
+    innerq(model, **OPTIONS)
+    for tokens, right in zip((40, 30), expected, strict=True):
+        torch.testing.assert_close(decode(model, buffers, prompt=tokens, steps=4, seed=tokens), right)
+    assert_one_for_all(recorded)
+    assert all("graph serves all lengths" not in str(report) for report in compiled_graphs())
