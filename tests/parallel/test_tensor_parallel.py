@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("transformers")
+
 RANKS, LAYERS, PROMPT, NEW = 2, 2, 200, 8
-WORKER = Path(__file__).with_name("worker.py")
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parents[1] / "examples" / "tensor_parallel.py"
 
 
 def saved(folder: Path, kv_heads: int) -> None:
@@ -32,18 +35,27 @@ def saved(folder: Path, kv_heads: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def torchrun(script: Path, *arguments: object, ranks: int = RANKS) -> str:
+    """What a script prints on ``ranks`` processes of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*command, str(HERE / "cheaply.py"), str(script), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     """What each rank found."""
     folder = tmp_path_factory.mktemp("tensor_parallel")
     saved(folder / "divides", RANKS)
     saved(folder / "uneven", 1)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*torchrun, str(WORKER), str(folder), str(folder)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(HERE / "worker.py", folder, folder)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
 
 
@@ -69,3 +81,10 @@ def test_every_rank_rewrites_all_layers_and_holds_its_heads(ranks, preset):
 def test_heads_that_do_not_divide_are_an_error_as_in_transformers(ranks):
     for rank in ranks:
         assert all("is invalid for input of size" in rank[side] for side in ("eager", "innerq"))
+
+
+def test_example(tiny_model):
+    out = torchrun(EXAMPLE, "--model", tiny_model, "--prompt", "hello world", "--tokens", "4")
+    lines = [line for line in out.splitlines() if line.startswith("rank ")]
+    assert len(lines) == RANKS and all("1 KV heads, cache InnerQTensor" in line for line in lines)
+    assert len({line.partition(": ")[2] for line in lines}) == 1  # the ranks agree

@@ -1,6 +1,6 @@
 """One rank of `test_tensor_parallel.py`: the model sharded by transformers beside the same model whole, on this rank.
 
-torchrun --nproc-per-node N tests/parallel/worker.py FOLDER OUT
+torchrun --nproc-per-node N tests/parallel/cheaply.py tests/parallel/worker.py FOLDER OUT
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-import torch._inductor.compile_fx
 import torch.distributed as dist
-from torch._dynamo.backends.debugging import aot_eager
 from transformers import AutoModelForCausalLM
 
 from innerq_compile import clear_reports, compiled_graphs, innerq
@@ -44,9 +42,6 @@ def compiled(model, preset, ids):
 
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    # the sides differ by the order of sums alone: operators as they are, as the fixture `cheap_inductor` has them
-    torch._inductor.compile_fx.compile_fx = lambda gm, inputs, *args, **kwargs: aot_eager(gm, inputs)
-    torch.set_num_threads(1)
     ids = torch.randint(0, 256, (1, PROMPT), generator=torch.Generator().manual_seed(1))
     sharded = AutoModelForCausalLM.from_pretrained(folder / "divides", tp_plan="auto").eval()
     whole = AutoModelForCausalLM.from_pretrained(folder / "divides").eval()
