@@ -43,7 +43,9 @@ def main() -> None:
                 own = graph_us([lambda m=mask, s=state, r=row.rows: opened_of(m, s, r)])
             wrong = error(attention.decode_attention(*calls[0], open_from=opened), wanted)
             assert wrong < 3e-3, f"{row.name}, mask {name}: error {wrong:.1e}"
-            table.add_row(row.name, name, *(f"{us:.1f}" for us in (everywhere, skipped, own)), f"{wrong:.1e}")
+            cells = (row.name, name, *(f"{us:.1f}" for us in (everywhere, skipped, own)), f"{wrong:.1e}")
+            console.print(*cells)
+            table.add_row(*cells)
         del sets
     console.print(torch.cuda.get_device_name(), torch.__version__)
     console.print(table)
