@@ -5,8 +5,8 @@
     rewind_(shadow..., full((1,), s))                    buffer.index_copy_(2, at, k)
                                                          rewind_(shadow..., full((1,), s))
 
-A number is a constant of a CUDA graph; a tensor is not, and `hoist_lengths` takes it out. The pass runs where CUDA graphs
-were asked for, on writes that `rewrite_buffer` has followed.
+A number is a constant of a CUDA graph; a tensor is not, and `hoist_lengths` takes it out. The pass runs where CUDA
+graphs were asked for, on writes that `rewrite_buffer` has followed.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def _look(gm: GraphModule, static: set[int], waiting) -> Recorded:
     written = {
         node.args[0]
         for node in gm.graph.nodes
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
     }
     fixed = {node for index, node in enumerate(inputs) if index in static}
     return Recorded(
