@@ -24,6 +24,7 @@ from .kernels import lowering
 from .passes import PassContext, run_passes
 from .passes.aliases import Writes
 from .passes.context import GraphError
+from .passes.hoist_lengths import is_prompt
 from .report import SKIPPED, GraphReport, make_report, record
 from .runtime import CompiledGraph
 
@@ -136,11 +137,10 @@ def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) ->
     """Why a graph is not to become a CUDA graph, or None."""
     if context.attentions and not (context.caches or context.shadows):
         return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
-    targets = {node.target for node in gm.graph.nodes}
-    if torch.ops.innerq.write_.default in targets:
+    if is_prompt(gm):
         return "a prompt is written to a quantized buffer, which runs once and waits for the device"
     slow = [layer.kernel for layer in report.layers if layer.kernel.startswith("reference")]
-    if slow and torch.ops.innerq.decode_attention.default in targets:
+    if slow:
         return f"plain torch serves an attention, and waits for the device ({slow[0]})"
     return None
 

@@ -60,6 +60,7 @@ class ShadowReader:
         self._key_dims, self._value_dims = plan.key_use.dims, plan.value_use.dims
         self._formats = (plan.key.format, plan.value.format)
         self._config = config
+        self._suited: Callable[[], Shadow | None] = lambda: None  # the last that `_suits`, weakly
         self.has_mean, self.has_norm = plan.key.mean is not None, plan.key.norm is not None
         position = plan.key_use.position
         if not isinstance(position, Node):
@@ -77,12 +78,20 @@ class ShadowReader:
             shadow is None
             or shadow.versions != _versions(key, value)
             or shadow.value_buffer() is not value
-            or shadow.config != self._config
-            or (shadow.key.format, shadow.value.format) != self._formats
+            or not self._suits(shadow)
         ):
             shadow = self._import(key, value, int(self._position(args)), shadow)
             setattr(key, _ATTRIBUTE, shadow)
         return shadow
+
+    def _suits(self, shadow: Shadow) -> bool:
+        """Whether a shadow is of the form that the graph was made for."""
+        if self._suited() is shadow:  # comparing configs and formats takes longer than all the rest
+            return True
+        suits = shadow.config == self._config and (shadow.key.format, shadow.value.format) == self._formats
+        if suits:
+            self._suited = weakref.ref(shadow)
+        return suits
 
     def followed(self, args: tuple[Any, ...], shadow: Shadow) -> None:
         """Note that the graph has written the same tokens to the buffers and to the shadow."""

@@ -469,7 +469,7 @@ def _zero_(tensor):
     if tensor._storage.handle:
         return NotImplemented
     storage = tensor._storage
-    if any(view is not tensor._view for view in storage.views):
+    if any(view() is not tensor._view for view in storage.live_views()):
         raise UnsupportedOperation(
             f"zero_() on a cache of shape {tuple(tensor.shape)} that shares its storage with another tensor, which may "
             "not change with it: drop the other one, or call .clone().zero_()"

@@ -267,7 +267,7 @@ class PassContext:
     quantized: dict[Node, Quantized] = dataclasses.field(default_factory=dict)
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
     key_norms: list[KeyNormUse] = dataclasses.field(default_factory=list)  # for `fold_key_norm`
-    opened: dict[Any, Node] = dataclasses.field(default_factory=dict)  # `open_from` by mask, query tokens and length
+    opened: dict[Any, Any] = dataclasses.field(default_factory=dict)  # `open_from` by mask, query tokens and length
     positions: dict[Any, Node] = dataclasses.field(default_factory=dict)  # numbers as tensors, by number and device
     outputs: list[Any] = dataclasses.field(default_factory=list)  # OutputPlan, an entry for each original output
     reasons: list[Reason] = dataclasses.field(default_factory=list)

@@ -48,7 +48,7 @@ class _Stays(Exception):
 
 
 def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
-    if not context.static_lengths or not (context.caches or context.shadows):
+    if not context.static_lengths or not (context.caches or context.shadows) or is_prompt(gm):
         return gm
     try:
         moving, targets = _moving(gm, context)
@@ -60,6 +60,11 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     else:
         _drop_unused(gm, moving)
     return gm
+
+
+def is_prompt(gm: GraphModule) -> bool:
+    """Whether a prompt is written to a quantized buffer: such a graph runs once and is not recorded."""
+    return any(node.target is torch.ops.innerq.write_.default for node in gm.graph.nodes)
 
 
 def _mask_index(node: Node) -> int | None:

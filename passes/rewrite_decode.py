@@ -12,6 +12,7 @@ first that the cache stores.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from .aliases import Writes
 from .context import Appended, AttentionMatch, CacheInput, CacheUse, KeyNormUse, PassContext
 from .graph_utils import by_head, erase_dead, example, same_size, shape
 from .read_dequantized import early_reader, read_dequantized
+
+#: As `open_from`: no token is known to be open.
+_READ_ALL = 1 << 30
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -123,12 +127,7 @@ def attend(
     with gm.graph.inserting_before(match.node):
         opened = None
         if match.mask is not None and not same_size(shape(match.mask)[-1], 1):
-            # attentions share what nothing changes between them
-            at = (match.mask, *map(str, (shape(match.query)[2], *end)))
-            at = (match, *at) if any(changes.of(source) for source in sources) else at
-            if at not in context.opened:
-                context.opened[at] = _open_from(gm, match, key)
-            opened = context.opened[at]
+            opened = _opened(gm, context, match, key, end, any(changes.of(source) for source in sources))
         formats = (key.format.spec, value.format.spec)
         attention = gm.graph.call_function(
             torch.ops.innerq.decode_attention.default,
@@ -144,6 +143,44 @@ def attend(
         node.meta = {**match.node.meta}
     match.node.replace_all_uses_with(out)
     context.key_norms.append(KeyNormUse(attention, 0, match.query, key, match, is_key=False))
+
+
+def _opened(
+    gm: GraphModule,
+    context: PassContext,
+    match: AttentionMatch,
+    key: CacheInput,
+    end: tuple[Any, ...],
+    changed: bool,
+) -> Node:
+    """`open_from` of the mask of an attention, computed once for all attentions between which nothing changes."""
+    at = (match.mask, *map(str, (shape(match.query)[2], *end)))
+    at = (match, *at) if changed else at
+    if at in context.opened:
+        return context.opened[at]
+    position = end[0] if end and isinstance(end[0], Node) and shape(end[0]) is not None else None
+    # layers that count for themselves, each in a tensor of its own
+    alike = (match.mask, "written at a tensor", *map(str, (shape(match.query)[2], *end[1:])))
+    if position is not None and not changed and alike in context.opened:
+        opened = _where_same(gm, position, *context.opened[alike])
+    else:
+        opened = _open_from(gm, match, key)
+        if position is not None and not changed:
+            context.opened[alike] = opened, position
+    context.opened[at] = opened
+    return opened
+
+
+def _where_same(gm: GraphModule, position: Node, opened: Node, other: Node) -> Node:
+    """``opened``, of a cache that is written at ``other``, for one that is written at ``position``.
+
+    They are the same in all programs that there are; where they are not, the mask is read everywhere.
+    """
+    call = gm.graph.call_function
+    first, same = (call(operator.getitem, (node, slice(0, 1))) for node in (position, other))
+    node = call(torch.where, (call(torch.eq, (first, same)), opened, _READ_ALL))
+    node.meta["example_value"] = example(opened).clone()
+    return node
 
 
 def _open_from(gm: GraphModule, match: AttentionMatch, key: CacheInput) -> Node:

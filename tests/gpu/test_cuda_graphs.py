@@ -113,7 +113,7 @@ def test_loop_over_a_static_cache():
 @pytest.mark.parametrize("where", ["tensor", "number"])
 @pytest.mark.parametrize("kind", ["argument", "registered", "quantized"])
 def test_own_loop(kind, where):
-    """Buffers that the user has made: arguments, buffers of a module, and ``empty_cache``; written at any position."""
+    """Buffers of the user: arguments, buffers of the module, and ``empty_cache``; a later text begins at 0 again."""
     torch.manual_seed(1)
     shape, device = (2, 4, 300, 64), "cuda"
     model = BufferDecoder(layers=2, heads=4, head_dim=64, where=where).to(device, torch.float16).eval()

@@ -67,8 +67,10 @@ def test_static_cache_made_in_a_compiled_prefill(recorded):
     assert_one_for_all(recorded)
 
 
-@pytest.mark.parametrize("where", ["tensor", "number"])
-@pytest.mark.parametrize("kind", ["argument", "registered", "quantized"])
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("argument", "number"), ("registered", "tensor"), ("quantized", "tensor"), ("quantized", "number")],
+)
 def test_own_loop(recorded, kind, where):
     shape = (1, 2, 90, 16)
     model = BufferDecoder(layers=2, heads=2, head_dim=16, where=where).eval()
