@@ -3,6 +3,11 @@
     python benchmarks/generate_8b.py --rows 1x4096 1x32768 4x32768 1x122880 --sides eager static innerq --json out.json
     python benchmarks/generate_8b.py --rows 16x32768 --sides innerq --chunk 2048
     python benchmarks/generate_8b.py --rows 1x32768 --sides eager innerq --generate
+    torchrun --nproc-per-node 2 benchmarks/generate_8b.py --rows 1x32768 4x32768 1x122880
+    torchrun --nproc-per-node 2 benchmarks/generate_8b.py --tiny --device cpu --rows 1x300      # a smoke test
+
+Under torchrun the model is sharded by transformers (``tp_plan="auto"``): its weights are written to a folder first.
+Figures are those of rank 0.
 
 Sides: ``eager`` is transformers as it comes, with a DynamicCache; ``static`` a StaticCache under
 ``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend in the same mode, with a DynamicCache. Prompts are
@@ -15,10 +20,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
+import tempfile
 import time
 
 import torch
+import torch.distributed as dist
 import transformers
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +34,14 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from innerq_compile import innerq
 
+TINY = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+}
+RANKS = int(os.environ.get("WORLD_SIZE", 1))
 console = Console(width=150, highlight=False, markup=False)
 GIB = 2**30
 
@@ -57,24 +73,43 @@ def model_8b(
     return model
 
 
-def random_ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 1000, shape, device="cuda")
+def sharded(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model of rank 0 as transformers shards it over all ranks."""
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folder)
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder[0])
+    dist.barrier()
+    dtype = model.dtype
+    del model
+    return LlamaForCausalLM.from_pretrained(folder[0], tp_plan="auto", dtype=dtype).eval()
 
 
-def fill(cache: StaticCache, config: LlamaConfig, batch: int, context: int) -> None:
-    """``context`` random tokens in every layer of a static cache."""
+def random_ids(model, *shape: int) -> torch.Tensor:
+    return torch.randint(0, 1000, shape, device=model.device)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def fill(cache: StaticCache, model: LlamaForCausalLM, batch: int, context: int) -> None:
+    """``context`` random tokens in every layer of a static cache, for the heads of this rank."""
+    config = model.config
+    heads, head_dim = config.num_key_value_heads // RANKS, config.hidden_size // config.num_attention_heads
     for index in range(config.num_hidden_layers):
-        shape = (batch, config.num_key_value_heads, context, config.hidden_size // config.num_attention_heads)
-        keys, values = (torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(2))
-        cache.update(keys, values, index, {"cache_position": torch.arange(context, device="cuda")})
+        shape = (batch, heads, context, head_dim)
+        keys, values = (torch.randn(shape, dtype=model.dtype, device=model.device) for _ in range(2))
+        cache.update(keys, values, index, {"cache_position": torch.arange(context, device=model.device)})
 
 
 @torch.no_grad()
 def prefill(model, cache, batch: int, context: int, chunk: int) -> None:
     for position in range(0, context, chunk):
         size = min(chunk, context - position)
-        places = torch.arange(position, position + size, device="cuda").expand(batch, -1)
-        ids = random_ids(batch, size)
+        places = torch.arange(position, position + size, device=model.device).expand(batch, -1)
+        ids = random_ids(model, batch, size)
         model(ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
@@ -84,13 +119,13 @@ def decode(model, cache, batch: int, context: int, count: int, warmup: int) -> t
     times = []
     begin = warm = time.perf_counter()
     for position in range(context, context + warmup + count):
-        ids = random_ids(batch, 1)
-        mask = torch.ones(batch, position + 1, dtype=torch.long, device="cuda")
-        places = torch.full((batch, 1), position, device="cuda")
-        torch.cuda.synchronize()
+        ids = random_ids(model, batch, 1)
+        mask = torch.ones(batch, position + 1, dtype=torch.long, device=model.device)
+        places = torch.full((batch, 1), position, device=model.device)
+        synchronize()
         start = time.perf_counter()
         model(ids, position_ids=places, attention_mask=mask, past_key_values=cache, use_cache=True)
-        torch.cuda.synchronize()
+        synchronize()
         times.append(1e3 * (time.perf_counter() - start))
         if position == context + warmup - 1:
             warm = time.perf_counter()
@@ -106,7 +141,9 @@ def held_gib(cache) -> float:
     return total / GIB
 
 
-def peak_gib() -> float:
+def peak_gib() -> float | None:
+    if not torch.cuda.is_available():
+        return None
     peak = torch.cuda.max_memory_allocated() / GIB
     torch.cuda.reset_peak_memory_stats()
     return peak
@@ -118,12 +155,12 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
     if side == "static":
         room = -(-(context + options.steps + options.warmup + 1) // 64) * 64
         cache = StaticCache(model.config, max_cache_len=room)
-        fill(cache, model.config, batch, context)
+        fill(cache, model, batch, context)
     else:
         peak_gib()
         begin = time.perf_counter()
         prefill(model, cache, batch, context, options.chunk or context)
-        torch.cuda.synchronize()
+        synchronize()
         result["prefill_s"] = time.perf_counter() - begin  # the first of a shape includes compiling
         result["prefill_peak_gib"] = peak_gib()
     times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup)
@@ -135,14 +172,14 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
 @torch.no_grad()
 def tokens_per_second(model, batch: int, context: int, few: int = 16, many: int = 80) -> float:
     """Tokens a second of ``model.generate`` as a user calls it: what ``many`` tokens take more than ``few``."""
-    ids = random_ids(batch, context)
+    ids = random_ids(model, batch, context)
     mask = torch.ones_like(ids)
     seconds = {}
     for count in (many, many, few):
-        torch.cuda.synchronize()
+        synchronize()
         begin = time.perf_counter()
         model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count)
-        torch.cuda.synchronize()
+        synchronize()
         seconds[count] = time.perf_counter() - begin  # the first call compiles, the second is kept
     return batch * (many - few) / (seconds[many] - seconds[few])
 
@@ -157,9 +194,21 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=["static", "innerq"], choices=["eager", "static", "innerq"])
     parser.add_argument("--generate", action="store_true", help="model.generate's tokens a second, too (not static)")
     parser.add_argument("--preset", default="base")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="two small layers in float32, to see that it runs")
     parser.add_argument("--json")
     options = parser.parse_args()
-    model = model_8b(options.layers)
+    if RANKS > 1:
+        if options.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    torch.manual_seed(0)  # all ranks draw the same tokens
+    if options.tiny:
+        model = model_8b(2, options.device, torch.float32, **TINY)
+    else:
+        model = model_8b(options.layers, options.device)
+    if RANKS > 1:
+        model = sharded(model)
     results = []
     for side in options.sides:
         torch._dynamo.reset()
@@ -178,22 +227,28 @@ def main() -> None:
                     result["tokens_per_s"] = tokens_per_second(model, batch, context)
             except torch.OutOfMemoryError as failure:
                 result = {"row": row, "side": side, "failed": str(failure).splitlines()[0]}
-            console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
             results.append(result)
+            if RANKS > 1 and dist.get_rank() > 0:
+                continue
+            console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
             if options.json:
-                versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-                head = {"device": torch.cuda.get_device_name(), **versions, "preset": options.preset}
+                device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+                head = {"device": device, "ranks": RANKS, "preset": options.preset}
+                head |= {"torch": torch.__version__, "transformers": transformers.__version__}
                 with open(options.json, "w") as file:
                     json.dump({**head, "results": results}, file, indent=1)
-    show(results)
+    if RANKS == 1 or dist.get_rank() == 0:
+        show(results)
+    if RANKS > 1:
+        dist.destroy_process_group()
 
 
 def show(results: list[dict]) -> None:
     columns = ("row", "side", "ms", "cache_gib", "prefill_peak_gib", "decode_peak_gib", "tokens_per_s")
-    table = Table(*columns, title="8B Llama shape, float16")
+    table = Table(*columns, title=f"{RANKS} devices")
     for result in results:
         cells = (result.get(name, "") for name in columns)
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
     console.print(table)
 
 

@@ -30,8 +30,10 @@ class BufferDecoder(nn.Module):
     def forward(self, x: torch.Tensor, position, *buffers: torch.Tensor) -> torch.Tensor:
         """``x [B, N, width]``, whose first token goes to ``position``."""
         for index, qkv in enumerate(self.qkv):
-            own = (getattr(self, f"cache_{2 * index + side}") for side in (0, 1)) if not buffers else None
-            keys, values = own or buffers[2 * index : 2 * index + 2]
+            if buffers:
+                keys, values = buffers[2 * index], buffers[2 * index + 1]
+            else:
+                keys, values = getattr(self, f"cache_{2 * index}"), getattr(self, f"cache_{2 * index + 1}")
             x = x + self.attention(x, qkv, position, keys, values)
         return x
 
