@@ -147,7 +147,8 @@ def dumped(
     known = _loaded_output_code()
     failure = ""
     try:
-        yield
+        with torch._functorch.config.patch(enable_autograd_cache=False):  # it would load no code until it is called
+            yield
     except BaseException:
         failure = traceback.format_exc()
         raise

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 
 from torch.fx import GraphModule
 
+from .complete_examples import complete_examples
 from .context import PassContext
 from .dequantize_rest import dequantize_rest
 from .fold_key_norm import fold_key_norm
@@ -42,6 +43,7 @@ PASSES: tuple[Pass, ...] = (
     plan_outputs,  # outputs of the new graph, and how the program's are made of them
     index_writes,  # for CUDA graphs: positions of writes as tensors
     hoist_lengths,  # for CUDA graphs: what depends on the length goes into a graph of its own
+    complete_examples,  # for the cache on disk: values of the nodes that were put in
 )
 
 
