@@ -1,9 +1,9 @@
 """Models whose layers lie on several devices, by accelerate's ``device_map``.
 
-accelerate wraps the ``forward`` of every module in a hook that moves its inputs to the module's device, and keeps Dynamo
-out of all hooks. Each is a graph break, in every linear layer of every block, and all share the code of one wrapper:
-Dynamo's limit of graphs for a code object is reached after a few blocks, and what is called from there on runs
-uncompiled, with dense caches. Hooks that only move inputs hold nothing but ``tensor.to(device)``: with their plain
+accelerate wraps the ``forward`` of every module in a hook that moves its inputs to the module's device, and keeps
+Dynamo out of all hooks. Each is a graph break, in every linear layer of every block, and all share the code of one
+wrapper: Dynamo's limit of graphs for a code object is reached after a few blocks, and what is called from there on
+runs uncompiled, with dense caches. Hooks that only move inputs hold nothing but ``tensor.to(device)``: with their plain
 functions the model is one graph again, whose layers lie where they were.
 """
 
@@ -42,8 +42,8 @@ def trace_hooks(model: torch.nn.Module) -> int:
     limit = torch._dynamo.config.accumulated_recompile_limit
     if breaks * GRAPHS_PER_BREAK > limit:
         log.warning(
-            "%d modules have hooks that Dynamo does not trace, such as those that load offloaded weights: what is called "
-            "behind the limit of %d graphs runs uncompiled, with a dense cache; offload fewer modules, or raise "
+            "%d modules have hooks that Dynamo does not trace, such as those that load offloaded weights: what is "
+            "called behind the limit of %d graphs runs uncompiled, with a dense cache; offload fewer modules, or raise "
             "torch._dynamo.config.accumulated_recompile_limit to %d",
             breaks,
             limit,

@@ -20,7 +20,7 @@ from ..models.helpers import generate
 
 @contextlib.contextmanager
 def counted_collectives(inductor: bool):
-    """A list with the collectives of each graph that is compiled; without ``inductor`` graphs run operator by operator."""
+    """A list with the collectives of each graph; without ``inductor`` the graphs run operator by operator."""
     import torch._inductor.compile_fx as inductor_fx
     from torch._dynamo.backends.common import aot_autograd
 
