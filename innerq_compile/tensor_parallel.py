@@ -32,6 +32,6 @@ def check_heads(model: Any) -> None:
         raise InnerQError(
             f"num_key_value_heads={heads} is not allowed on {ranks} ranks: the plan cuts {cut[0]} into {ranks} equal "
             "parts, and transformers neither cuts nor replicates a KV head. Start a number of ranks that divides "
-            f"{heads}, or let every rank hold the whole attention and its cache: give from_pretrained a tp_plan in which q_proj, "
-            "k_proj, v_proj and o_proj are 'replicate'"
+            f"{heads}, or let every rank hold the whole attention and its cache: give from_pretrained a tp_plan in "
+            "which q_proj, k_proj, v_proj and o_proj are 'replicate'"
         )

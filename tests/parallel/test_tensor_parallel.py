@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from innerq_compile import innerq
 
@@ -31,8 +32,6 @@ def single(model, inputs, options: dict, **arguments):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, cheap_inductor_of_module):
     """Results of both ranks, and what one process gives for the same cases."""
-    from transformers import AutoModelForCausalLM
-
     folder = tmp_path_factory.mktemp("ranks")
     model, one_layer, one_head = saved(folder, KV_HEADS), saved(folder, KV_HEADS, 1), saved(folder, 1, 1)
     common = {"inputs": prompt(2, 210, (0, 23)), "new": NEW}
@@ -84,10 +83,23 @@ def test_a_static_cache_is_read_through_its_shadow(runs):
 
 
 def test_collectives_stay(runs):
-    # the embedding's output, and the projections behind attention and MLP of each layer, are summed; the logits are gathered
+    # sums behind the embedding and behind the attention and MLP of each layer; the logits are gathered
     once = {"all_reduce": 1 + 2 * LAYERS, "all_gather_into_tensor": 1, "wait_tensor": 2 + 2 * LAYERS}
     for rank in runs[0]:
         assert rank[BASE]["collectives"] == rank[LOSSLESS]["collectives"] == [once, once]
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(tmp_path):
+    torch._dynamo.reset()
+    case = {"model": saved(tmp_path, KV_HEADS), "options": {"preset": "base"}, "inductor": True}
+    case |= {"inputs": prompt(2, 210, (0, 23)), "new": NEW}
+    ranks = Ranks([case], RANKS, tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(case["model"]).eval()
+    tokens, logits, _ = single(alone, case["inputs"], case["options"])
+    for (found,) in ranks.results():
+        assert found["heads"] == [KV_HEADS // RANKS] * LAYERS and all(found["quantized"])
+        assert_same_tokens(found["tokens"], found["logits"], tokens, logits, torch.float32)
 
 
 def test_heads_that_the_ranks_cannot_share(runs):
