@@ -49,22 +49,25 @@ def config_8b(layers: int, tiny: bool) -> LlamaConfig:
 def model_8b(layers: int, device: str, dtype: torch.dtype, tiny: bool = False) -> LlamaForCausalLM:
     """Random weights; on several ranks each holds its part of them."""
     if RANKS > 1:
-        return split_model(config_8b(layers, tiny), dtype)
+        return split_model(config_8b(layers, tiny), device, dtype)
+    return whole_model(config_8b(layers, tiny), device, dtype)
+
+
+def whole_model(config: LlamaConfig, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
     with torch.device(device):
         torch.set_default_dtype(dtype)
-        model = LlamaForCausalLM(config_8b(layers, tiny)).eval()
+        model = LlamaForCausalLM(config).eval()
         torch.set_default_dtype(torch.float32)
     return model
 
 
-def split_model(config: LlamaConfig, dtype: torch.dtype) -> LlamaForCausalLM:
-    """The model by way of a checkpoint, which is what transformers splits; the first rank of a machine writes it."""
+def split_model(config: LlamaConfig, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    """The model by way of a checkpoint, which is what transformers splits; the first rank writes it."""
     folder = [None]
     if RANK == 0:
         folder = [tempfile.mkdtemp()]
-        torch.set_default_dtype(dtype)
-        LlamaForCausalLM(config).save_pretrained(folder[0])
-        torch.set_default_dtype(torch.float32)
+        whole_model(config, device, dtype).save_pretrained(folder[0])
+        gc.collect()
     dist.broadcast_object_list(folder, src=0)
     model = LlamaForCausalLM.from_pretrained(folder[0], tp_plan="auto", dtype=dtype, attn_implementation="sdpa").eval()
     dist.barrier()
