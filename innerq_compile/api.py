@@ -11,7 +11,9 @@ import torch
 
 from .backend import innerq_backend, split_options
 from .config import InnerQConfig
+from .device_maps import GRAPHS_PER_BREAK, trace_hooks
 from .errors import InnerQError
+from .tensor_parallel import check_heads
 
 #: Graphs of one code object that Dynamo keeps before it gives up and runs it as it stands. The code object is the same
 #: for all models of transformers, a decorator's wrapper, and each of them needs a prefill and a decode graph for every
@@ -51,7 +53,7 @@ def innerq(
         options: fields of :class:`InnerQConfig` and options of Inductor.
 
     Raises:
-        InnerQError: for a wrong option.
+        InnerQError: for a wrong option, and for a model whose KV heads its ranks cannot share.
     """
     if config is not None and not isinstance(config, InnerQConfig):
         raise InnerQError(f"config={config!r} is not allowed: it has to be an InnerQConfig; name a preset with preset=")
@@ -72,15 +74,20 @@ def innerq(
     return functools.partial(_apply, arguments=arguments) if target is _LATER else _apply(target, arguments)
 
 
-def recompile_limit() -> dict[str, int]:
-    """The argument of ``torch.compile`` that sets :data:`RECOMPILE_LIMIT`; torch 2.11 has none."""
+def recompile_limit(breaks: int = 0) -> dict[str, int]:
+    """The argument of ``torch.compile`` that sets :data:`RECOMPILE_LIMIT`; torch 2.11 has none.
+
+    ``breaks``: modules of the model with a graph break of their own, which share the code of one wrapper.
+    """
     known = "recompile_limit" in inspect.signature(torch.compile).parameters
-    return {"recompile_limit": max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)} if known else {}
+    limit = max(RECOMPILE_LIMIT, breaks * GRAPHS_PER_BREAK, torch._dynamo.config.recompile_limit)
+    return {"recompile_limit": limit} if known else {}
 
 
 def _apply(target: Any, arguments: dict[str, Any]) -> Any:
     if isinstance(target, torch.nn.Module):
-        target.compile(**arguments)
+        check_heads(target)
+        target.compile(**{**arguments, **recompile_limit(trace_hooks(target))})
         return target
     if inspect.isclass(target):
         if not issubclass(target, torch.nn.Module):

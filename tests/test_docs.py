@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -37,3 +38,14 @@ def test_every_pass_is_in_the_debugging_page():
     text = (ROOT / "docs/debugging.md").read_text()
     for name in pass_names():
         assert f"`{name}`" in text, name
+
+
+def test_bytes_on_each_rank():
+    """The table of docs/parallel.md is what benchmarks/cache_bytes.py gives for the command beside it."""
+    spec = importlib.util.spec_from_file_location("cache_bytes", ROOT / "benchmarks/cache_bytes.py")
+    cache_bytes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cache_bytes)
+    text = (ROOT / "docs/parallel.md").read_text()
+    arguments = re.search(r"cache_bytes\.py (--ranks[^`]*)`", text)[1].split()
+    for row in cache_bytes.rank_rows(cache_bytes.parsed(arguments)):
+        assert f"| {' | '.join(row)} |" in text

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs
+
+from ..parallel.launch import ROOT, environment, torchrun
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -33,7 +36,7 @@ def rewritten() -> list[tuple[str, int]]:
 
 
 def test_all_examples_are_tested():
-    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"demo", "smollm2", "tensor_parallel"}
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"demo", "smollm2"}  # `tests/models/test_demo_model.py`
     assert names == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
         "all_examples_are_tested"
     }
@@ -87,3 +90,14 @@ def test_static_cache():
         error = (out - plain).square().mean().sqrt() / plain.square().mean().sqrt()
         assert 1e-4 < error < 0.3, title  # quantized, and near
     assert [kind for kind, count in rewritten() if count] == ["decode", "decode"]
+
+
+def test_tensor_parallel(tiny_model):
+    arguments = ("--model", str(tiny_model), "--prompt", "hello world", "--tokens", "6")
+    script = ("-m", "tests.parallel.cheaply", str(EXAMPLES / "tensor_parallel.py"))
+    command = torchrun(2, *script, *arguments)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    sizes = [line.split(": ")[1] for line in lines if line.startswith("rank ")]
+    assert len(sizes) == 2 and sizes[0] == sizes[1] and sizes[0].startswith("1 KV heads, ")

@@ -1,16 +1,13 @@
-"""Run a script with operators as they are in Inductor's place, as the fixture `cheap_inductor`: SCRIPT ARGUMENTS."""
+"""A script under torchrun whose graphs run operator by operator: ``-m tests.parallel.cheaply SCRIPT ARGUMENTS``."""
 
 from __future__ import annotations
 
 import runpy
 import sys
 
-import torch
-import torch._inductor.compile_fx
-from torch._dynamo.backends.debugging import aot_eager
+from .worker import counted_collectives
 
 if __name__ == "__main__":
-    torch._inductor.compile_fx.compile_fx = lambda gm, inputs, *args, **kwargs: aot_eager(gm, inputs)
-    torch.set_num_threads(1)
     sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    with counted_collectives(inductor=False):
+        runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,90 +1,108 @@
-"""A model that transformers shards by ``tp_plan="auto"``, on CPU processes with gloo."""
+"""transformers' ``tp_plan`` on two processes: each rank compiles the model of its own heads and holds their caches."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-pytest.importorskip("transformers")
+from innerq_compile import innerq
 
-RANKS, LAYERS, PROMPT, NEW = 2, 2, 200, 8
-HERE = Path(__file__).parent
-EXAMPLE = HERE.parents[1] / "examples" / "tensor_parallel.py"
+from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
+from .launch import Ranks
 
-
-def saved(folder: Path, kv_heads: int) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        head_dim=32,
-        vocab_size=256,
-        initializer_range=0.1,  # tokens that differ from step to step
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+RANKS, HEADS, KV_HEADS, LAYERS, NEW = 2, 8, 4, 2, 8
+LOSSLESS, BASE, STATIC, ONE_HEAD, REPLICATED = range(5)
+PROJECTIONS = [f"model.layers.*.self_attn.{name}_proj" for name in "qkvo"]
 
 
-def torchrun(script: Path, *arguments: object, ranks: int = RANKS) -> str:
-    """What a script prints on ``ranks`` processes of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*command, str(HERE / "cheaply.py"), str(script), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+def saved(folder, kv_heads: int, layers: int = LAYERS) -> str:
+    model = tiny_llama(heads=HEADS, kv_heads=kv_heads, head_dim=32, layers=layers)
+    model.save_pretrained(folder / f"kv{kv_heads}_{layers}")
+    return str(folder / f"kv{kv_heads}_{layers}")
+
+
+def single(model, inputs, options: dict, **arguments):
+    """Tokens, logits and cache of one process; without options, uncompiled."""
+    if options:
+        innerq(model, **options)
+    return generate(model, inputs, NEW, **arguments)
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    """What each rank found."""
-    folder = tmp_path_factory.mktemp("tensor_parallel")
-    saved(folder / "divides", RANKS)
-    saved(folder / "uneven", 1)
-    torchrun(HERE / "worker.py", folder, folder)
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
+def runs(tmp_path_factory, cheap_inductor_of_module):
+    """Results of both ranks, and what one process gives for the same cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    model, one_layer, one_head = saved(folder, KV_HEADS), saved(folder, KV_HEADS, 1), saved(folder, 1, 1)
+    common = {"inputs": prompt(2, 210, (0, 23)), "new": NEW}
+    pair = {"preset": "base", "key_norm": "pair"}  # its factors stand on the sharded projections
+    static = {"cache_implementation": "static"}
+    cases = [
+        {"model": model, "options": {"preset": "lossless"}},
+        {"model": model, "options": pair},
+        {"model": one_layer, "options": {"preset": "small"}, "arguments": static},
+        {"model": one_head, "options": {"preset": "lossless"}},
+        {"model": one_head, "options": {"preset": "lossless"}, "plan": dict.fromkeys(PROJECTIONS, "replicate")},
+    ]
+    ranks = Ranks([{**common, **case} for case in cases], RANKS, folder)
+    expected = {}
+    for index, case in enumerate(cases):
+        if index != ONE_HEAD:
+            options = {} if case["options"]["preset"] == "lossless" else case["options"]
+            alone = AutoModelForCausalLM.from_pretrained(case["model"]).eval()
+            expected[index] = single(alone, common["inputs"], options, **case.get("arguments", {}))
+    return ranks.results(), expected
 
 
-@pytest.mark.parametrize("preset", ["lossless", "base"])
-def test_every_rank_decodes_as_one_device_does(ranks, preset):
-    for found in (rank[preset] for rank in ranks):
-        assert found["tokens"] == found["expected"] and len(set(found["tokens"])) > 2
-        assert found["error"] < 1e-4  # the order of the sums of an all-reduce
-        if preset == "base":
-            assert 1e-3 < found["from_eager"] < 1  # quantized
-
-
-@pytest.mark.parametrize("preset", ["lossless", "base"])
-def test_every_rank_rewrites_all_layers_and_holds_its_heads(ranks, preset):
-    for found in (rank[preset] for rank in ranks):
-        assert [graph[:2] for graph in found["graphs"]] == [["prefill", LAYERS], ["decode", LAYERS]]
-        assert found["caches"] == [["InnerQTensor", [1, 1, PROMPT + NEW - 1, 32]]] * LAYERS
-    if preset == "base":
-        assert all(rank[preset]["graphs"] == rank[preset]["graphs_whole"] for rank in ranks)
-        assert all(rank[preset]["bytes"] * RANKS == rank[preset]["bytes_whole"] for rank in ranks)
-
-
-def test_heads_that_do_not_divide_are_an_error_as_in_transformers(ranks):
+@pytest.mark.parametrize("case", [LOSSLESS, BASE, STATIC, REPLICATED], ids=["lossless", "base", "static", "replicated"])
+def test_tokens_are_those_of_one_process(runs, case):
+    ranks, expected = runs
+    tokens, logits, _ = expected[case]
     for rank in ranks:
-        assert all("is invalid for input of size" in rank[side] for side in ("eager", "innerq"))
+        assert_same_tokens(rank[case]["tokens"], rank[case]["logits"], tokens, logits, torch.float32)
 
 
-def test_example(tiny_model):
-    out = torchrun(EXAMPLE, "--model", tiny_model, "--prompt", "hello world", "--tokens", "4")
-    lines = [line for line in out.splitlines() if line.startswith("rank ")]
-    assert len(lines) == RANKS and all("1 KV heads, cache InnerQTensor" in line for line in lines)
-    assert len({line.partition(": ")[2] for line in lines}) == 1  # the ranks agree
+@pytest.mark.parametrize("case", [LOSSLESS, BASE])
+def test_every_rank_holds_its_own_heads(runs, case):
+    ranks, _ = runs
+    for rank in ranks:
+        assert rank[case]["rewritten"] == [("prefill", LAYERS), ("decode", LAYERS)]
+        assert rank[case]["heads"] == [KV_HEADS // RANKS] * LAYERS and all(rank[case]["quantized"])
+
+
+def test_the_ranks_hold_together_what_one_process_holds(runs):
+    ranks, expected = runs
+    whole = [layer.keys.nbytes_held + layer.values.nbytes_held for layer in expected[BASE][2].layers]
+    shared = [sum(parts) for parts in zip(*(rank[BASE]["bytes"] for rank in ranks), strict=True)]
+    assert shared == whole
+
+
+def test_a_static_cache_is_read_through_its_shadow(runs):
+    for rank in runs[0]:
+        assert ("decode", 1) in rank[STATIC]["rewritten"]
+
+
+def test_collectives_stay(runs):
+    # sums behind the embedding and behind the attention and MLP of each layer; the logits are gathered
+    once = {"all_reduce": 1 + 2 * LAYERS, "all_gather_into_tensor": 1, "wait_tensor": 2 + 2 * LAYERS}
+    for rank in runs[0]:
+        assert rank[BASE]["collectives"] == rank[LOSSLESS]["collectives"] == [once, once]
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(tmp_path):
+    torch._dynamo.reset()
+    case = {"model": saved(tmp_path, KV_HEADS), "options": {"preset": "base"}, "inductor": True}
+    case |= {"inputs": prompt(2, 210, (0, 23)), "new": NEW}
+    ranks = Ranks([case], RANKS, tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(case["model"]).eval()
+    tokens, logits, _ = single(alone, case["inputs"], case["options"])
+    for (found,) in ranks.results():
+        assert found["heads"] == [KV_HEADS // RANKS] * LAYERS and all(found["quantized"])
+        assert_same_tokens(found["tokens"], found["logits"], tokens, logits, torch.float32)
+
+
+def test_heads_that_the_ranks_cannot_share(runs):
+    for rank in runs[0]:
+        assert "num_key_value_heads=1 is not allowed on 2 ranks" in rank[ONE_HEAD]["error"]
+        assert rank[REPLICATED]["heads"] == [1] and all(rank[REPLICATED]["quantized"])

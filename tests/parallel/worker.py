@@ -1,76 +1,87 @@
-"""One rank of `test_tensor_parallel.py`: the model sharded by transformers beside the same model whole, on this rank.
-
-torchrun --nproc-per-node N tests/parallel/cheaply.py tests/parallel/worker.py FOLDER OUT
-"""
+"""What one rank runs: ``torchrun --nproc-per-node N -m tests.parallel.worker JOB``, JOB a file that `launch` wrote."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
 
-from innerq_compile import clear_reports, compiled_graphs, innerq
+import innerq_compile
+from innerq_compile import InnerQTensor, innerq
 
-PROMPT, NEW = 200, 8
-
-
-def generated(model, ids):
-    """``(tokens, logits [steps, vocabulary], cache)`` of greedy decoding."""
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    return output.sequences[0, PROMPT:].tolist(), torch.cat(output.logits), output.past_key_values
+from ..models.helpers import generate
 
 
-def compiled(model, preset, ids):
+@contextlib.contextmanager
+def counted_collectives(inductor: bool):
+    """A list with the collectives of each graph; without ``inductor`` the graphs run operator by operator."""
+    import torch._inductor.compile_fx as inductor_fx
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs: list[dict[str, int]] = []
+    original = inductor_fx.compile_fx
+
+    def count(gm, example_inputs):
+        names = (str(node.target).split(".")[1] for node in gm.graph.nodes if "_c10d_functional" in str(node.target))
+        graphs.append(dict(Counter(names)))
+        return gm.forward
+
+    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
+        return aot_autograd(fw_compiler=count)(gm, example_inputs)
+
+    if not inductor:
+        inductor_fx.compile_fx = compile_fx
+    try:
+        yield graphs
+    finally:
+        inductor_fx.compile_fx = original
+
+
+def run_case(case: dict[str, Any], device: str) -> dict[str, Any]:
+    """One model, compiled and asked for tokens: what came out, and what this rank holds."""
+    from transformers import AutoModelForCausalLM
+
     torch._dynamo.reset()
-    clear_reports()
-    result = generated(innerq(model, preset=preset), ids)
-    return result, [[report.kind, report.rewritten, list(map(str, report.reasons))] for report in compiled_graphs()]
+    innerq_compile.clear_reports()
+    dtype = getattr(torch, case.get("dtype", "float32"))
+    model = AutoModelForCausalLM.from_pretrained(case["model"], tp_plan=case.get("plan", "auto"), dtype=dtype).eval()
+    with counted_collectives(case.get("inductor", False)) as graphs:
+        try:
+            innerq(model, **case["options"])
+        except innerq_compile.InnerQError as error:
+            return {"error": str(error)}
+        inputs = {name: tensor.to(device) for name, tensor in case["inputs"].items()}
+        with torch.no_grad():
+            tokens, logits, cache = generate(model, inputs, case["new"], **case.get("arguments", {}))
+    layers = cache.layers
+    return {
+        "tokens": tokens.cpu(),
+        "logits": logits.cpu(),
+        "heads": [layer.keys.shape[1] for layer in layers],
+        "quantized": [isinstance(layer.keys, InnerQTensor) for layer in layers],
+        "bytes": [getattr(layer.keys, "nbytes_held", 0) + getattr(layer.values, "nbytes_held", 0) for layer in layers],
+        "rewritten": [(report.kind, report.rewritten) for report in innerq_compile.compiled_graphs()],
+        "cuda_graphs": [report.cuda_graphs for report in innerq_compile.compiled_graphs()],
+        "collectives": graphs,
+    }
 
 
 def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    ids = torch.randint(0, 256, (1, PROMPT), generator=torch.Generator().manual_seed(1))
-    sharded = AutoModelForCausalLM.from_pretrained(folder / "divides", tp_plan="auto").eval()
-    whole = AutoModelForCausalLM.from_pretrained(folder / "divides").eval()
-    rows = {"ranks": dist.get_world_size()}
-    with torch.no_grad():
-        eager = generated(whole, ids)
-        for preset in ("lossless", "base"):
-            (tokens, logits, cache), graphs = compiled(sharded, preset, ids)
-            expected, graphs_whole = (eager, None) if preset == "lossless" else compiled(whole, preset, ids)
-            rows[preset] = {
-                "tokens": tokens,
-                "expected": expected[0],
-                "error": ((logits - expected[1]).norm() / expected[1].norm()).item(),
-                # of the first decode step, before which both sides have taken the same token
-                "from_eager": ((logits[1] - eager[1][1]).norm() / eager[1][1].norm()).item(),
-                "graphs": graphs,
-                "graphs_whole": graphs_whole,
-                "caches": [[type(layer.keys).__name__, list(layer.keys.shape)] for layer in cache.layers],
-                "bytes": sum(layer.keys.nbytes_held for layer in cache.layers),
-                "bytes_whole": sum(getattr(layer.keys, "nbytes_held", 0) for layer in expected[2].layers),
-            }
-        uneven = AutoModelForCausalLM.from_pretrained(folder / "uneven", tp_plan="auto").eval()
-        for side in ("eager", "innerq"):
-            try:
-                generated(uneven if side == "eager" else innerq(uneven), ids)
-                rows[side] = "no error"
-            except Exception as error:
-                rows[side] = f"{type(error).__name__}: {error}"[:2000]
-    (out / f"rank-{dist.get_rank()}.json").write_text(json.dumps(rows))
+    job = torch.load(sys.argv[1], weights_only=False)
+    folder = Path(sys.argv[1]).parent
+    device = job["device"]
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    rank = dist.get_rank()
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    results = [run_case(case, device) for case in job["cases"]]
+    torch.save(results, folder / f"rank_{rank}.pt")
     dist.destroy_process_group()
 
 

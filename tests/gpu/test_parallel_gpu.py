@@ -1,0 +1,90 @@
+"""More than one device: ranks over NCCL, layers on two GPUs or on a GPU and the CPU, caches moved between steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from innerq_compile import InnerQTensor, compiled_graphs, innerq
+
+from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
+from ..parallel.launch import Ranks
+
+GPUS = torch.cuda.device_count()
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")]
+two_gpus = pytest.mark.skipif(GPUS < 2, reason="needs two CUDA devices")
+
+NEW, LAYERS = 40, 2
+
+
+@two_gpus
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_tensor_parallel(dtype, mode, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_llama(heads=8 * GPUS, kv_heads=2 * GPUS, head_dim=64, layers=LAYERS)
+    model.save_pretrained(tmp_path / "model")
+    inputs = prompt(2, 250, (0, 41))
+    mode = {} if mode is None else {"mode": mode}
+    common = {"model": str(tmp_path / "model"), "inputs": inputs, "new": NEW, "inductor": True}
+    common["dtype"] = str(dtype).removeprefix("torch.")
+    cases = [{**common, "options": {"preset": preset, **mode}} for preset in ("lossless", "base")]
+    ranks = Ranks(cases, GPUS, tmp_path, device="cuda").results()
+    for index, case in enumerate(cases):
+        torch._dynamo.reset()
+        model = AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype).eval().cuda()
+        if case["options"]["preset"] != "lossless":
+            innerq(model, **case["options"])
+        tokens, logits, _ = generate(model, {name: value.cuda() for name, value in inputs.items()}, NEW)
+        for rank in ranks:
+            found = rank[index]
+            assert found["heads"] == [2] * LAYERS and all(found["quantized"])
+            assert_same_tokens(found["tokens"], found["logits"], tokens.cpu(), logits.cpu(), dtype)
+            assert not mode or found["cuda_graphs"][-1].startswith("yes"), found["cuda_graphs"]
+
+
+def check_map(first: str, second: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    torch._dynamo.reset()
+    inputs = prompt(2, 250, (0, 41), device=first)
+    model = tiny_llama(layers=LAYERS, dtype=torch.float32)
+    expected, logits, _ = generate(model.to(first), inputs, NEW)
+    places = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first}
+    places |= {"model.layers.1": second, "model.norm": second, "lm_head": second}
+    # main_device: without it accelerate takes weights on the CPU for offloaded ones
+    model = accelerate.dispatch_model(model.cpu(), places, main_device=second, force_hooks=True)
+    innerq(model, preset="lossless")
+    tokens, ours, cache = generate(model, inputs, NEW)
+    assert_same_tokens(tokens.cpu(), ours.cpu(), expected.cpu(), logits.cpu(), torch.float16)
+    assert [layer.keys.device for layer in cache.layers] == [torch.device(first), torch.device(second)]
+    assert all(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)
+    assert ("decode", LAYERS) in [(report.kind, report.rewritten) for report in compiled_graphs()][-2:]
+
+
+def test_layers_on_a_gpu_and_the_cpu():
+    check_map("cuda:0", "cpu")
+
+
+@two_gpus
+def test_layers_on_two_gpus():
+    check_map("cuda:0", "cuda:1")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["lossless", "base"])
+def test_a_cache_that_is_on_the_cpu_between_steps(preset):
+    """As transformers' offloading cache moves its layers."""
+    torch._dynamo.reset()
+    inputs = prompt(2, 250, device="cuda")
+    model = innerq(tiny_llama(layers=LAYERS, dtype=torch.float16).cuda(), preset=preset)
+    out = [model(**inputs, use_cache=True), model(**inputs, use_cache=True)]
+    for _ in range(4):
+        for layer in out[1].past_key_values.layers:
+            layer.keys, layer.values = layer.keys.cpu(), layer.values.cpu()
+            assert layer.keys.device.type == "cpu" and isinstance(layer.keys, InnerQTensor)
+            layer.keys, layer.values = layer.keys.cuda(), layer.values.cuda()
+        token = out[0].logits[:, -1:].argmax(-1)
+        out = [model(token, past_key_values=past.past_key_values, use_cache=True) for past in out]
+        torch.testing.assert_close(out[0].logits, out[1].logits, rtol=0, atol=0)
