@@ -136,7 +136,9 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
 def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
     """Why a graph is not to become a CUDA graph, or None."""
     if context.attentions and not (context.caches or context.shadows):
-        return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
+        if context.quantized:
+            return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
+        return "no attention of this graph reads a quantized cache"
     if is_prompt(gm):
         return "a prompt is written to a quantized buffer, which runs once and waits for the device"
     slow = [layer.kernel for layer in report.layers if layer.kernel.startswith("reference")]
@@ -162,8 +164,9 @@ def _placeholders(gm: GraphModule) -> list[Node]:
 def _mark_static(gm: GraphModule, context: PassContext) -> None:
     """Tell Inductor that caches, hoisted masks and what the program writes in place keep their address.
 
-    CUDA graphs read them where they are. Another address is right, too: it is recorded anew. Inductor gives up CUDA
-    graphs for a graph that writes to an input of which it does not know that.
+    CUDA graphs read them where they are. Another address is right, too: it is recorded anew, up to Inductor's limit of
+    recordings, so a program that writes to new tensors in every step gains nothing. Inductor gives up CUDA graphs for a
+    graph that writes to an input of which it does not know that.
     """
     shadows = [side for pair in context.shadows.values() for side in (pair.key, pair.value)]
     nodes = [node for cache in (*context.caches.values(), *shadows) for node in cache.nodes]

@@ -137,7 +137,8 @@ class InnerQConfig:
             "scale_dtype",
             self.scale_dtype,
             self.scale_dtype is None or self.scale_dtype in fitting,
-            f"None or one of {', '.join(fitting)}, which go with modes {modes[0]} of keys or {modes[1]} of values",
+            f"None or one of {', '.join(fitting)}, which go with modes {modes[0]} of keys or {modes[1]} of values "
+            "(float8_e5m2 goes with modes that have no zero point: signed, symmetric)",
         )
 
         if self.disabled_passes != ():

@@ -39,14 +39,17 @@ def trace_hooks(model: torch.nn.Module) -> int:
             hook.__class__ = _traced_class(hooks.AlignDevicesHook)
         elif hook is not None and not isinstance(hook, _traced_class(hooks.AlignDevicesHook)):
             breaks += 1
-    limit = torch._dynamo.config.accumulated_recompile_limit
+    limit, setting = torch._dynamo.config.accumulated_recompile_limit, "accumulated_recompile_limit"
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # torch 2.11: it cannot be set for a call
+        limit, setting = min((limit, setting), (torch._dynamo.config.recompile_limit, "recompile_limit"))
     if breaks * GRAPHS_PER_BREAK > limit:
         log.warning(
             "%d modules have hooks that Dynamo does not trace, such as those that load offloaded weights: what is "
             "called behind the limit of %d graphs runs uncompiled, with a dense cache; offload fewer modules, or raise "
-            "torch._dynamo.config.accumulated_recompile_limit to %d",
+            "torch._dynamo.config.%s to %d",
             breaks,
             limit,
+            setting,
             breaks * GRAPHS_PER_BREAK,
         )
     return breaks

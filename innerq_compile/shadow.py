@@ -74,6 +74,8 @@ class ShadowReader:
         """The shadow for a call with ``args``, holding at least the tokens before the position of this call."""
         key, value = args[self._key], args[self._value]
         shadow = getattr(key, _ATTRIBUTE, None)
+        if shadow is not None and shadow.key.state.is_inference() and not torch.is_inference_mode_enabled():
+            shadow = None  # made in inference mode, where it may be changed, and only there
         if (
             shadow is None
             or shadow.versions != _versions(key, value)

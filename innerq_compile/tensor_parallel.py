@@ -13,6 +13,12 @@ from .errors import InnerQError
 KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
 
 
+def _holds_keys(name: str) -> bool:
+    """Whether a name in a plan is that of a decoder's key projection; other towers have other heads, and no cache."""
+    *path, last = name.split(".")
+    return last in KEY_PROJECTIONS and not any(part.startswith(("vision", "visual", "audio")) for part in path)
+
+
 def check_heads(model: Any) -> None:
     """Refuse a model whose KV heads its ranks cannot share.
 
@@ -23,14 +29,16 @@ def check_heads(model: Any) -> None:
         InnerQError: if the number of ranks does not divide that of the KV heads.
     """
     ranks = getattr(model, "_tp_size", None) or 1
-    plan = getattr(model, "tp_plan", None) or {}
-    cut = [name for name, style in plan.items() if style == "colwise" and name.rsplit(".", 1)[-1] in KEY_PROJECTIONS]
-    if ranks == 1 or not cut:
+    if ranks == 1:
         return
-    heads = getattr(model.config.get_text_config(), "num_key_value_heads", None)
+    cut = [name for name, style in (model.tp_plan or {}).items() if style == "colwise" and _holds_keys(name)]
+    if not cut:
+        return
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
     if isinstance(heads, int) and heads % ranks:
         raise InnerQError(
-            f"num_key_value_heads={heads} is not allowed on {ranks} ranks: the plan cuts {cut[0]} into {ranks} equal "
+            f"{heads} KV heads are not allowed on {ranks} ranks: the plan cuts {cut[0]} into {ranks} equal "
             "parts, and transformers neither cuts nor replicates a KV head. Start a number of ranks that divides "
             f"{heads}, or let every rank hold the whole attention and its cache: give from_pretrained a tp_plan in "
             "which q_proj, k_proj, v_proj and o_proj are 'replicate'"

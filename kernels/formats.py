@@ -146,10 +146,12 @@ def scale_dtypes_of(mode: Mode) -> tuple[str, ...]:
 def default_scale_dtype(dtype: torch.dtype, mode: Mode = "signed") -> str:
     """The dtype of scales for a cache of ``dtype``: 16 bits a group in every mode.
 
-    Groups with a zero point take ``pair8``. Scales of others have the range of the elements: a float32 cache takes
-    bfloat16. Codes are chosen for the rounded scale, so its short mantissa costs nothing, while float16 would overflow.
+    Groups with a zero point take ``pair8``, whose scales have the range of float16 in every cache: numbers beyond about
+    1e5 saturate, and those below about 1e-5 are coarse or zero; ``bfloat16`` holds more. Scales of others have the
+    range of the elements: a float32 cache takes bfloat16. Codes are chosen for the rounded scale, so its short mantissa
+    costs nothing, while float16 would overflow.
     """
-    if mode in MODES_WITH_ZERO and "pair8" in scale_dtypes_of(mode):
+    if "pair8" in scale_dtypes_of(mode):
         return "pair8"
     return "float16" if dtype == torch.float16 else "bfloat16"
 

@@ -206,10 +206,12 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
         if position.device.type == "cpu":
             if bool((reached == position).all()):
                 continue
+            if int(position) < 0:
+                raise RuntimeError(f"innerq: a static cache was written at {int(position)}, which is before its start")
             if bool((reached < position).any()):
                 raise RuntimeError(f"innerq: {_MISSED} (position {int(position)}, length {int(reached.min())})")
         else:
-            torch._assert_async((reached >= position).all(), f"innerq: {_MISSED}")
+            torch._assert_async(((reached >= position) & (position >= 0)).all(), f"innerq: {_MISSED}")
         reference.truncate_(*cache, position, fmt)
 
 
@@ -224,6 +226,8 @@ def write_(codes, scales, window, state, mean, norm, x, position, format):
     place = places[0]
     if places != list(range(place, place + len(places))) or len(places) not in (1, x.shape[2]):
         raise RuntimeError(f"innerq: a quantized cache is written at {places}, which do not follow one another")
+    if place < 0:
+        raise RuntimeError(f"innerq: a quantized cache is written at {place}: positions are counted from its start")
     if int((state[..., layout.START] + state[..., layout.LENGTH]).min()) < place:
         raise RuntimeError(f"innerq: {_MISSED} (position {place})")
     reference.truncate_(codes, scales, window, state, place, fmt)

@@ -280,6 +280,8 @@ def module_path(node: Node) -> str:
 # --- changing graphs ------------------------------------------------------------------------------------------------
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+#: Functions whose names end with an underscore for another reason: without it they are words of Python.
+_KEYWORDS = {operator.and_, operator.or_, operator.not_, operator.is_}
 _QUERIES = {"size", "numel", "nelement", "dim", "ndimension"}
 
 
@@ -315,7 +317,7 @@ def _writes(user: Node, node: Node) -> bool:
     return (
         user.target in _IN_PLACE
         or name in ("setitem", "iand", "ior", "ixor")
-        or (name.endswith("_") and not name.endswith("__"))
+        or (name.endswith("_") and not name.endswith("__") and user.target not in _KEYWORDS)
     )
 
 

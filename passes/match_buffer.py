@@ -323,9 +323,16 @@ def _token_range(item: Any, size: Any) -> tuple[Any, Any]:
         return IndexTensor(item), shape(item)[0]
     else:
         raise NoBuffer("the buffer is written at an index that is neither a slice nor a tensor")
-    if isinstance(start, int) and start < 0:
+    if _is_negative(_value(start)):
         raise NoBuffer("the buffer is written at a place that is counted from its end")
     return start, count
+
+
+def _is_negative(number: Any) -> bool:
+    """Whether a number is below 0 in this call; Dynamo guards on the sign of what it slices by."""
+    if isinstance(number, torch.SymInt):
+        return number.node.has_hint() and number.node.hint < 0
+    return isinstance(number, int) and number < 0
 
 
 def same_position(a: Any, b: Any) -> bool:

@@ -22,6 +22,7 @@ class Recorded:
         moving: inputs that are changed in place and not known to keep their address: Inductor skips CUDA graphs.
         copied: floating inputs of four dimensions that are copied into the recording at every step.
         symbols: inputs that are sizes: a recording for each of their values.
+        moved: inputs that are taken to keep their address, and had another one in a later call: recorded anew.
         waits: a node that cannot be recorded, or None.
         targets: names of the operators, in order.
     """
@@ -31,10 +32,11 @@ class Recorded:
     symbols: list[str]
     waits: str | None
     targets: list[str]
+    moved: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def obstacles(self) -> list[str]:
-        return [*self.moving, *self.copied, *self.symbols, *filter(None, [self.waits])]
+        return [*self.moving, *self.copied, *self.symbols, *self.moved, *filter(None, [self.waits])]
 
 
 @contextlib.contextmanager
@@ -48,9 +50,10 @@ def recordings() -> Iterator[list[Recorded]]:
     real = module.compile_fx
 
     def inner(gm: GraphModule, example_inputs, *, static_input_idxs=(), **kwargs):
-        if torch._inductor.config.triton.cudagraphs:
-            found.append(_look(gm, set(static_input_idxs), get_first_incompatible_cudagraph_node(gm)))
-        return make_boxed_func(gm.forward)
+        if not torch._inductor.config.triton.cudagraphs:
+            return make_boxed_func(gm.forward)
+        found.append(_look(gm, set(static_input_idxs), get_first_incompatible_cudagraph_node(gm)))
+        return make_boxed_func(_following(gm, static_input_idxs, found[-1]))
 
     def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
         return real(gm, example_inputs, inner_compile=inner, config_patches=config_patches)
@@ -60,6 +63,20 @@ def recordings() -> Iterator[list[Recorded]]:
         torch._dynamo.reset()
         yield found
         torch._dynamo.reset()
+
+
+def _following(gm: GraphModule, static, recorded: Recorded):
+    """The graph's forward, which notes static inputs that are elsewhere than in the call before."""
+    names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    before: dict[int, int] = {}
+
+    def forward(*args):
+        now = {index: args[index].data_ptr() for index in static}
+        recorded.moved += [names[index] for index in static if before.get(index, now[index]) != now[index]]
+        before.update(now)
+        return gm.forward(*args)
+
+    return forward
 
 
 def _look(gm: GraphModule, static: set[int], waiting) -> Recorded:
@@ -75,7 +92,11 @@ def _look(gm: GraphModule, static: set[int], waiting) -> Recorded:
     fixed = {node for index, node in enumerate(inputs) if index in static}
     return Recorded(
         moving=[node.name for node in tensors if node in written and node not in fixed],
-        copied=[node.name for node in tensors if node.meta["val"].dim() == 4 and node not in fixed],
+        copied=[
+            node.name
+            for node in tensors
+            if node.meta["val"].dim() == 4 and node.meta["val"].is_floating_point() and node not in fixed
+        ],
         symbols=[node.name for node in inputs if isinstance(node.meta["val"], torch.SymInt)],
         waits=None if waiting is None else str(waiting.target),
         targets=[str(node.target) for node in gm.graph.nodes if node.op == "call_function"],

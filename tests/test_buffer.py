@@ -104,3 +104,17 @@ def test_bad_arguments_name_what_is_allowed(wrong):
     arguments = {"batch": 1, "heads": 1, "max_tokens": 8, "head_dim": 32, "role": "key", **wrong}
     with pytest.raises(InnerQError, match=r"allowed"):
         empty_cache(**arguments)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_write_before_the_start_is_an_error(compiled, cheap_inductor):
+    buffer = empty_cache(1, 2, 300, 32, role="value", config="lossless")
+    buffer.index_copy_(2, torch.arange(5), torch.ones(1, 2, 5, 32))
+
+    def write(buffer, at):
+        return buffer.index_copy_(2, at, torch.ones(1, 2, 1, 32)).shape
+
+    call = torch.compile(write, backend="innerq", options={"preset": "lossless"}) if compiled else write
+    with pytest.raises(Exception, match=r"positions are counted from its start|before its start"):
+        call(buffer, torch.tensor([-1]))
+    assert buffer._storage.state[0, 0].tolist()[:2] == [0, 5]

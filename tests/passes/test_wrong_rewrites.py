@@ -254,6 +254,22 @@ def written_at_the_end(compiled, buffer):
 
 
 @program
+def position_that_turns_negative(compiled, buffer):
+    """The sign of a symbolic position is known to Dynamo's guards only."""
+
+    @compiled
+    def step(q, k, v, keys, values, at):
+        keys[:, :, at : at + 1] = k
+        values[:, :, at : at + 1] = v
+        return sdpa(q, keys[:, :, : at + 1], values[:, :, : at + 1])
+
+    buffers = buffer("key"), buffer("value")
+    for cache, x in zip(buffers, new(MAX, 3)[1:], strict=True):
+        cache[:, :, :MAX] = x
+    return [step(*new(1, at), *buffers, at) for at in (9, 10, 11, -5)]
+
+
+@program
 def positions_with_a_step(compiled, buffer):
     @compiled
     def step(q, k, v, keys, values, position, mask):
