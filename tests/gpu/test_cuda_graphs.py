@@ -22,12 +22,6 @@ pytestmark = [
 ]
 
 
-#: Seen on an H100 with torch 2.11 and transformers 5.17, and not understood: tokens are right, but a static cache is
-#: recorded again and again (41 to 51 recordings). What Inductor is given there has no obstacle that the tests on a CPU
-#: know (`tests/models/test_cuda_graph_inputs.py`, which pass with transformers 5.17 on torch 2.13).
-recorded_too_often = pytest.mark.xfail(reason="a static cache is recorded too often on torch 2.11", strict=False)
-
-
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()
@@ -82,7 +76,6 @@ def test_generate(dtype, batch, padding):
 # --- preallocated caches ----------------------------------------------------------------------------------------------
 
 
-@recorded_too_often
 @pytest.mark.parametrize("batch,padding", [(1, ()), (2, (0, 41))], ids=["B1", "B2-padded"])
 def test_generate_static(batch, padding):
     """transformers' own way to compile: an eager prefill, one recorded step; a new cache for each generate()."""
@@ -101,7 +94,6 @@ def test_generate_static(batch, padding):
         assert_recorded(1, since=recorded)
 
 
-@recorded_too_often
 def test_loop_over_a_static_cache():
     """innerq(model) compiles the prefill, too, so that transformers marks no buffer; the cache is used three times."""
     dtype = torch.float16
