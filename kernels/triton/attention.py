@@ -320,7 +320,7 @@ def plan_partials(
         kernel, options = decode_partial_portable_kernel, {"num_warps": 4}
     else:
         constants |= {
-            "OPEN": mask is not None and open_from is not None and softcap == 0.0,
+            "OPEN": mask is not None and open_from is not None,
             "HEADS": tiling.rows,
             "WINDOW_SPLITS": tiling.window_splits,
             "WINDOW_TOKENS": config.window_tokens,

@@ -558,7 +558,7 @@ def decode_partial_fields_kernel(
                 begin, end = opened, last
             else:
                 begin, end = first, opened
-            if PLAIN or phase == 1:  # from products straight to exponents, one FFMA
+            if PLAIN or (phase == 1 and not SOFTCAP):  # from products straight to exponents, one FFMA
                 b_factor = b_unit * (scale * LOG2E)
             else:
                 b_factor = tl.full((HEADS,), 1.0, tl.float32)
@@ -574,13 +574,13 @@ def decode_partial_fields_kernel(
                         planes, b_k_scale, b_k_zero, slices, starts, b_query_sum,
                         K_D, K_BITS, K_GROUP, K_LO, K_ZERO, K_PAIRED,
                     )  # fmt: skip
-                    if not (PLAIN or phase == 1):
+                    if not (PLAIN or (phase == 1 and not SOFTCAP)):
                         b_s *= b_unit[None, :]
                         position = SINK + (block0 + i) * 32 + token
                         b_s = row_scores(
                             b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
                             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
-                            CAUSAL, SOFTCAP, MASK,
+                            CAUSAL and phase == 0, SOFTCAP, MASK * (1 - phase),
                         )  # fmt: skip
                     if i > 0:
                         b_s = tl.where(block0 + i < end, b_s, float("-inf"))
