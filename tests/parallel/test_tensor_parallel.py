@@ -11,6 +11,8 @@ from innerq_compile import innerq
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
 from .launch import Ranks
 
+pytest.importorskip("accelerate")
+
 RANKS, HEADS, KV_HEADS, LAYERS, NEW = 2, 8, 4, 2, 8
 LOSSLESS, BASE, STATIC, ONE_HEAD, REPLICATED = range(5)
 PROJECTIONS = [f"model.layers.*.self_attn.{name}_proj" for name in "qkvo"]
