@@ -106,5 +106,5 @@ def test_compiled_by_inductor(tmp_path):
 
 def test_heads_that_the_ranks_cannot_share(runs):
     for rank in runs[0]:
-        assert "num_key_value_heads=1 is not allowed on 2 ranks" in rank[ONE_HEAD]["error"]
+        assert "1 KV heads are not allowed on 2 ranks" in rank[ONE_HEAD]["error"]
         assert rank[REPLICATED]["heads"] == [1] and all(rank[REPLICATED]["quantized"])
