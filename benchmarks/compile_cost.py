@@ -22,22 +22,13 @@ SIDES = ("inductor", "innerq")
 def run_once(args: argparse.Namespace) -> dict[str, float]:
     """In the process that is measured: seconds of a prompt and two steps, less what they take again."""
     import torch
+    from host_cost import make_model
     from torch._dynamo.utils import counters
-    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+    from transformers import DynamicCache
 
     from innerq_compile import innerq
 
-    config = LlamaConfig(
-        hidden_size=args.hidden,
-        intermediate_size=2 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // args.head_dim),
-        num_key_value_heads=max(1, args.hidden // args.head_dim // 4),
-        head_dim=args.head_dim,
-        vocab_size=1000,
-    )
-    with torch.device(args.device):
-        model = LlamaForCausalLM(config).eval().to(torch.float16 if args.device == "cuda" else torch.float32)
+    model = make_model(args)
     if args.once == "innerq":
         innerq(model, preset=args.preset)
     else:

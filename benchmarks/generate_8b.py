@@ -21,6 +21,7 @@ import argparse
 import gc
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -73,16 +74,19 @@ def model_8b(
     return model
 
 
-def sharded(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The model of rank 0 as transformers shards it over all ranks."""
-    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(folder)
+def sharded(layers: int, device: str, dtype: torch.dtype, **changes: int) -> LlamaForCausalLM:
+    """:func:`model_8b` of rank 0 as transformers shards it over all ranks."""
+    folder = [None]
     if dist.get_rank() == 0:
-        model.save_pretrained(folder[0])
+        folder = [tempfile.mkdtemp()]
+        model_8b(layers, device, dtype, **changes).save_pretrained(folder[0])
+    dist.broadcast_object_list(folder)
+    model = LlamaForCausalLM.from_pretrained(folder[0], tp_plan="auto", dtype=dtype).eval()
     dist.barrier()
-    dtype = model.dtype
-    del model
-    return LlamaForCausalLM.from_pretrained(folder[0], tp_plan="auto", dtype=dtype).eval()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder[0])
+    torch.manual_seed(0)  # rank 0 has drawn the weights; from here on all ranks draw the same tokens
+    return model
 
 
 def random_ids(model, *shape: int) -> torch.Tensor:
@@ -202,13 +206,12 @@ def main() -> None:
         if options.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
-    torch.manual_seed(0)  # all ranks draw the same tokens
+    torch.manual_seed(0)
+    made = sharded if RANKS > 1 else model_8b
     if options.tiny:
-        model = model_8b(2, options.device, torch.float32, **TINY)
+        model = made(2, options.device, torch.float32, **TINY)
     else:
-        model = model_8b(options.layers, options.device)
-    if RANKS > 1:
-        model = sharded(model)
+        model = made(options.layers, options.device, torch.float16)
     results = []
     for side in options.sides:
         torch._dynamo.reset()

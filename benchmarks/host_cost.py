@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from generate_8b import model_8b
 from rich.console import Console
 from rich.table import Table
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from innerq_compile import innerq
 
@@ -30,19 +31,18 @@ SIDES = ("static", "innerq", "innerq-static")
 
 
 def make_model(args: argparse.Namespace) -> LlamaForCausalLM:
-    config = LlamaConfig(
+    """Random weights of the size that ``--layers``, ``--hidden`` and ``--head-dim`` say."""
+    return model_8b(
+        args.layers,
+        args.device,
+        torch.float16 if args.device == "cuda" else torch.float32,
         hidden_size=args.hidden,
         intermediate_size=2 * args.hidden,
-        num_hidden_layers=args.layers,
         num_attention_heads=max(1, args.hidden // args.head_dim),
         num_key_value_heads=max(1, args.hidden // args.head_dim // 4),
         head_dim=args.head_dim,
         vocab_size=1000,
-        max_position_embeddings=1 << 17,
-        attn_implementation="sdpa",
     )
-    with torch.device(args.device):
-        return LlamaForCausalLM(config).eval().to(torch.float16 if args.device == "cuda" else torch.float32)
 
 
 class Inside:

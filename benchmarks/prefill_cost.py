@@ -17,20 +17,13 @@ import time
 from pathlib import Path
 
 import torch
-from generate_8b import model_8b
+from generate_8b import TINY, model_8b
 from rich.console import Console
 from rich.table import Table
 from transformers import DynamicCache
 
 from innerq_compile import PRESETS, InnerQTensor
 
-TINY = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 1000,
-}
 #: What is in the name of a kernel that only quantization launches: in CUDA's list, and in that of operators on a CPU.
 QUANTIZATION = {
     "cuda": ("prefill_fwd_kernel", "key_moments_kernel", "key_statistics_kernel"),

@@ -11,7 +11,7 @@ import torch
 
 from .backend import innerq_backend, split_options
 from .config import InnerQConfig
-from .device_maps import GRAPHS_PER_BREAK, trace_hooks
+from .device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
 from .errors import InnerQError
 from .tensor_parallel import check_heads
 
@@ -79,9 +79,8 @@ def recompile_limit(breaks: int = 0) -> dict[str, int]:
 
     ``breaks``: modules of the model with a graph break of their own, which share the code of one wrapper.
     """
-    known = "recompile_limit" in inspect.signature(torch.compile).parameters
     limit = max(RECOMPILE_LIMIT, breaks * GRAPHS_PER_BREAK, torch._dynamo.config.recompile_limit)
-    return {"recompile_limit": limit} if known else {}
+    return {"recompile_limit": limit} if limit_is_an_argument() else {}
 
 
 def _apply(target: Any, arguments: dict[str, Any]) -> Any:

@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 GRAPHS_PER_BREAK = 4
 
 
+def limit_is_an_argument() -> bool:
+    """Whether ``torch.compile`` takes a recompile limit for one function; torch 2.11 has the global one only."""
+    return "recompile_limit" in inspect.signature(torch.compile).parameters
+
+
 def trace_hooks(model: torch.nn.Module) -> int:
     """Let Dynamo trace the hooks of accelerate that only move inputs; gives how many modules keep a graph break.
 
@@ -40,7 +45,7 @@ def trace_hooks(model: torch.nn.Module) -> int:
         elif hook is not None and not isinstance(hook, _traced_class(hooks.AlignDevicesHook)):
             breaks += 1
     limit, setting = torch._dynamo.config.accumulated_recompile_limit, "accumulated_recompile_limit"
-    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # torch 2.11: it cannot be set for a call
+    if not limit_is_an_argument():
         limit, setting = min((limit, setting), (torch._dynamo.config.recompile_limit, "recompile_limit"))
     if breaks * GRAPHS_PER_BREAK > limit:
         log.warning(

@@ -106,7 +106,7 @@ def _pair_scale(b_scale, BITS: tl.constexpr):
 
 @triton.jit
 def _pair_codes(tiles, b_scale, b_zero, AXIS: tl.constexpr, BITS: tl.constexpr):
-    """Codes for a scale as it is stored, the zero point as it is stored, and that in steps; the squared errors."""
+    """Codes for a scale as it is stored, the zero point in steps as it is stored, and that in numbers."""
     STEP: tl.constexpr = 2.0 ** (BITS - 6)
     b_ones = tl.full(b_scale.shape, 1.0, tl.float32)
     empty = b_scale == 0.0
@@ -115,14 +115,11 @@ def _pair_codes(tiles, b_scale, b_zero, AXIS: tl.constexpr, BITS: tl.constexpr):
     b_steps = tl.where(empty, 0.0, (b_steps + ROUND) - ROUND)
     b_zero = b_steps * STEP * b_scale
     b_valid = tl.where(empty, float("nan"), b_inverse)
-    b_error = tl.zeros_like(tiles[0])
     codes = ()
     for i in tl.static_range(len(tiles)):
         b_ratio = (tiles[i] - tl.expand_dims(b_zero, AXIS)) * tl.expand_dims(b_inverse, AXIS)
         codes = codes + (_code(b_ratio, b_valid, 0, (1 << BITS) - 1, AXIS),)
-        b_difference = _difference(codes[i], b_scale, b_zero, tiles[i], AXIS)
-        b_error += b_difference * b_difference
-    return codes, b_steps, tl.sum(b_error, AXIS)
+    return codes, b_steps, b_zero
 
 
 @triton.jit
@@ -146,15 +143,16 @@ def _paired(tiles, b_high, b_low, AXIS: tl.constexpr, MODE: tl.constexpr, BITS: 
     b_larger = b_scale + _quantum(b_scale)
     b_larger = tl.where(b_larger > PAIR_MAX, PAIR_MAX, b_larger)
     b_scale = tl.where(tl.abs(b_low) > b_scale * REACH, b_larger, b_scale)
-    codes, b_steps, b_error = _pair_codes(tiles, b_scale, b_low, AXIS, BITS)
+    codes, b_steps, b_zero = _pair_codes(tiles, b_scale, b_low, AXIS, BITS)
     b_word = _pair_word(b_scale, b_steps)
     if MODE == "hybrid":
         # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
         positive = b_high > -b_low
         b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
-        b_signed_zero = tl.where(positive, 1.0 - HALF, -1.0 * HALF) * b_signed
-        signed, b_signed_steps, b_signed_error = _pair_codes(tiles, b_signed, b_signed_zero, AXIS, BITS)
-        take = b_signed_error <= b_error
+        b_wanted_zero = tl.where(positive, 1.0 - HALF, -1.0 * HALF) * b_signed
+        signed, b_signed_steps, b_signed_zero = _pair_codes(tiles, b_signed, b_wanted_zero, AXIS, BITS)
+        b_signed_error = _squared_error(tiles, signed, b_signed, b_signed_zero, AXIS)
+        take = b_signed_error <= _squared_error(tiles, codes, b_scale, b_zero, AXIS)
         codes = _choose(take, signed, codes, AXIS)
         b_word = tl.where(take, _pair_word(b_signed, b_signed_steps), b_word)
     return codes, b_word, b_word
