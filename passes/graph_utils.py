@@ -267,13 +267,18 @@ def source_line(node: Node) -> str:
     return f"{lines[index]}: {code}" if code else lines[index]
 
 
+#: How Dynamo names the model: the ``self`` of the frame that it traces first, or the first argument of a decorator's
+#: wrapper around ``forward`` (transformers 5.24 has one).
+_MODEL = re.compile(r"^L\['self'\]|^L\['args'\]\[0\]")
+
+
 def module_path(node: Node) -> str:
     """The module that a node comes from, as ``model.layers.0.self_attn``, or an empty string."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
     path, _ = list(stack.values())[-1]
-    path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path.removeprefix("L['self']"))
+    path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", _MODEL.sub("", path))
     return ".".join(part for part in path.split(".") if part not in ("", "_modules"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -172,3 +173,29 @@ def test_wrong_arguments():
         explain(3)
     with pytest.raises(InnerQError, match="context_length=0 is not allowed"):
         explain(nn.Linear(2, 2), torch.ones(2), context_length=0)
+
+
+def decorated(forward):
+    @functools.wraps(forward)
+    def wrapped(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+class DecoratedForward(nn.Module):
+    """As models of transformers are from 5.24 on: Dynamo finds the model in the wrapper's arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([TinyAttention()])
+
+    @decorated
+    def forward(self, x, past=None):
+        return self.layers[0](x, past)
+
+
+def test_layers_have_the_models_names_behind_a_decorator():
+    model = innerq(DecoratedForward())
+    explanation = explain(lambda: model(torch.randn(1, 1, 32), model(torch.randn(1, 20, 32))[1]))
+    assert [row.report.layer for row in explanation.rows] == ["layers.0"]
