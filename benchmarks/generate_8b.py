@@ -113,8 +113,10 @@ def prefill(model, cache, batch: int, context: int, chunk: int) -> None:
     for position in range(0, context, chunk):
         size = min(chunk, context - position)
         places = torch.arange(position, position + size, device=model.device).expand(batch, -1)
-        ids = random_ids(model, batch, size)
-        model(ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        # As generate does it. A mask that only decode steps have looks fixed at first, and compiles twice.
+        mask = torch.ones(batch, position + size, dtype=torch.long, device=model.device)
+        inputs = {"position_ids": places, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        model(random_ids(model, batch, size), **inputs, logits_to_keep=1)
 
 
 @torch.no_grad()

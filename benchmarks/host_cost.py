@@ -76,7 +76,7 @@ def stepper(model: LlamaForCausalLM, cache, args: argparse.Namespace) -> Callabl
     """A function that runs one decode step behind a prompt."""
     device, position = args.device, args.context
     ids = torch.randint(0, 1000, (args.batch, args.context), device=device)
-    model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
     token = ids[:, :1].clone()
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch.fx import Graph, GraphModule, Node
 
+from .aliases import Writes
 from .context import PassContext, Reason
 from .graph_utils import example
 
@@ -105,12 +106,13 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
             continue
         moving.add(node)
         pending += node.all_input_nodes
+    changes = Writes(gm.graph)
     for node in moving:
         if node in caches:
             raise _Stays("something of the length of the cache is computed from a cache")
         if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.nn.Parameter):
             raise _Stays("something of the length of the cache is computed from a parameter")
-        if any(user.op == "call_method" and user.target.endswith("_") and user.args[0] is node for user in node.users):
+        if changes.of(node):
             raise _Stays("what a length is computed from is changed in place")
     needed = [
         node

@@ -13,6 +13,7 @@ from innerq_compile import clear_reports, compiled_graphs, empty_cache, innerq
 
 from ..buffer_loop import BufferDecoder, decode
 from ..cuda_graphs import recordings
+from ..programs import TinyAttention
 from .helpers import prompt, tiny_llama
 from .test_generate_features import assert_same_logits, feed, tokens_of
 
@@ -87,3 +88,33 @@ def test_own_loop(recorded, kind, where):
         torch.testing.assert_close(decode(model, buffers, prompt=tokens, steps=4, seed=tokens), right)
     assert_one_for_all(recorded)
     assert all("graph serves all lengths" not in str(report) for report in compiled_graphs())
+
+
+class Advancing(TinyAttention):
+    """Moves the caller's position on in place, and makes its mask of it: nothing to compute twice."""
+
+    def forward(self, x, past, real, place):
+        place += 1
+        mask = (torch.arange(real.shape[1]) <= place[:, None, None, None]) & real[:, None, None]
+        return super().forward(x + 0.01 * place, past, mask if x.shape[1] == 1 else None)
+
+
+def test_a_position_that_is_advanced_in_place_is_so_once(recorded):
+    torch.manual_seed(0)
+    x = torch.randn(1, 70, 32)
+
+    def run(model):
+        place, outs, cache = torch.tensor([65]), [], None
+        with torch.no_grad():
+            for begin, end in [(0, 66), *((i, i + 1) for i in range(66, 70))]:
+                out, cache = model(x[:, begin:end], cache, torch.ones(1, end, dtype=torch.bool), place)
+                outs.append(out)
+                place = place if begin else torch.tensor([65])
+        return torch.cat(outs, 1), place
+
+    model = Advancing()
+    expected, place = run(model)
+    out, moved = run(innerq(model, **OPTIONS))
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(moved, place) and place.item() == 69
+    assert recorded[0].symbols, "the mask stays in the graph, behind the change"
