@@ -18,6 +18,11 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
+from . import fast_interpreter
+
+if "TRITON_INTERPRET" in os.environ:
+    fast_interpreter.install()
+
 SEED = 20260223
 
 # Examples are few and always the same ones: a failure in CI is a failure everywhere. HYPOTHESIS_PROFILE=thorough

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 
 from innerq_compile import clear_reports, innerq
@@ -67,24 +66,21 @@ def test_one_line_a_graph_and_one_warning(caplog, cheap_inductor):
     ]
 
 
-@pytest.mark.parametrize("setting", ["+innerq_compile", "innerq_compile"])
-def test_torch_logs_takes_the_name_of_the_package(setting):
-    text = run(TORCH_LOGS=setting)
+def test_torch_logs_takes_the_name_of_the_package_and_traces_hold_artifacts(tmp_path):
+    text = run(TORCH_LOGS="+innerq_compile", TORCH_TRACE=str(tmp_path))
     assert "graph 0: 1/1 attentions rewritten, prefill, base" in text
     assert "graph 1: 1/1 attentions rewritten, decode, base" in text
     assert "__innerq_graphs" not in text
+    trace = "".join(path.read_text() for path in tmp_path.iterdir())
+    for name in ("innerq_report", "innerq_graph_0", "innerq_graph_1"):
+        assert f'"name": "{name}"' in trace
+    assert "torch.ops.innerq.decode_attention" in trace
 
 
 def test_the_artifact_is_switched_on_by_either_way():
     setup = "import innerq_compile; torch._logging.set_logs(modules={'innerq_graphs': True})"
-    for text in (run(TORCH_LOGS="innerq_compile,innerq_graphs"), run(setup)):
+    named = run(TORCH_LOGS="innerq_compile,innerq_graphs")
+    assert "graph 0: 1/1 attentions rewritten, prefill, base" in named
+    for text in (named, run(setup)):
         assert "[__innerq_graphs]" in text and "captured:" in text and "rewrite_decode:" in text
         assert "+ " in text and "torch.ops.innerq.decode_attention" in text
-
-
-def test_traces_hold_artifacts(tmp_path):
-    run(TORCH_TRACE=str(tmp_path))
-    text = "".join(path.read_text() for path in tmp_path.iterdir())
-    for name in ("innerq_report", "innerq_graph_0", "innerq_graph_1"):
-        assert f'"name": "{name}"' in text
-    assert "torch.ops.innerq.decode_attention" in text

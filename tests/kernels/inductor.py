@@ -82,6 +82,11 @@ class _Libdevice:
         return lambda *args: getattr(triton.language, name)(*args)
 
 
+def _max2(values: Any, axis: int) -> Any:
+    """Inductor's maximum, which the interpreter would take number by number."""
+    return triton.language.max(values, axis)
+
+
 def _is_bool(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.bool
 
@@ -110,6 +115,7 @@ def as_on_a_gpu(multiprocessors: int = 132, **options: Any) -> Iterator[None]:
         mock.patch.object(
             triton_helpers, "libdevice", _Libdevice() if support.interpreted() else triton_helpers.libdevice
         ),
+        mock.patch.object(triton_helpers, "max2", _max2 if support.interpreted() else triton_helpers.max2),
         mock.patch.object(triton.runtime.driver, "_active", _Driver()),
         mock.patch.object(support, "runs_on", lambda tensor: True),
         mock.patch.object(attention, "_multiprocessors", lambda device: multiprocessors),
