@@ -1,7 +1,7 @@
-"""Triton's interpreter without its most frequent work: it patches the language anew at every call between functions.
+"""Triton's interpreter without its most frequent work: it patches the language at every call between functions.
 
-Patching goes through all members of ``triton.language``, and what a kernel was launched with is patched already. That is
-two fifths of the time that these tests take.
+Patching goes through all members of ``triton.language``, and what a kernel was launched with is patched already: it was
+two fifths of the time that these tests took.
 """
 
 from __future__ import annotations
