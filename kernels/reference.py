@@ -161,26 +161,42 @@ def _paired(x, fmt):
     """Scale and zero point in one word: ``asymmetric``, and for ``hybrid`` also ``signed`` with a positive scale."""
     half, levels = 1 << (fmt.bits - 1), (1 << fmt.bits) - 1
     high, low = x.amax(-1), x.amin(-1)
-    asymmetric = _pair_codes(x, short_scales.pair_scale(high / levels - low / levels, low, fmt.bits), low, fmt)
-    if fmt.mode == "asymmetric":
-        return asymmetric
-    scale = short_scales.round_scale(torch.where(high > -low, high, -low) / half, fmt.scale_dtype, fmt.bits)
-    # the level without a counterpart lies on the side of the extreme value
-    zero = torch.where(high > -low, 1.0 - half, -half) * scale
-    return _better(x, _pair_codes(x, scale, zero, fmt), asymmetric, fmt)
-
-
-def _pair_codes(x, scale, zero, fmt):
-    """Codes and words for a scale as it is stored (float32) and a zero point that is still to be rounded."""
-    scale = scale.to(x.dtype)
-    empty = scale == 0
-    inverse = 1 / torch.where(empty, torch.ones_like(scale), scale)
+    # halves, for which no number is too large
+    scale = short_scales.pair_scale((high * 0.5 - low * 0.5) * (2 / levels), low, fmt.bits).to(x.dtype)
     step, most = short_scales.zero_step(fmt.bits), short_scales.MOST_STEPS
-    steps = torch.round(zero.to(x.dtype) * inverse * (1 / step)).clamp(-most, most)
-    steps = torch.where(empty, torch.zeros_like(steps), steps)
-    codes = torch.round((x - (steps * step * scale)[..., None]) * inverse[..., None]).clamp(0, (1 << fmt.bits) - 1)
-    codes = torch.where(empty[..., None] | codes.isnan(), torch.zeros_like(codes), codes)
-    return codes.to(torch.int32), short_scales.to_pair(scale, steps), None
+    steps = torch.round((low * (1 / _unit(scale)) * (1 / step)).clamp(-most, most))
+    codes, error = _pair_codes(x, scale, steps, fmt)
+    if fmt.mode != "asymmetric":
+        positive = high > -low
+        signed_scale = torch.where(positive, high, -low) / half
+        signed_scale = short_scales.round_scale(signed_scale, fmt.scale_dtype, fmt.bits).to(x.dtype)
+        # the level without a counterpart lies on the side of the extreme value
+        signed_steps = torch.where(positive, -round((half - 1) / step), -round(half / step)).to(x.dtype)
+        signed_steps = torch.where(signed_scale == 0, 0.0, signed_steps)
+        signed_codes, signed_error = _pair_codes(x, signed_scale, signed_steps, fmt)
+        take = signed_error <= error * short_scales.CLEARLY
+        codes = torch.where(take[..., None], signed_codes, codes)
+        scale, steps = torch.where(take, signed_scale, scale), torch.where(take, signed_steps, steps)
+    return codes, short_scales.to_pair(scale, steps), None
+
+
+def _unit(scale):
+    """1 in place of a scale of 0, to which all of a group is nearer than half."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _pair_codes(x, scale, steps, fmt):
+    """``(codes, squared error)`` for a scale and a zero point as they are stored.
+
+    Codes and errors are found in scales, ``x * (1 / scale) - zero / scale`` with one rounding behind the division.
+    """
+    unit = _unit(scale)
+    offset = steps * short_scales.zero_step(fmt.bits)
+    exact = x.double() * (1 / unit).double()[..., None] - offset.double()[..., None]
+    ratio = exact.to(x.dtype)
+    codes = torch.round(ratio.clamp(0, (1 << fmt.bits) - 1))
+    codes = torch.where(codes.isnan(), torch.zeros_like(codes), codes)
+    return codes.to(torch.int32), (ratio - codes).square().sum(-1) * unit.square()
 
 
 def scale_numbers(scales: torch.Tensor, zeros: torch.Tensor | None, fmt: CacheFormat, dtype: torch.dtype):

@@ -13,7 +13,8 @@
 
 namespace {
 
-constexpr int NEAREST_BITS = 4;  // as in kernels/short_scales.py
+constexpr int NEAREST_BITS = 4;  // as in kernels/short_scales.py, and so is
+constexpr float CLEARLY = 1.f + 1.f / 1024;
 
 enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, HYBRID, PAPER_HYBRID, NONE };
 
@@ -134,19 +135,26 @@ template <class F> INLINE VF pair_scale(VF scale, VF low) {
   return magnitude(low) > stored * reach ? larger : stored;
 }
 
-// Codes of VL groups for a scale as it is stored. `zero` becomes what is stored; `steps` is it, in steps.
-template <class F, int STRIDE>
-INLINE void pair_codes(const float* x, VF scale, VF& zero, VF& steps, int32_t* codes) {
-  const VI empty = scale == 0.f;
-  const VF inverse = 1.f / (empty ? splat(1.f) : scale);
-  steps = round_even(clamp(zero * inverse * (1 / ZERO_STEP<F>), -127.f, 127.f));
-  steps = empty ? splat(0.f) : steps;
-  zero = steps * ZERO_STEP<F> * scale;
+// 1 in place of a scale of 0, to which all of a group is nearer than half.
+INLINE VF pair_unit(VF scale) { return scale == 0.f ? splat(1.f) : scale; }
+
+// Steps of the zero point `low`.
+template <class F> INLINE VF pair_steps(VF scale, VF low) {
+  return round_even(clamp(low * (1.f / pair_unit(scale)) * (1 / ZERO_STEP<F>), -127.f, 127.f));
+}
+
+// Codes of VL groups for a scale and a zero point as they are stored. Returns their squared errors.
+template <class F, int STRIDE> INLINE VF pair_codes(const float* x, VF scale, VF steps, int32_t* codes) {
+  const VF unit = pair_unit(scale), inverse = 1.f / unit, offset = steps * -ZERO_STEP<F>;
+  VF error = {};
   for (int e = 0; e < F::GS; ++e) {
-    const VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
-    const VF rounded = round_even(clamp((v - zero) * inverse, 0.f, (float)((1 << F::BITS) - 1)));
-    store(codes + e * STRIDE, (empty | (VI)(rounded != rounded)) ? VI{} : __builtin_convertvector(rounded, VI));
+    const VF ratio = exact_fma(clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), inverse, offset);
+    VF code = round_even(clamp(ratio, 0.f, (float)((1 << F::BITS) - 1)));
+    code = code != code ? splat(0.f) : code;
+    store(codes + e * STRIDE, __builtin_convertvector(code, VI));
+    error = error + (ratio - code) * (ratio - code);
   }
+  return error * (unit * unit);
 }
 
 INLINE void store_pairs(pair8* words, VF scale, VF steps) {
@@ -169,19 +177,22 @@ template <class F> INLINE void keep_better(VI take, int32_t* codes, const int32_
 // VL groups with extremes low and high -> codes and params, scale and zero point in one word.
 template <class F> INLINE void encode_pairs(const float* x, VF low, VF high, int32_t* codes, pair8* params) {
   constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
-  VF scale = pair_scale<F>(high / (float)levels - low / (float)levels, low), zero = low, steps;
+  const VF scale = pair_scale<F>((high * 0.5f - low * 0.5f) * (float)(2. / levels), low);
+  const VF steps = pair_steps<F>(scale, low);
   if constexpr (F::MODE == ASYMMETRIC) {
-    pair_codes<F, F::LANES>(x, scale, zero, steps, codes);
+    pair_codes<F, F::LANES>(x, scale, steps, codes);
     store_pairs(params, scale, steps);
   } else {
     int32_t other[F::GS * VL];
-    pair_codes<F, VL>(x, scale, zero, steps, other);
+    const VF error = pair_codes<F, VL>(x, scale, steps, other);
     const VI positive = high > -low;
     const VF largest = positive ? high : -low;
     const VF scale1 = round_short<pair8, (F::BITS > NEAREST_BITS)>(largest / (float)half, LIMIT<pair8>);
-    VF zero1 = (positive ? splat((float)(1 - half)) : splat((float)-half)) * scale1, steps1;
-    pair_codes<F, F::LANES>(x, scale1, zero1, steps1, codes);
-    const VI take = group_error<F, F::LANES>(x, codes, scale1, zero1) <= group_error<F, VL>(x, other, scale, zero);
+    // the level without a counterpart lies on the side of the extreme value
+    constexpr float whole = half / ZERO_STEP<F>, less = (half - 1) / ZERO_STEP<F>;
+    VF steps1 = positive ? -round_even(splat(less)) : splat(-whole);
+    steps1 = scale1 == 0.f ? splat(0.f) : steps1;
+    const VI take = pair_codes<F, F::LANES>(x, scale1, steps1, codes) <= error * CLEARLY;
     keep_better<F>(take, codes, other);
     store_pairs(params, take ? scale1 : scale, take ? steps1 : steps);
   }

@@ -19,3 +19,22 @@ def round_to(b_x, DTYPE: tl.constexpr):
         b_even = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & 0xFFFF0000
         b_x = tl.where(b_x == b_x, b_even, b_bits).to(tl.uint32).to(tl.float32, bitcast=True)
     return b_x.to(DTYPE)
+
+
+@triton.jit
+def fma(b_a, b_b, b_c):
+    """``a * b + c``, rounded once. The interpreter's own rounds twice."""
+    if INTERPRETED:
+        return (b_a.to(tl.float64) * b_b.to(tl.float64) + b_c.to(tl.float64)).to(tl.float32)
+    else:
+        return tl.fma(b_a, b_b, b_c)
+
+
+@triton.jit
+def in_order(b_word):
+    """``b_word`` (int32), whose sums the compiler leaves as they are. It would add up last what is ready first, and keep it
+    in registers until then."""
+    if INTERPRETED:
+        return b_word
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [b_word], dtype=tl.int32, is_pure=True, pack=1)

@@ -164,29 +164,29 @@ def _quantize_pair(group, smallest, largest, mode, bits) -> Group:
     number = group.dtype.type
     half, levels, step, limit = 1 << (bits - 1), (1 << bits) - 1, 2.0 ** (bits - 6), 61440.0
 
-    def coded(scale, zero) -> Group:
-        if scale == 0:
-            return Group([0] * len(group), number(0), number(0), 0)
-        ratio = number(zero) * (number(1) / number(scale)) * number(1 / step)
-        steps = ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127)))
-        zero = number(steps * step * number(scale))
-        codes, _ = _codes(group, number(scale), zero, 0, levels)
-        return Group(codes, number(scale), zero, 0)
+    def coded(scale, steps) -> tuple[Group, float]:
+        """The group, and its squared error: both are found in scales."""
+        unit = number(scale) if scale != 0 else number(1)
+        zero, inverse = steps * step, number(1) / unit
+        ratios = np.array([number(float(x) * float(inverse) - float(zero)) for x in group], number)
+        codes = [0 if np.isnan(r) else int(np.rint(min(max(r, number(0)), number(levels)))) for r in ratios]
+        error = np.square(ratios - np.array(codes, number)).sum() * (unit * unit)
+        return Group(codes, number(scale), number(steps * step * number(scale)), 0), error
 
-    wanted = largest / number(levels) - smallest / number(levels)
+    wanted = (largest / number(2) - smallest / number(2)) * number(2 / levels)
     reachable = np.abs(np.float32(smallest)) * np.float32(1 / (127 * step))
     scale = round_short(max(np.float32(wanted), reachable), "pair8", bits, limit)
     if abs(smallest) > scale * 127 * step:
         bigger = short_numbers("pair8")
         scale = np.float32(min([x for x in bigger if x > scale], default=limit))
-    asymmetric = coded(scale, smallest)
+    ratio = number(smallest) * (number(1) / number(scale if scale != 0 else 1)) * number(1 / step)
+    asymmetric, error = coded(scale, ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127))))
     if mode == "asymmetric":
         return asymmetric
     positive = bool(largest > -smallest)
     scale = round_short((largest if positive else -smallest) / number(half), "pair8", bits, limit)
-    signed = coded(scale, number(scale) * number(1 - half if positive else -half))
-    errors = [number(np.square(way.decode(number) - group).sum()) for way in (signed, asymmetric)]
-    return signed if errors[0] <= errors[1] else asymmetric
+    signed, signed_error = coded(scale, -round((half - 1 if positive else half) / step) if scale != 0 else 0)
+    return signed if signed_error <= error * number(1 + 2.0**-10) else asymmetric
 
 
 def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, scale_dtype: str) -> np.ndarray:
