@@ -1,5 +1,7 @@
 """Prefill: a cache side made of a whole prompt, each key or value read once."""
 
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
 from __future__ import annotations
 
 import torch
@@ -19,7 +21,7 @@ WINDOW_ROWS = tl.constexpr(16)
 
 @triton.jit
 def _of_channels(source, channel, real, SHAPE: tl.constexpr):
-    """``(mean, 1 / norm)`` of channels, those that there are, loaded as wide as a tile: each thread has those of its elements then."""
+    """Mean and 1 / norm of channels, where there are any, as wide as a tile: a thread loads those of its elements."""
     _, mean, inverse, _, _ = source
     numbers = ()
     if mean is not None:
@@ -31,7 +33,7 @@ def _of_channels(source, channel, real, SHAPE: tl.constexpr):
 
 @triton.jit
 def _load_normalized(source, numbers, token, channel, real):
-    """Elements of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; what is not real is anything.
+    """Elements of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; anything where not real.
 
     ``source`` is ``(x, mean or None, 1 / norm or None, stride of tokens, stride of channels)``.
     """
@@ -119,12 +121,15 @@ def prefill_fwd_kernel(
             tl.store(state + bh * 4 + column, tl.where(column == 0, first, tl.where(column < 3, length, 0)))
 
 
-def launch_constants(fmt, head_dim: int) -> tuple[dict[str, int], int]:
-    """``({"NB": blocks a program}, warps)``."""
-    constants = side_constants(fmt, head_dim)
-    columns = tile_columns(fmt.is_key, fmt.block, head_dim, constants["LO"], constants["COLS"])
-    nb = max(1, 32 // columns) if fmt.quantized else 1
-    return {"NB": nb, "WINDOWS": triton.cdiv(fmt.window, WINDOW_ROWS.value)}, 1
+def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+    """``(NB and WINDOWS, how Triton compiles it)``: as many blocks a program as give each thread of a warp a column."""
+    constants = {"NB": 1, "WINDOWS": triton.cdiv(fmt.window, WINDOW_ROWS.value)}
+    if not fmt.quantized:
+        return constants, {"num_warps": 4}
+    side = side_constants(fmt, head_dim)
+    constants["NB"] = max(1, 32 // tile_columns(fmt.is_key, fmt.block, side["LO"], side["COLS"]))
+    # 12 programs a multiprocessor; what holds more codes at once would spill
+    return constants, {"num_warps": 1} | ({"maxnreg": 168} if fmt.bits <= 4 and fmt.group_size <= 32 else {})
 
 
 def prefill(
@@ -153,7 +158,9 @@ def prefill(
     cache = tuple(torch.empty(s, dtype=dtype or x.dtype, device=x.device) for s, dtype in shapes.values())
     mean = None if mean is None else mean.float().contiguous()
     inverse = None if norm is None else norm.float().reciprocal().contiguous()
-    constants, warps = launch_constants(fmt, head_dim)
+    constants, options = launch_options(fmt, head_dim)
+    if num_warps is not None:
+        options["num_warps"] = num_warps
     with on_device(x):
         prefill_fwd_kernel[(triton.cdiv(blocks, constants["NB"]) + constants["WINDOWS"], batch * heads)](
             x,
@@ -169,6 +176,6 @@ def prefill(
             STRIDE_S=x.stride(2) if x.stride(2) % head_dim == 0 else 0,
             **constants,
             **side_constants(fmt, head_dim),
-            num_warps=num_warps or warps,
+            **options,
         )
     return cache

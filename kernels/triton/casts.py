@@ -1,4 +1,4 @@
-"""Conversions that have to give the same bits on a GPU and in Triton's interpreter."""
+"""Arithmetic that has to give the same bits on a GPU and in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def fma(b_a, b_b, b_c):
 
 @triton.jit
 def in_order(b_word):
-    """``b_word`` (int32), whose sums the compiler leaves as they are. It would add up last what is ready first, and keep it
-    in registers until then."""
+    """``b_word`` (int32) as a sum that LLVM leaves as it is.
+
+    It would add up late what is ready early, and spill it.
+    """
     if INTERPRETED:
         return b_word
     else:

@@ -1,8 +1,10 @@
-"""Quantizing and packing one block inside a Triton kernel: ``reference.encode_blocks`` for a single block.
+"""Quantizing and packing blocks inside a Triton kernel: ``reference.encode_blocks``.
 
-A block is taken in tiles of one field and one half of the words (``kernels/layout.py``), ``[columns, lane pairs]``, so
-that what goes into a word meets in one thread: packing is a multiply-add a code. Tiles that share groups make a set,
-which is loaded, quantized and packed before the next one.
+Blocks are taken in tiles of one field and one half of the words (``kernels/layout.py``), ``[columns of all blocks, lane
+pairs]``. With 32 columns a warp each thread has a column, so that a group and what goes into a word meet in one thread:
+extremes and errors need no exchange, and what a group costs is paid once. Triton lays a tile out by what is contiguous
+in memory, and then by its first dimension; the shapes and the hint of the columns are chosen for that. Tiles that share
+groups make a set, which is loaded, quantized and packed before the next one.
 """
 
 # ruff: noqa: RUF005
@@ -151,7 +153,10 @@ def _unsigned_code(b_ratio, BITS: tl.constexpr):
 
 @triton.jit
 def _reciprocal(b_x):
-    """``1 / x`` to nearest, of what a pair can hold: its 4 bits are far from any tie, so that one step of Newton does."""
+    """``1 / x`` to nearest, of a scale that a pair can hold: of its 4 bits no inverse is near a tie.
+
+    So one step of Newton is enough.
+    """
     if INTERPRETED:
         return tl.div_rn(tl.full(b_x.shape, 1.0, tl.float32), b_x)
     else:
@@ -393,7 +398,7 @@ def _add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.constexpr_function
-def tile_columns(is_key, block, head_dim, low, cols):
+def tile_columns(is_key, block, low, cols):
     """Columns of a block (``kernels/layout.py``), padded to a power of two."""
     return block * low // 16 if is_key else cols * block // 256
 
@@ -438,7 +443,7 @@ def encode_blocks(
     else:
         DTYPE: tl.constexpr = scales.dtype.element_ty
         HAS_ZERO: tl.constexpr = has_zero(MODE)
-        PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, D, LO, COLS)
+        PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
         if IS_KEY:
             SLICES: tl.constexpr = LO
             COLUMNS: tl.constexpr = PADDED
@@ -456,7 +461,8 @@ def encode_blocks(
         block = tl.arange(0, WIDTH) // PADDED
         column = tl.arange(0, WIDTH) % PADDED
         if not IS_KEY:
-            column = tl.max_contiguous(column, max(1, WIDTH // 32))  # channels of a thread: it has all the tokens of them
+            # no more channels a thread than it takes to have all the tokens of them
+            column = tl.max_contiguous(column, max(1, WIDTH // 32))
         real = (column < COLUMNS) & (block < left)
         # every column is there in most formats, and a load without a mask costs less
         there = None if COLUMNS == PADDED else (column < COLUMNS)[:, None]
@@ -503,7 +509,9 @@ def encode_blocks(
                                 BITS,
                             )
                         if IS_KEY:
-                            p_scale = p_scales + ((hi * (16 * LO // GROUP) + group) * BLOCK + (sub + t) * COLUMNS + column)
+                            p_scale = p_scales + (
+                                (hi * (16 * LO // GROUP) + group) * BLOCK + (sub + t) * COLUMNS + column
+                            )
                         else:
                             p_scale = p_scales + (group * D + (sub + t) * COLUMNS + column)
                         tl.store(p_scale, b_scale.to(DTYPE), mask=real)
