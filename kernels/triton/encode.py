@@ -165,10 +165,21 @@ def _reciprocal(b_x):
 
 
 @triton.jit
-def _pair_steps(b_scale, b_zero, BITS: tl.constexpr):
-    """Steps of a zero point for a scale as it is stored."""
+def _past_code(b_anchor, b_low, b_inverse, BITS: tl.constexpr):
+    """How far elements lie past the nearest code of groups that begin at ``b_low``, in scales."""
+    b_off = fma(_clamp(b_anchor, F32_MAX), b_inverse, -(b_low * b_inverse))
+    b_off = tl.minimum(tl.maximum(b_off, 0.0), (1 << BITS) - 1.0)
+    return b_off - ((b_off + ROUND) - ROUND)
+
+
+@triton.jit
+def _pair_steps(b_scale, b_low, b_anchor, BITS: tl.constexpr):
+    """Steps of the zero point of asymmetric groups for a scale as it is stored."""
     b_inverse = _reciprocal(tl.where(b_scale == 0.0, 1.0, b_scale))
-    b_steps = tl.minimum(tl.maximum(b_zero * b_inverse * 2.0 ** (6 - BITS), -127.0), 127.0)
+    b_zero = b_low * b_inverse
+    if b_anchor is not None:
+        b_zero = fma(b_low, b_inverse, _past_code(b_anchor, b_low, b_inverse, BITS))
+    b_steps = tl.minimum(tl.maximum(b_zero * 2.0 ** (6 - BITS), -127.0), 127.0)
     return (b_steps + ROUND) - ROUND
 
 
@@ -182,7 +193,7 @@ def _pair_word(b_scale, b_steps):
 
 
 @triton.jit
-def _paired(tiles, b_high, b_low, MODE: tl.constexpr, BITS: tl.constexpr):
+def _paired(tiles, b_high, b_low, b_anchor, MODE: tl.constexpr, BITS: tl.constexpr):
     """``reference._paired``: codes and the words of scales and zero points."""
     HALF: tl.constexpr = 1 << (BITS - 1)
     LEVELS: tl.constexpr = (1 << BITS) - 1
@@ -193,9 +204,9 @@ def _paired(tiles, b_high, b_low, MODE: tl.constexpr, BITS: tl.constexpr):
     b_larger = b_scale + _quantum(b_scale)
     b_larger = tl.where(b_larger > PAIR_MAX, PAIR_MAX, b_larger)
     b_scale = tl.where(tl.abs(b_low) > b_scale * REACH, b_larger, b_scale)
-    b_steps = _pair_steps(b_scale, b_low, BITS)
+    b_steps = _pair_steps(b_scale, b_low, b_anchor, BITS)
     pairs, b_error = _pair_codes(tiles, b_scale, b_steps, BITS)
-    if MODE != "asymmetric":
+    if MODE == "hybrid":
         # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
         positive = b_high > -b_low
         b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
@@ -280,14 +291,18 @@ def _signed(tiles, b_high, b_low, REACH: tl.constexpr, BITS: tl.constexpr, DTYPE
 
 
 @triton.jit
-def _asymmetric(tiles, b_high, b_low, BITS: tl.constexpr, DTYPE: tl.constexpr):
+def _asymmetric(tiles, b_high, b_low, b_anchor, BITS: tl.constexpr, DTYPE: tl.constexpr):
     LEVELS: tl.constexpr = (1 << BITS) - 1
     # code * scale alone reaches high - low, for which float32 may be too small
     SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
     b_levels = tl.full(b_high.shape, LEVELS, tl.float32)
-    b_zero = round_to(_clamp(b_low, _largest(DTYPE)), DTYPE).to(tl.float32)
     b_scale = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
     b_scale, b_inverse = _stored_scale(b_scale, SPAN, DTYPE)
+    b_zero = b_low
+    if b_anchor is not None:
+        b_past = _past_code(b_anchor, b_low, b_inverse, BITS)
+        b_zero = fma(tl.where(b_inverse == b_inverse, b_past, 0.0), b_scale, b_low)
+    b_zero = round_to(_clamp(b_zero, _largest(DTYPE)), DTYPE).to(tl.float32)
     codes = ()
     for i in tl.static_range(len(tiles)):
         b_ratio = (tiles[i] - tl.expand_dims(b_zero, 1)) * tl.expand_dims(b_inverse, 1)
@@ -312,7 +327,7 @@ def _hybrid(tiles, b_high, b_low, BITS: tl.constexpr, DTYPE: tl.constexpr):
     REACH: tl.constexpr = HALF if tl.float16 == DTYPE else 2 * HALF
     signed, b_scale, _ = _signed(tiles, b_high, b_low, REACH, BITS, DTYPE)
     b_signed_zero = round_to(b_scale * -HALF, DTYPE).to(tl.float32)
-    codes, b_wide, b_zero = _asymmetric(tiles, b_high, b_low, BITS, DTYPE)
+    codes, b_wide, b_zero = _asymmetric(tiles, b_high, b_low, None, BITS, DTYPE)
     b_signed_error = _squared_error(tiles, signed, b_scale, b_signed_zero)
     take = b_signed_error <= _squared_error(tiles, codes, b_wide, b_zero)
     chosen = _choose(take, signed, codes)
@@ -328,8 +343,10 @@ def _in_float32(tiles):
 
 
 @triton.jit
-def quantize_set(tiles, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+def quantize_set(tiles, b_anchor, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Groups that run over ``tiles`` and their rows: unsigned codes, scales, zero points.
+
+    ``b_anchor``: for mode ``anchored``, the element of each group that is to lie on a code.
 
     The modes are those of ``reference.quantize_groups``. Zero points are meaningless in modes without, and where a word
     (int32, below 2^16) in place of the scale holds both.
@@ -346,14 +363,14 @@ def quantize_set(tiles, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.conste
     b_high = _clamp(tl.reduce(b_high, 1, _max_nan).to(tl.float32), F32_MAX)
     b_low = _clamp(tl.reduce(b_low, 1, _min_nan).to(tl.float32), F32_MAX)
     if is_paired(DTYPE):
-        return _paired(tiles, b_high, b_low, MODE, BITS)
+        return _paired(tiles, b_high, b_low, b_anchor, MODE, BITS)
     else:
         if MODE == "symmetric":
             codes, b_scale, b_zero = _symmetric(tiles, b_high, b_low, BITS, DTYPE)
         elif MODE == "signed":
             codes, b_scale, b_zero = _signed(tiles, b_high, b_low, 1 << (BITS - 1), BITS, DTYPE)
-        elif MODE == "asymmetric":
-            codes, b_scale, b_zero = _asymmetric(tiles, b_high, b_low, BITS, DTYPE)
+        elif MODE == "asymmetric" or MODE == "anchored":
+            codes, b_scale, b_zero = _asymmetric(tiles, b_high, b_low, b_anchor, BITS, DTYPE)
         elif MODE == "hybrid":
             codes, b_scale, b_zero = _hybrid(tiles, b_high, b_low, BITS, DTYPE)
         else:
@@ -401,6 +418,25 @@ def _add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
 def tile_columns(is_key, block, low, cols):
     """Columns of a block (``kernels/layout.py``), padded to a power of two."""
     return block * low // 16 if is_key else cols * block // 256
+
+
+@triton.jit
+def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
+    """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
+
+    ``first [NB]`` are the first tokens of the groups. It is the first of several, and none that holds NaN, unless all do.
+    """
+    token = first[:, None] + tl.arange(0, GROUP)[None, :]
+    token = tl.reshape(token, (NB * GROUP, 1))
+    b_sum = tl.zeros((NB * GROUP, 16), tl.float32)
+    for channel0 in range(0, D, 16):
+        channel = channel0 + tl.arange(0, 16)[None, :]
+        numbers = of_channels(source, channel, None, (NB * GROUP, 16))
+        b_x = load(source, numbers, token, channel, None).to(tl.float32)
+        b_sum += b_x * b_x
+    b_norm = tl.reshape(tl.sum(b_sum, 1), (NB, GROUP))
+    b_norm = tl.where(b_norm == b_norm, b_norm, float("inf"))
+    return tl.argmin(b_norm, 1)
 
 
 @triton.jit
@@ -476,6 +512,10 @@ def encode_blocks(
             for _ in tl.static_range(BITS):
                 planes = planes + (tl.full((WIDTH, 8), START, tl.int32),)
             for group in tl.static_range(SLICES * 16 // GROUP):
+                if MODE == "anchored":
+                    begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
+                    least = _least_tokens(load, of_channels, source, begins, NB, GROUP, D)
+                    least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
                 for sub in tl.static_range(0, SUBS, TOGETHER):
                     tiles = ()
                     for i in tl.static_range(GROUP // 16):
@@ -500,7 +540,14 @@ def encode_blocks(
                         own = ()
                         for i in tl.static_range(GROUP // 16):
                             own = own + (tiles[2 * (i * TOGETHER + t)], tiles[2 * (i * TOGETHER + t) + 1])
-                        set_codes, b_scale, b_zero = quantize_set(own, MODE, BITS, DTYPE)
+                        b_anchor = None
+                        if MODE == "anchored":
+                            at = first + group * GROUP + least
+                            place = (sub + t) * COLUMNS + column
+                            present = None if COLUMNS == PADDED else column < COLUMNS
+                            numbers = of_channels(source, place, present, (WIDTH,))
+                            b_anchor = load(source, numbers, at, place, present).to(tl.float32)
+                        set_codes, b_scale, b_zero = quantize_set(own, b_anchor, MODE, BITS, DTYPE)
                         for i in tl.static_range(GROUP // 16):
                             planes = _add_to_planes(
                                 planes,
