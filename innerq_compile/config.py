@@ -16,7 +16,7 @@ from .errors import InnerQError
 from .kernels.formats import (
     GROUP_SIZES,
     LANES,
-    MODES,
+    MODES_OF,
     SCALE_DTYPES,
     CacheFormat,
     Role,
@@ -36,14 +36,14 @@ _PAPER = {"sink": 32, "recent": 96, "centre_keys": False, "normalize_keys": True
 KEY_NORMS = ("pair", "channel", "paper")
 
 #: Presets by name. Bits of keys / values: base 3/3, small 3/2, int4 4/4, tiny 2/2, lossless none. ``hybrid`` is the
-#: paper's name for 3-bit keys and hybrid 2-bit values, which is what ``small`` has become. Those that begin with
-#: ``paper_`` are the number formats of InnerQ as published, to compare with.
+#: paper's name for 3-bit keys and 2-bit values with a mode of their own, which is what ``small`` has become. Those that
+#: begin with ``paper_`` are the number formats of InnerQ as published, to compare with.
 PRESETS: dict[str, dict[str, Any]] = {
-    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
-    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
-    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
-    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "hybrid", "value_mode": "hybrid", **_QUANTIZED},
-    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "hybrid", **_QUANTIZED},
+    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
+    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
+    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
+    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
+    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "anchored", **_QUANTIZED},
     "paper_base": {"key_bits": 3, "value_bits": 3, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
     "paper_small": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
     "paper_hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "paper_hybrid", **_PAPER},
@@ -68,8 +68,9 @@ class InnerQConfig:
         key_bits, value_bits: bits of a code, 2 to 8 (ignored by mode ``none``).
         key_mode, value_mode: how a group is coded: ``symmetric`` (as published: 2^b - 1 levels), ``signed`` (all 2^b
             levels, the sign of the scale says on which side the extra one lies), ``asymmetric`` (scale and zero
-            point), ``hybrid`` (signed or asymmetric, whichever is closer, per group), ``paper_hybrid`` (as published:
-            symmetric, or asymmetric with one bit less), ``none`` (not quantized).
+            point), ``anchored`` (values only: asymmetric, with the token of least norm on a code), ``hybrid`` (signed
+            or asymmetric, whichever is closer, per group), ``paper_hybrid`` (as published: symmetric, or asymmetric
+            with one bit less), ``none`` (not quantized).
         group_size: elements that share a scale: 16, 32, 64 or 128. None takes 32, and 16 for keys whose head_dim 32
             does not divide.
         sink: tokens at the start of each sequence that stay in full precision.
@@ -97,7 +98,7 @@ class InnerQConfig:
     key_bits: int = 3
     value_bits: int = 3
     key_mode: str = "hybrid"
-    value_mode: str = "hybrid"
+    value_mode: str = "anchored"
     group_size: int | None = None
     sink: int = 32
     recent: int = 96
@@ -112,8 +113,8 @@ class InnerQConfig:
     def __post_init__(self) -> None:
         for name in ("key_bits", "value_bits"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 2, 8), "a whole number from 2 to 8")
-        for name in ("key_mode", "value_mode"):
-            _check(name, getattr(self, name), getattr(self, name) in MODES, f"one of {', '.join(MODES)}")
+        for name, modes in (("key_mode", MODES_OF["key"]), ("value_mode", MODES_OF["value"])):
+            _check(name, getattr(self, name), getattr(self, name) in modes, f"one of {', '.join(modes)}")
         _check(
             "group_size",
             self.group_size,

@@ -14,12 +14,17 @@ from typing import Literal
 import torch
 
 Role = Literal["key", "value"]
-Mode = Literal["symmetric", "signed", "asymmetric", "hybrid", "paper_hybrid", "none"]
+Mode = Literal["symmetric", "signed", "asymmetric", "anchored", "hybrid", "paper_hybrid", "none"]
 
 #: Quantization modes. ``none`` stores the elements as they are (the lossless preset).
-MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "hybrid", "paper_hybrid", "none")
+MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "anchored", "hybrid", "paper_hybrid", "none")
+#: Those that a side may have. Only groups that run along tokens can have one token of all channels on a code.
+MODES_OF: dict[Role, tuple[str, ...]] = {
+    "key": tuple(mode for mode in MODES if mode != "anchored"),
+    "value": MODES,
+}
 #: Modes whose groups carry a zero point beside the scale.
-MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "hybrid", "paper_hybrid")
+MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "anchored", "hybrid", "paper_hybrid")
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: How scales and zero points are stored, and the dtype of the tensor that holds them. ``float8_e5m2`` (the upper byte
 #: of a float16) and ``pair8`` (scale and zero point in one word), see ``kernels/short_scales.py``, are held as the

@@ -40,8 +40,10 @@ def _saturate(x: torch.Tensor) -> torch.Tensor:
 # --- groups -----------------------------------------------------------------------------------------------------
 
 
-def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Quantize groups ``[..., group_size]``.
+def quantize_groups(
+    x: torch.Tensor, fmt: CacheFormat, anchor: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Quantize groups ``[..., group_size]``. Mode ``anchored`` takes ``anchor [...]``, the element that is to lie on a code.
 
     Returns unsigned codes ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are held,
     in the format's scale dtype. There are no zero points (None) in modes without, and where words hold both. Codes are
@@ -53,7 +55,7 @@ def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, to
     """
     x = _saturate(_as_float(x))
     if fmt.is_paired:
-        return _paired(x, fmt)
+        return _paired(x, fmt, anchor)
     if fmt.mode == "symmetric":
         levels = (1 << (fmt.bits - 1)) - 1
         codes, scale = _affine_codes(x, x.abs().amax(-1) / levels, None, -levels, levels, levels, fmt)
@@ -63,8 +65,8 @@ def quantize_groups(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, to
         return codes + fmt.code_offset, scale, None
     if fmt.mode == "paper_hybrid":
         return _paper_hybrid(x, fmt)
-    asym_codes, asym_scale, asym_zero = _asymmetric(x, fmt)
-    if fmt.mode == "asymmetric":
+    asym_codes, asym_scale, asym_zero = _asymmetric(x, fmt, anchor)
+    if fmt.mode in ("asymmetric", "anchored"):
         return asym_codes, asym_scale, asym_zero
     # hybrid: a symmetric group is an asymmetric one whose zero point is -2^(b-1) scales, so the mode costs no bit.
     half = 1 << (fmt.bits - 1)
@@ -120,15 +122,46 @@ def _signed(x, fmt):
     return _affine_codes(x, scale, None, -half, half - 1, reach, fmt)
 
 
-def _asymmetric(x, fmt):
+def _asymmetric(x, fmt, anchor):
     levels = (1 << fmt.bits) - 1
     low, high = x.amin(-1), x.amax(-1)
     limit = torch.finfo(fmt.torch_scale_dtype).max
-    zero = low.clamp(-limit, limit).to(fmt.torch_scale_dtype)
     # code * scale alone reaches high - low, for which float32 may be too small, unless the numbers are float16
     reach = 1 if fmt.scale_dtype == "float16" else levels
-    codes, scale = _affine_codes(x, (high / levels - low / levels), zero, 0, levels, reach, fmt)
+    scale = high / levels - low / levels
+    zero = low
+    if fmt.mode == "anchored":
+        held = _held_scale(scale, reach, fmt)[1]
+        empty = ~(held.abs() >= torch.finfo(torch.float32).tiny)
+        past = _past_code(x, anchor, low, 1 / torch.where(empty, torch.ones_like(held), held), levels)
+        zero = _fma(torch.where(empty, torch.zeros_like(past), past), held, low)
+    zero = zero.clamp(-limit, limit).to(fmt.torch_scale_dtype)
+    codes, scale = _affine_codes(x, scale, zero, 0, levels, reach, fmt)
     return codes, scale, zero
+
+
+def _fma(a, b, c):
+    """``a * b + c`` with one rounding, as kernels have it."""
+    return (a.double() * b.double() + c.double()).to(a.dtype)
+
+
+def _past_code(x, anchor, low, inverse, levels):
+    """How far the anchor of each group lies past the nearest code of a group that begins at ``low``, in scales."""
+    off = _fma(x.gather(-1, anchor[..., None]).squeeze(-1), inverse, -(low * inverse)).clamp(0, levels)
+    return off - torch.round(off)
+
+
+def anchors(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
+    """For mode ``anchored``, the token of least norm of each group of blocks of values ``[..., block, D]``; else None.
+
+    Returns its place in the group, ``[..., groups]`` in the order of the scales. It is the first of several, and none
+    that holds NaN, unless all do.
+    """
+    if fmt.mode != "anchored":
+        return None
+    norm = _as_float(x).square().sum(-1)
+    norm = torch.where(norm.isnan(), torch.inf, norm).unflatten(-1, (-1, fmt.group_size))
+    return norm.argmin(-1).repeat_interleave(x.shape[-1], dim=-1)
 
 
 def _paper_hybrid(x, fmt):
@@ -157,30 +190,50 @@ def _paper_hybrid(x, fmt):
     )
 
 
-def _paired(x, fmt):
+def _paired(x, fmt, anchor):
     """Scale and zero point in one word: ``asymmetric``, and for ``hybrid`` also ``signed`` with a positive scale."""
     half, levels = 1 << (fmt.bits - 1), (1 << fmt.bits) - 1
     high, low = x.amax(-1), x.amin(-1)
-    asymmetric = _pair_codes(x, short_scales.pair_scale(high / levels - low / levels, low, fmt.bits), low, fmt)
-    if fmt.mode == "asymmetric":
-        return asymmetric
-    scale = short_scales.round_scale(torch.where(high > -low, high, -low) / half, fmt.scale_dtype, fmt.bits)
-    # the level without a counterpart lies on the side of the extreme value
-    zero = torch.where(high > -low, 1.0 - half, -half) * scale
-    return _better(x, _pair_codes(x, scale, zero, fmt), asymmetric, fmt)
-
-
-def _pair_codes(x, scale, zero, fmt):
-    """Codes and words for a scale as it is stored (float32) and a zero point that is still to be rounded."""
-    scale = scale.to(x.dtype)
-    empty = scale == 0
-    inverse = 1 / torch.where(empty, torch.ones_like(scale), scale)
+    # halves, for which no number is too large
+    scale = short_scales.pair_scale((high * 0.5 - low * 0.5) * (2 / levels), low, fmt.bits).to(x.dtype)
     step, most = short_scales.zero_step(fmt.bits), short_scales.MOST_STEPS
-    steps = torch.round(zero.to(x.dtype) * inverse * (1 / step)).clamp(-most, most)
-    steps = torch.where(empty, torch.zeros_like(steps), steps)
-    codes = torch.round((x - (steps * step * scale)[..., None]) * inverse[..., None]).clamp(0, (1 << fmt.bits) - 1)
-    codes = torch.where(empty[..., None] | codes.isnan(), torch.zeros_like(codes), codes)
-    return codes.to(torch.int32), short_scales.to_pair(scale, steps), None
+    inverse = 1 / _unit(scale)
+    zero = low * inverse  # in scales
+    if fmt.mode == "anchored":
+        zero = _fma(low, inverse, _past_code(x, anchor, low, inverse, levels))
+    steps = torch.round((zero * (1 / step)).clamp(-most, most))
+    codes, error = _pair_codes(x, scale, steps, fmt)
+    if fmt.mode == "hybrid":
+        positive = high > -low
+        signed_scale = torch.where(positive, high, -low) / half
+        signed_scale = short_scales.round_scale(signed_scale, fmt.scale_dtype, fmt.bits).to(x.dtype)
+        # the level without a counterpart lies on the side of the extreme value
+        signed_steps = torch.where(positive, -round((half - 1) / step), -round(half / step)).to(x.dtype)
+        signed_steps = torch.where(signed_scale == 0, 0.0, signed_steps)
+        signed_codes, signed_error = _pair_codes(x, signed_scale, signed_steps, fmt)
+        take = signed_error <= error * short_scales.CLEARLY
+        codes = torch.where(take[..., None], signed_codes, codes)
+        scale, steps = torch.where(take, signed_scale, scale), torch.where(take, signed_steps, steps)
+    return codes, short_scales.to_pair(scale, steps), None
+
+
+def _unit(scale):
+    """1 in place of a scale of 0, to which all of a group is nearer than half."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _pair_codes(x, scale, steps, fmt):
+    """``(codes, squared error)`` for a scale and a zero point as they are stored.
+
+    Codes and errors are found in scales, ``x * (1 / scale) - zero / scale`` with one rounding behind the division.
+    """
+    unit = _unit(scale)
+    offset = steps * short_scales.zero_step(fmt.bits)
+    exact = x.double() * (1 / unit).double()[..., None] - offset.double()[..., None]
+    ratio = exact.to(x.dtype)
+    codes = torch.round(ratio.clamp(0, (1 << fmt.bits) - 1))
+    codes = torch.where(codes.isnan(), torch.zeros_like(codes), codes)
+    return codes.to(torch.int32), (ratio - codes).square().sum(-1) * unit.square()
 
 
 def scale_numbers(scales: torch.Tensor, zeros: torch.Tensor | None, fmt: CacheFormat, dtype: torch.dtype):
@@ -208,7 +261,7 @@ def encode_blocks(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torc
     *lead, block, head_dim = x.shape
     if not fmt.quantized:
         return x.reshape(*lead, block * head_dim), x.new_empty((*lead, 0), dtype=fmt.torch_scale_dtype)
-    codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt)
+    codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt, anchors(x, fmt))
     words = layout.pack(layout.join_groups(codes, fmt, head_dim), fmt)
     return words, scales if zeros is None else torch.cat((scales, zeros), dim=-1)
 

@@ -34,6 +34,9 @@ MOST_STEPS = 127
 #: Codes of more bits take the scale rounded up: what a rounded-down one cuts off at the ends of a group would be more
 #: than its finer steps gain within it (``docs/formats.md``).
 NEAREST_BITS = 4
+#: How much larger the squared error of `signed` may be: groups that both candidates hold alike, which are many, then do
+#: not depend on the order of a sum.
+CLEARLY = 1 + 2.0**-10
 
 
 def quantum(scale: torch.Tensor, name: str) -> torch.Tensor:

@@ -13,9 +13,10 @@
 
 namespace {
 
-constexpr int NEAREST_BITS = 4;  // as in kernels/short_scales.py
+constexpr int NEAREST_BITS = 4;  // as in kernels/short_scales.py, and so is
+constexpr float CLEARLY = 1.f + 1.f / 1024;
 
-enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, HYBRID, PAPER_HYBRID, NONE };
+enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, ANCHORED, HYBRID, PAPER_HYBRID, NONE };
 
 // What a thread keeps between calls, so that a decode step allocates nothing.
 struct Scratch {
@@ -84,18 +85,30 @@ template <class F> void pack(const int32_t* codes, int32_t* words) {
       }
 }
 
-// Codes of VL groups whose rows are x[0], x[LANES], ..., for x ~ code * scale + zero. `scale` becomes what is stored,
-// limited so that `reach` of it is finite; `add` is added to the codes, which have rows of STRIDE lanes.
-template <class F, bool ZERO, int STRIDE>
-INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, int reach, int add, int32_t* codes) {
+// A scale as it is stored, limited so that `reach` of it is finite.
+template <class F> INLINE VF stored_scale(VF scale, int reach) {
   using S = typename F::S;
   const float limit = (float)((double)LIMIT<S> / reach);
   if constexpr (std::is_same_v<S, e5m2>) {
     const VF size = round_short<S, (F::BITS > NEAREST_BITS)>(magnitude(scale), limit);
-    scale = bitcast<VF>(bitcast<VU>(size) | (bitcast<VU>(scale) & 0x80000000u));
+    return bitcast<VF>(bitcast<VU>(size) | (bitcast<VU>(scale) & 0x80000000u));
   } else {
-    scale = round_to<S>(clamp(scale, -limit, limit));
+    return round_to<S>(clamp(scale, -limit, limit));
   }
+}
+
+// How far the elements `x` lie past the nearest code of groups that begin at `low`, in scales.
+template <class F> INLINE VF past_code(VF x, VF low, VF inverse) {
+  const VF off = clamp(exact_fma(clamp(x, -LIMIT<float>, LIMIT<float>), inverse, -(low * inverse)), 0.f,
+                       (float)((1 << F::BITS) - 1));
+  return off - round_even(off);
+}
+
+// Codes of VL groups whose rows are x[0], x[LANES], ..., for x ~ code * scale + zero. `scale` becomes what is stored,
+// limited so that `reach` of it is finite; `add` is added to the codes, which have rows of STRIDE lanes.
+template <class F, bool ZERO, int STRIDE>
+INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, int reach, int add, int32_t* codes) {
+  scale = stored_scale<F>(scale, reach);
   const VI empty = magnitude(scale) < 1.17549435e-38f;
   const VF divisor = empty ? splat(1.f) : scale, inverse = 1.f / divisor;
   for (int e = 0; e < F::GS; ++e) {
@@ -134,19 +147,21 @@ template <class F> INLINE VF pair_scale(VF scale, VF low) {
   return magnitude(low) > stored * reach ? larger : stored;
 }
 
-// Codes of VL groups for a scale as it is stored. `zero` becomes what is stored; `steps` is it, in steps.
-template <class F, int STRIDE>
-INLINE void pair_codes(const float* x, VF scale, VF& zero, VF& steps, int32_t* codes) {
-  const VI empty = scale == 0.f;
-  const VF inverse = 1.f / (empty ? splat(1.f) : scale);
-  steps = round_even(clamp(zero * inverse * (1 / ZERO_STEP<F>), -127.f, 127.f));
-  steps = empty ? splat(0.f) : steps;
-  zero = steps * ZERO_STEP<F> * scale;
+// 1 in place of a scale of 0, to which all of a group is nearer than half.
+INLINE VF pair_unit(VF scale) { return scale == 0.f ? splat(1.f) : scale; }
+
+// Codes of VL groups for a scale and a zero point as they are stored. Returns their squared errors.
+template <class F, int STRIDE> INLINE VF pair_codes(const float* x, VF scale, VF steps, int32_t* codes) {
+  const VF unit = pair_unit(scale), inverse = 1.f / unit, offset = steps * -ZERO_STEP<F>;
+  VF error = {};
   for (int e = 0; e < F::GS; ++e) {
-    const VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
-    const VF rounded = round_even(clamp((v - zero) * inverse, 0.f, (float)((1 << F::BITS) - 1)));
-    store(codes + e * STRIDE, (empty | (VI)(rounded != rounded)) ? VI{} : __builtin_convertvector(rounded, VI));
+    const VF ratio = exact_fma(clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), inverse, offset);
+    VF code = round_even(clamp(ratio, 0.f, (float)((1 << F::BITS) - 1)));
+    code = code != code ? splat(0.f) : code;
+    store(codes + e * STRIDE, __builtin_convertvector(code, VI));
+    error = error + (ratio - code) * (ratio - code);
   }
+  return error * (unit * unit);
 }
 
 INLINE void store_pairs(pair8* words, VF scale, VF steps) {
@@ -166,22 +181,30 @@ template <class F> INLINE void keep_better(VI take, int32_t* codes, const int32_
     store(codes + e * F::LANES, take ? load_as<VI>(codes + e * F::LANES) : load_as<VI>(other + e * VL));
 }
 
-// VL groups with extremes low and high -> codes and params, scale and zero point in one word.
-template <class F> INLINE void encode_pairs(const float* x, VF low, VF high, int32_t* codes, pair8* params) {
+// VL groups with extremes low and high -> codes and params, scale and zero point in one word. `anchor` is the row of x
+// that is to lie on a code, in mode ANCHORED.
+template <class F>
+INLINE void encode_pairs(const float* x, const float* anchor, VF low, VF high, int32_t* codes, pair8* params) {
   constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
-  VF scale = pair_scale<F>(high / (float)levels - low / (float)levels, low), zero = low, steps;
-  if constexpr (F::MODE == ASYMMETRIC) {
-    pair_codes<F, F::LANES>(x, scale, zero, steps, codes);
+  const VF scale = pair_scale<F>((high * 0.5f - low * 0.5f) * (float)(2. / levels), low);
+  const VF inverse = 1.f / pair_unit(scale);
+  VF zero = low * inverse;  // in scales
+  if constexpr (F::MODE == ANCHORED) zero = exact_fma(low, inverse, past_code<F>(load(anchor), low, inverse));
+  const VF steps = round_even(clamp(zero * (1 / ZERO_STEP<F>), -127.f, 127.f));
+  if constexpr (F::MODE != HYBRID) {
+    pair_codes<F, F::LANES>(x, scale, steps, codes);
     store_pairs(params, scale, steps);
   } else {
     int32_t other[F::GS * VL];
-    pair_codes<F, VL>(x, scale, zero, steps, other);
+    const VF error = pair_codes<F, VL>(x, scale, steps, other);
     const VI positive = high > -low;
     const VF largest = positive ? high : -low;
     const VF scale1 = round_short<pair8, (F::BITS > NEAREST_BITS)>(largest / (float)half, LIMIT<pair8>);
-    VF zero1 = (positive ? splat((float)(1 - half)) : splat((float)-half)) * scale1, steps1;
-    pair_codes<F, F::LANES>(x, scale1, zero1, steps1, codes);
-    const VI take = group_error<F, F::LANES>(x, codes, scale1, zero1) <= group_error<F, VL>(x, other, scale, zero);
+    // the level without a counterpart lies on the side of the extreme value
+    constexpr float whole = half / ZERO_STEP<F>, less = (half - 1) / ZERO_STEP<F>;
+    VF steps1 = positive ? -round_even(splat(less)) : splat(-whole);
+    steps1 = scale1 == 0.f ? splat(0.f) : steps1;
+    const VI take = pair_codes<F, F::LANES>(x, scale1, steps1, codes) <= error * CLEARLY;
     keep_better<F>(take, codes, other);
     store_pairs(params, take ? scale1 : scale, take ? steps1 : steps);
   }
@@ -189,8 +212,8 @@ template <class F> INLINE void encode_pairs(const float* x, VF low, VF high, int
 
 // The same with scales and zero points of their own, `groups` apart; `largest` is the largest magnitude.
 template <class F>
-INLINE void encode_scales(const float* x, VF low, VF high, VF largest, int32_t* codes, typename F::S* params,
-                          int groups) {
+INLINE void encode_scales(const float* x, const float* anchor, VF low, VF high, VF largest, int32_t* codes,
+                          typename F::S* params, int groups) {
   using S = typename F::S;
   constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
   // with a zero point, code * scale alone is up to twice what the group holds; float16 numbers leave room for that
@@ -209,9 +232,16 @@ INLINE void encode_scales(const float* x, VF low, VF high, VF largest, int32_t* 
     scale = (high > -low ? -high : -low) / (float)half;
     affine_codes<F, false, F::LANES>(x, scale, zero, -half, half - 1, sym_reach, half, codes);
   }
-  if constexpr (F::MODE == ASYMMETRIC) {
-    zero = round_to<S>(clamp(low, -LIMIT<S>, LIMIT<S>));
+  if constexpr (F::MODE == ASYMMETRIC || F::MODE == ANCHORED) {
     scale = high / (float)levels - low / (float)levels;
+    zero = low;
+    if constexpr (F::MODE == ANCHORED) {
+      const VF held = stored_scale<F>(scale, asym_reach);
+      const VI empty = ~(VI)(magnitude(held) >= 1.17549435e-38f);
+      const VF past = past_code<F>(load(anchor), low, 1.f / (empty ? splat(1.f) : held));
+      zero = exact_fma(empty ? splat(0.f) : past, held, low);
+    }
+    zero = round_to<S>(clamp(zero, -LIMIT<S>, LIMIT<S>));
     affine_codes<F, true, F::LANES>(x, scale, zero, 0, levels, asym_reach, 0, codes);
   }
   if constexpr (F::MODE == HYBRID || F::MODE == PAPER_HYBRID) {
@@ -234,9 +264,27 @@ INLINE void encode_scales(const float* x, VF low, VF high, VF largest, int32_t* 
   if constexpr (F::HAS_ZERO) store_as<S>(params + groups, zero);
 }
 
+// The row of least norm of rows [LANES]: the first of several, and none that holds NaN, unless all do.
+template <class F> INLINE int least_row(const float* rows) {
+  int least = 0;
+  float norm = INF;
+  for (int e = 0; e < F::GS; ++e) {
+    VF total = {};
+    for (int lane = 0; lane < F::LANES; lane += VL) {
+      const VF v = load(rows + e * F::LANES + lane);
+      total = total + v * v;
+    }
+    float sum = 0;
+    for (int i = 0; i < VL; ++i) sum += total[i];
+    if (sum < norm) least = e, norm = sum;
+  }
+  return least;
+}
+
 // tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES.
 template <class F> void encode(const float* tile, int32_t* codes, int32_t* words, typename F::S* params) {
-  for (int g = 0; g < F::ROWS / F::GS; ++g)
+  for (int g = 0; g < F::ROWS / F::GS; ++g) {
+    const int least = F::MODE == ANCHORED ? least_row<F>(tile + g * F::GS * F::LANES) : 0;
     for (int lane = 0; lane < F::LANES; lane += VL) {
       const float* x = tile + g * F::GS * F::LANES + lane;
       int32_t* out = codes + g * F::GS * F::LANES + lane;
@@ -250,10 +298,12 @@ template <class F> void encode(const float* tile, int32_t* codes, int32_t* words
         largest = (VI)(a > largest) | nan ? a : largest;
       }
       if constexpr (std::is_same_v<typename F::S, pair8>)
-        encode_pairs<F>(x, low, high, out, params + g * F::LANES + lane);
+        encode_pairs<F>(x, x + least * F::LANES, low, high, out, params + g * F::LANES + lane);
       else
-        encode_scales<F>(x, low, high, largest, out, params + g * F::LANES + lane, F::ROWS / F::GS * F::LANES);
+        encode_scales<F>(x, x + least * F::LANES, low, high, largest, out, params + g * F::LANES + lane,
+                         F::ROWS / F::GS * F::LANES);
     }
+  }
   pack<F>(codes, words);
 }
 

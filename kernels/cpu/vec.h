@@ -68,6 +68,7 @@ INLINE VF held(VF v) {
   return v;
 }
 
+// Rounded once where the machine can.
 INLINE VF fma(VF a, VF b, VF c) {
 #if VL == 16 && defined(__AVX512F__)
   return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -77,6 +78,17 @@ INLINE VF fma(VF a, VF b, VF c) {
   return (VF)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
+#endif
+}
+
+// Rounded once everywhere (in double, the rounding to double apart).
+INLINE VF exact_fma(VF a, VF b, VF c) {
+#if (VL == 16 && defined(__AVX512F__)) || (VL == 8 && defined(__FMA__)) || (VL == 4 && defined(__aarch64__))
+  return fma(a, b, c);
+#else
+  typedef double VD __attribute__((vector_size(VL * 8)));
+  const VD exact = __builtin_convertvector(a, VD) * __builtin_convertvector(b, VD) + __builtin_convertvector(c, VD);
+  return __builtin_convertvector(exact, VF);
 #endif
 }
 

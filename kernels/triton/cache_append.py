@@ -9,13 +9,18 @@ import triton.language as tl
 from .. import reference
 from ..formats import CacheFormat
 from .casts import round_to
-from .encode import block_params, block_words, encode_block
+from .encode import block_params, block_words, encode_blocks
 from .support import on_device, side_constants
 from .unpack import tile_channels
 
 
 @triton.jit
-def _load_due(source, token, channel, real):
+def _no_numbers(source, channel, real, SHAPE: tl.constexpr):
+    return ()
+
+
+@triton.jit
+def _load_due(source, numbers, token, channel, real):
     """Elements of a block that falls due, in the dtype of the window: from the ring, or from the new tokens.
 
     ``source`` is ``(window, new, first token of the block behind the sinks, length, strides of new, SINK, RING, D)``.
@@ -23,9 +28,13 @@ def _load_due(source, token, channel, real):
     window, new, first, length, stride_n, stride_d, SINK, RING, D = source
     r = first + token
     fresh = SINK + r - length  # index among the new tokens
-    held = real & (fresh < 0)
+    if real is None:
+        held = fresh < 0
+        fresh_mask = fresh >= 0
+    else:
+        held = real & (fresh < 0)
+        fresh_mask = real & (fresh >= 0)
     b_x = tl.load(window + (SINK + r % RING) * D + channel, mask=held, other=0.0)
-    fresh_mask = real & (fresh >= 0)
     b_new = tl.load(new + fresh.to(tl.int64) * stride_n + channel * stride_d, mask=fresh_mask, other=0.0)
     return tl.where(fresh_mask, round_to(b_new.to(tl.float32), b_x.dtype), b_x)
 
@@ -77,10 +86,10 @@ def _append_side(
         if (block < tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK) & (block < capacity):
             source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
-            encode_block(
-                _load_due, source, codes + at * block_words(BITS, BLOCK, D),
+            encode_blocks(
+                _load_due, _no_numbers, source, codes + at * block_words(BITS, BLOCK, D),
                 scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
-                IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+                1, 1, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     if WRITE:
         channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)

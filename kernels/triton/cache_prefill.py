@@ -1,5 +1,7 @@
 """Prefill: a cache side made of a whole prompt, each key or value read once."""
 
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
 from __future__ import annotations
 
 import torch
@@ -9,25 +11,39 @@ import triton.language as tl
 from .. import layout
 from ..formats import CacheFormat, blocks_for
 from .casts import round_to
-from .encode import block_params, block_words, encode_block
+from .encode import block_params, block_words, encode_blocks, tile_columns
 from .support import on_device, side_constants
 from .unpack import tile_channels
 
+#: Tokens of the windows that a program writes.
+WINDOW_ROWS = tl.constexpr(16)
+
 
 @triton.jit
-def _load_normalized(source, token, channel, real):
-    """Elements of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; what is not real is zero.
+def _of_channels(source, channel, real, SHAPE: tl.constexpr):
+    """Mean and 1 / norm of channels, where there are any, as wide as a tile: a thread loads those of its elements."""
+    _, mean, inverse, _, _ = source
+    numbers = ()
+    if mean is not None:
+        numbers = numbers + (tl.load(tl.broadcast_to(mean + channel, SHAPE), mask=real),)
+    if inverse is not None:
+        numbers = numbers + (tl.load(tl.broadcast_to(inverse + channel, SHAPE), mask=real),)
+    return numbers
 
-    ``source`` is ``(x, mean, 1 / norm, stride of tokens, stride of channels, HAS_MEAN, HAS_NORM)``.
+
+@triton.jit
+def _load_normalized(source, numbers, token, channel, real):
+    """Elements of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; anything where not real.
+
+    ``source`` is ``(x, mean or None, 1 / norm or None, stride of tokens, stride of channels)``.
     """
-    x, mean, inverse, stride_s, stride_d, HAS_MEAN, HAS_NORM = source
-    dtype: tl.constexpr = x.dtype.element_ty
-    b_x = tl.load(x + token.to(tl.int64) * stride_s + channel * stride_d, mask=real, other=0.0).to(tl.float32)
-    if HAS_MEAN:
-        b_x -= tl.load(mean + channel, mask=real, other=0.0)
-    if HAS_NORM:
-        b_x *= tl.load(inverse + channel, mask=real, other=1.0)
-    return round_to(tl.where(real, b_x, 0.0), dtype)  # padding is not zero once the mean is taken off
+    x, mean, inverse, stride_s, stride_d = source
+    b_x = tl.load(x + token.to(tl.int64) * stride_s + channel * stride_d, mask=real).to(tl.float32)
+    if mean is not None:
+        b_x -= numbers[0]
+    if inverse is not None:
+        b_x *= numbers[len(numbers) - 1]
+    return round_to(b_x, x.dtype.element_ty)
 
 
 @triton.jit
@@ -47,8 +63,9 @@ def prefill_fwd_kernel(
     stride_h,
     stride_s,
     stride_d,
-    HAS_MEAN: tl.constexpr,
-    HAS_NORM: tl.constexpr,
+    STRIDE_S: tl.constexpr,
+    NB: tl.constexpr,
+    WINDOWS: tl.constexpr,
     IS_KEY: tl.constexpr,
     MODE: tl.constexpr,
     BITS: tl.constexpr,
@@ -60,40 +77,59 @@ def prefill_fwd_kernel(
     LO: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Program (block, b * H + h) quantizes one block of 32 or more tokens; the last block index writes the windows."""
-    block = tl.program_id(0)
+    """Program (i, b * H + h) quantizes ``NB`` blocks of 32 or more tokens; the last ``WINDOWS`` write the windows."""
+    block = tl.program_id(0) * NB
+    if STRIDE_S:
+        stride_s = STRIDE_S
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // H, bh % H
     first = tl.load(start + b).to(tl.int32)
     length = S - first
     blocks = tl.maximum(length - SINK - RECENT, 0) // BLOCK
     x += b * stride_b + h * stride_h + first.to(tl.int64) * stride_s
-    mean += bh * D
-    inverse += bh * D
-    if block < tl.num_programs(0) - 1:
+    if mean is not None:
+        mean += bh * D
+    if inverse is not None:
+        inverse += bh * D
+    if block < (tl.num_programs(0) - WINDOWS) * NB:
         if block < blocks:
             token0 = SINK + block * BLOCK
-            source = (x + token0.to(tl.int64) * stride_s, mean, inverse, stride_s, stride_d, HAS_MEAN, HAS_NORM)
+            source = (x + token0.to(tl.int64) * stride_s, mean, inverse, stride_s, stride_d)
             at = bh * capacity + block
-            encode_block(
-                _load_normalized, source, codes + at * block_words(BITS, BLOCK, D),
+            encode_blocks(
+                _load_normalized, _of_channels, source, codes + at * block_words(BITS, BLOCK, D),
                 scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
-                IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+                blocks - block, NB, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     else:
         RING: tl.constexpr = RECENT + BLOCK
+        part = tl.program_id(0) - (tl.num_programs(0) - WINDOWS)
         window += bh * ((SINK + RING) * D)
-        source = (x, mean, inverse, stride_s, stride_d, HAS_MEAN, HAS_NORM)
+        source = (x, mean, inverse, stride_s, stride_d)
         channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
-        for slot0 in range(0, SINK + RING, BLOCK):
-            slot = slot0 + tl.arange(0, BLOCK)
-            # the token of a ring slot is the one of [q_end, q_end + RING) that falls on it
-            ahead = (tl.maximum(slot - SINK, 0) + RING - blocks * BLOCK % RING) % RING
-            token = tl.where(slot < SINK, slot, SINK + blocks * BLOCK + ahead)
-            b_x = _load_normalized(source, token[:, None], channel[None, :], real[None, :] & (token < length)[:, None])
-            tl.store(window + slot[:, None] * D + channel[None, :], b_x, (slot < SINK + RING)[:, None] & real[None, :])
-        column = tl.arange(0, 4)
-        tl.store(state + bh * 4 + column, tl.where(column == 0, first, tl.where(column < 3, length, 0)))
+        slot = part * WINDOW_ROWS + tl.arange(0, WINDOW_ROWS)
+        # the token of a ring slot is the one of [q_end, q_end + RING) that falls on it
+        ahead = (tl.maximum(slot - SINK, 0) + RING - blocks * BLOCK % RING) % RING
+        token = tl.where(slot < SINK, slot, SINK + blocks * BLOCK + ahead)
+        held = (token < length)[:, None]
+        numbers = _of_channels(source, channel[None, :], real[None, :], (WINDOW_ROWS, COLS))
+        b_x = _load_normalized(source, numbers, token[:, None], channel[None, :], real[None, :] & held)
+        b_x = tl.where(held, b_x, 0.0)
+        tl.store(window + slot[:, None] * D + channel[None, :], b_x, (slot < SINK + RING)[:, None] & real[None, :])
+        if part == 0:
+            column = tl.arange(0, 4)
+            tl.store(state + bh * 4 + column, tl.where(column == 0, first, tl.where(column < 3, length, 0)))
+
+
+def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dict[str, int]]:
+    """``(NB and WINDOWS, how Triton compiles it)``: as many blocks a program as give each thread of a warp a column."""
+    constants = {"NB": 1, "WINDOWS": triton.cdiv(fmt.window, WINDOW_ROWS.value)}
+    if not fmt.quantized:
+        return constants, {"num_warps": 4}
+    side = side_constants(fmt, head_dim)
+    constants["NB"] = max(1, 32 // tile_columns(fmt.is_key, fmt.block, side["LO"], side["COLS"]))
+    # 12 programs a multiprocessor; what holds more codes at once would spill
+    return constants, {"num_warps": 1} | ({"maxnreg": 168} if fmt.bits <= 4 and fmt.group_size <= 32 else {})
 
 
 def prefill(
@@ -122,20 +158,24 @@ def prefill(
     cache = tuple(torch.empty(s, dtype=dtype or x.dtype, device=x.device) for s, dtype in shapes.values())
     mean = None if mean is None else mean.float().contiguous()
     inverse = None if norm is None else norm.float().reciprocal().contiguous()
+    constants, options = launch_options(fmt, head_dim)
+    if num_warps is not None:
+        options["num_warps"] = num_warps
     with on_device(x):
-        prefill_fwd_kernel[(blocks + 1, batch * heads)](
+        prefill_fwd_kernel[(triton.cdiv(blocks, constants["NB"]) + constants["WINDOWS"], batch * heads)](
             x,
             start.contiguous(),
-            x if mean is None else mean,
-            x if inverse is None else inverse,
+            mean,
+            inverse,
             *cache,
             heads,
             tokens,
             capacity,
             *x.stride(),
-            HAS_MEAN=mean is not None,
-            HAS_NORM=inverse is not None,
+            # known, it costs no instruction and no register; there are few models whose tokens lie otherwise
+            STRIDE_S=x.stride(2) if x.stride(2) % head_dim == 0 else 0,
+            **constants,
             **side_constants(fmt, head_dim),
-            num_warps=num_warps or (1 if fmt.is_key and head_dim <= 128 else 4),
+            **options,
         )
     return cache

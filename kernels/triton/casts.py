@@ -1,4 +1,4 @@
-"""Conversions that have to give the same bits on a GPU and in Triton's interpreter."""
+"""Arithmetic that has to give the same bits on a GPU and in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -19,3 +19,24 @@ def round_to(b_x, DTYPE: tl.constexpr):
         b_even = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & 0xFFFF0000
         b_x = tl.where(b_x == b_x, b_even, b_bits).to(tl.uint32).to(tl.float32, bitcast=True)
     return b_x.to(DTYPE)
+
+
+@triton.jit
+def fma(b_a, b_b, b_c):
+    """``a * b + c``, rounded once. The interpreter's own rounds twice."""
+    if INTERPRETED:
+        return (b_a.to(tl.float64) * b_b.to(tl.float64) + b_c.to(tl.float64)).to(tl.float32)
+    else:
+        return tl.fma(b_a, b_b, b_c)
+
+
+@triton.jit
+def in_order(b_word):
+    """``b_word`` (int32) as a sum that LLVM leaves as it is.
+
+    It would add up late what is ready early, and spill it.
+    """
+    if INTERPRETED:
+        return b_word
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [b_word], dtype=tl.int32, is_pure=True, pack=1)

@@ -89,23 +89,43 @@ class Group:
         return np.array([number(code) * number(self.scale) + zero for code in self.signed], dtype=number)
 
 
-def quantize_group(group, mode: str, bits: int, scale_dtype: str) -> Group:
+def quantize_group(group, mode: str, bits: int, scale_dtype: str, anchor: int | None = None) -> Group:
     """One group of float32 or float64 numbers, in the arithmetic of its dtype.
 
     symmetric   scale = max|x| / m,              codes -m .. m with m = 2^(b-1) - 1
     signed      scale = -(extreme x) / 2^(b-1),  codes -2^(b-1) .. 2^(b-1) - 1
     asymmetric  scale = (max - min) / (2^b - 1), codes 0 .. 2^b - 1, zero = min
+    anchored    asymmetric, with a zero point moved by up to half a scale so that element ``anchor`` lies on a code
     hybrid      the better of signed (its zero written as -2^(b-1) scales) and asymmetric, by squared error
     paper_hybrid  asymmetric of b - 1 bits, or symmetric where its absolute errors sum up to less
     """
     number = group.dtype.type
     with np.errstate(all="ignore"):
         return _quantize_group(
-            np.array([clip(x, np.finfo(number).max) for x in group], number), mode, bits, scale_dtype
+            np.array([clip(x, np.finfo(number).max) for x in group], number), mode, bits, scale_dtype, anchor
         )
 
 
-def _quantize_group(group, mode, bits, scale_dtype) -> Group:
+def _fma(number, a, b, c):
+    """``a * b + c``, rounded once."""
+    return number(float(a) * float(b) + float(c))
+
+
+def _past_code(x, smallest, inverse, levels):
+    """How far ``x`` lies past the nearest code of a group that begins at ``smallest``, in scales."""
+    number = type(x)
+    off = _fma(number, x, inverse, -(smallest * inverse))
+    off = off if np.isnan(off) else min(max(off, number(0)), number(levels))
+    return off - np.rint(off)
+
+
+def least_token(tokens) -> int:
+    """The token of ``tokens [N, D]`` with the smallest norm; one with NaN counts as the largest."""
+    norms = np.square(np.asarray(tokens, np.float32)).sum(-1)
+    return int(np.argmin(np.where(np.isnan(norms), np.inf, norms)))
+
+
+def _quantize_group(group, mode, bits, scale_dtype, anchor) -> Group:
     number = group.dtype.type
     half, levels = 1 << (bits - 1), (1 << bits) - 1
     broken = bool(np.isnan(group).any())
@@ -113,7 +133,7 @@ def _quantize_group(group, mode, bits, scale_dtype) -> Group:
     smallest = number("nan") if broken else group.min()
 
     if scale_dtype == "pair8":
-        return _quantize_pair(group, smallest, largest, mode, bits)
+        return _quantize_pair(group, smallest, largest, mode, bits, anchor)
 
     def stored(scale, reach):
         """Rounded as it is kept; never so large that ``reach`` of it is no number."""
@@ -147,11 +167,15 @@ def _quantize_group(group, mode, bits, scale_dtype) -> Group:
     if mode == "signed":
         return signed
 
-    zero = number(round_to(clip(smallest, LARGEST[scale_dtype]), scale_dtype))
     scale = stored(largest / number(levels) - smallest / number(levels), 1 if short else levels)
+    zero = smallest
+    if mode == "anchored" and abs(scale) >= SMALLEST_NORMAL_FLOAT32:
+        past = _past_code(group[anchor], smallest, number(1) / number(scale), levels)
+        zero = _fma(number, past, scale, smallest)
+    zero = number(round_to(clip(zero, LARGEST[scale_dtype]), scale_dtype))
     codes, scale = _codes(group, scale, zero, 0, levels)
     asymmetric = Group(codes, scale, zero, 0)
-    if mode == "asymmetric":
+    if mode in ("asymmetric", "anchored"):
         return asymmetric
 
     shifted = Group(signed.stored, signed.scale, number(round_to(-half * signed.scale, scale_dtype)), 0)
@@ -159,34 +183,38 @@ def _quantize_group(group, mode, bits, scale_dtype) -> Group:
     return shifted if errors[0] <= errors[1] else asymmetric
 
 
-def _quantize_pair(group, smallest, largest, mode, bits) -> Group:
+def _quantize_pair(group, smallest, largest, mode, bits, anchor) -> Group:
     """Scale and zero point in one word: 8 bits of float16 and a sign and 7 bits, in steps of 2^(bits-6) scales."""
     number = group.dtype.type
     half, levels, step, limit = 1 << (bits - 1), (1 << bits) - 1, 2.0 ** (bits - 6), 61440.0
 
-    def coded(scale, zero) -> Group:
-        if scale == 0:
-            return Group([0] * len(group), number(0), number(0), 0)
-        ratio = number(zero) * (number(1) / number(scale)) * number(1 / step)
-        steps = ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127)))
-        zero = number(steps * step * number(scale))
-        codes, _ = _codes(group, number(scale), zero, 0, levels)
-        return Group(codes, number(scale), zero, 0)
+    def coded(scale, steps) -> tuple[Group, float]:
+        """The group, and its squared error: both are found in scales."""
+        unit = number(scale) if scale != 0 else number(1)
+        zero, inverse = steps * step, number(1) / unit
+        ratios = np.array([number(float(x) * float(inverse) - float(zero)) for x in group], number)
+        codes = [0 if np.isnan(r) else int(np.rint(min(max(r, number(0)), number(levels)))) for r in ratios]
+        error = np.square(ratios - np.array(codes, number)).sum() * (unit * unit)
+        return Group(codes, number(scale), number(steps * step * number(scale)), 0), error
 
-    wanted = largest / number(levels) - smallest / number(levels)
+    wanted = (largest / number(2) - smallest / number(2)) * number(2 / levels)
     reachable = np.abs(np.float32(smallest)) * np.float32(1 / (127 * step))
     scale = round_short(max(np.float32(wanted), reachable), "pair8", bits, limit)
     if abs(smallest) > scale * 127 * step:
         bigger = short_numbers("pair8")
         scale = np.float32(min([x for x in bigger if x > scale], default=limit))
-    asymmetric = coded(scale, smallest)
-    if mode == "asymmetric":
+    inverse = number(1) / number(scale if scale != 0 else 1)
+    ratio = number(smallest) * inverse
+    if mode == "anchored":
+        ratio = _fma(number, smallest, inverse, _past_code(group[anchor], smallest, inverse, levels))
+    ratio *= number(1 / step)
+    asymmetric, error = coded(scale, ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127))))
+    if mode != "hybrid":
         return asymmetric
     positive = bool(largest > -smallest)
     scale = round_short((largest if positive else -smallest) / number(half), "pair8", bits, limit)
-    signed = coded(scale, number(scale) * number(1 - half if positive else -half))
-    errors = [number(np.square(way.decode(number) - group).sum()) for way in (signed, asymmetric)]
-    return signed if errors[0] <= errors[1] else asymmetric
+    signed, signed_error = coded(scale, -round((half - 1 if positive else half) / step) if scale != 0 else 0)
+    return signed if signed_error <= error * number(1 + 2.0**-10) else asymmetric
 
 
 def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, scale_dtype: str) -> np.ndarray:
@@ -207,7 +235,8 @@ def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, s
         if mode == "none":
             out[place] = block[place]
         else:
-            decoded = quantize_group(group, mode, bits, scale_dtype).decode(np.float32)
+            anchor = least_token(block[place[0]]) if mode == "anchored" else None
+            decoded = quantize_group(group, mode, bits, scale_dtype, anchor).decode(np.float32)
             out[place] = decoded.reshape(block[place].shape)
     return out
 

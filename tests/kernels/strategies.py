@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from innerq_compile.kernels.formats import GROUP_SIZES, MODES, CacheFormat, scale_dtypes_of
+from innerq_compile.kernels.formats import GROUP_SIZES, MODES, MODES_OF, CacheFormat, scale_dtypes_of
 
 #: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 272)
@@ -30,7 +30,8 @@ def preset_like(role: str, dtype: torch.dtype = torch.float16) -> CacheFormat:
 @st.composite
 def formats(draw, head_dim: int, roles=("key", "value"), modes=MODES, max_window: int = 96, dtype=torch.float16):
     """Any format that fits a head of ``head_dim`` channels."""
-    role, mode = draw(st.sampled_from(roles)), draw(st.sampled_from(modes))
+    role = draw(st.sampled_from(roles))
+    mode = draw(st.sampled_from([mode for mode in modes if mode in MODES_OF[role]]))
     short = [name for name in ("float8_e5m2", "pair8") if mode != "none" and name in scale_dtypes_of(mode)]
     sizes = [size for size in GROUP_SIZES if role == "value" or head_dim % size == 0]
     return make_format(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels import layout, reference, short_scales
 from innerq_compile.kernels.formats import MODES_WITH_ZERO, CacheFormat, blocks_for, scale_dtypes_of
 
 from . import brute_force
@@ -31,20 +31,27 @@ def default_scale(mode: str, dtype: torch.dtype, short: bool) -> str:
     return SCALE_NAMES[dtype]
 
 
+def anchor_of(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
+    """Another element for each of the groups, where the mode takes one."""
+    return torch.arange(len(x)) * 5 % x.shape[-1] if fmt.mode == "anchored" else None
+
+
 def decode(x: torch.Tensor, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
-    codes, scales, zeros = reference.quantize_groups(x, fmt)
+    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor_of(x, fmt))
     return reference.dequantize_groups(codes, scales, zeros, fmt, dtype)
 
 
 def assert_is_brute_force(x: torch.Tensor, fmt: CacheFormat) -> None:
     """Codes, scales and zero points of groups ``[N, group_size]`` are those of the brute force, bit for bit."""
-    codes, scales, zeros = reference.quantize_groups(x, fmt)
+    anchor = anchor_of(x, fmt)
+    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor)
     assert codes.dtype == torch.int32 and scales.dtype == fmt.torch_scale_dtype
     assert codes.shape == x.shape and scales.shape == x.shape[:-1]
     wide = x if x.dtype == torch.float64 else x.float()
     scales, zeros = reference.scale_numbers(scales, zeros, fmt, torch.float32)
     for i, group in enumerate(wide.numpy()):
-        expected = brute_force.quantize_group(group, fmt.mode, fmt.bits, fmt.scale_dtype)
+        place = None if anchor is None else int(anchor[i])
+        expected = brute_force.quantize_group(group, fmt.mode, fmt.bits, fmt.scale_dtype, place)
         where = f"{fmt.spec}, group {group.tolist()}"
         assert np.array_equal(scales[i].float().numpy(), np.float32(expected.scale), equal_nan=True), where
         if zeros is not None:
@@ -95,8 +102,8 @@ def test_error_is_bounded_by_the_scale(mode, bits, dtype, seed):
     torch.manual_seed(seed)
     x = (torch.randn(64, 32) * 3).to(dtype).float()
     fmt = group_format(mode, bits, scale=SCALE_NAMES[dtype])
-    _, scales, _ = reference.quantize_groups(x, fmt)
-    steps = 1.0 if mode in ("signed", "hybrid") else 0.5
+    _, scales, _ = reference.quantize_groups(x, fmt, anchor_of(x, fmt))
+    steps = 1.0 if mode in ("signed", "hybrid", "anchored") else 0.5
     rounding = (1 << bits) * torch.finfo(fmt.torch_scale_dtype).eps  # of the scale and of the zero point
     bound = scales.float().abs() * (steps + rounding) + x.abs().amax(-1) * torch.finfo(fmt.torch_scale_dtype).eps
     assert bool(((decode(x, fmt) - x).abs().amax(-1) <= bound).all())
@@ -108,6 +115,22 @@ def test_better_modes_have_smaller_errors(bits):
     error = {mode: float((decode(x, group_format(mode, bits)) - x).square().mean()) for mode in QUANTIZED_MODES}
     assert error["signed"] < error["symmetric"]
     assert error["hybrid"] < min(error["signed"], error["asymmetric"])
+
+
+@pytest.mark.parametrize("scale", ["float16", "pair8"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_token_of_least_norm_lies_on_a_code(bits, scale):
+    """What attention rests on where it has nothing to look for: a tenth of the others' norm, a third of the weight."""
+    x = torch.randn(3, 64, 48) + 0.3
+    x[torch.arange(3), [5, 20, 31]] *= 0.1
+    fmt = make_format("value", bits, "anchored", 32, scale_dtype=scale)
+    codes, scales = reference.encode_blocks(x.view(3, 2, 32, 48), fmt)
+    error = (reference.decode_blocks(codes, scales, fmt, 48) - x.view(3, 2, 32, 48)).abs()
+    number = reference.scale_numbers(scales[..., :48], None if fmt.is_paired else scales[..., 48:], fmt, torch.float32)[0]
+    bound = number * (short_scales.zero_step(bits) * 0.51 if fmt.is_paired else 0.01)
+    for i, token in enumerate([5, 20, 31]):
+        assert bool((error[i, 0, token] <= bound[i, 0]).all())
+        assert bool((error[i, 0].mean(0) > bound[i, 0]).all()), "the others are not"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -165,7 +188,7 @@ class TestEdgeGroups:
         _, decoded = self.check(numbers, mode, bits, dtype)
         assert bool(decoded.isfinite().all())
         for i, sign in enumerate(signs):
-            wide = mode == "paper_hybrid" or (mode == "asymmetric" and dtype != torch.float16)
+            wide = mode == "paper_hybrid" or (mode in ("asymmetric", "anchored") and dtype != torch.float16)
             both_ends_do_not_fit = wide and len(signs) == 2
             assert float(decoded[5 * i]) * sign >= (0 if both_ends_do_not_fit else 1000)
 

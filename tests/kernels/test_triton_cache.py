@@ -7,7 +7,7 @@ import torch
 
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
-from innerq_compile.kernels.formats import MODES, blocks_for
+from innerq_compile.kernels.formats import MODES_OF, blocks_for
 
 from .strategies import make_format
 from .triton_cases import assert_repeatable, assert_same_cache, clone, make_cache
@@ -37,6 +37,7 @@ FORMATS = [  # head_dim, dtype, format; every mode, every bit width, both roles,
         ("key-sig6-D256", "key", 6, "signed", 128, 5, 31, 256, F16, "float32"),
         ("key-sig7-D48", "key", 7, "signed", 16, 4, 20, 48, F32, "float16"),
         ("key-asym8-D16", "key", 8, "asymmetric", 16, 4, 20, 16, F32, "float32"),
+        ("key-pair3-D64", "key", 3, "hybrid", 32, 4, 20, 64, BF16, "pair8"),
         ("key-none-D80", "key", 3, "none", 16, 4, 20, 80, BF16, None),
         ("value-sym4-D64", "value", 4, "symmetric", 32, 4, 20, 64, BF16, None),
         ("value-sig3-D80", "value", 3, "signed", 16, 0, 40, 80, F16, None),
@@ -47,6 +48,10 @@ FORMATS = [  # head_dim, dtype, format; every mode, every bit width, both roles,
         ("value-sig6-D96", "value", 6, "signed", 32, 4, 20, 96, F32, "float32"),
         ("value-sig7-D16", "value", 7, "signed", 32, 4, 20, 16, F16, None),
         ("value-asym8-D256", "value", 8, "asymmetric", 32, 4, 20, 256, F16, None),
+        ("value-pair3-D64", "value", 3, "hybrid", 32, 4, 20, 64, F16, "pair8"),
+        ("value-anchored3-D64", "value", 3, "anchored", 32, 4, 20, 64, F16, "pair8"),
+        ("value-anchored2-g16-D80", "value", 2, "anchored", 16, 4, 20, 80, BF16, "pair8"),
+        ("value-anchored4-g64-D48", "value", 4, "anchored", 64, 4, 20, 48, F32, "float16"),
         ("value-none-D80", "value", 3, "none", 64, 4, 20, 80, F32, None),
     ]
 ]
@@ -71,10 +76,9 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
         assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt), fmt)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("role", ["key", "value"])
+@pytest.mark.parametrize(("role", "mode"), [(role, mode) for role, modes in MODES_OF.items() for mode in modes])
 @pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
-def test_extreme_groups(mode, role, dtype):
+def test_extreme_groups(role, mode, dtype):
     fmt = make_format(role, 3, mode, 32, 0, 0, dtype)
     x = normal(1, 1, 32, 32, dtype=dtype)
     edges = [0.0, 1.0, torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 4, float("nan"), float("inf")]

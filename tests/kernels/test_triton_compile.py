@@ -53,7 +53,7 @@ offline.compile_for(
 )
 one = side("k") | side_constants(formats["k"], head_dim)
 one = {{name.removeprefix("k_"): value for name, value in one.items()}}
-arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=4096, HAS_MEAN=True, HAS_NORM=True)
+arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=4096, STRIDE_S=1024, NB=2, WINDOWS=10)
 offline.compile_for(
     cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability
 )
