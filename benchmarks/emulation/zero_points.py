@@ -41,8 +41,8 @@ def anchored(x: torch.Tensor, bits: int) -> torch.Tensor:
 def steered(x: torch.Tensor, bits: int, query: torch.Tensor, spread: torch.Tensor, tried: int) -> torch.Tensor:
     """Groups of keys ``[..., G, 32]`` with the zero point, of ``tried`` within half a scale, of the least cost.
 
-    An error ``e`` costs ``(query . e)^2 + sum over c of spread_c e_c^2``, with mean and variance of the prompt's queries,
-    which broadcast to ``x``.
+    An error ``e`` costs ``(query . e)^2 + sum over c of spread_c e_c^2``. ``query`` is the mean of the prompt's queries
+    and ``spread`` their variance; both broadcast to ``x``.
     """
     scale, zero = spanned(x, bits)
     best = least = None
