@@ -22,7 +22,14 @@ from emulation.variants import variants
 
 def short(name: str) -> str:
     """Keys are centred and normalized unless told; ``8+8`` is an e4m3 scale and a zero point relative to it."""
-    return name.replace(" centre=mean power=0.5", "").replace("scale=e4m3 zero=rel8", "8+8").replace("feedback", "fb")
+    for long, brief in (
+        (" centre=mean power=0.5", ""),
+        ("scale=e4m3 zero=rel8", "8+8"),
+        ("scale=pair8 zero=pair8", "pair8"),
+        ("feedback", "fb"),
+    ):
+        name = name.replace(long, brief)
+    return name
 
 
 def table(rows: list[dict], lines: int) -> None:

@@ -105,7 +105,8 @@ class Emulation:
 
     def _prefill(self, layer: int, q, k, v, scaling, window):
         moment = (q.mT @ q).sum(2) / (q.shape[2] * q.shape[3])
-        self.layers[layer] = {"k": k, "v": v, "query_moment": moment, "q_tail": q[..., -256:, :]}
+        self.layers[layer] = {"k": k, "v": v, "query_moment": moment, "query_mean": q.mean((2, 3))}
+        self.layers[layer]["q_tail"] = q[..., -256:, :]
         return _attend(q, k, v, None, None, None, None, 0, scaling, window)
 
     def attention_moment(self, layer: int, size: int, scaling: float) -> torch.Tensor:
@@ -130,7 +131,8 @@ class Emulation:
             return _attend(q, k, v, None, None, None, None, self.prompt, scaling, window)
         fmt = self._format
         key_side, value_side = fmt.sides(layer)
-        khat, key_end = self._held(k, fmt, key_side, quantize_keys, Prompt(seen["k"], seen["query_moment"], fmt.sink))
+        asked = Prompt(seen["k"], seen["query_moment"], fmt.sink, seen["query_mean"])
+        khat, key_end = self._held(k, fmt, key_side, quantize_keys, asked)
         measured = isinstance(value_side, Side) and value_side.feedback == "measured"
         moment = self.attention_moment(layer, value_side.group, scaling) if measured else None
         vhat, value_end = self._held(v, fmt, value_side, quantize_values, Prompt(seen["v"], moment, fmt.sink))

@@ -15,6 +15,7 @@ from innerq_compile.kernels.reference import key_statistics, normalize_keys
 from innerq_compile.kernels.reference import quantize_groups as product_groups
 
 from .product import stored_bits
+from .zero_points import anchored, steered
 
 #: Bytes of a scale or zero point, by how it is stored.
 STORED_BYTES = {"exact": 4, "float16": 2, "bfloat16": 2, "e4m3": 1, "e5m2": 1, "log8": 1, "rel8": 1, "pair8": 1}
@@ -45,6 +46,10 @@ class Side:
         skip_sinks: the statistics leave the sinks out.
         transform: ``hadamard``, ``pca`` (of the keys), ``balance`` (root of the query's second moment, to the power
             ``balance``, then Hadamard), ``sort`` (channels by magnitude), or None.
+        query_power: the divisors of channels are divided by the query's root mean square to this power.
+        zero_search: how the zero point of asymmetric ``pair8`` groups is chosen (``zero_points.py``), or 0. Values: 1
+            puts the token of least norm on a code. Keys: so many are tried, against the mean and variance of the
+            prompt's queries.
         product: the statistics of keys are those of ``kernels.reference`` (with ``centre``, ``power`` as switches).
     """
 
@@ -68,6 +73,8 @@ class Side:
     skip_sinks: bool = False
     transform: str | None = None
     balance: float = 1.0
+    query_power: float = 0.0
+    zero_search: int = 0
     product: bool = False
 
     def bits_per_element(self, head_dim: int) -> float:
@@ -267,19 +274,24 @@ def _linear(x, side: Side, moment):
 
 @dataclasses.dataclass
 class Prompt:
-    """What quantization may know: prompt keys or values ``x [B, H, S, D]`` and second moments ``[B, H, n, n]``."""
+    """What quantization may know of the prompt.
+
+    Its keys or values ``x [B, H, S, D]``, second moments ``[B, H, n, n]`` (keys: of the queries; values: of the
+    attention), and for keys the mean query ``[B, H, D]``.
+    """
 
     x: torch.Tensor
     moment: torch.Tensor | None
     sink: int
+    query_mean: torch.Tensor | None = None
 
 
 def _prepared(x, side: Side, prompt: Prompt):
-    """``x`` centred, transformed and normalized, the way back, and the moment of what it is multiplied with."""
+    """``x`` centred, transformed and normalized, the way back, and moment and mean of what it is multiplied with."""
     if side.product:
         start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
         mean, norm = key_statistics(prompt.x, start, centre=bool(side.centre), normalize=bool(side.power))
-        return normalize_keys(x, mean, norm), lambda y: y * norm.unsqueeze(-2) + mean.unsqueeze(-2), None
+        return normalize_keys(x, mean, norm), lambda y: y * norm.unsqueeze(-2) + mean.unsqueeze(-2), None, None
     seen = prompt.x[:, :, prompt.sink :] if side.skip_sinks else prompt.x
     centre = torch.zeros_like(seen[:, :, :1])
     if side.centre == "mean":
@@ -287,11 +299,12 @@ def _prepared(x, side: Side, prompt: Prompt):
     elif side.centre == "midrange":
         centre = (seen.amax(-2, keepdim=True) + seen.amin(-2, keepdim=True)) / 2
     x, seen = x - centre, seen - centre
-    moment = prompt.moment
+    moment, query = prompt.moment, None if prompt.query_mean is None else prompt.query_mean.unsqueeze(-2)
     linear = _linear(seen, side, moment)
     if linear is not None:
         x, seen = x @ linear[0], seen @ linear[0]
         moment = None if moment is None else linear[1] @ moment @ linear[1].mT
+        query = None if query is None else query @ linear[1].mT
     norm = torch.ones_like(seen[:, :, :1])
     if side.power:
         size = seen.abs().amax(-2, keepdim=True) if side.stat == "max" else seen.square().mean(-2, keepdim=True).sqrt()
@@ -299,27 +312,35 @@ def _prepared(x, side: Side, prompt: Prompt):
             first, second = size.chunk(2, -1)
             size = torch.maximum(first, second).repeat(1, 1, 1, 2)
         norm = size.clamp(min=1e-6) ** side.power
+        if side.query_power:
+            size = moment.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-2)
+            norm = norm / size.clamp(min=1e-6) ** side.query_power
         x = x / norm
         moment = None if moment is None else moment * norm.mT * norm
+        query = None if query is None else query * norm
 
     def back(y):
         y = y * norm
         return (y if linear is None else y @ linear[1]) + centre
 
-    return x, back, moment
+    return x, back, moment, query
 
 
 def quantize_keys(k: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
     """Keys ``[B, H, T, D]`` (whole blocks) as a cache gives them back."""
     if side.mode == "none":
         return k
-    x, back, moment = _prepared(k, side, prompt)
+    x, back, moment, query = _prepared(k, side, prompt)
     batch, heads, tokens, head_dim = x.shape
     if side.along == "outer":
         groups = x.reshape(batch, heads, tokens // side.group, side.group, head_dim).mT
         out = quantized_groups(groups, side).mT
         return back(out.reshape(x.shape))
     shape = (batch, heads, tokens, head_dim // side.group, side.group)
+    if side.zero_search:
+        spread = (moment.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) - query.square()).clamp(min=0)
+        query, spread = (each.unflatten(-1, shape[-2:]) for each in (query, spread))
+        return back(steered(x.reshape(shape), side.bits, query, spread, side.zero_search).reshape(x.shape))
     weight = None
     if side.weight == "query":
         weight = moment.diagonal(dim1=-2, dim2=-1).reshape(batch, heads, 1, *shape[-2:])
@@ -343,13 +364,15 @@ def quantize_values(v: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor
     """Values ``[B, H, T, D]`` (whole blocks) as a cache gives them back."""
     if side.mode == "none":
         return v
-    x, back, _ = _prepared(v, side, dataclasses.replace(prompt, moment=None))
+    x, back, *_ = _prepared(v, side, dataclasses.replace(prompt, moment=None))
     batch, heads, tokens, head_dim = x.shape
     if side.along == "outer":
         groups = x.reshape(batch, heads, tokens, head_dim // side.group, side.group)
         return back(quantized_groups(groups, side).reshape(x.shape))
     groups = x.reshape(batch, heads, tokens // side.group, side.group, head_dim).mT
-    if not side.feedback:
+    if side.zero_search:
+        out = anchored(groups, side.bits)
+    elif not side.feedback:
         out = quantized_groups(groups, side)
     else:
         wide = [p.expand(groups.shape) for p in _parameters(groups, side, None)]

@@ -12,6 +12,7 @@ NONE = Side()
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 WIDE = (1.1, 1.05, *SHRINK, 0.65, 0.6, 0.55)
 E8 = {"scale": "e4m3", "zero": "rel8"}
+P8 = {"scale": "pair8", "zero": "pair8"}
 
 
 def K(mode: str, bits: int, **changes) -> Side:
@@ -43,8 +44,20 @@ def make(key: Side, value: Side, **windows) -> Format:
     return Format(f"K[{describe(key)}] V[{describe(value)}]{extra}", key, value, **windows)
 
 
+def steered(bits: int, **changes) -> Side:
+    """Keys whose zero points and divisors know the prompt's queries."""
+    return K("asymmetric", bits, **{**P8, "query_power": 0.25, "zero_search": 2 ** (6 - bits), **changes})
+
+
+def anchored(bits: int) -> Side:
+    """Values that are coded around the token of least norm."""
+    return V("asymmetric", bits, **P8, zero_search=1)
+
+
 def key_sides(bits: int) -> list[Side]:
-    s = [K("signed", bits)]
+    s = [K("signed", bits), K("hybrid", bits, **P8), steered(bits), steered(bits, zero_search=4)]
+    s += [steered(bits, power=p, query_power=q) for p, q in ((0.5, 0.0), (0.6, 0.2), (0.7, 0.3))]
+    s += [K("hybrid", bits, **P8, power=p, query_power=q) for p, q in ((0.5, 0.25), (0.5, 0.5), (0.7, 0.3), (1, 0))]
     s += [K("signed", bits, feedback=1.0, damp=d) for d in (0.01, 0.1, 0.3, 1.0, 0.003)]
     s += [K("signed", bits, feedback=1.0, damp=0.1, order=o) for o in ("descending", "ascending")]
     s += [K("signed", bits, feedback=1.0, damp=0.1, power=p) for p in (0.0, 0.25, 0.75)]
@@ -83,7 +96,7 @@ def key_sides(bits: int) -> list[Side]:
 
 
 def value_sides(bits: int) -> list[Side]:
-    s = [V("signed", bits)]
+    s = [V("signed", bits), V("hybrid", bits, **P8), V("asymmetric", bits, **P8), anchored(bits)]
     s += [V("signed", bits, feedback=f) for f in (0.03, 0.1, 0.3, 1.0)]
     s += [V("signed", bits, feedback="measured", damp=d) for d in (0.0, 0.1, 1.0)]
     s += [V("asymmetric", bits, **E8), V("hybrid", bits, **E8), V("asymmetric", bits), V("hybrid", bits)]
@@ -117,6 +130,9 @@ def combinations() -> list[Format]:
         fed = K("signed", kb, feedback=1.0, damp=0.1)
         fed8 = K("asymmetric", kb, **E8, feedback=1.0, damp=0.1)
         made += [
+            make(steered(kb), anchored(vb)),
+            make(K("hybrid", kb, **P8), anchored(vb)),
+            make(K("hybrid", kb, **P8, query_power=0.25), anchored(vb)),
             make(K("signed", kb), plain),
             make(fed, plain),
             make(fed8, search8),

@@ -1,0 +1,56 @@
+"""Asymmetric groups in ``pair8`` words whose zero point is chosen: nothing that decoding reads or does changes.
+
+The zero point of a word lies on a grid of ``2^(6-b)`` steps a scale, so that many alignments of the codes to a group
+are to be had. All of them span the group; which elements come out nearly exact differs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from innerq_compile.kernels import short_scales
+
+
+def spanned(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale as stored and zero point (not rounded yet) of asymmetric groups ``x [..., g]``, ``[..., 1]`` each."""
+    high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
+    return short_scales.pair_scale((high - low) / (2**bits - 1), low, bits), low
+
+
+def decoded(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    """``x`` as groups of this scale and zero point give it back."""
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    step = short_scales.zero_step(bits)
+    most = short_scales.MOST_STEPS
+    start = torch.round(zero * inverse / step).clamp(-most, most) * step * scale
+    return torch.round((x - start) * inverse).clamp(0, 2**bits - 1) * scale + start
+
+
+def anchored(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Groups of values ``[..., D, 32]`` with the token of least norm on a code.
+
+    That token is the one that attention likes to rest on: a tenth of the others' norm, and up to a third of the weight.
+    """
+    scale, zero = spanned(x, bits)
+    least = x.square().sum(-2, keepdim=True).argmin(-1, keepdim=True)  # [..., 1, 1]: one token for all channels
+    token = x.gather(-1, least.expand(scale.shape))
+    off = (token - zero) * torch.where(scale > 0, 1 / scale, 0.0)
+    return decoded(x, scale, zero + (off - torch.round(off)) * scale, bits)
+
+
+def steered(x: torch.Tensor, bits: int, query: torch.Tensor, spread: torch.Tensor, tried: int) -> torch.Tensor:
+    """Groups of keys ``[..., G, 32]`` with the zero point, of ``tried`` within half a scale, of the least cost.
+
+    An error ``e`` costs ``(query . e)^2 + sum over c of spread_c e_c^2``. ``query`` is the mean of the prompt's queries
+    and ``spread`` their variance; both broadcast to ``x``.
+    """
+    scale, zero = spanned(x, bits)
+    best = least = None
+    for index in range(tried):
+        shift = index / tried - (index > tried // 2)
+        trial = decoded(x, scale, zero + shift * scale, bits)
+        error = trial - x
+        cost = (query * error).sum(-1, keepdim=True).square() + (spread * error.square()).sum(-1, keepdim=True)
+        best = trial if best is None else torch.where(cost < least, trial, best)
+        least = cost if least is None else torch.minimum(cost, least)
+    return best
