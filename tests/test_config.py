@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from innerq_compile import PRESETS, InnerQConfig, InnerQError
 from innerq_compile.kernels.formats import (
     GROUP_SIZES,
-    MODES,
-    MODES_WITH_ZERO,
+    MODES_OF,
     SCALE_DTYPES,
     CacheFormat,
     scale_dtypes_of,
@@ -33,8 +32,8 @@ configs = st.builds(
     ),
     key_bits=st.integers(2, 8),
     value_bits=st.integers(2, 8),
-    key_mode=st.sampled_from(MODES),
-    value_mode=st.sampled_from(MODES),
+    key_mode=st.sampled_from(MODES_OF["key"]),
+    value_mode=st.sampled_from(MODES_OF["value"]),
     group_size=st.sampled_from([None, *GROUP_SIZES]),
     sink=st.integers(0, 200),
     recent=st.integers(0, 200),
@@ -53,8 +52,8 @@ configs = st.builds(
     [
         *[("key_bits", value, "a whole number from 2 to 8") for value in (1, 9, 0, -3, 3.0, "3", True, None)],
         ("value_bits", 16, "a whole number from 2 to 8"),
-        *[("key_mode", value, ", ".join(MODES)) for value in ("int8", None, 3, [])],
-        ("value_mode", "Signed", ", ".join(MODES)),
+        *[("key_mode", value, ", ".join(MODES_OF["key"])) for value in ("int8", None, 3, [], "anchored")],
+        ("value_mode", "Signed", ", ".join(MODES_OF["value"])),
         *[("group_size", value, "None or one of 16, 32, 64, 128") for value in (0, 8, 48, 256, -16, 16.0, "32", True)],
         *[("sink", value, "a whole number, 0 or more") for value in (-1, 1.5, None, False)],
         ("recent", -96, "a whole number, 0 or more"),
@@ -112,11 +111,11 @@ def test_errors_are_value_errors():
 @pytest.mark.parametrize(
     ("preset", "keys", "values"),
     [
-        ("base", (3, "hybrid"), (3, "hybrid")),
-        ("small", (3, "hybrid"), (2, "hybrid")),
-        ("hybrid", (3, "hybrid"), (2, "hybrid")),
-        ("int4", (4, "hybrid"), (4, "hybrid")),
-        ("tiny", (2, "signed"), (2, "hybrid")),
+        ("base", (3, "hybrid"), (3, "anchored")),
+        ("small", (3, "hybrid"), (2, "anchored")),
+        ("hybrid", (3, "hybrid"), (2, "anchored")),
+        ("int4", (4, "hybrid"), (4, "anchored")),
+        ("tiny", (2, "signed"), (2, "anchored")),
         ("paper_base", (3, "symmetric"), (3, "symmetric")),
         ("paper_small", (3, "symmetric"), (2, "symmetric")),
         ("paper_hybrid", (3, "symmetric"), (2, "paper_hybrid")),
@@ -180,7 +179,7 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
         return
     fmt = config.format_for(role, head_dim, dtype)
     mode = config.key_mode if role == "key" else config.value_mode
-    wide = "pair8" if mode in MODES_WITH_ZERO else "float16" if dtype == torch.float16 else "bfloat16"
+    wide = "pair8" if "pair8" in scale_dtypes_of(mode) else "float16" if dtype == torch.float16 else "bfloat16"
     assert fmt == CacheFormat(
         role=role,
         bits=config.key_bits if role == "key" else config.value_bits,

@@ -74,7 +74,7 @@ def test_it_prints_as_a_table(llama):
     text = str(llama[1])
     assert text.startswith("2 of 2 attentions work on a quantized cache")
     lines = [line for line in text.splitlines() if line.startswith("model.layers.")]
-    assert len(lines) == 2 and all("grows by cat" in line and "3 hybrid / 3 hybrid" in line for line in lines)
+    assert len(lines) == 2 and all("grows by cat" in line and "3 hybrid / 3 anchored" in line for line in lines)
     for part in ("recompiled: graph", "cache now:", "cache at 4,096 tokens:", "CUDA graphs", "not asked for"):
         assert part in text, part
 

@@ -708,7 +708,7 @@ def test_repr_says_what_it_is():
     held = tensor.nbytes_held
     assert repr(tensor) == str(tensor) == f"{tensor}"
     assert repr(tensor) == (
-        f"InnerQTensor([2, 2, 90, 16], value, bits=2, mode=hybrid, dtype=float16, device=cpu, bytes={held})"
+        f"InnerQTensor([2, 2, 90, 16], value, bits=2, mode=anchored, dtype=float16, device=cpu, bytes={held})"
     )
 
 

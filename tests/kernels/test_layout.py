@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference
-from innerq_compile.kernels.formats import GROUP_SIZES, CacheFormat, FormatError, blocks_for
+from innerq_compile.kernels.formats import GROUP_SIZES, MODES_WITH_ZERO, CacheFormat, FormatError, blocks_for
 
 from .strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, preset_like, seeds
 
@@ -192,7 +192,7 @@ def test_effective_bits(role, mode, bits):
         block = layout.cache_bytes(fmt, 1, 1, 128, torch.float16, 1) - layout.cache_bytes(
             fmt, 1, 1, 128, torch.float16, 0
         )
-        scales = 2 if mode in ("asymmetric", "hybrid", "paper_hybrid") else 1
+        scales = 2 if mode in MODES_WITH_ZERO else 1
         assert block * 8 == fmt.block * 128 * (bits + scales * 16 / size)
 
 

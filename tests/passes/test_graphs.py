@@ -70,7 +70,7 @@ class TestSdpaGraphs(expecttest.TestCase):
 + getitem_3 = prefill_default[1]
 + getitem_4 = prefill_default[2]
 + getitem_5 = prefill_default[3]
-+ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand, None, None, 4, 'value:3:hybrid:32:32:96:pair8')
++ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand, None, None, 4, 'value:3:anchored:32:32:96:pair8')
 + getitem_6 = prefill_default_1[0]
 + getitem_7 = prefill_default_1[1]
 + getitem_8 = prefill_default_1[2]
@@ -109,8 +109,8 @@ class TestSdpaGraphs(expecttest.TestCase):
             decode["rewrite_decode"],
             """\
 - out = torch._C._nn.scaled_dot_product_attention(q, k_1, v_1, attn_mask = None, is_causal = False, enable_gqa = True)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
@@ -135,8 +135,8 @@ class TestSdpaGraphs(expecttest.TestCase):
 + unsqueeze_1 = truediv_1.unsqueeze(2)
 + sub = to_2 - unsqueeze_1
 + to_3 = sub.to(torch.float32)
-- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')""",
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')""",
         )
         self.assertExpectedInline(
             decode["plan_outputs"],
@@ -170,7 +170,7 @@ class TestEagerGraphs(expecttest.TestCase):
 + getitem_5 = prefill_default[1]
 + getitem_6 = prefill_default[2]
 + getitem_7 = prefill_default[3]
-+ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand_2, None, None, 4, 'value:3:hybrid:32:32:96:pair8')
++ prefill_default_1 = torch.ops.innerq.prefill.default(v, expand_2, None, None, 4, 'value:3:anchored:32:32:96:pair8')
 + getitem_8 = prefill_default_1[0]
 + getitem_9 = prefill_default_1[1]
 + getitem_10 = prefill_default_1[2]
@@ -213,8 +213,8 @@ class TestEagerGraphs(expecttest.TestCase):
         self.assertExpectedInline(
             decode["rewrite_decode"],
             """\
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 - getitem = k_1[(slice(None, None, None), slice(None, None, None), None)]
 - expand = getitem.expand(-1, -1, 2, -1, -1)
 - k_2 = expand.reshape(1, 2, -1, 16)
@@ -255,7 +255,7 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 + getitem_4 = prefill_default[2]
 + getitem_5 = prefill_default[3]
 + transpose_4 = v.transpose(1, 2)
-+ prefill_default_1 = torch.ops.innerq.prefill.default(transpose_4, expand, None, None, 4, 'value:3:hybrid:32:32:96:pair8')
++ prefill_default_1 = torch.ops.innerq.prefill.default(transpose_4, expand, None, None, 4, 'value:3:anchored:32:32:96:pair8')
 + getitem_6 = prefill_default_1[0]
 + getitem_7 = prefill_default_1[1]
 + getitem_8 = prefill_default_1[2]
@@ -292,8 +292,8 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 - out = torch._C._nn.scaled_dot_product_attention(q, keys, values, attn_mask = None, is_causal = False, enable_gqa = True)
 - transpose_3 = out.transpose(1, 2)
 + transpose_4 = v.transpose(1, 2)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, transpose, transpose_4, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:hybrid:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, transpose, transpose_4, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
         self.assertExpectedInline(
