@@ -43,7 +43,7 @@ def _saturate(x: torch.Tensor) -> torch.Tensor:
 def quantize_groups(
     x: torch.Tensor, fmt: CacheFormat, anchor: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Quantize groups ``[..., group_size]``. Mode ``anchored`` takes ``anchor [...]``, the element that is to lie on a code.
+    """Quantize groups ``[..., group_size]``. ``anchor [...]``: the element that mode ``anchored`` puts on a code.
 
     Returns unsigned codes ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are held,
     in the format's scale dtype. There are no zero points (None) in modes without, and where words hold both. Codes are

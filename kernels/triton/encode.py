@@ -424,7 +424,7 @@ def tile_columns(is_key, block, low, cols):
 def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
     """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
 
-    ``first [NB]`` are the first tokens of the groups. It is the first of several, and none that holds NaN, unless all do.
+    ``first [NB]`` are the first tokens of the groups. It is the first of several; none with NaN, unless all have it.
     """
     token = first[:, None] + tl.arange(0, GROUP)[None, :]
     token = tl.reshape(token, (NB * GROUP, 1))
