@@ -351,12 +351,16 @@ def precompile(jobs, workers: int) -> None:
 # --- append and prefill -----------------------------------------------------------------------------------------
 
 
+#: Modes of keys and values, as presets have them.
+PRESET_MODES = ("hybrid", "anchored")
+
+
 def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> dict[str, float]:
     """Microseconds of one layer's append_ of one token: a step that quantizes 32 tokens, and one that does not."""
     out = {}
     tokens = 4096 + 128
     for name, length in (("flush", tokens + 31), ("no flush", tokens + 5)):
-        formats = Row("", bits, bits, batch, heads, 1, head_dim, tokens).formats
+        formats = Row("", bits, bits, batch, heads, 1, head_dim, tokens, *PRESET_MODES, scale_dtype="pair8").formats
         start = torch.zeros(batch, dtype=torch.int32, device="cuda")
         x = torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.float16)
         new = torch.randn(batch, heads, 1, head_dim, device="cuda", dtype=torch.float16)
@@ -387,7 +391,7 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_w
     x = torch.randn(batch, heads, tokens, head_dim, device="cuda", dtype=torch.float16)
     mean = torch.randn(batch, heads, head_dim, device="cuda")
     norm = torch.rand(batch, heads, head_dim, device="cuda") + 0.5
-    for fmt in Row("", bits, bits, batch, heads, 1, head_dim, tokens).formats:
+    for fmt in Row("", bits, bits, batch, heads, 1, head_dim, tokens, *PRESET_MODES, scale_dtype="pair8").formats:
         statistics_of = (mean, norm) if fmt.is_key else (None, None)
         capacity = blocks_for(fmt, tokens)
         cache = kernels.prefill(x, start, *statistics_of, capacity, fmt)

@@ -17,6 +17,7 @@ from .kernels.formats import (
     GROUP_SIZES,
     LANES,
     MODES_OF,
+    MOST_ANCHORED_BITS,
     SCALE_DTYPES,
     CacheFormat,
     Role,
@@ -68,9 +69,10 @@ class InnerQConfig:
         key_bits, value_bits: bits of a code, 2 to 8 (ignored by mode ``none``).
         key_mode, value_mode: how a group is coded: ``symmetric`` (as published: 2^b - 1 levels), ``signed`` (all 2^b
             levels, the sign of the scale says on which side the extra one lies), ``asymmetric`` (scale and zero
-            point), ``anchored`` (values only: asymmetric, with the token of least norm on a code), ``hybrid`` (signed
-            or asymmetric, whichever is closer, per group), ``paper_hybrid`` (as published: symmetric, or asymmetric
-            with one bit less), ``none`` (not quantized).
+            point), ``anchored`` (values only: asymmetric, with the token of least norm on a code; ``hybrid`` where
+            ``pair8`` words of 6 or more bits have too coarse a zero point for it), ``hybrid`` (signed or asymmetric,
+            whichever is closer, per group), ``paper_hybrid`` (as published: symmetric, or asymmetric with one bit
+            less), ``none`` (not quantized).
         group_size: elements that share a scale: 16, 32, 64 or 128. None takes 32, and 16 for keys whose head_dim 32
             does not divide.
         sink: tokens at the start of each sequence that stay in full precision.
@@ -194,16 +196,19 @@ class InnerQConfig:
                 f"group_size={group_size} does not divide head_dim {head_dim}: allowed here are "
                 f"{', '.join(divisors)}; leave group_size out to have it chosen"
             )
-        mode = self.key_mode if role == "key" else self.value_mode
+        mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
         fits = self.scale_dtype in scale_dtypes_of(mode)
+        scale_dtype = self.scale_dtype if fits else default_scale_dtype(dtype, mode)
+        if mode == "anchored" and scale_dtype == "pair8" and bits > MOST_ANCHORED_BITS:
+            mode = "hybrid"
         return CacheFormat(
             role=role,
-            bits=self.key_bits if role == "key" else self.value_bits,
+            bits=bits,
             mode=mode,
             group_size=group_size,
             sink=self.sink,
             recent=self.recent,
-            scale_dtype=self.scale_dtype if fits else default_scale_dtype(dtype, mode),
+            scale_dtype=scale_dtype,
             norm="paper" if role == "key" and self.normalize_keys and self.key_norm == "paper" else "channel",
         )
 

@@ -108,10 +108,7 @@ def _build_cache(description: dict[str, Any], device: str) -> torch.Tensor:
 
     fmt = CacheFormat.parse(description["format"])
     config = InnerQConfig(
-        key_bits=fmt.bits,
-        value_bits=fmt.bits,
-        key_mode=fmt.mode,
-        value_mode=fmt.mode,
+        **{f"{fmt.role}_bits": fmt.bits, f"{fmt.role}_mode": fmt.mode},
         group_size=fmt.group_size,
         sink=fmt.sink,
         recent=fmt.recent,

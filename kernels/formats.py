@@ -25,6 +25,8 @@ MODES_OF: dict[Role, tuple[str, ...]] = {
 }
 #: Modes whose groups carry a zero point beside the scale.
 MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "anchored", "hybrid", "paper_hybrid")
+#: Most bits of mode ``anchored`` in ``pair8`` words: the zero points of wider codes lie a whole scale apart.
+MOST_ANCHORED_BITS = 5
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: How scales and zero points are stored, and the dtype of the tensor that holds them. ``float8_e5m2`` (the upper byte
 #: of a float16) and ``pair8`` (scale and zero point in one word), see ``kernels/short_scales.py``, are held as the
@@ -135,6 +137,8 @@ class CacheFormat:
         if len(values) not in (len(fields), len(fields) - 1):
             raise FormatError(f"{spec!r} is no cache format: expected {len(fields) - 1} fields, and perhaps a norm")
         role, bits, mode, group_size, sink, recent, *words = values
+        if mode not in MODES_OF.get(role, ()):
+            raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(MODES_OF.get(role, ()))}")
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
 
 

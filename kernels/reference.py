@@ -47,7 +47,8 @@ def quantize_groups(
 
     Returns unsigned codes ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are held,
     in the format's scale dtype. There are no zero points (None) in modes without, and where words hold both. Codes are
-    chosen for the rounded scale: ``round((x - zero) * inverse)`` with the inverse of the scale rounded once a group,
+    chosen for the rounded scale: ``round((x - zero) * inverse)`` with the inverse of the scale rounded once a group
+    (in pairs ``round(x * inverse - zero * inverse)``, a fused multiply-add),
     and ``round(x / scale)`` in mode ``symmetric``, as published. A group whose scale is zero or subnormal in float32
     decodes to zero (to its zero point, where it has one). NaN in a group makes its scale NaN.
 
@@ -135,6 +136,7 @@ def _asymmetric(x, fmt, anchor):
         empty = ~(held.abs() >= torch.finfo(torch.float32).tiny)
         past = _past_code(x, anchor, low, 1 / torch.where(empty, torch.ones_like(held), held), levels)
         zero = _fma(torch.where(empty, torch.zeros_like(past), past), held, low)
+        zero = torch.minimum(zero, limit - held * levels)  # the largest code decodes to a finite number, too
     zero = zero.clamp(-limit, limit).to(fmt.torch_scale_dtype)
     codes, scale = _affine_codes(x, scale, zero, 0, levels, reach, fmt)
     return codes, scale, zero
@@ -154,14 +156,15 @@ def _past_code(x, anchor, low, inverse, levels):
 def anchors(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
     """For mode ``anchored``, the token of least norm of each group of blocks of values ``[..., block, D]``; else None.
 
-    Returns its place in the group, ``[..., groups]`` in the order of the scales. It is the first of several, and none
-    that holds NaN, unless all do.
+    Returns its place in the group, ``[..., groups]`` in the order of the scales. It is the first that is clearly as
+    small as the least, so that the order of a sum does not matter where all norms are alike. A norm of NaN is infinite.
     """
     if fmt.mode != "anchored":
         return None
     norm = _as_float(x).square().sum(-1)
     norm = torch.where(norm.isnan(), torch.inf, norm).unflatten(-1, (-1, fmt.group_size))
-    return norm.argmin(-1).repeat_interleave(x.shape[-1], dim=-1)
+    first = (norm <= norm.amin(-1, keepdim=True) * short_scales.CLEARLY).int().argmax(-1)
+    return first.repeat_interleave(x.shape[-1], dim=-1)
 
 
 def _paper_hybrid(x, fmt):

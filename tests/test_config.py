@@ -15,6 +15,7 @@ from innerq_compile.kernels.formats import (
     MODES_OF,
     SCALE_DTYPES,
     CacheFormat,
+    FormatError,
     scale_dtypes_of,
 )
 
@@ -179,11 +180,13 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
         return
     fmt = config.format_for(role, head_dim, dtype)
     mode = config.key_mode if role == "key" else config.value_mode
+    if mode == "anchored" and config.scale_dtype in (None, "pair8", "float8_e5m2") and config.value_bits > 5:
+        mode = "hybrid"
     wide = "pair8" if "pair8" in scale_dtypes_of(mode) else "float16" if dtype == torch.float16 else "bfloat16"
     assert fmt == CacheFormat(
         role=role,
         bits=config.key_bits if role == "key" else config.value_bits,
-        mode=config.key_mode if role == "key" else config.value_mode,
+        mode=mode,
         group_size=group_size,
         sink=config.sink,
         recent=config.recent,
@@ -191,6 +194,22 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
         norm="paper" if role == "key" and config.normalize_keys and config.key_norm == "paper" else "channel",
     )
     assert CacheFormat.parse(fmt.spec) == fmt
+
+
+@pytest.mark.parametrize(
+    ("bits", "scale_dtype", "mode"), [(5, None, "anchored"), (6, None, "hybrid"), (8, "float16", "anchored")]
+)
+def test_values_are_anchored_where_words_have_room_for_it(bits, scale_dtype, mode):
+    config = InnerQConfig(value_bits=bits, scale_dtype=scale_dtype)
+    assert config.format_for("value", 64, torch.float16).mode == mode
+
+
+@pytest.mark.parametrize(
+    "spec", ["key:3:anchored:32:32:96:pair8", "value:3:Hybrid:32:32:96:pair8", "k:3:none:32:0:0:x"]
+)
+def test_a_spec_with_a_mode_that_its_side_has_not(spec):
+    with pytest.raises(FormatError, match="is no cache format: modes of a "):
+        CacheFormat.parse(spec)
 
 
 @pytest.mark.parametrize("head_dim", range(16, 257, 16))

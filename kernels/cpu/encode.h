@@ -240,6 +240,8 @@ INLINE void encode_scales(const float* x, const float* anchor, VF low, VF high, 
       const VI empty = ~(VI)(magnitude(held) >= 1.17549435e-38f);
       const VF past = past_code<F>(load(anchor), low, 1.f / (empty ? splat(1.f) : held));
       zero = exact_fma(empty ? splat(0.f) : past, held, low);
+      const VF most = LIMIT<S> - held * (float)levels;  // the largest code decodes to a finite number, too
+      zero = zero > most ? most : zero;
     }
     zero = round_to<S>(clamp(zero, -LIMIT<S>, LIMIT<S>));
     affine_codes<F, true, F::LANES>(x, scale, zero, 0, levels, asym_reach, 0, codes);
@@ -264,10 +266,9 @@ INLINE void encode_scales(const float* x, const float* anchor, VF low, VF high, 
   if constexpr (F::HAS_ZERO) store_as<S>(params + groups, zero);
 }
 
-// The row of least norm of rows [LANES]: the first of several, and none that holds NaN, unless all do.
+// The first row whose norm is clearly as small as the least, of rows [LANES]. A norm of NaN is infinite.
 template <class F> INLINE int least_row(const float* rows) {
-  int least = 0;
-  float norm = INF;
+  float norms[F::GS], least = INF;
   for (int e = 0; e < F::GS; ++e) {
     VF total = {};
     for (int lane = 0; lane < F::LANES; lane += VL) {
@@ -276,9 +277,12 @@ template <class F> INLINE int least_row(const float* rows) {
     }
     float sum = 0;
     for (int i = 0; i < VL; ++i) sum += total[i];
-    if (sum < norm) least = e, norm = sum;
+    norms[e] = sum != sum ? INF : sum;
+    if (norms[e] < least) least = norms[e];
   }
-  return least;
+  int row = 0;
+  while (norms[row] > least * CLEARLY) ++row;
+  return row;
 }
 
 // tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES.

@@ -127,9 +127,12 @@ def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dic
     if not fmt.quantized:
         return constants, {"num_warps": 4}
     side = side_constants(fmt, head_dim)
-    constants["NB"] = max(1, 32 // tile_columns(fmt.is_key, fmt.block, side["LO"], side["COLS"]))
+    columns = tile_columns(fmt.is_key, fmt.block, side["LO"], side["COLS"])
+    constants["NB"] = max(1, 32 // columns)
+    # a set of groups has to fit a thread's registers: 128 elements of it
+    warps = max(1, constants["NB"] * columns * fmt.group_size // 4096)
     # 12 programs a multiprocessor; what holds more codes at once would spill
-    return constants, {"num_warps": 1} | ({"maxnreg": 168} if fmt.bits <= 4 and fmt.group_size <= 32 else {})
+    return constants, {"num_warps": warps} | ({"maxnreg": 168} if fmt.bits <= 4 and fmt.group_size <= 32 else {})
 
 
 def prefill(

@@ -14,9 +14,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .. import short_scales
 from .casts import in_order
 from .quantize import quantize_set
 from .unpack import has_zero, is_paired, tile_channels
+
+CLEARLY = tl.constexpr(short_scales.CLEARLY)
 
 
 @triton.constexpr_function
@@ -74,7 +77,7 @@ def tile_columns(is_key, block, low, cols):
 def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
     """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
 
-    ``first [NB]`` are the first tokens of the groups. It is the first of several; none with NaN, unless all have it.
+    ``first [NB]`` are the first tokens of the groups. See ``reference.anchors``.
     """
     token = first[:, None] + tl.arange(0, GROUP)[None, :]
     token = tl.reshape(token, (NB * GROUP, 1))
@@ -86,7 +89,8 @@ def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.
         b_sum += b_x * b_x
     b_norm = tl.reshape(tl.sum(b_sum, 1), (NB, GROUP))
     b_norm = tl.where(b_norm == b_norm, b_norm, float("inf"))
-    return tl.argmin(b_norm, 1)
+    b_least = tl.min(b_norm, 1)[:, None] * CLEARLY
+    return tl.min(tl.where(b_norm <= b_least, tl.arange(0, GROUP)[None, :], GROUP), 1)
 
 
 @triton.jit

@@ -120,9 +120,10 @@ def _past_code(x, smallest, inverse, levels):
 
 
 def least_token(tokens) -> int:
-    """The token of ``tokens [N, D]`` with the smallest norm; one with NaN counts as the largest."""
+    """The first token of ``tokens [N, D]`` whose norm is as small as the least, to a thousandth; NaN is infinite."""
     norms = np.square(np.asarray(tokens, np.float32)).sum(-1)
-    return int(np.argmin(np.where(np.isnan(norms), np.inf, norms)))
+    norms = np.where(np.isnan(norms), np.float32(np.inf), norms)
+    return int(np.argmax(norms <= norms.min() * np.float32(1 + 2.0**-10)))
 
 
 def _quantize_group(group, mode, bits, scale_dtype, anchor) -> Group:
@@ -172,6 +173,7 @@ def _quantize_group(group, mode, bits, scale_dtype, anchor) -> Group:
     if mode == "anchored" and abs(scale) >= SMALLEST_NORMAL_FLOAT32:
         past = _past_code(group[anchor], smallest, number(1) / number(scale), levels)
         zero = _fma(number, past, scale, smallest)
+        zero = min(zero, number(LARGEST[scale_dtype]) - number(scale) * number(levels))
     zero = number(round_to(clip(zero, LARGEST[scale_dtype]), scale_dtype))
     codes, scale = _codes(group, scale, zero, 0, levels)
     asymmetric = Group(codes, scale, zero, 0)

@@ -134,6 +134,25 @@ def test_the_token_of_least_norm_lies_on_a_code(bits, scale):
         assert bool((error[i, 0].mean(0) > bound[i, 0]).all()), "the others are not"
 
 
+def test_the_first_of_tokens_of_the_same_norm_is_the_anchor():
+    """However they are summed up: a model that normalizes its values has no others."""
+    fmt = make_format("value", 3, "anchored", 32, scale_dtype="pair8")
+    x = torch.nn.functional.normalize(torch.randn(4, 32, 128), dim=-1)
+    assert reference.anchors(x, fmt).tolist() == [[0] * 128] * 4
+    x[0, 3:] *= 0.5
+    x[1, :, 5] = math.nan
+    x[2, :31] = math.inf
+    assert reference.anchors(x, fmt)[:, 0].tolist() == [3, 0, 31, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_anchored_groups_of_the_largest_numbers_stay_finite(dtype):
+    x = (torch.rand(64, 32) * torch.finfo(dtype).max).to(dtype)
+    fmt = group_format("anchored", 3, scale="bfloat16")
+    assert_is_brute_force(x, fmt)
+    assert bool(decode(x, fmt).isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", QUANTIZED_MODES)
 @pytest.mark.parametrize("bits", [2, 3, 8])

@@ -57,6 +57,12 @@ arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=40
 offline.compile_for(
     cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability
 )
+preset = CacheFormat("value", bits, "anchored", 32, 32, 96, "pair8")  # values as presets have them
+constants, options = cache_prefill.launch_options(preset, head_dim)
+arguments |= dict(constants, codes=word, scales=torch.int16, mean=None, inverse=None) | side_constants(preset, head_dim)
+offline.compile_for(
+    cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability, **options
+)
 """
 
 
