@@ -10,10 +10,10 @@ import torch
 
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
-from innerq_compile.kernels.formats import MODES, blocks_for
+from innerq_compile.kernels.formats import MODES, MODES_OF, blocks_for
 from innerq_compile.kernels.triton.attention import FieldsConfig
 
-from ..kernels.strategies import make_format
+from ..kernels.strategies import make_format, mode_of
 from ..kernels.triton_cases import Attention, assert_repeatable, assert_same_cache, clone, make_cache
 
 pytestmark = pytest.mark.gpu
@@ -34,7 +34,7 @@ def sampled_attentions(count: int, seed: int = 5) -> list[Attention]:
             yield from rng.sample(values, len(values))
 
     head_dims, dtypes = deck(*HEAD_DIMS), deck(F16, BF16, F32)
-    k_modes, v_modes = deck(*MODES), deck(*MODES)
+    k_modes, v_modes = deck(*MODES_OF["key"]), deck(*MODES_OF["value"])
     k_bits, v_bits = deck(2, 3, 4, 5, 6, 7, 8), deck(2, 3, 4, 5, 6, 7, 8)
     windows, groups = deck((32, 96), (4, 20), (0, 0), (5, 128)), deck((1, 1), (4, 1), (3, 1), (8, 2), (2, 9), (16, 1))
     batches, tokens = deck(1, 2, 8), deck(4096, 1000, 333, 40)
@@ -90,7 +90,9 @@ def sampled_fields(count: int, seed: int = 7) -> list[Attention]:
     for k_bits, v_bits, head_dim in pairs[:count]:
         dtype, (sink, recent) = rng.choice([F16, BF16]), rng.choice([(32, 96), (4, 20), (0, 0)])
         modes = [m for m in MODES if m != "none"]
-        key = make_format("key", k_bits, rng.choice(modes), rng.choice([16, 32, 64]), sink, recent, dtype)
+        key = make_format(
+            "key", k_bits, mode_of("key", rng.choice(modes)), rng.choice([16, 32, 64]), sink, recent, dtype
+        )
         value = make_format("value", v_bits, rng.choice(modes), 32, sink, recent, dtype)
         group, rows = rng.choice([(1, 1), (4, 1), (3, 1), (8, 1), (16, 1), (2, 5), (5, 4)])
         length, plain = rng.choice([4096, 1000, 333]), rng.random() < 0.5
@@ -155,7 +157,9 @@ def sides_of(head_dim: int, dtype, index: int):
     modes = itertools.islice(itertools.cycle(MODES), index, None)
     for role, bits in (("key", 2 + index % 7), ("value", 2 + (index + 3) % 7)):
         group = 16 if head_dim == 80 and role == "key" else 32
-        yield make_format(role, bits, next(modes), group, (32, 0, 5)[index % 3], (96, 31, 0)[index % 3], dtype)
+        yield make_format(
+            role, bits, mode_of(role, next(modes)), group, (32, 0, 5)[index % 3], (96, 31, 0)[index % 3], dtype
+        )
 
 
 @pytest.mark.parametrize(

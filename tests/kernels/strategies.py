@@ -22,6 +22,11 @@ def make_format(
     return CacheFormat(role, bits, mode, group_size, sink, recent, scale_dtype or SCALE_NAMES[dtype])
 
 
+def mode_of(role: str, mode: str) -> str:
+    """``mode``, or the one nearest to it where a side of this role has none like it."""
+    return mode if mode in MODES_OF[role] else "asymmetric"
+
+
 def preset_like(role: str, dtype: torch.dtype = torch.float16) -> CacheFormat:
     """A side of the format that issue 2 states its memory budget for."""
     return make_format(role, dtype=dtype)

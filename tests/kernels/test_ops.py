@@ -15,7 +15,7 @@ from innerq_compile.kernels import cpu, layout, ops, reference
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
 
 from . import brute_force
-from .strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, seeds
+from .strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, mode_of, seeds
 
 innerq = torch.ops.innerq
 #: Of an attention output against float64, for inputs of about unit size: rounding of the output and of the query.
@@ -54,7 +54,8 @@ def make_cache(fmt: CacheFormat, x: torch.Tensor, start=None, mean=None, norm=No
 
 def small_formats(dtype=torch.float32, mode="signed", bits=3):
     window = {"sink": 4, "recent": 8, "dtype": dtype}
-    return make_format("key", bits, mode, 16, **window), make_format("value", bits, mode, 32, **window)
+    key = make_format("key", bits, mode_of("key", mode), 16, **window)
+    return key, make_format("value", bits, mode, 32, **window)
 
 
 # --- registration -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference, short_scales
-from innerq_compile.kernels.formats import MODES_WITH_ZERO, CacheFormat, blocks_for, scale_dtypes_of
+from innerq_compile.kernels.formats import MODES_OF, MODES_WITH_ZERO, CacheFormat, blocks_for, scale_dtypes_of
 
 from . import brute_force
 from .strategies import DTYPES, QUANTIZED_MODES, SCALE_NAMES, assert_same_bits, formats, make_format, seeds
@@ -339,7 +339,7 @@ def histories(draw):
     fmt = make_format(
         role,
         draw(bit_counts),
-        draw(st.sampled_from([*QUANTIZED_MODES, "none"])),
+        draw(st.sampled_from(MODES_OF[role])),
         draw(st.sampled_from([16] if role == "key" else [16, 32, 64])),
         draw(st.sampled_from([0, 3, 8])),
         draw(st.sampled_from([0, 1, 7, 33])),
