@@ -33,6 +33,7 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from innerq_compile import InnerQConfig
 from innerq_compile.kernels import layout, lowering, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
@@ -351,8 +352,10 @@ def precompile(jobs, workers: int) -> None:
 # --- append and prefill -----------------------------------------------------------------------------------------
 
 
-#: Modes of keys and values, as presets have them.
-PRESET_MODES = ("hybrid", "anchored")
+def preset_formats(bits: int, head_dim: int) -> list[CacheFormat]:
+    """Keys and values of a float16 cache in the modes of the presets."""
+    config = InnerQConfig.preset("base", key_bits=bits, value_bits=bits)
+    return [config.format_for(role, head_dim, torch.float16) for role in ("key", "value")]
 
 
 def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> dict[str, float]:
@@ -360,7 +363,7 @@ def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> di
     out = {}
     tokens = 4096 + 128
     for name, length in (("flush", tokens + 31), ("no flush", tokens + 5)):
-        formats = Row("", bits, bits, batch, heads, 1, head_dim, tokens, *PRESET_MODES, scale_dtype="pair8").formats
+        formats = preset_formats(bits, head_dim)
         start = torch.zeros(batch, dtype=torch.int32, device="cuda")
         x = torch.randn(batch, heads, length, head_dim, device="cuda", dtype=torch.float16)
         new = torch.randn(batch, heads, 1, head_dim, device="cuda", dtype=torch.float16)
@@ -391,7 +394,7 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_w
     x = torch.randn(batch, heads, tokens, head_dim, device="cuda", dtype=torch.float16)
     mean = torch.randn(batch, heads, head_dim, device="cuda")
     norm = torch.rand(batch, heads, head_dim, device="cuda") + 0.5
-    for fmt in Row("", bits, bits, batch, heads, 1, head_dim, tokens, *PRESET_MODES, scale_dtype="pair8").formats:
+    for fmt in preset_formats(bits, head_dim):
         statistics_of = (mean, norm) if fmt.is_key else (None, None)
         capacity = blocks_for(fmt, tokens)
         cache = kernels.prefill(x, start, *statistics_of, capacity, fmt)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from innerq_compile import clear_reports, innerq
@@ -66,8 +67,9 @@ def test_one_line_a_graph_and_one_warning(caplog, cheap_inductor):
     ]
 
 
-def test_torch_logs_takes_the_name_of_the_package_and_traces_hold_artifacts(tmp_path):
-    text = run(TORCH_LOGS="+innerq_compile", TORCH_TRACE=str(tmp_path))
+@pytest.mark.parametrize("setting", ["+innerq_compile", "innerq_compile"])
+def test_torch_logs_takes_the_name_of_the_package_and_traces_hold_artifacts(setting, tmp_path):
+    text = run(TORCH_LOGS=setting, TORCH_TRACE=str(tmp_path))
     assert "graph 0: 1/1 attentions rewritten, prefill, base" in text
     assert "graph 1: 1/1 attentions rewritten, decode, base" in text
     assert "__innerq_graphs" not in text
@@ -79,8 +81,6 @@ def test_torch_logs_takes_the_name_of_the_package_and_traces_hold_artifacts(tmp_
 
 def test_the_artifact_is_switched_on_by_either_way():
     setup = "import innerq_compile; torch._logging.set_logs(modules={'innerq_graphs': True})"
-    named = run(TORCH_LOGS="innerq_compile,innerq_graphs")
-    assert "graph 0: 1/1 attentions rewritten, prefill, base" in named
-    for text in (named, run(setup)):
+    for text in (run(TORCH_LOGS="innerq_compile,innerq_graphs"), run(setup)):
         assert "[__innerq_graphs]" in text and "captured:" in text and "rewrite_decode:" in text
         assert "+ " in text and "torch.ops.innerq.decode_attention" in text

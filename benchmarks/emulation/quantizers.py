@@ -9,7 +9,7 @@ import dataclasses
 
 import torch
 
-from innerq_compile.kernels.formats import CacheFormat
+from innerq_compile.kernels.formats import MODES_WITH_ZERO, CacheFormat
 from innerq_compile.kernels.reference import dequantize_groups as product_numbers
 from innerq_compile.kernels.reference import key_statistics, normalize_keys
 from innerq_compile.kernels.reference import quantize_groups as product_groups
@@ -19,8 +19,6 @@ from .zero_points import anchored, steered
 
 #: Bytes of a scale or zero point, by how it is stored.
 STORED_BYTES = {"exact": 4, "float16": 2, "bfloat16": 2, "e4m3": 1, "e5m2": 1, "log8": 1, "rel8": 1, "pair8": 1}
-#: Modes of ours that have a zero point.
-ZERO_MODES = ("asymmetric", "hybrid", "paper_hybrid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Side:
         """Bits of an element of the quantized region, codes, scales and zero points together."""
         if self.mode == "none":
             return 16.0
-        kinds = [self.scale] + ([self.zero] if self.mode in ZERO_MODES else [])
+        kinds = [self.scale] + ([self.zero] if self.mode in MODES_WITH_ZERO else [])
         if set(kinds) <= {"float16", "bfloat16"}:  # the product has room for as many numbers, wherever they belong
             mode = "hybrid" if self.mode == "paper_hybrid" else self.mode
             return stored_bits(CacheFormat("value", self.bits, mode, self.group, 0, 0, self.scale), head_dim)
@@ -169,7 +167,7 @@ def _fit(x, weight, codes, scale, zero, side: Side):
         y = x - zero
         new = (w * y * y).sum(-1, keepdim=True) / (w * y * codes).sum(-1, keepdim=True)
         return torch.where(new.isfinite() & (new.abs() < 1.5 * scale.abs()), new, scale), zero
-    if side.mode not in ZERO_MODES:
+    if side.mode not in MODES_WITH_ZERO:
         new = (w * x * codes).sum(-1, keepdim=True) / (w * codes * codes).sum(-1, keepdim=True)
         return torch.where(new.isfinite(), new, scale), zero
     total = w.sum(-1, keepdim=True)

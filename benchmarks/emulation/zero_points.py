@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from innerq_compile.kernels import short_scales
+from innerq_compile.kernels import reference, short_scales
+from innerq_compile.kernels.formats import CacheFormat
 
 
 def spanned(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,11 +32,9 @@ def anchored(x: torch.Tensor, bits: int) -> torch.Tensor:
 
     That token is the one that attention likes to rest on: a tenth of the others' norm, and up to a third of the weight.
     """
-    scale, zero = spanned(x, bits)
-    least = x.square().sum(-2, keepdim=True).argmin(-1, keepdim=True)  # [..., 1, 1]: one token for all channels
-    token = x.gather(-1, least.expand(scale.shape))
-    off = (token - zero) * torch.where(scale > 0, 1 / scale, 0.0)
-    return decoded(x, scale, zero + (off - torch.round(off)) * scale, bits)
+    fmt = CacheFormat("value", bits, "anchored", x.shape[-1], 0, 0, "pair8")
+    codes = reference.quantize_groups(x, fmt, reference.anchors(x.mT, fmt))
+    return reference.dequantize_groups(*codes, fmt, x.dtype)
 
 
 def steered(x: torch.Tensor, bits: int, query: torch.Tensor, spread: torch.Tensor, tried: int) -> torch.Tensor:

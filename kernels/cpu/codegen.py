@@ -14,7 +14,7 @@ import pathlib
 
 import torch
 
-from .. import layout
+from .. import layout, short_scales
 from ..formats import MODES, CacheFormat
 
 #: Names of element and scale dtypes in ``vec.h``.
@@ -209,7 +209,8 @@ def source(singles: list[Side], pairs: list[tuple[Side, Side]], lanes: int) -> s
     numbers: dict[Side, str] = {}
     for side in (*singles, *(side for pair in pairs for side in pair)):
         numbers.setdefault(side, f"Side{len(numbers)}")
-    out = [f"#define VL {lanes}", _headers(), "namespace {"]
+    out = [f"#define VL {lanes}", f"#define NEAREST_BITS {short_scales.NEAREST_BITS}"]
+    out += [f"#define CLEARLY {short_scales.CLEARLY!r}f", _headers(), "namespace {"]
     out += [side_struct(side, name, lanes) for side, name in numbers.items()]
     out += ["}  // namespace", 'extern "C" {']
     for i, side in enumerate(singles):

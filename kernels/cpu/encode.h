@@ -10,11 +10,10 @@
 //   D, BLOCK, ROWS, LANES, GS, BITS, WORDS
 //   BASE, *_STRIDE, RUNS       where the codes of a word belong, for pack
 //   unpack(words, tile)        all codes of a block as floats
+//
+// NEAREST_BITS and CLEARLY are those of kernels/short_scales.py, defined with VL.
 
 namespace {
-
-constexpr int NEAREST_BITS = 4;  // as in kernels/short_scales.py, and so is
-constexpr float CLEARLY = 1.f + 1.f / 1024;
 
 enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, ANCHORED, HYBRID, PAPER_HYBRID, NONE };
 

@@ -155,7 +155,8 @@ def encode_blocks(
             column = tl.max_contiguous(column, max(1, WIDTH // 32))
         real = (column < COLUMNS) & (block < left)
         # every column is there in most formats, and a load without a mask costs less
-        there = None if COLUMNS == PADDED else (column < COLUMNS)[:, None]
+        present = None if COLUMNS == PADDED else column < COLUMNS
+        there = None if COLUMNS == PADDED else present[:, None]
         pair = tl.arange(0, 8)
         # a block that is not there is read as the last one that is
         first = tl.minimum(block, left - 1) * BLOCK
@@ -198,7 +199,6 @@ def encode_blocks(
                         if MODE == "anchored":
                             at = first + group * GROUP + least
                             place = (sub + t) * COLUMNS + column
-                            present = None if COLUMNS == PADDED else column < COLUMNS
                             numbers = of_channels(source, place, present, (WIDTH,))
                             b_anchor = load(source, numbers, at, place, present).to(tl.float32)
                         set_codes, b_scale, b_zero = quantize_set(own, b_anchor, MODE, BITS, DTYPE)

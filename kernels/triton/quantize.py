@@ -115,8 +115,8 @@ def _asymmetric(tiles, b_high, b_low, b_anchor, BITS: tl.constexpr, DTYPE: tl.co
     if b_anchor is not None:
         b_past = past_code(b_anchor, b_low, b_inverse, BITS)
         b_zero = fma(tl.where(b_inverse == b_inverse, b_past, 0.0), b_scale, b_low)
-        # the largest code decodes to a finite number, too; both factors are exact, so contraction changes nothing
-        b_zero = tl.where(b_zero > _largest(DTYPE) - b_scale * LEVELS, _largest(DTYPE) - b_scale * LEVELS, b_zero)
+        b_most = _largest(DTYPE) - b_scale * LEVELS  # so that the largest code decodes to a finite number, too
+        b_zero = tl.where(b_zero > b_most, b_most, b_zero)
     b_zero = round_to(clamp(b_zero, _largest(DTYPE)), DTYPE).to(tl.float32)
     codes = ()
     for i in tl.static_range(len(tiles)):
