@@ -399,7 +399,9 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_w
         capacity = blocks_for(fmt, tokens)
         cache = kernels.prefill(x, start, *statistics_of, capacity, fmt)
         size = x.nbytes + sum(t.nbytes for t in cache)
-        us = graph_us([lambda f=fmt, s=statistics_of, c=capacity: cache_prefill.prefill(x, start, *s, c, f, num_warps)])
+        us = graph_us(
+            [lambda f=fmt, s=statistics_of, c=capacity: cache_prefill.prefill(x, start, *s, c, f, num_warps=num_warps)]
+        )
         out[fmt.role] = size / us / 1e3
     return out
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from emulation import page
 from emulation.bench import Bench, add_options
-from emulation.decode import Format, compare, install
+from emulation.decode import Format, compare, install, queries_of
 from emulation.known import known_formats
 from emulation.product import ProductSide
 from rich.console import Console
@@ -159,13 +159,14 @@ def stepped(bench: Bench, fmt: Format, count: int, tick) -> torch.Tensor:
 
     emulation, model = bench.sets[0], bench.model
     tokens, prompt = emulation.tokens[:1], emulation.prompt
+    queries = queries_of(model, tokens[:, :prompt])
     model.set_attn_implementation("eager")
     try:
         cache = DynamicCache(config=model.config)
         model(tokens[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for layer in cache.layers:
+        for layer, query in zip(cache.layers, queries, strict=True):
             if not layer.is_sliding:  # those stay in full precision, as in the emulation
-                layer.keys = InnerQTensor.from_dense(layer.keys, fmt.key.config, role="key")
+                layer.keys = InnerQTensor.from_dense(layer.keys, fmt.key.config, role="key", queries=query)
                 layer.values = InnerQTensor.from_dense(layer.values, fmt.value.config, role="value")
         logits = []
         for i in range(prompt, prompt + count):

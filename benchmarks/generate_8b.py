@@ -121,12 +121,17 @@ def prefill(model, cache, batch: int, context: int, chunk: int) -> None:
 
 @torch.no_grad()
 def decode(model, cache, batch: int, context: int, count: int, warmup: int) -> tuple[list[float], float]:
-    """Milliseconds of each of ``count`` steps behind ``context`` tokens, and the seconds of ``warmup`` steps before."""
+    """Milliseconds of each of ``count`` steps behind ``context`` tokens, and the seconds of ``warmup`` steps before.
+
+    A mask grows by a column a step. A StaticCache gets none, or Inductor would record a graph a step for it;
+    transformers makes one of the cache's own length inside of the graph.
+    """
+    grows = not isinstance(cache, StaticCache)
     times = []
     begin = warm = time.perf_counter()
     for position in range(context, context + warmup + count):
         ids = random_ids(model, batch, 1)
-        mask = torch.ones(batch, position + 1, dtype=torch.long, device=model.device)
+        mask = torch.ones(batch, position + 1, dtype=torch.long, device=model.device) if grows else None
         places = torch.full((batch, 1), position, device=model.device)
         synchronize()
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from .kernels.formats import (
     GROUP_SIZES,
     LANES,
     MODES_OF,
-    MOST_ANCHORED_BITS,
+    MOST_CHOSEN_BITS,
     SCALE_DTYPES,
     CacheFormat,
     Role,
@@ -33,6 +33,9 @@ MAX_HEAD_DIM = 256
 _QUANTIZED = {"sink": 32, "recent": 96, "centre_keys": True, "normalize_keys": True}
 _PAPER = {"sink": 32, "recent": 96, "centre_keys": False, "normalize_keys": True, "key_norm": "paper"}
 
+#: Scales with zero points of their own beside them, in which `steered` has nothing to choose from.
+_WHOLE_ZEROS = tuple(name for name in scale_dtypes_of("hybrid") if name != "pair8")
+
 #: How the key normalization is taken: shared by rotary pairs, by channel, or as published.
 KEY_NORMS = ("pair", "channel", "paper")
 
@@ -40,11 +43,11 @@ KEY_NORMS = ("pair", "channel", "paper")
 #: paper's name for 3-bit keys and 2-bit values with a mode of their own, which is what ``small`` has become. Those that
 #: begin with ``paper_`` are the number formats of InnerQ as published, to compare with.
 PRESETS: dict[str, dict[str, Any]] = {
-    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
-    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
-    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
-    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "hybrid", "value_mode": "anchored", **_QUANTIZED},
-    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "signed", "value_mode": "anchored", **_QUANTIZED},
+    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
     "paper_base": {"key_bits": 3, "value_bits": 3, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
     "paper_small": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
     "paper_hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "paper_hybrid", **_PAPER},
@@ -70,7 +73,9 @@ class InnerQConfig:
         key_mode, value_mode: how a group is coded: ``symmetric`` (as published: 2^b - 1 levels), ``signed`` (all 2^b
             levels, the sign of the scale says on which side the extra one lies), ``asymmetric`` (scale and zero
             point), ``anchored`` (values only: asymmetric, with the token of least norm on a code; ``hybrid`` where
-            ``pair8`` words of 6 or more bits have too coarse a zero point for it), ``hybrid`` (signed or asymmetric,
+            ``pair8`` words of 6 or more bits have too coarse a zero point for it), ``steered`` (keys only: asymmetric,
+            with the zero point whose errors the prompt's queries see least; ``hybrid`` for 6 or more bits, and where
+            ``scale_dtype`` asks for others than ``pair8`` words), ``hybrid`` (signed or asymmetric,
             whichever is closer, per group), ``paper_hybrid`` (as published: symmetric, or asymmetric with one bit
             less), ``none`` (not quantized).
         group_size: elements that share a scale: 16, 32, 64 or 128. None takes 32, and 16 for keys whose head_dim 32
@@ -99,7 +104,7 @@ class InnerQConfig:
 
     key_bits: int = 3
     value_bits: int = 3
-    key_mode: str = "hybrid"
+    key_mode: str = "steered"
     value_mode: str = "anchored"
     group_size: int | None = None
     sink: int = 32
@@ -197,9 +202,11 @@ class InnerQConfig:
                 f"{', '.join(divisors)}; leave group_size out to have it chosen"
             )
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
+        if mode == "steered" and (bits > MOST_CHOSEN_BITS or self.scale_dtype in _WHOLE_ZEROS):
+            mode = "hybrid"
         fits = self.scale_dtype in scale_dtypes_of(mode)
         scale_dtype = self.scale_dtype if fits else default_scale_dtype(dtype, mode)
-        if mode == "anchored" and scale_dtype == "pair8" and bits > MOST_ANCHORED_BITS:
+        if mode == "anchored" and scale_dtype == "pair8" and bits > MOST_CHOSEN_BITS:
             mode = "hybrid"
         return CacheFormat(
             role=role,

@@ -182,26 +182,36 @@ def _mark_sizes(codes: torch.Tensor, state: torch.Tensor) -> None:
     state._dynamo_static_indices = {1, 2}
 
 
-def quantize(x, config, role, start=None, capacity: int | None = None, norm: str | None = None) -> CacheStorage:
+def quantize(
+    x, config, role, start=None, capacity: int | None = None, norm: str | None = None, queries=None
+) -> CacheStorage:
     """A storage made of the dense ``x [B, H, S, D]``.
 
     ``start [B]`` counts padding tokens, None means none; ``capacity`` is the number of blocks, None takes what grows;
-    ``norm`` is what ``CacheFormat.norm`` is to be, None takes what the config says.
+    ``norm`` is what ``CacheFormat.norm`` is to be, None takes what the config says; ``queries [B, Hq, N, D]`` are those
+    that the keys are multiplied with, for mode ``steered``.
     """
     fmt = config.format_for(role, x.shape[-1], x.dtype)
     if norm is not None:
         fmt = dataclasses.replace(fmt, norm=norm)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
-    mean = scale = None
+    mean = scale = asked = weight = rows = None
+    if queries is not None and fmt.mode == "steered":
+        asked = reference.query_statistics(queries, x, start)
+        weight = reference.query_weight(asked, fmt.norm)
     if role == "key" and config.has_key_statistics and x.shape[2] == 0:
         mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
         scale = torch.ones_like(mean)
     elif role == "key" and config.has_key_statistics:
-        mean, scale = torch.ops.innerq.key_statistics(x, start, config.centre_keys, config.normalize_keys, fmt.norm)
+        mean, scale = torch.ops.innerq.key_statistics(
+            x, start, config.centre_keys, config.normalize_keys, fmt.norm, weight
+        )
     mean, scale = (mean if config.centre_keys else None), (scale if config.normalize_keys else None)
+    if asked is not None:
+        rows = reference.query_rows(asked, scale)
     if capacity is None:
         capacity = formats.grown_capacity(x.shape[2] // fmt.block)
-    tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec)
+    tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
     return CacheStorage.adopt(fmt, tensors, mean, scale, x.shape[2])
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
 from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from .kernels import reference
 from .kernels.formats import CacheFormat, Role
 from .kernels.pairs import Pairs
 from .storage import CacheStorage, View, quantize, restore
@@ -76,6 +77,7 @@ class InnerQTensor(torch.Tensor):
         start: torch.Tensor | None = None,
         tokens_dim: int = 2,
         norm: str | None = None,
+        queries: torch.Tensor | None = None,
     ) -> InnerQTensor:
         """Quantize a dense cache tensor.
 
@@ -88,6 +90,8 @@ class InnerQTensor(torch.Tensor):
             norm: of keys, which channels share a normalization: ``channel`` (each by itself), ``half<n>`` or
                 ``interleaved<n>`` (the pairs of a rotary embedding on the first n channels, so that the normalization
                 can be folded into the projections). None takes ``channel``, or ``paper`` where the config says so.
+            queries: for keys, ``[B, Hq, N, D]``, those of the last ``N`` tokens as they are multiplied with the keys.
+                Mode ``steered`` keeps small what they see of the errors. None: nothing is known of them.
 
         Raises:
             InnerQError: for a shape, dtype or format that a cache cannot have.
@@ -110,7 +114,10 @@ class InnerQTensor(torch.Tensor):
             _check_start(start, by_head)
         if norm is not None:
             _check_norm(norm, role, dense.shape[3])
-        return cls(quantize(by_head, config, role, start, norm=norm), dense.shape[tokens_dim], tokens_dim)
+        if queries is not None:
+            _check_queries(queries, role, by_head)
+        storage = quantize(by_head, config, role, start, norm=norm, queries=queries)
+        return cls(storage, dense.shape[tokens_dim], tokens_dim)
 
     # --- what a user may ask ------------------------------------------------------------------------------------
 
@@ -329,6 +336,22 @@ def _check_norm(norm: str, role: Role, head_dim: int) -> None:
     )
 
 
+def _check_queries(queries: torch.Tensor, role: Role, keys: torch.Tensor) -> None:
+    batch, heads, tokens, head_dim = keys.shape
+    if role != "key":
+        raise InnerQError("queries are not allowed for values: leave them out")
+    whole = isinstance(queries, torch.Tensor) and queries.dim() == 4 and queries.is_floating_point()
+    if whole and queries.device == keys.device:
+        b, q_heads, rows, d = queries.shape
+        if (b, d) == (batch, head_dim) and q_heads and q_heads % heads == 0 and rows <= tokens:
+            return
+    shape = tuple(queries.shape) if isinstance(queries, torch.Tensor) else queries
+    raise InnerQError(
+        f"queries={shape!r} are not allowed: they have to be a tensor of shape [{batch}, a multiple of {heads}, "
+        f"at most {tokens}, {head_dim}] on {keys.device}; leave them out where they are not known"
+    )
+
+
 def _refuse_mutation(func, args, kwargs) -> None:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
@@ -477,6 +500,7 @@ def _zero_(tensor):
     for inner in (storage.scales, storage.window, storage.mean):
         if inner is not None:
             inner.zero_()
+    reference.set_query_rows_(storage.window, storage.format)
     if not storage.format.quantized:
         storage.codes.zero_()
     return tensor

@@ -14,19 +14,32 @@ from typing import Literal
 import torch
 
 Role = Literal["key", "value"]
-Mode = Literal["symmetric", "signed", "asymmetric", "anchored", "hybrid", "paper_hybrid", "none"]
+Mode = Literal["symmetric", "signed", "asymmetric", "anchored", "steered", "hybrid", "paper_hybrid", "none"]
 
 #: Quantization modes. ``none`` stores the elements as they are (the lossless preset).
-MODES: tuple[str, ...] = ("symmetric", "signed", "asymmetric", "anchored", "hybrid", "paper_hybrid", "none")
-#: Those that a side may have. Only groups that run along tokens can have one token of all channels on a code.
+MODES: tuple[str, ...] = (
+    "symmetric",
+    "signed",
+    "asymmetric",
+    "anchored",
+    "steered",
+    "hybrid",
+    "paper_hybrid",
+    "none",
+)
+#: Those that a side may have. Only groups that run along tokens can have one token of all channels on a code, and only
+#: keys are multiplied with queries.
 MODES_OF: dict[Role, tuple[str, ...]] = {
     "key": tuple(mode for mode in MODES if mode != "anchored"),
-    "value": MODES,
+    "value": tuple(mode for mode in MODES if mode != "steered"),
 }
 #: Modes whose groups carry a zero point beside the scale.
-MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "anchored", "hybrid", "paper_hybrid")
-#: Most bits of mode ``anchored`` in ``pair8`` words: the zero points of wider codes lie a whole scale apart.
-MOST_ANCHORED_BITS = 5
+MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "anchored", "steered", "hybrid", "paper_hybrid")
+#: Most bits of modes ``anchored`` and ``steered`` in ``pair8`` words: the zero points of wider codes lie a whole scale
+#: apart, and there is nothing to choose.
+MOST_CHOSEN_BITS = 5
+#: Rows behind the windows of keys of mode ``steered``: mean and deviation of the queries, see `reference.query_rows`.
+QUERY_ROWS = 2
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: How scales and zero points are stored, and the dtype of the tensor that holds them. ``float8_e5m2`` (the upper byte
 #: of a float16) and ``pair8`` (scale and zero point in one word), see ``kernels/short_scales.py``, are held as the
@@ -114,6 +127,11 @@ class CacheFormat:
         return self.sink + self.ring
 
     @property
+    def window_rows(self) -> int:
+        """Rows of the tensor of windows: their slots, and behind them what mode ``steered`` knows of the queries."""
+        return self.window + (QUERY_ROWS if self.mode == "steered" else 0)
+
+    @property
     def code_offset(self) -> int:
         """What is taken from an unsigned code before the scale, in modes without a zero point."""
         return 0 if self.has_zero else 1 << (self.bits - 1)
@@ -145,8 +163,10 @@ class CacheFormat:
 def scale_dtypes_of(mode: Mode) -> tuple[str, ...]:
     """Names in :data:`SCALE_DTYPES` that go with a mode: a pair has a zero point, eight bits have no room for one.
 
-    The published hybrid has the scales that its authors give it.
+    The published hybrid has the scales that its authors give it. ``steered`` chooses among the zero points of a pair.
     """
+    if mode == "steered":
+        return ("pair8",)
     unfit = ("pair8", "float8_e5m2") if mode == "paper_hybrid" else ("float8_e5m2",)
     unfit = unfit if mode in MODES_WITH_ZERO else ("pair8",)
     return tuple(name for name in SCALE_DTYPES if name not in unfit)

@@ -7,7 +7,8 @@ name     shape                        dtype        holds
 ======== ============================ ============ =======================================================
 codes    ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
 scales   ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
-window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens
+window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens (and in mode
+                                                   ``steered`` two rows about the queries)
 state    ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
 ======== ============================ ============ =======================================================
 
@@ -189,7 +190,7 @@ def shapes(
     return {
         "codes": ((*lead, capacity, words_per_block(fmt, head_dim)), torch.int32 if fmt.quantized else None),
         "scales": ((*lead, capacity, scales_per_block(fmt, head_dim)), fmt.torch_scale_dtype),
-        "window": ((*lead, fmt.window, head_dim), None),
+        "window": ((*lead, fmt.window_rows, head_dim), None),
         "state": ((*lead, len(STATE_FIELDS)), torch.int32),
     }
 

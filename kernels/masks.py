@@ -37,9 +37,10 @@ def open_from(mask: torch.Tensor, state: torch.Tensor, rows: int) -> torch.Tenso
     """
     mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
     plain, shown = (mask, mask) if mask.dtype == torch.bool else (mask == 0, mask > MASKED)
-    column = torch.arange(mask.shape[-1], device=mask.device, dtype=torch.int32)
+    # int64 throughout: where Inductor counts columns so, torch 2.11 does not narrow them, and a reduction has one type
+    column = torch.arange(mask.shape[-1], device=mask.device)
     start, length = state[:, 0, layout.START, None], state[:, 0, layout.LENGTH, None]
     lacking = (shown.any(1).any(1) & (column < start)).any(-1)
     torch._assert_async(torch.logical_not(lacking.any()), _HIDDEN_BEFORE)
     closed = torch.logical_not(plain.all(1).all(1)) & (column <= start + length - rows)
-    return torch.where(closed, column + 1, 0).amax(-1)
+    return torch.where(closed, column + 1, 0).amax(-1).to(torch.int32)

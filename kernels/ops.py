@@ -23,11 +23,15 @@ _CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
 _CACHE_MUT = "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
 
 SCHEMAS = {
+    "query_statistics": "(Tensor query, Tensor keys, Tensor start) -> Tensor",
+    "query_weight": "(Tensor query, str norm) -> Tensor",
+    "query_rows": "(Tensor query, Tensor? norm) -> Tensor",
     "key_statistics": (
-        "(Tensor keys, Tensor start, bool centre, bool normalize, str norm='channel') -> (Tensor, Tensor)"
+        "(Tensor keys, Tensor start, bool centre, bool normalize, str norm='channel', Tensor? weight=None)"
+        " -> (Tensor, Tensor)"
     ),
     "prefill": (
-        "(Tensor x, Tensor start, Tensor? mean, Tensor? norm, SymInt capacity, str format)"
+        "(Tensor x, Tensor start, Tensor? mean, Tensor? norm, SymInt capacity, str format, Tensor? rows=None)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "append_": (
@@ -42,7 +46,7 @@ SCHEMAS = {
     ),
     "write_": (
         f"({_CACHE_MUT.format('', *'abcd')}, Tensor(e!)? mean, Tensor(f!)? norm, Tensor x, Tensor position,"
-        " str format) -> ()"
+        " str format, Tensor? query=None) -> ()"
     ),
     "open_from": "(Tensor mask, Tensor state, SymInt rows) -> Tensor",
     "decode_attention": (
@@ -95,22 +99,26 @@ def _backend(device: torch.device):
     return None
 
 
-# --- key_statistics ---------------------------------------------------------------------------------------------
+# --- statistics of a prompt -------------------------------------------------------------------------------------
+
+# have no kernels of their own: a graph that is traced holds what they are made of, and Inductor fuses it
+for _fn in (reference.query_statistics, reference.query_weight, reference.query_rows):
+    _lib.impl(_fn.__name__, _fn, "CompositeImplicitAutograd")
 
 
 @_impl("key_statistics")
-def key_statistics(keys, start, centre, normalize, norm="channel"):
+def key_statistics(keys, start, centre, normalize, norm="channel", weight=None):
     """Key mean and normalization of a prompt, each ``[B, H, D]`` float32. See ``reference.key_statistics``."""
     if keys.device.type == "cuda":
         from . import triton as backend
 
         if backend.supports_key_statistics(keys):
-            return backend.key_statistics(keys, start, centre, normalize, norm)
-    return reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm)
+            return backend.key_statistics(keys, start, centre, normalize, norm, weight)
+    return reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
 
 
 @_fake("key_statistics")
-def _(keys, start, centre, normalize, norm="channel"):
+def _(keys, start, centre, normalize, norm="channel", weight=None):
     shape = (keys.shape[0], keys.shape[1], keys.shape[3])
     return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape, dtype=torch.float32)
 
@@ -119,17 +127,17 @@ def _(keys, start, centre, normalize, norm="channel"):
 
 
 @_impl("prefill")
-def prefill(x, start, mean, norm, capacity, format):
+def prefill(x, start, mean, norm, capacity, format, rows=None):
     """Make a cache side of ``x [B, H, S, D]``; ``start [B]`` int32 counts padding tokens. See ``reference.prefill``."""
     fmt = CacheFormat.parse(format)
     backend = _backend(x.device)
     if backend is not None and backend.supports_prefill(fmt, x):
-        return backend.prefill(x, start, mean, norm, capacity, fmt)
-    return reference.prefill(x, start, mean, norm, capacity, fmt)
+        return backend.prefill(x, start, mean, norm, capacity, fmt, rows)
+    return reference.prefill(x, start, mean, norm, capacity, fmt, rows)
 
 
 @_fake("prefill")
-def _(x, start, mean, norm, capacity, format):
+def _(x, start, mean, norm, capacity, format, rows=None):
     fmt = CacheFormat.parse(format)
     batch, heads, _, head_dim = x.shape
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
@@ -216,11 +224,11 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
 
 
 @_impl("write_")
-def write_(codes, scales, window, state, mean, norm, x, position, format):
+def write_(codes, scales, window, state, mean, norm, x, position, format, query=None):
     """Write ``x [B, H, N, D]`` (keys not normalized) into a preallocated cache.
 
     ``position`` holds the place of the first token, or of each. What was held from there on is forgotten. Where nothing
-    is left, the key statistics are taken from ``x``. Waits for the device.
+    is left, the key statistics are taken from ``x`` and ``query``, what `query_statistics` gave. Waits for the device.
     """
     fmt, places = CacheFormat.parse(format), position.reshape(-1).tolist()
     place = places[0]
@@ -233,10 +241,14 @@ def write_(codes, scales, window, state, mean, norm, x, position, format):
     reference.truncate_(codes, scales, window, state, place, fmt)
     if place == 0 and (mean is not None or norm is not None):
         start = x.new_zeros(x.shape[0], dtype=torch.int32)
-        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm)
+        weight = None if query is None else reference.query_weight(query, fmt.norm)
+        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm, weight)
         for statistic, new in zip((mean, norm), found, strict=True):
             if statistic is not None:
                 statistic.copy_(new)
+    if place == 0:
+        rows = None if query is None else reference.query_rows(query, norm)
+        reference.set_query_rows_(window, fmt, rows, norm)
     append_one_(codes, scales, window, state, reference.normalize_keys(x, mean, norm), format)
 
 

@@ -16,6 +16,8 @@ import dataclasses
 import functools
 import re
 
+import torch
+
 _WORD = re.compile(r"(half|interleaved)(\d+)(?:@(\d+))?")
 
 
@@ -55,6 +57,21 @@ class Pairs:
             other = c ^ 1 if self.interleaved else (c + self.count // 2) % self.count
             out[self.first + c] = self.first + other
         return tuple(out)
+
+    def swapped(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., D]`` with the two channels of each pair in each other's place.
+
+        Without an index, which a graph would copy to the device at every call.
+        """
+        if not self.count:
+            return x
+        end = self.first + self.count
+        inside = x[..., self.first : end]
+        if self.interleaved:
+            inside = inside.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        else:
+            inside = inside.roll(self.count // 2, -1)
+        return torch.cat((x[..., : self.first], inside, x[..., end:]), -1)
 
 
 def pairs_of(partners: tuple[int, ...]) -> Pairs | None:

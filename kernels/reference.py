@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 
 from . import layout, short_scales
-from .formats import CacheFormat, blocks_for
+from .formats import QUERY_ROWS, CacheFormat, blocks_for
 from .pairs import Pairs
 
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
 MIN_STATISTICS_TOKENS = 32
+#: Least root mean square of the queries of a channel that counts, as a part of the largest of its head.
+LEAST_QUERY = 2.0**-12
 #: Range of the key normalization, which is relative to the largest channel of its head.
 MIN_KEY_NORM = 2.0**-6
 #: A key that is divided but not centred yet, as on its way through a rotary embedding, gets no larger than this or than
@@ -41,9 +43,14 @@ def _saturate(x: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_groups(
-    x: torch.Tensor, fmt: CacheFormat, anchor: torch.Tensor | None = None
+    x: torch.Tensor,
+    fmt: CacheFormat,
+    anchor: torch.Tensor | None = None,
+    query: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Quantize groups ``[..., group_size]``. ``anchor [...]``: the element that mode ``anchored`` puts on a code.
+    """Quantize groups ``[..., group_size]``. ``anchor [...]``: the element that mode ``anchored`` puts on a code;
+    ``query``: what mode ``steered`` knows of what the elements are multiplied with, mean and deviation, both like
+    ``x``; None where nothing is known.
 
     Returns unsigned codes ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are held,
     in the format's scale dtype. There are no zero points (None) in modes without, and where words hold both. Codes are
@@ -56,7 +63,7 @@ def quantize_groups(
     """
     x = _saturate(_as_float(x))
     if fmt.is_paired:
-        return _paired(x, fmt, anchor)
+        return _paired(x, fmt, anchor, query)
     if fmt.mode == "symmetric":
         levels = (1 << (fmt.bits - 1)) - 1
         codes, scale = _affine_codes(x, x.abs().amax(-1) / levels, None, -levels, levels, levels, fmt)
@@ -193,7 +200,7 @@ def _paper_hybrid(x, fmt):
     )
 
 
-def _paired(x, fmt, anchor):
+def _paired(x, fmt, anchor, query):
     """Scale and zero point in one word: ``asymmetric``, and for ``hybrid`` also ``signed`` with a positive scale."""
     half, levels = 1 << (fmt.bits - 1), (1 << fmt.bits) - 1
     high, low = x.amax(-1), x.amin(-1)
@@ -205,14 +212,15 @@ def _paired(x, fmt, anchor):
     if fmt.mode == "anchored":
         zero = _fma(low, inverse, _past_code(x, anchor, low, inverse, levels))
     steps = torch.round((zero * (1 / step)).clamp(-most, most))
+    # the largest scale may be too small for both ends: then there are codes on both sides of zero
+    beyond = (scale >= short_scales.LARGEST["pair8"]) & (high > 0)
+    steps = torch.where(beyond, steps.clamp(min=-round(half / step)), steps)
+    signed = _signed_pair(high, low, fmt)
+    if fmt.mode == "steered":
+        scale, steps = _steered(x, scale, steps, signed, query, fmt)
     codes, error = _pair_codes(x, scale, steps, fmt)
     if fmt.mode == "hybrid":
-        positive = high > -low
-        signed_scale = torch.where(positive, high, -low) / half
-        signed_scale = short_scales.round_scale(signed_scale, fmt.scale_dtype, fmt.bits).to(x.dtype)
-        # the level without a counterpart lies on the side of the extreme value
-        signed_steps = torch.where(positive, -round((half - 1) / step), -round(half / step)).to(x.dtype)
-        signed_steps = torch.where(signed_scale == 0, 0.0, signed_steps)
+        signed_scale, signed_steps = signed
         signed_codes, signed_error = _pair_codes(x, signed_scale, signed_steps, fmt)
         take = signed_error <= error * short_scales.CLEARLY
         codes = torch.where(take[..., None], signed_codes, codes)
@@ -225,18 +233,64 @@ def _unit(scale):
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-def _pair_codes(x, scale, steps, fmt):
-    """``(codes, squared error)`` for a scale and a zero point as they are stored.
+def _signed_pair(high, low, fmt):
+    """Scale and steps of the zero point of a signed group, whose scale is positive."""
+    half, step = 1 << (fmt.bits - 1), short_scales.zero_step(fmt.bits)
+    positive = high > -low
+    scale = torch.where(positive, high, -low) / half
+    scale = short_scales.round_scale(scale, fmt.scale_dtype, fmt.bits).to(high.dtype)
+    # the level without a counterpart lies on the side of the extreme value
+    steps = torch.where(positive, -round((half - 1) / step), -round(half / step)).to(high.dtype)
+    return scale, torch.where(scale == 0, 0.0, steps)
 
-    Codes and errors are found in scales, ``x * (1 / scale) - zero / scale`` with one rounding behind the division.
+
+def _steered(x, scale, steps, signed, query, fmt):
+    """Scale, and steps of the zero point near ``steps``, whose errors cost least in the products with the queries.
+
+    An error ``e`` of a group costs ``(mean . e)^2 + sum of (deviation e)^2``: what it does to the square of a product,
+    on the average of queries whose channels are independent but for their mean. One that is tried later has to be
+    clearly cheaper. Where no cost is finite, as with infinite elements, it stays as it is. Codes of two bits are tried
+    with a signed group in the end.
+    """
+    infinite = x.abs().amax(-1) == torch.finfo(x.dtype).max  # they are saturated
+
+    def cost_of(scale, steps):  # in squares of the scale
+        ratio, codes = _pair_ratios(x, scale, steps, fmt)
+        error = ratio - codes
+        cost = (mean * error).sum(-1).square() + (deviation * error).square().sum(-1)
+        return torch.where(infinite, torch.inf, cost)
+
+    mean, deviation = (torch.zeros_like(x), torch.ones_like(x)) if query is None else query
+    chosen, least = steps, torch.full_like(steps, torch.inf)
+    for shift in short_scales.steering(fmt.bits):
+        trial = (steps + shift).clamp(-short_scales.MOST_STEPS, short_scales.MOST_STEPS)
+        cost = cost_of(scale, trial)
+        less = cost * short_scales.CLEARLY < least
+        chosen, least = torch.where(less, trial, chosen), torch.where(less, cost, least)
+    if fmt.bits > short_scales.MOST_SIGNED_BITS:
+        return scale, chosen
+    cost = cost_of(*signed) * _unit(signed[0]).square()
+    less = cost * short_scales.CLEARLY < least * _unit(scale).square()
+    return torch.where(less, signed[0], scale), torch.where(less, signed[1], chosen)
+
+
+def _pair_codes(x, scale, steps, fmt):
+    """``(codes, squared error)`` for a scale and a zero point as they are stored."""
+    ratio, codes = _pair_ratios(x, scale, steps, fmt)
+    return codes.to(torch.int32), (ratio - codes).square().sum(-1) * _unit(scale).square()
+
+
+def _pair_ratios(x, scale, steps, fmt):
+    """Elements in scales behind the zero point, and the codes nearest to them.
+
+    They are ``x * (1 / scale) - zero / scale`` with one rounding behind the division.
     """
     unit = _unit(scale)
     offset = steps * short_scales.zero_step(fmt.bits)
     exact = x.double() * (1 / unit).double()[..., None] - offset.double()[..., None]
     ratio = exact.to(x.dtype)
     codes = torch.round(ratio.clamp(0, (1 << fmt.bits) - 1))
-    codes = torch.where(codes.isnan(), torch.zeros_like(codes), codes)
-    return codes.to(torch.int32), (ratio - codes).square().sum(-1) * unit.square()
+    return ratio, torch.where(codes.isnan(), torch.zeros_like(codes), codes)
 
 
 def scale_numbers(scales: torch.Tensor, zeros: torch.Tensor | None, fmt: CacheFormat, dtype: torch.dtype):
@@ -259,12 +313,23 @@ def dequantize_groups(codes, scales, zeros, fmt: CacheFormat, dtype=torch.float3
 # --- blocks -----------------------------------------------------------------------------------------------------
 
 
-def encode_blocks(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks ``[..., block, D]`` as ``codes [..., W]`` and ``scales [..., P]``."""
+def encode_blocks(
+    x: torch.Tensor, fmt: CacheFormat, query: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks ``[..., block, D]`` as ``codes [..., W]`` and ``scales [..., P]``.
+
+    ``query [..., 2, D]``: for mode ``steered``, the rows of :func:`query_rows`, or None.
+    """
     *lead, block, head_dim = x.shape
     if not fmt.quantized:
         return x.reshape(*lead, block * head_dim), x.new_empty((*lead, 0), dtype=fmt.torch_scale_dtype)
-    codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt, anchors(x, fmt))
+    known = None
+    if fmt.mode == "steered" and query is not None:
+        rows = (
+            _as_float(query[..., row : row + 1, :]).to(_as_float(x).dtype).expand_as(x) for row in range(QUERY_ROWS)
+        )
+        known = tuple(layout.split_groups(row, fmt) for row in rows)
+    codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt, anchors(x, fmt), known)
     words = layout.pack(layout.join_groups(codes, fmt, head_dim), fmt)
     return words, scales if zeros is None else torch.cat((scales, zeros), dim=-1)
 
@@ -279,26 +344,101 @@ def decode_blocks(codes: torch.Tensor, scales: torch.Tensor, fmt: CacheFormat, h
     return layout.join_groups(dequantize_groups(unpacked, scales[..., :groups], zeros, fmt, dtype), fmt, head_dim)
 
 
-# --- key statistics ---------------------------------------------------------------------------------------------
+# --- statistics of a prompt -------------------------------------------------------------------------------------
+
+
+def query_statistics(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
+
+    Taken over the real queries of all query heads of a key head; numbers that are not finite count as zero. Prompts of
+    fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1: nothing is known.
+
+    Args:
+        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt.
+        keys: ``[B, H, S, D]``.
+        start: ``[B]``, tokens of padding in front.
+    """
+    batch, q_heads, rows, head_dim = query.shape
+    heads, tokens = keys.shape[1:3]
+    position = torch.arange(rows, device=query.device) + (tokens - rows)
+    real = position >= start[:, None]
+    x = query.float()
+    x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0)
+    # a number that is not finite counts as zero: a count for each channel would cost as much as the sums
+    count = (real.sum(-1) * (q_heads // heads)).clamp(min=1)[:, None, None]
+    total, squares = (each.sum(2).view(batch, heads, -1, head_dim).sum(2) for each in (x, x.square()))
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    known = (tokens - start >= MIN_STATISTICS_TOKENS)[:, None, None]
+    # no constant tensor: a graph would copy it to the device, and wait for it, at every call
+    return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
+
+
+def query_weight(query: torch.Tensor, norm: str) -> torch.Tensor:
+    """By what the normalization of keys is divided, for what is known of the queries: the fourth root of their size.
+
+    ``query [B, H, 2, D]`` is what :func:`query_statistics` gave; returns ``[B, H, D]`` float32. The size of a channel
+    is the root mean square of its queries, over the channels that share a normalization (``CacheFormat.norm``),
+    relative to the largest of the head.
+    """
+    square = query.square().sum(2)
+    square = (square + Pairs.parse(norm).swapped(square)) * 0.5
+    largest = square.amax(-1, keepdim=True)
+    relative = square / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    weight = relative.clamp(min=LEAST_QUERY**2).sqrt().sqrt().sqrt()
+    return torch.where(largest > 0, weight, 1.0)
+
+
+def query_rows(query: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+    """What mode ``steered`` keeps behind the windows of a cache: mean and deviation of the queries, ``[B, H, 2, D]``.
+
+    As held keys meet them, times the normalization, and relative to the largest of a head, for only their ratios count.
+    ``query`` is what :func:`query_statistics` gave; float32.
+    """
+    rows = query if norm is None else query * norm.unsqueeze(2)
+    return rows / rows.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def set_query_rows_(
+    window: torch.Tensor, fmt: CacheFormat, rows: torch.Tensor | None = None, norm: torch.Tensor | None = None
+) -> None:
+    """Write ``rows [B, H, 2, D]`` of :func:`query_rows` behind the windows ``[B, H, R, D]``, in mode ``steered``.
+
+    Where they are not known (None), all channels of the queries are alike.
+    """
+    if fmt.mode != "steered":
+        return
+    if rows is None:
+        rows = torch.zeros((*window.shape[:2], QUERY_ROWS, window.shape[3]), device=window.device)
+        rows[:, :, 1] = 1
+        rows = query_rows(rows, norm)
+    window[:, :, fmt.window :] = rows
 
 
 def key_statistics(
-    keys: torch.Tensor, start: torch.Tensor, *, centre: bool, normalize: bool, norm: str = "channel"
+    keys: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    centre: bool,
+    normalize: bool,
+    norm: str = "channel",
+    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32.
 
     Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
-    tokens and over the channels that share it, relative to the largest channel of the head so that neither the scaled
-    query nor the divided key can overflow. Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0
-    and 1.
+    tokens and over the channels that share it, divided by ``weight`` where something is known of the queries, and
+    relative to the largest channel of the head so that neither the scaled query nor the divided key can overflow.
+    Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
 
     Args:
         keys: ``[B, H, S, D]``.
         start: ``[B]``, tokens of padding in front.
         centre, normalize: whether to take the mean, the normalization; where not, they are 0 and 1.
         norm: ``CacheFormat.norm``. ``paper`` gives ``sqrt(max|k - mean|)`` as it is, and 1 where that is 0.
+        weight: ``[B, H, D]`` of :func:`query_weight`, or None. ``paper`` takes no notice of it.
 
-    Source: InnerQ, arXiv 2602.23200, key normalization; centring and sharing: ``docs/method.md``.
+    Source: InnerQ, arXiv 2602.23200, key normalization; centring, sharing and queries: ``docs/method.md``.
     """
     tokens = keys.shape[-2]
     positions = torch.arange(tokens, device=keys.device)
@@ -320,7 +460,11 @@ def key_statistics(
     largest, shared = (torch.maximum(each, each[..., partners]) for each in (largest, uncentred))
     relative = largest / largest.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     least = shared / shared.amax(-1, keepdim=True).clamp(min=MAX_DIVIDED_KEY)
-    found = torch.maximum(relative.sqrt(), least).clamp(min=MIN_KEY_NORM)
+    relative = relative.sqrt()
+    if weight is not None:
+        relative = relative / weight
+        relative = relative / relative.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    found = torch.maximum(relative, least).clamp(min=MIN_KEY_NORM)
     return mean, torch.where(enough, found, 1.0)
 
 
@@ -341,10 +485,12 @@ def normalize_keys(keys, mean, norm):
 
 def empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device):
     """``(codes, scales, window, state)`` of a cache that holds no token yet."""
-    return tuple(
+    cache = tuple(
         torch.zeros(shape, dtype=own or dtype, device=device)
         for shape, own in layout.shapes(fmt, batch, heads, head_dim, capacity).values()
     )
+    set_query_rows_(cache[2], fmt)
+    return cache
 
 
 def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
@@ -352,10 +498,11 @@ def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     return torch.div(state[..., layout.PEAK] - fmt.sink - fmt.recent, fmt.block, rounding_mode="floor").clamp(min=0)
 
 
-def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat):
+def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, rows=None):
     """A cache side made of ``x [B, H, S, D]``, whose sequence b begins at position ``start[b]``.
 
-    Returns ``(codes, scales, window, state)`` with room for ``capacity`` blocks.
+    ``rows``: for mode ``steered``, what :func:`query_rows` gave; None where it is not known. Returns
+    ``(codes, scales, window, state)`` with room for ``capacity`` blocks.
     """
     batch, heads, tokens, head_dim = x.shape
     x = normalize_keys(x, mean, norm)
@@ -367,10 +514,12 @@ def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat):
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
     state[..., layout.PEAK] = length
+    set_query_rows_(window, fmt, rows, norm)
     blocks = blocks_for(fmt, tokens)
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]
-        encoded = encode_blocks(body.reshape(batch, heads, blocks, fmt.block, head_dim), fmt)
+        body = body.reshape(batch, heads, blocks, fmt.block, head_dim)
+        encoded = encode_blocks(body, fmt, window[:, :, None, fmt.window :])
         codes[:, :, :blocks], scales[:, :, :blocks] = encoded
     window[:, :, : min(fmt.sink, tokens)] = x[:, :, : fmt.sink]
     if tokens > fmt.sink:
@@ -380,7 +529,7 @@ def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat):
         token = first[..., None] + (slots - (first[..., None] - fmt.sink)) % fmt.ring
         held = token < length[..., None]
         gathered = x.gather(2, token.clamp(max=tokens - 1)[..., None].expand(-1, -1, -1, head_dim))
-        window[:, :, fmt.sink :] = torch.where(held[..., None], gathered, torch.zeros_like(gathered))
+        window[:, :, fmt.sink : fmt.window] = torch.where(held[..., None], gathered, torch.zeros_like(gathered))
     return codes, scales, window, state
 
 
@@ -437,7 +586,7 @@ def append_(codes, scales, window, state, new: torch.Tensor, fmt: CacheFormat) -
         if bool(due.any()):
             slots = fmt.sink + (before[..., None] * fmt.block + torch.arange(fmt.block, device=new.device)) % fmt.ring
             oldest = window.gather(2, slots[..., None].expand(-1, -1, -1, head_dim))
-            new_codes, new_scales = encode_blocks(oldest, fmt)
+            new_codes, new_scales = encode_blocks(oldest, fmt, window[:, :, fmt.window :])
             rows, cols = due.nonzero(as_tuple=True)
             codes[rows, cols, before[due]] = new_codes[due]
             scales[rows, cols, before[due]] = new_scales[due]

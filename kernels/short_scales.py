@@ -34,6 +34,12 @@ MOST_STEPS = 127
 #: Codes of more bits take the scale rounded up: what a rounded-down one cuts off at the ends of a group would be more
 #: than its finer steps gain within it (``docs/formats.md``).
 NEAREST_BITS = 4
+#: Zero points that mode ``steered`` tries, as many as there are within a scale where those are fewer.
+MOST_TRIED = 4
+#: Codes of so few bits are tried with a signed group, too.
+MOST_SIGNED_BITS = 2
+#: Codes of so few bits are tried with a signed group, too.
+MOST_SIGNED_BITS = 2
 #: How much larger the squared error of `signed` may be: groups that both candidates hold alike, which are many, then do
 #: not depend on the order of a sum.
 CLEARLY = 1 + 2.0**-10
@@ -77,6 +83,13 @@ def from_bytes(held: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def zero_step(bits: int) -> float:
     """What a step of the zero point is worth, in scales."""
     return 2.0 ** (bits - 6)
+
+
+def steering(bits: int) -> tuple[int, ...]:
+    """Steps by which mode ``steered`` moves a zero point: half a scale at most, and none in the first place."""
+    steps = max(1, round(1 / zero_step(bits)))
+    tried = min(MOST_TRIED, steps)
+    return tuple((index - tried * (index > tried // 2)) * steps // tried for index in range(tried))
 
 
 def pair_scale(scale: torch.Tensor, low: torch.Tensor, bits: int) -> torch.Tensor:

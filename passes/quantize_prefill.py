@@ -2,8 +2,10 @@
 
 out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
 return k, v, out                            ->   start = padding tokens, from the mask
-                                                 mean, norm = key_statistics(k, start)
-                                                 k4 = prefill(k, start, mean, norm); v4 = prefill(v, start)
+                                                 asked = query_statistics(q, k, start)
+                                                 mean, norm = key_statistics(k, start, query_weight(asked))
+                                                 k4 = prefill(k, start, mean, norm, query_rows(asked, norm))
+                                                 v4 = prefill(v, start)
                                                  return (k4, mean, norm), v4, out
 """
 
@@ -40,13 +42,19 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
                 starts[mask] = _padding_start(gm, match, mask)
             for use, role in ((key, "key"), (value, "value")):
                 if use.node not in context.quantized:
-                    context.quantized[use.node] = _quantize(gm, use, role, starts[mask], changes, context)
+                    context.quantized[use.node] = _quantize(gm, match, use, role, starts[mask], changes, context)
         context.rewritten.append(match)
     return gm
 
 
 def _quantize(
-    gm: GraphModule, use: CacheUse, role: str, start: Node, changes: Writes, context: PassContext
+    gm: GraphModule,
+    match: AttentionMatch,
+    use: CacheUse,
+    role: str,
+    start: Node,
+    changes: Writes,
+    context: PassContext,
 ) -> Quantized:
     dense = by_head(gm.graph, use.node, use.tokens_dim)
     value, config = example(dense), context.config
@@ -54,15 +62,21 @@ def _quantize(
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     ops = torch.ops.innerq
-    mean = norm = None
+    mean = norm = asked = None
+    weight, rows = (), ()
+    if fmt.mode == "steered":
+        asked = gm.graph.call_function(ops.query_statistics.default, (match.query, dense, start))
+        weight = (gm.graph.call_function(ops.query_weight.default, (asked, fmt.norm)),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
         statistics = gm.graph.call_function(
-            ops.key_statistics.default, (dense, start, config.centre_keys, config.normalize_keys, fmt.norm)
+            ops.key_statistics.default, (dense, start, config.centre_keys, config.normalize_keys, fmt.norm, *weight)
         )
         mean = gm.graph.call_function(operator.getitem, (statistics, 0)) if config.centre_keys else None
         norm = gm.graph.call_function(operator.getitem, (statistics, 1)) if config.normalize_keys else None
+    if asked is not None:
+        rows = (gm.graph.call_function(ops.query_rows.default, (asked, norm)),)
     capacity = _capacity(gm, dense, fmt)
-    packed = gm.graph.call_function(ops.prefill.default, (dense, start, mean, norm, capacity, fmt.spec))
+    packed = gm.graph.call_function(ops.prefill.default, (dense, start, mean, norm, capacity, fmt.spec, *rows))
     tensors = tuple(gm.graph.call_function(operator.getitem, (packed, index)) for index in range(4))
     return Quantized(fmt, tensors, mean, norm, value.shape[2], use.tokens_dim)
 

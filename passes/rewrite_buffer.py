@@ -168,7 +168,11 @@ def _follow(
     """Write what the program writes to the buffers to the quantized caches."""
     new_key, new_value = logical(gm, key_use), logical(gm, value_use)
     if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
-        write_cache(gm, key, new_key, position)
+        asked = ()
+        if key.format.mode == "steered" and _is_known(match, key_use, value_use):
+            start = gm.graph.call_method("new_zeros", (new_key, (shape(new_key)[0],)), {"dtype": torch.int32})
+            asked = (gm.graph.call_function(torch.ops.innerq.query_statistics.default, (match.query, new_key, start)),)
+        write_cache(gm, key, new_key, position, *asked)
         write_cache(gm, value, new_value, position)
         return
     gm.graph.call_function(
@@ -177,10 +181,16 @@ def _follow(
     append(gm, context, match, key, value, new_key, new_value)
 
 
-def write_cache(gm: GraphModule, cache: CacheInput, new: Node, position: Node) -> None:
-    """Insert a write of ``new [B, H, N, D]`` into a preallocated cache."""
+def _is_known(match: AttentionMatch, key: BufferUse, value: BufferUse) -> bool:
+    """Whether the query is there where the buffers have been written."""
+    order = {node: index for index, node in enumerate(match.query.graph.nodes)}
+    return order[match.query] < max(order[key.write], order[value.write])
+
+
+def write_cache(gm: GraphModule, cache: CacheInput, new: Node, position: Node, *asked: Node) -> None:
+    """Insert a write of ``new [B, H, N, D]`` into a preallocated cache; ``asked`` is what `query_statistics` gives."""
     gm.graph.call_function(
-        torch.ops.innerq.write_.default, (*cache.four, cache.mean, cache.norm, new, position, cache.format.spec)
+        torch.ops.innerq.write_.default, (*cache.four, cache.mean, cache.norm, new, position, cache.format.spec, *asked)
     )
 
 

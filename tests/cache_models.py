@@ -89,7 +89,11 @@ class _Row:
         while self.tokens.shape[1] >= fmt.sink + (self.blocks + 1) * fmt.block + fmt.recent:
             first = fmt.sink + self.blocks * fmt.block
             block = self.tokens[:, first : first + fmt.block]
-            codes, scales = reference.encode_blocks(block, fmt)
+            queries = None
+            if self.norm is not None:  # all that is known of them: held keys meet them times the normalization
+                norm = self.norm / self.norm.amax(-1, keepdim=True)
+                queries = torch.stack((torch.zeros_like(norm), norm), 1).to(self.dtype)
+            codes, scales = reference.encode_blocks(block, fmt, queries)
             block.copy_(reference.decode_blocks(codes, scales, fmt, block.shape[-1]))
             self.blocks += 1
 

@@ -96,7 +96,7 @@ def test_every_form_runs_with_a_quantized_cache(form):
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     assert [(report.kind, report.rewritten) for report in compiled_graphs()] == [("prefill", 1), ("decode", 1)]
     lossless = form not in ("instance", "function", "class", "torch.compile")
-    assert cache[0].format.mode == ("none" if lossless else "hybrid")
+    assert cache[0].format.mode == ("none" if lossless else "steered")
 
 
 @pytest.mark.usefixtures("cheap_inductor")

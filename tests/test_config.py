@@ -112,11 +112,11 @@ def test_errors_are_value_errors():
 @pytest.mark.parametrize(
     ("preset", "keys", "values"),
     [
-        ("base", (3, "hybrid"), (3, "anchored")),
-        ("small", (3, "hybrid"), (2, "anchored")),
-        ("hybrid", (3, "hybrid"), (2, "anchored")),
-        ("int4", (4, "hybrid"), (4, "anchored")),
-        ("tiny", (2, "signed"), (2, "anchored")),
+        ("base", (3, "steered"), (3, "anchored")),
+        ("small", (3, "steered"), (2, "anchored")),
+        ("hybrid", (3, "steered"), (2, "anchored")),
+        ("int4", (4, "steered"), (4, "anchored")),
+        ("tiny", (2, "steered"), (2, "anchored")),
         ("paper_base", (3, "symmetric"), (3, "symmetric")),
         ("paper_small", (3, "symmetric"), (2, "symmetric")),
         ("paper_hybrid", (3, "symmetric"), (2, "paper_hybrid")),

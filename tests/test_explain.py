@@ -43,7 +43,7 @@ def test_a_row_an_attention(llama):
     report = explanation.rows[0].report
     assert (report.match, report.cache, report.mask) == ("sdpa", "grows by cat", "none")
     assert report.line.startswith("sdpa_attention.py:") and "scaled_dot_product_attention" in report.where
-    assert report.kernel and report.key.startswith("key:3:hybrid") and "query" in report.key_norm
+    assert report.kernel and report.key.startswith("key:3:steered") and "query" in report.key_norm
     assert explanation.rows[0].preset == "base" and explanation.rewritten == 2
     assert [(graph.kind, graph.calls) for graph in explanation.graphs] == [("prefill", 1), ("decode", 2)]
     assert not OBSERVERS
@@ -74,7 +74,7 @@ def test_it_prints_as_a_table(llama):
     text = str(llama[1])
     assert text.startswith("2 of 2 attentions work on a quantized cache")
     lines = [line for line in text.splitlines() if line.startswith("model.layers.")]
-    assert len(lines) == 2 and all("grows by cat" in line and "3 hybrid / 3 anchored" in line for line in lines)
+    assert len(lines) == 2 and all("grows by cat" in line and "3 steered / 3 anchored" in line for line in lines)
     for part in ("recompiled: graph", "cache now:", "cache at 4,096 tokens:", "CUDA graphs", "not asked for"):
         assert part in text, part
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from innerq_compile.kernels.reference import query_statistics
+
 from .product import ProductSide
 from .quantizers import Prompt, Side, quantize_keys, quantize_values
 
@@ -107,6 +109,8 @@ class Emulation:
         moment = (q.mT @ q).sum(2) / (q.shape[2] * q.shape[3])
         self.layers[layer] = {"k": k, "v": v, "query_moment": moment, "query_mean": q.mean((2, 3))}
         self.layers[layer]["q_tail"] = q[..., -256:, :]
+        start = torch.zeros(q.shape[0], dtype=torch.int32, device=q.device)
+        self.layers[layer]["asked"] = query_statistics(q.flatten(1, 2), k, start)
         return _attend(q, k, v, None, None, None, None, 0, scaling, window)
 
     def attention_moment(self, layer: int, size: int, scaling: float) -> torch.Tensor:
@@ -132,16 +136,16 @@ class Emulation:
         fmt = self._format
         key_side, value_side = fmt.sides(layer)
         asked = Prompt(seen["k"], seen["query_moment"], fmt.sink, seen["query_mean"])
-        khat, key_end = self._held(k, fmt, key_side, quantize_keys, asked)
+        khat, key_end = self._held(k, fmt, key_side, quantize_keys, asked, seen["asked"])
         measured = isinstance(value_side, Side) and value_side.feedback == "measured"
         moment = self.attention_moment(layer, value_side.group, scaling) if measured else None
         vhat, value_end = self._held(v, fmt, value_side, quantize_values, Prompt(seen["v"], moment, fmt.sink))
         return _attend(q, k, v, khat, vhat, key_end, value_end, self.prompt, scaling, window)
 
-    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt):
+    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt, asked=None):
         """``x`` as the quantized region gives it back (exact outside), and where that region lies."""
         if isinstance(side, ProductSide):
-            out, held = side.held(x, self.prompt)
+            out, held = side.held(x, self.prompt, asked)
             return out, (held.sink, lambda length: quantized_end(length, held.sink, held.recent, held.block))
         if side.mode == "none":
             return None, None
@@ -155,6 +159,22 @@ class Emulation:
         out = x.clone()
         out[:, :, fmt.sink : last] = quantize(x[:, :, fmt.sink : last], side, prompt)
         return out, (fmt.sink, end)
+
+
+def queries_of(model, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The queries ``[B, Hq, S, D]`` of each layer of an installed model for the tokens ``[B, S]``."""
+    found = []
+
+    def record(layer, q, k, v, scaling, window):
+        found.append(q.flatten(1, 2))
+        return _attend(q, k, v, None, None, None, None, 0, scaling, window)
+
+    _current.append(record)
+    try:
+        model.model(input_ids=tokens, use_cache=False)
+    finally:
+        _current.pop()
+    return found
 
 
 # --- how transformers' models come here ----------------------------------------------------------------------------

@@ -27,19 +27,31 @@ class ProductSide:
     def bits_per_element(self, head_dim: int) -> float:
         return stored_bits(self.format(head_dim), head_dim)
 
-    def held(self, x: torch.Tensor, prompt: int) -> tuple[torch.Tensor, CacheFormat]:
-        """What a cache gives back of ``x [B, H, S, D]`` when its first ``prompt`` tokens were the prompt."""
+    def held(self, x: torch.Tensor, prompt: int, asked: torch.Tensor | None = None) -> tuple[torch.Tensor, CacheFormat]:
+        """What a cache gives back of ``x [B, H, S, D]`` when its first ``prompt`` tokens were the prompt.
+
+        ``asked`` is what `reference.query_statistics` gave of the prompt's queries.
+        """
         fmt = self.format(x.shape[-1], x.dtype)
         start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
-        mean = norm = None
-        config = self.config
+        mean = norm = weight = rows = None
+        config, asked = self.config, asked if fmt.mode == "steered" else None
+        if asked is not None:
+            weight = reference.query_weight(asked, fmt.norm)
         if self.role == "key" and config.has_key_statistics:
             mean, norm = reference.key_statistics(
-                x[:, :, :prompt], start, centre=config.centre_keys, normalize=config.normalize_keys, norm=fmt.norm
+                x[:, :, :prompt],
+                start,
+                centre=config.centre_keys,
+                normalize=config.normalize_keys,
+                norm=fmt.norm,
+                weight=weight,
             )
             mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
+        if asked is not None:
+            rows = reference.query_rows(asked, norm)
         tokens = x.shape[2]
-        cache = reference.prefill(x, start, mean, norm, blocks_for(fmt, tokens), fmt)
+        cache = reference.prefill(x, start, mean, norm, blocks_for(fmt, tokens), fmt, rows)
         return reference.dequantize(*cache, mean, norm, tokens, fmt), fmt
 
 

@@ -137,7 +137,7 @@ def _plain(cache: Cache, fmt: CacheFormat) -> bool:
         and scales.is_contiguous()
         and window.is_contiguous()
         and state.is_contiguous()
-        and window.shape[2] == fmt.window
+        and window.shape[2] == fmt.window_rows
     )
 
 
@@ -217,10 +217,12 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
+    rows: torch.Tensor | None = None,
 ) -> Cache:
     """A cache side made of ``x [B, H, S, D]``. See ``reference.prefill``; blocks past a sequence's own end are zero."""
     batch, heads, tokens, head_dim = x.shape
     cache = reference.empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
+    reference.set_query_rows_(cache[2], fmt, rows, norm)
     start = start.to(torch.int32).contiguous()
     mean = None if mean is None else mean.to(torch.float32).contiguous()
     norm = None if norm is None else norm.to(torch.float32).contiguous()

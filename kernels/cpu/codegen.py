@@ -15,7 +15,7 @@ import pathlib
 import torch
 
 from .. import layout, short_scales
-from ..formats import MODES, CacheFormat
+from ..formats import MODES, QUERY_ROWS, CacheFormat
 
 #: Names of element and scale dtypes in ``vec.h``.
 CPP_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -168,6 +168,7 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         f"static constexpr bool KEY = {int(fmt.is_key)}, QUANTIZED = {int(fmt.quantized)}, "
         f"HAS_ZERO = {int(fmt.has_zero)};",
         f"static constexpr Mode MODE = {fmt.mode.upper()};",
+        f"static constexpr int STEERING[] = {{{_int_list(short_scales.steering(fmt.bits))}}};",
         f"static constexpr int {', '.join(f'{key} = {value}' for key, value in constants.items())};",
     ]
     if fmt.quantized:
@@ -210,7 +211,8 @@ def source(singles: list[Side], pairs: list[tuple[Side, Side]], lanes: int) -> s
     for side in (*singles, *(side for pair in pairs for side in pair)):
         numbers.setdefault(side, f"Side{len(numbers)}")
     out = [f"#define VL {lanes}", f"#define NEAREST_BITS {short_scales.NEAREST_BITS}"]
-    out += [f"#define CLEARLY {short_scales.CLEARLY!r}f", _headers(), "namespace {"]
+    out += [f"#define CLEARLY {short_scales.CLEARLY!r}f", f"#define MOST_SIGNED_BITS {short_scales.MOST_SIGNED_BITS}"]
+    out += [f"#define QUERY_ROWS {QUERY_ROWS}", _headers(), "namespace {"]
     out += [side_struct(side, name, lanes) for side, name in numbers.items()]
     out += ["}  // namespace", 'extern "C" {']
     for i, side in enumerate(singles):

@@ -11,11 +11,13 @@
 //   BASE, *_STRIDE, RUNS       where the codes of a word belong, for pack
 //   unpack(words, tile)        all codes of a block as floats
 //
-// NEAREST_BITS and CLEARLY are those of kernels/short_scales.py, defined with VL.
+//   STEERING                   steps by which mode STEERED moves a zero point
+//
+// NEAREST_BITS, MOST_SIGNED_BITS and CLEARLY are those of kernels/short_scales.py, QUERY_ROWS that of kernels/formats.py, defined with VL.
 
 namespace {
 
-enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, ANCHORED, HYBRID, PAPER_HYBRID, NONE };
+enum Mode { SYMMETRIC, SIGNED, ASYMMETRIC, ANCHORED, STEERED, HYBRID, PAPER_HYBRID, NONE };
 
 // What a thread keeps between calls, so that a decode step allocates nothing.
 struct Scratch {
@@ -55,8 +57,10 @@ struct Cache {  // one side
     return past < F::BLOCK ? 0 : past / F::BLOCK;
   }
   template <class F> typename F::T* rows(int64_t i) const {
-    return (typename F::T*)window + i * (sink + ring<F>()) * F::D;
+    return (typename F::T*)window + i * (sink + ring<F>() + (F::MODE == STEERED ? QUERY_ROWS : 0)) * F::D;
   }
+  // What mode STEERED knows of the queries: mean, then deviation, of D channels each.
+  template <class F> const typename F::T* queries(int64_t i) const { return rows<F>(i) + (sink + ring<F>()) * F::D; }
   template <class F> int32_t* words(int64_t i, int64_t block) const {
     return (int32_t*)codes + (i * capacity + block) * F::WORDS;
   }
@@ -163,6 +167,39 @@ template <class F, int STRIDE> INLINE VF pair_codes(const float* x, VF scale, VF
   return error * (unit * unit);
 }
 
+// Scale, and of the zero points near `steps` the one, whose errors cost least in the products with the queries, as
+// reference._steered has it. `query` points to the mean of the group's first channel.
+template <class F>
+INLINE void steer(const float* x, const typename F::T* query, VF signed_scale, VF signed_steps, VF& scale, VF& steps) {
+  const auto cost_of = [&](VF scale, VF steps) {  // in squares of the scale
+    const VF inverse = 1.f / pair_unit(scale), offset = steps * -ZERO_STEP<F>;
+    VF product = {}, rest = {};
+    for (int e = 0; e < F::GS; ++e) {
+      const VF ratio = exact_fma(load(x + e * F::LANES), inverse, offset);
+      const VF error = ratio - round_even(clamp(ratio, 0.f, (float)((1 << F::BITS) - 1)));
+      const VF other = to_f32(query[F::D + e]) * error;
+      product = product + to_f32(query[e]) * error;
+      rest = rest + other * other;
+    }
+    return product * product + rest;
+  };
+  VF chosen = steps, least = splat(INF);
+  for (const int shift : F::STEERING) {
+    const VF trial = clamp(steps + (float)shift, -127.f, 127.f), cost = cost_of(scale, trial);
+    const VI less = cost * CLEARLY < least;
+    chosen = less ? trial : chosen;
+    least = less ? cost : least;
+  }
+  steps = chosen;
+  if constexpr (F::BITS <= MOST_SIGNED_BITS) {
+    const VF unit = pair_unit(scale), signed_unit = pair_unit(signed_scale);
+    const VF cost = cost_of(signed_scale, signed_steps) * (signed_unit * signed_unit);
+    const VI less = cost * CLEARLY < least * (unit * unit);
+    scale = less ? signed_scale : scale;
+    steps = less ? signed_steps : steps;
+  }
+}
+
 INLINE void store_pairs(pair8* words, VF scale, VF steps) {
   float scales[VL], offsets[VL];
   store(scales, scale);
@@ -181,31 +218,35 @@ template <class F> INLINE void keep_better(VI take, int32_t* codes, const int32_
 }
 
 // VL groups with extremes low and high -> codes and params, scale and zero point in one word. `anchor` is the row of x
-// that is to lie on a code, in mode ANCHORED.
+// that is to lie on a code, in mode ANCHORED; `query` what is known of the queries, in mode STEERED.
 template <class F>
-INLINE void encode_pairs(const float* x, const float* anchor, VF low, VF high, int32_t* codes, pair8* params) {
+INLINE void encode_pairs(const float* x, const float* anchor, const typename F::T* query, VF low, VF high,
+                         int32_t* codes, pair8* params) {
   constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
-  const VF scale = pair_scale<F>((high * 0.5f - low * 0.5f) * (float)(2. / levels), low);
+  VF scale = pair_scale<F>((high * 0.5f - low * 0.5f) * (float)(2. / levels), low);
   const VF inverse = 1.f / pair_unit(scale);
   VF zero = low * inverse;  // in scales
   if constexpr (F::MODE == ANCHORED) zero = exact_fma(low, inverse, past_code<F>(load(anchor), low, inverse));
-  const VF steps = round_even(clamp(zero * (1 / ZERO_STEP<F>), -127.f, 127.f));
+  VF steps = round_even(clamp(zero * (1 / ZERO_STEP<F>), -127.f, 127.f));
+  // the largest scale may be too small for both ends: then there are codes on both sides of zero
+  constexpr float whole = half / ZERO_STEP<F>, less = (half - 1) / ZERO_STEP<F>;
+  steps = (scale >= LIMIT<pair8>) & (high > 0.f) & (steps < -whole) ? splat(-whole) : steps;
+  // signed: the level without a counterpart lies on the side of the extreme value
+  const VI positive = high > -low;
+  const VF largest = positive ? high : -low;
+  const VF signed_scale = round_short<pair8, (F::BITS > NEAREST_BITS)>(largest / (float)half, LIMIT<pair8>);
+  VF signed_steps = positive ? -round_even(splat(less)) : splat(-whole);
+  signed_steps = signed_scale == 0.f ? splat(0.f) : signed_steps;
+  if constexpr (F::MODE == STEERED) steer<F>(x, query, signed_scale, signed_steps, scale, steps);
   if constexpr (F::MODE != HYBRID) {
     pair_codes<F, F::LANES>(x, scale, steps, codes);
     store_pairs(params, scale, steps);
   } else {
     int32_t other[F::GS * VL];
     const VF error = pair_codes<F, VL>(x, scale, steps, other);
-    const VI positive = high > -low;
-    const VF largest = positive ? high : -low;
-    const VF scale1 = round_short<pair8, (F::BITS > NEAREST_BITS)>(largest / (float)half, LIMIT<pair8>);
-    // the level without a counterpart lies on the side of the extreme value
-    constexpr float whole = half / ZERO_STEP<F>, less = (half - 1) / ZERO_STEP<F>;
-    VF steps1 = positive ? -round_even(splat(less)) : splat(-whole);
-    steps1 = scale1 == 0.f ? splat(0.f) : steps1;
-    const VI take = pair_codes<F, F::LANES>(x, scale1, steps1, codes) <= error * CLEARLY;
+    const VI take = pair_codes<F, F::LANES>(x, signed_scale, signed_steps, codes) <= error * CLEARLY;
     keep_better<F>(take, codes, other);
-    store_pairs(params, take ? scale1 : scale, take ? steps1 : steps);
+    store_pairs(params, take ? signed_scale : scale, take ? signed_steps : steps);
   }
 }
 
@@ -284,8 +325,9 @@ template <class F> INLINE int least_row(const float* rows) {
   return row;
 }
 
-// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES.
-template <class F> void encode(const float* tile, int32_t* codes, int32_t* words, typename F::S* params) {
+// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES, `query` is of Cache::queries.
+template <class F>
+void encode(const float* tile, const typename F::T* query, int32_t* codes, int32_t* words, typename F::S* params) {
   for (int g = 0; g < F::ROWS / F::GS; ++g) {
     const int least = F::MODE == ANCHORED ? least_row<F>(tile + g * F::GS * F::LANES) : 0;
     for (int lane = 0; lane < F::LANES; lane += VL) {
@@ -301,7 +343,7 @@ template <class F> void encode(const float* tile, int32_t* codes, int32_t* words
         largest = (VI)(a > largest) | nan ? a : largest;
       }
       if constexpr (std::is_same_v<typename F::S, pair8>)
-        encode_pairs<F>(x, x + least * F::LANES, low, high, out, params + g * F::LANES + lane);
+        encode_pairs<F>(x, x + least * F::LANES, query + g * F::GS, low, high, out, params + g * F::LANES + lane);
       else
         encode_scales<F>(x, x + least * F::LANES, low, high, largest, out, params + g * F::LANES + lane,
                          F::ROWS / F::GS * F::LANES);
@@ -323,7 +365,8 @@ template <class F> constexpr int64_t encode_bytes() { return 2 * aligned(4 * (in
 
 template <class F> INLINE void write_block(const Cache& cache, int64_t i, int64_t block, char* memory) {
   float* tile = (float*)memory;
-  encode<F>(tile, (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block), cache.params<F>(i, block));
+  encode<F>(tile, cache.queries<F>(i), (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block),
+            cache.params<F>(i, block));
 }
 
 template <class T> INLINE void copy_row(T* to, const T* from, int64_t stride, int64_t count) {

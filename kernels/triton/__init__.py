@@ -83,18 +83,18 @@ def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: Ca
     return f"Triton, portable: {reason}" if reason else "Triton, on packed fields"
 
 
-def key_statistics(keys, start, centre, normalize, norm="channel"):
+def key_statistics(keys, start, centre, normalize, norm="channel", weight=None):
     """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
     from . import key_moments
 
-    return key_moments.key_statistics(keys, start, centre, normalize, norm)
+    return key_moments.key_statistics(keys, start, centre, normalize, norm, weight)
 
 
-def prefill(x, start, mean, norm, capacity, fmt):
+def prefill(x, start, mean, norm, capacity, fmt, rows=None):
     """A cache side made of a prompt, see ``reference.prefill`` and :func:`cache_prefill.prefill`."""
     from . import cache_prefill
 
-    return cache_prefill.prefill(x, start, mean, norm, capacity, fmt)
+    return cache_prefill.prefill(x, start, mean, norm, capacity, fmt, rows)
 
 
 def append_(sides) -> None:

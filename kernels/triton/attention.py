@@ -331,6 +331,7 @@ def plan_partials(
             "K_BITS": k_fmt.bits,
             "K_GROUP": k_fmt.group_size,
             "K_ZERO": k_fmt.has_zero,
+            "K_WINDOW": k_fmt.window_rows,
             "K_D": head_dim,
             "K_LO": layout.key_slices(head_dim)[1],
             "V_BITS": v_fmt.bits,

@@ -11,7 +11,7 @@ from ..formats import CacheFormat
 from .casts import round_to
 from .encode import block_params, block_words, encode_blocks
 from .support import on_device, side_constants
-from .unpack import tile_channels
+from .unpack import tile_channels, window_rows
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def _append_side(
     """
     RING: tl.constexpr = RECENT + BLOCK
     new += bh // H * stride_b + bh % H * stride_h
-    window += bh * ((SINK + RING) * D)
+    window += bh * (window_rows(MODE, SINK, RECENT, BLOCK) * D)
     state += bh * 4
     length = tl.load(state + 1)
     peak = tl.load(state + 2)
@@ -87,7 +87,7 @@ def _append_side(
             source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
             encode_blocks(
-                _load_due, _no_numbers, source, codes + at * block_words(BITS, BLOCK, D),
+                _load_due, _no_numbers, source, window + (SINK + RING) * D, codes + at * block_words(BITS, BLOCK, D),
                 scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
                 1, 1, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
@@ -221,5 +221,6 @@ def append_(
                 WRITE=write,
                 ROWS=1 if count == 1 else 16,
                 **constants,
-                num_warps=num_warps or (4 if widest <= 8192 else 8),
+                # one warp has whole groups, and waits for no other
+                num_warps=num_warps or (1 if widest <= 4096 else 4 if widest <= 8192 else 8),
             )

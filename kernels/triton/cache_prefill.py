@@ -8,12 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import layout
+from .. import layout, reference
 from ..formats import CacheFormat, blocks_for
 from .casts import round_to
 from .encode import block_params, block_words, encode_blocks, tile_columns
 from .support import on_device, side_constants
-from .unpack import tile_channels
+from .unpack import tile_channels, window_rows
 
 #: Tokens of the windows that a program writes.
 WINDOW_ROWS = tl.constexpr(16)
@@ -91,20 +91,21 @@ def prefill_fwd_kernel(
         mean += bh * D
     if inverse is not None:
         inverse += bh * D
+    RING: tl.constexpr = RECENT + BLOCK
+    window += bh * (window_rows(MODE, SINK, RECENT, BLOCK) * D)
     if block < (tl.num_programs(0) - WINDOWS) * NB:
         if block < blocks:
             token0 = SINK + block * BLOCK
             source = (x + token0.to(tl.int64) * stride_s, mean, inverse, stride_s, stride_d)
             at = bh * capacity + block
             encode_blocks(
-                _load_normalized, _of_channels, source, codes + at * block_words(BITS, BLOCK, D),
+                _load_normalized, _of_channels, source, window + (SINK + RING) * D,
+                codes + at * block_words(BITS, BLOCK, D),
                 scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
                 blocks - block, NB, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
             )  # fmt: skip
     else:
-        RING: tl.constexpr = RECENT + BLOCK
         part = tl.program_id(0) - (tl.num_programs(0) - WINDOWS)
-        window += bh * ((SINK + RING) * D)
         source = (x, mean, inverse, stride_s, stride_d)
         channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
         slot = part * WINDOW_ROWS + tl.arange(0, WINDOW_ROWS)
@@ -131,8 +132,9 @@ def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dic
     constants["NB"] = max(1, 32 // columns)
     # a set of groups has to fit a thread's registers: 128 elements of it
     warps = max(1, constants["NB"] * columns * fmt.group_size // 4096)
-    # 12 programs a multiprocessor; what holds more codes at once would spill
-    return constants, {"num_warps": warps} | ({"maxnreg": 168} if fmt.bits <= 4 and fmt.group_size <= 32 else {})
+    # 12 programs a multiprocessor; what holds more codes at once, or what is known of the queries, would spill
+    small = fmt.bits <= 4 and fmt.group_size <= 32 and fmt.mode != "steered"
+    return constants, {"num_warps": warps} | ({"maxnreg": 168} if small else {})
 
 
 def prefill(
@@ -142,6 +144,7 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
+    rows: torch.Tensor | None = None,
     num_warps: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A cache side made of ``x [B, H, S, D]``, see ``reference.prefill``. Spare capacity is left uninitialized.
@@ -151,6 +154,7 @@ def prefill(
         start: ``[B]`` integers, padding tokens before each sequence.
         mean, norm: ``[B, H, D]`` float32 or None.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
+        rows: ``[B, H, 2, D]`` of ``reference.query_rows`` for mode ``steered``, or None where nothing is known.
         num_warps: warps a block, instead of the default.
     """
     batch, heads, tokens, head_dim = x.shape
@@ -159,6 +163,7 @@ def prefill(
         raise ValueError(f"capacity {capacity} is less than the {blocks} blocks that {tokens} tokens need")
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
     cache = tuple(torch.empty(s, dtype=dtype or x.dtype, device=x.device) for s, dtype in shapes.values())
+    reference.set_query_rows_(cache[2], fmt, rows, norm)
     mean = None if mean is None else mean.float().contiguous()
     inverse = None if norm is None else norm.float().reciprocal().contiguous()
     constants, options = launch_options(fmt, head_dim)

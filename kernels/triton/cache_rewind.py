@@ -9,7 +9,7 @@ import triton.language as tl
 from ..formats import CacheFormat
 from .casts import round_to
 from .support import interpreted, on_device, side_constants
-from .unpack import load_tokens, quantized_end, tile_channels
+from .unpack import load_tokens, quantized_end, tile_channels, window_rows
 
 #: The assertion needs Triton's debug mode, which would check every addition for overflow as well.
 OPTIONS = {} if interpreted() else {"debug": True, "sanitize_overflow": False}
@@ -62,7 +62,7 @@ def _rewind_side(
             LARGEST: tl.constexpr = 65504.0 if window.dtype.element_ty == tl.float16 else 3.3895313892515355e38
             b_x = tl.where(tl.abs(b_x) < float("inf"), tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST), b_x)
         tl.store(
-            window + (bh * (SINK + RING) + slot)[:, None] * D + channel[None, :],
+            window + (bh * window_rows(MODE, SINK, RECENT, BLOCK) + slot)[:, None] * D + channel[None, :],
             round_to(b_x, window.dtype.element_ty),
             mask=held[:, None] & real[None, :],
         )

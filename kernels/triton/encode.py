@@ -94,10 +94,23 @@ def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.
 
 
 @triton.jit
+def _of_slices(p_numbers, WIDTH: tl.constexpr, GROUP: tl.constexpr):
+    """Numbers of the channels of a group as tiles, the even and the odd channels of each slice, as keys have them."""
+    channel = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+    tiles = ()
+    for i in tl.static_range(GROUP // 16):
+        b_x = tl.load(tl.broadcast_to(p_numbers + i * 16 + channel, (WIDTH, 2, 8)))
+        b_even, b_odd = tl.split(tl.reshape(b_x, (WIDTH, 8, 2)))
+        tiles = tiles + (b_even, b_odd)
+    return tiles
+
+
+@triton.jit
 def encode_blocks(
     load,
     of_channels,
     source,
+    queries,
     codes,
     scales,
     left,
@@ -120,6 +133,7 @@ def encode_blocks(
             broadcast to a tile, and what is not real is anything (``real`` None: all are). Tokens count from the first
             block's first. ``numbers`` are what ``of_channels(source, channel, real, shape)`` gave for a tile of that
             shape: what elements of a channel share.
+        queries: pointer to what mode ``steered`` knows of the queries, `reference.query_rows`.
         left: how many blocks there are, 1 or more; those behind ``NB`` are left alone.
         NB: how many blocks a program takes at most.
     """
@@ -171,6 +185,11 @@ def encode_blocks(
                     begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
                     least = _least_tokens(load, of_channels, source, begins, NB, GROUP, D)
                     least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
+                asked = None
+                if MODE == "steered":
+                    channel0 = hi * (16 * LO) + group * GROUP
+                    means = _of_slices(queries + channel0, WIDTH, GROUP)
+                    asked = (means, _of_slices(queries + D + channel0, WIDTH, GROUP))
                 for sub in tl.static_range(0, SUBS, TOGETHER):
                     tiles = ()
                     for i in tl.static_range(GROUP // 16):
@@ -201,7 +220,7 @@ def encode_blocks(
                             place = (sub + t) * COLUMNS + column
                             numbers = of_channels(source, place, present, (WIDTH,))
                             b_anchor = load(source, numbers, at, place, present).to(tl.float32)
-                        set_codes, b_scale, b_zero = quantize_set(own, b_anchor, MODE, BITS, DTYPE)
+                        set_codes, b_scale, b_zero = quantize_set(own, b_anchor, asked, MODE, BITS, DTYPE)
                         for i in tl.static_range(GROUP // 16):
                             planes = _add_to_planes(
                                 planes,

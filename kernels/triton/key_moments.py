@@ -15,8 +15,10 @@ from .. import reference
 from ..pairs import Pairs
 from .support import next_power_of_2, on_device
 
-#: Tokens of a tile, and of the part that one program reads.
-TILE, PART = 64, 512
+#: Tokens of a tile, and of the part that one program reads: short, for loads of a program wait for one another.
+TILE, PART = 64, 128
+#: Parts that are put together at a time.
+PARTS = tl.constexpr(16)
 F32_MAX = tl.constexpr(3.4028234663852886e38)
 F32_TINY = tl.constexpr(1.1754943508222875e-38)
 
@@ -77,12 +79,14 @@ def _moments(parts, bh, count, channel, D: tl.constexpr, COLS: tl.constexpr):
     b_count = tl.zeros((COLS,), tl.float32)
     b_high = tl.full((COLS,), float("-inf"), tl.float32)
     b_low = tl.full((COLS,), float("inf"), tl.float32)
-    for part in range(count):
-        p_part = parts + (bh * count + part) * (4 * D) + channel
-        b_sum += tl.load(p_part, real, other=0.0)
-        b_count += tl.load(p_part + D, real, other=0.0)
-        b_high = tl.maximum(b_high, tl.load(p_part + 2 * D, real, other=float("-inf")))
-        b_low = tl.minimum(b_low, tl.load(p_part + 3 * D, real, other=float("inf")))
+    for first in range(0, count, PARTS):
+        part = first + tl.arange(0, PARTS)
+        p_part = parts + ((bh * count + part) * (4 * D))[:, None] + channel[None, :]
+        mask = (part < count)[:, None] & real[None, :]
+        b_sum += tl.sum(tl.load(p_part, mask, other=0.0), 0)
+        b_count += tl.sum(tl.load(p_part + D, mask, other=0.0), 0)
+        b_high = tl.maximum(b_high, tl.max(tl.load(p_part + 2 * D, mask, other=float("-inf")), 0))
+        b_low = tl.minimum(b_low, tl.min(tl.load(p_part + 3 * D, mask, other=float("inf")), 0))
     return b_sum, b_count, b_high, b_low
 
 
@@ -103,6 +107,7 @@ def _reach(parts, bh, count, channel, unit, D: tl.constexpr, COLS: tl.constexpr,
 def key_statistics_kernel(
     parts,
     start,
+    weight,
     mean,
     norm,
     H,
@@ -142,13 +147,21 @@ def key_statistics_kernel(
                 b_whole = tl.maximum(b_whole, b_whole_other)
             b_largest = tl.maximum(tl.max(b_most, 0), F32_TINY) + tl.zeros((COLS,), tl.float32)
             b_limit = tl.maximum(tl.max(b_whole, 0), MAX_KEY) + tl.zeros((COLS,), tl.float32)
-            b_norm = tl.maximum(tl.sqrt_rn(tl.div_rn(b_most, b_largest)), tl.div_rn(b_whole, b_limit))
-            b_norm = tl.maximum(b_norm, MIN_NORM)
+            b_norm = tl.sqrt_rn(tl.div_rn(b_most, b_largest))
+            if weight is not None:
+                b_norm = tl.div_rn(b_norm, tl.load(weight + bh * D + channel, channel < D, other=1.0))
+                b_norm = tl.div_rn(b_norm, tl.maximum(tl.max(b_norm, 0), F32_TINY) + tl.zeros((COLS,), tl.float32))
+            b_norm = tl.maximum(tl.maximum(b_norm, tl.div_rn(b_whole, b_limit)), MIN_NORM)
     tl.store(norm + bh * D + channel, tl.where(enough, b_norm, 1.0), channel < D)
 
 
 def key_statistics(
-    keys: torch.Tensor, start: torch.Tensor, centre: bool, normalize: bool, norm: str = "channel"
+    keys: torch.Tensor,
+    start: torch.Tensor,
+    centre: bool,
+    normalize: bool,
+    norm: str = "channel",
+    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Key mean and normalization ``[B, H, D]`` float32 of ``keys [B, H, S, D]``, see ``reference.key_statistics``."""
     batch, heads, tokens, head_dim = keys.shape
@@ -157,6 +170,7 @@ def key_statistics(
     mean = torch.empty((batch, heads, head_dim), dtype=torch.float32, device=keys.device)
     out = torch.empty_like(mean)
     pairs = Pairs.parse(norm)
+    weight = None if weight is None else weight.contiguous()
     start = start.contiguous()
     unit = 1.0 / next_power_of_2(tokens)
     sizes = {"D": head_dim, "COLS": next_power_of_2(head_dim)}
@@ -167,6 +181,7 @@ def key_statistics(
         key_statistics_kernel[(batch * heads,)](
             parts,
             start,
+            weight,
             mean,
             out,
             heads,
@@ -183,6 +198,6 @@ def key_statistics(
             MIN_NORM=reference.MIN_KEY_NORM,
             MAX_KEY=reference.MAX_DIVIDED_KEY,
             **sizes,
-            num_warps=1,
+            num_warps=4,
         )
     return mean, out

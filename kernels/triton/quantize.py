@@ -158,10 +158,11 @@ def _in_float32(tiles):
 
 
 @triton.jit
-def quantize_set(tiles, b_anchor, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+def quantize_set(tiles, b_anchor, queries, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Groups that run over ``tiles`` and their rows: unsigned codes, scales, zero points.
 
-    ``b_anchor``: for mode ``anchored``, the element of each group that is to lie on a code.
+    ``b_anchor``: for mode ``anchored``, the element of each group that is to lie on a code. ``queries``: for mode
+    ``steered``, mean and deviation of the queries, each a tuple of tiles like ``tiles``.
 
     The modes are those of ``reference.quantize_groups``. Zero points are meaningless in modes without, and where a word
     (int32, below 2^16) in place of the scale holds both.
@@ -178,7 +179,7 @@ def quantize_set(tiles, b_anchor, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE:
     b_high = clamp(tl.reduce(b_high, 1, max_nan).to(tl.float32), F32_MAX)
     b_low = clamp(tl.reduce(b_low, 1, min_nan).to(tl.float32), F32_MAX)
     if is_paired(DTYPE):
-        return quantize_paired(tiles, b_high, b_low, b_anchor, MODE, BITS)
+        return quantize_paired(tiles, b_high, b_low, b_anchor, queries, MODE, BITS)
     else:
         if MODE == "symmetric":
             codes, b_scale, b_zero = _symmetric(tiles, b_high, b_low, BITS, DTYPE)

@@ -15,6 +15,8 @@ PAIR_MAX = tl.constexpr(short_scales.LARGEST["pair8"])
 SMALLEST_NORMAL = tl.constexpr(short_scales.SMALLEST_NORMAL)
 NEAREST_BITS = tl.constexpr(short_scales.NEAREST_BITS)
 CLEARLY = tl.constexpr(short_scales.CLEARLY)
+MOST_TRIED = tl.constexpr(short_scales.MOST_TRIED)
+MOST_SIGNED_BITS = tl.constexpr(short_scales.MOST_SIGNED_BITS)
 
 
 @triton.jit
@@ -61,6 +63,47 @@ def _pair_codes(tiles, b_scale, b_steps, BITS: tl.constexpr):
 
 
 @triton.jit
+def _steered(tiles, queries, b_scale, b_steps, b_signed, b_signed_steps, BITS: tl.constexpr):
+    """Scale and steps of the zero point of least cost, ``reference._steered``."""
+    STEPS: tl.constexpr = 2 ** (6 - BITS) if BITS < 6 else 1  # in a scale
+    TRIED: tl.constexpr = min(MOST_TRIED, STEPS)
+    b_unit = tl.where(b_scale == 0.0, 1.0, b_scale)
+    b_inverse = _reciprocal(b_unit)
+    b_chosen = b_steps
+    b_least = tl.full(b_steps.shape, float("inf"), tl.float32)
+    for j in range(TRIED):  # a loop: all of it written out takes long to compile
+        shift = (j - TRIED * (j > TRIED // 2)) * (STEPS // TRIED)
+        b_trial = tl.minimum(tl.maximum(b_steps + shift, -127.0), 127.0)
+        b_cost = _steered_cost(tiles, queries, b_inverse, b_trial, BITS)
+        less = b_cost * CLEARLY < b_least
+        b_chosen = tl.where(less, b_trial, b_chosen)
+        b_least = tl.where(less, b_cost, b_least)
+    if BITS <= MOST_SIGNED_BITS:
+        b_signed_unit = tl.where(b_signed == 0.0, 1.0, b_signed)
+        b_cost = _steered_cost(tiles, queries, _reciprocal(b_signed_unit), b_signed_steps, BITS)
+        less = b_cost * (b_signed_unit * b_signed_unit) * CLEARLY < b_least * (b_unit * b_unit)
+        b_scale = tl.where(less, b_signed, b_scale)
+        b_chosen = tl.where(less, b_signed_steps, b_chosen)
+    return b_scale, b_chosen
+
+
+@triton.jit
+def _steered_cost(tiles, queries, b_inverse, b_steps, BITS: tl.constexpr):
+    means, deviations = queries
+    b_inverse, b_offset = tl.expand_dims(b_inverse, 1), tl.expand_dims(b_steps * 2.0 ** (BITS - 6), 1)
+    b_product = tl.zeros_like(tiles[0])
+    b_rest = tl.zeros_like(tiles[0])
+    for i in tl.static_range(len(tiles)):
+        b_ratio = fma(tiles[i], b_inverse, -b_offset)
+        b_error = b_ratio - (_unsigned_code(b_ratio, BITS) - BIAS)
+        b_product += means[i].to(tl.float32) * b_error
+        b_other = deviations[i].to(tl.float32) * b_error
+        b_rest += b_other * b_other
+    b_product = tl.sum(b_product, 1)
+    return b_product * b_product + tl.sum(b_rest, 1)
+
+
+@triton.jit
 def _unsigned_code(b_ratio, BITS: tl.constexpr):
     """``round(ratio)`` within the range of a code, plus ``BIAS``. NaN gives 0."""
     if INTERPRETED:
@@ -102,7 +145,7 @@ def _pair_word(b_scale, b_steps):
 
 
 @triton.jit
-def quantize_paired(tiles, b_high, b_low, b_anchor, MODE: tl.constexpr, BITS: tl.constexpr):
+def quantize_paired(tiles, b_high, b_low, b_anchor, queries, MODE: tl.constexpr, BITS: tl.constexpr):
     """``reference._paired``: codes and the words of scales and zero points."""
     HALF: tl.constexpr = 1 << (BITS - 1)
     LEVELS: tl.constexpr = (1 << BITS) - 1
@@ -114,13 +157,18 @@ def quantize_paired(tiles, b_high, b_low, b_anchor, MODE: tl.constexpr, BITS: tl
     b_larger = tl.where(b_larger > PAIR_MAX, PAIR_MAX, b_larger)
     b_scale = tl.where(tl.abs(b_low) > b_scale * REACH, b_larger, b_scale)
     b_steps = _pair_steps(b_scale, b_low, b_anchor, BITS)
+    # the largest scale may be too small for both ends: then there are codes on both sides of zero
+    beyond = (b_scale >= PAIR_MAX) & (b_high > 0.0) & (b_steps < _steps_of(HALF, BITS))
+    b_steps = tl.where(beyond, _steps_of(HALF, BITS), b_steps)
+    # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
+    positive = b_high > -b_low
+    b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
+    b_signed_steps = tl.where(positive, _steps_of(HALF - 1, BITS), _steps_of(HALF, BITS))
+    b_signed_steps = tl.where(b_signed == 0.0, 0.0, b_signed_steps)
+    if MODE == "steered":
+        b_scale, b_steps = _steered(tiles, queries, b_scale, b_steps, b_signed, b_signed_steps, BITS)
     pairs, b_error = _pair_codes(tiles, b_scale, b_steps, BITS)
     if MODE == "hybrid":
-        # signed, with a positive scale: the level without a counterpart lies on the side of the extreme value
-        positive = b_high > -b_low
-        b_signed = _pair_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
-        b_signed_steps = tl.where(positive, _steps_of(HALF - 1, BITS), _steps_of(HALF, BITS))
-        b_signed_steps = tl.where(b_signed == 0.0, 0.0, b_signed_steps)
         signed, b_signed_error = _pair_codes(tiles, b_signed, b_signed_steps, BITS)
         take = b_signed_error <= b_error * CLEARLY
         pairs = choose(take, signed, pairs)

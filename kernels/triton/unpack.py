@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..formats import MODES_WITH_ZERO
+from ..formats import MODES_WITH_ZERO, QUERY_ROWS
 
 
 @triton.constexpr_function
@@ -23,6 +23,12 @@ def has_zero(mode):
 def is_paired(dtype):
     """Whether scale and zero point of a group are one word, see ``kernels/short_scales.py``."""
     return str(dtype) == "int16"
+
+
+@triton.constexpr_function
+def window_rows(mode, sink, recent, block):
+    """Rows of a head's windows, `CacheFormat.window_rows`."""
+    return sink + recent + block + (QUERY_ROWS if mode == "steered" else 0)
 
 
 @triton.jit
@@ -179,6 +185,6 @@ def load_tokens(
         RING: tl.constexpr = RECENT + BLOCK
         slot = tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)
         mask = (held & ((position < SINK) | (position >= q_end)))[:, None] & real[None, :]
-        at = (bh * (SINK + RING) + slot)[:, None]
+        at = (bh * window_rows(MODE, SINK, RECENT, BLOCK) + slot)[:, None]
         b_x += tl.load(window + at * D + channel[None, :], mask, other=0.0).to(tl.float32)
     return b_x

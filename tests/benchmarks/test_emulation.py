@@ -13,7 +13,7 @@ from innerq_compile import InnerQConfig, InnerQTensor
 transformers = pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from emulation.decode import Emulation  # noqa: E402
+from emulation.decode import Emulation, install, queries_of  # noqa: E402
 from emulation.known import kivi_formats, paper_formats, preset_format  # noqa: E402
 
 PROMPT, TOKENS = 180, 330
@@ -37,11 +37,13 @@ def model():
 
 @torch.no_grad()
 def steps(model, tokens, config) -> torch.Tensor:
+    install(model)
+    queries = queries_of(model, tokens[:, :PROMPT])
     model.set_attn_implementation("eager")
     cache = transformers.DynamicCache(config=model.config)
     model(tokens[:, :PROMPT], past_key_values=cache)
-    for layer in cache.layers:
-        layer.keys = InnerQTensor.from_dense(layer.keys, config, role="key")
+    for layer, query in zip(cache.layers, queries, strict=True):
+        layer.keys = InnerQTensor.from_dense(layer.keys, config, role="key", queries=query)
         layer.values = InnerQTensor.from_dense(layer.values, config, role="value")
     logits = [model(tokens[:, i : i + 1], past_key_values=cache).logits[:, -1] for i in range(PROMPT, TOKENS)]
     assert all(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+from innerq_compile import InnerQConfig, InnerQTensor, clear_reports, compiled_graphs, innerq
 
 from ..programs import TinyAttention
 from .programs import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
@@ -61,14 +61,15 @@ def test_base_computes_what_the_method_says(program, tokens_dim):
     def quantize():
         model.pasts = [
             tuple(
-                InnerQTensor.from_dense(x, "base", role=role, tokens_dim=tokens_dim)
+                InnerQTensor.from_dense(x, config, role=role, tokens_dim=tokens_dim)
                 for x, role in zip(past, ("key", "value"), strict=True)
             )
             for past in model.pasts
         ]
 
+    config = InnerQConfig.preset("base", key_mode="hybrid")  # which needs no queries
     expected, exact = logits(quantize), logits(lambda: None)
-    innerq(model, preset="base")
+    innerq(model, config)
     found = logits(lambda: None)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
     assert (exact - expected).abs().max() > 0.02  # so that the tolerance says something

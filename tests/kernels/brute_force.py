@@ -89,20 +89,24 @@ class Group:
         return np.array([number(code) * number(self.scale) + zero for code in self.signed], dtype=number)
 
 
-def quantize_group(group, mode: str, bits: int, scale_dtype: str, anchor: int | None = None) -> Group:
+def quantize_group(group, mode: str, bits: int, scale_dtype: str, anchor: int | None = None, query=None) -> Group:
     """One group of float32 or float64 numbers, in the arithmetic of its dtype.
 
     symmetric   scale = max|x| / m,              codes -m .. m with m = 2^(b-1) - 1
     signed      scale = -(extreme x) / 2^(b-1),  codes -2^(b-1) .. 2^(b-1) - 1
     asymmetric  scale = (max - min) / (2^b - 1), codes 0 .. 2^b - 1, zero = min
     anchored    asymmetric, with a zero point moved by up to half a scale so that element ``anchor`` lies on a code
+    steered     asymmetric (or signed, for 2 bits), with that of 4 zero points (2 for 5 bits, 1 for more), a quarter of
+                a scale apart, whose errors e cost least: (mean . e)^2 + sum of (deviation e)^2, with ``query`` = mean
+                and deviation of each element
     hybrid      the better of signed (its zero written as -2^(b-1) scales) and asymmetric, by squared error
     paper_hybrid  asymmetric of b - 1 bits, or symmetric where its absolute errors sum up to less
     """
     number = group.dtype.type
     with np.errstate(all="ignore"):
         return _quantize_group(
-            np.array([clip(x, np.finfo(number).max) for x in group], number), mode, bits, scale_dtype, anchor
+            np.array([clip(x, np.finfo(number).max) for x in group], number),
+            *(mode, bits, scale_dtype, anchor, query, bool(np.isinf(group).any())),
         )
 
 
@@ -126,7 +130,7 @@ def least_token(tokens) -> int:
     return int(np.argmax(norms <= norms.min() * np.float32(1 + 2.0**-10)))
 
 
-def _quantize_group(group, mode, bits, scale_dtype, anchor) -> Group:
+def _quantize_group(group, mode, bits, scale_dtype, anchor, query, infinite) -> Group:
     number = group.dtype.type
     half, levels = 1 << (bits - 1), (1 << bits) - 1
     broken = bool(np.isnan(group).any())
@@ -134,7 +138,7 @@ def _quantize_group(group, mode, bits, scale_dtype, anchor) -> Group:
     smallest = number("nan") if broken else group.min()
 
     if scale_dtype == "pair8":
-        return _quantize_pair(group, smallest, largest, mode, bits, anchor)
+        return _quantize_pair(group, smallest, largest, mode, bits, anchor, query, infinite)
 
     def stored(scale, reach):
         """Rounded as it is kept; never so large that ``reach`` of it is no number."""
@@ -185,19 +189,22 @@ def _quantize_group(group, mode, bits, scale_dtype, anchor) -> Group:
     return shifted if errors[0] <= errors[1] else asymmetric
 
 
-def _quantize_pair(group, smallest, largest, mode, bits, anchor) -> Group:
+def _quantize_pair(group, smallest, largest, mode, bits, anchor, query, infinite) -> Group:
     """Scale and zero point in one word: 8 bits of float16 and a sign and 7 bits, in steps of 2^(bits-6) scales."""
     number = group.dtype.type
     half, levels, step, limit = 1 << (bits - 1), (1 << bits) - 1, 2.0 ** (bits - 6), 61440.0
 
-    def coded(scale, steps) -> tuple[Group, float]:
-        """The group, and its squared error: both are found in scales."""
+    def coded(scale, steps) -> tuple[Group, np.ndarray]:
+        """The group, and its errors: both are found in scales."""
         unit = number(scale) if scale != 0 else number(1)
         zero, inverse = steps * step, number(1) / unit
         ratios = np.array([number(float(x) * float(inverse) - float(zero)) for x in group], number)
         codes = [0 if np.isnan(r) else int(np.rint(min(max(r, number(0)), number(levels)))) for r in ratios]
-        error = np.square(ratios - np.array(codes, number)).sum() * (unit * unit)
-        return Group(codes, number(scale), number(steps * step * number(scale)), 0), error
+        return Group(codes, number(scale), number(steps * step * number(scale)), 0), ratios - np.array(codes, number)
+
+    def squared(way: tuple[Group, np.ndarray]):
+        unit = number(way[0].scale) if way[0].scale != 0 else number(1)
+        return np.square(way[1]).sum() * (unit * unit)
 
     wanted = (largest / number(2) - smallest / number(2)) * number(2 / levels)
     reachable = np.abs(np.float32(smallest)) * np.float32(1 / (127 * step))
@@ -210,13 +217,31 @@ def _quantize_pair(group, smallest, largest, mode, bits, anchor) -> Group:
     if mode == "anchored":
         ratio = _fma(number, smallest, inverse, _past_code(group[anchor], smallest, inverse, levels))
     ratio *= number(1 / step)
-    asymmetric, error = coded(scale, ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127))))
-    if mode != "hybrid":
-        return asymmetric
+    steps = ratio if np.isnan(ratio) else np.rint(min(max(ratio, number(-127)), number(127)))
+    if scale == limit and largest > 0:  # both ends do not fit
+        steps = max(steps, -round(half / step))
     positive = bool(largest > -smallest)
-    scale = round_short((largest if positive else -smallest) / number(half), "pair8", bits, limit)
-    signed, signed_error = coded(scale, -round((half - 1 if positive else half) / step) if scale != 0 else 0)
-    return signed if signed_error <= error * number(1 + 2.0**-10) else asymmetric
+    signed_scale = round_short((largest if positive else -smallest) / number(half), "pair8", bits, limit)
+    signed = coded(signed_scale, -round((half - 1 if positive else half) / step) if signed_scale != 0 else 0)
+    if mode == "steered" and bits <= 5 and not infinite:
+        mean, deviation = query
+        least = number(np.inf)
+        for quarters in (0, 1, 2, -1) if bits < 5 else (0, 2):
+            trial = min(max(steps + quarters * 0.25 / step, -127), 127) if not np.isnan(ratio) else steps
+            error = coded(scale, trial)[1]
+            cost = np.square((mean * error).sum()) + np.square(deviation * error).sum()
+            if cost * number(1 + 2.0**-10) < least:
+                least, best = cost, trial
+        steps = best if np.isfinite(least) else steps
+        if bits == 2 and np.isfinite(least):
+            units = [number(x if x != 0 else 1) for x in (scale, signed_scale)]
+            cost = np.square((mean * signed[1]).sum()) + np.square(deviation * signed[1]).sum()
+            if cost * np.square(units[1]) * number(1 + 2.0**-10) < least * np.square(units[0]):
+                return signed[0]
+    asymmetric = coded(scale, steps)
+    if mode != "hybrid":
+        return asymmetric[0]
+    return (signed if squared(signed) <= squared(asymmetric) * number(1 + 2.0**-10) else asymmetric)[0]
 
 
 def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, scale_dtype: str) -> np.ndarray:
@@ -238,7 +263,8 @@ def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, s
             out[place] = block[place]
         else:
             anchor = least_token(block[place[0]]) if mode == "anchored" else None
-            decoded = quantize_group(group, mode, bits, scale_dtype, anchor).decode(np.float32)
+            unknown = np.zeros_like(group), np.ones_like(group)
+            decoded = quantize_group(group, mode, bits, scale_dtype, anchor, unknown).decode(np.float32)
             out[place] = decoded.reshape(block[place].shape)
     return out
 

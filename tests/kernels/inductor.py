@@ -7,6 +7,7 @@ for the GPU. Where it would have them compiled, the interpreter runs their text 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import re
 import types
@@ -57,6 +58,7 @@ class Interpreted:
     def compile_for(self, capability: int):
         """Machine code for ``sm_<capability>``, made as Inductor's launcher has it made."""
         constants = {**self.triton_meta["constants"], **self.config.kwargs}
+        constants = {name: value for name, value in constants.items() if name in self.fn.arg_names}
         source = ASTSource(self.fn, self.triton_meta["signature"], constants, self.triton_meta["configs"][0])
         options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages}
         if "maxnreg" in self.inductor_meta:
@@ -100,7 +102,8 @@ def _load(self, name: str, source: str, device_str: str = "cuda") -> Interpreted
     """What ``AsyncCompile.triton`` is for: the kernel in ``source``, which has to be in a file for the interpreter."""
     from torch._inductor.codecache import PyCodeCache
 
-    return getattr(PyCodeCache.load(source, set_sys_modules=False), name)
+    aside = {"set_sys_modules": False} if "set_sys_modules" in inspect.signature(PyCodeCache.load).parameters else {}
+    return getattr(PyCodeCache.load(source, **aside), name)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ seeds = st.integers(0, 2**31 - 1)
 def make_format(
     role="key", bits=3, mode="signed", group_size=32, sink=32, recent=96, dtype=torch.float16, scale_dtype=None
 ) -> CacheFormat:
-    return CacheFormat(role, bits, mode, group_size, sink, recent, scale_dtype or SCALE_NAMES[dtype])
+    scale_dtype = scale_dtype or ("pair8" if mode == "steered" else SCALE_NAMES[dtype])
+    return CacheFormat(role, bits, mode, group_size, sink, recent, scale_dtype)
 
 
 def mode_of(role: str, mode: str) -> str:

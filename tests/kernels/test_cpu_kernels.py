@@ -36,6 +36,9 @@ PAIRS = {
     "pair8-asymmetric8-hybrid5-D80-f16": pair((8, "asymmetric", 16), (5, "hybrid", 64), 80, 80, F16, "pair8"),
     "pair8-hybrid3-anchored3-D64-f32": pair((3, "hybrid", 32), (3, "anchored", 32), 64, 64, F32, "pair8"),
     "pair8-anchored2-g16-D80-bf16": pair((2, "asymmetric", 16), (2, "anchored", 16), 80, 80, BF16, "pair8"),
+    "steered3-anchored3-D64-f16": pair((3, "steered", 32), (3, "anchored", 32), 64, 64, F16, "pair8"),
+    "steered2-g16-D80-bf16": pair((2, "steered", 16), (2, "anchored", 16), 80, 80, BF16, "pair8"),
+    "steered5-g64-D192-f32": pair((5, "steered", 64), (5, "anchored", 32), 192, 64, F32, "pair8"),
     "anchored4-g64-D96-f16": pair((4, "asymmetric", 32), (4, "anchored", 64), 96, 96, F16, "float16"),
     "e5m2-signed3-symmetric4-D64-bf16": pair((3, "signed", 32), (4, "symmetric", 32), 64, 64, BF16, "float8_e5m2"),
     "e5m2-symmetric7-signed6-D96-f32": pair((7, "symmetric", 32), (6, "signed", 32), 96, 96, F32, "float8_e5m2"),
@@ -93,7 +96,7 @@ def poison(cache, fmt):
     slot = torch.arange(fmt.window)
     length, first = state[..., layout.LENGTH, None], (fmt.sink + blocks * fmt.block)[..., None]
     token = torch.where(slot < fmt.sink, slot, first + (slot - first) % fmt.ring)
-    window[token >= length] = float("nan")
+    window[:, :, : fmt.window][token >= length] = float("nan")
 
 
 def bits(x):
@@ -118,7 +121,8 @@ def assert_same(cache, expected, fmt):
     length, first = state[..., layout.LENGTH, None], (fmt.sink + blocks * fmt.block)[..., None]
     token = torch.where(slot < sink, slot, first + (slot - first) % fmt.ring)
     used = token < length
-    assert torch.equal(bits(window[used]), bits(expected[2][used]))
+    window, wanted = window[:, :, : fmt.window], expected[2][:, :, : fmt.window]
+    assert torch.equal(bits(window[used]), bits(wanted[used]))
 
 
 def assert_attends(
@@ -146,10 +150,12 @@ def test_prefill(formats, tokens, statistics):
         x = strided(randn(3, 2, tokens, dim, dtype=dtype))
         start = torch.tensor([0, tokens // 2, min(7, tokens - 1)], dtype=torch.int32)
         mean, norm = (torch.randn(3, 2, dim), torch.rand(3, 2, dim) + 0.1) if statistics else (None, None)
+        query = torch.stack((torch.randn(3, 2, dim), torch.rand(3, 2, dim)), 2) if statistics else None
         capacity = blocks_for(fmt, tokens) + 1
         assert cpu.supports_prefill(fmt, x)
-        cache = cpu.prefill(x, start, mean, norm, capacity, fmt)
-        expected = reference.prefill(x, start, mean, norm, capacity, fmt)
+        cache = cpu.prefill(x, start, mean, norm, capacity, fmt, query)
+        expected = reference.prefill(x, start, mean, norm, capacity, fmt, query)
+        assert torch.equal(bits(cache[2][:, :, fmt.window :]), bits(expected[2][:, :, fmt.window :]))
         assert [t.dtype for t in cache] == [t.dtype for t in expected]
         assert [t.shape for t in cache] == [t.shape for t in expected]
         assert_same(cache, expected, fmt)

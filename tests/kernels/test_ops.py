@@ -55,7 +55,7 @@ def make_cache(fmt: CacheFormat, x: torch.Tensor, start=None, mean=None, norm=No
 def small_formats(dtype=torch.float32, mode="signed", bits=3):
     window = {"sink": 4, "recent": 8, "dtype": dtype}
     key = make_format("key", bits, mode_of("key", mode), 16, **window)
-    return key, make_format("value", bits, mode, 32, **window)
+    return key, make_format("value", bits, mode_of("value", mode), 32, **window)
 
 
 # --- registration -----------------------------------------------------------------------------------------------
@@ -69,6 +69,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     mean, norm = reference.key_statistics(keys, start, centre=True, normalize=True)
     k_cache, v_cache = make_cache(k_fmt, keys, start, mean, norm, 64), make_cache(v_fmt, values, start, None, None, 64)
     new_key, new_value = torch.randn(2, 2, 40, 32).to(dtype), torch.randn(2, 2, 40, 32).to(dtype)
+    asked = torch.rand(2, 2, 2, 32)
     query = torch.randn(2, 4, 3, 32).to(dtype)
     mask = torch.rand(2, 1, 3, 96) > 0.2
     bias = torch.randn(1, 4, 1, 96).to(dtype)
@@ -82,8 +83,19 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     real = torch.arange(96) >= start[:, None, None, None]
     writes = ((k_cache, mean, norm, 90, k_fmt.spec), (v_cache, None, None, 50, v_fmt.spec))
     return {
-        "key_statistics": ((keys, start, True, True), (keys[:, :, :20], start, False, True)),
-        "prefill": ((keys, start, mean, norm, 5, k_fmt.spec), (values, start, None, None, 5, v_fmt.spec)),
+        "query_statistics": ((torch.randn(2, 4, 90, 32).to(dtype), keys, start), (query, keys, start)),
+        "query_weight": ((asked, "channel"), (asked, "interleaved16@8")),
+        "query_rows": ((asked, norm), (asked, None)),
+        "key_statistics": (
+            (keys, start, True, True),
+            (keys[:, :, :20], start, False, True),
+            (keys, start, True, True, "half16", asked[:, :, 1] + 0.5),
+        ),
+        "prefill": (
+            (keys, start, mean, norm, 5, k_fmt.spec),
+            (keys, start, mean, norm, 5, k_fmt.spec, asked),
+            (values, start, None, None, 5, v_fmt.spec),
+        ),
         "append_": (
             (*k_cache, *v_cache, new_key, new_value, *formats),
             (*k_cache, *v_cache, new_key[:, :, :1], new_value[:, :, :1], *formats),
@@ -91,7 +103,10 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         "append_one_": ((*v_cache, new_value, v_fmt.spec),),
         "truncate_": ((*k_cache, 50, k_fmt.spec),),
         "rewind_": tuple((*k_cache, *v_cache, torch.tensor([at]), *formats) for at in (90, 50)),
-        "write_": tuple((*cache, m, n, new_key, torch.tensor([at]), spec) for cache, m, n, at, spec in writes),
+        "write_": (
+            *((*cache, m, n, new_key, torch.tensor([at]), spec) for cache, m, n, at, spec in writes),
+            (*k_cache, mean, norm, new_key, torch.tensor([0]), k_fmt.spec, asked),
+        ),
         "open_from": ((mask & real, k_cache[3], 3), (torch.where(real, bias, -torch.inf), k_cache[3], 1)),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
         "dequantize": ((*k_cache, mean, norm, 90, k_fmt.spec), (*v_cache, None, None, 70, v_fmt.spec)),
@@ -109,7 +124,7 @@ def check(name, mode, dtypes):
             assert set(results.values()) == {"SUCCESS"}, results
 
 
-@pytest.mark.parametrize("mode", ["signed", "hybrid", "none"])
+@pytest.mark.parametrize("mode", ["signed", "hybrid", "steered", "none"])
 @pytest.mark.parametrize("name", ops.SCHEMAS)
 def test_opcheck(name, mode):
     check(name, mode, (torch.float32, torch.bfloat16))

@@ -22,6 +22,7 @@ bit_counts = st.integers(2, 8)
 
 
 def group_format(mode: str, bits: int, size: int = 32, scale: str = "float16") -> CacheFormat:
+    scale = scale if scale in scale_dtypes_of(mode) else "pair8"
     return make_format("key", bits, mode, size, scale_dtype=scale)
 
 
@@ -36,22 +37,32 @@ def anchor_of(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
     return torch.arange(len(x)) * 5 % x.shape[-1] if fmt.mode == "anchored" else None
 
 
+def query_of(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Another mean and deviation for each element, where the mode takes them, and some that are zero."""
+    if fmt.mode != "steered":
+        return None
+    wide = x if x.dtype == torch.float64 else x.float()
+    place = torch.arange(x.numel(), dtype=wide.dtype).view(x.shape)
+    return (place * 0.7).sin(), (place * 0.3).cos().clamp(min=0)
+
+
 def decode(x: torch.Tensor, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
-    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor_of(x, fmt))
+    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor_of(x, fmt), query_of(x, fmt))
     return reference.dequantize_groups(codes, scales, zeros, fmt, dtype)
 
 
 def assert_is_brute_force(x: torch.Tensor, fmt: CacheFormat) -> None:
     """Codes, scales and zero points of groups ``[N, group_size]`` are those of the brute force, bit for bit."""
-    anchor = anchor_of(x, fmt)
-    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor)
+    anchor, query = anchor_of(x, fmt), query_of(x, fmt)
+    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor, query)
     assert codes.dtype == torch.int32 and scales.dtype == fmt.torch_scale_dtype
     assert codes.shape == x.shape and scales.shape == x.shape[:-1]
     wide = x if x.dtype == torch.float64 else x.float()
     scales, zeros = reference.scale_numbers(scales, zeros, fmt, torch.float32)
     for i, group in enumerate(wide.numpy()):
         place = None if anchor is None else int(anchor[i])
-        expected = brute_force.quantize_group(group, fmt.mode, fmt.bits, fmt.scale_dtype, place)
+        asked = None if query is None else tuple(each[i].numpy() for each in query)
+        expected = brute_force.quantize_group(group, fmt.mode, fmt.bits, fmt.scale_dtype, place, asked)
         where = f"{fmt.spec}, group {group.tolist()}"
         assert np.array_equal(scales[i].float().numpy(), np.float32(expected.scale), equal_nan=True), where
         if zeros is not None:
@@ -102,10 +113,14 @@ def test_error_is_bounded_by_the_scale(mode, bits, dtype, seed):
     torch.manual_seed(seed)
     x = (torch.randn(64, 32) * 3).to(dtype).float()
     fmt = group_format(mode, bits, scale=SCALE_NAMES[dtype])
-    _, scales, _ = reference.quantize_groups(x, fmt, anchor_of(x, fmt))
+    _, scales, zeros = reference.quantize_groups(x, fmt, anchor_of(x, fmt), query_of(x, fmt))
     steps = 1.0 if mode in ("signed", "hybrid", "anchored") else 0.5
-    rounding = (1 << bits) * torch.finfo(fmt.torch_scale_dtype).eps  # of the scale and of the zero point
-    bound = scales.float().abs() * (steps + rounding) + x.abs().amax(-1) * torch.finfo(fmt.torch_scale_dtype).eps
+    eps = 2.0**-4 if fmt.is_paired else torch.finfo(fmt.torch_scale_dtype).eps
+    if fmt.is_paired:  # the first zero point may be off by half a step, and the best one by half a scale
+        steps = 1.0 + short_scales.zero_step(bits) / 2
+    rounding = (1 << bits) * eps  # of the scale and of the zero point
+    bound = reference.scale_numbers(scales, zeros, fmt, torch.float32)[0].abs() * (steps + rounding)
+    bound += x.abs().amax(-1) * (0 if fmt.is_paired else eps)
     assert bool(((decode(x, fmt) - x).abs().amax(-1) <= bound).all())
 
 
@@ -174,14 +189,14 @@ class TestEdgeGroups:
     @pytest.mark.parametrize("constant", [1.0, -1.0, 0.3, -7.25, 1000.0])
     def test_constant(self, mode, bits, dtype, constant):
         x, decoded = self.check([constant] * 32, mode, bits, dtype)
-        torch.testing.assert_close(decoded, x, rtol=torch.finfo(SCALES[dtype]).eps, atol=0)
+        torch.testing.assert_close(decoded, x, rtol=precision(mode, dtype), atol=0)
 
     @pytest.mark.parametrize("sign", [1, -1])
     def test_one_number_among_zeros(self, mode, bits, dtype, sign):
         numbers = torch.zeros(32)
         numbers[7] = sign * 2.5
         x, decoded = self.check(numbers, mode, bits, dtype)
-        torch.testing.assert_close(decoded, x, rtol=0, atol=2.5 * torch.finfo(SCALES[dtype]).eps)
+        torch.testing.assert_close(decoded, x, rtol=0, atol=2.5 * precision(mode, dtype))
 
     def test_subnormal(self, mode, bits, dtype):
         finfo = torch.finfo(dtype)
@@ -226,6 +241,11 @@ class TestEdgeGroups:
 SCALES = {torch.float16: torch.float16, torch.bfloat16: torch.bfloat16, torch.float32: torch.bfloat16}
 
 
+def precision(mode: str, dtype: torch.dtype) -> float:
+    """Of one number that scale and zero point have to hold alone."""
+    return 2.0**-4 if "float16" not in scale_dtypes_of(mode) else torch.finfo(SCALES[dtype]).eps
+
+
 @given(st.sampled_from([16, 48, 64, 80]).flatmap(lambda d: st.tuples(formats(d), st.just(d))), seeds)
 def test_blocks_decode_to_their_groups(case, seed):
     fmt, head_dim = case
@@ -265,6 +285,29 @@ def test_key_statistics(tokens, start, centre, normalize, seed):
                     wanted_norm = np.maximum(np.sqrt(reach / reach.max()), 2.0**-6)
             np.testing.assert_allclose(mean[b, h].numpy(), wanted_mean, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(norm[b, h].numpy(), wanted_norm, rtol=1e-4)
+
+
+def test_a_channel_that_queries_make_much_of_is_divided_by_less():
+    """By the fourth root of their root mean square, which channels of a pair share; all relative to the largest."""
+    keys = torch.randn(1, 1, 64, 8)
+    start = torch.zeros(1, dtype=torch.int32)
+    query = torch.rand(1, 1, 2, 8) + 0.1
+    query[..., 5] = 0.0
+    for norm, pairs in (
+        ("channel", range(8)),
+        ("half8", [4, 5, 6, 7, 0, 1, 2, 3]),
+        ("interleaved4@2", [0, 1, 3, 2, 5, 4, 6, 7]),
+    ):
+        _, plain = reference.key_statistics(keys, start, centre=True, normalize=True, norm=norm)
+        _, found = reference.key_statistics(
+            keys, start, centre=True, normalize=True, norm=norm, weight=reference.query_weight(query, norm)
+        )
+        square = [float(query[0, 0, 0, c] ** 2 + query[0, 0, 1, c] ** 2) for c in range(8)]
+        shared = [(square[c] + square[pairs[c]]) / 2 for c in range(8)]
+        size = [max(s / max(shared), 2.0**-24) ** 0.125 for s in shared]
+        wanted = plain[0, 0] / torch.tensor(size)
+        torch.testing.assert_close(found[0, 0], wanted / wanted.max(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(reference.query_weight(torch.zeros(1, 1, 2, 8), "channel"), torch.ones(1, 1, 8))
 
 
 def test_key_statistics_of_a_dead_head():
@@ -402,9 +445,10 @@ def test_append_continues_prefill_bit_for_bit(prompt, padded, seed):
     x = torch.randn(2, 2, tokens, head_dim).to(dtype)
     start = torch.tensor([0, first // 2 if padded else 0], dtype=torch.int32)
     mean, norm = (torch.randn(2, 2, head_dim), torch.rand(2, 2, head_dim) + 0.1) if fmt.is_key else (None, None)
+    query = torch.rand(2, 2, 2, head_dim) - torch.tensor([[0.5], [0.0]]) if fmt.is_key else None
     capacity = blocks_for(fmt, tokens) + 1
-    whole = reference.prefill(x, start, mean, norm, capacity, fmt)
-    cache = reference.prefill(x[:, :, :first], start, mean, norm, capacity, fmt)
+    whole = reference.prefill(x, start, mean, norm, capacity, fmt, query)
+    cache = reference.prefill(x[:, :, :first], start, mean, norm, capacity, fmt, query)
     for chunk in x[:, :, first:].split(23, dim=2):
         reference.append_(*cache, reference.normalize_keys(chunk, mean, norm), fmt)
     assert torch.equal(cache[3], whole[3])

@@ -38,6 +38,9 @@ FORMATS = [  # head_dim, dtype, format; every mode, every bit width, both roles,
         ("key-sig7-D48", "key", 7, "signed", 16, 4, 20, 48, F32, "float16"),
         ("key-asym8-D16", "key", 8, "asymmetric", 16, 4, 20, 16, F32, "float32"),
         ("key-pair3-D64", "key", 3, "hybrid", 32, 4, 20, 64, BF16, "pair8"),
+        ("key-steered3-D64", "key", 3, "steered", 32, 4, 20, 64, F16, "pair8"),
+        ("key-steered2-g16-D80", "key", 2, "steered", 16, 4, 20, 80, BF16, "pair8"),
+        ("key-steered5-g64-D64", "key", 5, "steered", 64, 0, 7, 64, F32, "pair8"),
         ("key-none-D80", "key", 3, "none", 16, 4, 20, 80, BF16, None),
         ("value-sym4-D64", "value", 4, "symmetric", 32, 4, 20, 64, BF16, None),
         ("value-sig3-D80", "value", 3, "signed", 16, 0, 40, 80, F16, None),
@@ -63,17 +66,18 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
     heads = heads_for(tokens)
     x = normal(2, tokens, heads, head_dim, dtype=dtype).transpose(1, 2)
     start = torch.tensor([0, tokens // 3], dtype=torch.int32, device=DEVICE)
-    mean = norm = None
+    mean = norm = query = None
     if fmt.is_key:
         mean, norm = normal(2, heads, head_dim, dtype=F32), torch.rand(2, heads, head_dim).to(DEVICE) + 0.5
+        query = torch.stack((normal(2, heads, head_dim, dtype=F32), torch.rand(2, heads, head_dim).to(DEVICE)), 2)
     capacity = blocks_for(fmt, tokens) + 1
     assert kernels.supports_prefill(fmt, x)
-    actual = kernels.prefill(x, start, mean, norm, capacity, fmt)
-    expected = reference.prefill(x, start, mean, norm, capacity, fmt)
+    actual = kernels.prefill(x, start, mean, norm, capacity, fmt, query)
+    expected = reference.prefill(x, start, mean, norm, capacity, fmt, query)
     assert [(t.shape, t.dtype) for t in actual] == [(t.shape, t.dtype) for t in expected]
     assert_same_cache(actual, expected, fmt, head_dim)
     if tokens == 23:
-        assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt), fmt)
+        assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt, query), fmt)
 
 
 @pytest.mark.parametrize(("role", "mode"), [(role, mode) for role, modes in MODES_OF.items() for mode in modes])

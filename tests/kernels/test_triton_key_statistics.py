@@ -19,16 +19,16 @@ CASES = [(torch.float16, 600, norm) for norm in ("channel", "half64", "half32@16
 CASES += [(torch.bfloat16, 33, "interleaved64"), (torch.float32, 33, "channel")]
 
 
-def check(keys, start, centre, normalize, norm):
+def check(keys, start, centre, normalize, norm, weight=None):
     assert kernels.supports_key_statistics(keys)
-    actual = kernels.key_statistics(keys, start, centre, normalize, norm)
-    expected = reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm)
+    actual = kernels.key_statistics(keys, start, centre, normalize, norm, weight)
+    expected = reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
     for ours, theirs in zip(actual, expected, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         # the sum is taken in another order; where the keys of a channel nearly cancel, so does what is left of it
         largest = float(keys.float().nan_to_num(0, 0, 0).abs().amax().clamp(max=1e30)) if keys.numel() else 0.0
         torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-6 * largest)
-    again = kernels.key_statistics(keys, start, centre, normalize, norm)
+    again = kernels.key_statistics(keys, start, centre, normalize, norm, weight)
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 
@@ -42,6 +42,7 @@ def test_statistics_are_the_reference(dtype, tokens, norm):
     keys[1, :, :9] = 500.0  # padding, which does not count
     start = torch.tensor([0, 9, tokens - 31], dtype=torch.int32, device=DEVICE)
     check(keys, start, True, True, norm)
+    check(keys, start, True, True, norm, torch.rand(3, 2, 80, device=DEVICE) + 0.1)
 
 
 @pytest.mark.parametrize(("centre", "normalize"), [(False, True), (True, False), (False, False)])

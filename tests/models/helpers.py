@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from innerq_compile import InnerQConfig, InnerQTensor
 
 
-def tiny_llama(*, heads=4, kv_heads=2, head_dim=64, layers=1, attn="sdpa", dtype=torch.float32, seed=0):
+def tiny_llama(*, heads=4, kv_heads=2, head_dim=64, layers=1, attn="sdpa", dtype=torch.float32, seed=0, vocab=61):
     """A Llama with random weights that are large enough for its logits to differ clearly."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -18,7 +19,7 @@ def tiny_llama(*, heads=4, kv_heads=2, head_dim=64, layers=1, attn="sdpa", dtype
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=61,
+        vocab_size=vocab,
         attn_implementation=attn,
         initializer_range=0.2,
     )
@@ -52,6 +53,26 @@ def generate(model, inputs, new_tokens: int, **kwargs):
 
 
 @torch.no_grad()
+def queries_of(model, inputs) -> list[torch.Tensor]:
+    """The queries ``[B, Hq, N, D]`` of each layer of a prompt, as its keys meet them."""
+    found, sdpa = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def record(module, query, *args, **kwargs):
+        found.append(query)
+        return sdpa(module, query, *args, **kwargs)
+
+    own = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = record
+    try:
+        model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0), use_cache=False)
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # what transformers has of its own stays
+        model.set_attn_implementation(own)
+    return found
+
+
+@torch.no_grad()
 def reference_logits(
     model, inputs, tokens: torch.Tensor, config: InnerQConfig, norm: str | None = None
 ) -> torch.Tensor:
@@ -66,8 +87,10 @@ def reference_logits(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True)
     start = mask.eq(0).sum(1)
-    for layer in cache.layers:
-        layer.keys = InnerQTensor.from_dense(layer.keys, config, role="key", start=start, norm=norm)
+    for layer, queries in zip(cache.layers, queries_of(model, inputs), strict=True):
+        layer.keys = InnerQTensor.from_dense(
+            layer.keys, config, role="key", start=start, norm=norm, queries=queries.to(layer.keys.device)
+        )
         layer.values = InnerQTensor.from_dense(layer.values, config, role="value", start=start)
     logits = [out.logits[:, -1]]
     for index in range(tokens.shape[1] - 1):

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
 
-from .helpers import prompt, tiny_llama
+from .helpers import prompt, queries_of, tiny_llama
 
 Inputs = dict[str, torch.Tensor]
 
@@ -92,15 +92,16 @@ def assert_quantized(cache: DynamicCache) -> None:
 class ReferenceLayer(DynamicLayer):
     """A cache layer that quantizes the prompt, after its own attention, and from then on appends to that."""
 
-    def __init__(self, config: InnerQConfig, start: torch.Tensor) -> None:
+    def __init__(self, config: InnerQConfig, start: torch.Tensor, queries: torch.Tensor) -> None:
         super().__init__()
-        self.config, self.start = config, start
+        self.config, self.start, self.queries = config, start, queries
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             start = self.start.clamp(max=key_states.shape[2])  # the padding may be longer than the first chunk
-            self.keys = InnerQTensor.from_dense(key_states, self.config, role="key", start=start)
+            queries = self.queries[:, :, : key_states.shape[2]]
+            self.keys = InnerQTensor.from_dense(key_states, self.config, role="key", start=start, queries=queries)
             self.values = InnerQTensor.from_dense(value_states, self.config, role="value", start=start)
             return key_states, value_states
         self.keys = torch.cat((self.keys, key_states), 2)
@@ -112,7 +113,8 @@ def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Input
     """A cache for eager generate(); every sequence is repeated as for beams."""
     start = inputs["attention_mask"].eq(0).sum(1).repeat_interleave(repeats)
     cache = DynamicCache()
-    cache.layers = [ReferenceLayer(config, start) for _ in range(model.config.num_hidden_layers)]
+    queries = [each.repeat_interleave(repeats, 0) for each in queries_of(model, inputs)]
+    cache.layers = [ReferenceLayer(config, start, each) for each in queries]
     return cache
 
 

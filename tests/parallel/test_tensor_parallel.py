@@ -19,7 +19,8 @@ PROJECTIONS = [f"model.layers.*.self_attn.{name}_proj" for name in "qkvo"]
 
 
 def saved(folder, kv_heads: int, layers: int = LAYERS) -> str:
-    model = tiny_llama(heads=HEADS, kv_heads=kv_heads, head_dim=32, layers=layers)
+    # transformers 5.17 gathers logits only where the ranks divide the vocabulary
+    model = tiny_llama(heads=HEADS, kv_heads=kv_heads, head_dim=32, layers=layers, vocab=64)
     model.save_pretrained(folder / f"kv{kv_heads}_{layers}")
     return str(folder / f"kv{kv_heads}_{layers}")
 

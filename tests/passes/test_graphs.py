@@ -62,10 +62,13 @@ class TestSdpaGraphs(expecttest.TestCase):
 + eq = cumsum == 0
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand = sum_1.expand(1)
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True, 'channel')
++ query_statistics_default = torch.ops.innerq.query_statistics.default(q, k, expand)
++ query_weight_default = torch.ops.innerq.query_weight.default(query_statistics_default, 'channel')
++ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True, 'channel', query_weight_default)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:hybrid:16:32:96:pair8')
++ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1)
++ prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]
 + getitem_4 = prefill_default[2]
@@ -109,8 +112,8 @@ class TestSdpaGraphs(expecttest.TestCase):
             decode["rewrite_decode"],
             """\
 - out = torch._C._nn.scaled_dot_product_attention(q, k_1, v_1, attn_mask = None, is_causal = False, enable_gqa = True)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
@@ -135,8 +138,8 @@ class TestSdpaGraphs(expecttest.TestCase):
 + unsqueeze_1 = truediv_1.unsqueeze(2)
 + sub = to_2 - unsqueeze_1
 + to_3 = sub.to(torch.float32)
-- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')""",
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')""",
         )
         self.assertExpectedInline(
             decode["plan_outputs"],
@@ -162,10 +165,13 @@ class TestEagerGraphs(expecttest.TestCase):
 + eq = cumsum == 0
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand_2 = sum_1.expand(1)
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True, 'channel')
++ query_statistics_default = torch.ops.innerq.query_statistics.default(q, k, expand_2)
++ query_weight_default = torch.ops.innerq.query_weight.default(query_statistics_default, 'channel')
++ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True, 'channel', query_weight_default)
 + getitem_2 = key_statistics_default[0]
 + getitem_3 = key_statistics_default[1]
-+ prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:hybrid:16:32:96:pair8')
++ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_3)
++ prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
 + getitem_4 = prefill_default[0]
 + getitem_5 = prefill_default[1]
 + getitem_6 = prefill_default[2]
@@ -213,8 +219,8 @@ class TestEagerGraphs(expecttest.TestCase):
         self.assertExpectedInline(
             decode["rewrite_decode"],
             """\
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 - getitem = k_1[(slice(None, None, None), slice(None, None, None), None)]
 - expand = getitem.expand(-1, -1, 2, -1, -1)
 - k_2 = expand.reshape(1, 2, -1, 16)
@@ -246,10 +252,13 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand = sum_1.expand(1)
 + transpose = k.transpose(1, 2)
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(transpose, expand, True, True, 'channel')
++ query_statistics_default = torch.ops.innerq.query_statistics.default(q, transpose, expand)
++ query_weight_default = torch.ops.innerq.query_weight.default(query_statistics_default, 'channel')
++ key_statistics_default = torch.ops.innerq.key_statistics.default(transpose, expand, True, True, 'channel', query_weight_default)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ prefill_default = torch.ops.innerq.prefill.default(transpose, expand, getitem, getitem_1, 4, 'key:3:hybrid:16:32:96:pair8')
++ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1)
++ prefill_default = torch.ops.innerq.prefill.default(transpose, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]
 + getitem_4 = prefill_default[2]
@@ -292,8 +301,8 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 - out = torch._C._nn.scaled_dot_product_attention(q, keys, values, attn_mask = None, is_causal = False, enable_gqa = True)
 - transpose_3 = out.transpose(1, 2)
 + transpose_4 = v.transpose(1, 2)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, transpose, transpose_4, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
-+ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:hybrid:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, transpose, transpose_4, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )
         self.assertExpectedInline(

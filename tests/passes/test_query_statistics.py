@@ -1,0 +1,149 @@
+"""Keys of mode ``steered``: what a graph tells a cache of the queries, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, empty_cache, innerq
+from innerq_compile.kernels import reference
+
+from ..buffer_loop import BufferDecoder
+from ..models.helpers import prompt, tiny_llama
+
+TOKENS = 150
+
+
+def statistics(query: torch.Tensor, heads: int, start) -> torch.Tensor:
+    """Mean and deviation of the real queries of each key head, written anew: one sequence and one head at a time."""
+    out = torch.zeros(query.shape[0], heads, 2, query.shape[3])
+    for b in range(query.shape[0]):
+        for h, group in enumerate(query[b].float().chunk(heads)):
+            x = group[:, start[b] :].reshape(-1, query.shape[3])
+            out[b, h, 0], out[b, h, 1] = x.mean(0), x.std(0, correction=0)
+    return out
+
+
+def recorded(monkeypatch, run) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Query and key of each attention while ``run()`` runs eagerly."""
+    calls, sdpa = [], torch.nn.functional.scaled_dot_product_attention
+
+    def record(query, key, *args, **kwargs):
+        calls.append((query, key))
+        return sdpa(query, key, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+        run()
+    return calls
+
+
+def assert_knows(cache: InnerQTensor, query: torch.Tensor, start) -> None:
+    """A cache of keys carries the statistics of ``query``, behind its windows and in its normalization."""
+    inner = cache.inner_tensors()
+    asked = statistics(query, cache.shape[1], start)
+    rows = reference.query_rows(asked, inner["norm"])
+    torch.testing.assert_close(inner["window"][:, :, -2:].float(), rows, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (0, 60)], ids=["", "padded"])
+@torch.no_grad()
+def test_a_prompt_tells_the_cache_of_its_queries(cheap_inductor, monkeypatch, padding):
+    inputs = prompt(2, TOKENS, padding)
+    calls = recorded(monkeypatch, lambda: tiny_llama(layers=2)(**inputs))
+    cache = innerq(tiny_llama(layers=2))(**inputs, use_cache=True).past_key_values
+    for (query, key), layer in zip(calls, cache.layers, strict=True):
+        assert layer.keys.format.mode == "steered"
+        assert_knows(layer.keys, query, padding)
+        start = torch.tensor(padding, dtype=torch.int32)
+        dense = key[:, :: key.shape[1] // layer.keys.shape[1]]  # heads may have been repeated
+        same = InnerQTensor.from_dense(dense, "base", role="key", start=start, queries=query)
+        torch.testing.assert_close(same.inner_tensors()["norm"], layer.keys.inner_tensors()["norm"])
+        assert float((same.dequantize() != layer.keys.dequantize()).float().mean()) < 0.01  # ties
+
+
+@torch.no_grad()
+def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
+    """The prompt stays dense there; the first decode step quantizes it, and has queries of its own only."""
+    model = innerq(tiny_llama())
+    out = model.generate(
+        **prompt(1, TOKENS), max_new_tokens=3, cache_implementation="static", return_dict_in_generate=True
+    )
+    buffer = out.past_key_values.layers[0].keys
+    shadow = buffer._innerq_shadow
+    assert shadow.key.format.mode == "steered"
+    rows, norm = shadow.key.window[:, :, -2:], shadow.key.norm
+    assert bool((rows[:, :, 0] == 0).all())
+    torch.testing.assert_close(rows[:, :, 1], norm / norm.amax(-1, keepdim=True))
+
+
+@torch.no_grad()
+def test_a_preallocated_cache_is_told(cheap_inductor):
+    decoder = BufferDecoder(1, heads=2, head_dim=32, where="number")
+    buffers = [empty_cache(1, 2, 200, 32, role=role) for role in ("key", "value")]
+    x = torch.randn(1, TOKENS, 64)
+    torch.compile(decoder, backend="innerq")(x, 0, *buffers)
+    query = decoder.qkv[0](x).view(1, TOKENS, 3, 2, 32)[:, :, 0].transpose(1, 2)
+    assert_knows(buffers[0], query, [0])
+
+
+@torch.no_grad()
+def test_of_a_short_prompt_nothing_is_known(cheap_inductor):
+    cache = innerq(tiny_llama())(**prompt(1, 31), use_cache=True).past_key_values
+    rows = cache.layers[0].keys.inner_tensors()["window"][:, :, -2:]
+    assert bool((rows[:, :, 0] == 0).all()) and bool((rows[:, :, 1] == 1).all())
+
+
+def test_statistics_leave_out_what_is_no_query():
+    """Padding, infinities and NaN, and tokens whose queries are not there."""
+    query, keys = torch.randn(2, 6, 40, 16), torch.randn(2, 2, 90, 16)
+    start = torch.tensor([0, 58], dtype=torch.int32)
+    expected = torch.stack([statistics(query[b : b + 1], 2, [s])[0] for b, s in enumerate((0, 8))])
+    torch.testing.assert_close(torch.ops.innerq.query_statistics(query, keys, start), expected, rtol=1e-4, atol=1e-5)
+    query[0, 3, 7, 5], query[1, 0, 20, 2] = math.inf, math.nan
+    found = torch.ops.innerq.query_statistics(query, keys, start)
+    assert bool(found.isfinite().all())
+    group = query[0, 3:, :, 5].reshape(-1).nan_to_num(0, 0, 0)  # they count as zero
+    torch.testing.assert_close(found[0, 1, :, 5], torch.stack((group.mean(), group.std(correction=0))))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_queries_see_less_of_the_errors(bits):
+    """Of keys in all directions, by queries that have a mean: less than half of the squared error of the products."""
+    torch.manual_seed(0)
+    keys, mean = torch.randn(1, 2, 600, 64), torch.randn(1, 2, 1, 64) * 2
+    query = mean + torch.randn(1, 2, 600, 64)
+    seen = {}
+    for mode in ("hybrid", "steered"):
+        config = InnerQConfig.preset("base", key_bits=bits, key_mode=mode, sink=0, recent=0)
+        held = InnerQTensor.from_dense(keys, config, role="key", queries=query).dequantize()
+        seen[mode] = float((query @ (held - keys)[:, :, :576].mT).square().mean())
+    assert seen["steered"] < 0.5 * seen["hybrid"]
+
+
+def test_a_cache_keeps_what_it_knows():
+    keys, query = torch.randn(2, 2, 200, 32), torch.randn(2, 4, 200, 32) + 1
+    cache = InnerQTensor.from_dense(keys, "base", role="key", queries=query)
+    rows = cache.inner_tensors()["window"][:, :, -2:].clone()
+    longer = torch.cat([cache, torch.randn(2, 2, 100, 32)], 2)
+    for other in (longer, longer[:, :, :120], longer.clone(), longer.to(torch.bfloat16).to(torch.float32)):
+        torch.testing.assert_close(other.inner_tensors()["window"][:, :, -2:], rows, rtol=0.01, atol=0.01)
+    chosen = longer.index_select(0, torch.tensor([1, 1]))
+    assert torch.equal(chosen.inner_tensors()["window"][:, :, -2:], rows[[1, 1]])
+    cache = cache.clone().zero_()
+    assert bool((cache.inner_tensors()["window"][:, :, -1] == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "said"),
+    [
+        ("value", (1, 4, 50, 32), "for values"),
+        ("key", (1, 3, 50, 32), "a multiple of 2"),
+        ("key", (1, 4, 51, 32), "50"),
+    ],
+)
+def test_queries_that_do_not_fit(role, shape, said):
+    with pytest.raises(InnerQError, match=said):
+        InnerQTensor.from_dense(torch.randn(1, 2, 50, 32), role=role, queries=torch.randn(shape))
