@@ -27,6 +27,7 @@ import tempfile
 import time
 
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 import transformers
 from rich.console import Console
@@ -204,6 +205,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0, help="prefill this many tokens at a time (0: all)")
     parser.add_argument("--sides", nargs="+", default=["static", "innerq"], choices=["eager", "static", "innerq"])
     parser.add_argument("--generate", action="store_true", help="model.generate's tokens a second, too (not static)")
+    parser.add_argument(
+        "--inductor", nargs="+", default=[], metavar="NAME", help="switches of Inductor to turn on, for both sides"
+    )
     parser.add_argument("--preset", default="base")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="two small layers in float32, to see that it runs")
@@ -213,6 +217,8 @@ def main() -> None:
         if options.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    for name in options.inductor:  # with coordinate_descent_tuning it writes matrix-vector products itself
+        setattr(torch._inductor.config, name, True)
     torch.manual_seed(0)
     made = sharded if RANKS > 1 else model_8b
     if options.tiny:
@@ -243,7 +249,7 @@ def main() -> None:
             console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
             if options.json:
                 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-                head = {"device": device, "ranks": RANKS, "preset": options.preset}
+                head = {"device": device, "ranks": RANKS, "preset": options.preset, "inductor": options.inductor}
                 head |= {"torch": torch.__version__, "transformers": transformers.__version__}
                 with open(options.json, "w") as file:
                     json.dump({**head, "results": results}, file, indent=1)

@@ -500,7 +500,7 @@ def _zero_(tensor):
     for inner in (storage.scales, storage.window, storage.mean):
         if inner is not None:
             inner.zero_()
-    reference.set_query_rows_(storage.window, storage.format)
+    reference.set_query_rows_(storage.window, storage.format, None, storage.norm)
     if not storage.format.quantized:
         storage.codes.zero_()
     return tensor

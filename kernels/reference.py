@@ -16,6 +16,8 @@ from .pairs import Pairs
 MIN_STATISTICS_TOKENS = 32
 #: Least root mean square of the queries of a channel that counts, as a part of the largest of its head.
 LEAST_QUERY = 2.0**-12
+#: Queries count as no larger than this, so that sums of their squares are finite.
+MAX_QUERY = 1e15
 #: Range of the key normalization, which is relative to the largest channel of its head.
 MIN_KEY_NORM = 2.0**-6
 #: A key that is divided but not centred yet, as on its way through a rotary embedding, gets no larger than this or than
@@ -350,7 +352,7 @@ def decode_blocks(codes: torch.Tensor, scales: torch.Tensor, fmt: CacheFormat, h
 def query_statistics(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
 
-    Taken over the real queries of all query heads of a key head; numbers that are not finite count as zero. Prompts of
+    Taken over the real queries of all query heads of a key head; numbers that are not finite count as zero. Queries of
     fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1: nothing is known.
 
     Args:
@@ -363,13 +365,14 @@ def query_statistics(query: torch.Tensor, keys: torch.Tensor, start: torch.Tenso
     position = torch.arange(rows, device=query.device) + (tokens - rows)
     real = position >= start[:, None]
     x = query.float()
-    x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0)
+    x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0).clamp(-MAX_QUERY, MAX_QUERY)
     # a number that is not finite counts as zero: a count for each channel would cost as much as the sums
-    count = (real.sum(-1) * (q_heads // heads)).clamp(min=1)[:, None, None]
-    total, squares = (each.sum(2).view(batch, heads, -1, head_dim).sum(2) for each in (x, x.square()))
+    group, rows = q_heads // heads, real.sum(-1)[:, None, None]
+    count = (rows * group).clamp(min=1)
+    total, squares = (each.sum(2).view(batch, heads, group, head_dim).sum(2) for each in (x, x.square()))
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-    known = (tokens - start >= MIN_STATISTICS_TOKENS)[:, None, None]
+    known = rows >= MIN_STATISTICS_TOKENS
     # no constant tensor: a graph would copy it to the device, and wait for it, at every call
     return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
 

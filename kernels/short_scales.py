@@ -38,8 +38,6 @@ NEAREST_BITS = 4
 MOST_TRIED = 4
 #: Codes of so few bits are tried with a signed group, too.
 MOST_SIGNED_BITS = 2
-#: Codes of so few bits are tried with a signed group, too.
-MOST_SIGNED_BITS = 2
 #: How much larger the squared error of `signed` may be: groups that both candidates hold alike, which are many, then do
 #: not depend on the order of a sum.
 CLEARLY = 1 + 2.0**-10

@@ -138,7 +138,7 @@ class AttentionMatch:
 
     Attributes:
         node: the node whose value is the attention output ``[B, Hq, N, Dv]``.
-        query: ``[B, Hq, N, D]``.
+        query: ``[B, Hq, N, D]``; of a prompt's attention, which stays as it is, as found.
         key, value: ``[B, H, S, D]`` or ``[B, S, H, D]``, before heads were repeated.
         tokens_dims: the dimension of key and of value that the tokens are along, 2 or 1.
         scale: the factor of the scores.

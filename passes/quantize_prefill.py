@@ -22,9 +22,10 @@ from ..kernels.formats import CacheFormat, grown_capacity
 from .aliases import Writes
 from .attention.products import is_product
 from .attention.sides import behind_factor, behind_view
-from .context import AttentionMatch, CacheUse, PassContext, Quantized
+from .context import AttentionMatch, CacheUse, NoMatch, PassContext, Quantized
 from .fold_key_norm import shared_norm
 from .graph_utils import by_head, example, is_query, op_name, same_size, shape
+from .standard_form import standard_query
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -64,8 +65,9 @@ def _quantize(
     ops = torch.ops.innerq
     mean = norm = asked = None
     weight, rows = (), ()
-    if fmt.mode == "steered":
-        asked = gm.graph.call_function(ops.query_statistics.default, (match.query, dense, start))
+    query = _query(gm, match) if fmt.mode == "steered" else None
+    if query is not None:
+        asked = gm.graph.call_function(ops.query_statistics.default, (query, dense, start))
         weight = (gm.graph.call_function(ops.query_weight.default, (asked, fmt.norm)),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
         statistics = gm.graph.call_function(
@@ -79,6 +81,14 @@ def _quantize(
     packed = gm.graph.call_function(ops.prefill.default, (dense, start, mean, norm, capacity, fmt.spec, *rows))
     tensors = tuple(gm.graph.call_function(operator.getitem, (packed, index)) for index in range(4))
     return Quantized(fmt, tensors, mean, norm, value.shape[2], use.tokens_dim)
+
+
+def _query(gm: GraphModule, match: AttentionMatch) -> Node | None:
+    """The query in the standard form, which a prompt's attention keeps to itself; None where it has none."""
+    try:
+        return standard_query(gm, match)
+    except NoMatch:
+        return None
 
 
 def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:

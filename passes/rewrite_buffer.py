@@ -170,7 +170,8 @@ def _follow(
     if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
         asked = ()
         if key.format.mode == "steered" and _is_known(match, key_use, value_use):
-            start = gm.graph.call_method("new_zeros", (new_key, (shape(new_key)[0],)), {"dtype": torch.int32})
+            batch = gm.graph.call_method("size", (new_key, 0))
+            start = gm.graph.call_method("new_zeros", (new_key, (batch,)), {"dtype": torch.int32})
             asked = (gm.graph.call_function(torch.ops.innerq.query_statistics.default, (match.query, new_key, start)),)
         write_cache(gm, key, new_key, position, *asked)
         write_cache(gm, value, new_value, position)

@@ -29,7 +29,7 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
             with gm.graph.inserting_before(match.node):
                 match.mask = _mask(gm, match, merged)
                 if key.kind != "fresh":
-                    match.query = _query(gm, match)
+                    match.query = standard_query(gm, match)
                     match.sink_logits = _sinks(gm, match)
             if key.kind != "fresh":
                 _output(gm, match)
@@ -39,7 +39,12 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _query(gm: GraphModule, match: AttentionMatch) -> Node:
+def standard_query(gm: GraphModule, match: AttentionMatch) -> Node:
+    """The query of an attention as ``[B, Hq, N, D]``, whose heads follow those of the keys.
+
+    Raises:
+        NoMatch: if its dimensions cannot be brought into this order.
+    """
     axes = match.axes
     return rearrange(gm.graph, match.query, axes.query, (axes.batch, axes.heads, axes.rows, axes.key_dim))
 

@@ -64,6 +64,44 @@ def test_a_prompt_tells_the_cache_of_its_queries(cheap_inductor, monkeypatch, pa
         assert float((same.dequantize() != layer.keys.dequantize()).float().mean()) < 0.01  # ties
 
 
+def bmm(q, k, v):
+    _, heads, tokens, head_dim = q.shape
+    k, v = (x.repeat_interleave(heads // x.shape[1], 1).reshape(-1, tokens, head_dim) for x in (k, v))
+    return torch.bmm(torch.bmm(q.reshape(-1, tokens, head_dim), k.mT).softmax(-1), v)
+
+
+def grouped(q, k, v):
+    q = q.unflatten(1, (k.shape[1], -1))
+    return (q @ k[:, :, None].mT).softmax(-1) @ v[:, :, None]
+
+
+def tokens_first(q, k, v):
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.einsum("bhns,bshd->bnhd", torch.einsum("bnhd,bshd->bhns", q, k).softmax(-1), v)
+
+
+def tiled(q, k, v):
+    k, v = (x.repeat(1, q.shape[1] // x.shape[1], 1, 1) for x in (k, v))
+    return (q @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("tokens", [64, 65])
+@pytest.mark.parametrize("attention", [bmm, grouped, tokens_first, tiled], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_queries_of_any_layout(cheap_inductor, attention, tokens):
+    """Query head i reads key head i // 3 but for ``tiled``, where it is i % 2."""
+
+    def program(q, k, v):
+        k, v = k * 1.5, v * 1.5  # a cache is made of what a program computes
+        return attention(q, k, v), k, v
+
+    q, k, v = (torch.randn(2, heads, tokens, 32) + torch.arange(heads)[:, None, None] for heads in (6, 2, 2))
+    _, cache, _ = torch.compile(program, backend="innerq")(q, k, v)
+    assert isinstance(cache, InnerQTensor)
+    assert_knows(cache, q[:, [0, 2, 4, 1, 3, 5]] if attention is tiled else q, (0, 0))
+
+
 @torch.no_grad()
 def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
     """The prompt stays dense there; the first decode step quantizes it, and has queries of its own only."""
@@ -123,6 +161,23 @@ def test_queries_see_less_of_the_errors(bits):
     assert seen["steered"] < 0.5 * seen["hybrid"]
 
 
+def test_of_a_few_queries_nothing_is_known():
+    """A prompt of one token that looks at many keys, as a decoder's at those of an encoder."""
+    found = reference.query_statistics(
+        torch.randn(2, 4, 31, 16), torch.randn(2, 2, 90, 16), torch.zeros(2, dtype=torch.int32)
+    )
+    assert bool((found[:, :, 0] == 0).all()) and bool((found[:, :, 1] == 1).all())
+    none = InnerQTensor.from_dense(torch.randn(0, 2, 90, 32), role="key", queries=torch.randn(0, 4, 90, 32))
+    assert none.shape == (0, 2, 90, 32)
+
+
+def test_huge_queries_leave_keys_as_they_are():
+    keys, queries = torch.randn(1, 2, 200, 32), torch.randn(1, 2, 200, 32)
+    queries[..., 3] = 1e30
+    cache = InnerQTensor.from_dense(keys, "base", role="key", queries=queries)
+    assert float((cache.dequantize() - keys).abs().amax()) < 3
+
+
 def test_a_cache_keeps_what_it_knows():
     keys, query = torch.randn(2, 2, 200, 32), torch.randn(2, 4, 200, 32) + 1
     cache = InnerQTensor.from_dense(keys, "base", role="key", queries=query)
@@ -133,7 +188,9 @@ def test_a_cache_keeps_what_it_knows():
     chosen = longer.index_select(0, torch.tensor([1, 1]))
     assert torch.equal(chosen.inner_tensors()["window"][:, :, -2:], rows[[1, 1]])
     cache = cache.clone().zero_()
-    assert bool((cache.inner_tensors()["window"][:, :, -1] == 1).all())
+    inner = cache.inner_tensors()
+    assert bool((inner["window"][:, :, -2] == 0).all())
+    torch.testing.assert_close(inner["window"][:, :, -1], inner["norm"] / inner["norm"].amax(-1, keepdim=True))
 
 
 @pytest.mark.parametrize(
