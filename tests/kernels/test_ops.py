@@ -124,8 +124,14 @@ def check(name, mode, dtypes):
             assert set(results.values()) == {"SUCCESS"}, results
 
 
-@pytest.mark.parametrize("mode", ["signed", "hybrid", "steered", "none"])
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+_OF_QUERIES = ("query_statistics", "query_weight", "query_rows", "key_statistics", "prefill", "append_one_", "write_")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, mode) for name in ops.SCHEMAS for mode in ("signed", "hybrid", "none")]
+    + [(name, "steered") for name in _OF_QUERIES],
+)
 def test_opcheck(name, mode):
     check(name, mode, (torch.float32, torch.bfloat16))
 

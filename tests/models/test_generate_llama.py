@@ -45,8 +45,7 @@ CASES = [
     Case("lossless", "sdpa", F16, 2, 33, 10, padding=(1, 0), head_dim=256, kv_heads=1),
     Case("base", "sdpa", F32, 2, 230, 70, padding=(0, 41)),
     Case("base", "eager", F32, 1, 20, 160, head_dim=96),
-    Case("small", "sdpa", BF16, 2, 300, 20, head_dim=128, kv_heads=4),
-    Case("hybrid", "sdpa", F32, 1, 260, 40, head_dim=80),
+    Case("small", "sdpa", BF16, 2, 300, 20, head_dim=80, kv_heads=4),
     Case("int4", "eager", F16, 2, 240, 20, padding=(3, 0), head_dim=256),
     Case("tiny", "sdpa", F32, 1, 300, 35),
 ]
