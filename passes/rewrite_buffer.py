@@ -60,7 +60,8 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             with gm.graph.inserting_before(last.next):
                 positions[pair] = position_tensor(gm, context, key.buffer)
                 sides[pair] = _sides(gm, key.buffer, value.buffer, changes, context)
-                _follow(gm, context, match, *sides[pair], key.buffer, value.buffer, positions[pair])
+                known = changes.order[match.query] < changes.order[last]  # the query is there before the writes
+                _follow(gm, context, match, *sides[pair], key.buffer, value.buffer, positions[pair], known)
         if key.buffer.whole:  # layers share a check, at the last of them, of a mask that nothing changes
             shared = (match.mask, key.buffer.count, match if changes.of(match.mask) else None)
             places = checks.get(shared, (match, {}))[1]
@@ -164,12 +165,13 @@ def _follow(
     key_use: BufferUse,
     value_use: BufferUse,
     position: Node,
+    known: bool,
 ) -> None:
-    """Write what the program writes to the buffers to the quantized caches."""
+    """Write what the program writes to the buffers to the quantized caches; ``known``: the query may be asked there."""
     new_key, new_value = logical(gm, key_use), logical(gm, value_use)
     if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
         asked = ()
-        if key.format.mode == "steered" and _is_known(match, key_use, value_use):
+        if key.format.mode == "steered" and known:
             batch = gm.graph.call_method("size", (new_key, 0))
             start = gm.graph.call_method("new_zeros", (new_key, (batch,)), {"dtype": torch.int32})
             asked = (gm.graph.call_function(torch.ops.innerq.query_statistics.default, (match.query, new_key, start)),)
@@ -180,12 +182,6 @@ def _follow(
         torch.ops.innerq.rewind_.default, (*key.four, *value.four, position, key.format.spec, value.format.spec)
     )
     append(gm, context, match, key, value, new_key, new_value)
-
-
-def _is_known(match: AttentionMatch, key: BufferUse, value: BufferUse) -> bool:
-    """Whether the query is there where the buffers have been written."""
-    order = {node: index for index, node in enumerate(match.query.graph.nodes)}
-    return order[match.query] < max(order[key.write], order[value.write])
 
 
 def write_cache(gm: GraphModule, cache: CacheInput, new: Node, position: Node, *asked: Node) -> None:

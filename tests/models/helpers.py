@@ -35,6 +35,11 @@ def prompt(batch: int, tokens: int, padding: tuple[int, ...] = (), *, vocab: int
     return {"input_ids": (ids * mask).to(device), "attention_mask": mask.to(device)}
 
 
+def positions_of(inputs) -> torch.Tensor:
+    """Positions of a left-padded prompt, as ``generate()`` counts them."""
+    return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+
+
 def generate(model, inputs, new_tokens: int, **kwargs):
     """Greedy ``generate()`` of exactly ``new_tokens`` tokens; logits ``[B, new_tokens, vocab]``, the cache."""
     out = model.generate(
@@ -53,19 +58,19 @@ def generate(model, inputs, new_tokens: int, **kwargs):
 
 
 @torch.no_grad()
-def queries_of(model, inputs) -> list[torch.Tensor]:
-    """The queries ``[B, Hq, N, D]`` of each layer of a prompt, as its keys meet them."""
+def attended(model, inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Query ``[B, Hq, N, D]`` and key ``[B, H, N, D]`` of each layer of a prompt, as they are multiplied."""
     found, sdpa = [], ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def record(module, query, *args, **kwargs):
-        found.append(query)
-        return sdpa(module, query, *args, **kwargs)
+    def record(module, query, key, *args, **kwargs):
+        found.append((query, key))
+        return sdpa(module, query, key, *args, **kwargs)
 
     own = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     ALL_ATTENTION_FUNCTIONS["sdpa"] = record
     try:
-        model(**inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0), use_cache=False)
+        model(**inputs, position_ids=positions_of(inputs), use_cache=False)
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]  # what transformers has of its own stays
         model.set_attn_implementation(own)
@@ -84,10 +89,9 @@ def reference_logits(
     """
     mask = inputs["attention_mask"]
     cache = DynamicCache()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True)
+    out = model(**inputs, position_ids=positions_of(inputs), past_key_values=cache, use_cache=True)
     start = mask.eq(0).sum(1)
-    for layer, queries in zip(cache.layers, queries_of(model, inputs), strict=True):
+    for layer, (queries, _) in zip(cache.layers, attended(model, inputs), strict=True):
         layer.keys = InnerQTensor.from_dense(
             layer.keys, config, role="key", start=start, norm=norm, queries=queries.to(layer.keys.device)
         )

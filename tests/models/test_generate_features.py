@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
 
-from .helpers import prompt, queries_of, tiny_llama
+from .helpers import attended, prompt, tiny_llama
 
 Inputs = dict[str, torch.Tensor]
 
@@ -113,7 +113,7 @@ def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Input
     """A cache for eager generate(); every sequence is repeated as for beams."""
     start = inputs["attention_mask"].eq(0).sum(1).repeat_interleave(repeats)
     cache = DynamicCache()
-    queries = [each.repeat_interleave(repeats, 0) for each in queries_of(model, inputs)]
+    queries = [queries.repeat_interleave(repeats, 0) for queries, _ in attended(model, inputs)]
     cache.layers = [ReferenceLayer(config, start, each) for each in queries]
     return cache
 

@@ -11,7 +11,7 @@ from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, empty_cache,
 from innerq_compile.kernels import reference
 
 from ..buffer_loop import BufferDecoder
-from ..models.helpers import prompt, tiny_llama
+from ..models.helpers import attended, positions_of, prompt, tiny_llama
 
 TOKENS = 150
 
@@ -26,20 +26,6 @@ def statistics(query: torch.Tensor, heads: int, start) -> torch.Tensor:
     return out
 
 
-def recorded(monkeypatch, run) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Query and key of each attention while ``run()`` runs eagerly."""
-    calls, sdpa = [], torch.nn.functional.scaled_dot_product_attention
-
-    def record(query, key, *args, **kwargs):
-        calls.append((query, key))
-        return sdpa(query, key, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
-        run()
-    return calls
-
-
 def assert_knows(cache: InnerQTensor, query: torch.Tensor, start) -> None:
     """A cache of keys carries the statistics of ``query``, behind its windows and in its normalization."""
     inner = cache.inner_tensors()
@@ -50,16 +36,16 @@ def assert_knows(cache: InnerQTensor, query: torch.Tensor, start) -> None:
 
 @pytest.mark.parametrize("padding", [(0, 0), (0, 60)], ids=["", "padded"])
 @torch.no_grad()
-def test_a_prompt_tells_the_cache_of_its_queries(cheap_inductor, monkeypatch, padding):
+def test_a_prompt_tells_the_cache_of_its_queries(cheap_inductor, padding):
     inputs = prompt(2, TOKENS, padding)
-    calls = recorded(monkeypatch, lambda: tiny_llama(layers=2)(**inputs))
-    cache = innerq(tiny_llama(layers=2))(**inputs, use_cache=True).past_key_values
+    calls = attended(tiny_llama(layers=2), inputs)
+    model = innerq(tiny_llama(layers=2))
+    cache = model(**inputs, position_ids=positions_of(inputs), use_cache=True).past_key_values
     for (query, key), layer in zip(calls, cache.layers, strict=True):
         assert layer.keys.format.mode == "steered"
         assert_knows(layer.keys, query, padding)
         start = torch.tensor(padding, dtype=torch.int32)
-        dense = key[:, :: key.shape[1] // layer.keys.shape[1]]  # heads may have been repeated
-        same = InnerQTensor.from_dense(dense, "base", role="key", start=start, queries=query)
+        same = InnerQTensor.from_dense(key, "base", role="key", start=start, queries=query)
         torch.testing.assert_close(same.inner_tensors()["norm"], layer.keys.inner_tensors()["norm"])
         assert float((same.dequantize() != layer.keys.dequantize()).float().mean()) < 0.01  # ties
 
