@@ -11,8 +11,8 @@ Figures are those of rank 0.
 
 Sides: ``eager`` is transformers as it comes, with a DynamicCache; ``static`` a StaticCache under
 ``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend in the same mode, with a DynamicCache. Prompts are
-random tokens, prefilled at once (``--chunk``: in pieces), but for ``static``: its cache is filled with random numbers,
-since a decode step takes as long with any. Times are wall-clock, from call to the end of the GPU's work.
+random tokens, prefilled at once (``--chunk``: in pieces), but for ``static`` (and with ``--fill`` for all): its cache is
+filled with random numbers, since a decode step takes as long with any. Times are wall-clock, from call to the end of the GPU's work.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ import torch.distributed as dist
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import Cache, DynamicCache, DynamicLayer, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from innerq_compile import innerq
+from innerq_compile import InnerQTensor, innerq
 
 TINY = {
     "hidden_size": 128,
@@ -99,14 +99,25 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def fill(cache: StaticCache, model: LlamaForCausalLM, batch: int, context: int) -> None:
-    """``context`` random tokens in every layer of a static cache, for the heads of this rank."""
+def fill(cache: Cache, model: LlamaForCausalLM, batch: int, context: int, preset: str | None = None) -> None:
+    """``context`` random tokens in every layer of a cache, for the heads of this rank; quantized if a preset is given."""
     config = model.config
-    heads, head_dim = config.num_key_value_heads // RANKS, config.hidden_size // config.num_attention_heads
+    head_dim = config.hidden_size // config.num_attention_heads
+    heads, query_heads = (count // RANKS for count in (config.num_key_value_heads, config.num_attention_heads))
     for index in range(config.num_hidden_layers):
         shape = (batch, heads, context, head_dim)
         keys, values = (torch.randn(shape, dtype=model.dtype, device=model.device) for _ in range(2))
-        cache.update(keys, values, index, {"cache_position": torch.arange(context, device=model.device)})
+        if isinstance(cache, StaticCache):
+            cache.update(keys, values, index, {"cache_position": torch.arange(context, device=model.device)})
+            continue
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        if preset is not None:
+            queries = torch.randn(batch, query_heads, 128, head_dim, dtype=model.dtype, device=model.device)
+            keys = InnerQTensor.from_dense(keys, preset, role="key", queries=queries)
+            values = InnerQTensor.from_dense(values, preset, role="value")
+        layer.keys, layer.values = keys, values
+        cache.layers[index:] = [layer]
 
 
 @torch.no_grad()
@@ -168,6 +179,8 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
         room = -(-(context + options.steps + options.warmup + 1) // 64) * 64
         cache = StaticCache(model.config, max_cache_len=room)
         fill(cache, model, batch, context)
+    elif options.fill:
+        fill(cache, model, batch, context, options.preset if side == "innerq" else None)
     else:
         peak_gib()
         begin = time.perf_counter()
@@ -203,6 +216,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=6)
     parser.add_argument("--chunk", type=int, default=0, help="prefill this many tokens at a time (0: all)")
+    parser.add_argument("--fill", action="store_true", help="no prompts: fill every cache with random numbers")
     parser.add_argument("--sides", nargs="+", default=["static", "innerq"], choices=["eager", "static", "innerq"])
     parser.add_argument("--generate", action="store_true", help="model.generate's tokens a second, too (not static)")
     parser.add_argument(

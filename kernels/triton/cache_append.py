@@ -9,7 +9,8 @@ import triton.language as tl
 from .. import reference
 from ..formats import CacheFormat
 from .casts import round_to
-from .encode import block_params, block_words, encode_blocks
+from .encode import block_params, block_words, copy_blocks
+from .encode_at_once import encode_block, warps_for
 from .support import on_device, side_constants
 from .unpack import tile_channels, window_rows
 
@@ -86,11 +87,16 @@ def _append_side(
         if (block < tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK) & (block < capacity):
             source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
-            encode_blocks(
-                _load_due, _no_numbers, source, window + (SINK + RING) * D, codes + at * block_words(BITS, BLOCK, D),
-                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
-                1, 1, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
-            )  # fmt: skip
+            queries = window + (SINK + RING) * D
+            p_codes = codes + at * block_words(BITS, BLOCK, D)
+            if BITS == 0:
+                copy_blocks(_load_due, _no_numbers, source, p_codes, 1, 1, IS_KEY, BLOCK, D, COLS)
+            else:
+                p_scales = scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty)
+                encode_block(
+                    _load_due, _no_numbers, source, queries, p_codes, p_scales,
+                    IS_KEY, MODE, BITS, GROUP, BLOCK, D, LO, COLS,
+                )  # fmt: skip
     if WRITE:
         channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
         tl.debug_barrier()  # every warp has read the ring and the state
@@ -207,7 +213,7 @@ def append_(
         tensors += [*cache, new, cache[0].shape[2], *new.stride()]
         constants |= side_constants(fmt, new.shape[3], prefix)
     blocks = [fmt.block for _, _, fmt in sides]
-    widest = max(fmt.block * new.shape[3] for _, new, fmt in sides)
+    warps = num_warps or max(warps_for(fmt, new.shape[3]) for _, new, fmt in sides)
     launches = [(True, True, 1)]
     if count > min(blocks):  # then more than one block may fall due
         launches = [(True, False, -(-count // min(blocks))), (False, True, 1)]
@@ -221,6 +227,5 @@ def append_(
                 WRITE=write,
                 ROWS=1 if count == 1 else 16,
                 **constants,
-                # one warp has whole groups, and waits for no other
-                num_warps=num_warps or (1 if widest <= 4096 else 4 if widest <= 8192 else 8),
+                num_warps=warps,
             )

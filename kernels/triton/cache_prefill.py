@@ -11,7 +11,7 @@ import triton.language as tl
 from .. import layout, reference
 from ..formats import CacheFormat, blocks_for
 from .casts import round_to
-from .encode import block_params, block_words, encode_blocks, tile_columns
+from .encode import block_params, block_words, copy_blocks, encode_blocks, tile_columns
 from .support import on_device, side_constants
 from .unpack import tile_channels, window_rows
 
@@ -98,12 +98,15 @@ def prefill_fwd_kernel(
             token0 = SINK + block * BLOCK
             source = (x + token0.to(tl.int64) * stride_s, mean, inverse, stride_s, stride_d)
             at = bh * capacity + block
-            encode_blocks(
-                _load_normalized, _of_channels, source, window + (SINK + RING) * D,
-                codes + at * block_words(BITS, BLOCK, D),
-                scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
-                blocks - block, NB, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
-            )  # fmt: skip
+            p_codes = codes + at * block_words(BITS, BLOCK, D)
+            if BITS == 0:
+                copy_blocks(_load_normalized, _of_channels, source, p_codes, blocks - block, NB, IS_KEY, BLOCK, D, COLS)
+            else:
+                encode_blocks(
+                    _load_normalized, _of_channels, source, window + (SINK + RING) * D, p_codes,
+                    scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
+                    blocks - block, NB, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+                )  # fmt: skip
     else:
         part = tl.program_id(0) - (tl.num_programs(0) - WINDOWS)
         source = (x, mean, inverse, stride_s, stride_d)

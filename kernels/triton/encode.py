@@ -74,7 +74,7 @@ def tile_columns(is_key, block, low, cols):
 
 
 @triton.jit
-def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
+def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
     """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
 
     ``first [NB]`` are the first tokens of the groups. See ``reference.anchors``.
@@ -94,7 +94,7 @@ def _least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.
 
 
 @triton.jit
-def _of_slices(p_numbers, WIDTH: tl.constexpr, GROUP: tl.constexpr):
+def of_slices(p_numbers, WIDTH: tl.constexpr, GROUP: tl.constexpr):
     """Numbers of the channels of a group as tiles, the even and the odd channels of each slice, as keys have them."""
     channel = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     tiles = ()
@@ -103,6 +103,28 @@ def _of_slices(p_numbers, WIDTH: tl.constexpr, GROUP: tl.constexpr):
         b_even, b_odd = tl.split(tl.reshape(b_x, (WIDTH, 8, 2)))
         tiles = tiles + (b_even, b_odd)
     return tiles
+
+
+@triton.jit
+def copy_blocks(
+    load,
+    of_channels,
+    source,
+    codes,
+    left,
+    NB: tl.constexpr,
+    IS_KEY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Blocks of mode ``none``, token after token; see :func:`encode_blocks`."""
+    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+    for block in range(tl.minimum(left, NB)):
+        token = block * BLOCK + tl.arange(0, BLOCK)[:, None]
+        number = of_channels(source, channel[None, :], real[None, :], (1, COLS))
+        b_x = load(source, number, token, channel[None, :], real[None, :])
+        tl.store(codes + token * D + channel[None, :], b_x, mask=real[None, :])
 
 
 @triton.jit
@@ -137,107 +159,97 @@ def encode_blocks(
         left: how many blocks there are, 1 or more; those behind ``NB`` are left alone.
         NB: how many blocks a program takes at most.
     """
-    if BITS == 0:
-        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
-        for block in range(tl.minimum(left, NB)):
-            token = block * BLOCK + tl.arange(0, BLOCK)[:, None]
-            number = of_channels(source, channel[None, :], real[None, :], (1, COLS))
-            b_x = load(source, number, token, channel[None, :], real[None, :])
-            tl.store(codes + token * D + channel[None, :], b_x, mask=real[None, :])
+    DTYPE: tl.constexpr = scales.dtype.element_ty
+    HAS_ZERO: tl.constexpr = has_zero(MODE)
+    PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
+    if IS_KEY:
+        SLICES: tl.constexpr = LO
+        COLUMNS: tl.constexpr = PADDED
+        HI: tl.constexpr = D // (16 * LO)
     else:
-        DTYPE: tl.constexpr = scales.dtype.element_ty
-        HAS_ZERO: tl.constexpr = has_zero(MODE)
-        PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
-        if IS_KEY:
-            SLICES: tl.constexpr = LO
-            COLUMNS: tl.constexpr = PADDED
-            HI: tl.constexpr = D // (16 * LO)
-        else:
-            SLICES: tl.constexpr = BLOCK // 16
-            COLUMNS: tl.constexpr = D * SLICES // 16
-            HI: tl.constexpr = 1
-        SUBS: tl.constexpr = 16 // SLICES
-        # two tokens of a column share what `of_channels` gives
-        TOGETHER: tl.constexpr = min(SUBS, 2) if IS_KEY else 1
-        START: tl.constexpr = start_of_plane(BITS)
-        RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
-        WIDTH: tl.constexpr = NB * PADDED
-        block = tl.arange(0, WIDTH) // PADDED
-        column = tl.arange(0, WIDTH) % PADDED
-        if not IS_KEY:
-            # no more channels a thread than it takes to have all the tokens of them
-            column = tl.max_contiguous(column, max(1, WIDTH // 32))
-        real = (column < COLUMNS) & (block < left)
-        # every column is there in most formats, and a load without a mask costs less
-        present = None if COLUMNS == PADDED else column < COLUMNS
-        there = None if COLUMNS == PADDED else present[:, None]
-        pair = tl.arange(0, 8)
-        # a block that is not there is read as the last one that is
-        first = tl.minimum(block, left - 1) * BLOCK
-        p_codes = codes + block * block_words(BITS, BLOCK, D)
-        p_scales = scales + block * block_params(BITS, MODE, GROUP, BLOCK, D, DTYPE)
-        for hi in range(HI):
-            planes = ()
-            for _ in tl.static_range(BITS):
-                planes = planes + (tl.full((WIDTH, 8), START, tl.int32),)
-            for group in tl.static_range(SLICES * 16 // GROUP):
-                if MODE == "anchored":
-                    begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
-                    least = _least_tokens(load, of_channels, source, begins, NB, GROUP, D)
-                    least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
-                asked = None
-                if MODE == "steered":
-                    channel0 = hi * (16 * LO) + group * GROUP
-                    means = _of_slices(queries + channel0, WIDTH, GROUP)
-                    asked = (means, _of_slices(queries + D + channel0, WIDTH, GROUP))
-                for sub in tl.static_range(0, SUBS, TOGETHER):
-                    tiles = ()
-                    for i in tl.static_range(GROUP // 16):
-                        lane0 = (group * (GROUP // 16) + i) * 16
-                        if IS_KEY:
-                            # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
-                            b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
-                            b_channel = hi * (16 * LO) + lane0 + b_lane
-                            numbers = of_channels(source, b_channel, None, (WIDTH, 2, 8))
-                        for t in tl.static_range(TOGETHER):
-                            place = (sub + t) * COLUMNS + column
-                            if IS_KEY:
-                                b_x = load(source, numbers, (first + place)[:, None, None], b_channel, None)
-                                b_first, b_second = tl.split(tl.reshape(b_x, (WIDTH, 8, 2)))
-                            else:
-                                b_token = first[:, None] + (lane0 + pair * 2)[None, :]
-                                numbers = of_channels(source, place[:, None], there, (WIDTH, 8))
-                                b_first = load(source, numbers, b_token, place[:, None], there)
-                                b_second = load(source, numbers, b_token + 1, place[:, None], there)
-                            tiles = tiles + (b_first, b_second)
+        SLICES: tl.constexpr = BLOCK // 16
+        COLUMNS: tl.constexpr = D * SLICES // 16
+        HI: tl.constexpr = 1
+    SUBS: tl.constexpr = 16 // SLICES
+    # two tokens of a column share what `of_channels` gives
+    TOGETHER: tl.constexpr = min(SUBS, 2) if IS_KEY else 1
+    START: tl.constexpr = start_of_plane(BITS)
+    RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+    WIDTH: tl.constexpr = NB * PADDED
+    block = tl.arange(0, WIDTH) // PADDED
+    column = tl.arange(0, WIDTH) % PADDED
+    if not IS_KEY:
+        # no more channels a thread than it takes to have all the tokens of them
+        column = tl.max_contiguous(column, max(1, WIDTH // 32))
+    real = (column < COLUMNS) & (block < left)
+    # every column is there in most formats, and a load without a mask costs less
+    present = None if COLUMNS == PADDED else column < COLUMNS
+    there = None if COLUMNS == PADDED else present[:, None]
+    pair = tl.arange(0, 8)
+    # a block that is not there is read as the last one that is
+    first = tl.minimum(block, left - 1) * BLOCK
+    p_codes = codes + block * block_words(BITS, BLOCK, D)
+    p_scales = scales + block * block_params(BITS, MODE, GROUP, BLOCK, D, DTYPE)
+    for hi in range(HI):
+        planes = ()
+        for _ in tl.static_range(BITS):
+            planes = planes + (tl.full((WIDTH, 8), START, tl.int32),)
+        for group in tl.static_range(SLICES * 16 // GROUP):
+            if MODE == "anchored":
+                begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
+                least = least_tokens(load, of_channels, source, begins, NB, GROUP, D)
+                least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
+            asked = None
+            if MODE == "steered":
+                channel0 = hi * (16 * LO) + group * GROUP
+                means = of_slices(queries + channel0, WIDTH, GROUP)
+                asked = (means, of_slices(queries + D + channel0, WIDTH, GROUP))
+            for sub in tl.static_range(0, SUBS, TOGETHER):
+                tiles = ()
+                for i in tl.static_range(GROUP // 16):
+                    lane0 = (group * (GROUP // 16) + i) * 16
+                    if IS_KEY:
+                        # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
+                        b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+                        b_channel = hi * (16 * LO) + lane0 + b_lane
+                        numbers = of_channels(source, b_channel, None, (WIDTH, 2, 8))
                     for t in tl.static_range(TOGETHER):
-                        own = ()
-                        for i in tl.static_range(GROUP // 16):
-                            own = own + (tiles[2 * (i * TOGETHER + t)], tiles[2 * (i * TOGETHER + t) + 1])
-                        b_anchor = None
-                        if MODE == "anchored":
-                            at = first + group * GROUP + least
-                            place = (sub + t) * COLUMNS + column
-                            numbers = of_channels(source, place, present, (WIDTH,))
-                            b_anchor = load(source, numbers, at, place, present).to(tl.float32)
-                        set_codes, b_scale, b_zero = quantize_set(own, b_anchor, asked, MODE, BITS, DTYPE)
-                        for i in tl.static_range(GROUP // 16):
-                            planes = _add_to_planes(
-                                planes,
-                                set_codes[i],
-                                field_of(IS_KEY, SLICES, sub + t, group * (GROUP // 16) + i),
-                                BITS,
-                            )
+                        place = (sub + t) * COLUMNS + column
                         if IS_KEY:
-                            p_scale = p_scales + (
-                                (hi * (16 * LO // GROUP) + group) * BLOCK + (sub + t) * COLUMNS + column
-                            )
+                            b_x = load(source, numbers, (first + place)[:, None, None], b_channel, None)
+                            b_first, b_second = tl.split(tl.reshape(b_x, (WIDTH, 8, 2)))
                         else:
-                            p_scale = p_scales + (group * D + (sub + t) * COLUMNS + column)
-                        tl.store(p_scale, b_scale.to(DTYPE), mask=real)
-                        if HAS_ZERO and not is_paired(DTYPE):
-                            tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
-            p_word = p_codes + (hi * (BITS * COLUMNS * 8) + column // RUN * (RUN * 8) + column % RUN)
-            p_word = p_word[:, None] + pair[None, :] * RUN
-            for j in tl.static_range(BITS):
-                tl.store(p_word + j * (COLUMNS * 8), planes[j], mask=real[:, None])
+                            b_token = first[:, None] + (lane0 + pair * 2)[None, :]
+                            numbers = of_channels(source, place[:, None], there, (WIDTH, 8))
+                            b_first = load(source, numbers, b_token, place[:, None], there)
+                            b_second = load(source, numbers, b_token + 1, place[:, None], there)
+                        tiles = tiles + (b_first, b_second)
+                for t in tl.static_range(TOGETHER):
+                    own = ()
+                    for i in tl.static_range(GROUP // 16):
+                        own = own + (tiles[2 * (i * TOGETHER + t)], tiles[2 * (i * TOGETHER + t) + 1])
+                    b_anchor = None
+                    if MODE == "anchored":
+                        at = first + group * GROUP + least
+                        place = (sub + t) * COLUMNS + column
+                        numbers = of_channels(source, place, present, (WIDTH,))
+                        b_anchor = load(source, numbers, at, place, present).to(tl.float32)
+                    set_codes, b_scale, b_zero = quantize_set(own, b_anchor, asked, MODE, BITS, DTYPE)
+                    for i in tl.static_range(GROUP // 16):
+                        planes = _add_to_planes(
+                            planes,
+                            set_codes[i],
+                            field_of(IS_KEY, SLICES, sub + t, group * (GROUP // 16) + i),
+                            BITS,
+                        )
+                    if IS_KEY:
+                        p_scale = p_scales + ((hi * (16 * LO // GROUP) + group) * BLOCK + (sub + t) * COLUMNS + column)
+                    else:
+                        p_scale = p_scales + (group * D + (sub + t) * COLUMNS + column)
+                    tl.store(p_scale, b_scale.to(DTYPE), mask=real)
+                    if HAS_ZERO and not is_paired(DTYPE):
+                        tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
+        p_word = p_codes + (hi * (BITS * COLUMNS * 8) + column // RUN * (RUN * 8) + column % RUN)
+        p_word = p_word[:, None] + pair[None, :] * RUN
+        for j in tl.static_range(BITS):
+            tl.store(p_word + j * (COLUMNS * 8), planes[j], mask=real[:, None])

@@ -1,0 +1,147 @@
+"""Quantizing and packing one block inside a Triton kernel, all of its groups at once: ``reference.encode_blocks``.
+
+What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU busy, this does for the single block that
+falls due in a decode step, which somebody waits for: a thread has one group instead of one of every set of groups, and
+the fields of a word, which lie in different threads then, are added up across them.
+"""
+
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..formats import CacheFormat
+from .encode import least_tokens, of_slices, start_of_plane, tile_columns
+from .quantize import quantize_set
+from .support import next_power_of_2, side_constants
+from .unpack import has_zero, is_paired
+
+#: Warps a program has at most; a thread has several groups then.
+MOST_WARPS = 8
+
+
+@triton.constexpr_function
+def padded_rows(is_key, group, block, low, cols, head_dim):
+    """The groups of a block, padded to powers of two in each of the parts that :func:`encode_block` sees them in."""
+    high = 1 << (head_dim // (16 * low) - 1).bit_length() if is_key else 1
+    return high * 256 // group * tile_columns(is_key, block, low, cols)
+
+
+def warps_for(fmt: CacheFormat, head_dim: int) -> int:
+    """Warps that give every group of a block a thread."""
+    if not fmt.quantized:
+        return min(MOST_WARPS, max(1, next_power_of_2(fmt.block * head_dim) // 1024))
+    side = side_constants(fmt, head_dim)
+    rows = padded_rows(fmt.is_key, fmt.group_size, fmt.block, side["LO"], side["COLS"], head_dim)
+    return min(MOST_WARPS, max(1, rows // 32))
+
+
+@triton.jit
+def _field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
+    """What ``b_codes`` (``both_halves``) of fields ``field [rows]`` add to a plane's words, ``layout.field_bits``."""
+    WHOLE: tl.constexpr = 16 // BITS
+    SPARE: tl.constexpr = 16 - WHOLE * BITS
+    shift = tl.where(field // WHOLE == PLANE, field % WHOLE * BITS, 0)
+    b_word = tl.where((field // WHOLE == PLANE)[:, None], b_codes << shift[:, None], 0)
+    if SPARE > 0:
+        # how far below the plane's spare bits a spread field begins, below zero where it begins among them
+        below = PLANE * SPARE - (field - WHOLE * BITS) * BITS
+        meets = (field >= WHOLE * BITS) & (below < BITS) & (below > -SPARE)
+        below = tl.where(meets, below, 0)
+        b_bits = (b_codes >> tl.maximum(below, 0)[:, None]) << tl.maximum(-below, 0)[:, None]
+        b_bits = (b_bits & (((1 << SPARE) - 1) * 0x10001)) << (WHOLE * BITS)
+        b_word += tl.where(meets[:, None], b_bits, 0)
+    return b_word
+
+
+@triton.jit
+def encode_block(
+    load,
+    of_channels,
+    source,
+    queries,
+    codes,
+    scales,
+    IS_KEY: tl.constexpr,
+    MODE: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    LO: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Write a block to ``codes`` and ``scales``, pointers to its first word and first scale.
+
+    ``load``, ``of_channels``, ``source`` and ``queries`` are those of ``encode.encode_blocks``.
+    """
+    DTYPE: tl.constexpr = scales.dtype.element_ty
+    PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
+    ROWS: tl.constexpr = padded_rows(IS_KEY, GROUP, BLOCK, LO, COLS, D)
+    SLICES: tl.constexpr = LO if IS_KEY else BLOCK // 16
+    SUBS: tl.constexpr = 16 // SLICES
+    GROUPS: tl.constexpr = SLICES * 16 // GROUP
+    HIGH: tl.constexpr = ROWS // (GROUPS * SUBS * PADDED)
+    COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
+    HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
+    RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+    # [slice_hi, groups of a slice_hi, sub-ranges, columns]; the fields of a word are all groups and sub-ranges
+    row = tl.arange(0, ROWS)
+    column = row % PADDED
+    sub = row // PADDED % SUBS
+    group = row // (PADDED * SUBS) % GROUPS
+    hi = tl.minimum(row // (PADDED * SUBS * GROUPS), HI - 1)  # slices that are not there are read as the last one
+    place = sub * COLUMNS + column  # tokens of keys, channels of values
+    if not IS_KEY:
+        # no more channels a thread than it takes to have all the tokens of them
+        place = tl.max_contiguous(place, max(1, ROWS // 256))
+    present = None if COLUMNS == PADDED else column < COLUMNS
+    there = None if COLUMNS == PADDED else present[:, None]
+    pair = tl.arange(0, 8)
+    tiles = ()
+    for i in tl.static_range(GROUP // 16):
+        if IS_KEY:
+            # [rows, halves of a slice, lanes]: 16 bytes a load, all lanes of a row in one thread
+            channel = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+            channel = (hi * (16 * LO) + group * GROUP + i * 16)[:, None, None] + channel
+            numbers = of_channels(source, channel, None, (ROWS, 2, 8))
+            b_x = load(source, numbers, place[:, None, None], channel, None)
+            b_first, b_second = tl.split(tl.reshape(b_x, (ROWS, 8, 2)))
+        else:
+            token = (group * GROUP)[:, None] + (i * 16 + pair * 2)[None, :]
+            numbers = of_channels(source, place[:, None], there, (ROWS, 8))
+            b_first = load(source, numbers, token, place[:, None], there)
+            b_second = load(source, numbers, token + 1, place[:, None], there)
+        tiles = tiles + (b_first, b_second)
+    b_anchor = None
+    if MODE == "anchored":
+        least = least_tokens(load, of_channels, source, tl.arange(0, GROUPS) * GROUP, GROUPS, GROUP, D)
+        least = tl.reshape(tl.broadcast_to(least[:, None], (GROUPS, SUBS * PADDED)), (ROWS,))
+        numbers = of_channels(source, place, present, (ROWS,))
+        b_anchor = load(source, numbers, group * GROUP + least, place, present).to(tl.float32)
+    asked = None
+    if MODE == "steered":
+        p_asked = queries + (hi * (16 * LO) + group * GROUP)[:, None, None]
+        asked = (of_slices(p_asked, ROWS, GROUP), of_slices(p_asked + D, ROWS, GROUP))
+    set_codes, b_scale, b_zero = quantize_set(tiles, b_anchor, asked, MODE, BITS, DTYPE)
+
+    real = row // (PADDED * SUBS * GROUPS) < HI
+    if present is not None:
+        real = real & present
+    p_scale = scales + (hi * (16 * LO // GROUP) + group) * BLOCK + place if IS_KEY else scales + group * D + place
+    tl.store(p_scale, b_scale.to(DTYPE), mask=real)
+    if has_zero(MODE) and not is_paired(DTYPE):
+        tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
+    high = tl.arange(0, HIGH)[:, None, None]
+    column = tl.arange(0, PADDED)[None, :, None]
+    p_word = codes + high * (BITS * COLUMNS * 8) + column // RUN * (RUN * 8) + column % RUN + pair[None, None, :] * RUN
+    for j in tl.static_range(BITS):
+        b_word = tl.zeros((ROWS, 8), tl.int32)
+        for i in tl.static_range(GROUP // 16):
+            slice_lo = group * (GROUP // 16) + i
+            field = sub * SLICES + slice_lo if IS_KEY else slice_lo * SUBS + sub
+            b_word += _field_in_plane(set_codes[i], field, j, BITS)
+        b_word = tl.sum(tl.reshape(b_word, (HIGH, GROUPS * SUBS, PADDED, 8)), 1) + start_of_plane(BITS)
+        tl.store(p_word + j * (COLUMNS * 8), b_word, mask=(high < HI) & (column < COLUMNS))
