@@ -14,6 +14,8 @@ from .pairs import Pairs
 
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
 MIN_STATISTICS_TOKENS = 32
+#: So many of a prompt's last queries say what queries are like; to read all of a long prompt's would cost more.
+MOST_QUERIES = 2048
 #: Least root mean square of the queries of a channel that counts, as a part of the largest of its head.
 LEAST_QUERY = 2.0**-12
 #: Queries count as no larger than this, so that sums of their squares are finite.
@@ -352,16 +354,19 @@ def decode_blocks(codes: torch.Tensor, scales: torch.Tensor, fmt: CacheFormat, h
 def query_statistics(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
 
-    Taken over the real queries of all query heads of a key head; numbers that are not finite count as zero. Queries of
-    fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1: nothing is known.
+    Taken over the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
+    count as zero. Queries of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1: nothing is known.
 
     Args:
         query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt.
         keys: ``[B, H, S, D]``.
         start: ``[B]``, tokens of padding in front.
     """
-    batch, q_heads, rows, head_dim = query.shape
     heads, tokens = keys.shape[1:3]
+    # an index and not a slice: of that the strides tell long from short prompts, and a graph would serve one of them
+    last = torch.arange(torch.sym_max(query.shape[2] - MOST_QUERIES, 0), query.shape[2], device=query.device)
+    query = query.index_select(2, last)
+    batch, q_heads, rows, head_dim = query.shape
     position = torch.arange(rows, device=query.device) + (tokens - rows)
     real = position >= start[:, None]
     x = query.float()

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, empty_cache, innerq
 from innerq_compile.kernels import reference
@@ -131,6 +132,19 @@ def test_statistics_leave_out_what_is_no_query():
     assert bool(found.isfinite().all())
     group = query[0, 3:, :, 5].reshape(-1).nan_to_num(0, 0, 0)  # they count as zero
     torch.testing.assert_close(found[0, 1, :, 5], torch.stack((group.mean(), group.std(correction=0))))
+
+
+@torch.no_grad()
+def test_of_a_long_prompt_the_last_queries_count(cheap_inductor):
+    """And one graph serves prompts of more and of fewer."""
+    start = torch.zeros(1, dtype=torch.int32)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(torch.ops.innerq.query_statistics, backend=counter, dynamic=True)
+    for tokens in (reference.MOST_QUERIES + 60, 500, reference.MOST_QUERIES):
+        query, keys = torch.randn(1, 4, tokens, 16), torch.randn(1, 2, tokens, 16)
+        expected = statistics(query[:, :, -reference.MOST_QUERIES :], 2, [0])
+        torch.testing.assert_close(compiled(query, keys, start), expected, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
