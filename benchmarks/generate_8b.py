@@ -11,8 +11,9 @@ Figures are those of rank 0.
 
 Sides: ``eager`` is transformers as it comes, with a DynamicCache; ``static`` a StaticCache under
 ``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend in the same mode, with a DynamicCache. Prompts are
-random tokens, prefilled at once (``--chunk``: in pieces), but for ``static`` (and with ``--fill`` for all): its cache is
-filled with random numbers, since a decode step takes as long with any. Times are wall-clock, from call to the end of the GPU's work.
+random tokens, prefilled at once (``--chunk``: in pieces), but for ``static`` (with ``--fill`` for all): its cache is
+filled with random numbers, since a decode step takes as long with any. Times are wall-clock, from call to the end of
+the GPU's work.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def synchronize() -> None:
 
 
 def fill(cache: Cache, model: LlamaForCausalLM, batch: int, context: int, preset: str | None = None) -> None:
-    """``context`` random tokens in every layer of a cache, for the heads of this rank; quantized if a preset is given."""
+    """``context`` random tokens in every layer of a cache, for this rank's heads; quantized if a preset is given."""
     config = model.config
     head_dim = config.hidden_size // config.num_attention_heads
     heads, query_heads = (count // RANKS for count in (config.num_key_value_heads, config.num_attention_heads))
