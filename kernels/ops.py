@@ -53,6 +53,7 @@ SCHEMAS = {
         f"(Tensor query, {_CACHE.format('k_')}, {_CACHE.format('v_')}, Tensor? mask, Tensor? open_from,"
         " Tensor? sink_logits, float scale, float softcap, bool causal, str k_format, str v_format) -> Tensor"
     ),
+    "row_linear": "(Tensor x, Tensor[] weights, Tensor?[] biases) -> Tensor",
     "dequantize": (f"({_CACHE.format('')}, Tensor? mean, Tensor? norm, SymInt length, str format) -> Tensor"),
 }
 
@@ -336,3 +337,26 @@ def dequantize(codes, scales, window, state, mean, norm, length, format):
 @_fake("dequantize")
 def _(codes, scales, window, state, mean, norm, length, format):
     return window.new_empty((window.shape[0], window.shape[1], length, window.shape[3]))
+
+
+# --- linear layers ----------------------------------------------------------------------------------------------
+
+
+@_impl("row_linear")
+def row_linear(x, weights, biases):
+    """Linear layers of one row, side by side: ``x [..., K]``, weights ``[N_i, K]`` to ``[..., sum N_i]``.
+
+    All dimensions of ``x`` but the last are 1. Sums are float32, and rounded once.
+    """
+    if x.device.type == "cuda" and not reference_only():
+        from . import triton as backend
+
+        if backend.supports_row_linear(x, weights):
+            return backend.row_linear(x, weights, biases)
+    outputs = [torch.nn.functional.linear(x, *layer) for layer in zip(weights, biases, strict=True)]
+    return torch.cat(outputs, -1)
+
+
+@_fake("row_linear")
+def _(x, weights, biases):
+    return x.new_empty((*x.shape[:-1], sum(weight.shape[0] for weight in weights)))

@@ -17,6 +17,7 @@ from .dequantize_rest import dequantize_rest
 from .fold_key_norm import fold_key_norm
 from .hoist_lengths import hoist_lengths
 from .index_writes import index_writes
+from .join_linears import join_linears
 from .match_attention import match_attention
 from .match_cache import match_cache
 from .plan_outputs import plan_outputs
@@ -41,6 +42,7 @@ PASSES: tuple[Pass, ...] = (
     quantize_prefill,  # fresh keys and values leave the graph quantized
     dequantize_rest,  # any other reader of a cache reads it dequantized
     plan_outputs,  # outputs of the new graph, and how the program's are made of them
+    join_linears,  # of a single token on a GPU: linear layers of one input, side by side
     index_writes,  # for CUDA graphs: positions of writes as tensors
     hoist_lengths,  # for CUDA graphs: what depends on the length goes into a graph of its own
     complete_examples,  # for the cache on disk: values of the nodes that were put in

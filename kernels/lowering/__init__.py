@@ -25,9 +25,10 @@ def register() -> str:
     if not support.installed() or os.environ.get("INNERQ_LOWERING", "1") == "0":
         return ""
     try:
-        from . import decode_attention, source
+        from . import decode_attention, row_linear, source
 
         decode_attention.register()
+        row_linear.register()
     except (ImportError, AttributeError, TypeError) as error:  # an Inductor that is unlike the ones known
         log.debug("operators stay extern kernels: %r", error)
         return ""

@@ -18,11 +18,13 @@ __all__ = [
     "key_statistics",
     "prefill",
     "rewind_",
+    "row_linear",
     "supports_append",
     "supports_decode",
     "supports_key_statistics",
     "supports_prefill",
     "supports_rewind",
+    "supports_row_linear",
 ]
 
 Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -66,6 +68,13 @@ def supports_decode(
     if mask is not None and mask.dtype not in (torch.bool, *support.DTYPES):
         return False
     return support.cache_supported(k_cache, k_fmt) and support.cache_supported(v_cache, v_fmt)
+
+
+def supports_row_linear(x: torch.Tensor, weights: list[torch.Tensor]) -> bool:
+    """Whether :func:`row_linear` takes one row ``x`` and these weights."""
+    if not support.runs_on(x) or x.dtype not in support.DTYPES:
+        return False
+    return all(weight.dtype == x.dtype and weight.is_contiguous() for weight in weights)
 
 
 def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
@@ -120,3 +129,10 @@ def decode_attention(
     return attention.decode_attention(
         query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, open_from=open_from
     )
+
+
+def row_linear(x, weights, biases) -> torch.Tensor:
+    """Linear layers of one row, see ``ops.row_linear`` and :func:`linear.row_linear`."""
+    from . import linear
+
+    return linear.row_linear(x, weights, biases)

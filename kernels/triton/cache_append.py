@@ -81,6 +81,10 @@ def _append_side(
     length = tl.load(state + 1)
     peak = tl.load(state + 2)
     new_peak = tl.maximum(peak, length + N)
+    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+    if WRITE and ROWS == 1:
+        # a single token is on its way while a block is quantized
+        b_new = tl.load(new + (channel * stride_d)[None, :], mask=real[None, :], other=0.0)
     if ENCODE:
         block = tl.maximum(peak - SINK - RECENT, 0) // BLOCK + due
         # a caller that let the storage run full has broken the contract; even then nothing is written beyond it
@@ -98,7 +102,6 @@ def _append_side(
                     IS_KEY, MODE, BITS, GROUP, BLOCK, D, LO, COLS,
                 )  # fmt: skip
     if WRITE:
-        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
         tl.debug_barrier()  # every warp has read the ring and the state
         # of tokens that share a slot only the last is written, so that the order of the stores does not matter
         last = N - RING
@@ -107,9 +110,10 @@ def _append_side(
             position = length + i
             slot = tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)
             mask = (i < N) & ((position < SINK) | (i >= last))
-            p_new = new + i.to(tl.int64)[:, None] * stride_n + (channel * stride_d)[None, :]
             mask = mask[:, None] & real[None, :]
-            b_new = tl.load(p_new, mask=mask, other=0.0)
+            if ROWS > 1:
+                p_new = new + i.to(tl.int64)[:, None] * stride_n + (channel * stride_d)[None, :]
+                b_new = tl.load(p_new, mask=mask, other=0.0)
             tl.store(
                 window + slot[:, None] * D + channel[None, :],
                 round_to(b_new.to(tl.float32), window.dtype.element_ty),

@@ -23,6 +23,11 @@ MOST_WARPS = 8
 
 
 @triton.constexpr_function
+def next_power_of_2_of(count):
+    return 1 << (count - 1).bit_length()
+
+
+@triton.constexpr_function
 def padded_rows(is_key, group, block, low, cols, head_dim):
     """The groups of a block, padded to powers of two in each of the parts that :func:`encode_block` sees them in."""
     high = 1 << (head_dim // (16 * low) - 1).bit_length() if is_key else 1
@@ -54,6 +59,38 @@ def _field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
         b_bits = (b_bits & (((1 << SPARE) - 1) * 0x10001)) << (WHOLE * BITS)
         b_word += tl.where(meets[:, None], b_bits, 0)
     return b_word
+
+
+@triton.jit
+def _side_by_side(planes, BITS: tl.constexpr):
+    """Up to eight planes as one tensor with a last dimension of the next power of two, in the order of :func:`_plane`.
+
+    One tensor is reduced, laid out anew and stored where each plane would be: the threads wait for one another once.
+    """
+    b_zero = tl.zeros_like(planes[0])
+    if BITS == 1:
+        b_all = tl.expand_dims(planes[0], 4)
+    elif BITS == 2:
+        b_all = tl.join(planes[0], planes[1])
+    else:
+        b_first = tl.join(tl.join(planes[0], planes[1]), tl.join(planes[2], planes[3] if BITS > 3 else b_zero))
+        if BITS > 4:
+            b_low = tl.join(planes[4], planes[5] if BITS > 5 else b_zero)
+            b_high = tl.join(planes[6] if BITS > 6 else b_zero, planes[7] if BITS > 7 else b_zero)
+            b_first = tl.join(b_first, tl.join(b_low, b_high))
+        b_all = b_first
+    return b_all
+
+
+@triton.jit
+def _plane(COUNT: tl.constexpr):
+    """The plane at each place of what :func:`_side_by_side` gives: bits of the place in reverse, for pairs of pairs."""
+    place = tl.arange(0, COUNT)
+    if COUNT == 4:
+        place = place // 2 + place % 2 * 2
+    elif COUNT == 8:
+        place = place // 4 + place // 2 % 2 * 2 + place % 2 * 4
+    return place
 
 
 @triton.jit
@@ -134,14 +171,20 @@ def encode_block(
     tl.store(p_scale, b_scale.to(DTYPE), mask=real)
     if has_zero(MODE) and not is_paired(DTYPE):
         tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
-    high = tl.arange(0, HIGH)[:, None, None]
-    column = tl.arange(0, PADDED)[None, :, None]
-    p_word = codes + high * (BITS * COLUMNS * 8) + column // RUN * (RUN * 8) + column % RUN + pair[None, None, :] * RUN
+    planes = ()
     for j in tl.static_range(BITS):
         b_word = tl.zeros((ROWS, 8), tl.int32)
         for i in tl.static_range(GROUP // 16):
             slice_lo = group * (GROUP // 16) + i
             field = sub * SLICES + slice_lo if IS_KEY else slice_lo * SUBS + sub
             b_word += _field_in_plane(set_codes[i], field, j, BITS)
-        b_word = tl.sum(tl.reshape(b_word, (HIGH, GROUPS * SUBS, PADDED, 8)), 1) + start_of_plane(BITS)
-        tl.store(p_word + j * (COLUMNS * 8), b_word, mask=(high < HI) & (column < COLUMNS))
+        planes = planes + (tl.reshape(b_word, (HIGH, GROUPS * SUBS, PADDED, 8)),)
+    PLANES: tl.constexpr = next_power_of_2_of(BITS)
+    b_words = tl.reshape(_side_by_side(planes, BITS), (HIGH, GROUPS * SUBS, PADDED, 8, PLANES))
+    b_words = tl.sum(b_words, 1) + start_of_plane(BITS)
+    high = tl.arange(0, HIGH)[:, None, None, None]
+    column = tl.arange(0, PADDED)[None, :, None, None]
+    plane = _plane(PLANES)[None, None, None, :]
+    p_word = codes + high * (BITS * COLUMNS * 8) + plane * (COLUMNS * 8)
+    p_word += column // RUN * (RUN * 8) + column % RUN + pair[None, None, :, None] * RUN
+    tl.store(p_word, b_words, mask=(high < HI) & (column < COLUMNS) & (plane < BITS))

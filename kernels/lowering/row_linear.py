@@ -1,0 +1,120 @@
+"""``innerq::row_linear`` in Inductor: a template that what follows is fused into.
+
+    y = row_linear(x, [w_o], [None])                ->    z = triton_tem_innerq_row_linear_0(x, w_o, residual)
+    z = residual + y
+
+One template for each number of layers and pattern of biases. By default there is one choice, from
+``linear.choose_launch``; with ``max_autotune`` Inductor times it against others.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import sympy
+import torch
+from torch._inductor import config, ir
+from torch._inductor.lowering import fallback_handler, register_lowering, view
+from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, autotune_select_algorithm
+
+from .. import ops  # noqa: F401  (the operators are registered by their import)
+from ..triton import linear as kernels
+from ..triton import support
+from . import _compat, source
+
+log = logging.getLogger("innerq_compile.lowering")
+
+
+@SymbolicGridFn
+def _grid(tiles, meta):
+    return tiles, 1, 1
+
+
+def template_source(biases: tuple[bool, ...]) -> str:
+    """The Jinja template for layers of which those in ``biases`` have one: a branch for each layer.
+
+    Layer ``i`` has ``WIDTH<i>`` outputs; ``TILE<i>`` and ``FIRST<i>`` are its first tile and its first output.
+    """
+    count = range(len(biases))
+    tensors = ["x", *(f"w{i}" for i in count), *(f"b{i}" for i in count if biases[i])]
+    lines = [f"{{{{ def_kernel({', '.join(repr(name) for name in tensors)}) }}}}", "    tile = tl.program_id(0)"]
+    indent = "    "
+    for i in count:
+        inner = indent
+        if i + 1 < len(biases):
+            lines.append(f"{indent}if tile < TILE{i + 1}:")
+            inner += "    "
+        bias = f"b{i}" if biases[i] else "None"
+        lines += [
+            f"{inner}n = (tile - TILE{i}) * BN + tl.arange(0, BN)",
+            f"{inner}acc = product_of_row(x, w{i}, {bias}, n, WIDTH{i}, K, BN, BK)",
+            f"{inner}mask = n < WIDTH{i}",
+            f"{inner}idx_n = n + FIRST{i}",
+        ]
+        if i + 1 < len(biases):
+            lines.append(f"{indent}else:")
+            indent = inner
+    lines.append('    {{ store_output(("idx_n",), "acc", "mask", val_shape=("BN",)) }}')
+    text = "\n".join(lines) + "\n"
+    return text + "\n\n{% raw %}\n" + source.library(kernels.product_of_row) + "{% endraw %}\n"
+
+
+@functools.cache
+def template_for(biases: tuple[bool, ...]) -> TritonTemplate:
+    name = "innerq_row_linear_" + "".join(str(int(bias)) for bias in biases)
+    return TritonTemplate(name, _grid, template_source(biases), **_compat.template_options())
+
+
+def register() -> None:
+    """Tell Inductor how the operator is lowered."""
+    op = torch.ops.innerq.row_linear.default
+
+    @register_lowering(op, type_promotion_kind=None)
+    def row_linear(x, weights, biases):
+        lowered = _lower(x, weights, biases)
+        if lowered is None:
+            log.debug("row_linear stays a call of the operator: no kernel for %s", x.get_dtype())
+            return fallback_handler(op, add_to_fallback_set=False)(x, weights, biases)
+        return lowered
+
+
+def _lower(x, weights, biases):
+    device, dtype = x.get_device(), x.get_dtype()
+    if device.type != "cuda" and not (device.type == "cpu" and config.cpu_backend == "triton"):
+        return None
+    layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
+    if dtype not in support.DTYPES or any(tensor.get_dtype() != dtype for tensor in layers):
+        return None
+    nodes = [ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(tensor)) for tensor in (x, *layers)]
+    for node in nodes:
+        node.freeze_layout()
+    inputs = int(x.get_size()[-1])
+    widths = [int(weight.get_size()[0]) for weight in weights]
+    layout = ir.FixedLayout(device, dtype, [sympy.Integer(sum(widths))], [sympy.S.One])
+    own = kernels.choose_launch(sum(widths), inputs)
+    launches = [own, *(kernels.other_launches(own, inputs) if config.max_autotune else ())]
+    choices: list[Any] = []
+    for launch in launches:
+        tiles = first = 0
+        places = {}
+        for i, width in enumerate(widths):
+            places |= {f"WIDTH{i}": width, f"TILE{i}": tiles, f"FIRST{i}": first}
+            tiles, first = tiles + -(-width // launch.outputs), first + width
+        template_for(tuple(bias is not None for bias in biases)).maybe_append_choice(
+            choices,
+            input_nodes=tuple(nodes),
+            layout=layout,
+            call_sizes=[sympy.Integer(tiles)],
+            num_warps=launch.num_warps,
+            num_stages=1,
+            K=inputs,
+            BN=launch.outputs,
+            BK=launch.inputs,
+            **places,
+        )
+    if not choices:
+        return None
+    node = _compat.selected(autotune_select_algorithm("innerq_row_linear", choices, nodes, layout))
+    return view(node, [*x.get_size()[:-1], sympy.Integer(sum(widths))])

@@ -1,0 +1,112 @@
+"""Linear layers of a single row: what a decode step of one sequence spends most of its time on.
+
+A weight is read once and each of its numbers is used once, so there is nothing for tensor cores: a program multiplies a
+few rows of a weight with the input, elementwise in float32, and adds up at its end.
+"""
+
+# Triton has no starred expressions in tuples.
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import triton
+import triton.language as tl
+
+from .support import next_power_of_2, on_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How a row is multiplied.
+
+    Attributes:
+        outputs: rows of the weight that a program takes.
+        inputs: numbers of each that it takes at a time.
+        num_warps: of a program.
+    """
+
+    outputs: int
+    inputs: int
+    num_warps: int
+
+
+def choose_launch(outputs: int, inputs: int) -> Launch:
+    """The launch for weights of ``outputs`` rows in all and ``inputs`` columns."""
+    width = min(next_power_of_2(inputs), 2048)
+    return Launch(2 if outputs >= 2048 else 1, width, max(1, min(8, width // 256)))
+
+
+def other_launches(own: Launch, inputs: int) -> list[Launch]:
+    """What is worth timing besides ``own``."""
+    widths = {min(next_power_of_2(inputs), width) for width in (1024, 2048, 4096)}
+    found = [
+        Launch(outputs, width, warps)
+        for width in sorted(widths)
+        for outputs in (1, 2, 4)
+        for warps in (4, 8)
+        if 512 <= outputs * width <= 8192
+    ]
+    return [launch for launch in found if launch != own]
+
+
+@triton.jit
+def product_of_row(x, weight, bias, n, N, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Outputs ``n [BN]`` of a linear layer, float32; those from ``N`` on are anything. ``bias`` may be None."""
+    real = n < N
+    b_sum = tl.zeros((BN, BK), tl.float32)
+    rows = weight + tl.where(real, n, 0).to(tl.int64)[:, None] * K
+    for k0 in range(0, K, BK):
+        k = k0 + tl.arange(0, BK)
+        if K % BK == 0:
+            b_x = tl.load(x + k)
+            b_w = tl.load(rows + k[None, :], eviction_policy="evict_first")
+        else:
+            b_x = tl.load(x + k, mask=k < K, other=0.0)
+            b_w = tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0, eviction_policy="evict_first")
+        b_sum += b_w.to(tl.float32) * b_x.to(tl.float32)[None, :]
+    b_out = tl.sum(b_sum, 1)
+    if bias is not None:
+        b_out += tl.load(bias + n, mask=real, other=0.0).to(tl.float32)
+    return b_out
+
+
+@triton.jit
+def row_linear_kernel(x, weights, biases, widths, out, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """Program: a tile of ``BN`` outputs of one of the layers. ``widths`` are theirs, ``out`` holds all of them."""
+    tile = tl.program_id(0)
+    for i in tl.static_range(len(weights)):
+        tiles = tl.cdiv(widths[i], BN)
+        if (tile >= 0) & (tile < tiles):
+            n = tile * BN + tl.arange(0, BN)
+            b_out = product_of_row(x, weights[i], biases[i], n, widths[i], K, BN, BK)
+            tl.store(out + n, b_out.to(out.dtype.element_ty), mask=n < widths[i])
+        tile -= tiles
+        out += widths[i]
+
+
+def row_linear(
+    x: torch.Tensor,
+    weights: list[torch.Tensor],
+    biases: list[torch.Tensor | None],
+    launch: Launch | None = None,
+) -> torch.Tensor:
+    """See ``ops.row_linear``. Weights are dense."""
+    widths = tuple(weight.shape[0] for weight in weights)
+    inputs = x.shape[-1]
+    launch = launch or choose_launch(sum(widths), inputs)
+    out = x.new_empty((*x.shape[:-1], sum(widths)))
+    grid = sum(triton.cdiv(width, launch.outputs) for width in widths)
+    with on_device(x):
+        row_linear_kernel[(grid,)](
+            x.contiguous(),
+            tuple(weights),
+            tuple(biases),
+            widths,
+            out,
+            K=inputs,
+            BN=launch.outputs,
+            BK=launch.inputs,
+            num_warps=launch.num_warps,
+        )
+    return out
