@@ -93,7 +93,7 @@ def _lower(x, weights, biases):
     inputs = int(x.get_size()[-1])
     widths = [int(weight.get_size()[0]) for weight in weights]
     layout = ir.FixedLayout(device, dtype, [sympy.Integer(sum(widths))], [sympy.S.One])
-    own = kernels.choose_launch(sum(widths), inputs)
+    own = kernels.choose_launch(inputs)
     launches = [own, *(kernels.other_launches(own, inputs) if config.max_autotune else ())]
     choices: list[Any] = []
     for launch in launches:

@@ -35,12 +35,12 @@ def padded_rows(is_key, group, block, low, cols, head_dim):
 
 
 def warps_for(fmt: CacheFormat, head_dim: int) -> int:
-    """Warps that give every group of a block a thread."""
+    """Warps that give every group of a block two threads."""
     if not fmt.quantized:
         return min(MOST_WARPS, max(1, next_power_of_2(fmt.block * head_dim) // 1024))
     side = side_constants(fmt, head_dim)
     rows = padded_rows(fmt.is_key, fmt.group_size, fmt.block, side["LO"], side["COLS"], head_dim)
-    return min(MOST_WARPS, max(1, rows // 32))
+    return min(MOST_WARPS, max(1, rows // 16))
 
 
 @triton.jit

@@ -31,10 +31,10 @@ class Launch:
     num_warps: int
 
 
-def choose_launch(outputs: int, inputs: int) -> Launch:
-    """The launch for weights of ``outputs`` rows in all and ``inputs`` columns."""
+def choose_launch(inputs: int) -> Launch:
+    """The launch for weights of ``inputs`` columns: the best on an H100, or within 2% of it, of those tried."""
     width = min(next_power_of_2(inputs), 2048)
-    return Launch(2 if outputs >= 2048 else 1, width, max(1, min(8, width // 256)))
+    return Launch(1, width, max(1, min(8, width // 256)))
 
 
 def other_launches(own: Launch, inputs: int) -> list[Launch]:
@@ -94,7 +94,7 @@ def row_linear(
     """See ``ops.row_linear``. Weights are dense."""
     widths = tuple(weight.shape[0] for weight in weights)
     inputs = x.shape[-1]
-    launch = launch or choose_launch(sum(widths), inputs)
+    launch = launch or choose_launch(inputs)
     out = x.new_empty((*x.shape[:-1], sum(widths)))
     grid = sum(triton.cdiv(width, launch.outputs) for width in widths)
     with on_device(x):
