@@ -67,7 +67,7 @@ def _is_row_linear(node: Node) -> bool:
     if any(_is_subclass(tensor) or tensor.dtype != tensors[0].dtype for tensor in tensors):
         return False
     row = tensors[0]
-    return support.runs_on(row) and row.dtype in support.DTYPES and tensors[1].is_contiguous()
+    return support.on_gpu(row) and row.dtype in support.DTYPES and tensors[1].is_contiguous()
 
 
 def _is_subclass(tensor: torch.Tensor) -> bool:

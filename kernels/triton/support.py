@@ -31,6 +31,11 @@ def runs_on(x: torch.Tensor) -> bool:
     return installed() and (x.is_cuda or (x.device.type == "cpu" and interpreted()))
 
 
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether Triton runs on ``x``, and not in the interpreter."""
+    return installed() and x.is_cuda
+
+
 def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> bool:
     if dtype not in DTYPES or head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
         return False

@@ -178,3 +178,32 @@ def test_generate(mode):
     assert_same_tokens(tokens, logits, expected_tokens, expected, F16)
     assert counters["inductor"]["cudagraph_skips"] == 0
     model._compiled_call_impl = None
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("name", MODES)
+def test_row_linear(name, dtype):
+    """The template, the operator's own kernel, and the library agree, with a bias and rows that are no whole tile."""
+    widths, inputs = (4096, 1024, 77), 4096
+    x, residual = torch.randn(1, 1, inputs, device="cuda", dtype=dtype), torch.randn(1, 1, sum(widths), device="cuda")
+    weights = [torch.randn(width, inputs, device="cuda", dtype=dtype) / inputs**0.5 for width in widths]
+    biases = [None, torch.randn(widths[1], device="cuda", dtype=dtype), None]
+
+    def program(x, residual):
+        return torch.ops.innerq.row_linear(x, weights, biases) + residual
+
+    lowering.register()
+    torch._dynamo.reset()
+    call = torch.compile(program, fullgraph=True, options=MODES[name])
+    expected = torch.cat(
+        [
+            torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+            for weight, bias in zip(weights, biases, strict=True)
+        ],
+        -1,
+    )
+    for _ in range(3):
+        out = call(x, residual).double() - residual.double()
+        assert (out - expected).abs().max() < (2e-3 if dtype == F16 else 2e-2) * expected.abs().max()
+    out = torch.ops.innerq.row_linear(x, weights, biases).double()
+    assert (out - expected).abs().max() < (1e-3 if dtype == F16 else 8e-3) * expected.abs().max()

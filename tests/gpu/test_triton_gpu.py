@@ -93,7 +93,7 @@ def sampled_fields(count: int, seed: int = 7) -> list[Attention]:
         key = make_format(
             "key", k_bits, mode_of("key", rng.choice(modes)), rng.choice([16, 32, 64]), sink, recent, dtype
         )
-        value = make_format("value", v_bits, rng.choice(modes), 32, sink, recent, dtype)
+        value = make_format("value", v_bits, mode_of("value", rng.choice(modes)), 32, sink, recent, dtype)
         group, rows = rng.choice([(1, 1), (4, 1), (3, 1), (8, 1), (16, 1), (2, 5), (5, 4)])
         length, plain = rng.choice([4096, 1000, 333]), rng.random() < 0.5
         cases.append(

@@ -121,6 +121,7 @@ def as_on_a_gpu(multiprocessors: int = 132, **options: Any) -> Iterator[None]:
         mock.patch.object(triton_helpers, "max2", _max2 if support.interpreted() else triton_helpers.max2),
         mock.patch.object(triton.runtime.driver, "_active", _Driver()),
         mock.patch.object(support, "runs_on", lambda tensor: True),
+        mock.patch.object(support, "on_gpu", lambda tensor: True),
         mock.patch.object(attention, "_multiprocessors", lambda device: multiprocessors),
         warnings.catch_warnings(),
     ):
