@@ -351,7 +351,7 @@ def row_linear(x, weights, biases):
     if x.device.type == "cuda" and not reference_only():
         from . import triton as backend
 
-        if backend.supports_row_linear(x, weights):
+        if backend.supports_row_linear(x, weights, biases):
             return backend.row_linear(x, weights, biases)
     outputs = [torch.nn.functional.linear(x, *layer) for layer in zip(weights, biases, strict=True)]
     return torch.cat(outputs, -1)

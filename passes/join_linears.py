@@ -67,6 +67,8 @@ def _is_row_linear(node: Node) -> bool:
     if any(_is_subclass(tensor) or tensor.dtype != tensors[0].dtype for tensor in tensors):
         return False
     row = tensors[0]
+    if example(node).dtype != row.dtype:  # as under autocast, which casts what it is given
+        return False
     return support.on_gpu(row) and row.dtype in support.DTYPES and tensors[1].is_contiguous()
 
 

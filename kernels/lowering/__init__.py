@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 
+from ..ops import reference_only
 from ..triton import support
 
 log = logging.getLogger("innerq_compile.lowering")
@@ -22,7 +23,7 @@ def register() -> str:
         A hash of all that generated code is made of, for the key under which Inductor caches a graph; empty where
         nothing could be registered: then the operators stay extern kernels.
     """
-    if not support.installed() or os.environ.get("INNERQ_LOWERING", "1") == "0":
+    if not support.installed() or os.environ.get("INNERQ_LOWERING", "1") == "0" or reference_only():
         return ""
     try:
         from . import decode_attention, row_linear, source

@@ -70,11 +70,12 @@ def supports_decode(
     return support.cache_supported(k_cache, k_fmt) and support.cache_supported(v_cache, v_fmt)
 
 
-def supports_row_linear(x: torch.Tensor, weights: list[torch.Tensor]) -> bool:
-    """Whether :func:`row_linear` takes one row ``x`` and these weights."""
+def supports_row_linear(x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> bool:
+    """Whether :func:`row_linear` takes one row ``x`` and these layers."""
     if not support.runs_on(x) or x.dtype not in support.DTYPES:
         return False
-    return all(weight.dtype == x.dtype and weight.is_contiguous() for weight in weights)
+    layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
+    return all(tensor.dtype == x.dtype and tensor.is_contiguous() for tensor in layers)
 
 
 def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:

@@ -4,7 +4,6 @@ A weight is read once and each of its numbers is used once, so there is nothing 
 few rows of a weight with the input, elementwise in float32, and adds up at its end.
 """
 
-# Triton has no starred expressions in tuples.
 from __future__ import annotations
 
 import dataclasses

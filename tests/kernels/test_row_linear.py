@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -94,3 +96,11 @@ def test_on_a_cpu(kind):
         weights[0] = weights[0].t().contiguous().t()
     out = torch.ops.innerq.row_linear(x, weights, biases)
     check(out, reference(x, weights, biases), torch.float32)
+
+
+def test_no_templates_where_plain_torch_is_asked_for():
+    """``INNERQ_KERNELS=reference`` takes the templates of compiled graphs out, too."""
+    program = "from innerq_compile.kernels import lowering; print(repr(lowering.register()))"
+    environment = {**os.environ, "INNERQ_KERNELS": "reference"}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.strip() == "''"

@@ -104,6 +104,12 @@ def test_left_alone(gpu, x, w):
     assert code == ""
 
 
+def test_left_alone_under_autocast(gpu):
+    with torch.autocast("cpu", torch.bfloat16):
+        code, _ = joined(lambda x, w: F.linear(x, w), row(), weight())
+    assert code == ""
+
+
 def test_left_alone_on_a_cpu():
     code, _ = joined(lambda x, w: F.linear(x, w), row(), weight())
     assert code == ""
@@ -128,7 +134,7 @@ class TestGraph(expecttest.TestCase):
             decode["join_linears"],
             """\
 - linear = torch._C._nn.linear(l_x_, l_self_modules_q_parameters_weight_, None)
-+ row_linear_default = torch.ops.innerq.row_linear.default(l_x_, [l_self_modules_q_parameters_weight_, l_self_modules_k_parameters_weight_, l_self_modules_v_parameters_weight_], [None, None, None])  # noqa: E501
++ row_linear_default = torch.ops.innerq.row_linear.default(l_x_, [l_self_modules_q_parameters_weight_, l_self_modules_k_parameters_weight_, l_self_modules_v_parameters_weight_], [None, None, None])
 + split = torch.functional.split(row_linear_default, [32, 16, 16], -1)
 + getitem = split[0]
 + getitem_1 = split[1]
