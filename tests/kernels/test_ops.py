@@ -73,7 +73,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     query = torch.randn(2, 4, 3, 32).to(dtype)
     mask = torch.rand(2, 1, 3, 96) > 0.2
     bias = torch.randn(1, 4, 1, 96).to(dtype)
-    formats = (k_fmt.spec, v_fmt.spec)
+    formats, token = (k_fmt.spec, v_fmt.spec), torch.randn(1, 1, 32).to(dtype)
     opened = torch.zeros(2, dtype=torch.int32)
     attention = (
         (None, None, None, 0.2, 0.0, False),
@@ -110,6 +110,10 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         "open_from": ((mask & real, k_cache[3], 3), (torch.where(real, bias, -torch.inf), k_cache[3], 1)),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
         "dequantize": ((*k_cache, mean, norm, 90, k_fmt.spec), (*v_cache, None, None, 70, v_fmt.spec)),
+        "row_linear": (
+            (token, [torch.randn(8, 32).to(dtype)], [None]),
+            (token, [torch.randn(width, 32).to(dtype) for width in (8, 3)], [None, torch.randn(3).to(dtype)]),
+        ),
     }
 
 
