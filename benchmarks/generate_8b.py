@@ -115,7 +115,8 @@ def fill(cache: Cache, model: LlamaForCausalLM, batch: int, context: int, preset
         layer.lazy_initialization(keys, values)
         if preset is not None:
             queries = torch.randn(batch, query_heads, 128, head_dim, dtype=model.dtype, device=model.device)
-            keys = InnerQTensor.from_dense(keys, preset, role="key", queries=queries)
+            norm = f"half{head_dim}"  # as the backend has it for a Llama's prompt
+            keys = InnerQTensor.from_dense(keys, preset, role="key", norm=norm, queries=queries)
             values = InnerQTensor.from_dense(values, preset, role="value")
         layer.keys, layer.values = keys, values
         cache.layers[index:] = [layer]
@@ -133,10 +134,12 @@ def prefill(model, cache, batch: int, context: int, chunk: int) -> None:
 
 
 @torch.no_grad()
-def decode(model, cache, batch: int, context: int, count: int, warmup: int) -> tuple[list[float], float]:
+def decode(
+    model, cache, batch: int, context: int, count: int, warmup: int, prompted: bool = True
+) -> tuple[list[float], float]:
     """Milliseconds of each of ``count`` steps behind ``context`` tokens, and the seconds of ``warmup`` steps before.
 
-    A mask grows by a column a step. A StaticCache gets none, or Inductor would record a graph a step for it;
+    A mask grows by a column a step; without a prompt before, Dynamo is told so, or it would compile twice. A StaticCache gets none, or Inductor would record a graph a step for it;
     transformers makes one of the cache's own length inside of the graph.
     """
     grows = not isinstance(cache, StaticCache)
@@ -145,6 +148,8 @@ def decode(model, cache, batch: int, context: int, count: int, warmup: int) -> t
     for position in range(context, context + warmup + count):
         ids = random_ids(model, batch, 1)
         mask = torch.ones(batch, position + 1, dtype=torch.long, device=model.device) if grows else None
+        if mask is not None and not prompted:
+            torch._dynamo.maybe_mark_dynamic(mask, 1)
         places = torch.full((batch, 1), position, device=model.device)
         synchronize()
         start = time.perf_counter()
@@ -189,7 +194,8 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
         synchronize()
         result["prefill_s"] = time.perf_counter() - begin  # the first of a shape includes compiling
         result["prefill_peak_gib"] = peak_gib()
-    times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup)
+    prompted = not options.fill
+    times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup, prompted)
     result |= {"ms": statistics.median(times), "ms_least": min(times), "ms_most": max(times)}
     result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache)}
     return result

@@ -82,7 +82,7 @@ class InnerQBuffer(InnerQTensor):
             device=storage.state.device,
             requires_grad=False,
         )
-        tensor._storage, tensor._offset = storage, offset
+        tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int, offset: int = 0) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import weakref
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .kernels import formats, layout, reference
 from .kernels.formats import CacheFormat
@@ -36,6 +37,9 @@ class CacheStorage:
         head_dim: of the logical tensor.
         length: logical tokens held, padding included; the host's copy of ``state``.
         handle: True where only the metadata is there: what Dynamo traces with.
+        blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
+        room: the longest sequence that it has room for.
+        kind: what a compiled graph is made for, besides sizes.
         views: the views that are alive, and some that were.
     """
 
@@ -50,7 +54,16 @@ class CacheStorage:
     head_dim: int
     length: int
     handle: bool = False
+    blocks: torch.Tensor | None = None
     views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
+    room: int = dataclasses.field(init=False, default=0)
+    kind: tuple[str, torch.dtype, bool, bool, torch.device] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        has = (self.mean is not None, self.norm is not None)
+        self.kind = (self.format.spec, self.dtype, *has, self.state.device)
+        if not self.handle:
+            self._note_capacity()
 
     # --- making one ---------------------------------------------------------------------------------------------
 
@@ -58,7 +71,6 @@ class CacheStorage:
     def adopt(fmt: CacheFormat, tensors, mean, norm, length: int) -> CacheStorage:
         """A storage around the four tensors that ``innerq::prefill`` returned for ``length`` tokens."""
         codes, scales, window, state = tensors
-        _mark_sizes(codes, state)
         return CacheStorage(fmt, codes, scales, window, state, mean, norm, window.dtype, window.shape[-1], length)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -83,9 +95,8 @@ class CacheStorage:
     def copy(self, capacity: int | None = None, transform=None) -> CacheStorage:
         """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
         new = {name: transform(t) if transform else t.clone() for name, t in self.tensors().items()}
-        made = dataclasses.replace(self, **new, views=[], dtype=new["window"].dtype)
+        made = dataclasses.replace(self, **new, views=[], blocks=None, dtype=new["window"].dtype)
         made._resize(capacity or self.capacity)
-        _mark_sizes(made.codes, made.state)
         return made
 
     def __reduce__(self):
@@ -108,7 +119,6 @@ class CacheStorage:
         needed = formats.blocks_for(self.format, length)
         if needed > self.capacity:
             self._resize(formats.grown_capacity(needed))
-            _mark_sizes(self.codes, self.state)
 
     def _resize(self, capacity: int) -> None:
         if capacity == self.capacity:
@@ -119,12 +129,25 @@ class CacheStorage:
             kept = min(capacity, old.shape[2])
             new[:, :, :kept] = old[:, :, :kept]
             setattr(self, name, new)
+        self._note_capacity()
+
+    def _note_capacity(self) -> None:
+        """Bring ``blocks`` and ``room`` up to date: the same tensor as before, of another size."""
+        self.room = formats.longest(self.format, self.capacity)
+        with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
+            if self.blocks is None:
+                self.blocks = torch.empty(0, dtype=torch.uint8, device="cpu")
+                # a symbol from the first time on: a larger storage is no new graph
+                self.blocks._dynamo_weak_dynamic_indices = {0}
+            self.blocks.resize_(self.capacity)
 
     # --- views and writing --------------------------------------------------------------------------------------
 
     def view(self, length: int) -> View:
         made = View(length)
-        self.views = [*self.live_views(), weakref.ref(made)]
+        if len(self.views) > 4:  # a step makes one, and the one before it dies soon after
+            self.views = self.live_views()
+        self.views.append(weakref.ref(made))
         return made
 
     def live_views(self) -> list[weakref.ref[View]]:
@@ -143,7 +166,8 @@ class CacheStorage:
                 break
         if target.length != view.length:
             target.truncate(view.length)
-        target.reserve(view.length + count)
+        if view.length + count > target.room:
+            target.reserve(view.length + count)
         return target
 
     def truncate(self, length: int) -> None:
@@ -170,16 +194,6 @@ def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheSt
     """A storage from what ``CacheStorage.__reduce__`` wrote."""
     four = [tensors[name] for name in ("codes", "scales", "window", "state")]
     return CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
-
-
-def _mark_sizes(codes: torch.Tensor, state: torch.Tensor) -> None:
-    """Tell Dynamo which sizes are symbols from the first time on, and which never are (see ``InnerQTensor.__new__``).
-
-    The number of blocks is a symbol: a larger storage is no new graph.
-    """
-    codes._dynamo_weak_dynamic_indices = {2}
-    codes._dynamo_static_indices = {1, 3}
-    state._dynamo_static_indices = {1, 2}
 
 
 def quantize(

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from .config import InnerQConfig
 from .errors import InnerQError, UnsupportedOperation
+from .kernels import layout, reference
 from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
-from .kernels import reference
 from .kernels.formats import CacheFormat, Role
 from .kernels.pairs import Pairs
 from .storage import CacheStorage, View, quantize, restore
@@ -42,6 +42,7 @@ class InnerQTensor(torch.Tensor):
     """
 
     _storage: CacheStorage
+    _blocks: torch.Tensor
     _view: View
     _tokens_dim: int = 2
 
@@ -56,6 +57,7 @@ class InnerQTensor(torch.Tensor):
             requires_grad=False,
         )
         tensor._storage = storage
+        tensor._blocks = storage.blocks
         tensor._view = storage.view(length)
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
@@ -158,41 +160,38 @@ class InnerQTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @property
-    def _codes(self) -> torch.Tensor:
-        return self._storage.codes
-
-    @property
     def _state(self) -> torch.Tensor:
         return self._storage.state
 
     def __tensor_flatten__(self):
-        # Dynamo guards on each tensor named here at every call, and its backend asks the storage for the others. Two
-        # are enough to know every shape; a compiler that would read data through them is told so (`check_whole`).
-        storage = self._storage
-        return ["_codes", "_state"], (
-            storage.format.spec,
-            storage.dtype,
-            storage.mean is not None,
-            storage.norm is not None,
-            self._tokens_dim,
-        )
+        # Dynamo guards on each tensor named here at every call, and on a symbolic size and its strides in Python, layer
+        # for layer; its backend asks the storage for the tensors. One tensor of one dimension is enough to know every
+        # shape; a compiler that would read data through a handle is told so (`check_whole`).
+        return ["_blocks"], (self._storage.kind, self._tokens_dim)
 
     @staticmethod
     def __tensor_unflatten__(inner, context, outer_size, outer_stride):
-        spec, dtype, has_mean, has_norm, tokens_dim = context
+        (spec, dtype, has_mean, has_norm, device), tokens_dim = context
+        fmt, blocks, head_dim = CacheFormat.parse(spec), inner["_blocks"], outer_size[3]
+        shapes = layout.shapes(fmt, outer_size[0], outer_size[3 - tokens_dim], head_dim, blocks.shape[0])
+        codes, state = (
+            blocks.new_empty(shape, dtype=own or dtype, device=device)
+            for shape, own in (shapes["codes"], shapes["state"])
+        )
         storage = CacheStorage(
-            format=CacheFormat.parse(spec),
-            codes=inner["_codes"],
+            format=fmt,
+            codes=codes,
             scales=None,
             window=None,
-            state=inner["_state"],
+            state=state,
             # which statistics there are is part of the type; the tensors are not needed to trace
-            mean=inner["_state"] if has_mean else None,
-            norm=inner["_state"] if has_norm else None,
+            mean=state if has_mean else None,
+            norm=state if has_norm else None,
             dtype=dtype,
-            head_dim=outer_size[3],
+            head_dim=head_dim,
             length=outer_size[tokens_dim],
             handle=True,
+            blocks=blocks,
         )
         return InnerQTensor(storage, outer_size[tokens_dim], tokens_dim)
 

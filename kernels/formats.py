@@ -196,6 +196,11 @@ def blocks_for(fmt: CacheFormat, length):
     return max(full, 0) if isinstance(full, int) else torch.sym_max(full, 0)
 
 
+def longest(fmt: CacheFormat, capacity: int) -> int:
+    """Real tokens of the longest sequence for which ``capacity`` blocks are enough."""
+    return fmt.sink + fmt.recent + (capacity + 1) * fmt.block - 1
+
+
 def preallocated_capacity(fmt: CacheFormat, tokens):
     """Blocks of a cache that never holds more than ``tokens`` tokens.
 

@@ -21,7 +21,6 @@ from .context import CacheInput, PassContext
 
 
 def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
-    seen: set[int] = set()
     for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         cache = node.meta.get("example_value")
         storage = getattr(cache, "_storage", None)
@@ -37,11 +36,6 @@ def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
             mean=storage.mean is not None,
             norm=storage.norm is not None,
         )
-        # two caches may share a storage; the compiled graph never gets it twice where it writes (`runtime.py`)
-        for name in ("codes", "state"):
-            inner = getattr(storage, name)
-            examples[name] = inner if id(inner) not in seen else inner.new_empty(inner.shape)
-            seen.add(id(inner))
         source = getattr(node, "_dynamo_source", None)
         nodes = add_placeholders(gm.graph, node.name, examples, source and AttrSource(source, "_storage"))
         context.caches[node] = CacheInput(

@@ -1,12 +1,27 @@
-"""What differs between the Inductors of torch 2.11 to 2.13, asked of the code itself."""
+"""What the lowerings ask of Inductor, in one place where the Inductors of torch 2.11 to 2.13 differ."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-from torch._inductor import select_algorithm
+import torch
+from torch._inductor import config, ir, select_algorithm
 from torch._inductor.virtualized import V
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether Inductor makes Triton kernels for a device."""
+    return device.type == "cuda" or (device.type == "cpu" and config.cpu_backend == "triton")
+
+
+def realized(node: ir.TensorBox, contiguous: bool = False) -> ir.IRNode:
+    """A buffer or a view of one, with the strides that it will have: what a template takes."""
+    node = ir.ExternKernel.realize_input(node)
+    if contiguous:
+        node = ir.ExternKernel.require_contiguous(node)
+    node.freeze_layout()
+    return node
 
 
 def size_hint(expr: Any) -> int:

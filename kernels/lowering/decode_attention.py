@@ -1,7 +1,7 @@
-"""``innerq::decode_attention`` in Inductor: a partial kernel from a template, and the combination as ordinary nodes.
+"""``innerq::decode_attention`` in Inductor: a partial kernel from a template, and another that combines its results.
 
     out = decode_attention(q, cache)    ->    parts = triton_tem_innerq_decode_partial_fields(q, cache)
-    y = out.transpose(1, 2).reshape()         y = one reduction over the splits, cast and transposed as y is
+    y = out.transpose(1, 2).reshape()         y = triton_tem_innerq_combine(parts), transposed as y is
 
 By default there is one choice of how the kernel is launched, from the table ``attention.choose_config``, and nothing is
 timed. With ``max_autotune`` Inductor times it against :func:`candidates` on inputs like the real ones.
@@ -93,15 +93,15 @@ def _lower(
     scale, softcap, causal, k_format, v_format,
 ):  # fmt: skip
     device = query.get_device()
-    if device.type != "cuda" and not (device.type == "cpu" and config.cpu_backend == "triton"):
+    if not _compat.runs_triton(device):
         raise _NotLowered(f"Triton does not run on {device.type}")
     k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
     names = ["query", *(f"{side}_{name}" for side in "kv" for name in _CACHE)]
     given = (query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state)
-    nodes = {name: _realized(node) for name, node in zip(names, given, strict=True)}
+    nodes = {name: _compat.realized(node) for name, node in zip(names, given, strict=True)}
     batch, heads, rows, _ = query.get_size()
     if mask is not None:
-        nodes["mask"] = _realized(expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
+        nodes["mask"] = _compat.realized(expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
     views = {name: TensorView.of(node) for name, node in nodes.items()}
     call = (
         views["query"],
@@ -120,7 +120,7 @@ def _lower(
     own = attention.choose_config(sequences, query_rows, views["query"].shape[3], views["v_window"].shape[3])
     launch = attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, config=own, open_from=open_from)
     if launch.constants.get("OPEN"):
-        nodes["open_from"] = _realized(open_from)
+        nodes["open_from"] = _compat.realized(open_from)
     launches = [launch]
     if launch.reason:
         log.debug("decode_attention takes the portable kernel: %s", launch.reason)
@@ -147,14 +147,7 @@ def _lower(
     )
     V.graph.no_fuse_buffer_names.add(node.get_name())  # the template stores its output itself
     most = int(V.graph.sizevars.shape_env.bound_sympy(splits).upper)
-    return combine(node, sink_logits, splits, most, (batch, heads, rows, sympy.Integer(value_dim)), query.get_dtype())
-
-
-def _realized(node: ir.TensorBox) -> ir.IRNode:
-    """A buffer or a view of one, with the strides that it will have."""
-    node = ir.ExternKernel.realize_input(node)
-    node.freeze_layout()
-    return node
+    return combine(node, sink_logits, most, (batch, heads, rows, sympy.Integer(value_dim)), query.get_dtype())
 
 
 def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: float, softcap: float) -> None:

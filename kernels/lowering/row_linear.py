@@ -82,14 +82,12 @@ def register() -> None:
 
 def _lower(x, weights, biases):
     device, dtype = x.get_device(), x.get_dtype()
-    if device.type != "cuda" and not (device.type == "cpu" and config.cpu_backend == "triton"):
+    if not _compat.runs_triton(device):
         return None
     layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
     if dtype not in support.DTYPES or any(tensor.get_dtype() != dtype for tensor in layers):
         return None
-    nodes = [ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(tensor)) for tensor in (x, *layers)]
-    for node in nodes:
-        node.freeze_layout()
+    nodes = [_compat.realized(tensor, contiguous=True) for tensor in (x, *layers)]
     inputs = int(x.get_size()[-1])
     widths = [int(weight.get_size()[0]) for weight in weights]
     layout = ir.FixedLayout(device, dtype, [sympy.Integer(sum(widths))], [sympy.S.One])

@@ -1,4 +1,4 @@
-"""Decode attention over a quantized cache: split-K partial kernel, then the combination of the splits.
+"""Decode attention over a quantized cache: split-K partial kernel, then the combination of the splits (``combine``).
 
 There are two partial kernels. ``attention_fields`` computes straight from the packed words, at the speed of the
 memory; ``attention_portable`` takes everything else. :func:`fields_reason` says which one a call gets, and why.
@@ -12,63 +12,18 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 
 from .. import layout
 from ..formats import CacheFormat
 from .attention_fields import decode_partial_fields_kernel
-from .attention_portable import LOG2E, decode_partial_portable_kernel
-from .casts import round_to
+from .attention_portable import decode_partial_portable_kernel
+from .combine import combine
 from .support import UNWRITTEN_SCALES, on_device, side_constants
 
 #: Tokens below which a split is not worth its share of the combination.
 MIN_SPLIT_TOKENS = 128
 #: Most splits of a sequence; the combination reads them all at once.
 MAX_SPLITS = 256
-#: Columns of the result that a program of the combination makes.
-COMBINE_COLUMNS = 32
-
-
-@triton.jit(do_not_specialize=["rows", "HQ", "N", "splits"])
-def decode_combine_kernel(
-    part_out,
-    part_max,
-    part_sum,
-    sink_logits,
-    out,
-    rows,
-    HQ,
-    N,
-    splits,
-    SINK_LOGITS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    D: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """Splits ``[splits, rows, D]`` to ``out [rows, D]``; program (row, columns).
-
-        out = sum_i 2^(max_i - max) out_i / (sum_i 2^(max_i - max) sum_i + 2^(sink - max))
-
-    Rows are in the order (batch, query head, query token). A row that saw nothing gives zero.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, SPLITS)
-    column = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    at = i.to(tl.int64) * rows + row
-    b_max = tl.load(part_max + at, mask=i < splits, other=float("-inf"))
-    b_sum = tl.load(part_sum + at, mask=i < splits, other=0.0)
-    b_out = tl.load(part_out + at[:, None] * D + column[None, :], (i < splits)[:, None] & (column < D)[None, :], 0.0)
-    top = tl.max(b_max, 0)
-    if SINK_LOGITS:
-        sink = tl.load(sink_logits + row // N % HQ).to(tl.float32) * LOG2E
-        top = tl.maximum(top, sink)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    b_weight = tl.exp2(b_max - top)
-    total = tl.sum(b_weight * b_sum, 0)
-    if SINK_LOGITS:
-        total += tl.exp2(sink - top)
-    b_out = tl.sum(b_weight[:, None] * b_out, 0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + row * D + column, round_to(b_out, out.dtype.element_ty), mask=column < D)
 
 
 @functools.cache
@@ -169,34 +124,6 @@ def fields_reason(query, k_cache, v_cache, k_fmt: CacheFormat, v_fmt: CacheForma
     if v_fmt.group_size != 32:
         return f"value groups of {v_fmt.group_size}"
     return ""
-
-
-def combine(
-    part_out: torch.Tensor,
-    part_max: torch.Tensor,
-    part_sum: torch.Tensor,
-    sink_logits: torch.Tensor | None,
-    out: torch.Tensor,
-) -> None:
-    """Partial results ``[splits, rows, D]``, ``[splits, rows]`` twice, to ``out [B, Hq, N, D]``."""
-    splits, rows, head_dim = part_out.shape
-    with on_device(out):
-        decode_combine_kernel[(rows, triton.cdiv(head_dim, COMBINE_COLUMNS))](
-            part_out,
-            part_max,
-            part_sum,
-            out if sink_logits is None else sink_logits.contiguous(),
-            out,
-            rows,
-            out.shape[1],
-            out.shape[2],
-            splits,
-            SINK_LOGITS=sink_logits is not None,
-            SPLITS=triton.next_power_of_2(splits),
-            D=head_dim,
-            COLS=COMBINE_COLUMNS,
-            num_warps=4 if splits <= 128 else 8,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from innerq_compile.kernels import layout, lowering
 from innerq_compile.kernels.lowering import decode_attention, source
 from innerq_compile.kernels.triton.attention_fields import decode_partial_fields_kernel
 from innerq_compile.kernels.triton.attention_portable import decode_partial_portable_kernel
+from innerq_compile.kernels.triton.combine import combined
 
 from . import inductor
 from .lowering_cases import Layer
@@ -55,14 +56,15 @@ def of_kind(code: str, kind: str) -> list[str]:
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_generated_code(name):
-    """Three kernels: the query with RoPE and norm, the template, the combination with the cast and transposition."""
+    """Three kernels: the query with RoPE and norm, the partial results, the combination with the transposition."""
     case, dynamic = SHOWN[name]
     layer = Layer(case)
     compiled = lowered(layer, dynamic, multiprocessors=8 if dynamic else 132)  # few splits, for the interpreter's sake
     layer.check(compiled.result)
     kernels = inductor.kernels_of(compiled.code)
     assert len(kernels) == 3 and "decode_attention.default(" not in compiled.code
-    (template,) = of_kind(compiled.code, "tem")
+    template, combination = of_kind(compiled.code, "tem")
+    assert source.library(combined) in kernels[combination]
     kernel = decode_partial_portable_kernel if "portable" in name else decode_partial_fields_kernel
     assert source.library(kernel) in kernels[template]
     if not torch.__version__.startswith("2.13"):
