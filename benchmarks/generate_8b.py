@@ -139,8 +139,9 @@ def decode(
 ) -> tuple[list[float], float]:
     """Milliseconds of each of ``count`` steps behind ``context`` tokens, and the seconds of ``warmup`` steps before.
 
-    A mask grows by a column a step; without a prompt before, Dynamo is told so, or it would compile twice. A StaticCache gets none, or Inductor would record a graph a step for it;
-    transformers makes one of the cache's own length inside of the graph.
+    A mask grows by a column a step; without a prompt before, Dynamo is told so, or it would compile twice. A
+    StaticCache gets none, or Inductor would record a graph a step for it; transformers makes one of the cache's own
+    length inside of the graph.
     """
     grows = not isinstance(cache, StaticCache)
     times = []

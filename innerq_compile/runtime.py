@@ -43,11 +43,8 @@ class CompiledGraph:
         self._dense_indices = [index for index, name in enumerate(names) if name in kept]
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         position = {cache: index for index, cache in enumerate(caches)}
-        #: for each cache: its argument, how many tokens are appended (None: none), whether it has a mean, a norm
-        self._caches = [
-            (cache.index, sizes.reader(counts[cache]) if cache in counts else None, cache.mean, cache.norm)
-            for cache in caches
-        ]
+        #: for each cache: its argument, and how many tokens are appended (None: none)
+        self._caches = [(cache.index, sizes.reader(counts[cache]) if cache in counts else None) for cache in caches]
         self._outputs = []
         for plan in context.outputs:
             what = plan.what
@@ -63,8 +60,8 @@ class CompiledGraph:
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         inputs = [args[index] for index in self._dense_indices]
         storages = []
-        shared = len({id(args[cache[0]]._storage) for cache in self._caches}) != len(self._caches)
-        for index, count, mean, norm in self._caches:
+        shared = len({id(args[index]._storage) for index, _ in self._caches}) != len(self._caches)
+        for index, count in self._caches:
             tensor = args[index]
             storage = tensor._storage
             if shared and isinstance(tensor, InnerQBuffer):
@@ -81,15 +78,11 @@ class CompiledGraph:
                 count = count(args)
                 storage = storage.writable_from(tensor._view, count)
                 storages.append((storage, count))
-            inputs += (storage.codes, storage.scales, storage.window, storage.state)
-            if mean is not None:
-                inputs.append(storage.mean)
-            if norm is not None:
-                inputs.append(storage.norm)
+            inputs += storage.inputs  # Dynamo has checked their kind
         shadows = [reader(args) for reader in self._shadows]
         for shadow in shadows:
-            inputs += shadow.key.tensors().values()
-            inputs += shadow.value.tensors().values()
+            inputs += shadow.key.inputs
+            inputs += shadow.value.inputs
         if self._prelude is not None:
             inputs += self._prelude(args, storages[0][0] if storages else shadows[0].key)
         results = self._compiled(*inputs)

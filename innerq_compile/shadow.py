@@ -61,7 +61,6 @@ class ShadowReader:
         self._formats = (plan.key.format, plan.value.format)
         self._config = config
         self._suited: Callable[[], Shadow | None] = lambda: None  # the last that `_suits`, weakly
-        self.has_mean, self.has_norm = plan.key.mean is not None, plan.key.norm is not None
         position = plan.key_use.position
         if not isinstance(position, Node):
             self._position = size(position)

@@ -40,6 +40,7 @@ class CacheStorage:
         blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
         room: the longest sequence that it has room for.
         kind: what a compiled graph is made for, besides sizes.
+        inputs: all inner tensors that there are, in the order in which compiled graphs take them.
         views: the views that are alive, and some that were.
     """
 
@@ -58,12 +59,13 @@ class CacheStorage:
     views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
     room: int = dataclasses.field(init=False, default=0)
     kind: tuple[str, torch.dtype, bool, bool, torch.device] = dataclasses.field(init=False)
+    inputs: tuple[torch.Tensor, ...] = dataclasses.field(init=False, default=())
 
     def __post_init__(self) -> None:
         has = (self.mean is not None, self.norm is not None)
         self.kind = (self.format.spec, self.dtype, *has, self.state.device)
         if not self.handle:
-            self._note_capacity()
+            self._derive()
 
     # --- making one ---------------------------------------------------------------------------------------------
 
@@ -129,10 +131,11 @@ class CacheStorage:
             kept = min(capacity, old.shape[2])
             new[:, :, :kept] = old[:, :, :kept]
             setattr(self, name, new)
-        self._note_capacity()
+        self._derive()
 
-    def _note_capacity(self) -> None:
-        """Bring ``blocks`` and ``room`` up to date: the same tensor as before, of another size."""
+    def _derive(self) -> None:
+        """Bring what is derived from the tensors up to date; ``blocks`` is the same tensor as before."""
+        self.inputs = tuple(self.tensors().values())
         self.room = formats.longest(self.format, self.capacity)
         with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
             if self.blocks is None:
