@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch._inductor import ir
-from torch._inductor.lowering import view
+from torch._inductor.lowering import permute, view
 from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, autotune_select_algorithm
 
 from ..triton import combine as kernels
@@ -28,30 +28,41 @@ def _grid(rows, tiles, meta):
     return rows, tiles, 1
 
 
-def template_source(sinks: bool) -> str:
-    """The Jinja template, with sink logits or without."""
+def template_source(sinks: bool, single: bool) -> str:
+    """The Jinja template, with sink logits or without, for a single query token or several.
+
+    The result lies in memory as ``[B, N, Hq, Dv]``, which is how the projection behind it wants it. Inductor fuses what
+    runs over the dimensions that the result has: those of a single token are ``[B, Hq * Dv]``, as what follows sees it.
+    """
     tensors = ["parts", "sink_logits"] if sinks else ["parts"]
     lines = [
         f"{{{{ def_kernel({', '.join(map(repr, tensors))}) }}}}",
-        "    idx_row = tl.program_id(0)",
-        "    idx_column = tl.program_id(1) * COLS + tl.arange(0, COLS)",
+        "    row = tl.program_id(0)",
+        "    column = tl.program_id(1) * COLS + tl.arange(0, COLS)",
         "    rows = tl.num_programs(0).to(tl.int64)",
         '    splits = ({{ size("parts", 0) }}) // (rows * (D + 2))',
         "    part_max = parts + splits * rows * D",
         "    acc = combined(",
         "        parts, part_max, part_max + splits * rows, " + ("sink_logits," if sinks else "None,"),
-        "        idx_row.to(tl.int64), idx_column, rows, HQ, N, splits, SPLITS, D,",
+        "        row.to(tl.int64), column, rows, HQ, N, splits, SPLITS, D,",
         "    )",
-        "    mask = idx_column < D",
-        '    {{ store_output(("idx_row", "idx_column"), "acc", "mask", val_shape=("COLS",)) }}',
+        "    mask = column < D",
+        "    idx_b = row // (HQ * N)",
     ]
+    if single:
+        lines.append("    idx_d = row % HQ * D + column")
+        indices = '"idx_b", "idx_d"'
+    else:
+        lines += ["    idx_n = row % N", "    idx_h = row // N % HQ", "    idx_d = column"]
+        indices = '"idx_b", "idx_n", "idx_h", "idx_d"'
+    lines.append(f'    {{{{ store_output(({indices}), "acc", "mask", val_shape=("COLS",)) }}}}')
     return "\n".join(lines) + "\n\n\n{% raw %}\n" + source.library(kernels.combined) + "{% endraw %}\n"
 
 
 @functools.cache
-def template_for(sinks: bool) -> TritonTemplate:
-    name = "innerq_combine_sinks" if sinks else "innerq_combine"
-    return TritonTemplate(name, _grid, template_source(sinks), **_compat.template_options())
+def template_for(sinks: bool, single: bool) -> TritonTemplate:
+    name = "innerq_combine" + "_sinks" * sinks + "_rows" * (not single)
+    return TritonTemplate(name, _grid, template_source(sinks, single), **_compat.template_options())
 
 
 def combine(
@@ -63,17 +74,18 @@ def combine(
         most: a bound of the number of splits that is known now.
     """
     batch, heads, rows, width = shape
-    count = batch * heads * rows
+    single = rows == 1
     nodes = [_compat.realized(parts)]
     if sink_logits is not None:
         nodes.append(_compat.realized(sink_logits, contiguous=True))
-    layout = ir.FixedLayout(nodes[0].get_device(), dtype, [count, width], [width, sympy.S.One])
+    sizes = [batch, heads * width] if single else [batch, rows, heads, width]
+    layout = ir.FixedLayout(nodes[0].get_device(), dtype, sizes, ir.FlexibleLayout.contiguous_strides(sizes))
     choices: list[Any] = []
-    template_for(sink_logits is not None).maybe_append_choice(
+    template_for(sink_logits is not None, single).maybe_append_choice(
         choices,
         input_nodes=tuple(nodes),
         layout=layout,
-        call_sizes=[count, -(-width // kernels.COLUMNS)],
+        call_sizes=[batch * heads * rows, -(-width // kernels.COLUMNS)],
         num_warps=kernels.num_warps(most),
         num_stages=1,
         HQ=int(heads),
@@ -82,4 +94,5 @@ def combine(
         D=int(width),
         COLS=kernels.COLUMNS,
     )
-    return view(_compat.selected(autotune_select_algorithm("innerq_combine", choices, nodes, layout)), list(shape))
+    node = _compat.selected(autotune_select_algorithm("innerq_combine", choices, nodes, layout))
+    return permute(view(node, [batch, rows, heads, width]), [0, 2, 1, 3])
