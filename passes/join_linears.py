@@ -30,12 +30,13 @@ MOST = 4
 def join_linears(gm: GraphModule, context: PassContext) -> GraphModule:
     if not (context.caches or context.shadows):
         return gm
+    found = [node for node in gm.graph.nodes if _is_row_linear(node)]
+    if not found:
+        return gm
     writes = Writes(gm.graph)
     groups: list[list[Node]] = []
     open_groups: dict[Node, list[Node]] = {}
-    for node in gm.graph.nodes:
-        if not _is_row_linear(node):
-            continue
+    for node in found:
         x = _arguments(node)[0]
         group = open_groups.get(x)
         if group is None or len(group) == MOST or not _may_join(group, node, writes):

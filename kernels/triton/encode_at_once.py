@@ -22,9 +22,7 @@ from .unpack import has_zero, is_paired
 MOST_WARPS = 8
 
 
-@triton.constexpr_function
-def next_power_of_2_of(count):
-    return 1 << (count - 1).bit_length()
+next_power_of_2_of = triton.constexpr_function(next_power_of_2)
 
 
 @triton.constexpr_function
@@ -73,12 +71,11 @@ def _side_by_side(planes, BITS: tl.constexpr):
     elif BITS == 2:
         b_all = tl.join(planes[0], planes[1])
     else:
-        b_first = tl.join(tl.join(planes[0], planes[1]), tl.join(planes[2], planes[3] if BITS > 3 else b_zero))
+        b_all = tl.join(tl.join(planes[0], planes[1]), tl.join(planes[2], planes[3] if BITS > 3 else b_zero))
         if BITS > 4:
             b_low = tl.join(planes[4], planes[5] if BITS > 5 else b_zero)
             b_high = tl.join(planes[6] if BITS > 6 else b_zero, planes[7] if BITS > 7 else b_zero)
-            b_first = tl.join(b_first, tl.join(b_low, b_high))
-        b_all = b_first
+            b_all = tl.join(b_all, tl.join(b_low, b_high))
     return b_all
 
 
