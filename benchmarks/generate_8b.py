@@ -5,6 +5,7 @@
     python benchmarks/generate_8b.py --rows 1x32768 --sides eager innerq --generate
     torchrun --nproc-per-node 2 benchmarks/generate_8b.py --rows 1x32768 4x32768 1x122880
     torchrun --nproc-per-node 2 benchmarks/generate_8b.py --tiny --device cpu --rows 1x300      # a smoke test
+    python benchmarks/generate_8b.py --from-json out.json --plot docs/performance.png           # of figures made before
 
 Under torchrun the model is sharded by transformers (``tp_plan="auto"``): its weights are written to a folder first.
 Figures are those of rank 0.
@@ -233,8 +234,17 @@ def main() -> None:
     parser.add_argument("--preset", default="base")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="two small layers in float32, to see that it runs")
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--from-json", metavar="FILE", help="measure nothing: show the figures of an earlier --json")
+    parser.add_argument("--plot", metavar="FILE", help="file for ms a step by context and by batch (needs matplotlib)")
     options = parser.parse_args()
+    if options.from_json:
+        with open(options.from_json) as file:
+            found = json.load(file)
+        show(found["results"], found["ranks"])
+        if options.plot:
+            plot(found, options.plot)
+        return
     if RANKS > 1:
         if options.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -276,18 +286,54 @@ def main() -> None:
                 with open(options.json, "w") as file:
                     json.dump({**head, "results": results}, file, indent=1)
     if RANKS == 1 or dist.get_rank() == 0:
-        show(results)
+        show(results, RANKS)
+        if options.plot:
+            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+            plot({"device": device, "ranks": RANKS, "results": results}, options.plot)
     if RANKS > 1:
         dist.destroy_process_group()
 
 
-def show(results: list[dict]) -> None:
+def show(results: list[dict], ranks: int) -> None:
     columns = ("row", "side", "ms", "cache_gib", "prefill_peak_gib", "decode_peak_gib", "tokens_per_s")
-    table = Table(*columns, title=f"{RANKS} devices")
+    table = Table(*columns, title=f"{ranks} devices")
     for result in results:
         cells = (result.get(name, "") for name in columns)
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
     console.print(table)
+
+
+def plot(found: dict, file: str) -> None:
+    """ms a step by context at the smallest batch, and by batch at the context that most batches have."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("--plot needs matplotlib. Run: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = [(*map(int, r["row"].split("x")), r["side"], r["ms"]) for r in found["results"] if "ms" in r]
+    batch = min(b for b, *_ in points)
+    context = statistics.mode(c for c, _ in {(c, b) for b, c, *_ in points})
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    titles = (f"batch {batch}, by context", f"{context:,} tokens, by batch")
+    for panel, title, label in zip(panels, titles, ("tokens of context", "sequences"), strict=True):
+        panel.set(title=title, xlabel=label, ylabel="ms a decode step", xscale="log", yscale="log")
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.yaxis.set_major_formatter("{x:g}")
+        times = [ms for *_, ms in points]
+        panel.set_yticks([t * 10**n for n in range(-1, 4) for t in (1, 2, 5) if min(times) <= t * 10**n <= max(times)])
+        panel.grid(True, which="both", alpha=0.3)
+    for side in dict.fromkeys(side for *_, side, _ in points):
+        own = [point for point in points if point[2] == side]
+        for panel, at in zip(panels, (1, 0), strict=True):
+            kept = sorted((p[at], p[3]) for p in own if (p[0] == batch if at else p[1] == context))
+            panel.plot(*zip(*kept, strict=True), marker="o", label=side)
+            panel.set_xticks(sorted({p[at] for p in points if (p[0] == batch if at else p[1] == context)}), minor=False)
+            panel.minorticks_off()
+    panels[0].legend()
+    figure.suptitle(f"8B Llama shape, {found['ranks']} x {found['device']}")
+    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":

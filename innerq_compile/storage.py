@@ -117,7 +117,7 @@ class CacheStorage:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` tokens. Grows by an eighth at least, so that appending stays linear."""
+        """Make room for ``length`` tokens. Grows by a sixteenth at least, so that appending stays linear."""
         needed = formats.blocks_for(self.format, length)
         if needed > self.capacity:
             self._resize(formats.grown_capacity(needed))

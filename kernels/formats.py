@@ -55,7 +55,7 @@ SCALE_DTYPES: dict[str, torch.dtype] = {
 BLOCK_TOKENS = 32
 #: Codes that are packed together, and the step in which head_dim may vary (one tensor-core slice).
 LANES = 16
-#: Spare blocks that a storage gets beyond an eighth of its size when it is made or grows.
+#: Spare blocks that a storage gets beyond a sixteenth of its size when it is made or grows.
 SPARE_BLOCKS = 4
 
 
@@ -210,8 +210,8 @@ def preallocated_capacity(fmt: CacheFormat, tokens):
 
 
 def grown_capacity(blocks):
-    """Blocks to allocate where ``blocks`` are needed: an eighth more, so that appending token by token stays linear.
+    """Blocks to allocate where ``blocks`` are needed: a sixteenth more, so that appending token by token stays linear.
 
     Takes and returns whatever does integer arithmetic (an int, a SymInt, a graph's proxy).
     """
-    return blocks + blocks // 8 + SPARE_BLOCKS
+    return blocks + blocks // 16 + SPARE_BLOCKS

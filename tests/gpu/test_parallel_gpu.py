@@ -35,7 +35,7 @@ def test_tensor_parallel(dtype, mode, tmp_path):
     common = {"model": str(tmp_path / "model"), "inputs": inputs, "new": NEW, "inductor": True}
     common["dtype"] = str(dtype).removeprefix("torch.")
     cases = [{**common, "options": {"preset": preset, **mode}} for preset in ("lossless", "base")]
-    ranks = Ranks(cases, GPUS, tmp_path, device="cuda").results()
+    ranks = Ranks(cases, GPUS, tmp_path, device="cuda")  # at work while this process computes what it expects
 
     def alone(**options):
         torch._dynamo.reset()
@@ -46,7 +46,7 @@ def test_tensor_parallel(dtype, mode, tmp_path):
         return tokens.cpu(), logits.cpu()
 
     eager, base = alone(), alone(preset="base", **mode)
-    for lossless, quantized in ranks:
+    for lossless, quantized in ranks.results():
         for found in (lossless, quantized):
             assert found["heads"] == [2] * LAYERS and all(found["quantized"])
             assert not mode or found["cuda_graphs"][-1].startswith("yes"), found["cuda_graphs"]
