@@ -257,6 +257,9 @@ def main() -> None:
         model = made(2, options.device, torch.float32, **TINY)
     else:
         model = made(options.layers, options.device, torch.float16)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    head = {"device": device, "ranks": RANKS, "preset": options.preset, "inductor": options.inductor}
+    head |= {"torch": torch.__version__, "transformers": transformers.__version__}
     results = []
     for side in options.sides:
         torch._dynamo.reset()
@@ -280,16 +283,12 @@ def main() -> None:
                 continue
             console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
             if options.json:
-                device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-                head = {"device": device, "ranks": RANKS, "preset": options.preset, "inductor": options.inductor}
-                head |= {"torch": torch.__version__, "transformers": transformers.__version__}
                 with open(options.json, "w") as file:
                     json.dump({**head, "results": results}, file, indent=1)
     if RANKS == 1 or dist.get_rank() == 0:
         show(results, RANKS)
         if options.plot:
-            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-            plot({"device": device, "ranks": RANKS, "results": results}, options.plot)
+            plot({**head, "results": results}, options.plot)
     if RANKS > 1:
         dist.destroy_process_group()
 
@@ -315,22 +314,27 @@ def plot(found: dict, file: str) -> None:
     points = [(*map(int, r["row"].split("x")), r["side"], r["ms"]) for r in found["results"] if "ms" in r]
     batch = min(b for b, *_ in points)
     context = statistics.mode(c for c, _ in {(c, b) for b, c, *_ in points})
+    sides = list(dict.fromkeys(side for *_, side, _ in points))
+    times = [ms for *_, ms in points]
+    ticks = [t * 10**n for n in range(-1, 4) for t in (1, 2, 5) if min(times) <= t * 10**n <= max(times)]
+    by_context = [(c, side, ms) for b, c, side, ms in points if b == batch]
+    by_batch = [(b, side, ms) for b, c, side, ms in points if c == context]
+    shown = (
+        (f"batch {batch}, by context", "tokens of context", by_context),
+        (f"{context:,} tokens, by batch", "sequences", by_batch),
+    )
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    titles = (f"batch {batch}, by context", f"{context:,} tokens, by batch")
-    for panel, title, label in zip(panels, titles, ("tokens of context", "sequences"), strict=True):
+    for panel, (title, label, found_here) in zip(panels, shown, strict=True):
+        for index, side in enumerate(sides):  # a side without a point here is in the legend all the same
+            line = sorted((x, ms) for x, other, ms in found_here if other == side)
+            panel.plot([x for x, _ in line], [ms for _, ms in line], marker="o", color=f"C{index}", label=side)
         panel.set(title=title, xlabel=label, ylabel="ms a decode step", xscale="log", yscale="log")
+        panel.set_xticks(sorted({x for x, *_ in found_here}))
+        panel.set_yticks(ticks)
+        panel.minorticks_off()
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.yaxis.set_major_formatter("{x:g}")
-        times = [ms for *_, ms in points]
-        panel.set_yticks([t * 10**n for n in range(-1, 4) for t in (1, 2, 5) if min(times) <= t * 10**n <= max(times)])
-        panel.grid(True, which="both", alpha=0.3)
-    for side in dict.fromkeys(side for *_, side, _ in points):
-        own = [point for point in points if point[2] == side]
-        for panel, at in zip(panels, (1, 0), strict=True):
-            kept = sorted((p[at], p[3]) for p in own if (p[0] == batch if at else p[1] == context))
-            panel.plot(*zip(*kept, strict=True), marker="o", label=side)
-            panel.set_xticks(sorted({p[at] for p in points if (p[0] == batch if at else p[1] == context)}), minor=False)
-            panel.minorticks_off()
+        panel.grid(True, alpha=0.3)
     panels[0].legend()
     figure.suptitle(f"8B Llama shape, {found['ranks']} x {found['device']}")
     figure.savefig(file, dpi=110)

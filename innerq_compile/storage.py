@@ -118,9 +118,8 @@ class CacheStorage:
 
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens. Grows by a sixteenth at least, so that appending stays linear."""
-        needed = formats.blocks_for(self.format, length)
-        if needed > self.capacity:
-            self._resize(formats.grown_capacity(needed))
+        if length > self.room:
+            self._resize(formats.grown_capacity(formats.blocks_for(self.format, length)))
 
     def _resize(self, capacity: int) -> None:
         if capacity == self.capacity:
@@ -169,8 +168,7 @@ class CacheStorage:
                 break
         if target.length != view.length:
             target.truncate(view.length)
-        if view.length + count > target.room:
-            target.reserve(view.length + count)
+        target.reserve(view.length + count)
         return target
 
     def truncate(self, length: int) -> None:

@@ -14,7 +14,7 @@ from . import _compat, source
 class PartialKernel(TritonTemplateKernel):
     """A template that writes its output itself and may have fewer registers than it asks for.
 
-    Nothing is fused behind it: what reads the output are reductions over the splits.
+    Nothing is fused behind it: what reads the output is the combination of the splits, a template of its own.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
