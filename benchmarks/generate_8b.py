@@ -290,6 +290,7 @@ def main() -> None:
         if options.plot:
             plot({**head, "results": results}, options.plot)
     if RANKS > 1:
+        torch.compiler.reset()  # NCCL waits for the CUDA graphs that recorded its collectives
         dist.destroy_process_group()
 
 

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> str:
         print(text)
         for rank, (heads, held) in enumerate(ranks):
             print(f"rank {rank}: {heads} KV heads, {held:,} bytes of cache")
+    torch.compiler.reset()  # with mode="reduce-overhead" NCCL waits for the CUDA graphs that recorded its collectives
     dist.destroy_process_group()
     return text
 

@@ -65,6 +65,17 @@ def innerq_backend(
         raise CompileError(str(error)) from None
 
 
+def _reset() -> None:
+    """Release recorded CUDA graphs, as resetting ``backend="inductor"`` does: NCCL cannot leave while they live."""
+    from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+    if torch.cuda.is_available():
+        reset_cudagraph_trees()
+
+
+innerq_backend.reset = _reset  # torch.compiler.reset() looks for it
+
+
 def split_options(options: dict[str, Any] | None, mode: str | None = None) -> tuple[InnerQConfig, dict[str, Any]]:
     """Options of ``torch.compile`` as the config and the options that go to Inductor."""
     options = dict(options or {})

@@ -63,7 +63,7 @@ def empty_cache(
         zeros = torch.zeros((batch, heads, head_dim), device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
-    storage = CacheStorage(fmt, *tensors, mean, norm, dtype, head_dim, max_tokens)
+    storage = CacheStorage(fmt, *tensors, mean, norm, dtype, head_dim, max_tokens, grows=False)
     return InnerQBuffer(storage, max_tokens)
 
 

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from .buffer import InnerQBuffer
 from .errors import UnsupportedOperation
+from .kernels import formats
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
 from .report import OBSERVERS, GraphReport
@@ -59,11 +60,12 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         inputs = [args[index] for index in self._dense_indices]
-        storages = []
+        storages, rooms = [], []
         shared = len({id(args[index]._storage) for index, _ in self._caches}) != len(self._caches)
         for index, count in self._caches:
             tensor = args[index]
             storage = tensor._storage
+            rooms.append(storage.room)
             if shared and isinstance(tensor, InnerQBuffer):
                 raise UnsupportedOperation(
                     f"two arguments of a compiled function share one quantized cache, and one of them is a buffer of "
@@ -78,6 +80,9 @@ class CompiledGraph:
                 count = count(args)
                 storage = storage.writable_from(tensor._view, count)
                 storages.append((storage, count))
+        if rooms != [storage.room for storage, _ in storages]:
+            _grow_alike([storage for storage, _ in storages], rooms)
+        for storage, _ in storages:
             inputs += storage.inputs  # Dynamo has checked their kind
         shadows = [reader(args) for reader in self._shadows]
         for shadow in shadows:
@@ -111,6 +116,21 @@ class CompiledGraph:
             storages += [(tensor._storage, 0) for tensor in made.values()]
         self._report.ran([storage for storage, _ in storages])
         return tuple(outputs)
+
+
+def _grow_alike(storages: list[CacheStorage], rooms: list[int]) -> None:
+    """Keep capacities equal that were so when Dynamo checked the arguments: they are one symbol of the graph.
+
+    Args:
+        storages: of a call, some of which have grown.
+        rooms: the room that each of them had.
+    """
+    held = [formats.blocks_for(storage.format, room) for storage, room in zip(storages, rooms, strict=True)]
+    for before in set(held):
+        alike = [storage for storage, capacity in zip(storages, held, strict=True) if capacity == before]
+        capacity = max(storage.capacity for storage in alike)
+        for storage in alike:
+            storage.resize(capacity)
 
 
 def _readable(storage: CacheStorage, length: int) -> CacheStorage:

@@ -12,6 +12,7 @@ import weakref
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .errors import UnsupportedOperation
 from .kernels import formats, layout, reference
 from .kernels.formats import CacheFormat
 
@@ -37,6 +38,7 @@ class CacheStorage:
         head_dim: of the logical tensor.
         length: logical tokens held, padding included; the host's copy of ``state``.
         handle: True where only the metadata is there: what Dynamo traces with.
+        grows: False for a preallocated cache: its capacity is one of the constants of a graph.
         blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
         room: the longest sequence that it has room for.
         kind: what a compiled graph is made for, besides sizes.
@@ -55,6 +57,7 @@ class CacheStorage:
     head_dim: int
     length: int
     handle: bool = False
+    grows: bool = True
     blocks: torch.Tensor | None = None
     views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
     room: int = dataclasses.field(init=False, default=0)
@@ -98,12 +101,12 @@ class CacheStorage:
         """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
         new = {name: transform(t) if transform else t.clone() for name, t in self.tensors().items()}
         made = dataclasses.replace(self, **new, views=[], blocks=None, dtype=new["window"].dtype)
-        made._resize(capacity or self.capacity)
+        made.resize(capacity or self.capacity)
         return made
 
     def __reduce__(self):
         # pickled as an object of its own: tensors that share a storage share it again when they are loaded
-        return restore, (self.tensors(), self.format.spec, self.length)
+        return restore, (self.tensors(), self.format.spec, self.length, self.grows)
 
     # --- size ---------------------------------------------------------------------------------------------------
 
@@ -119,11 +122,22 @@ class CacheStorage:
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens. Grows by a sixteenth at least, so that appending stays linear."""
         if length > self.room:
-            self._resize(formats.grown_capacity(formats.blocks_for(self.format, length)))
+            self.resize(formats.grown_capacity(formats.blocks_for(self.format, length)))
 
-    def _resize(self, capacity: int) -> None:
+    def resize(self, capacity: int) -> None:
+        """Make room for ``capacity`` blocks.
+
+        Raises:
+            UnsupportedOperation: for a preallocated cache that has another capacity.
+        """
         if capacity == self.capacity:
             return
+        if not self.grows:
+            raise UnsupportedOperation(
+                f"a preallocated cache of {self.capacity} blocks and caches that grow, now to {capacity} blocks, are "
+                "arguments of one compiled function, which takes them for equally large: preallocate all of them, or "
+                "give the preallocated one another number of tokens"
+            )
         for name in ("codes", "scales"):
             old = getattr(self, name)
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
@@ -139,8 +153,8 @@ class CacheStorage:
         with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
             if self.blocks is None:
                 self.blocks = torch.empty(0, dtype=torch.uint8, device="cpu")
-                # a symbol from the first time on: a larger storage is no new graph
-                self.blocks._dynamo_weak_dynamic_indices = {0}
+                if self.grows:  # a symbol from the first time on: a larger storage is no new graph
+                    self.blocks._dynamo_weak_dynamic_indices = {0}
             self.blocks.resize_(self.capacity)
 
     # --- views and writing --------------------------------------------------------------------------------------
@@ -191,10 +205,11 @@ class CacheStorage:
         return torch.ops.innerq.dequantize(*self.four(), self.mean, self.norm, length, self.format.spec)
 
 
-def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
+def restore(tensors: dict[str, torch.Tensor], spec: str, length: int, grows: bool = True) -> CacheStorage:
     """A storage from what ``CacheStorage.__reduce__`` wrote."""
     four = [tensors[name] for name in ("codes", "scales", "window", "state")]
-    return CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
+    made = CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
+    return made if grows else dataclasses.replace(made, grows=False, blocks=None)
 
 
 def quantize(

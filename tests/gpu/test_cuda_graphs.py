@@ -73,6 +73,15 @@ def test_generate(dtype, batch, padding):
     model._compiled_call_impl = None
 
 
+def test_reset_releases_what_was_recorded():
+    """Where ranks recorded collectives, NCCL does not leave before."""
+    model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
+    generate(model, prompt(1, 50, device="cuda"), 10)
+    assert recordings() > 0
+    torch.compiler.reset()
+    assert recordings() == 0
+
+
 # --- preallocated caches ----------------------------------------------------------------------------------------------
 
 

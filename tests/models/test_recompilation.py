@@ -144,6 +144,35 @@ def test_caches_of_any_origin(graphs):
     assert graphs.new() == []
 
 
+@pytest.mark.parametrize("origin", ["one storage", "storages alike"])
+def test_caches_that_grow_at_different_steps(graphs, origin):
+    """Capacities that are equal when the graph is made are one symbol of it, and stay equal when one of them grows."""
+
+    def step(query, new, *caches):
+        caches = [torch.cat([cache, new], dim=2) for cache in caches]
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return attention(query, *caches[:2]), attention(query, *caches[2:]), *caches
+
+    def pair(tokens: int) -> list[InnerQTensor]:
+        return [InnerQTensor.from_dense(torch.randn(1, 2, tokens, 64), role=role) for role in ("key", "value")]
+
+    full = pair(200)
+    room, capacity = full[0]._storage.room, full[0]._storage.capacity
+    full = [torch.cat([cache, torch.randn(1, 2, room - 200, 64)], dim=2) for cache in full]
+    short = [cache[:, :, :250] for cache in full] if origin == "one storage" else pair(250)
+    for cache in short:
+        cache._storage.resize(capacity)
+    query = new = torch.randn(1, 2, 1, 64)
+    attention, other, *caches = torch.compile(step, backend="innerq")(query, new, *full, *short)
+    assert graphs.new() == ["decode"]
+    (grown,) = {cache._storage.capacity for cache in caches}
+    assert grown > capacity
+    assert [cache.shape[2] for cache in caches] == [room + 1] * 2 + [251] * 2
+    for found, both in ((attention, caches[:2]), (other, caches[2:])):
+        dense = [cache.dequantize() for cache in both]
+        torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(query, *dense))
+
+
 def test_models_alike_share_graphs(graphs):
     for seed in range(3):
         run(models(seed=seed)[1], prompt(1, 60), 5)

@@ -31,7 +31,11 @@ class Ranks:
 
     def results(self) -> list[list[dict[str, Any]]]:
         """For each rank, the result of each case."""
-        code = self._process.wait(timeout=300)
+        try:
+            code = self._process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()  # torchrun ends its ranks, each of which writes where it stands
+            code = self._process.wait()
         self._log.close()
         assert code == 0, (self._folder / "log.txt").read_text()[-6000:]
         return [torch.load(self._folder / f"rank_{rank}.pt", weights_only=False) for rank in range(self._ranks)]

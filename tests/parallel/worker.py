@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -73,6 +75,7 @@ def run_case(case: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGTERM, chain=True)
     job = torch.load(sys.argv[1], weights_only=False)
     folder = Path(sys.argv[1]).parent
     device = job["device"]
@@ -82,6 +85,7 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     results = [run_case(case, device) for case in job["cases"]]
     torch.save(results, folder / f"rank_{rank}.pt")
+    torch.compiler.reset()  # NCCL waits for the CUDA graphs that recorded its collectives
     dist.destroy_process_group()
 
 
