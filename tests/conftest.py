@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +25,9 @@ from . import fast_interpreter
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
 
+# pytest listens to loggers that do not propagate, and torch writes a trace of all that it compiles once anybody listens
+logging.getLogger("torch.__trace").propagate = True
+
 SEED = 20260223
 
 # Examples are few and always the same ones: a failure in CI is a failure everywhere. HYPOTHESIS_PROFILE=thorough
@@ -36,6 +41,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``sampled(n)`` every n-th case runs by default. The others are slow ones: ``-m "not gpu"``."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled is not None:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,7 @@ def test_without_the_rewrite_the_cache_is_the_same_and_attention_the_programs_ow
     assert (out - exact).abs().max() > 10 * (out - dense_out).abs().max()  # the quantizer is what differs
 
 
+@pytest.mark.slow
 def test_without_the_rewrite_in_a_model_of_transformers_with_padding():
     model, inputs = tiny_llama(layers=2), prompt(2, 140, (0, 9))
     results = []

@@ -57,6 +57,7 @@ def test_explain(tiny_model, tmp_path, capsys):
     assert code == 0 and out.startswith("2 of 2 attentions work on a quantized cache")
 
 
+@pytest.mark.slow
 def test_fidelity(tiny_model, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     arguments = ("fidelity", tiny_model, "--text", tmp_path / "text.txt", "--context", "200", "--tokens", "12")
@@ -69,6 +70,7 @@ def test_fidelity(tiny_model, tmp_path, capsys):
     assert code == 2 and "give a longer text, or smaller numbers" in err
 
 
+@pytest.mark.slow
 def test_bench(tiny_model, tmp_path, capsys):
     chart = ["--plot", tmp_path / "b.png"] if importlib.util.find_spec("matplotlib") is not None else []
     result = run_json(capsys, "bench", tiny_model, "--context", "160", "320", "--steps", "2", *chart)

@@ -19,6 +19,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", SAMPLE, ids=lambda seed: f"seed{seed}")
 def test_random_program(seed):
     with cheap_compiler(aot=seed % 8 == 0):

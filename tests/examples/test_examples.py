@@ -54,6 +54,7 @@ def test_custom_decoder():
     assert rewritten() == [("prefill", 2), ("decode", 2)]
 
 
+@pytest.mark.slow
 def test_long_context(tiny_model, tmp_path):
     chart = []
     if importlib.util.find_spec("matplotlib") is not None:

@@ -131,6 +131,7 @@ def check(name, mode, dtypes):
 _OF_QUERIES = ("query_statistics", "query_weight", "query_rows", "key_statistics", "prefill", "append_one_", "write_")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "mode"),
     [(name, mode) for name in ops.SCHEMAS for mode in ("signed", "hybrid", "none")]

@@ -105,6 +105,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_attention_is_the_reference(case):
     case.check(DEVICE, torch.Generator().manual_seed(1), splits=3)

@@ -59,6 +59,7 @@ FORMATS = [  # head_dim, dtype, format; every mode, every bit width, both roles,
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("head_dim", "dtype", "fmt"), FORMATS)
 @pytest.mark.parametrize("tokens", [1, 23, 175])
 def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
@@ -100,6 +101,7 @@ def test_extreme_groups(role, mode, dtype):
     assert_same_cache(actual, expected, fmt, 32, flips=0.02)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("head_dim", "dtype", "fmt"), FORMATS)
 @pytest.mark.parametrize("count", [1, 7, 70])
 def test_append_is_the_reference(head_dim, dtype, fmt, count):

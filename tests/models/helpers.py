@@ -110,16 +110,17 @@ def reference_logits(
     return torch.stack(logits, dim=1).float()
 
 
-def assert_close_in_rms(logits, expected, dtype, *, coarse: bool = False) -> None:
-    """Root mean square of the difference against that of the expected logits.
+def assert_close_in_rms(logits, expected, exact=None) -> None:
+    """Root mean square of the difference against that of the expected logits, or of what quantization does.
 
     A single logit says little here: where two programs round a key differently, a code may fall on the other side of
-    a boundary, which moves one element of the cache by a whole step. ``coarse`` is for 2-bit keys, whose steps are
-    more than twice as wide as those of 3 bits.
+    a boundary, which moves one element of the cache by a whole step. In 16 bits that is the rule. Evaluating a random
+    model in float32 in place of float16 moves its logits by 0.02 (4 bits) to 0.1 rms (2 bits), with the same caches.
+    ``exact`` are logits without quantization, for 16 bits: the difference has to be less than half of theirs.
     """
-    ratio = (logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-    limit = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}[dtype] * (2.5 if coarse else 1)
-    assert ratio < limit, f"difference of {float(ratio):.4f} rms, allowed is {limit}"
+    difference = (logits - expected).square().mean().sqrt()
+    limit = 2e-3 * expected.square().mean().sqrt() if exact is None else (expected - exact).square().mean().sqrt() / 2
+    assert difference < limit, f"rms of the difference {float(difference):.4f}, allowed is {float(limit):.4f}"
 
 
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}

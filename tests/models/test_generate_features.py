@@ -121,6 +121,7 @@ def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Input
 # --- generate ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("cheap_inductor_of_module")
 def test_lossless(case: Case):
@@ -133,6 +134,7 @@ def test_lossless(case: Case):
     assert_all_rewritten("decode")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in BASE_CASES], ids=str)
 @pytest.mark.usefixtures("cheap_inductor_of_module")
 def test_base(case: Case):
@@ -157,6 +159,7 @@ def test_right_padding():
     assert_all_rewritten()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("assistant", ["plain", "compiled"])
 @pytest.mark.parametrize("preset", ["lossless", "base"])
 @pytest.mark.usefixtures("cheap_inductor_of_module")
@@ -201,6 +204,7 @@ def test_prompt_in_pieces():
     assert_all_rewritten()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("preset", ["lossless", "base"])
 @pytest.mark.usefixtures("cheap_inductor_of_module")
 def test_conversation(preset):

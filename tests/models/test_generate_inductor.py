@@ -13,6 +13,7 @@ from .helpers import prompt
 from .test_generate_features import CASES, assert_all_rewritten, models, tokens_of
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["beams", "prompt-lookup", "chunked-prefill-padded", "static"])
 def test_features(name):
     torch._dynamo.reset()

@@ -33,6 +33,7 @@ def compile_config(preset: str = "lossless") -> CompileConfig:
     return config
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("cheap_inductor_of_module")
 def test_generate(case: Case):

@@ -148,6 +148,7 @@ def eager_graphs(monkeypatch):
     run_graphs_eagerly(monkeypatch)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize(("rope", "shared"), ROPES.items(), ids=lambda x: getattr(x, "__name__", x))

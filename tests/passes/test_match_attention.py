@@ -383,6 +383,7 @@ def compiled(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_spelling_is_rewritten(name, compiled):
     model = Decoder(SPELLINGS[name])
@@ -556,6 +557,7 @@ def flex(q, k, v, mask):
     return flex_attention(q, k, v, enable_gqa=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TRAPS)
 def test_trap_is_left_alone(name, compiled):
     fn, reason = TRAPS[name]
@@ -635,6 +637,7 @@ class Bshd(Decoder):
         return self.attend(q, k.transpose(1, 2), heads_first, mask), (k, v)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["sdpa_positional", "bshd_einsum", "grouped_einsum", "at_operator_mt"])
 @pytest.mark.parametrize("values", [True, False], ids=["both", "keys-only"])
 def test_caches_as_batch_tokens_heads(name, values, compiled):

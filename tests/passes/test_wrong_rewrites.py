@@ -379,6 +379,7 @@ def run_both(name: str, kind: str, monkeypatch) -> None:
         assert any(report.rewritten for report in compiled_graphs()), [str(r) for r in compiled_graphs()]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name, monkeypatch):
     run_both(name, "dense", monkeypatch)
