@@ -7,6 +7,7 @@ may write behind its end, in place, as long as no other live view is longer; oth
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 
 import torch
@@ -15,6 +16,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .errors import UnsupportedOperation
 from .kernels import formats, layout, reference
 from .kernels.formats import CacheFormat
+
+Kind = tuple[str, torch.dtype, bool, bool, str]  # spec, dtype, has a mean, has a norm, device
+
+
+@functools.cache
+def _flattened(*kind) -> tuple[Kind, dict[int, tuple[list[str], tuple[Kind, int]]]]:
+    """A kind and ``CacheStorage.flat``. Guards ask each cache twice a step: objects that are the same compare fast."""
+    return kind, {tokens_dim: (["_blocks"], (kind, tokens_dim)) for tokens_dim in (1, 2)}
 
 
 class View:
@@ -41,7 +50,8 @@ class CacheStorage:
         grows: False for a preallocated cache: its capacity is one of the constants of a graph.
         blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
         room: the longest sequence that it has room for.
-        kind: what a compiled graph is made for, besides sizes.
+        kind: what a compiled graph is made for, besides sizes; one object for all storages of a kind.
+        flat: for each ``tokens_dim``, what ``InnerQTensor.__tensor_flatten__`` returns.
         inputs: all inner tensors that there are, in the order in which compiled graphs take them.
         views: the views that are alive, and some that were.
     """
@@ -61,12 +71,13 @@ class CacheStorage:
     blocks: torch.Tensor | None = None
     views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
     room: int = dataclasses.field(init=False, default=0)
-    kind: tuple[str, torch.dtype, bool, bool, torch.device] = dataclasses.field(init=False)
+    kind: Kind = dataclasses.field(init=False)
+    flat: dict[int, tuple[list[str], tuple[Kind, int]]] = dataclasses.field(init=False)
     inputs: tuple[torch.Tensor, ...] = dataclasses.field(init=False, default=())
 
     def __post_init__(self) -> None:
         has = (self.mean is not None, self.norm is not None)
-        self.kind = (self.format.spec, self.dtype, *has, self.state.device)
+        self.kind, self.flat = _flattened(self.format.spec, self.dtype, *has, str(self.state.device))
         if not self.handle:
             self._derive()
 

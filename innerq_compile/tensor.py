@@ -167,7 +167,7 @@ class InnerQTensor(torch.Tensor):
         # Dynamo guards on each tensor named here at every call, and on a symbolic size and its strides in Python, layer
         # for layer; its backend asks the storage for the tensors. One tensor of one dimension is enough to know every
         # shape; a compiler that would read data through a handle is told so (`check_whole`).
-        return ["_blocks"], (self._storage.kind, self._tokens_dim)
+        return self._storage.flat[self._tokens_dim]
 
     @staticmethod
     def __tensor_unflatten__(inner, context, outer_size, outer_stride):

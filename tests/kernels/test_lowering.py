@@ -85,6 +85,8 @@ CASES = [
     Attention(**pair(3, 3, dtype=F32), mask="added-heads", rows=2),
     Attention(**pair(3, 4, "none", "signed"), padded=True),
     Attention(**pair(6, 5), head_dim=64, value_dim=96),
+    Attention(**pair(3, 3), head_dim=64, value_dim=80, rows=2),
+    Attention(**pair(3, 3), sinks=True, rows=3),
 ]
 
 
