@@ -63,7 +63,7 @@ def empty_cache(
         zeros = torch.zeros((batch, heads, head_dim), device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
-    storage = CacheStorage(fmt, *tensors, mean, norm, dtype, head_dim, max_tokens, grows=False)
+    storage = CacheStorage(fmt, *tensors, mean, norm, dtype, head_dim, max_tokens)
     return InnerQBuffer(storage, max_tokens)
 
 
@@ -83,6 +83,8 @@ class InnerQBuffer(InnerQTensor):
             requires_grad=False,
         )
         tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
+        # it never grows: its capacity is a constant of a graph
+        vars(storage.blocks).pop("_dynamo_weak_dynamic_indices", None)
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int, offset: int = 0) -> None:

@@ -10,7 +10,6 @@ from torch.fx import GraphModule
 
 from .buffer import InnerQBuffer
 from .errors import UnsupportedOperation
-from .kernels import formats
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
 from .report import OBSERVERS, GraphReport
@@ -60,12 +59,11 @@ class CompiledGraph:
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         inputs = [args[index] for index in self._dense_indices]
-        storages, rooms = [], []
+        storages = []
         shared = len({id(args[index]._storage) for index, _ in self._caches}) != len(self._caches)
         for index, count in self._caches:
             tensor = args[index]
             storage = tensor._storage
-            rooms.append(storage.room)
             if shared and isinstance(tensor, InnerQBuffer):
                 raise UnsupportedOperation(
                     f"two arguments of a compiled function share one quantized cache, and one of them is a buffer of "
@@ -80,8 +78,8 @@ class CompiledGraph:
                 count = count(args)
                 storage = storage.writable_from(tensor._view, count)
                 storages.append((storage, count))
-        if rooms != [storage.room for storage, _ in storages]:
-            _grow_alike([storage for storage, _ in storages], rooms)
+        if shared:
+            _grow_alike([args[index]._storage for index, _ in self._caches], [storage for storage, _ in storages])
         for storage, _ in storages:
             inputs += storage.inputs  # Dynamo has checked their kind
         shadows = [reader(args) for reader in self._shadows]
@@ -118,19 +116,13 @@ class CompiledGraph:
         return tuple(outputs)
 
 
-def _grow_alike(storages: list[CacheStorage], rooms: list[int]) -> None:
-    """Keep capacities equal that were so when Dynamo checked the arguments: they are one symbol of the graph.
-
-    Args:
-        storages: of a call, some of which have grown.
-        rooms: the room that each of them had.
-    """
-    held = [formats.blocks_for(storage.format, room) for storage, room in zip(storages, rooms, strict=True)]
-    for before in set(held):
-        alike = [storage for storage, capacity in zip(storages, held, strict=True) if capacity == before]
-        capacity = max(storage.capacity for storage in alike)
-        for storage in alike:
-            storage.resize(capacity)
+def _grow_alike(originals: list[CacheStorage], copies: list[CacheStorage]) -> None:
+    """Keep capacities of copies of one storage equal: Dynamo saw one tensor of blocks, so that they are one symbol."""
+    for original in {id(original): original for original in originals}.values():
+        alike = [copy for copy, its in zip(copies, originals, strict=True) if its is original]
+        capacity = max(copy.capacity for copy in alike)
+        for copy in alike:
+            copy.resize(capacity)
 
 
 def _readable(storage: CacheStorage, length: int) -> CacheStorage:

@@ -13,7 +13,6 @@ import weakref
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .errors import UnsupportedOperation
 from .kernels import formats, layout, reference
 from .kernels.formats import CacheFormat
 
@@ -47,7 +46,6 @@ class CacheStorage:
         head_dim: of the logical tensor.
         length: logical tokens held, padding included; the host's copy of ``state``.
         handle: True where only the metadata is there: what Dynamo traces with.
-        grows: False for a preallocated cache: its capacity is one of the constants of a graph.
         blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
         room: the longest sequence that it has room for.
         kind: what a compiled graph is made for, besides sizes; one object for all storages of a kind.
@@ -67,7 +65,6 @@ class CacheStorage:
     head_dim: int
     length: int
     handle: bool = False
-    grows: bool = True
     blocks: torch.Tensor | None = None
     views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
     room: int = dataclasses.field(init=False, default=0)
@@ -117,7 +114,7 @@ class CacheStorage:
 
     def __reduce__(self):
         # pickled as an object of its own: tensors that share a storage share it again when they are loaded
-        return restore, (self.tensors(), self.format.spec, self.length, self.grows)
+        return restore, (self.tensors(), self.format.spec, self.length)
 
     # --- size ---------------------------------------------------------------------------------------------------
 
@@ -136,19 +133,9 @@ class CacheStorage:
             self.resize(formats.grown_capacity(formats.blocks_for(self.format, length)))
 
     def resize(self, capacity: int) -> None:
-        """Make room for ``capacity`` blocks.
-
-        Raises:
-            UnsupportedOperation: for a preallocated cache that has another capacity.
-        """
+        """Make room for ``capacity`` blocks. The caller knows that no more than that are held."""
         if capacity == self.capacity:
             return
-        if not self.grows:
-            raise UnsupportedOperation(
-                f"a preallocated cache of {self.capacity} blocks and caches that grow, now to {capacity} blocks, are "
-                "arguments of one compiled function, which takes them for equally large: preallocate all of them, or "
-                "give the preallocated one another number of tokens"
-            )
         for name in ("codes", "scales"):
             old = getattr(self, name)
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
@@ -164,8 +151,8 @@ class CacheStorage:
         with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
             if self.blocks is None:
                 self.blocks = torch.empty(0, dtype=torch.uint8, device="cpu")
-                if self.grows:  # a symbol from the first time on: a larger storage is no new graph
-                    self.blocks._dynamo_weak_dynamic_indices = {0}
+                # a symbol from the first time on: a larger storage is no new graph
+                self.blocks._dynamo_weak_dynamic_indices = {0}
             self.blocks.resize_(self.capacity)
 
     # --- views and writing --------------------------------------------------------------------------------------
@@ -216,11 +203,10 @@ class CacheStorage:
         return torch.ops.innerq.dequantize(*self.four(), self.mean, self.norm, length, self.format.spec)
 
 
-def restore(tensors: dict[str, torch.Tensor], spec: str, length: int, grows: bool = True) -> CacheStorage:
+def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
     """A storage from what ``CacheStorage.__reduce__`` wrote."""
     four = [tensors[name] for name in ("codes", "scales", "window", "state")]
-    made = CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
-    return made if grows else dataclasses.replace(made, grows=False, blocks=None)
+    return CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
 
 
 def quantize(

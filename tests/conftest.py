@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import Counter
+import zlib
 from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,15 +45,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``sampled(n)`` every n-th case runs by default. The others are slow ones: ``-m "not gpu"``."""
-    seen: Counter[str] = Counter()
+    """Of a test marked ``sampled(n)`` an n-th of the cases runs by default, always the same ones; the rest is slow."""
+    families: dict[str, list[pytest.Item]] = {}
     for item in items:
-        sampled = item.get_closest_marker("sampled")
-        if sampled is not None:
-            name = item.nodeid.partition("[")[0]
-            if seen[name] % sampled.args[0]:
-                item.add_marker(pytest.mark.slow)
-            seen[name] += 1
+        if item.get_closest_marker("sampled") is not None:
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for family in families.values():
+        of = family[0].get_closest_marker("sampled").args[0]
+        # by the checksum of the name, so that neighbours in a product of parameters do not go together
+        family.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for item in family[-(-len(family) // of) :]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

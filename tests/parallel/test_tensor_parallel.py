@@ -32,10 +32,8 @@ def single(model, inputs, options: dict, **arguments):
     return generate(model, inputs, NEW, **arguments)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, cheap_inductor_of_module):
+def run_all(folder):
     """Results of both ranks, and what one process gives for the same cases."""
-    folder = tmp_path_factory.mktemp("ranks")
     model, one_layer, one_head = saved(folder, KV_HEADS), saved(folder, KV_HEADS, 1), saved(folder, 1, 1)
     common = {"inputs": prompt(2, 210, (0, 23)), "new": NEW}
     pair = {"preset": "base", "key_norm": "pair"}  # its factors stand on the sharded projections
@@ -57,39 +55,56 @@ def runs(tmp_path_factory, cheap_inductor_of_module):
     return ranks.results(), expected
 
 
-@pytest.mark.parametrize("case", [LOSSLESS, BASE, STATIC, REPLICATED], ids=["lossless", "base", "static", "replicated"])
-def test_tokens_are_those_of_one_process(runs, case):
-    ranks, expected = runs
-    tokens, logits, _ = expected[case]
+def tokens_are_those_of_one_process(ranks, expected):
     for rank in ranks:
-        assert_same_tokens(rank[case]["tokens"], rank[case]["logits"], tokens, logits, torch.float32)
+        for case, (tokens, logits, _) in expected.items():
+            assert_same_tokens(rank[case]["tokens"], rank[case]["logits"], tokens, logits, torch.float32)
 
 
-@pytest.mark.parametrize("case", [LOSSLESS, BASE])
-def test_every_rank_holds_its_own_heads(runs, case):
-    ranks, _ = runs
+def every_rank_holds_its_own_heads(ranks, expected):
     for rank in ranks:
-        assert rank[case]["rewritten"] == [("prefill", LAYERS), ("decode", LAYERS)]
-        assert rank[case]["heads"] == [KV_HEADS // RANKS] * LAYERS and all(rank[case]["quantized"])
+        for case in (LOSSLESS, BASE):
+            assert rank[case]["rewritten"] == [("prefill", LAYERS), ("decode", LAYERS)]
+            assert rank[case]["heads"] == [KV_HEADS // RANKS] * LAYERS and all(rank[case]["quantized"])
 
 
-def test_the_ranks_hold_together_what_one_process_holds(runs):
-    ranks, expected = runs
+def the_ranks_hold_together_what_one_process_holds(ranks, expected):
     whole = [layer.keys.nbytes_held + layer.values.nbytes_held for layer in expected[BASE][2].layers]
     shared = [sum(parts) for parts in zip(*(rank[BASE]["bytes"] for rank in ranks), strict=True)]
     assert shared == whole
 
 
-def test_a_static_cache_is_read_through_its_shadow(runs):
-    for rank in runs[0]:
+def a_static_cache_is_read_through_its_shadow(ranks, expected):
+    for rank in ranks:
         assert ("decode", 1) in rank[STATIC]["rewritten"]
 
 
-def test_collectives_stay(runs):
+def collectives_stay(ranks, expected):
     # sums behind the embedding and behind the attention and MLP of each layer; the logits are gathered
     once = {"all_reduce": 1 + 2 * LAYERS, "all_gather_into_tensor": 1, "wait_tensor": 2 + 2 * LAYERS}
-    for rank in runs[0]:
+    for rank in ranks:
         assert rank[BASE]["collectives"] == rank[LOSSLESS]["collectives"] == [once, once]
+
+
+def heads_that_the_ranks_cannot_share_are_refused(ranks, expected):
+    for rank in ranks:
+        assert "1 KV heads are not allowed on 2 ranks" in rank[ONE_HEAD]["error"]
+
+
+@pytest.mark.usefixtures("cheap_inductor")
+def test_two_ranks(tmp_path, subtests):
+    """One test, for pytest's workers would run the ranks once each."""
+    found = run_all(tmp_path)
+    for check in (
+        tokens_are_those_of_one_process,
+        every_rank_holds_its_own_heads,
+        the_ranks_hold_together_what_one_process_holds,
+        a_static_cache_is_read_through_its_shadow,
+        collectives_stay,
+        heads_that_the_ranks_cannot_share_are_refused,
+    ):
+        with subtests.test(check.__name__):
+            check(*found)
 
 
 @pytest.mark.slow
@@ -103,9 +118,3 @@ def test_compiled_by_inductor(tmp_path):
     for (found,) in ranks.results():
         assert found["heads"] == [KV_HEADS // RANKS] * LAYERS and all(found["quantized"])
         assert_same_tokens(found["tokens"], found["logits"], tokens, logits, torch.float32)
-
-
-def test_heads_that_the_ranks_cannot_share(runs):
-    for rank in runs[0]:
-        assert "1 KV heads are not allowed on 2 ranks" in rank[ONE_HEAD]["error"]
-        assert rank[REPLICATED]["heads"] == [1] and all(rank[REPLICATED]["quantized"])
