@@ -206,22 +206,22 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
 @torch.no_grad()
 def tokens_per_second(model, side: str, batch: int, context: int, few: int = 16, many: int = 80) -> float:
     """Tokens a second of ``model.generate`` as a user calls it: what ``many`` tokens take more than ``few``."""
-    arguments, compiled = {}, model._compiled_call_impl
+    ids = random_ids(model, batch, context)
+    arguments = {"attention_mask": torch.ones_like(ids), "do_sample": False}
+    compiled = model._compiled_call_impl
     if side == "static":
         arguments["cache_implementation"] = "static"
         model._compiled_call_impl = None  # on a GPU generate compiles the steps over a static cache itself
-    ids = random_ids(model, batch, context)
-    mask = torch.ones_like(ids)
     seconds = {}
-    for count in (many, many, few):
-        synchronize()
-        begin = time.perf_counter()
-        model.generate(
-            ids, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count, **arguments
-        )
-        synchronize()
-        seconds[count] = time.perf_counter() - begin  # the first call compiles, the second is kept
-    model._compiled_call_impl = compiled
+    try:
+        for count in (many, many, few):
+            synchronize()
+            begin = time.perf_counter()
+            model.generate(ids, max_new_tokens=count, min_new_tokens=count, **arguments)
+            synchronize()
+            seconds[count] = time.perf_counter() - begin  # the first call compiles, the second is kept
+    finally:  # a row that does not fit is no reason to measure the next ones uncompiled
+        model._compiled_call_impl = compiled
     return batch * (many - few) / (seconds[many] - seconds[few])
 
 

@@ -67,9 +67,9 @@ def innerq_backend(
 
 def _reset() -> None:
     """Release recorded CUDA graphs, as resetting ``backend="inductor"`` does: NCCL cannot leave while they live."""
-    from torch._inductor.cudagraph_trees import reset_cudagraph_trees
-
     if torch.cuda.is_available():
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
         reset_cudagraph_trees()
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import blocks_for
@@ -44,9 +45,8 @@ def attend(pair, head_dim: int, dtype: torch.dtype, device: str) -> None:
         case = Attention(*pair, dtype, 2, 2, 4, rows, 333, head_dim, mask=mask, padded=padded, sinks=sinks)
         arguments = case.arguments("cpu", torch.Generator().manual_seed(0))
         opened = case.open_from(arguments)
-        arguments = [tuple(t.to(device) for t in a) if isinstance(a, tuple) else a for a in arguments]
-        arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
-        attention.decode_attention(*arguments, open_from=None if opened is None else opened.to(device))
+        arguments, opened = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (arguments, opened))
+        attention.decode_attention(*arguments, open_from=opened)
 
 
 def write(pair, head_dim: int, dtype: torch.dtype, device: str) -> None:
@@ -64,6 +64,7 @@ def write(pair, head_dim: int, dtype: torch.dtype, device: str) -> None:
         caches.append(kernels.prefill(x, start, mean, norm, blocks_for(fmt, 333) + 6, fmt))
     for count in (1, 31, 1, 70):
         kernels.append_(tuple((cache, normal(count), fmt) for cache, fmt in zip(caches, pair, strict=True)))
+    kernels.rewind_(tuple(zip(caches, pair, strict=True)), torch.tensor([430], device=device))
 
 
 def main(device: str) -> None:

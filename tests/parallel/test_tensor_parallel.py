@@ -89,6 +89,7 @@ def collectives_stay(ranks, expected):
 def heads_that_the_ranks_cannot_share_are_refused(ranks, expected):
     for rank in ranks:
         assert "1 KV heads are not allowed on 2 ranks" in rank[ONE_HEAD]["error"]
+        assert rank[REPLICATED]["heads"] == [1] and all(rank[REPLICATED]["quantized"])
 
 
 @pytest.mark.usefixtures("cheap_inductor")
