@@ -20,6 +20,8 @@ from .quantize import quantize_set
 from .unpack import has_zero, is_paired, tile_channels
 
 CLEARLY = tl.constexpr(short_scales.CLEARLY)
+#: Channels of a token that `least_tokens` has on their way together.
+MOST_CHANNELS = 128
 
 
 @triton.constexpr_function
@@ -73,6 +75,12 @@ def tile_columns(is_key, block, low, cols):
     return block * low // 16 if is_key else cols * block // 256
 
 
+@triton.constexpr_function
+def channels_at_once(head_dim):
+    """Channels that a tile can have and that divide ``head_dim``, up to ``MOST_CHANNELS``."""
+    return min(head_dim & -head_dim, MOST_CHANNELS)
+
+
 @triton.jit
 def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
     """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
@@ -81,10 +89,11 @@ def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.c
     """
     token = first[:, None] + tl.arange(0, GROUP)[None, :]
     token = tl.reshape(token, (NB * GROUP, 1))
-    b_sum = tl.zeros((NB * GROUP, 16), tl.float32)
-    for channel0 in range(0, D, 16):
-        channel = channel0 + tl.arange(0, 16)[None, :]
-        numbers = of_channels(source, channel, None, (NB * GROUP, 16))
+    WIDTH: tl.constexpr = channels_at_once(D)
+    b_sum = tl.zeros((NB * GROUP, WIDTH), tl.float32)
+    for channel0 in range(0, D, WIDTH):
+        channel = channel0 + tl.arange(0, WIDTH)[None, :]
+        numbers = of_channels(source, channel, None, (NB * GROUP, WIDTH))
         b_x = load(source, numbers, token, channel, None).to(tl.float32)
         b_sum += b_x * b_x
     b_norm = tl.reshape(tl.sum(b_sum, 1), (NB, GROUP))
@@ -94,13 +103,15 @@ def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.c
 
 
 @triton.jit
-def of_slices(p_numbers, WIDTH: tl.constexpr, GROUP: tl.constexpr):
-    """Numbers of the channels of a group as tiles, the even and the odd channels of each slice, as keys have them."""
-    channel = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+def of_slices(p_numbers, lane, SHAPE: tl.constexpr, GROUP: tl.constexpr):
+    """Numbers of the channels of a group as tiles, the even and the odd channels of each slice, as keys have them.
+
+    ``lane``: the channels of a slice, ``[1, ..]``, so that it broadcasts to ``SHAPE``, in which keys are loaded.
+    """
     tiles = ()
     for i in tl.static_range(GROUP // 16):
-        b_x = tl.load(tl.broadcast_to(p_numbers + i * 16 + channel, (WIDTH, 2, 8)))
-        b_even, b_odd = tl.split(tl.reshape(b_x, (WIDTH, 8, 2)))
+        b_x = tl.load(tl.broadcast_to(p_numbers + i * 16 + lane, SHAPE))
+        b_even, b_odd = tl.split(tl.reshape(b_x, (SHAPE[0], 8, 2)))
         tiles = tiles + (b_even, b_odd)
     return tiles
 
@@ -186,6 +197,8 @@ def encode_blocks(
     present = None if COLUMNS == PADDED else column < COLUMNS
     there = None if COLUMNS == PADDED else present[:, None]
     pair = tl.arange(0, 8)
+    # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
+    b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     # a block that is not there is read as the last one that is
     first = tl.minimum(block, left - 1) * BLOCK
     p_codes = codes + block * block_words(BITS, BLOCK, D)
@@ -202,15 +215,13 @@ def encode_blocks(
             asked = None
             if MODE == "steered":
                 channel0 = hi * (16 * LO) + group * GROUP
-                means = of_slices(queries + channel0, WIDTH, GROUP)
-                asked = (means, of_slices(queries + D + channel0, WIDTH, GROUP))
+                means = of_slices(queries + channel0, b_lane, (WIDTH, 2, 8), GROUP)
+                asked = (means, of_slices(queries + D + channel0, b_lane, (WIDTH, 2, 8), GROUP))
             for sub in tl.static_range(0, SUBS, TOGETHER):
                 tiles = ()
                 for i in tl.static_range(GROUP // 16):
                     lane0 = (group * (GROUP // 16) + i) * 16
                     if IS_KEY:
-                        # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
-                        b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
                         b_channel = hi * (16 * LO) + lane0 + b_lane
                         numbers = of_channels(source, b_channel, None, (WIDTH, 2, 8))
                     for t in tl.static_range(TOGETHER):

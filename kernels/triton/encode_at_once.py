@@ -1,8 +1,10 @@
 """Quantizing and packing one block inside a Triton kernel, all of its groups at once: ``reference.encode_blocks``.
 
 What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU busy, this does for the single block that
-falls due in a decode step, which somebody waits for: a thread has one group instead of one of every set of groups, and
-the fields of a word, which lie in different threads then, are added up across them.
+falls due in a decode step, which somebody waits for: a group is two threads' instead of one's that has one of every set
+of groups, and the fields of a word, which lie in different threads then, are added up across them. What is exchanged
+has to lie in one warp, or it goes through shared memory and barriers: that was most of the time (``docs/kernels.md``).
+Rows and tiles are ordered for it.
 """
 
 # ruff: noqa: RUF005
@@ -121,27 +123,23 @@ def encode_block(
     COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
     HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
     RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
-    # [slice_hi, groups of a slice_hi, sub-ranges, columns]; the fields of a word are all groups and sub-ranges
+    # [slice_hi, columns, sub-ranges, groups of a slice_hi]: what goes into one word lies in threads of one warp
     row = tl.arange(0, ROWS)
-    column = row % PADDED
-    sub = row // PADDED % SUBS
-    group = row // (PADDED * SUBS) % GROUPS
+    group = row % GROUPS
+    sub = row // GROUPS % SUBS
+    column = row // (GROUPS * SUBS) % PADDED
     hi = tl.minimum(row // (PADDED * SUBS * GROUPS), HI - 1)  # slices that are not there are read as the last one
     place = sub * COLUMNS + column  # tokens of keys, channels of values
-    if not IS_KEY:
-        # no more channels a thread than it takes to have all the tokens of them
-        place = tl.max_contiguous(place, max(1, ROWS // 256))
     present = None if COLUMNS == PADDED else column < COLUMNS
     there = None if COLUMNS == PADDED else present[:, None]
     pair = tl.arange(0, 8)
+    lane = tl.arange(0, 16)[None, :]  # 16 bytes a load, and neighbouring threads have the halves of a slice
     tiles = ()
     for i in tl.static_range(GROUP // 16):
         if IS_KEY:
-            # [rows, halves of a slice, lanes]: 16 bytes a load, all lanes of a row in one thread
-            channel = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
-            channel = (hi * (16 * LO) + group * GROUP + i * 16)[:, None, None] + channel
-            numbers = of_channels(source, channel, None, (ROWS, 2, 8))
-            b_x = load(source, numbers, place[:, None, None], channel, None)
+            channel = (hi * (16 * LO) + group * GROUP + i * 16)[:, None] + lane
+            numbers = of_channels(source, channel, None, (ROWS, 16))
+            b_x = load(source, numbers, place[:, None], channel, None)
             b_first, b_second = tl.split(tl.reshape(b_x, (ROWS, 8, 2)))
         else:
             token = (group * GROUP)[:, None] + (i * 16 + pair * 2)[None, :]
@@ -152,13 +150,13 @@ def encode_block(
     b_anchor = None
     if MODE == "anchored":
         least = least_tokens(load, of_channels, source, tl.arange(0, GROUPS) * GROUP, GROUPS, GROUP, D)
-        least = tl.reshape(tl.broadcast_to(least[:, None], (GROUPS, SUBS * PADDED)), (ROWS,))
+        least = tl.reshape(tl.broadcast_to(least[None, :], (PADDED * SUBS, GROUPS)), (ROWS,))
         numbers = of_channels(source, place, present, (ROWS,))
         b_anchor = load(source, numbers, group * GROUP + least, place, present).to(tl.float32)
     asked = None
     if MODE == "steered":
-        p_asked = queries + (hi * (16 * LO) + group * GROUP)[:, None, None]
-        asked = (of_slices(p_asked, ROWS, GROUP), of_slices(p_asked + D, ROWS, GROUP))
+        p_asked = queries + (hi * (16 * LO) + group * GROUP)[:, None]
+        asked = (of_slices(p_asked, lane, (ROWS, 16), GROUP), of_slices(p_asked + D, lane, (ROWS, 16), GROUP))
     set_codes, b_scale, b_zero = quantize_set(tiles, b_anchor, asked, MODE, BITS, DTYPE)
 
     real = row // (PADDED * SUBS * GROUPS) < HI
@@ -175,10 +173,10 @@ def encode_block(
             slice_lo = group * (GROUP // 16) + i
             field = sub * SLICES + slice_lo if IS_KEY else slice_lo * SUBS + sub
             b_word += _field_in_plane(set_codes[i], field, j, BITS)
-        planes = planes + (tl.reshape(b_word, (HIGH, GROUPS * SUBS, PADDED, 8)),)
+        planes = planes + (tl.reshape(b_word, (HIGH, PADDED, GROUPS * SUBS, 8)),)
     PLANES: tl.constexpr = next_power_of_2_of(BITS)
-    b_words = tl.reshape(_side_by_side(planes, BITS), (HIGH, GROUPS * SUBS, PADDED, 8, PLANES))
-    b_words = tl.sum(b_words, 1) + start_of_plane(BITS)
+    b_words = tl.reshape(_side_by_side(planes, BITS), (HIGH, PADDED, GROUPS * SUBS, 8, PLANES))
+    b_words = tl.sum(b_words, 2) + start_of_plane(BITS)
     high = tl.arange(0, HIGH)[:, None, None, None]
     column = tl.arange(0, PADDED)[None, :, None, None]
     plane = _plane(PLANES)[None, None, None, :]

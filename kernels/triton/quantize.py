@@ -158,6 +158,11 @@ def _in_float32(tiles):
 
 
 @triton.jit
+def _extremes(b_high, b_low, b_other_high, b_other_low):
+    return max_nan(b_high, b_other_high), min_nan(b_low, b_other_low)
+
+
+@triton.jit
 def quantize_set(tiles, b_anchor, queries, MODE: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Groups that run over ``tiles`` and their rows: unsigned codes, scales, zero points.
 
@@ -176,8 +181,8 @@ def quantize_set(tiles, b_anchor, queries, MODE: tl.constexpr, BITS: tl.constexp
     for i in tl.static_range(1, len(halves)):
         b_high = max_nan(b_high, halves[i])
         b_low = min_nan(b_low, halves[i])
-    b_high = clamp(tl.reduce(b_high, 1, max_nan).to(tl.float32), F32_MAX)
-    b_low = clamp(tl.reduce(b_low, 1, min_nan).to(tl.float32), F32_MAX)
+    b_high, b_low = tl.reduce((b_high, b_low), 1, _extremes)
+    b_high, b_low = clamp(b_high.to(tl.float32), F32_MAX), clamp(b_low.to(tl.float32), F32_MAX)
     if is_paired(DTYPE):
         return quantize_paired(tiles, b_high, b_low, b_anchor, queries, MODE, BITS)
     else:
