@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from transformers import Cache, DynamicCache, DynamicLayer, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers.generation.streamers import BaseStreamer
 
 from innerq_compile import InnerQTensor, innerq
 
@@ -200,29 +202,42 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
     times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup, prompted)
     result |= {"ms": statistics.median(times), "ms_least": min(times), "ms_most": max(times)}
     result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache)}
+    if torch.cuda.is_available():  # with memory nearly full, the allocator frees and asks again at every step
+        result["alloc_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
     return result
 
 
+class Clock(BaseStreamer):
+    """When ``generate`` handed over the prompt and each token."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:  # generate has brought the token to the CPU
+        self.at.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
 @torch.no_grad()
-def tokens_per_second(model, side: str, batch: int, context: int, few: int = 16, many: int = 80) -> float:
-    """Tokens a second of ``model.generate`` as a user calls it: what ``many`` tokens take more than ``few``."""
+def generated(model, side: str, batch: int, context: int, first: int = 16, tokens: int = 80) -> dict:
+    """Tokens a second of ``model.generate`` as a user calls it, from token ``first`` on, which leaves compiling out."""
     ids = random_ids(model, batch, context)
-    arguments = {"attention_mask": torch.ones_like(ids), "do_sample": False}
-    compiled = model._compiled_call_impl
+    compiled, clock = model._compiled_call_impl, Clock()
+    arguments = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "streamer": clock}
     if side == "static":
         arguments["cache_implementation"] = "static"
         model._compiled_call_impl = None  # on a GPU generate compiles the steps over a static cache itself
-    seconds = {}
+    peak_gib()
     try:
-        for count in (many, many, few):
-            synchronize()
-            begin = time.perf_counter()
-            model.generate(ids, max_new_tokens=count, min_new_tokens=count, **arguments)
-            synchronize()
-            seconds[count] = time.perf_counter() - begin  # the first call compiles, the second is kept
+        model.generate(ids, attention_mask=torch.ones_like(ids), **arguments)
     finally:  # a row that does not fit is no reason to measure the next ones uncompiled
         model._compiled_call_impl = compiled
-    return batch * (many - few) / (seconds[many] - seconds[few])
+    clock.at.pop(0)  # the prompt's tokens
+    steps = [after - before for before, after in itertools.pairwise(clock.at[first:])]
+    found = {"tokens_per_s": batch / statistics.fmean(steps), "tokens_per_s_median": batch / statistics.median(steps)}
+    return found | {"generate_peak_gib": peak_gib()}
 
 
 def main() -> None:
@@ -282,7 +297,7 @@ def main() -> None:
             try:
                 result = measure(model, side, batch, context, options)
                 if options.generate:
-                    result["tokens_per_s"] = tokens_per_second(model, side, batch, context)
+                    result |= generated(model, side, batch, context)
             except torch.OutOfMemoryError as failure:
                 result = {"row": row, "side": side, "failed": str(failure).splitlines()[0]}
             results.append(result)
