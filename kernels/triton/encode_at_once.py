@@ -1,10 +1,10 @@
 """Quantizing and packing one block inside a Triton kernel, all of its groups at once: ``reference.encode_blocks``.
 
 What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU busy, this does for the single block that
-falls due in a decode step, which somebody waits for: a group is two threads' instead of one's that has one of every set
-of groups, and the fields of a word, which lie in different threads then, are added up across them. What is exchanged
-has to lie in one warp, or it goes through shared memory and barriers: that was most of the time (``docs/kernels.md``).
-Rows and tiles are ordered for it.
+falls due in a decode step, which somebody waits for. There a thread has whole groups, one after the other; here two
+threads share a group, and the fields of a word, which lie in different threads then, are added up across them. What is
+exchanged has to lie in one warp: through shared memory, with its barriers, it took most of the time
+(``docs/kernels.md``). The order of rows and the shapes of tiles are chosen for that.
 """
 
 # ruff: noqa: RUF005
