@@ -165,7 +165,7 @@ class HoistedInputs:
                 for result, mask in zip(results, self._masks, strict=True)
             ]
         for buffer, result, mask in zip(self._buffers, results, self._masks, strict=True):
-            (buffer[..., : result.shape[-1]] if mask else buffer).copy_(result)
+            (buffer.narrow(-1, 0, result.shape[-1]) if mask else buffer).copy_(result)
         return self._buffers
 
     def _fits(self, results: list[torch.Tensor], tokens: int) -> bool:

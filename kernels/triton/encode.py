@@ -20,8 +20,6 @@ from .quantize import quantize_set
 from .unpack import has_zero, is_paired, tile_channels
 
 CLEARLY = tl.constexpr(short_scales.CLEARLY)
-#: Channels of a token that `least_tokens` has on their way together.
-MOST_CHANNELS = 128
 
 
 @triton.constexpr_function
@@ -75,21 +73,17 @@ def tile_columns(is_key, block, low, cols):
     return block * low // 16 if is_key else cols * block // 256
 
 
-@triton.constexpr_function
-def channels_at_once(head_dim):
-    """Channels that a tile can have and that divide ``head_dim``, up to ``MOST_CHANNELS``."""
-    return min(head_dim & -head_dim, MOST_CHANNELS)
-
-
 @triton.jit
-def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
+def least_tokens(
+    load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr
+):
     """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
 
-    ``first [NB]`` are the first tokens of the groups. See ``reference.anchors``.
+    ``first [NB]`` are the first tokens of the groups; ``WIDTH`` channels, which divide ``D``, are loaded at once. See
+    ``reference.anchors``.
     """
     token = first[:, None] + tl.arange(0, GROUP)[None, :]
     token = tl.reshape(token, (NB * GROUP, 1))
-    WIDTH: tl.constexpr = channels_at_once(D)
     b_sum = tl.zeros((NB * GROUP, WIDTH), tl.float32)
     for channel0 in range(0, D, WIDTH):
         channel = channel0 + tl.arange(0, WIDTH)[None, :]
@@ -210,7 +204,7 @@ def encode_blocks(
         for group in tl.static_range(SLICES * 16 // GROUP):
             if MODE == "anchored":
                 begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
-                least = least_tokens(load, of_channels, source, begins, NB, GROUP, D)
+                least = least_tokens(load, of_channels, source, begins, NB, GROUP, D, 16)
                 least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
             asked = None
             if MODE == "steered":

@@ -2,8 +2,8 @@
 
 What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU busy, this does for the single block that
 falls due in a decode step, which somebody waits for. There a thread has whole groups, one after the other; here two
-threads share a group, and the fields of a word, which lie in different threads then, are added up across them. What is
-exchanged has to lie in one warp: through shared memory, with its barriers, it took most of the time
+threads share a group, and the fields of a word, which lie in different threads then, are added up across them. Threads
+that exchange much have to be those of one warp: through shared memory, with its barriers, it took most of the time
 (``docs/kernels.md``). The order of rows and the shapes of tiles are chosen for that.
 """
 
@@ -25,6 +25,12 @@ MOST_WARPS = 8
 
 
 next_power_of_2_of = triton.constexpr_function(next_power_of_2)
+
+
+@triton.constexpr_function
+def channels_at_once(head_dim):
+    """Channels of a token that are loaded together: a power of two that divides ``head_dim``, up to 128."""
+    return min(head_dim & -head_dim, 128)
 
 
 @triton.constexpr_function
@@ -123,7 +129,7 @@ def encode_block(
     COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
     HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
     RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
-    # [slice_hi, columns, sub-ranges, groups of a slice_hi]: what goes into one word lies in threads of one warp
+    # [slice_hi, columns, sub-ranges, groups of a slice_hi]: the fields of a word lie in neighbouring threads
     row = tl.arange(0, ROWS)
     group = row % GROUPS
     sub = row // GROUPS % SUBS
@@ -149,7 +155,8 @@ def encode_block(
         tiles = tiles + (b_first, b_second)
     b_anchor = None
     if MODE == "anchored":
-        least = least_tokens(load, of_channels, source, tl.arange(0, GROUPS) * GROUP, GROUPS, GROUP, D)
+        begins = tl.arange(0, GROUPS) * GROUP
+        least = least_tokens(load, of_channels, source, begins, GROUPS, GROUP, D, channels_at_once(D))
         least = tl.reshape(tl.broadcast_to(least[None, :], (PADDED * SUBS, GROUPS)), (ROWS,))
         numbers = of_channels(source, place, present, (ROWS,))
         b_anchor = load(source, numbers, group * GROUP + least, place, present).to(tl.float32)
