@@ -183,14 +183,9 @@ def peak_gib() -> float | None:
     return peak
 
 
-def alloc_retries() -> int:
-    return torch.cuda.memory_stats().get("num_alloc_retries", 0) if torch.cuda.is_available() else 0
-
-
 def measure(model, side: str, batch: int, context: int, options: argparse.Namespace) -> dict:
     cache = DynamicCache()
     result: dict = {"row": f"{batch}x{context}", "side": side}
-    retries = alloc_retries()
     if side == "static":
         room = -(-(context + options.steps + options.warmup + 1) // 64) * 64
         cache = StaticCache(model.config, max_cache_len=room)
@@ -208,7 +203,6 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
     times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup, prompted)
     result |= {"ms": statistics.median(times), "ms_least": min(times), "ms_most": max(times)}
     result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache)}
-    result["alloc_retries"] = alloc_retries() - retries  # with memory nearly full, each step may free and ask again
     return result
 
 
