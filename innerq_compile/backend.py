@@ -129,7 +129,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     originals = {node.name: value for node, value in zip(_placeholders(gm), example_inputs, strict=True)}
     prelude = None
     if context.prelude is not None:
-        examples = [originals[name] for name in context.prelude.inputs]
+        examples = [originals[name] for name in context.prelude.inputs] + context.prelude.places()
         without = {**inductor_options, "triton.cudagraphs": False}
         prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
     if inductor_options.get("triton.cudagraphs"):

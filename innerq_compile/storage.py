@@ -237,7 +237,7 @@ def quantize(
         )
     mean, scale = (mean if config.centre_keys else None), (scale if config.normalize_keys else None)
     if asked is not None:
-        rows = reference.query_rows(asked, scale)
+        rows = reference.query_rows(asked, scale, fmt.group_size)
     if capacity is None:
         capacity = formats.grown_capacity(x.shape[2] // fmt.block)
     tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)

@@ -483,7 +483,11 @@ def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, n
         moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
         return moved.pin_memory() if pin_memory else moved
 
-    return _copied(tensor, move)
+    copy = _copied(tensor, move)
+    if copy.dtype != own and tensor.format.mode == "steered":  # bytes lie behind the windows, which are no numbers
+        rows = reference.held_query_rows(tensor._storage.window, tensor.format)
+        reference.set_query_rows_(copy._storage.window, tensor.format, rows.to(copy.device))
+    return copy
 
 
 @_handles(aten.zero_.default)

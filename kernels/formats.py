@@ -38,8 +38,8 @@ MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "anchored", "steered", "hybrid
 #: Most bits of modes ``anchored`` and ``steered`` in ``pair8`` words: the zero points of wider codes lie a whole scale
 #: apart, and there is nothing to choose.
 MOST_CHOSEN_BITS = 5
-#: Rows behind the windows of keys of mode ``steered``: mean and deviation of the queries, see `reference.query_rows`.
-QUERY_ROWS = 2
+#: Rows behind the windows of keys of mode ``steered``, for the two bytes a channel of `reference.query_rows`.
+QUERY_ROWS = 1
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: How scales and zero points are stored, and the dtype of the tensor that holds them. ``float8_e5m2`` (the upper byte
 #: of a float16) and ``pair8`` (scale and zero point in one word), see ``kernels/short_scales.py``, are held as the

@@ -25,7 +25,7 @@ _CACHE_MUT = "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}win
 SCHEMAS = {
     "query_statistics": "(Tensor query, Tensor keys, Tensor start) -> Tensor",
     "query_weight": "(Tensor query, str norm) -> Tensor",
-    "query_rows": "(Tensor query, Tensor? norm) -> Tensor",
+    "query_rows": "(Tensor query, Tensor? norm, int group_size) -> Tensor",
     "key_statistics": (
         "(Tensor keys, Tensor start, bool centre, bool normalize, str norm='channel', Tensor? weight=None)"
         " -> (Tensor, Tensor)"
@@ -248,7 +248,7 @@ def write_(codes, scales, window, state, mean, norm, x, position, format, query=
             if statistic is not None:
                 statistic.copy_(new)
     if place == 0:
-        rows = None if query is None else reference.query_rows(query, norm)
+        rows = None if query is None else reference.query_rows(query, norm, fmt.group_size)
         reference.set_query_rows_(window, fmt, rows, norm)
     append_one_(codes, scales, window, state, reference.normalize_keys(x, mean, norm), format)
 

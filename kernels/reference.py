@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from . import layout, short_scales
-from .formats import QUERY_ROWS, CacheFormat, blocks_for
+from .formats import CacheFormat, blocks_for
 from .pairs import Pairs
 
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
@@ -222,6 +222,7 @@ def _paired(x, fmt, anchor, query):
     signed = _signed_pair(high, low, fmt)
     if fmt.mode == "steered":
         scale, steps = _steered(x, scale, steps, signed, query, fmt)
+        return _codes_within(x, scale, steps, fmt), short_scales.to_pair(scale, steps), None
     codes, error = _pair_codes(x, scale, steps, fmt)
     if fmt.mode == "hybrid":
         signed_scale, signed_steps = signed
@@ -252,30 +253,72 @@ def _steered(x, scale, steps, signed, query, fmt):
     """Scale, and steps of the zero point near ``steps``, whose errors cost least in the products with the queries.
 
     An error ``e`` of a group costs ``(mean . e)^2 + sum of (deviation e)^2``: what it does to the square of a product,
-    on the average of queries whose channels are independent but for their mean. One that is tried later has to be
-    clearly cheaper. Where no cost is finite, as with infinite elements, it stays as it is. Codes of two bits are tried
-    with a signed group in the end.
+    on the average of queries whose channels are independent but for their mean. ``query`` has whole numbers for both,
+    see :func:`query_rows`, and errors are bytes, in parts of a scale: a zero point that moves by parts of a scale moves
+    them all alike, around the byte. Costs are integers, the same in any order. Codes of two bits are tried with a
+    signed group in the end.
     """
-    infinite = x.abs().amax(-1) == torch.finfo(x.dtype).max  # they are saturated
-
-    def cost_of(scale, steps):  # in squares of the scale
-        ratio, codes = _pair_ratios(x, scale, steps, fmt)
-        error = ratio - codes
-        cost = (mean * error).sum(-1).square() + (deviation * error).square().sum(-1)
-        return torch.where(infinite, torch.inf, cost)
-
-    mean, deviation = (torch.zeros_like(x), torch.ones_like(x)) if query is None else query
-    chosen, least = steps, torch.full_like(steps, torch.inf)
-    for shift in short_scales.steering(fmt.bits):
-        trial = (steps + shift).clamp(-short_scales.MOST_STEPS, short_scales.MOST_STEPS)
-        cost = cost_of(scale, trial)
-        less = cost * short_scales.CLEARLY < least
-        chosen, least = torch.where(less, trial, chosen), torch.where(less, cost, least)
+    mean, weight = (torch.zeros_like(x, dtype=torch.int32), torch.ones_like(x, dtype=torch.int32))
+    if query is not None:
+        mean, weight = query
+    infinite = x.abs().amax(-1) == torch.finfo(x.dtype).max  # saturated, and no error to speak of
+    chosen = torch.where(infinite, steps, _steer(x, scale, steps, mean, weight, fmt))
     if fmt.bits > short_scales.MOST_SIGNED_BITS:
         return scale, chosen
-    cost = cost_of(*signed) * _unit(signed[0]).square()
-    less = cost * short_scales.CLEARLY < least * _unit(scale).square()
+
+    def cost_of(scale, steps):
+        ratio, codes = _pair_ratios(x, scale, steps, fmt)
+        error = ratio - codes
+        cost = (mean * error).sum(-1).square() + (weight * error.square()).sum(-1)
+        return cost * _unit(scale).square()
+
+    less = (cost_of(*signed) * short_scales.CLEARLY < cost_of(scale, chosen)) & ~infinite
     return torch.where(less, signed[0], scale), torch.where(less, signed[1], chosen)
+
+
+def _steer(x, scale, steps, mean, weight, fmt):
+    """The zero point of least cost, the first of those that cost the same; those out of reach are left out."""
+    parts, shift = short_scales.PARTS, short_scales.product_shift(fmt.group_size)
+    step = short_scales.zero_step(fmt.bits)
+    at, total = _in_parts(x, scale, steps, fmt), weight.sum(-1)
+    ends = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
+    high, low = (_in_parts(end, scale, steps, fmt).squeeze(-1) for end in ends)
+    chosen = least = base = None
+    for moved in short_scales.steering(fmt.bits):
+        trial, less = steps + moved, moved * step * parts
+        error = (at - int(less) + parts // 2) % parts - parts // 2
+        size = torch.where(error < 0, ~error, error)
+        # a square but for what all zero points have in common: a line for each quarter of a scale, so that sums of
+        # `weight * size` and `weight * (what is past a quarter)` are all that a kernel needs
+        bent = torch.where(size < parts // 4, size, 3 * size - parts // 2 + 1)
+        rest = (weight * bent).sum(-1)
+        # what the ends of the group lie past the codes does not wrap around; its channel is not looked for
+        beyond = torch.maximum(high - int(less) - ((1 << fmt.bits) - 1) * parts, int(less) - low) - parts // 2
+        beyond = beyond.clamp(0, parts - 1) * total * 8 // fmt.group_size
+        base = rest if base is None else base
+        cost = ((mean * error).sum(-1) >> shift).square() + ((rest - base + beyond) >> (2 * shift - 6))
+        if chosen is None:
+            chosen, least = trial, cost
+        better = (cost < least) & (trial.abs() <= short_scales.MOST_STEPS)
+        chosen, least = torch.where(better, trial, chosen), torch.where(better, cost, least)
+    return chosen
+
+
+def _in_parts(x, scale, steps, fmt):
+    """``x`` behind the zero point in parts of a scale, one rounding; what is further than 2^14 scales stays so far."""
+    inverse, offset = 1 / _unit(scale), short_scales.TO_PARTS - steps * short_scales.zero_step(fmt.bits)
+    past = (x.double() * inverse.double()[..., None] + offset.double()[..., None]).float()
+    return past.view(torch.int32) - torch.tensor(short_scales.TO_PARTS).view(torch.int32)
+
+
+def _codes_within(x, scale, steps, fmt):
+    """Codes as shares of the largest one, which a GPU limits to [0, 1] for nothing; two roundings."""
+    levels = (1 << fmt.bits) - 1
+    share = torch.tensor(1 / levels, dtype=x.dtype)
+    inverse, offset = 1 / _unit(scale) * share, steps * short_scales.zero_step(fmt.bits) * share
+    within = (x.double() * inverse.double()[..., None] - offset.double()[..., None]).to(x.dtype).clamp(0, 1)
+    codes = torch.round(within.double() * levels)
+    return torch.where(codes.isnan(), torch.zeros_like(codes), codes).to(torch.int32)
 
 
 def _pair_codes(x, scale, steps, fmt):
@@ -322,17 +365,16 @@ def encode_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Blocks ``[..., block, D]`` as ``codes [..., W]`` and ``scales [..., P]``.
 
-    ``query [..., 2, D]``: for mode ``steered``, the rows of :func:`query_rows`, or None.
+    ``query [..., 1, D]``: for mode ``steered``, the row behind the windows (:func:`set_query_rows_`), or None.
     """
     *lead, block, head_dim = x.shape
     if not fmt.quantized:
         return x.reshape(*lead, block * head_dim), x.new_empty((*lead, 0), dtype=fmt.torch_scale_dtype)
     known = None
     if fmt.mode == "steered" and query is not None:
-        rows = (
-            _as_float(query[..., row : row + 1, :]).to(_as_float(x).dtype).expand_as(x) for row in range(QUERY_ROWS)
-        )
-        known = tuple(layout.split_groups(row, fmt) for row in rows)
+        held = query.contiguous().view(torch.uint8)[..., : 2 * head_dim]
+        rows = (held[..., :head_dim].view(torch.int8), held[..., head_dim:])
+        known = tuple(layout.split_groups(row.to(torch.int32).expand_as(x), fmt) for row in rows)
     codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt, anchors(x, fmt), known)
     words = layout.pack(layout.join_groups(codes, fmt, head_dim), fmt)
     return words, scales if zeros is None else torch.cat((scales, zeros), dim=-1)
@@ -397,14 +439,31 @@ def query_weight(query: torch.Tensor, norm: str) -> torch.Tensor:
     return torch.where(largest > 0, weight, 1.0)
 
 
-def query_rows(query: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
-    """What mode ``steered`` keeps behind the windows of a cache: mean and deviation of the queries, ``[B, H, 2, D]``.
+def query_rows(query: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
+    """What mode ``steered`` keeps of the queries behind the windows of a cache: two bytes a channel.
 
-    As held keys meet them, times the normalization, and relative to the largest of a head, for only their ratios count.
-    ``query`` is what :func:`query_statistics` gave; float32.
+    Mean, signed, and square of the deviation of the queries as held keys meet them (times the normalization), in units
+    of their own for each group, in which the mean is at most 127 and the square at most 255. Only ratios within a group
+    count.
+
+    Args:
+        query: ``[B, H, 2, D]`` float32 of :func:`query_statistics`.
+        norm: ``[B, H, D]`` or None.
+        group_size: channels that share a scale.
+
+    Returns:
+        ``[B, H, 2, D]`` uint8.
     """
-    rows = query if norm is None else query * norm.unsqueeze(2)
-    return rows / rows.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    rows = torch.nan_to_num(query if norm is None else query * norm.unsqueeze(2))
+    mean, deviation = rows.unflatten(-1, (-1, group_size)).unbind(2)
+    least = 1e-30  # so that what is divided by it is finite
+    unit = torch.minimum(
+        127 / mean.abs().amax(-1, keepdim=True).clamp(min=least),
+        255**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
+    )
+    means = torch.round(mean * unit).to(torch.int32) & 0xFF
+    weights = torch.round((deviation * unit).square()).clamp(max=255).to(torch.int32)
+    return torch.stack((means, weights), 2).flatten(-2).to(torch.uint8)
 
 
 def set_query_rows_(
@@ -412,15 +471,24 @@ def set_query_rows_(
 ) -> None:
     """Write ``rows [B, H, 2, D]`` of :func:`query_rows` behind the windows ``[B, H, R, D]``, in mode ``steered``.
 
-    Where they are not known (None), all channels of the queries are alike.
+    They are bytes there, whatever the dtype of the windows. Where they are not known (None), all channels of the
+    queries are alike.
     """
     if fmt.mode != "steered":
         return
     if rows is None:
-        rows = torch.zeros((*window.shape[:2], QUERY_ROWS, window.shape[3]), device=window.device)
+        rows = torch.zeros((*window.shape[:2], 2, window.shape[3]), device=window.device)
         rows[:, :, 1] = 1
-        rows = query_rows(rows, norm)
-    window[:, :, fmt.window :] = rows
+        rows = query_rows(rows, norm, fmt.group_size)
+    held = window.view(torch.uint8)[:, :, fmt.window]
+    held[..., : 2 * window.shape[3]] = rows.flatten(-2)
+    held[..., 2 * window.shape[3] :] = 0
+
+
+def held_query_rows(window: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
+    """The bytes ``[B, H, 2, D]`` that :func:`set_query_rows_` has written."""
+    held = window[:, :, fmt.window].contiguous().view(torch.uint8)
+    return held[..., : 2 * window.shape[3]].unflatten(-1, (2, -1))
 
 
 def key_statistics(
@@ -509,7 +577,7 @@ def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
 def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, rows=None):
     """A cache side made of ``x [B, H, S, D]``, whose sequence b begins at position ``start[b]``.
 
-    ``rows``: for mode ``steered``, what :func:`query_rows` gave; None where it is not known. Returns
+    ``rows``: for mode ``steered``, the bytes that :func:`query_rows` gave; None where it is not known. Returns
     ``(codes, scales, window, state)`` with room for ``capacity`` blocks.
     """
     batch, heads, tokens, head_dim = x.shape

@@ -36,6 +36,10 @@ MOST_STEPS = 127
 NEAREST_BITS = 4
 #: Zero points that mode ``steered`` tries, as many as there are within a scale where those are fewer.
 MOST_TRIED = 4
+#: An error is held in these parts of a scale when zero points are compared, so that it wraps around in a byte.
+PARTS = 256
+#: Added to a ratio below 2^14, it leaves a float32 whose low byte is those parts past the nearest code, signed.
+TO_PARTS = 1.5 * 2.0**15
 #: Codes of so few bits are tried with a signed group, too.
 MOST_SIGNED_BITS = 2
 #: How much larger the squared error of `signed` may be: groups that both candidates hold alike, which are many, then do
@@ -88,6 +92,11 @@ def steering(bits: int) -> tuple[int, ...]:
     steps = max(1, round(1 / zero_step(bits)))
     tried = min(MOST_TRIED, steps)
     return tuple((index - tried * (index > tried // 2)) * steps // tried for index in range(tried))
+
+
+def product_shift(group_size: int) -> int:
+    """Bits by which the product of errors with the mean query is shortened, so that its square is below 2^31."""
+    return 4 + max(0, group_size // 32 - 1).bit_length()
 
 
 def pair_scale(scale: torch.Tensor, low: torch.Tensor, bits: int) -> torch.Tensor:

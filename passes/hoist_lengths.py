@@ -32,16 +32,26 @@ class Prelude:
     """What is computed before the main graph.
 
     Attributes:
-        graph: its graph module; it takes the original inputs named in ``inputs``.
+        graph: its graph module. It takes the original inputs named in ``inputs`` and, behind them, a tensor for each
+            result that it writes; it returns the others.
         inputs: names of the placeholders that it takes.
         placeholders: for each result, the placeholder of the main graph that it goes to.
+        results: for each result, an example of it.
         masks: for each result, whether it is a mask, which goes to the front of a longer buffer.
+        written: for each result, whether the graph writes it where it belongs. The front of a mask with several rows
+            has gaps, whose strides no symbol of the graph says; such a mask is returned, and copied.
     """
 
     graph: GraphModule
     inputs: list[str]
     placeholders: list[Node]
+    results: list[torch.Tensor]
     masks: list[bool]
+    written: list[bool]
+
+    def places(self) -> list[torch.Tensor]:
+        """Examples of the tensors that the graph writes to."""
+        return [torch.empty_like(result) for result, write in zip(self.results, self.written, strict=True) if write]
 
 
 class _Stays(Exception):
@@ -142,8 +152,10 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
             nodes[node] = graph.node_copy(node, lambda old: nodes[old])
             if hasattr(node, "_dynamo_source"):
                 nodes[node]._dynamo_source = node._dynamo_source
-    graph.output(tuple(nodes[target] for target in targets))
     inputs = [node.name for node in gm.graph.nodes if node in moving and node.op == "placeholder"]
+    results = [example(target) for target in targets]
+    written = [not _is_symbolic(target) or all(size == 1 for size in example(target).shape[:-1]) for target in targets]
+    _write_results(graph, [nodes[target] for target in targets], written)
     cache = next(_cache_inputs(context))
     placeholders, masks = [], []
     for index, target in enumerate(targets):
@@ -162,7 +174,18 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
         masks.append(is_mask)
     _drop_unused(gm, moving)
     module = GraphModule(gm, graph, "Prelude")
-    return Prelude(module, inputs, placeholders, masks)
+    return Prelude(module, inputs, placeholders, results, masks, written)
+
+
+def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> None:
+    """Let the graph copy what is ``written`` to further inputs, and return the rest."""
+    last = graph.find_nodes(op="placeholder")[-1]
+    for index, (result, write) in enumerate(zip(results, written, strict=True)):
+        if write:
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"place_{index}")
+            graph.call_method("copy_", (last, result))
+    graph.output(tuple(result for result, write in zip(results, written, strict=True) if not write))
 
 
 def _as_long_as_storage(mask: torch.Tensor, cache) -> torch.Tensor:

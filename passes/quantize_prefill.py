@@ -76,7 +76,7 @@ def _quantize(
         mean = gm.graph.call_function(operator.getitem, (statistics, 0)) if config.centre_keys else None
         norm = gm.graph.call_function(operator.getitem, (statistics, 1)) if config.normalize_keys else None
     if asked is not None:
-        rows = (gm.graph.call_function(ops.query_rows.default, (asked, norm)),)
+        rows = (gm.graph.call_function(ops.query_rows.default, (asked, norm, fmt.group_size)),)
     capacity = _capacity(gm, dense, fmt)
     packed = gm.graph.call_function(ops.prefill.default, (dense, start, mean, norm, capacity, fmt.spec, *rows))
     tensors = tuple(gm.graph.call_function(operator.getitem, (packed, index)) for index in range(4))

@@ -49,7 +49,7 @@ class ProductSide:
             )
             mean, norm = (mean if config.centre_keys else None), (norm if config.normalize_keys else None)
         if asked is not None:
-            rows = reference.query_rows(asked, norm)
+            rows = reference.query_rows(asked, norm, fmt.group_size)
         tokens = x.shape[2]
         cache = reference.prefill(x, start, mean, norm, blocks_for(fmt, tokens), fmt, rows)
         return reference.dequantize(*cache, mean, norm, tokens, fmt), fmt

@@ -158,6 +158,7 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         "ROWS": rows,
         "LANES": row,
         "GS": fmt.group_size,
+        "PRODUCT_SHIFT": short_scales.product_shift(fmt.group_size),
         "BITS": fmt.bits,
         "WORDS": layout.words_per_block(fmt, head_dim) if fmt.quantized else 0,
         "PARAMS": layout.scales_per_block(fmt, head_dim),
@@ -212,7 +213,8 @@ def source(singles: list[Side], pairs: list[tuple[Side, Side]], lanes: int) -> s
         numbers.setdefault(side, f"Side{len(numbers)}")
     out = [f"#define VL {lanes}", f"#define NEAREST_BITS {short_scales.NEAREST_BITS}"]
     out += [f"#define CLEARLY {short_scales.CLEARLY!r}f", f"#define MOST_SIGNED_BITS {short_scales.MOST_SIGNED_BITS}"]
-    out += [f"#define QUERY_ROWS {QUERY_ROWS}", _headers(), "namespace {"]
+    out += [f"#define TO_PARTS {short_scales.TO_PARTS!r}f", f"#define QUERY_ROWS {QUERY_ROWS}"]
+    out += [_headers(), "namespace {"]
     out += [side_struct(side, name, lanes) for side, name in numbers.items()]
     out += ["}  // namespace", 'extern "C" {']
     for i, side in enumerate(singles):

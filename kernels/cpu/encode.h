@@ -13,7 +13,10 @@
 //
 //   STEERING                   steps by which mode STEERED moves a zero point
 //
-// NEAREST_BITS, MOST_SIGNED_BITS and CLEARLY are those of kernels/short_scales.py, QUERY_ROWS that of kernels/formats.py, defined with VL.
+//   PRODUCT_SHIFT              of short_scales.product_shift
+//
+// NEAREST_BITS, MOST_SIGNED_BITS, TO_PARTS and CLEARLY are those of kernels/short_scales.py, QUERY_ROWS that of
+// kernels/formats.py, defined with VL.
 
 namespace {
 
@@ -59,8 +62,8 @@ struct Cache {  // one side
   template <class F> typename F::T* rows(int64_t i) const {
     return (typename F::T*)window + i * (sink + ring<F>() + (F::MODE == STEERED ? QUERY_ROWS : 0)) * F::D;
   }
-  // What mode STEERED knows of the queries: mean, then deviation, of D channels each.
-  template <class F> const typename F::T* queries(int64_t i) const { return rows<F>(i) + (sink + ring<F>()) * F::D; }
+  // What mode STEERED knows of the queries, the bytes of reference.query_rows: means, then weights, of D channels each.
+  template <class F> const int8_t* queries(int64_t i) const { return (int8_t*)(rows<F>(i) + (sink + ring<F>()) * F::D); }
   template <class F> int32_t* words(int64_t i, int64_t block) const {
     return (int32_t*)codes + (i * capacity + block) * F::WORDS;
   }
@@ -167,36 +170,77 @@ template <class F, int STRIDE> INLINE VF pair_codes(const float* x, VF scale, VF
   return error * (unit * unit);
 }
 
-// Scale, and of the zero points near `steps` the one, whose errors cost least in the products with the queries, as
-// reference._steered has it. `query` points to the mean of the group's first channel.
-template <class F>
-INLINE void steer(const float* x, const typename F::T* query, VF signed_scale, VF signed_steps, VF& scale, VF& steps) {
-  const auto cost_of = [&](VF scale, VF steps) {  // in squares of the scale
-    const VF inverse = 1.f / pair_unit(scale), offset = steps * -ZERO_STEP<F>;
-    VF product = {}, rest = {};
-    for (int e = 0; e < F::GS; ++e) {
-      const VF ratio = exact_fma(load(x + e * F::LANES), inverse, offset);
-      const VF error = ratio - round_even(clamp(ratio, 0.f, (float)((1 << F::BITS) - 1)));
-      const VF other = to_f32(query[F::D + e]) * error;
-      product = product + to_f32(query[e]) * error;
-      rest = rest + other * other;
+// Elements behind a zero point in 256ths of a scale, as reference._in_parts has them.
+template <class F> INLINE VI in_parts(VF x, VF inverse, VF steps) {
+  return bitcast<VI>(exact_fma(x, inverse, TO_PARTS - steps * ZERO_STEP<F>)) - bitcast<VI>(splat(TO_PARTS));
+}
+
+// The zero point near `steps` whose errors cost least, as reference._steer has it. `mean` points to the bytes of the
+// group's first channel, and the weights of the channels lie F::D bytes behind.
+template <class F> INLINE VF steer(const float* x, const int8_t* mean, VF low, VF high, VF inverse, VF steps) {
+  constexpr int shift = F::PRODUCT_SHIFT, levels = (1 << F::BITS) - 1, candidates = sizeof F::STEERING / sizeof(int);
+  const uint8_t* weight = (const uint8_t*)mean + F::D;
+  int total = 0;
+  VI product[candidates] = {}, rest[candidates] = {};
+  for (int e = 0; e < F::GS; ++e) {
+    const VI at = in_parts<F>(clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), inverse, steps);
+    total += weight[e];
+    for (int i = 0; i < candidates; ++i) {
+      const int moved = (int)(F::STEERING[i] * ZERO_STEP<F> * 256);
+      const VI error = ((at - moved) << 24) >> 24, size = error ^ (error >> 31);
+      product[i] = product[i] + error * mean[e];
+      rest[i] = rest[i] + (size < 64 ? size : 3 * size - 127) * weight[e];
     }
-    return product * product + rest;
-  };
-  VF chosen = steps, least = splat(INF);
-  for (const int shift : F::STEERING) {
-    const VF trial = clamp(steps + (float)shift, -127.f, 127.f), cost = cost_of(scale, trial);
-    const VI less = cost * CLEARLY < least;
-    chosen = less ? trial : chosen;
-    least = less ? cost : least;
   }
-  steps = chosen;
+  const VI above = in_parts<F>(high, inverse, steps) - (levels * 256 + 128), below = -128 - in_parts<F>(low, inverse, steps);
+  VF chosen = steps;
+  VI least = {};
+  for (int i = 0; i < candidates; ++i) {
+    const int moved = (int)(F::STEERING[i] * ZERO_STEP<F> * 256);
+    VI beyond = above - moved > below + moved ? above - moved : below + moved;
+    beyond = beyond < 0 ? VI{} : (beyond > 255 ? VI{} + 255 : beyond);
+    const VI p = product[i] >> shift;
+    const VI cost = p * p + ((rest[i] - rest[0] + beyond * total * 8 / F::GS) >> (2 * shift - 6));
+    const VF trial = steps + (float)F::STEERING[i];
+    const VI take = i == 0 ? ~VI{} : (cost < least) & (VI)(magnitude(trial) <= 127.f);
+    chosen = take ? trial : chosen;
+    least = take ? cost : least;
+  }
+  return (high >= LIMIT<float>) | (low <= -LIMIT<float>) ? steps : chosen;  // infinite elements have no error to speak of
+}
+
+// What the errors of codes cost, as reference._steered compares them with those of a signed group.
+template <class F> INLINE VF steered_cost(const float* x, const int8_t* mean, VF scale, VF steps) {
+  const uint8_t* weight = (const uint8_t*)mean + F::D;
+  const VF unit = pair_unit(scale), inverse = 1.f / unit, offset = steps * -ZERO_STEP<F>;
+  VF product = {}, rest = {};
+  for (int e = 0; e < F::GS; ++e) {
+    const VF ratio = exact_fma(clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), inverse, offset);
+    const VF error = ratio - round_even(clamp(ratio, 0.f, (float)((1 << F::BITS) - 1)));
+    product = product + error * (float)mean[e];
+    rest = rest + error * error * (float)weight[e];
+  }
+  return (product * product + rest) * (unit * unit);
+}
+
+// Codes of mode STEERED, as reference._codes_within has them; scale and steps become those of the group.
+template <class F>
+INLINE void steered_codes(const float* x, const int8_t* mean, VF low, VF high, VF signed_scale, VF signed_steps, VF& scale,
+                          VF& steps, int32_t* codes) {
+  constexpr float levels = (1 << F::BITS) - 1, share = (float)(1. / levels);
+  steps = steer<F>(x, mean, low, high, 1.f / pair_unit(scale), steps);
   if constexpr (F::BITS <= MOST_SIGNED_BITS) {
-    const VF unit = pair_unit(scale), signed_unit = pair_unit(signed_scale);
-    const VF cost = cost_of(signed_scale, signed_steps) * (signed_unit * signed_unit);
-    const VI less = cost * CLEARLY < least * (unit * unit);
+    const VF cost = steered_cost<F>(x, mean, signed_scale, signed_steps);
+    const VI less = cost * CLEARLY < steered_cost<F>(x, mean, scale, steps);
     scale = less ? signed_scale : scale;
     steps = less ? signed_steps : steps;
+  }
+  const VF inverse = 1.f / pair_unit(scale) * share, offset = steps * ZERO_STEP<F> * share;
+  for (int e = 0; e < F::GS; ++e) {
+    const VF v = clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>);
+    VF within = clamp(exact_fma(v, inverse, -offset), 0.f, 1.f);
+    within = within != within ? splat(0.f) : within;
+    store(codes + e * F::LANES, bitcast<VI>(exact_fma(within, splat(levels), splat(8388608.f))) & 0xff);
   }
 }
 
@@ -218,10 +262,10 @@ template <class F> INLINE void keep_better(VI take, int32_t* codes, const int32_
 }
 
 // VL groups with extremes low and high -> codes and params, scale and zero point in one word. `anchor` is the row of x
-// that is to lie on a code, in mode ANCHORED; `query` what is known of the queries, in mode STEERED.
+// that is to lie on a code, in mode ANCHORED; `query` the bytes of the queries, in mode STEERED.
 template <class F>
-INLINE void encode_pairs(const float* x, const float* anchor, const typename F::T* query, VF low, VF high,
-                         int32_t* codes, pair8* params) {
+INLINE void encode_pairs(const float* x, const float* anchor, const int8_t* query, VF low, VF high, int32_t* codes,
+                         pair8* params) {
   constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
   VF scale = pair_scale<F>((high * 0.5f - low * 0.5f) * (float)(2. / levels), low);
   const VF inverse = 1.f / pair_unit(scale);
@@ -237,8 +281,10 @@ INLINE void encode_pairs(const float* x, const float* anchor, const typename F::
   const VF signed_scale = round_short<pair8, (F::BITS > NEAREST_BITS)>(largest / (float)half, LIMIT<pair8>);
   VF signed_steps = positive ? -round_even(splat(less)) : splat(-whole);
   signed_steps = signed_scale == 0.f ? splat(0.f) : signed_steps;
-  if constexpr (F::MODE == STEERED) steer<F>(x, query, signed_scale, signed_steps, scale, steps);
-  if constexpr (F::MODE != HYBRID) {
+  if constexpr (F::MODE == STEERED) {
+    steered_codes<F>(x, query, low, high, signed_scale, signed_steps, scale, steps, codes);
+    store_pairs(params, scale, steps);
+  } else if constexpr (F::MODE != HYBRID) {
     pair_codes<F, F::LANES>(x, scale, steps, codes);
     store_pairs(params, scale, steps);
   } else {
@@ -327,7 +373,7 @@ template <class F> INLINE int least_row(const float* rows) {
 
 // tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES, `query` is of Cache::queries.
 template <class F>
-void encode(const float* tile, const typename F::T* query, int32_t* codes, int32_t* words, typename F::S* params) {
+void encode(const float* tile, const int8_t* query, int32_t* codes, int32_t* words, typename F::S* params) {
   for (int g = 0; g < F::ROWS / F::GS; ++g) {
     const int least = F::MODE == ANCHORED ? least_row<F>(tile + g * F::GS * F::LANES) : 0;
     for (int lane = 0; lane < F::LANES; lane += VL) {

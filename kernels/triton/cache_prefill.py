@@ -135,8 +135,8 @@ def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dic
     constants["NB"] = max(1, 32 // columns)
     # a set of groups has to fit a thread's registers: 128 elements of it
     warps = max(1, constants["NB"] * columns * fmt.group_size // 4096)
-    # 12 programs a multiprocessor; what holds more codes at once, or what is known of the queries, would spill
-    small = fmt.bits <= 4 and fmt.group_size <= 32 and fmt.mode != "steered"
+    # 12 programs a multiprocessor; what holds more codes at once would spill
+    small = fmt.bits <= 4 and fmt.group_size <= 32
     return constants, {"num_warps": warps} | ({"maxnreg": 168} if small else {})
 
 

@@ -31,6 +31,24 @@ def fma(b_a, b_b, b_c):
 
 
 @triton.jit
+def fma_within(b_a, b_b, b_c):
+    """:func:`fma` limited to [0, 1], which costs nothing; NaN gives 0."""
+    if INTERPRETED:
+        b_x = fma(b_a, b_b, b_c)
+        return tl.minimum(tl.maximum(tl.where(b_x == b_x, b_x, 0.0), 0.0), 1.0)
+    else:
+        b_a, b_b = tl.broadcast(b_a, b_b)
+        return tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, $2, $3;",
+            "=f,f,f,f",
+            [b_a, b_b, tl.broadcast_to(b_c, b_a.shape)],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
 def in_order(b_word):
     """``b_word`` (int32) as a sum that LLVM leaves as it is.
 

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 
 from ..formats import CacheFormat
-from .encode import least_tokens, of_slices, start_of_plane, tile_columns
+from .encode import least_tokens, start_of_plane, tile_columns
 from .quantize import quantize_set
+from .steer import query_words
 from .support import next_power_of_2, side_constants
 from .unpack import has_zero, is_paired
 
@@ -25,12 +26,6 @@ MOST_WARPS = 8
 
 
 next_power_of_2_of = triton.constexpr_function(next_power_of_2)
-
-
-@triton.constexpr_function
-def channels_at_once(head_dim):
-    """Channels of a token that are loaded together: a power of two that divides ``head_dim``, up to 128."""
-    return min(head_dim & -head_dim, 128)
 
 
 @triton.constexpr_function
@@ -156,14 +151,14 @@ def encode_block(
     b_anchor = None
     if MODE == "anchored":
         begins = tl.arange(0, GROUPS) * GROUP
-        least = least_tokens(load, of_channels, source, begins, GROUPS, GROUP, D, channels_at_once(D))
+        least = least_tokens(load, of_channels, source, begins, GROUPS, GROUP, D)
         least = tl.reshape(tl.broadcast_to(least[None, :], (PADDED * SUBS, GROUPS)), (ROWS,))
         numbers = of_channels(source, place, present, (ROWS,))
         b_anchor = load(source, numbers, group * GROUP + least, place, present).to(tl.float32)
     asked = None
     if MODE == "steered":
-        p_asked = queries + (hi * (16 * LO) + group * GROUP)[:, None]
-        asked = (of_slices(p_asked, lane, (ROWS, 16), GROUP), of_slices(p_asked + D, lane, (ROWS, 16), GROUP))
+        channel = (hi * (16 * LO) + group * GROUP)[:, None]
+        asked = query_words(queries, channel, ROWS, GROUP, D)
     set_codes, b_scale, b_zero = quantize_set(tiles, b_anchor, asked, MODE, BITS, DTYPE)
 
     real = row // (PADDED * SUBS * GROUPS) < HI

@@ -8,14 +8,14 @@ import triton
 import triton.language as tl
 
 from .. import short_scales
-from .casts import INTERPRETED, fma
+from .casts import INTERPRETED, fma, fma_within
 from .codes import BIAS, ROUND, both_halves, choose, max_nan, past_code
+from .steer import channel_numbers, steer
 
 PAIR_MAX = tl.constexpr(short_scales.LARGEST["pair8"])
 SMALLEST_NORMAL = tl.constexpr(short_scales.SMALLEST_NORMAL)
 NEAREST_BITS = tl.constexpr(short_scales.NEAREST_BITS)
 CLEARLY = tl.constexpr(short_scales.CLEARLY)
-MOST_TRIED = tl.constexpr(short_scales.MOST_TRIED)
 MOST_SIGNED_BITS = tl.constexpr(short_scales.MOST_SIGNED_BITS)
 
 
@@ -63,44 +63,65 @@ def _pair_codes(tiles, b_scale, b_steps, BITS: tl.constexpr):
 
 
 @triton.jit
-def _steered(tiles, queries, b_scale, b_steps, b_signed, b_signed_steps, BITS: tl.constexpr):
-    """Scale and steps of the zero point of least cost, ``reference._steered``."""
-    STEPS: tl.constexpr = 2 ** (6 - BITS) if BITS < 6 else 1  # in a scale
-    TRIED: tl.constexpr = min(MOST_TRIED, STEPS)
-    b_unit = tl.where(b_scale == 0.0, 1.0, b_scale)
-    b_inverse = _reciprocal(b_unit)
-    b_chosen = b_steps
-    b_least = tl.full(b_steps.shape, float("inf"), tl.float32)
-    for j in range(TRIED):  # a loop: all of it written out takes long to compile
-        shift = (j - TRIED * (j > TRIED // 2)) * (STEPS // TRIED)
-        b_trial = tl.minimum(tl.maximum(b_steps + shift, -127.0), 127.0)
-        b_cost = _steered_cost(tiles, queries, b_inverse, b_trial, BITS)
-        less = b_cost * CLEARLY < b_least
-        b_chosen = tl.where(less, b_trial, b_chosen)
-        b_least = tl.where(less, b_cost, b_least)
+def _steered(tiles, queries, b_high, b_low, b_scale, b_steps, b_signed, b_signed_steps, BITS: tl.constexpr):
+    """Codes, scale and steps of the zero point of least cost, ``reference._steered``.
+
+    ``queries`` is of `query_words`.
+    """
+    b_inverse = _reciprocal(tl.where(b_scale == 0.0, 1.0, b_scale))
+    b_steps = steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS)
     if BITS <= MOST_SIGNED_BITS:
-        b_signed_unit = tl.where(b_signed == 0.0, 1.0, b_signed)
-        b_cost = _steered_cost(tiles, queries, _reciprocal(b_signed_unit), b_signed_steps, BITS)
-        less = b_cost * (b_signed_unit * b_signed_unit) * CLEARLY < b_least * (b_unit * b_unit)
+        b_cost, b_signed_cost = _costs(tiles, queries, b_scale, b_steps, b_signed, b_signed_steps, BITS)
+        less = b_signed_cost * CLEARLY < b_cost
         b_scale = tl.where(less, b_signed, b_scale)
-        b_chosen = tl.where(less, b_signed_steps, b_chosen)
-    return b_scale, b_chosen
+        b_steps = tl.where(less, b_signed_steps, b_steps)
+        b_inverse = _reciprocal(tl.where(b_scale == 0.0, 1.0, b_scale))
+    return _codes_within(tiles, b_inverse, b_steps, BITS), b_scale, b_steps
 
 
 @triton.jit
-def _steered_cost(tiles, queries, b_inverse, b_steps, BITS: tl.constexpr):
-    means, deviations = queries
-    b_inverse, b_offset = tl.expand_dims(b_inverse, 1), tl.expand_dims(b_steps * 2.0 ** (BITS - 6), 1)
+def _codes_within(tiles, b_inverse, b_steps, BITS: tl.constexpr):
+    """``reference._codes_within``, as :func:`both_halves` has them."""
+    LEVELS: tl.constexpr = (1 << BITS) - 1.0
+    b_inverse = tl.expand_dims(b_inverse * (1.0 / LEVELS), 1)
+    b_offset = tl.expand_dims(b_steps * 2.0 ** (BITS - 6) * (1.0 / LEVELS), 1)
+    b_levels, b_bias = tl.full(tiles[0].shape, LEVELS, tl.float32), tl.full(tiles[0].shape, BIAS, tl.float32)
+    pairs = ()
+    for i in tl.static_range(0, len(tiles), 2):
+        b_first = fma(fma_within(tiles[i], b_inverse, -b_offset), b_levels, b_bias)
+        b_second = fma(fma_within(tiles[i + 1], b_inverse, -b_offset), b_levels, b_bias)
+        pairs = pairs + (both_halves(b_first, b_second),)
+    return pairs
+
+
+@triton.jit
+def _costs(tiles, queries, b_scale, b_steps, b_other_scale, b_other_steps, BITS: tl.constexpr):
+    """What the errors of two ways to code groups cost, see ``reference._steered``."""
+    b_unit = tl.where(b_scale == 0.0, 1.0, b_scale)
+    b_other_unit = tl.where(b_other_scale == 0.0, 1.0, b_other_scale)
+    b_inverse, b_offset = _reciprocal(b_unit), b_steps * 2.0 ** (BITS - 6)
+    b_other_inverse, b_other_offset = _reciprocal(b_other_unit), b_other_steps * 2.0 ** (BITS - 6)
     b_product = tl.zeros_like(tiles[0])
-    b_rest = tl.zeros_like(tiles[0])
+    b_rest, b_other_product, b_other_rest = b_product, b_product, b_product
     for i in tl.static_range(len(tiles)):
-        b_ratio = fma(tiles[i], b_inverse, -b_offset)
-        b_error = b_ratio - (_unsigned_code(b_ratio, BITS) - BIAS)
-        b_product += means[i].to(tl.float32) * b_error
-        b_other = deviations[i].to(tl.float32) * b_error
-        b_rest += b_other * b_other
-    b_product = tl.sum(b_product, 1)
-    return b_product * b_product + tl.sum(b_rest, 1)
+        b_mean, b_weight = channel_numbers(queries, i)
+        b_error = _error(tiles[i], b_inverse, b_offset, BITS)
+        b_product += b_mean * b_error
+        b_rest += b_weight * (b_error * b_error)
+        b_error = _error(tiles[i], b_other_inverse, b_other_offset, BITS)
+        b_other_product += b_mean * b_error
+        b_other_rest += b_weight * (b_error * b_error)
+    b_product, b_other_product = tl.sum(b_product, 1), tl.sum(b_other_product, 1)
+    b_cost = (b_product * b_product + tl.sum(b_rest, 1)) * (b_unit * b_unit)
+    b_other_cost = b_other_product * b_other_product + tl.sum(b_other_rest, 1)
+    return b_cost, b_other_cost * (b_other_unit * b_other_unit)
+
+
+@triton.jit
+def _error(b_x, b_inverse, b_offset, BITS: tl.constexpr):
+    """Errors in scales."""
+    b_ratio = fma(b_x, tl.expand_dims(b_inverse, 1), -tl.expand_dims(b_offset, 1))
+    return b_ratio - (_unsigned_code(b_ratio, BITS) - BIAS)
 
 
 @triton.jit
@@ -166,8 +187,11 @@ def quantize_paired(tiles, b_high, b_low, b_anchor, queries, MODE: tl.constexpr,
     b_signed_steps = tl.where(positive, _steps_of(HALF - 1, BITS), _steps_of(HALF, BITS))
     b_signed_steps = tl.where(b_signed == 0.0, 0.0, b_signed_steps)
     if MODE == "steered":
-        b_scale, b_steps = _steered(tiles, queries, b_scale, b_steps, b_signed, b_signed_steps, BITS)
-    pairs, b_error = _pair_codes(tiles, b_scale, b_steps, BITS)
+        pairs, b_scale, b_steps = _steered(
+            tiles, queries, b_high, b_low, b_scale, b_steps, b_signed, b_signed_steps, BITS
+        )
+    else:
+        pairs, b_error = _pair_codes(tiles, b_scale, b_steps, BITS)
     if MODE == "hybrid":
         signed, b_signed_error = _pair_codes(tiles, b_signed, b_signed_steps, BITS)
         take = b_signed_error <= b_error * CLEARLY

@@ -97,8 +97,8 @@ def quantize_group(group, mode: str, bits: int, scale_dtype: str, anchor: int | 
     asymmetric  scale = (max - min) / (2^b - 1), codes 0 .. 2^b - 1, zero = min
     anchored    asymmetric, with a zero point moved by up to half a scale so that element ``anchor`` lies on a code
     steered     asymmetric (or signed, for 2 bits), with that of 4 zero points (2 for 5 bits, 1 for more), a quarter of
-                a scale apart, whose errors e cost least: (mean . e)^2 + sum of (deviation e)^2, with ``query`` = mean
-                and deviation of each element
+                a scale apart, whose errors e cost least: (mean . e)^2 + sum of weight e^2, with ``query`` = mean and
+                weight of each element, whole numbers; see :func:`_steered_steps`
     hybrid      the better of signed (its zero written as -2^(b-1) scales) and asymmetric, by squared error
     paper_hybrid  asymmetric of b - 1 bits, or symmetric where its absolute errors sum up to less
     """
@@ -106,7 +106,7 @@ def quantize_group(group, mode: str, bits: int, scale_dtype: str, anchor: int | 
     with np.errstate(all="ignore"):
         return _quantize_group(
             np.array([clip(x, np.finfo(number).max) for x in group], number),
-            *(mode, bits, scale_dtype, anchor, query, bool(np.isinf(group).any())),
+            *(mode, bits, scale_dtype, anchor, query, bool((np.abs(group) >= np.finfo(number).max).any())),
         )
 
 
@@ -189,6 +189,50 @@ def _quantize_group(group, mode, bits, scale_dtype, anchor, query, infinite) -> 
     return shifted if errors[0] <= errors[1] else asymmetric
 
 
+def _coded_within(group, scale, steps, bits) -> Group:
+    """Codes as shares of the largest one, limited to [0, 1]; two roundings."""
+    number, levels, step = group.dtype.type, (1 << bits) - 1, 2.0 ** (bits - 6)
+    share = number(1 / levels)
+    inverse, offset = number(1) / number(scale if scale != 0 else 1) * share, number(steps * step) * share
+    shares = [_fma(number, x, inverse, -offset) for x in group]
+    codes = [0 if np.isnan(s) else int(np.rint(float(min(max(s, number(0)), number(1))) * levels)) for s in shares]
+    return Group(codes, number(scale), number(steps * step * number(scale)), 0)
+
+
+def _steered_steps(group, scale, steps, bits, means, weights):
+    """Steps of the zero point, of those within half a scale of ``steps``, whose errors cost least; integers throughout.
+
+    Errors are whole 256ths of a scale, between -128 and 127: what lies past the ends of the codes wraps around, and is
+    made up for by the end that is furthest past, at the mean weight. A square is a line for each quarter of a scale,
+    which is right to a constant that all zero points share.
+    """
+    shift = {16: 4, 32: 4, 64: 5, 128: 6}[len(group)]
+    step, levels, zero = 2.0 ** (bits - 6), (1 << bits) - 1, np.float32(1.5 * 2.0**15)
+    inverse = float(group.dtype.type(1) / group.dtype.type(scale if scale != 0 else 1))
+
+    def parts(x):  # of a float32 whose last bit is worth 1/256
+        past = np.float32(float(x) * inverse + (float(zero) - steps * step))
+        return int(past.view(np.int32)) - int(zero.view(np.int32))
+
+    best = least = base = None
+    for quarters in {5: (0, 2)}.get(bits, (0, 1, 2, -1) if bits < 5 else (0,)):
+        product = rest = 0
+        for x, mean, weight in zip(group, means.tolist(), weights.tolist(), strict=True):
+            error = (parts(x) - 64 * quarters + 128) % 256 - 128
+            size = error if error >= 0 else -error - 1
+            product += mean * error
+            rest += weight * (size if size < 64 else 3 * size - 127)
+        top, bottom = parts(group.max()) - 64 * quarters, parts(group.min()) - 64 * quarters
+        beyond = min(max(top - 256 * levels - 128, -128 - bottom, 0), 255)
+        base = rest if base is None else base
+        rest += -base + beyond * int(weights.sum()) * 8 // len(group)
+        cost = (product >> shift) ** 2 + (rest >> (2 * shift - 6))
+        trial = steps + quarters * 0.25 / step
+        if best is None or (cost < least and abs(trial) <= 127):
+            best, least = trial, cost
+    return best
+
+
 def _quantize_pair(group, smallest, largest, mode, bits, anchor, query, infinite) -> Group:
     """Scale and zero point in one word: 8 bits of float16 and a sign and 7 bits, in steps of 2^(bits-6) scales."""
     number = group.dtype.type
@@ -222,22 +266,22 @@ def _quantize_pair(group, smallest, largest, mode, bits, anchor, query, infinite
         steps = max(steps, -round(half / step))
     positive = bool(largest > -smallest)
     signed_scale = round_short((largest if positive else -smallest) / number(half), "pair8", bits, limit)
-    signed = coded(signed_scale, -round((half - 1 if positive else half) / step) if signed_scale != 0 else 0)
-    if mode == "steered" and bits <= 5 and not infinite:
-        mean, deviation = query
-        least = number(np.inf)
-        for quarters in (0, 1, 2, -1) if bits < 5 else (0, 2):
-            trial = min(max(steps + quarters * 0.25 / step, -127), 127) if not np.isnan(ratio) else steps
-            error = coded(scale, trial)[1]
-            cost = np.square((mean * error).sum()) + np.square(deviation * error).sum()
-            if cost * number(1 + 2.0**-10) < least:
-                least, best = cost, trial
-        steps = best if np.isfinite(least) else steps
-        if bits == 2 and np.isfinite(least):
-            units = [number(x if x != 0 else 1) for x in (scale, signed_scale)]
-            cost = np.square((mean * signed[1]).sum()) + np.square(deviation * signed[1]).sum()
-            if cost * np.square(units[1]) * number(1 + 2.0**-10) < least * np.square(units[0]):
-                return signed[0]
+    signed_steps = -round((half - 1 if positive else half) / step) if signed_scale != 0 else 0
+    signed = coded(signed_scale, signed_steps)
+    if mode == "steered":
+        if np.isnan(scale):
+            return coded(scale, steps)[0]
+        if not infinite:
+            steps = _steered_steps(group, scale, steps, bits, *query)
+        if bits == 2 and not infinite:
+            costs = []
+            for size, (_, error) in ((scale, coded(scale, steps)), (signed_scale, signed)):
+                unit = number(size if size != 0 else 1)
+                cost = np.square((query[0] * error).sum()) + (query[1] * np.square(error)).sum()
+                costs.append(number(cost) * (unit * unit))
+            if costs[1] * number(1 + 2.0**-10) < costs[0]:
+                scale, steps = signed_scale, signed_steps
+        return _coded_within(group, scale, steps, bits)
     asymmetric = coded(scale, steps)
     if mode != "hybrid":
         return asymmetric[0]
@@ -263,7 +307,7 @@ def quantize_block(block, *, key: bool, mode: str, bits: int, group_size: int, s
             out[place] = block[place]
         else:
             anchor = least_token(block[place[0]]) if mode == "anchored" else None
-            unknown = np.zeros_like(group), np.ones_like(group)
+            unknown = np.zeros(len(group), np.int64), np.ones(len(group), np.int64)
             decoded = quantize_group(group, mode, bits, scale_dtype, anchor, unknown).decode(np.float32)
             out[place] = decoded.reshape(block[place].shape)
     return out

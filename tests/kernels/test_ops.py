@@ -85,7 +85,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     return {
         "query_statistics": ((torch.randn(2, 4, 90, 32).to(dtype), keys, start), (query, keys, start)),
         "query_weight": ((asked, "channel"), (asked, "interleaved16@8")),
-        "query_rows": ((asked, norm), (asked, None)),
+        "query_rows": ((asked, norm, 16), (asked, None, 32)),
         "key_statistics": (
             (keys, start, True, True),
             (keys[:, :, :20], start, False, True),
@@ -93,7 +93,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         ),
         "prefill": (
             (keys, start, mean, norm, 5, k_fmt.spec),
-            (keys, start, mean, norm, 5, k_fmt.spec, asked),
+            (keys, start, mean, norm, 5, k_fmt.spec, reference.query_rows(asked, norm, 16)),
             (values, start, None, None, 5, v_fmt.spec),
         ),
         "append_": (

@@ -38,12 +38,11 @@ def anchor_of(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
 
 
 def query_of(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Another mean and deviation for each element, where the mode takes them, and some that are zero."""
+    """Another mean and weight for each element, where the mode takes them, and some that are zero."""
     if fmt.mode != "steered":
         return None
-    wide = x if x.dtype == torch.float64 else x.float()
-    place = torch.arange(x.numel(), dtype=wide.dtype).view(x.shape)
-    return (place * 0.7).sin(), (place * 0.3).cos().clamp(min=0)
+    place = torch.arange(x.numel()).view(x.shape)
+    return (127 * (place * 0.7).sin()).round().int(), (255 * (place * 0.3).cos().clamp(min=0)).round().int()
 
 
 def decode(x: torch.Tensor, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:

@@ -67,7 +67,7 @@ class TestSdpaGraphs(expecttest.TestCase):
 + key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True, 'channel', query_weight_default)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1)
++ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1, 16)
 + prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]
@@ -170,7 +170,7 @@ class TestEagerGraphs(expecttest.TestCase):
 + key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True, 'channel', query_weight_default)
 + getitem_2 = key_statistics_default[0]
 + getitem_3 = key_statistics_default[1]
-+ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_3)
++ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_3, 16)
 + prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
 + getitem_4 = prefill_default[0]
 + getitem_5 = prefill_default[1]
@@ -257,7 +257,7 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 + key_statistics_default = torch.ops.innerq.key_statistics.default(transpose, expand, True, True, 'channel', query_weight_default)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1)
++ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1, 16)
 + prefill_default = torch.ops.innerq.prefill.default(transpose, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]

@@ -1,0 +1,169 @@
+"""Choosing the zero point whose errors the queries see least, ``reference._steer``, four channels an instruction.
+
+An error is a byte, in 256ths of a scale past the nearest code, and four of them share a word. A zero point that moves by
+half a scale flips their signs; by a quarter, it takes 64 from them; so one look at the elements serves all candidates.
+What is summed up are products of bytes, which a GPU has instructions for (``dp4a``).
+"""
+
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .. import short_scales
+from .bytes import byte_signs, dot_bytes, dot_unsigned_bytes, low_bytes
+from .casts import fma
+from .codes import F32_MAX
+
+TO_PARTS = tl.constexpr(short_scales.TO_PARTS)
+MOST_STEPS = tl.constexpr(float(short_scales.MOST_STEPS))
+#: Bits 7, 6, 0 to 6, and 0 of all four bytes.
+SIGNS = tl.constexpr(0x80808080 - 2**32)
+QUARTERS = tl.constexpr(0x40404040)
+BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
+ONES = tl.constexpr(0x01010101)
+#: The bits of TO_PARTS.
+ZERO = tl.constexpr(0x47400000)
+
+product_shift = triton.constexpr_function(short_scales.product_shift)
+
+
+@triton.jit
+def _quarters(b_words):
+    """``[rows, 8]`` as four of ``[rows, 2]``: what is summed up over words then is summed up in a register."""
+    b_even, b_odd = tl.split(tl.reshape(b_words, (b_words.shape[0], 4, 2)))
+    b_0, b_1 = tl.split(tl.reshape(b_even, (b_words.shape[0], 2, 2)))
+    b_2, b_3 = tl.split(tl.reshape(b_odd, (b_words.shape[0], 2, 2)))
+    return b_0, b_1, b_2, b_3
+
+
+@triton.jit
+def _low_bytes_of(tiles):
+    """Words of the low bytes of int32 tiles ``[groups, 8]``, in the order of :func:`query_words`."""
+    words = ()
+    for i in tl.static_range(0, len(tiles), 4):
+        if len(tiles) > 2:
+            b_words = low_bytes(tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3])
+        else:  # groups of 16: the upper bytes have no weight
+            b_words = low_bytes(tiles[i], tiles[i + 1], tiles[i], tiles[i + 1])
+        words = words + _quarters(b_words)
+    return words
+
+
+@triton.jit
+def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
+    """What is known of the queries for the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
+
+    ``queries`` points to the bytes of ``reference.query_rows``. Returns ``(means, weights)``, each a tuple of words
+    ``[ROWS, 8]`` of four channels: two neighbours, and the same two of the next slice, as tiles of elements have them.
+    """
+    p_pairs = queries.to(tl.pointer_type(tl.int16), bitcast=True) + (channel // 2 + tl.arange(0, 8)[None, :])
+    p_pairs = tl.broadcast_to(p_pairs, (ROWS, 8))
+    means, weights = (), ()
+    for i in tl.static_range(0, GROUP // 16, 2):
+        b_means = tl.load(p_pairs + i * 8).to(tl.int32) & 0xFFFF
+        b_weights = tl.load(p_pairs + (D // 2 + i * 8)).to(tl.int32) & 0xFFFF
+        if GROUP > 16:
+            b_means |= tl.load(p_pairs + (i + 1) * 8).to(tl.int32) << 16
+            b_weights |= tl.load(p_pairs + (D // 2 + (i + 1) * 8)).to(tl.int32) << 16
+        means, weights = means + (b_means,), weights + (b_weights,)
+    return means, weights
+
+
+@triton.jit
+def channel_numbers(queries, TILE: tl.constexpr):
+    """Mean and weight of the channels of a tile of elements, float32."""
+    means, weights = queries
+    b_mean = (means[TILE // 4] << (24 - TILE % 4 * 8)) >> 24
+    b_weight = (weights[TILE // 4] >> (TILE % 4 * 8)) & 0xFF
+    return b_mean.to(tl.float32), b_weight.to(tl.float32)
+
+
+@triton.jit
+def _split_words(tiles):
+    """Tiles of words as smaller ones, see :func:`_quarters`."""
+    words = ()
+    for i in tl.static_range(len(tiles)):
+        words = words + _quarters(tiles[i])
+    return words
+
+
+@triton.jit
+def _in_parts(b_x, b_inverse, b_offset):
+    return fma(b_x, b_inverse, b_offset).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _cost(b_product, b_rest, b_beyond, b_weight, GROUP: tl.constexpr):
+    SHIFT: tl.constexpr = product_shift(GROUP)
+    b_product = tl.sum(b_product, 1) >> SHIFT
+    b_rest += tl.minimum(tl.maximum(b_beyond, 0), 255) * b_weight * 8 // GROUP
+    return b_product * b_product + (b_rest >> (2 * SHIFT - 6))
+
+
+@triton.jit
+def _cheaper(b_cost, b_trial, b_least, b_steps):
+    less = (b_cost < b_least) & (tl.abs(b_trial) <= MOST_STEPS)
+    return tl.where(less, b_cost, b_least), tl.where(less, b_trial, b_steps)
+
+
+@triton.jit
+def steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr):
+    """Steps of the zero point of least cost, of those near ``b_steps``.
+
+    ``queries`` is of :func:`query_words`, ``b_inverse`` is 1 / scale. With ``e`` the
+    error of an element under the first zero point, ``a = |e|``, ``a'`` that under the second and ``f`` the distance of
+    ``e`` from the nearest half of a scale, sums of ``a``, ``a'`` and ``f`` are all that is needed of
+    ``reference._steer``'s bent squares: those under the second zero point are ``2 (a' - a + f) - 63`` more than those
+    under the first, under the third ``254 - 4 a``, and under the fourth ``191 - 2 (a' + a - f)``.
+    """
+    GROUP: tl.constexpr = 8 * len(tiles)
+    SCALE: tl.constexpr = 2 ** (6 - BITS) if BITS < 6 else 1  # in steps
+    QUARTER: tl.constexpr = SCALE >= 4
+    means, weights = _split_words(queries[0]), _split_words(queries[1])
+    b_weight = tl.zeros_like(weights[0])
+    for i in tl.static_range(len(weights)):  # once for all tokens of a program: LLVM sees that it is the same
+        b_weight = dot_unsigned_bytes(weights[i], tl.full(b_weight.shape, ONES, tl.int32), b_weight)
+    b_weight = tl.sum(b_weight, 1)
+    b_offset = TO_PARTS - b_steps * 2.0 ** (BITS - 6)
+    parts = ()
+    for i in tl.static_range(len(tiles)):
+        parts = parts + (_in_parts(tiles[i], tl.expand_dims(b_inverse, 1), tl.expand_dims(b_offset, 1)),)
+    words = _low_bytes_of(parts)
+    b_none = tl.zeros_like(words[0])
+    b_product, b_moved, b_half, b_back = b_none, b_none, b_none, b_none
+    b_size, b_moved_size, b_fold = b_none, b_none, b_none
+    for i in tl.static_range(len(words)):
+        b_error = words[i]
+        b_product = dot_bytes(b_error, means[i], b_product)
+        b_half = dot_bytes(b_error ^ SIGNS, means[i], b_half)
+        b_a = b_error ^ byte_signs(b_error)
+        b_size = dot_unsigned_bytes(b_a, weights[i], b_size)
+        if QUARTER:
+            b_error = b_error ^ QUARTERS ^ ((~b_error & QUARTERS) << 1)
+            b_moved = dot_bytes(b_error, means[i], b_moved)
+            b_back = dot_bytes(b_error ^ SIGNS, means[i], b_back)
+            b_moved_size = dot_unsigned_bytes(b_error ^ byte_signs(b_error), weights[i], b_moved_size)
+            b_fold = dot_unsigned_bytes(b_a ^ (byte_signs(b_a << 1) & BELOW_SIGNS), weights[i], b_fold)
+    b_size = tl.sum(b_size, 1)
+    b_above = _in_parts(b_high, b_inverse, b_offset) - (ZERO + ((1 << BITS) - 1) * 256 + 128)
+    b_below = (ZERO - 128) - _in_parts(b_low, b_inverse, b_offset)
+    b_chosen = b_steps
+    b_least = _cost(b_product, 0, tl.maximum(b_above, b_below), b_weight, GROUP)
+    if QUARTER:
+        b_fold = tl.sum(b_fold, 1)
+        b_moved_size = tl.sum(b_moved_size, 1)
+        b_rest = 2 * (b_moved_size - b_size + b_fold) - 63 * b_weight
+        b_cost = _cost(b_moved, b_rest, tl.maximum(b_above - 64, b_below + 64), b_weight, GROUP)
+        b_least, b_chosen = _cheaper(b_cost, b_steps + SCALE // 4, b_least, b_chosen)
+    if SCALE > 1:
+        b_rest = 254 * b_weight - 4 * b_size
+        b_cost = _cost(b_half, b_rest, tl.maximum(b_above - 128, b_below + 128), b_weight, GROUP)
+        b_least, b_chosen = _cheaper(b_cost, b_steps + SCALE // 2, b_least, b_chosen)
+    if QUARTER:
+        b_rest = 191 * b_weight - 2 * (b_moved_size + b_size - b_fold)
+        b_cost = _cost(b_back, b_rest, tl.maximum(b_above + 64, b_below - 64), b_weight, GROUP)
+        b_least, b_chosen = _cheaper(b_cost, b_steps - SCALE // 4, b_least, b_chosen)
+    return tl.where(tl.maximum(b_high, -b_low) == F32_MAX, b_steps, b_chosen)  # infinities have no error to speak of
