@@ -13,6 +13,7 @@ import weakref
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .errors import InnerQError
 from .kernels import formats, layout, reference
 from .kernels.formats import CacheFormat
 
@@ -207,8 +208,14 @@ class CacheStorage:
 
 def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
     """A storage from what ``CacheStorage.__reduce__`` wrote."""
-    four = [tensors[name] for name in ("codes", "scales", "window", "state")]
-    return CacheStorage.adopt(CacheFormat.parse(spec), four, tensors.get("mean"), tensors.get("norm"), length)
+    four, fmt = [tensors[name] for name in ("codes", "scales", "window", "state")], CacheFormat.parse(spec)
+    rows = four[2].shape[2]
+    if rows != fmt.window_rows:
+        raise InnerQError(
+            f"a saved cache of format {spec} has {rows} rows of windows where this version has {fmt.window_rows}: it "
+            "was written by another version of innerq-compile; make the cache anew from its prompt"
+        )
+    return CacheStorage.adopt(fmt, four, tensors.get("mean"), tensors.get("norm"), length)
 
 
 def quantize(

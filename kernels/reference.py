@@ -12,6 +12,8 @@ from . import layout, short_scales
 from .formats import CacheFormat, blocks_for
 from .pairs import Pairs
 
+#: Largest mean, and square of a deviation, that :func:`query_rows` gives: bytes below those of float16's infinities.
+MOST_KNOWN = 123
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
 MIN_STATISTICS_TOKENS = 32
 #: So many of a prompt's last queries say what queries are like; to read all of a long prompt's would cost more.
@@ -373,8 +375,9 @@ def encode_blocks(
     known = None
     if fmt.mode == "steered" and query is not None:
         held = query.contiguous().view(torch.uint8)[..., : 2 * head_dim]
-        rows = (held[..., :head_dim].view(torch.int8), held[..., head_dim:])
-        known = tuple(layout.split_groups(row.to(torch.int32).expand_as(x), fmt) for row in rows)
+        means, weights = held[..., :head_dim].to(torch.int32), held[..., head_dim:].to(torch.int32)
+        means = torch.where(means > 0x7F, 0x7F - means, means)
+        known = tuple(layout.split_groups(row.expand_as(x), fmt) for row in (means, weights))
     codes, scales, zeros = quantize_groups(layout.split_groups(x, fmt), fmt, anchors(x, fmt), known)
     words = layout.pack(layout.join_groups(codes, fmt, head_dim), fmt)
     return words, scales if zeros is None else torch.cat((scales, zeros), dim=-1)
@@ -442,9 +445,9 @@ def query_weight(query: torch.Tensor, norm: str) -> torch.Tensor:
 def query_rows(query: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
     """What mode ``steered`` keeps of the queries behind the windows of a cache: two bytes a channel.
 
-    Mean, signed, and square of the deviation of the queries as held keys meet them (times the normalization), in units
-    of their own for each group, in which the mean is at most 127 and the square at most 255. Only ratios within a group
-    count.
+    Mean and square of the deviation of the queries as held keys meet them (times the normalization), in units of their
+    own for each group, in which neither is above :data:`MOST_KNOWN`. Only ratios within a group count. A mean below
+    zero is its one's complement and the sign bit, so that no two bytes read as a NaN where they lie among numbers.
 
     Args:
         query: ``[B, H, 2, D]`` float32 of :func:`query_statistics`.
@@ -458,11 +461,12 @@ def query_rows(query: torch.Tensor, norm: torch.Tensor | None, group_size: int) 
     mean, deviation = rows.unflatten(-1, (-1, group_size)).unbind(2)
     least = 1e-30  # so that what is divided by it is finite
     unit = torch.minimum(
-        127 / mean.abs().amax(-1, keepdim=True).clamp(min=least),
-        255**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
+        MOST_KNOWN / mean.abs().amax(-1, keepdim=True).clamp(min=least),
+        MOST_KNOWN**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
     )
-    means = torch.round(mean * unit).to(torch.int32) & 0xFF
-    weights = torch.round((deviation * unit).square()).clamp(max=255).to(torch.int32)
+    means = torch.round(mean * unit).clamp(-MOST_KNOWN, MOST_KNOWN).to(torch.int32)
+    means = torch.where(means < 0, ~means + 0x80, means)
+    weights = torch.round((deviation * unit).square()).clamp(max=MOST_KNOWN).to(torch.int32)
     return torch.stack((means, weights), 2).flatten(-2).to(torch.uint8)
 
 
@@ -480,6 +484,8 @@ def set_query_rows_(
         rows = torch.zeros((*window.shape[:2], 2, window.shape[3]), device=window.device)
         rows[:, :, 1] = 1
         rows = query_rows(rows, norm, fmt.group_size)
+    if rows.dtype is not torch.uint8:
+        raise TypeError(f"what is known of the queries is bytes (torch.uint8), see query_rows, and not {rows.dtype}")
     held = window.view(torch.uint8)[:, :, fmt.window]
     held[..., : 2 * window.shape[3]] = rows.flatten(-2)
     held[..., 2 * window.shape[3] :] = 0

@@ -51,7 +51,8 @@ class Prelude:
 
     def places(self) -> list[torch.Tensor]:
         """Examples of the tensors that the graph writes to."""
-        return [torch.empty_like(result) for result, write in zip(self.results, self.written, strict=True) if write]
+        written = (result for result, write in zip(self.results, self.written, strict=True) if write)
+        return [result.new_empty(result.shape) for result in written]
 
 
 class _Stays(Exception):

@@ -89,11 +89,10 @@ class _Row:
         while self.tokens.shape[1] >= fmt.sink + (self.blocks + 1) * fmt.block + fmt.recent:
             first = fmt.sink + self.blocks * fmt.block
             block = self.tokens[:, first : first + fmt.block]
-            queries = None
-            if self.norm is not None:  # all that is known of them: held keys meet them times the normalization
-                norm = self.norm / self.norm.amax(-1, keepdim=True)
-                queries = torch.stack((torch.zeros_like(norm), norm), 1).to(self.dtype)
-            codes, scales = reference.encode_blocks(block, fmt, queries)
+            # all that is known of the queries: held keys meet them times the normalization
+            window = torch.zeros(1, len(block), fmt.window_rows, block.shape[-1], dtype=self.dtype)
+            reference.set_query_rows_(window, fmt, None, None if self.norm is None else self.norm[None])
+            codes, scales = reference.encode_blocks(block, fmt, window[0, :, fmt.window :])
             block.copy_(reference.decode_blocks(codes, scales, fmt, block.shape[-1]))
             self.blocks += 1
 

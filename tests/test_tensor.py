@@ -871,6 +871,15 @@ def test_dynamic_cache_copies_are_independent(dynamic_cache):
     assert_same_cache(loaded, dense)
 
 
+def test_a_saved_cache_of_another_version_is_refused():
+    """Its windows have other rows, which kernels would take for tokens of the next head."""
+    storage = InnerQTensor.from_dense(torch.randn(1, 2, 200, 32), "base", role="key")._storage
+    restore, (tensors, spec, length) = storage.__reduce__()
+    tensors["window"] = torch.cat((tensors["window"], tensors["window"][:, :, -1:]), 2)
+    with pytest.raises(InnerQError, match="162 rows of windows where this version has 161"):
+        restore(tensors, spec, length)
+
+
 def test_dynamic_cache_reset(dynamic_cache):
     ours, dense = dynamic_cache
     keys = random_cache(5)

@@ -175,6 +175,9 @@ template <class F> INLINE VI in_parts(VF x, VF inverse, VF steps) {
   return bitcast<VI>(exact_fma(x, inverse, TO_PARTS - steps * ZERO_STEP<F>)) - bitcast<VI>(splat(TO_PARTS));
 }
 
+// A mean as reference.query_rows holds it.
+INLINE int known_mean(int8_t byte) { return byte < 0 ? -1 - (byte & 0x7f) : byte; }
+
 // The zero point near `steps` whose errors cost least, as reference._steer has it. `mean` points to the bytes of the
 // group's first channel, and the weights of the channels lie F::D bytes behind.
 template <class F> INLINE VF steer(const float* x, const int8_t* mean, VF low, VF high, VF inverse, VF steps) {
@@ -185,10 +188,11 @@ template <class F> INLINE VF steer(const float* x, const int8_t* mean, VF low, V
   for (int e = 0; e < F::GS; ++e) {
     const VI at = in_parts<F>(clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), inverse, steps);
     total += weight[e];
+    const int of_mean = known_mean(mean[e]);
     for (int i = 0; i < candidates; ++i) {
       const int moved = (int)(F::STEERING[i] * ZERO_STEP<F> * 256);
       const VI error = ((at - moved) << 24) >> 24, size = error ^ (error >> 31);
-      product[i] = product[i] + error * mean[e];
+      product[i] = product[i] + error * of_mean;
       rest[i] = rest[i] + (size < 64 ? size : 3 * size - 127) * weight[e];
     }
   }
@@ -217,7 +221,7 @@ template <class F> INLINE VF steered_cost(const float* x, const int8_t* mean, VF
   for (int e = 0; e < F::GS; ++e) {
     const VF ratio = exact_fma(clamp(load(x + e * F::LANES), -LIMIT<float>, LIMIT<float>), inverse, offset);
     const VF error = ratio - round_even(clamp(ratio, 0.f, (float)((1 << F::BITS) - 1)));
-    product = product + error * (float)mean[e];
+    product = product + error * (float)known_mean(mean[e]);
     rest = rest + error * error * (float)weight[e];
   }
   return (product * product + rest) * (unit * unit);

@@ -71,7 +71,7 @@ def _add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
     for j in tl.static_range(BITS):
         # a multiplication by a power of two or zero, which takes the addition along
         new = new + (in_order(planes[j] + b_codes * tl.where(field // WHOLE == j, 1 << (field % WHOLE * BITS), 0)),)
-    if SPARE > 0:
+    if SPARE > 0:  # noqa: SIM102 (known when the kernel is compiled)
         if field >= WHOLE * BITS:
             first = (field - WHOLE * BITS) * BITS  # place of a spread field's lowest bit among the spare ones
             spread = ()
@@ -292,7 +292,7 @@ def encode_blocks(
         planes = ()
         for _ in tl.static_range(BITS):
             planes = planes + (tl.full((NB * PADDED, 8), START, tl.int32),)
-        # code that the instruction cache cannot hold is slow: for keys, one group of all sub-ranges is as much as it takes
+        # code that the instruction cache cannot hold is slow: that of one group of keys is as much as it takes
         if IS_KEY:
             for group in range(SLICES * 16 // GROUP):
                 planes = _encode_group(

@@ -1,8 +1,8 @@
 """Choosing the zero point whose errors the queries see least, ``reference._steer``, four channels an instruction.
 
-An error is a byte, in 256ths of a scale past the nearest code, and four of them share a word. A zero point that moves by
-half a scale flips their signs; by a quarter, it takes 64 from them; so one look at the elements serves all candidates.
-What is summed up are products of bytes, which a GPU has instructions for (``dp4a``).
+An error is a byte, in 256ths of a scale past the nearest code, and four of them share a word. A zero point that moves
+by half a scale flips their signs; by a quarter, it takes 64 from them; so one look at the elements serves all
+candidates. What is summed up are products of bytes, which a GPU has an instruction for (``dp4a``).
 """
 
 # ruff: noqa: RUF005
@@ -68,6 +68,7 @@ def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl
         if GROUP > 16:
             b_means |= tl.load(p_pairs + (i + 1) * 8).to(tl.int32) << 16
             b_weights |= tl.load(p_pairs + (D // 2 + (i + 1) * 8)).to(tl.int32) << 16
+        b_means ^= byte_signs(b_means) & BELOW_SIGNS  # those below zero are one's complements
         means, weights = means + (b_means,), weights + (b_weights,)
     return means, weights
 

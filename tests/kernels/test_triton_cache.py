@@ -40,6 +40,9 @@ FORMATS = [  # head_dim, dtype, format; every mode, every bit width, both roles,
         ("key-pair3-D64", "key", 3, "hybrid", 32, 4, 20, 64, BF16, "pair8"),
         ("key-steered3-D64", "key", 3, "steered", 32, 4, 20, 64, F16, "pair8"),
         ("key-steered2-g16-D48", "key", 2, "steered", 16, 0, 7, 48, BF16, "pair8"),
+        ("key-steered4-D128", "key", 4, "steered", 32, 4, 20, 128, BF16, "pair8"),
+        ("key-steered5-g64-D192", "key", 5, "steered", 64, 0, 7, 192, F32, "pair8"),
+        ("key-steered3-g128-D128", "key", 3, "steered", 128, 4, 20, 128, F16, "pair8"),
         ("key-none-D80", "key", 3, "none", 16, 4, 20, 80, BF16, None),
         ("value-sym4-D64", "value", 4, "symmetric", 32, 4, 20, 64, BF16, None),
         ("value-sig3-D80", "value", 3, "signed", 16, 0, 40, 80, F16, None),
@@ -70,6 +73,7 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
     if fmt.is_key:
         mean, norm = normal(2, heads, head_dim, dtype=F32), torch.rand(2, heads, head_dim).to(DEVICE) + 0.5
         query = torch.stack((normal(2, heads, head_dim, dtype=F32), torch.rand(2, heads, head_dim).to(DEVICE)), 2)
+        query = reference.query_rows(query, norm, fmt.group_size)
     capacity = blocks_for(fmt, tokens) + 1
     assert kernels.supports_prefill(fmt, x)
     actual = kernels.prefill(x, start, mean, norm, capacity, fmt, query)
