@@ -163,10 +163,10 @@ class HoistedInputs:
             for result, mask in zip(context.prelude.results, self._masks, strict=True)
         ]
         self._returned = [place for place, write in enumerate(self._written) if not write]
-        #: of each result how long its last dimension is, from the arguments of a call
+        #: of each mask that is written how long its last dimension is, from the arguments of a call
         self._lengths = [
-            sizes.reader(result.shape[-1]) if mask else None
-            for result, mask in zip(context.prelude.results, self._masks, strict=True)
+            sizes.reader(result.shape[-1]) if mask and write else None
+            for result, mask, write in zip(context.prelude.results, self._masks, self._written, strict=True)
         ]
         self._buffers: list[torch.Tensor] = []
         self._tokens = -1

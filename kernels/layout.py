@@ -8,7 +8,7 @@ name     shape                        dtype        holds
 codes    ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
 scales   ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
 window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens (and in mode
-                                                   ``steered`` two rows about the queries)
+                                                   ``steered`` a row of bytes about the queries)
 state    ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
 ======== ============================ ============ =======================================================
 

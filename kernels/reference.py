@@ -55,13 +55,14 @@ def quantize_groups(
     query: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Quantize groups ``[..., group_size]``. ``anchor [...]``: the element that mode ``anchored`` puts on a code;
-    ``query``: what mode ``steered`` knows of what the elements are multiplied with, mean and deviation, both like
-    ``x``; None where nothing is known.
+    ``query``: what mode ``steered`` knows of what the elements are multiplied with, the whole numbers of
+    :func:`query_rows` (mean, and square of the deviation), int32 and both shaped like ``x``; None where nothing is
+    known.
 
     Returns unsigned codes ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are held,
     in the format's scale dtype. There are no zero points (None) in modes without, and where words hold both. Codes are
     chosen for the rounded scale: ``round((x - zero) * inverse)`` with the inverse of the scale rounded once a group
-    (in pairs ``round(x * inverse - zero * inverse)``, a fused multiply-add),
+    (in pairs ``round(x * inverse - zero * inverse)``, a fused multiply-add; steered ones see :func:`_codes_within`),
     and ``round(x / scale)`` in mode ``symmetric``, as published. A group whose scale is zero or subnormal in float32
     decodes to zero (to its zero point, where it has one). NaN in a group makes its scale NaN.
 
@@ -295,7 +296,8 @@ def _steer(x, scale, steps, mean, weight, fmt):
         bent = torch.where(size < parts // 4, size, 3 * size - parts // 2 + 1)
         rest = (weight * bent).sum(-1)
         # what the ends of the group lie past the codes does not wrap around; its channel is not looked for
-        beyond = torch.maximum(high - int(less) - ((1 << fmt.bits) - 1) * parts, int(less) - low) - parts // 2
+        above, below = high - (((1 << fmt.bits) - 1) * parts + parts // 2), -(parts // 2) - low
+        beyond = torch.maximum(above - int(less), below + int(less))
         beyond = beyond.clamp(0, parts - 1) * total * 8 // fmt.group_size
         base = rest if base is None else base
         cost = ((mean * error).sum(-1) >> shift).square() + ((rest - base + beyond) >> (2 * shift - 6))
@@ -307,16 +309,16 @@ def _steer(x, scale, steps, mean, weight, fmt):
 
 
 def _in_parts(x, scale, steps, fmt):
-    """``x`` behind the zero point in parts of a scale, one rounding; what is further than 2^14 scales stays so far."""
+    """``x`` behind the zero point in parts of a scale, rounded once; any number where that is over 2^14 scales."""
     inverse, offset = 1 / _unit(scale), short_scales.TO_PARTS - steps * short_scales.zero_step(fmt.bits)
     past = (x.double() * inverse.double()[..., None] + offset.double()[..., None]).float()
-    return past.view(torch.int32) - torch.tensor(short_scales.TO_PARTS).view(torch.int32)
+    return past.view(torch.int32) - short_scales.TO_PARTS_BITS
 
 
 def _codes_within(x, scale, steps, fmt):
     """Codes as shares of the largest one, which a GPU limits to [0, 1] for nothing; two roundings."""
     levels = (1 << fmt.bits) - 1
-    share = torch.tensor(1 / levels, dtype=x.dtype)
+    share = x.new_full((), 1 / levels)
     inverse, offset = 1 / _unit(scale) * share, steps * short_scales.zero_step(fmt.bits) * share
     within = (x.double() * inverse.double()[..., None] - offset.double()[..., None]).to(x.dtype).clamp(0, 1)
     codes = torch.round(within.double() * levels)
@@ -481,7 +483,7 @@ def set_query_rows_(
     if fmt.mode != "steered":
         return
     if rows is None:
-        rows = torch.zeros((*window.shape[:2], 2, window.shape[3]), device=window.device)
+        rows = torch.zeros((*window.shape[:2], 2, window.shape[3]), dtype=torch.float32, device=window.device)
         rows[:, :, 1] = 1
         rows = query_rows(rows, norm, fmt.group_size)
     if rows.dtype is not torch.uint8:

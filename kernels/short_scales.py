@@ -40,6 +40,8 @@ MOST_TRIED = 4
 PARTS = 256
 #: Added to a ratio below 2^14, it leaves a float32 whose low byte is those parts past the nearest code, signed.
 TO_PARTS = 1.5 * 2.0**15
+#: The bits of that float32.
+TO_PARTS_BITS = 0x47400000
 #: Codes of so few bits are tried with a signed group, too.
 MOST_SIGNED_BITS = 2
 #: How much larger the squared error of `signed` may be: groups that both candidates hold alike, which are many, then do

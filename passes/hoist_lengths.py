@@ -18,6 +18,7 @@ import dataclasses
 import torch
 from torch._dynamo.source import ConstantSource
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .aliases import Writes
 from .context import PassContext, Reason
@@ -155,7 +156,7 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
                 nodes[node]._dynamo_source = node._dynamo_source
     inputs = [node.name for node in gm.graph.nodes if node in moving and node.op == "placeholder"]
     results = [example(target) for target in targets]
-    written = [not _is_symbolic(target) or all(size == 1 for size in example(target).shape[:-1]) for target in targets]
+    written = [not _is_symbolic(target) or _is_one_row(example(target)) for target in targets]
     _write_results(graph, [nodes[target] for target in targets], written)
     cache = next(_cache_inputs(context))
     placeholders, masks = [], []
@@ -164,18 +165,25 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
         with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
             placeholder = gm.graph.placeholder(f"hoisted_{index}")
         value = example(target)
-        if is_mask:
-            value = _as_long_as_storage(value, cache)
+        value = _as_long_as_storage(value, cache) if is_mask else value.new_empty(value.shape)
         placeholder.meta["example_value"] = value
         placeholder._dynamo_source = ConstantSource(f"innerq_hoisted_{index}")
         for user in list(target.users):
-            if user not in moving:
+            if user.op == "output":  # whoever gets it keeps it, and the next step writes the buffer anew
+                with gm.graph.inserting_before(user):
+                    user.replace_input_with(target, gm.graph.call_method("clone", (placeholder,)))
+            elif user not in moving:
                 user.replace_input_with(target, placeholder)
         placeholders.append(placeholder)
         masks.append(is_mask)
     _drop_unused(gm, moving)
     module = GraphModule(gm, graph, "Prelude")
     return Prelude(module, inputs, placeholders, results, masks, written)
+
+
+def _is_one_row(mask: torch.Tensor) -> bool:
+    """Whether a mask's elements lie behind one another, and as many as arguments of the graph say."""
+    return all(size == 1 for size in mask.shape[:-1]) and not free_unbacked_symbols(mask.shape[-1])
 
 
 def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> None:

@@ -4,7 +4,7 @@ out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
 return k, v, out                            ->   start = padding tokens, from the mask
                                                  asked = query_statistics(q, k, start)
                                                  mean, norm = key_statistics(k, start, query_weight(asked))
-                                                 k4 = prefill(k, start, mean, norm, query_rows(asked, norm))
+                                                 k4 = prefill(k, start, mean, norm, query_rows(asked, norm, 32))
                                                  v4 = prefill(v, start)
                                                  return (k4, mean, norm), v4, out
 """

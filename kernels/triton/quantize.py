@@ -167,7 +167,7 @@ def quantize_set(tiles, b_anchor, queries, MODE: tl.constexpr, BITS: tl.constexp
     """Groups that run over ``tiles`` and their rows: unsigned codes, scales, zero points.
 
     ``b_anchor``: for mode ``anchored``, the element of each group that is to lie on a code. ``queries``: for mode
-    ``steered``, mean and deviation of the queries, each a tuple of tiles like ``tiles``.
+    ``steered``, what is known of the queries, of ``steer.query_words``.
 
     The modes are those of ``reference.quantize_groups``. Zero points are meaningless in modes without, and where a word
     (int32, below 2^16) in place of the scale holds both.

@@ -25,7 +25,7 @@ QUARTERS = tl.constexpr(0x40404040)
 BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
 ONES = tl.constexpr(0x01010101)
 #: The bits of TO_PARTS.
-ZERO = tl.constexpr(0x47400000)
+ZERO = tl.constexpr(short_scales.TO_PARTS_BITS)
 
 product_shift = triton.constexpr_function(short_scales.product_shift)
 

@@ -523,3 +523,19 @@ def test_cache_without_room_for_blocks():
     cache = reference.prefill(x, torch.zeros(1, dtype=torch.int32), None, None, 0, fmt)
     reference.truncate_(*cache, 10, fmt)
     assert_same_bits(reference.dequantize(*cache, None, None, 10, fmt), x[:, :, :10])
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_steering_does_not_depend_on_the_default_dtype(default):
+    """Which loaders of models like to change."""
+    fmt = make_format("key", 3, "steered", 32, 0, 0, torch.float16, "pair8")
+    x, start = torch.randn(1, 2, 64, 64, dtype=torch.float16), torch.zeros(1, dtype=torch.int32)
+    expected = reference.prefill(x, start, None, None, 2, fmt)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        actual = reference.prefill(x, start, None, None, 2, fmt)
+    finally:
+        torch.set_default_dtype(before)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -118,3 +118,30 @@ def test_a_position_that_is_advanced_in_place_is_so_once(recorded):
     torch.testing.assert_close(out, expected)
     assert torch.equal(moved, place) and place.item() == 69
     assert recorded[0].symbols, "the mask stays in the graph, behind the change"
+
+
+class TellsPlaces(torch.nn.Module):
+    """A decoder that returns numbers made from the length of its cache, one of them transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_llama(head_dim=16, layers=1)
+
+    def forward(self, ids, mask, places, cache):
+        out = self.model(ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)
+        length = mask.shape[1]
+        return out.logits, places.transpose(0, 1) + length, torch.full((1,), 0) + length
+
+
+@torch.no_grad()
+def test_what_a_step_returns_of_the_length_stays_as_it_is(recorded):
+    """It comes from a buffer that the next step writes anew."""
+    model, cache, ids = TellsPlaces(), DynamicCache(), prompt(2, 60)["input_ids"]
+    innerq(model, **OPTIONS)
+    mask, places = torch.ones(2, 63, dtype=torch.long), torch.tensor([[60], [70]])
+    model(ids, mask[:, :60], torch.arange(60).expand(2, 60), cache)
+    found = [model(ids[:, :1], mask[:, : 61 + step], places + step, cache)[1:] for step in range(3)]
+    for step, (moved, length) in enumerate(found):
+        assert length.tolist() == [61 + step]
+        assert moved.tolist() == [[121 + 2 * step, 131 + 2 * step]]
+    assert recorded and not any(graph.obstacles for graph in recorded)
