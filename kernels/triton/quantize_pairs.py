@@ -27,6 +27,12 @@ def _quantum(b_scale):
 
 
 @triton.jit
+def _unit(b_scale):
+    """1 in place of a scale of 0, to which all of a group is nearer than half."""
+    return tl.where(b_scale == 0.0, 1.0, b_scale)
+
+
+@triton.jit
 def _pair_scale(b_scale, BITS: tl.constexpr):
     """``short_scales.round_scale`` of scales that are not negative. NaN stays."""
     b_size = tl.where(b_scale > PAIR_MAX, PAIR_MAX, b_scale)
@@ -44,7 +50,7 @@ def _pair_codes(tiles, b_scale, b_steps, BITS: tl.constexpr):
     Codes come as :func:`both_halves` has them. The error is in squares of the scale times ``b_unit ** 2``.
     """
     STEP: tl.constexpr = 2.0 ** (BITS - 6)
-    b_unit = tl.where(b_scale == 0.0, 1.0, b_scale)  # then all are nearer to zero than half of it
+    b_unit = _unit(b_scale)
     b_inverse = _reciprocal(b_unit)
     b_inverse, b_offset = tl.expand_dims(b_inverse, 1), tl.expand_dims(b_steps * STEP, 1)
     b_error = tl.zeros_like(tiles[0])
@@ -68,14 +74,14 @@ def _steered(tiles, queries, b_high, b_low, b_scale, b_steps, b_signed, b_signed
 
     ``queries`` is of `query_words`.
     """
-    b_inverse = _reciprocal(tl.where(b_scale == 0.0, 1.0, b_scale))
+    b_inverse = _reciprocal(_unit(b_scale))
     b_steps = steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS)
     if BITS <= MOST_SIGNED_BITS:
-        b_cost, b_signed_cost = _costs(tiles, queries, b_scale, b_steps, b_signed, b_signed_steps, BITS)
-        less = b_signed_cost * CLEARLY < b_cost
+        b_signed_cost = _cost(tiles, queries, b_signed, b_signed_steps, BITS)
+        less = b_signed_cost * CLEARLY < _cost(tiles, queries, b_scale, b_steps, BITS)
         b_scale = tl.where(less, b_signed, b_scale)
         b_steps = tl.where(less, b_signed_steps, b_steps)
-        b_inverse = _reciprocal(tl.where(b_scale == 0.0, 1.0, b_scale))
+        b_inverse = _reciprocal(_unit(b_scale))
     return _codes_within(tiles, b_inverse, b_steps, BITS), b_scale, b_steps
 
 
@@ -95,33 +101,20 @@ def _codes_within(tiles, b_inverse, b_steps, BITS: tl.constexpr):
 
 
 @triton.jit
-def _costs(tiles, queries, b_scale, b_steps, b_other_scale, b_other_steps, BITS: tl.constexpr):
-    """What the errors of two ways to code groups cost, see ``reference._steered``."""
-    b_unit = tl.where(b_scale == 0.0, 1.0, b_scale)
-    b_other_unit = tl.where(b_other_scale == 0.0, 1.0, b_other_scale)
-    b_inverse, b_offset = _reciprocal(b_unit), b_steps * 2.0 ** (BITS - 6)
-    b_other_inverse, b_other_offset = _reciprocal(b_other_unit), b_other_steps * 2.0 ** (BITS - 6)
+def _cost(tiles, queries, b_scale, b_steps, BITS: tl.constexpr):
+    """What the errors of groups cost, as ``reference._steered`` compares them with those of signed ones."""
+    b_unit = _unit(b_scale)
+    b_inverse, b_offset = tl.expand_dims(_reciprocal(b_unit), 1), tl.expand_dims(b_steps * 2.0 ** (BITS - 6), 1)
     b_product = tl.zeros_like(tiles[0])
-    b_rest, b_other_product, b_other_rest = b_product, b_product, b_product
+    b_rest = tl.zeros_like(tiles[0])
     for i in tl.static_range(len(tiles)):
         b_mean, b_weight = channel_numbers(queries, i)
-        b_error = _error(tiles[i], b_inverse, b_offset, BITS)
+        b_ratio = fma(tiles[i], b_inverse, -b_offset)
+        b_error = b_ratio - (_unsigned_code(b_ratio, BITS) - BIAS)
         b_product += b_mean * b_error
         b_rest += b_weight * (b_error * b_error)
-        b_error = _error(tiles[i], b_other_inverse, b_other_offset, BITS)
-        b_other_product += b_mean * b_error
-        b_other_rest += b_weight * (b_error * b_error)
-    b_product, b_other_product = tl.sum(b_product, 1), tl.sum(b_other_product, 1)
-    b_cost = (b_product * b_product + tl.sum(b_rest, 1)) * (b_unit * b_unit)
-    b_other_cost = b_other_product * b_other_product + tl.sum(b_other_rest, 1)
-    return b_cost, b_other_cost * (b_other_unit * b_other_unit)
-
-
-@triton.jit
-def _error(b_x, b_inverse, b_offset, BITS: tl.constexpr):
-    """Errors in scales."""
-    b_ratio = fma(b_x, tl.expand_dims(b_inverse, 1), -tl.expand_dims(b_offset, 1))
-    return b_ratio - (_unsigned_code(b_ratio, BITS) - BIAS)
+    b_product = tl.sum(b_product, 1)
+    return (b_product * b_product + tl.sum(b_rest, 1)) * (b_unit * b_unit)
 
 
 @triton.jit
@@ -148,7 +141,7 @@ def _reciprocal(b_x):
 @triton.jit
 def _pair_steps(b_scale, b_low, b_anchor, BITS: tl.constexpr):
     """Steps of the zero point of asymmetric groups for a scale as it is stored."""
-    b_inverse = _reciprocal(tl.where(b_scale == 0.0, 1.0, b_scale))
+    b_inverse = _reciprocal(_unit(b_scale))
     b_zero = b_low * b_inverse
     if b_anchor is not None:
         b_zero = fma(b_low, b_inverse, past_code(b_anchor, b_low, b_inverse, BITS))
