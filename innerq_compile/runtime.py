@@ -19,6 +19,9 @@ from .shadow import ShadowReader
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 
+#: Batch sizes for which a graph keeps its hoisted inputs where they are.
+MOST_BATCHES = 8
+
 
 class CompiledGraph:
     """A compiled graph with quantized caches, callable with the arguments of the graph that it was made of."""
@@ -157,39 +160,53 @@ class HoistedInputs:
         self._prelude = prelude
         self._indices = [names.index(name) for name in context.prelude.inputs]
         self._masks, self._written = context.prelude.masks, context.prelude.written
-        #: of each result the dtype, device and shape, without its last dimension where that is symbolic
-        self._kinds = [
-            (result.dtype, result.device, tuple(map(int, result.shape[: result.dim() - mask])))
+        self._kinds = [(result.dtype, result.device) for result in context.prelude.results]
+        #: of each result the sizes from the arguments of a call, without the last of a mask: numbers, and batch sizes
+        leads = [
+            result.shape[: result.dim() - mask]
             for result, mask in zip(context.prelude.results, self._masks, strict=True)
         ]
+        self._leads = [[sizes.reader(size) for size in lead] for lead in leads]
+        fixed = all(isinstance(size, int) for lead in leads for size in lead)
+        self._shapes = tuple(map(tuple, leads)) if fixed else None
         self._returned = [place for place, write in enumerate(self._written) if not write]
         #: of each mask that is written how long its last dimension is, from the arguments of a call
         self._lengths = [
             sizes.reader(result.shape[-1]) if mask and write else None
             for result, mask, write in zip(context.prelude.results, self._masks, self._written, strict=True)
         ]
-        self._buffers: list[torch.Tensor] = []
-        self._tokens = -1
+        #: by the shapes of a batch size: the tokens that masks have room for, and a buffer for each result
+        self._made: dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]] = {}
 
     def __call__(self, args: tuple[Any, ...], cache: CacheStorage) -> list[torch.Tensor]:
         """The hoisted inputs for a call with ``args``, of whose caches ``cache`` is the first."""
-        tokens = cache.capacity * cache.format.block + cache.format.window
-        if tokens != self._tokens:
-            self._buffers = [
-                torch.zeros((*shape, tokens), dtype=dtype, device=device)
-                if mask
-                else torch.empty(shape, dtype=dtype, device=device)
-                for (dtype, device, shape), mask in zip(self._kinds, self._masks, strict=True)
-            ]
-            self._tokens = tokens
+        buffers = self._buffers(args, cache.capacity * cache.format.block + cache.format.window)
         inputs = [args[index] for index in self._indices]
-        for buffer, mask, write, length in zip(self._buffers, self._masks, self._written, self._lengths, strict=True):
+        for buffer, mask, write, length in zip(buffers, self._masks, self._written, self._lengths, strict=True):
             if write:
                 inputs.append(buffer.narrow(-1, 0, length(args)) if mask else buffer)
         results = self._prelude(*inputs)
         for place, result in zip(self._returned, results, strict=True):
-            self._buffers[place].narrow(-1, 0, result.shape[-1]).copy_(result)
-        return self._buffers
+            buffers[place].narrow(-1, 0, result.shape[-1]).copy_(result)
+        return buffers
+
+    def _buffers(self, args: tuple[Any, ...], tokens: int) -> list[torch.Tensor]:
+        shapes = self._shapes
+        if shapes is None:
+            shapes = tuple(tuple(read(args) for read in lead) for lead in self._leads)
+        room, buffers = self._made.get(shapes, (-1, []))
+        if room != tokens:
+            buffers = [
+                torch.zeros((*shape, tokens), dtype=dtype, device=device)
+                if mask
+                else torch.empty(shape, dtype=dtype, device=device)
+                for (dtype, device), shape, mask in zip(self._kinds, shapes, self._masks, strict=True)
+            ]
+            self._made.pop(shapes, None)
+            if len(self._made) == MOST_BATCHES:  # one that comes back is recorded anew
+                del self._made[next(iter(self._made))]
+            self._made[shapes] = tokens, buffers
+        return buffers
 
 
 class _SizeReader:

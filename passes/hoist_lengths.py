@@ -14,11 +14,13 @@ is, with a reason.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 
 from .aliases import Writes
 from .context import PassContext, Reason
@@ -84,16 +86,21 @@ def _mask_index(node: Node) -> int | None:
     return _MASKS.get(node.target.name()) if isinstance(node.target, torch._ops.OpOverload) else None
 
 
-def _is_symbolic(node: Node) -> bool:
-    value = node.meta.get("example_value")
-    if isinstance(value, torch.SymInt):
-        return not value.node.expr.is_number
-    return isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
+def _batch_symbols(context: PassContext) -> set[sympy.Symbol]:
+    """Symbols of batch sizes. Each value has a CUDA graph of its own; what varies with them is no length."""
+    return set().union(*(free_symbols(example(cache.state).shape[0]) for cache in _cache_inputs(context)))
+
+
+def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
+    """Whether a size, or one of a tensor's, is symbolic besides the batch size."""
+    sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+    return any(isinstance(size, torch.SymInt) and not free_symbols(size) <= batch for size in sizes)
 
 
 def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
     """The nodes that depend on a length, with all that they are computed from; those whose values the rest needs."""
     caches = {node for cache in _cache_inputs(context) for node in cache.nodes}
+    batch = _batch_symbols(context)
     symbolic: set[Node] = set()  # of symbolic size
     edge: set[Node] = set()  # of fixed size, computed from those
     for node in gm.graph.nodes:
@@ -102,15 +109,17 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
         if node.op == "output":
             if any(arg in symbolic for arg in node.all_input_nodes):
                 raise _Stays("an output has the length of the cache")
-        elif node.op == "placeholder" and _is_symbolic(node):
+        elif node.op == "placeholder" and _has_length(node.meta.get("example_value"), batch):
             symbolic.add(node)
         elif (mask := _mask_index(node)) is not None:
             if any(arg in symbolic for i, arg in enumerate(node.args) if i != mask and isinstance(arg, Node)):
                 raise _Stays("an attention has a query of symbolic size")
-        elif any(arg in symbolic for arg in node.all_input_nodes) or (node.op != "placeholder" and _is_symbolic(node)):
+        elif node.op == "placeholder":
+            continue
+        elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(node.meta.get("example_value"), batch):
             if "example_value" not in node.meta:
                 raise _Stays(f"{node} was inserted with a symbolic size")
-            (symbolic if _is_symbolic(node) else edge).add(node)
+            (symbolic if _has_length(example(node), batch) else edge).add(node)
     moving, pending = set(), [*symbolic, *edge]
     while pending:
         node = pending.pop()
@@ -135,8 +144,10 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
         and any(user not in moving for user in node.users)
     ]
     for node in needed:
-        sizes = example(node).shape if node in symbolic and isinstance(example(node), torch.Tensor) else (None,)
-        if not all(isinstance(size, int) for size in sizes[:-1]) or isinstance(sizes[-1], int):
+        if not isinstance(example(node), torch.Tensor):
+            raise _Stays(f"the number {node} has the length of the cache, and more than masks are made of it")
+        *lead, last = example(node).shape or (1,)
+        if any(_has_length(size, batch) for size in lead) or (node in symbolic) != _has_length(last, batch):
             raise _Stays("a mask is symbolic in another dimension than its last")
     return moving, needed
 
@@ -156,12 +167,13 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
                 nodes[node]._dynamo_source = node._dynamo_source
     inputs = [node.name for node in gm.graph.nodes if node in moving and node.op == "placeholder"]
     results = [example(target) for target in targets]
-    written = [not _is_symbolic(target) or _is_one_row(example(target)) for target in targets]
+    batch = _batch_symbols(context)
+    masks = [_has_length(result, batch) for result in results]
+    written = [not mask or _is_one_row(result) for mask, result in zip(masks, results, strict=True)]
     _write_results(graph, [nodes[target] for target in targets], written)
     cache = next(_cache_inputs(context))
-    placeholders, masks = [], []
-    for index, target in enumerate(targets):
-        is_mask = _is_symbolic(target)
+    placeholders = []
+    for index, (target, is_mask) in enumerate(zip(targets, masks, strict=True)):
         with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
             placeholder = gm.graph.placeholder(f"hoisted_{index}")
         value = example(target)
@@ -175,7 +187,6 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
             elif user not in moving:
                 user.replace_input_with(target, placeholder)
         placeholders.append(placeholder)
-        masks.append(is_mask)
     _drop_unused(gm, moving)
     module = GraphModule(gm, graph, "Prelude")
     return Prelude(module, inputs, placeholders, results, masks, written)
@@ -183,7 +194,8 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
 
 def _is_one_row(mask: torch.Tensor) -> bool:
     """Whether a mask's elements lie behind one another, and as many as arguments of the graph say."""
-    return all(size == 1 for size in mask.shape[:-1]) and not free_unbacked_symbols(mask.shape[-1])
+    *lead, last = mask.shape
+    return all(isinstance(size, int) and size == 1 for size in lead) and not free_unbacked_symbols(last)
 
 
 def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> None:

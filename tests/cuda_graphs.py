@@ -21,7 +21,7 @@ class Recorded:
     Attributes:
         moving: inputs that are changed in place and not known to keep their address: Inductor skips CUDA graphs.
         copied: floating inputs of four dimensions that are copied into the recording at every step.
-        symbols: inputs that are sizes: a recording for each of their values.
+        symbols: what inputs that are sizes say, each once: a recording for each of their values.
         moved: inputs that are taken to keep their address, and had another one in a later call: recorded anew.
         waits: a node that cannot be recorded, or None.
         targets: names of the operators, in order.
@@ -97,7 +97,7 @@ def _look(gm: GraphModule, static: set[int], waiting) -> Recorded:
             for node in tensors
             if node.meta["val"].dim() == 4 and node.meta["val"].is_floating_point() and node not in fixed
         ],
-        symbols=[node.name for node in inputs if isinstance(node.meta["val"], torch.SymInt)],
+        symbols=sorted({str(node.meta["val"]) for node in inputs if isinstance(node.meta["val"], torch.SymInt)}),
         waits=None if waiting is None else str(waiting.target),
         targets=[str(node.target) for node in gm.graph.nodes if node.op == "call_function"],
     )

@@ -73,6 +73,23 @@ def test_generate(dtype, batch, padding):
     model._compiled_call_impl = None
 
 
+@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 41, 7)], ids=["whole", "padded"])
+def test_batch_sizes(padding):
+    """One recording for each batch size, also where Dynamo has made it a symbol; one that comes back is there."""
+    dtype = torch.float16
+    eager, model = (tiny_llama(layers=2, dtype=dtype).cuda() for _ in range(2))
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    for batch in (1, 2, 3, 2, 3):
+        inputs = prompt(batch, 150, padding[:batch], device="cuda")
+        before = recordings()
+        tokens, logits, _ = generate(model, inputs, 40)
+        expected_tokens, expected, _ = generate(eager, inputs, 40)
+        assert_same_tokens(tokens, logits, expected_tokens, expected, dtype)
+        assert recordings() - before <= 2, "one for the caches of this call"
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert not any("no CUDA graph serves" in report.cuda_graphs for report in compiled_graphs())
+
+
 def test_reset_releases_what_was_recorded():
     """Where ranks recorded collectives, NCCL does not leave before."""
     model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")

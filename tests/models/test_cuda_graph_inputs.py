@@ -41,6 +41,21 @@ def test_dynamic_cache(recorded):
     assert_one_for_all(recorded)
 
 
+@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 9, 5)], ids=["whole", "padded"])
+def test_batch_sizes(recorded, padding):
+    """With a second batch size Dynamo makes it a symbol, and the length is hoisted all the same."""
+    eager, model = (tiny_llama(head_dim=16) for _ in range(2))
+    innerq(model, **OPTIONS)
+    for batch in (1, 2, 3, 2):
+        inputs = prompt(batch, 64, padding[:batch])
+        assert torch.equal(tokens_of(model, inputs, 5), tokens_of(eager, inputs, 5))
+    # the batch size of a mask becomes a symbol one batch size later than that of tokens
+    assert len(recorded) == (3 if any(padding) else 2)
+    assert [len(graph.symbols) for graph in recorded] == [0, 1, 1][: len(recorded)], "at most the batch size"
+    assert not any(graph.moving or graph.copied or graph.waits for graph in recorded)
+    assert all("graph serves all lengths" not in str(report) for report in compiled_graphs())
+
+
 @pytest.mark.parametrize("padding", [(), (0, 9)], ids=["B1", "B2-padded"])
 def test_static_cache_of_generate(recorded, padding):
     model = tiny_llama(head_dim=16, layers=2)
