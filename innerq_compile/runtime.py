@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from .buffer import InnerQBuffer
 from .errors import UnsupportedOperation
+from .next_call import NextCall
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
 from .report import OBSERVERS, GraphReport
@@ -45,11 +47,15 @@ class CompiledGraph:
         caches = list(context.caches.values())
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
         kept = {node.name for node in rewritten.graph.find_nodes(op="placeholder")}
-        self._dense_indices = [index for index, name in enumerate(names) if name in kept]
+        self._dense = _taker([index for index, name in enumerate(names) if name in kept])
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         position = {cache: index for index, cache in enumerate(caches)}
         #: for each cache: its argument, and how many tokens are appended (None: none)
         self._caches = [(cache.index, sizes.reader(counts[cache]) if cache in counts else None) for cache in caches]
+        self._next = None
+        fixed = [count for count in counts.values() if isinstance(count, int)]
+        if len(fixed) == len(caches) > 1 and not context.shadows:
+            self._next = NextCall([cache.index for cache in caches], [counts[cache] for cache in caches])
         self._outputs = []
         for plan in context.outputs:
             what = plan.what
@@ -63,7 +69,53 @@ class CompiledGraph:
                 self._outputs.append(("new", plan.at, what, sizes.reader(what.length)))
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
-        inputs = [args[index] for index in self._dense_indices]
+        inputs = self._dense(args)
+        storages: list[tuple[CacheStorage, int]] = []
+        inner = self._next.known(args) if self._next is not None else []
+        if not inner:
+            storages = self._writable(args)
+            inner = [tensor for storage, _ in storages for tensor in storage.inputs]  # Dynamo has checked their kind
+        inputs += inner
+        shadows = [reader(args) for reader in self._shadows]
+        for shadow in shadows:
+            inputs += shadow.key.inputs
+            inputs += shadow.value.inputs
+        if self._prelude is not None:
+            first = storages[0][0] if storages else shadows[0].key if shadows else args[self._caches[0][0]]._storage
+            inputs += self._prelude(args, first)
+        results = self._compiled(*inputs)
+        if not storages:
+            storages = [(args[index]._storage, 0 if count is None else count(args)) for index, count in self._caches]
+        for reader, shadow in zip(self._shadows, shadows, strict=True):
+            reader.followed(args, shadow)
+        for storage, count in storages:
+            if count:
+                storage.advance(count)
+        made: dict[int, InnerQTensor] = {}
+        outputs = []
+        for plan in self._outputs:
+            kind, at = plan[0], plan[1]
+            if kind == "value":
+                outputs.append(results[at])
+            elif kind == "same":
+                outputs.append(args[at])
+            elif kind == "appended":
+                storage = storages[at][0]
+                outputs.append(InnerQTensor(storage, storage.length, plan[2]))
+            else:
+                if at not in made:
+                    made[at] = _new_cache(results, at, plan[2], plan[3](args))
+                outputs.append(made[at])
+        if self._next is not None:
+            self._expect(outputs)
+        if OBSERVERS:
+            storages += [(side, 0) for shadow in shadows for side in (shadow.key, shadow.value)]
+            storages += [(tensor._storage, 0) for tensor in made.values()]
+        self._report.ran([storage for storage, _ in storages])
+        return tuple(outputs)
+
+    def _writable(self, args: tuple[Any, ...]) -> list[tuple[CacheStorage, int]]:
+        """The storage of each cache, fit to be written to, and how many tokens will be appended to it."""
         storages = []
         shared = len({id(args[index]._storage) for index, _ in self._caches}) != len(self._caches)
         for index, count in self._caches:
@@ -85,40 +137,21 @@ class CompiledGraph:
                 storages.append((storage, count))
         if shared:
             _grow_alike([args[index]._storage for index, _ in self._caches], [storage for storage, _ in storages])
-        for storage, _ in storages:
-            inputs += storage.inputs  # Dynamo has checked their kind
-        shadows = [reader(args) for reader in self._shadows]
-        for shadow in shadows:
-            inputs += shadow.key.inputs
-            inputs += shadow.value.inputs
-        if self._prelude is not None:
-            inputs += self._prelude(args, storages[0][0] if storages else shadows[0].key)
-        results = self._compiled(*inputs)
-        for reader, shadow in zip(self._shadows, shadows, strict=True):
-            reader.followed(args, shadow)
-        for storage, count in storages:
-            if count:
-                storage.advance(count)
-        made: dict[int, InnerQTensor] = {}
-        outputs = []
-        for plan in self._outputs:
-            kind, at = plan[0], plan[1]
-            if kind == "value":
-                outputs.append(results[at])
-            elif kind == "same":
-                outputs.append(args[at])
-            elif kind == "appended":
-                storage = storages[at][0]
-                outputs.append(InnerQTensor(storage, storage.length, plan[2]))
-            else:
-                if at not in made:
-                    made[at] = _new_cache(results, at, plan[2], plan[3](args))
-                outputs.append(made[at])
-        if OBSERVERS:
-            storages += [(side, 0) for shadow in shadows for side in (shadow.key, shadow.value)]
-            storages += [(tensor._storage, 0) for tensor in made.values()]
-        self._report.ran([storage for storage, _ in storages])
-        return tuple(outputs)
+        return storages
+
+    def _expect(self, outputs: list[Any]) -> None:
+        """Tell the next call of the caches that this one gives back."""
+        made = {plan[1]: output for plan, output in zip(self._outputs, outputs, strict=True) if plan[0] == "appended"}
+        if len(made) == len(self._caches):
+            self._next.expect([made[at] for at in range(len(made))])
+
+
+def _taker(indices: list[int]) -> Callable[[tuple[Any, ...]], list[Any]]:
+    """A function that takes the arguments at ``indices``: hundreds of them, every step."""
+    if len(indices) < 2:
+        return lambda args: [args[index] for index in indices]
+    take = operator.itemgetter(*indices)
+    return lambda args: list(take(args))
 
 
 def _grow_alike(originals: list[CacheStorage], copies: list[CacheStorage]) -> None:

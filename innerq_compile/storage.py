@@ -26,6 +26,21 @@ def _flattened(*kind) -> tuple[Kind, dict[int, tuple[list[str], tuple[Kind, int]
     return kind, {tokens_dim: (["_blocks"], (kind, tokens_dim)) for tokens_dim in (1, 2)}
 
 
+class History:
+    """Counts what happens to caches: one is made, or changes its length or its tensors, or a tensor for one is made.
+
+    Whoever remembers the count knows later whether anything has happened since.
+    """
+
+    __slots__ = ("events",)
+
+    def __init__(self) -> None:
+        self.events = 0
+
+
+HISTORY = History()
+
+
 class View:
     """A claim on the first ``length`` tokens of a storage; it lives as long as the tensor that holds it."""
 
@@ -147,6 +162,7 @@ class CacheStorage:
 
     def _derive(self) -> None:
         """Bring what is derived from the tensors up to date; ``blocks`` is the same tensor as before."""
+        HISTORY.events += 1
         self.inputs = tuple(self.tensors().values())
         self.room = formats.longest(self.format, self.capacity)
         with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
@@ -159,6 +175,8 @@ class CacheStorage:
     # --- views and writing --------------------------------------------------------------------------------------
 
     def view(self, length: int) -> View:
+        """The claim of a tensor of ``length`` tokens that is being made."""
+        HISTORY.events += 1
         made = View(length)
         if len(self.views) > 4:  # a step makes one, and the one before it dies soon after
             self.views = self.live_views()
@@ -187,11 +205,13 @@ class CacheStorage:
         return target
 
     def truncate(self, length: int) -> None:
+        HISTORY.events += 1
         torch.ops.innerq.truncate_(*self.four(), length, self.format.spec)
         self.length = length
 
     def advance(self, count: int) -> None:
         """Record on the host that ``count`` tokens were appended on the device."""
+        HISTORY.events += 1
         self.length += count
 
     # --- contents -----------------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""What a graph's next call needs of its caches, made ready while the GPU works on the last one.
+
+A step appends to each cache of each layer and gives a new tensor for it. As a rule the next call's caches are just
+these tensors, and nothing has happened to any cache in between. Then all that there is to find out about them is known
+before the call, and the GPU need not wait for it.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .storage import HISTORY, CacheStorage
+from .tensor import InnerQTensor
+
+
+class NextCall:
+    """The inner tensors of the caches that the next call of a graph will append to.
+
+    They are known where the arguments are the tensors that :meth:`expect` was told, of which only the ids are compared.
+    That is enough: another tensor with the id of one that has died would have been made in between, and once a cache
+    was made or changed (``storage.HISTORY``) nothing is known. Inner tensors are let go with the first of the storages.
+
+    Args:
+        places: for each cache its place among the arguments, two at least.
+        counts: how many tokens are appended to each.
+    """
+
+    def __init__(self, places: Sequence[int], counts: Sequence[int]) -> None:
+        self._caches = operator.itemgetter(*places)
+        self._counts = counts
+        self._storages: list[weakref.ref[CacheStorage]] = []
+        self._ids: list[int] = []
+        self._inner: list[torch.Tensor] = []
+        self._at = -1
+
+    def known(self, args: tuple[Any, ...]) -> list[torch.Tensor]:
+        """The inner tensors for a call with ``args``, where there is room for it; empty where they are not known."""
+        if self._at != HISTORY.events or list(map(id, self._caches(args))) != self._ids:
+            return []
+        return self._inner
+
+    def expect(self, tensors: Sequence[InnerQTensor]) -> None:
+        """Take these tensors, which a call has just made, for the caches of the next one."""
+        storages = [tensor._storage for tensor in tensors]
+        if any(s.length + count > s.room for s, count in zip(storages, self._counts, strict=True)):
+            self._forget()
+            return
+        if len(self._storages) != len(storages) or any(
+            ref() is not storage for ref, storage in zip(self._storages, storages, strict=True)
+        ):
+            self._storages = [weakref.ref(storage, self._forgetting()) for storage in storages]
+        self._inner = [inner for storage in storages for inner in storage.inputs]
+        self._ids = list(map(id, tensors))
+        self._at = HISTORY.events
+
+    def _forget(self) -> None:
+        self._storages, self._inner, self._at = [], [], -1
+
+    def _forgetting(self):
+        mine = weakref.ref(self)  # a storage that outlives the graph does not keep it
+
+        def forget(_: Any) -> None:
+            if (self := mine()) is not None:
+                self._forget()
+
+        return forget
