@@ -9,6 +9,8 @@ import torch
 from torch._inductor import config, ir, select_algorithm
 from torch._inductor.virtualized import V
 
+from ..triton import dependent
+
 
 def runs_triton(device: torch.device) -> bool:
     """Whether Inductor makes Triton kernels for a device."""
@@ -40,3 +42,13 @@ def template_options() -> dict[str, Any]:
     """``always_freeze_layout`` where templates know it; elsewhere they always do."""
     known = inspect.signature(select_algorithm.TritonTemplate.__init__).parameters
     return {"always_freeze_layout": True} if "always_freeze_layout" in known else {}
+
+
+def dependent_launch(device: torch.device) -> dict[str, Any]:
+    """Options of a template's choice for programmatic dependent launch, and its constant ``PDL``.
+
+    As Inductor's own kernels have it: where ``triton.enable_pdl`` asks for it. One kind of kernel alone gains nothing.
+    """
+    if config.triton.enable_pdl and dependent.supported(device):
+        return {"PDL": True, "triton_meta": {"launch_pdl": True}}
+    return {"PDL": False}

@@ -19,7 +19,7 @@ from torch._inductor.lowering import permute, view
 from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, autotune_select_algorithm
 
 from ..triton import combine as kernels
-from ..triton import support
+from ..triton import dependent, support
 from . import _compat, source
 
 
@@ -37,6 +37,7 @@ def template_source(sinks: bool, single: bool) -> str:
     tensors = ["parts", "sink_logits"] if sinks else ["parts"]
     lines = [
         f"{{{{ def_kernel({', '.join(map(repr, tensors))}) }}}}",
+        "    wait_for_others(PDL)",
         "    row = tl.program_id(0)",
         "    column = tl.program_id(1) * COLS + tl.arange(0, COLS)",
         "    rows = tl.num_programs(0).to(tl.int64)",
@@ -56,7 +57,8 @@ def template_source(sinks: bool, single: bool) -> str:
         lines += ["    idx_n = row % N", "    idx_h = row // N % HQ", "    idx_d = column"]
         indices = '"idx_b", "idx_n", "idx_h", "idx_d"'
     lines.append(f'    {{{{ store_output(({indices}), "acc", "mask", val_shape=("COLS",)) }}}}')
-    return "\n".join(lines) + "\n\n\n{% raw %}\n" + source.library(kernels.combined) + "{% endraw %}\n"
+    library = source.library(kernels.combined, dependent.wait_for_others)
+    return "\n".join(lines) + "\n\n\n{% raw %}\n" + library + "{% endraw %}\n"
 
 
 @functools.cache
@@ -93,6 +95,7 @@ def combine(
         SPLITS=support.next_power_of_2(most),
         D=int(width),
         COLS=kernels.COLUMNS,
+        **_compat.dependent_launch(layout.device),
     )
     node = _compat.selected(autotune_select_algorithm("innerq_combine", choices, nodes, layout))
     return permute(view(node, [batch, rows, heads, width]), [0, 2, 1, 3])

@@ -163,6 +163,7 @@ def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: 
         num_warps=launch.options["num_warps"],
         num_stages=3,
         MAXNREG=launch.options.get("maxnreg", 0),
+        **_compat.dependent_launch(parts.device),
         **constants,
     )
 

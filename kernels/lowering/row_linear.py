@@ -18,6 +18,7 @@ import torch
 from torch._inductor import config, ir
 from torch._inductor.lowering import fallback_handler, register_lowering, view
 from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, autotune_select_algorithm
+from torch._inductor.virtualized import V
 
 from .. import ops  # noqa: F401  (the operators are registered by their import)
 from ..triton import linear as kernels
@@ -49,7 +50,7 @@ def template_source(biases: tuple[bool, ...]) -> str:
         bias = f"b{i}" if biases[i] else "None"
         lines += [
             f"{inner}n = (tile - TILE{i}) * BN + tl.arange(0, BN)",
-            f"{inner}acc = product_of_row(x, w{i}, {bias}, n, WIDTH{i}, K, BN, BK)",
+            f"{inner}acc = product_of_row(x, w{i}, {bias}, n, WIDTH{i}, K, BN, BK, PDL, AHEAD)",
             f"{inner}mask = n < WIDTH{i}",
             f"{inner}idx_n = n + FIRST{i}",
         ]
@@ -94,6 +95,7 @@ def _lower(x, weights, biases):
     own = kernels.choose_launch(inputs)
     launches = [own, *(kernels.other_launches(own, inputs) if config.max_autotune else ())]
     choices: list[Any] = []
+    constant = _written_before(nodes[0]) and not any(map(_written_before, nodes[1:]))
     for launch in launches:
         tiles = first = 0
         places = {}
@@ -111,8 +113,17 @@ def _lower(x, weights, biases):
             BN=launch.outputs,
             BK=launch.inputs,
             **places,
+            AHEAD=constant,
+            **_compat.dependent_launch(device),
         )
     if not choices:
         return None
     node = _compat.selected(autotune_select_algorithm("innerq_row_linear", choices, nodes, layout))
     return view(node, [*x.get_size()[:-1], sympy.Integer(sum(widths))])
+
+
+def _written_before(node: ir.IRNode) -> bool:
+    """Whether a kernel of this graph writes to a tensor before it is read here."""
+    name = node.get_name()
+    constant = name in V.graph.graph_inputs or name in V.graph.constants
+    return not constant or name in V.graph.mutated_inputs

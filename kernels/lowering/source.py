@@ -16,6 +16,8 @@ from typing import Any
 import triton.language as tl
 from triton.runtime.jit import ConstexprFunction
 
+from ..triton import dependent
+
 #: Tensors that a call may lack, and the constant that says whether it has them. Without, the query stands for them.
 OPTIONAL = {"mask": "MASK", "open_from": "OPEN"}
 #: What may be symbolic, as hooks of Inductor's templates; strides are besides. All else is a constant of the template.
@@ -56,6 +58,7 @@ def entry(kernel: Any) -> str:
         lines.append(f'{{%- if {constant} %}}{{% set tensors = tensors + ["{name}"] %}}{{% endif -%}}')
     lines += [
         "{{ def_kernel(*tensors) }}",
+        "    wait_for_others(PDL)",
         "    rows = tl.num_programs(2).to(tl.int64) * tl.num_programs(0) * (G * N)",
         "    part_out = {{ output_argument() }}",
         "    part_max = part_out + rows * V_D",
@@ -74,8 +77,8 @@ def entry(kernel: Any) -> str:
 
 
 @functools.cache
-def library(kernel: Any) -> str:
-    """The source of ``kernel`` and of everything that it calls, callees first, then their constants."""
+def library(*kernels: Any) -> str:
+    """The source of ``kernels`` and of everything that they call, callees first, then their constants."""
     functions: dict[str, Any] = {}
     constants: dict[str, str] = {}
 
@@ -93,8 +96,9 @@ def library(kernel: Any) -> str:
                 functions.pop(name)
                 functions[name] = value
 
-    visit(kernel)
-    functions[kernel.fn.__name__] = kernel
+    for kernel in kernels:
+        visit(kernel)
+        functions[kernel.fn.__name__] = kernel
     text = [f"{name} = {value}\n" for name, value in sorted(constants.items())]
     for function in functions.values():
         decorator = "constexpr_function" if isinstance(function, ConstexprFunction) else "jit"
@@ -105,7 +109,7 @@ def library(kernel: Any) -> str:
 
 def template_source(kernel: Any) -> str:
     """The Jinja template of a kernel, complete."""
-    return entry(kernel) + "\n\n{% raw %}\n" + library(kernel) + "{% endraw %}\n"
+    return entry(kernel) + "\n\n{% raw %}\n" + library(kernel, dependent.wait_for_others) + "{% endraw %}\n"
 
 
 def source_files() -> list[pathlib.Path]:

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .dependent import wait_for_others
 from .support import next_power_of_2, on_device
 
 
@@ -50,20 +51,43 @@ def other_launches(own: Launch, inputs: int) -> list[Launch]:
 
 
 @triton.jit
-def product_of_row(x, weight, bias, n, N, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Outputs ``n [BN]`` of a linear layer, float32; those from ``N`` on are anything. ``bias`` may be None."""
+def _weights(rows, k, K: tl.constexpr, BK: tl.constexpr):
+    """Columns ``k [BK]`` of rows that begin at ``rows [BN, 1]``; those from ``K`` on are zero."""
+    if K % BK == 0:
+        b_w = tl.load(rows + k[None, :], eviction_policy="evict_first")
+    else:
+        b_w = tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    return b_w
+
+
+@triton.jit
+def _inputs(x, k, K: tl.constexpr, BK: tl.constexpr):
+    """Numbers ``k`` of the row, ``[1, BK]`` float32."""
+    b_x = tl.load(x + k) if K % BK == 0 else tl.load(x + k, mask=k < K, other=0.0)
+    return b_x.to(tl.float32)[None, :]
+
+
+@triton.jit
+def product_of_row(
+    x, weight, bias, n, N, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr
+):
+    """Outputs ``n [BN]`` of a linear layer, float32; those from ``N`` on are anything. ``bias`` may be None.
+
+    ``PDL``: wait for the kernels before this one, see ``dependent.py``; ``AHEAD``: after the first weights have been
+    asked for, which no kernel may write.
+    """
     real = n < N
-    b_sum = tl.zeros((BN, BK), tl.float32)
     rows = weight + tl.where(real, n, 0).to(tl.int64)[:, None] * K
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
-        if K % BK == 0:
-            b_x = tl.load(x + k)
-            b_w = tl.load(rows + k[None, :], eviction_policy="evict_first")
-        else:
-            b_x = tl.load(x + k, mask=k < K, other=0.0)
-            b_w = tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0, eviction_policy="evict_first")
-        b_sum += b_w.to(tl.float32) * b_x.to(tl.float32)[None, :]
+    k = tl.arange(0, BK)
+    if AHEAD:
+        b_w = _weights(rows, k, K, BK)
+        wait_for_others(PDL)
+    else:
+        wait_for_others(PDL)
+        b_w = _weights(rows, k, K, BK)
+    b_sum = b_w.to(tl.float32) * _inputs(x, k, K, BK)
+    for k0 in range(BK, K, BK):
+        b_sum += _weights(rows, k0 + k, K, BK).to(tl.float32) * _inputs(x, k0 + k, K, BK)
     b_out = tl.sum(b_sum, 1)
     if bias is not None:
         b_out += tl.load(bias + n, mask=real, other=0.0).to(tl.float32)
@@ -78,7 +102,7 @@ def row_linear_kernel(x, weights, biases, widths, out, K: tl.constexpr, BN: tl.c
         tiles = tl.cdiv(widths[i], BN)
         if (tile >= 0) & (tile < tiles):
             n = tile * BN + tl.arange(0, BN)
-            b_out = product_of_row(x, weights[i], biases[i], n, widths[i], K, BN, BK)
+            b_out = product_of_row(x, weights[i], biases[i], n, widths[i], K, BN, BK, False, False)
             tl.store(out + n, b_out.to(out.dtype.element_ty), mask=n < widths[i])
         tile -= tiles
         out += widths[i]

@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from innerq_compile import innerq
 from innerq_compile.kernels import lowering
@@ -29,6 +30,7 @@ MODES = {
     "default": {},
     "max-autotune": {"max_autotune": True},
     "cuda-graphs": {"triton.cudagraphs": True},
+    "dependent launch": {"triton.cudagraphs": True, "triton.enable_pdl": True},
 }
 
 
@@ -178,6 +180,37 @@ def test_generate(mode):
     assert_same_tokens(tokens, logits, expected_tokens, expected, F16)
     assert counters["inductor"]["cudagraph_skips"] == 0
     model._compiled_call_impl = None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 3])
+def test_dependent_launch(layers):
+    """Kernels that start before those in front of them are done: the same numbers every time, and the right ones."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs a GPU that launches kernels that way")
+    torch._dynamo.reset()
+    shape = {"layers": layers, "dtype": F16, "heads": 8, "kv_heads": 2, "head_dim": 128}
+    eager, model = (tiny_llama(**shape).cuda() for _ in range(2))
+    innerq(model, preset="lossless", mode="reduce-overhead", **{"triton.enable_pdl": True})
+    inputs = prompt(1, 500, device="cuda")
+    caches = [each(**inputs, use_cache=True).past_key_values for each in (eager, model)]
+    token = torch.ones(1, 1, dtype=torch.long, device="cuda")
+    expected = [eager(token + i, past_key_values=caches[0]).logits for i in range(4)]
+    with fresh_cache():
+        _, codes = run_and_get_code(model, token, past_key_values=caches[1])
+    templates = [
+        text for code in codes for text in code.split("async_compile.triton(")[1:] if "triton_tem" in text[:12]
+    ]
+    ours = [text for text in templates if "wait_for_others" in text]
+    assert len(ours) >= 3 and all("gdc_wait" in text and "'launch_pdl': True" in text for text in ours)
+    seen = []
+    for _ in range(40):
+        caches[1].crop(-(caches[1].get_seq_length() - 500))
+        seen.append([model(token + i, past_key_values=caches[1]).logits.clone() for i in range(4)])
+    for again in seen:
+        for logits, first, right in zip(again, seen[0], expected, strict=True):
+            assert torch.equal(logits, first)
+            assert (logits - right).abs().max() < 0.02 * right.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16])

@@ -82,6 +82,38 @@ def test_template(dtype):
         assert text == path.read_text()
 
 
+def _inputs_of_graph(x, w):
+    return torch.ops.innerq.row_linear(x, [w], [None])
+
+
+def _row_computed(x, w):
+    return torch.ops.innerq.row_linear(torch.nn.functional.softmax(x, -1), [w], [None])
+
+
+def _weight_computed(x, w):
+    return torch.ops.innerq.row_linear(torch.nn.functional.softmax(x, -1), [torch.softmax(w, 1)], [None])
+
+
+def _weight_written(x, w):
+    w.add_(x[0, 0])
+    return torch.ops.innerq.row_linear(torch.nn.functional.softmax(x, -1), [w], [None])
+
+
+@pytest.mark.parametrize(
+    ("program", "ahead"),
+    [(_inputs_of_graph, False), (_row_computed, True), (_weight_computed, False), (_weight_written, False)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_weights_are_read_ahead_only_where_no_kernel_writes_them(program, ahead):
+    """Launched before the kernels in front of it are done, it may read what none of them writes, and nobody else."""
+    x, weights, _ = layers((64,), (False,), 160, torch.float16)
+    with inductor.as_on_a_gpu():
+        compiled = inductor.compile_for_gpu(program, (x.clone(), weights[0].clone()))
+    check(compiled.result, program(x, weights[0]).double(), torch.float16)
+    texts = inductor.kernels_of(compiled.code).values()
+    assert sum(f"AHEAD : tl.constexpr = {ahead}\n" in text for text in texts) == 1
+
+
 def test_max_autotune_has_other_launches():
     own = linear.choose_launch(4096)
     others = linear.other_launches(own, 4096)
