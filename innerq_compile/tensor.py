@@ -52,7 +52,6 @@ class InnerQTensor(torch.Tensor):
         tensor = torch.Tensor._make_wrapper_subclass(
             cls,
             (batch, heads, length, storage.head_dim) if tokens_dim == 2 else (batch, length, heads, storage.head_dim),
-            strides=_strides(batch, heads, storage.head_dim, tokens_dim),
             dtype=storage.dtype,
             device=storage.state.device,
             requires_grad=False,
@@ -224,16 +223,6 @@ class InnerQTensor(torch.Tensor):
     def __setitem__(self, index, value):
         raise _refusal("tensor[...] = value", self)
 
-    # Whatever reads a cache gets a contiguous tensor, although its own strides are others, see `_strides`.
-
-    def is_contiguous(self, memory_format=torch.contiguous_format):
-        """``torch.Tensor.is_contiguous``: what is read is, in the usual format."""
-        return memory_format == torch.contiguous_format
-
-    def contiguous(self, memory_format=torch.contiguous_format):
-        """``torch.Tensor.contiguous``: the cache itself in the usual format."""
-        return self if memory_format == torch.contiguous_format else super().contiguous(memory_format=memory_format)
-
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
         """``torch.Tensor.repeat_interleave``; along the batch the result stays quantized."""
         if dim in (0, -4) and not self._storage.handle:
@@ -278,16 +267,6 @@ torch.serialization.add_safe_globals([InnerQTensor, restore])
 # --- layouts --------------------------------------------------------------------------------------------------------
 
 
-def _strides(batch: int, heads: int, head_dim: int, tokens_dim: int) -> tuple[int, ...]:
-    """Strides of a cache as if it lay in memory token by token, ``[S, B, H, D]``; none depends on the length.
-
-    There is no such memory. Dynamo compares symbolic strides one by one in Python, two for each cache and call, which
-    was a quarter of its lookup; these are numbers.
-    """
-    by_head = (heads * head_dim, head_dim, batch * heads * head_dim, 1)
-    return by_head if tokens_dim == 2 else (by_head[0], by_head[2], by_head[1], by_head[3])
-
-
 def with_tokens_at(dense: torch.Tensor, wanted: int, tokens_dim: int) -> torch.Tensor:
     """``dense``, whose tokens are along ``tokens_dim`` (1 or 2), with them along ``wanted`` instead; a view."""
     return dense if wanted == tokens_dim else dense.transpose(1, 2)
@@ -315,8 +294,10 @@ def _dense(tensor: InnerQTensor) -> torch.Tensor:
         # Dynamo asks for shapes only; the backend puts the operator into the graph
         return storage.state.new_empty(tensor.shape, dtype=tensor.dtype)
     dense = storage.dequantize(_length(tensor))
-    # contiguous, also along dimensions of size 1, whatever strides the wrapper has: what was traced has these
-    return dense if tensor._tokens_dim == 2 else dense.transpose(1, 2).reshape(-1).view(tensor.shape)
+    if tensor._tokens_dim == 2:
+        return dense
+    # with the very strides of the wrapper, also along dimensions of size 1: a program may have been traced with them
+    return dense.transpose(1, 2).reshape(-1).view(tensor.shape)
 
 
 def _copied(tensor: InnerQTensor, transform=None) -> InnerQTensor:
@@ -384,14 +365,6 @@ def _refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
     return UnsupportedOperation(
         f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are appending with "
         "torch.cat, cropping, batch selection and zero_(); call .dequantize() for a dense copy to write into"
-    )
-
-
-def _refusal_of_strides(size: Any, stride: Any, tensor: InnerQTensor) -> UnsupportedOperation:
-    return UnsupportedOperation(
-        f"as_strided(size={tuple(size)}, stride={tuple(stride)}) of a quantized cache of shape {tuple(tensor.shape)} "
-        "in a compiled function: a cache has no memory with strides; use views such as transpose and reshape, or take "
-        "it of cache + 0, which is dense"
     )
 
 
@@ -492,14 +465,6 @@ def _index(tensor, indices):
 @_handles(aten.clone.default)
 def _clone(tensor, *, memory_format=None):
     return NotImplemented if tensor._storage.handle else _copied(tensor)
-
-
-@_handles(aten.as_strided.default)
-def _as_strided(tensor, size, stride, storage_offset=None):
-    if tensor._storage.handle:  # a graph would take it of a contiguous tensor, which has other strides
-        raise _refusal_of_strides(size, stride, tensor)
-    memory = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return memory.copy_(_dense(tensor)).as_strided(size, stride, storage_offset)
 
 
 @_handles(aten._to_copy.default)
