@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from .tensor import InnerQTensor
 class NextCall:
     """The inner tensors of the caches that the next call of a graph will append to.
 
-    They are known where the arguments are the tensors that :meth:`expect` was told, of which only the ids are compared.
-    That is enough: another tensor with the id of one that has died would have been made in between, and once a cache
-    was made or changed (``storage.HISTORY``) nothing is known. Inner tensors are let go with the first of the storages.
+    They are known where the arguments are the tensors that :meth:`expect` was told, of whose claims on their storages
+    only the ids are compared. That is enough: another claim with the id of one that has died would have been made in
+    between, and once a cache was made or changed (``storage.HISTORY``) nothing is known. Inner tensors are let go with
+    the first of the storages, and before one of them grows.
 
     Args:
         places: for each cache its place among the arguments, two at least.
@@ -34,38 +35,41 @@ class NextCall:
         self._caches = operator.itemgetter(*places)
         self._counts = counts
         self._storages: list[weakref.ref[CacheStorage]] = []
-        self._ids: list[int] = []
-        self._inner: list[torch.Tensor] = []
-        self._at = -1
+        #: the last that had happened, ids of claims, inner tensors; at once, for threads
+        self._state: tuple[object, list[int], list[torch.Tensor]] = (None, [], [])
+        HISTORY.rememberers.add(self)
 
     def known(self, args: tuple[Any, ...]) -> list[torch.Tensor]:
         """The inner tensors for a call with ``args``, where there is room for it; empty where they are not known."""
-        if self._at != HISTORY.events or list(map(id, self._caches(args))) != self._ids:
-            return []
-        return self._inner
+        last, ids, inner = self._state
+        return inner if last is HISTORY.last and _claims(self._caches(args)) == ids else []
 
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
         """Take these tensors, which a call has just made, for the caches of the next one."""
         storages = [tensor._storage for tensor in tensors]
         if any(s.length + count > s.room for s, count in zip(storages, self._counts, strict=True)):
-            self._forget()
+            self.forget()
             return
         if len(self._storages) != len(storages) or any(
             ref() is not storage for ref, storage in zip(self._storages, storages, strict=True)
         ):
             self._storages = [weakref.ref(storage, self._forgetting()) for storage in storages]
-        self._inner = [inner for storage in storages for inner in storage.inputs]
-        self._ids = list(map(id, tensors))
-        self._at = HISTORY.events
+        inner = [inner for storage in storages for inner in storage.inputs]
+        self._state = (HISTORY.last, _claims(tensors), inner)
 
-    def _forget(self) -> None:
-        self._storages, self._inner, self._at = [], [], -1
+    def forget(self) -> None:
+        """Hold nothing any more."""
+        self._storages, self._state = [], (None, [], [])
 
-    def _forgetting(self):
+    def _forgetting(self) -> Callable[[Any], None]:
         mine = weakref.ref(self)  # a storage that outlives the graph does not keep it
 
         def forget(_: Any) -> None:
             if (self := mine()) is not None:
-                self._forget()
+                self.forget()
 
         return forget
+
+
+def _claims(tensors: Sequence[InnerQTensor]) -> list[int]:
+    return list(map(id, map(operator.attrgetter("_view"), tensors)))

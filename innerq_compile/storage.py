@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -27,15 +28,20 @@ def _flattened(*kind) -> tuple[Kind, dict[int, tuple[list[str], tuple[Kind, int]
 
 
 class History:
-    """Counts what happens to caches: one is made, or changes its length or its tensors, or a tensor for one is made.
+    """What happens to caches: one is made, or changes its length or its tensors, or a tensor for one is made.
 
-    Whoever remembers the count knows later whether anything has happened since.
+    Attributes:
+        last: stands for the last that happened. Whoever remembers it knows later whether anything has happened since.
+        rememberers: those that hold tensors of caches for a later time. They ``forget()`` before a storage takes
+            others, so that the old ones are free.
     """
 
-    __slots__ = ("events",)
-
     def __init__(self) -> None:
-        self.events = 0
+        self.last = object()
+        self.rememberers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def goes_on(self) -> None:
+        self.last = object()
 
 
 HISTORY = History()
@@ -152,6 +158,8 @@ class CacheStorage:
         """Make room for ``capacity`` blocks. The caller knows that no more than that are held."""
         if capacity == self.capacity:
             return
+        for rememberer in list(HISTORY.rememberers):
+            rememberer.forget()
         for name in ("codes", "scales"):
             old = getattr(self, name)
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
@@ -162,7 +170,7 @@ class CacheStorage:
 
     def _derive(self) -> None:
         """Bring what is derived from the tensors up to date; ``blocks`` is the same tensor as before."""
-        HISTORY.events += 1
+        HISTORY.goes_on()
         self.inputs = tuple(self.tensors().values())
         self.room = formats.longest(self.format, self.capacity)
         with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
@@ -176,7 +184,7 @@ class CacheStorage:
 
     def view(self, length: int) -> View:
         """The claim of a tensor of ``length`` tokens that is being made."""
-        HISTORY.events += 1
+        HISTORY.goes_on()
         made = View(length)
         if len(self.views) > 4:  # a step makes one, and the one before it dies soon after
             self.views = self.live_views()
@@ -205,13 +213,13 @@ class CacheStorage:
         return target
 
     def truncate(self, length: int) -> None:
-        HISTORY.events += 1
+        HISTORY.goes_on()
         torch.ops.innerq.truncate_(*self.four(), length, self.format.spec)
         self.length = length
 
     def advance(self, count: int) -> None:
         """Record on the host that ``count`` tokens were appended on the device."""
-        HISTORY.events += 1
+        HISTORY.goes_on()
         self.length += count
 
     # --- contents -----------------------------------------------------------------------------------------------

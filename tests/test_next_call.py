@@ -95,6 +95,28 @@ def test_nothing_is_kept_of_a_cache_that_is_dropped(watched):
     assert all(tensor() is None for tensor in inner)
 
 
+def test_nothing_is_kept_of_a_storage_that_grows_elsewhere(watched):
+    past, known = run(watched, watched.start(), 3)
+    assert known[-1]
+    before = [weakref.ref(side.inner_tensors()["codes"]) for side in past[0]]
+    extra = torch.randn(1, 1, 2000, 16)
+    past = tuple((torch.cat([k, extra], 2), torch.cat([v, extra], 2)) for k, v in past)
+    assert all(codes() is None for codes in before)
+    _, known = run(watched, past, 2)
+    assert known == [False, True]
+
+
+def test_tensors_that_change_places(watched):
+    """``swap_tensors`` leaves them where they are, and gives each what the other was."""
+    first, _ = run(watched, watched.start(), 3)
+    second, known = run(watched, watched.start(), 3)
+    assert known[-1]
+    for a, b in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True):
+        torch.utils.swap_tensors(a, b)
+    _, known = run(watched, second, 2)
+    assert known == [False, True]
+
+
 def test_growing(watched):
     """Past the room of the storage, where its tensors are other ones."""
     past = watched.start()

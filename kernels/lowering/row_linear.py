@@ -123,7 +123,7 @@ def _lower(x, weights, biases):
 
 
 def _written_before(node: ir.IRNode) -> bool:
-    """Whether a kernel of this graph writes to a tensor before it is read here."""
+    """Whether a kernel of this graph writes to a tensor before it is read here. ``mutated_inputs`` is filled later."""
     name = node.get_name()
     constant = name in V.graph.graph_inputs or name in V.graph.constants
-    return not constant or name in V.graph.mutated_inputs
+    return not constant or name in V.graph.mutated_buffers

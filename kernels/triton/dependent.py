@@ -6,7 +6,9 @@ has to wait itself, ``griddepcontrol.wait``, before it reads what others wrote o
 writes, such as a weight, may be on its way before.
 
 A program lets the next kernel be launched behind its own wait and not earlier: then whoever has been launched knows
-that everything two kernels back is complete, also if it should not wait itself.
+that everything two kernels back is complete, also if it should not wait itself. Inductor's kernels keep to that, too,
+but for those that read nothing: a fill waits for nobody, and whoever waits for a fill does not wait for what was before
+it. That is why the switch is Inductor's, and off where nobody turns it on.
 """
 
 from __future__ import annotations

@@ -99,9 +99,21 @@ def _weight_written(x, w):
     return torch.ops.innerq.row_linear(torch.nn.functional.softmax(x, -1), [w], [None])
 
 
+def _row_of_weight_written(x, w):
+    y = torch.nn.functional.softmax(x, -1)
+    w[torch.tensor([3])] = y[0, 0].sigmoid()
+    return torch.ops.innerq.row_linear(y, [w], [None])
+
+
 @pytest.mark.parametrize(
     ("program", "ahead"),
-    [(_inputs_of_graph, False), (_row_computed, True), (_weight_computed, False), (_weight_written, False)],
+    [
+        (_inputs_of_graph, False),
+        (_row_computed, True),
+        (_weight_computed, False),
+        (_weight_written, False),
+        (_row_of_weight_written, False),
+    ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_weights_are_read_ahead_only_where_no_kernel_writes_them(program, ahead):
