@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable
@@ -83,14 +84,17 @@ class CompiledGraph:
         if self._prelude is not None:
             first = storages[0][0] if storages else shadows[0].key if shadows else args[self._caches[0][0]]._storage
             inputs += self._prelude(args, first)
-        results = self._compiled(*inputs)
-        if not storages:
-            storages = [(args[index]._storage, 0 if count is None else count(args)) for index, count in self._caches]
-        for reader, shadow in zip(self._shadows, shadows, strict=True):
-            reader.followed(args, shadow)
-        for storage, count in storages:
-            if count:
-                storage.advance(count)
+        try:
+            results = self._compiled(*inputs)
+            storages = storages or self._appended_to(args)
+            for reader, shadow in zip(self._shadows, shadows, strict=True):
+                reader.followed(args, shadow)
+            for storage, count in storages:
+                if count:
+                    storage.advance(count)
+        except BaseException:  # no memory, or the user has enough
+            _take_back(storages or self._appended_to(args))
+            raise
         made: dict[int, InnerQTensor] = {}
         outputs = []
         for plan in self._outputs:
@@ -139,11 +143,25 @@ class CompiledGraph:
             _grow_alike([args[index]._storage for index, _ in self._caches], [storage for storage, _ in storages])
         return storages
 
+    def _appended_to(self, args: tuple[Any, ...]) -> list[tuple[CacheStorage, int]]:
+        """What `_writable` would give for caches that are known to be fit."""
+        return [(args[index]._storage, 0 if count is None else count(args)) for index, count in self._caches]
+
     def _expect(self, outputs: list[Any]) -> None:
         """Tell the next call of the caches that this one gives back."""
         made = {plan[1]: output for plan, output in zip(self._outputs, outputs, strict=True) if plan[0] == "appended"}
         if len(made) == len(self._caches):
             self._next.expect([made[at] for at in range(len(made))])
+
+
+def _take_back(storages: list[tuple[CacheStorage, int]]) -> None:
+    """Bring lengths on the device back to those on the host after a call that got nowhere: it may have appended."""
+    for storage, count in storages:
+        if count:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # of a device that takes no kernel any more, what happened says more
+                storage.truncate(storage.length)
 
 
 def _taker(indices: list[int]) -> Callable[[tuple[Any, ...]], list[Any]]:
