@@ -53,7 +53,8 @@ class NextCall:
         if len(self._storages) != len(storages) or any(
             ref() is not storage for ref, storage in zip(self._storages, storages, strict=True)
         ):
-            self._storages = [weakref.ref(storage, self._forgetting()) for storage in storages]
+            forget = self._forgetting()
+            self._storages = [weakref.ref(storage, forget) for storage in storages]
         inner = [inner for storage in storages for inner in storage.inputs]
         self._state = (HISTORY.last, _claims(tensors), inner)
 

@@ -158,9 +158,8 @@ def _take_back(storages: list[tuple[CacheStorage, int]]) -> None:
     """Bring lengths on the device back to those on the host after a call that got nowhere: it may have appended."""
     for storage, count in storages:
         if count:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # of a device that takes no kernel any more, what happened says more
+            # where the device takes no kernel any more, what happened before says why
+            with contextlib.suppress(RuntimeError):
                 storage.truncate(storage.length)
 
 

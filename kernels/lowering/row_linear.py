@@ -95,7 +95,7 @@ def _lower(x, weights, biases):
     own = kernels.choose_launch(inputs)
     launches = [own, *(kernels.other_launches(own, inputs) if config.max_autotune else ())]
     choices: list[Any] = []
-    constant = _written_before(nodes[0]) and not any(map(_written_before, nodes[1:]))
+    ahead = _written_before(nodes[0]) and not any(map(_written_before, nodes[1:]))
     for launch in launches:
         tiles = first = 0
         places = {}
@@ -113,7 +113,7 @@ def _lower(x, weights, biases):
             BN=launch.outputs,
             BK=launch.inputs,
             **places,
-            AHEAD=constant,
+            AHEAD=ahead,
             **_compat.dependent_launch(device),
         )
     if not choices:

@@ -79,12 +79,11 @@ def product_of_row(
     real = n < N
     rows = weight + tl.where(real, n, 0).to(tl.int64)[:, None] * K
     k = tl.arange(0, BK)
+    if not AHEAD:
+        wait_for_others(PDL)
+    b_w = _weights(rows, k, K, BK)
     if AHEAD:
-        b_w = _weights(rows, k, K, BK)
         wait_for_others(PDL)
-    else:
-        wait_for_others(PDL)
-        b_w = _weights(rows, k, K, BK)
     b_sum = b_w.to(tl.float32) * _inputs(x, k, K, BK)
     for k0 in range(BK, K, BK):
         b_sum += _weights(rows, k0 + k, K, BK).to(tl.float32) * _inputs(x, k0 + k, K, BK)
