@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,8 +26,12 @@ from .passes import PassContext, run_passes
 from .passes.aliases import Writes
 from .passes.context import GraphError
 from .passes.hoist_lengths import is_prompt
+from .passes.recordable import RecordedInputs, recorded_inputs
+from .recordings import Recordings, release_all
 from .report import SKIPPED, GraphReport, make_report, record
 from .runtime import CompiledGraph
+
+log = logging.getLogger(__name__)
 
 
 class CompileError(InnerQError, ShortenTraceback):
@@ -67,6 +72,7 @@ def innerq_backend(
 
 def _reset() -> None:
     """Release recorded CUDA graphs, as resetting ``backend="inductor"`` does: NCCL cannot leave while they live."""
+    release_all()
     if torch.cuda.is_available():
         from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
@@ -132,20 +138,35 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         examples = [originals[name] for name in context.prelude.inputs] + context.prelude.places()
         without = {**inductor_options, "triton.cudagraphs": False}
         prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
+    recorded = None
     if inductor_options.get("triton.cudagraphs"):
         _mark_static(copy, context)
+        recorded = recorded_inputs(copy, list(context.cache_inputs()))
     inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
+    if isinstance(recorded, RecordedInputs):
+        inductor_options = {**inductor_options, "triton.cudagraphs": False}
+        report.cuda_graphs = _used(context)
     with (
         _watched(report, inductor_options, example_inputs, context),
         dumped(dump, copy, report, context),
         _keyed_by(lowering.register()),
     ):
         compiled = compile_fx(copy, inputs, config_patches=inductor_options)
-    return captured_inputs(dump, CompiledGraph(compiled, prelude, context, gm, copy, report))
+    if isinstance(recorded, RecordedInputs):
+        call = Recordings(compiled, recorded, report)
+    else:
+        log.debug("graph %d: Inductor's CUDA graphs, if any: %s", report.index, recorded)
+
+        def call(inputs: list[Any], rooms: list[int]) -> Any:
+            return compiled(*inputs)
+
+    return captured_inputs(dump, CompiledGraph(call, prelude, context, gm, copy, report))
 
 
 def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
     """Why a graph is not to become a CUDA graph, or None."""
+    if context.lengths_stay:
+        return context.lengths_stay
     if context.attentions and not (context.caches or context.shadows):
         if context.quantized:
             return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
@@ -179,8 +200,7 @@ def _mark_static(gm: GraphModule, context: PassContext) -> None:
     recordings, so a program that writes to new tensors in every step gains nothing. Inductor gives up CUDA graphs for a
     graph that writes to an input of which it does not know that.
     """
-    shadows = [side for pair in context.shadows.values() for side in (pair.key, pair.value)]
-    nodes = [node for cache in (*context.caches.values(), *shadows) for node in cache.nodes]
+    nodes = [node for cache in context.cache_inputs() for node in cache.nodes]
     if context.prelude is not None:
         nodes += context.prelude.placeholders
     changes = Writes(gm.graph)
@@ -229,6 +249,11 @@ def _counted(compiled: Callable[..., Any], report: GraphReport) -> Callable[...,
     return call
 
 
+def _used(context: PassContext) -> str:
+    """What ``GraphReport.cuda_graphs`` says of a graph that is recorded."""
+    return "; ".join(["yes", *(note.text for note in context.notes)])
+
+
 @contextlib.contextmanager
 def _watched(
     report: GraphReport, inductor_options: dict[str, Any], example_inputs: list[Any], context: PassContext
@@ -244,6 +269,6 @@ def _watched(
     skips = counters["inductor"]["cudagraph_skips"]
     yield
     if counters["inductor"]["cudagraph_skips"] == skips:
-        report.cuda_graphs = "; ".join(["yes", *(note.text for note in context.notes)])
+        report.cuda_graphs = _used(context)
     else:
         report.cuda_graphs = SKIPPED

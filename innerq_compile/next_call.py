@@ -7,6 +7,7 @@ before the call, and the GPU need not wait for it.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +17,25 @@ import torch
 
 from .storage import HISTORY, CacheStorage
 from .tensor import InnerQTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Caches:
+    """What a graph takes of its caches.
+
+    Attributes:
+        inner: their inner tensors, in the order of the graph's inputs.
+        rooms: the capacity of each, in blocks.
+    """
+
+    inner: list[torch.Tensor]
+    rooms: list[int]
+
+    @classmethod
+    def of(cls, storages: Sequence[CacheStorage]) -> Caches:
+        """Those of ``storages``."""
+        inner = [tensor for storage in storages for tensor in storage.inputs]
+        return cls(inner, [storage.capacity for storage in storages])
 
 
 class NextCall:
@@ -35,14 +55,14 @@ class NextCall:
         self._caches = operator.itemgetter(*places)
         self._counts = counts
         self._storages: list[weakref.ref[CacheStorage]] = []
-        #: the last that had happened, ids of claims, inner tensors; at once, for threads
-        self._state: tuple[object, list[int], list[torch.Tensor]] = (None, [], [])
+        #: the last that had happened, ids of claims, what is known; at once, for threads
+        self._state: tuple[object, list[int], Caches | None] = (None, [], None)
         HISTORY.rememberers.add(self)
 
-    def known(self, args: tuple[Any, ...]) -> list[torch.Tensor]:
-        """The inner tensors for a call with ``args``, where there is room for it; empty where they are not known."""
-        last, ids, inner = self._state
-        return inner if last is HISTORY.last and _claims(self._caches(args)) == ids else []
+    def known(self, args: tuple[Any, ...]) -> Caches | None:
+        """The caches of a call with ``args``, where there is room for it; None where they are not known."""
+        last, ids, caches = self._state
+        return caches if last is HISTORY.last and _claims(self._caches(args)) == ids else None
 
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
         """Take these tensors, which a call has just made, for the caches of the next one."""
@@ -55,12 +75,11 @@ class NextCall:
         ):
             forget = self._forgetting()
             self._storages = [weakref.ref(storage, forget) for storage in storages]
-        inner = [inner for storage in storages for inner in storage.inputs]
-        self._state = (HISTORY.last, _claims(tensors), inner)
+        self._state = (HISTORY.last, _claims(tensors), Caches.of(storages))
 
     def forget(self) -> None:
         """Hold nothing any more."""
-        self._storages, self._state = [], (None, [], [])
+        self._storages, self._state = [], (None, [], None)
 
     def _forgetting(self) -> Callable[[Any], None]:
         mine = weakref.ref(self)  # a storage that outlives the graph does not keep it

@@ -94,6 +94,7 @@ class GraphReport:
         compile_id: Dynamo's id of the compilation, ``frame/how often``.
         compiled_at: time of the compilation, microseconds since the epoch.
         calls: how often the graph has run.
+        recorded: how many CUDA graphs were recorded of it (``recordings.py``; those of Inductor are not counted).
     """
 
     kind: str
@@ -109,6 +110,7 @@ class GraphReport:
     compile_id: str = ""
     compiled_at: int = 0
     calls: int = 0
+    recorded: int = 0
 
     @property
     def headline(self) -> str:

@@ -14,7 +14,7 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from .buffer import InnerQBuffer
 from .errors import UnsupportedOperation
-from .next_call import NextCall
+from .next_call import Caches, NextCall
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
 from .report import OBSERVERS, GraphReport
@@ -31,7 +31,7 @@ class CompiledGraph:
 
     def __init__(
         self,
-        compiled: Callable[..., Any],
+        compiled: Callable[[list[Any], list[int]], Any],
         prelude: Callable[..., Any] | None,
         context: PassContext,
         original: GraphModule,
@@ -47,8 +47,10 @@ class CompiledGraph:
         ]
         caches = list(context.caches.values())
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
-        kept = {node.name for node in rewritten.graph.find_nodes(op="placeholder")}
+        kept = [node.name for node in rewritten.graph.find_nodes(op="placeholder")]
         self._dense = _taker([index for index, name in enumerate(names) if name in kept])
+        #: the codes of the first cache among the inputs: what is hoisted is as long as it has room
+        self._codes = next((kept.index(cache.codes.name) for cache in context.cache_inputs()), None)
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         position = {cache: index for index, cache in enumerate(caches)}
         #: for each cache: its argument, and how many tokens are appended (None: none)
@@ -72,20 +74,18 @@ class CompiledGraph:
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         inputs = self._dense(args)
         storages: list[tuple[CacheStorage, int]] = []
-        inner = self._next.known(args) if self._next is not None else []
-        if not inner:
+        caches = self._next.known(args) if self._next is not None else None
+        if caches is None:
             storages = self._writable(args)
-            inner = [tensor for storage, _ in storages for tensor in storage.inputs]  # Dynamo has checked their kind
-        inputs += inner
         shadows = [reader(args) for reader in self._shadows]
-        for shadow in shadows:
-            inputs += shadow.key.inputs
-            inputs += shadow.value.inputs
+        if caches is None:  # Dynamo has checked their kind
+            sides = [side for shadow in shadows for side in (shadow.key, shadow.value)]
+            caches = Caches.of([*(storage for storage, _ in storages), *sides])
+        inputs += caches.inner
         if self._prelude is not None:
-            first = storages[0][0] if storages else shadows[0].key if shadows else args[self._caches[0][0]]._storage
-            inputs += self._prelude(args, first)
+            inputs += self._prelude(args, blocks=inputs[self._codes].shape[2])
         try:
-            results = self._compiled(*inputs)
+            results = self._compiled(inputs, caches.rooms)
             storages = storages or self._appended_to(args)
             for reader, shadow in zip(self._shadows, shadows, strict=True):
                 reader.followed(args, shadow)
@@ -207,6 +207,8 @@ class HoistedInputs:
         self, prelude: Callable[..., Any], context: PassContext, original: GraphModule, sizes: _SizeReader
     ) -> None:
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
+        fmt = next(context.cache_inputs()).format
+        self._block, self._window = fmt.block, fmt.window
         self._prelude = prelude
         self._indices = [names.index(name) for name in context.prelude.inputs]
         self._masks, self._written = context.prelude.masks, context.prelude.written
@@ -228,9 +230,9 @@ class HoistedInputs:
         #: by the shapes of a batch size: the tokens that masks have room for, and a buffer for each result
         self._made: dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]] = {}
 
-    def __call__(self, args: tuple[Any, ...], cache: CacheStorage) -> list[torch.Tensor]:
-        """The hoisted inputs for a call with ``args``, of whose caches ``cache`` is the first."""
-        buffers = self._buffers(args, cache.capacity * cache.format.block + cache.format.window)
+    def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
+        """The hoisted inputs for a call with ``args``, whose caches have room for so many ``blocks``."""
+        buffers = self._buffers(args, blocks * self._block + self._window)
         inputs = [args[index] for index in self._indices]
         for buffer, mask, write, length in zip(buffers, self._masks, self._written, self._lengths, strict=True):
             if write:

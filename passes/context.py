@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -275,6 +276,13 @@ class PassContext:
     notes: list[Reason] = dataclasses.field(default_factory=list)  # what else a user may want to know
     static_lengths: bool = False  # whether the graph is to be recorded as a CUDA graph
     prelude: Any = None  # Prelude, where `hoist_lengths` has made one
+    lengths_stay: str = ""  # why `hoist_lengths` left lengths in the graph
+
+    def cache_inputs(self) -> Iterator[CacheInput]:
+        """All quantized caches that enter the graph, shadows of dense buffers among them."""
+        yield from self.caches.values()
+        for pair in self.shadows.values():
+            yield from (pair.key, pair.value)
 
     def refuse(self, place: AttentionMatch | Node, text: str) -> None:
         """Note why an attention, or what looks like one, stays as it is."""

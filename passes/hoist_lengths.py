@@ -68,7 +68,8 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     try:
         moving, targets = _moving(gm, context)
     except _Stays as reason:
-        context.notes.append(Reason(f"no CUDA graph serves all lengths: {reason}"))
+        context.lengths_stay = f"no CUDA graph serves all lengths: {reason}"
+        context.notes.append(Reason(context.lengths_stay))
         return gm
     if targets:
         context.prelude = _split(gm, context, moving, targets)
@@ -88,7 +89,7 @@ def _mask_index(node: Node) -> int | None:
 
 def _batch_symbols(context: PassContext) -> set[sympy.Symbol]:
     """Symbols of batch sizes. Each value has a CUDA graph of its own; what varies with them is no length."""
-    return set().union(*(free_symbols(example(cache.state).shape[0]) for cache in _cache_inputs(context)))
+    return set().union(*(free_symbols(example(cache.state).shape[0]) for cache in context.cache_inputs()))
 
 
 def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
@@ -99,7 +100,7 @@ def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
 
 def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
     """The nodes that depend on a length, with all that they are computed from; those whose values the rest needs."""
-    caches = {node for cache in _cache_inputs(context) for node in cache.nodes}
+    caches = {node for cache in context.cache_inputs() for node in cache.nodes}
     batch = _batch_symbols(context)
     symbolic: set[Node] = set()  # of symbolic size
     edge: set[Node] = set()  # of fixed size, computed from those
@@ -152,12 +153,6 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
     return moving, needed
 
 
-def _cache_inputs(context: PassContext):
-    yield from context.caches.values()
-    for pair in context.shadows.values():
-        yield from (pair.key, pair.value)
-
-
 def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: list[Node]) -> Prelude:
     graph, nodes = Graph(), {}
     for node in gm.graph.nodes:
@@ -171,7 +166,7 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
     masks = [_has_length(result, batch) for result in results]
     written = [not mask or _is_one_row(result) for mask, result in zip(masks, results, strict=True)]
     _write_results(graph, [nodes[target] for target in targets], written)
-    cache = next(_cache_inputs(context))
+    cache = next(context.cache_inputs())
     placeholders = []
     for index, (target, is_mask) in enumerate(zip(targets, masks, strict=True)):
         with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):

@@ -6,12 +6,15 @@ Everything is ``lossless``, and compared with the program run eagerly. What can 
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, StaticCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
-from innerq_compile import InnerQTensor, compiled_graphs, empty_cache, innerq
+from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, empty_cache, innerq
+from innerq_compile.recordings import Recording
 
 from ..buffer_loop import BufferDecoder, decode
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
@@ -26,25 +29,23 @@ pytestmark = [
 def fresh():
     torch._dynamo.reset()
     counters.clear()
+    clear_reports()
     yield
     torch._dynamo.reset()
 
 
 def recordings() -> int:
-    """How many CUDA graphs have been recorded on this device."""
+    """How many CUDA graphs this process has recorded, by itself; none of them are Inductor's."""
     from torch._inductor.cudagraph_trees import get_manager
 
-    manager = get_manager(torch.cuda.current_device(), create_if_none_exists=False)
-    return 0 if manager is None else _count(manager)
+    assert get_manager(torch.cuda.current_device(), create_if_none_exists=False) is None
+    return sum(report.recorded for report in compiled_graphs())
 
 
-def _count(manager) -> int:
-    pending, count = [root for roots in manager.roots.values() for root in roots], 0
-    while pending:
-        node = pending.pop()
-        count += 1
-        pending += [child for children in node.children.values() for child in children]
-    return count
+def living() -> int:
+    """How many recordings there are."""
+    gc.collect()
+    return sum(type(thing) is Recording for thing in gc.get_objects())
 
 
 def assert_recorded(at_most: int, since: int = 0) -> None:
@@ -94,9 +95,81 @@ def test_reset_releases_what_was_recorded():
     """Where ranks recorded collectives, NCCL does not leave before."""
     model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
     generate(model, prompt(1, 50, device="cuda"), 10)
-    assert recordings() > 0
+    assert living() == 1
     torch.compiler.reset()
+    assert living() == 0
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_results_of_a_step_are_not_overwritten(mode):
+    """The caller's own, as those of a program that is not recorded; no step has to be marked."""
+    model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode=mode)
+    ids, cache, kept = prompt(1, 60, device="cuda")["input_ids"], DynamicCache(), []
+    with torch.no_grad():
+        model(ids[:, :40], past_key_values=cache, use_cache=True)
+        for place in range(40, 60):
+            logits = model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits
+            kept.append((logits, logits.clone()))
+    assert all(torch.equal(logits, then) for logits, then in kept)
+    assert len({logits.data_ptr() for logits, _ in kept}) == len(kept)
+
+
+def test_streams():
+    """Steps on two streams by turns, without a wait of the user's but for the cache."""
+    eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    ids, cache = prompt(1, 100, device="cuda")["input_ids"], DynamicCache()
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
+    found = []
+    with torch.no_grad():
+        expected = eager(ids).logits[0, 40:]
+        model(ids[:, :40], past_key_values=cache, use_cache=True)
+        for place in range(40, 100):
+            stream, other = streams[place % 2], streams[1 - place % 2]
+            stream.wait_stream(other)
+            with torch.cuda.stream(stream):
+                found.append(model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits[0, 0])
+        torch.cuda.synchronize()
+    torch.testing.assert_close(torch.stack(found), expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
+    assert_recorded(1)
+
+
+@torch.library.custom_op("innerq_tests::waits", mutates_args=())
+def waits(x: torch.Tensor) -> torch.Tensor:
+    return x * float(torch.isfinite(x).all().item())
+
+
+waits.register_fake(torch.empty_like)
+
+
+class Waiting(torch.nn.Module):
+    """A decoder that waits for the device in the middle of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_llama(layers=1, dtype=torch.float16)
+
+    def forward(self, ids, cache):
+        return waits(self.model(ids, past_key_values=cache, use_cache=True).logits)
+
+
+@torch.no_grad()
+def test_what_cannot_be_recorded_runs_and_says_so():
+    model = Waiting().cuda()
+    ids, cache = prompt(1, 80, device="cuda")["input_ids"], DynamicCache()
+    expected = model(ids, DynamicCache())[0, 60:]
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    model(ids[:, :60], cache)
+    found = torch.cat([model(ids[:, place : place + 1], cache)[0] for place in range(60, 80)])
+    torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
     assert recordings() == 0
+    assert [report.cuda_graphs[:21] for report in compiled_graphs() if report.kind == "decode"] == [
+        "no: recording failed:"
+    ]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    other = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
+    generate(other, prompt(1, 50, device="cuda"), 10)
+    assert recordings() == 1, "what comes behind is recorded as ever"
 
 
 # --- preallocated caches ----------------------------------------------------------------------------------------------

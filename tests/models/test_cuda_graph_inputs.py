@@ -132,7 +132,9 @@ def test_a_position_that_is_advanced_in_place_is_so_once(recorded):
     out, moved = run(innerq(model, **OPTIONS))
     torch.testing.assert_close(out, expected)
     assert torch.equal(moved, place) and place.item() == 69
-    assert recorded[0].symbols, "the mask stays in the graph, behind the change"
+    assert not recorded, "the mask stays in the graph, behind the change"
+    said = [report.cuda_graphs for report in compiled_graphs() if report.kind == "decode"]
+    assert said == ["no: no CUDA graph serves all lengths: what a length is computed from is changed in place"]
 
 
 class TellsPlaces(torch.nn.Module):

@@ -1,0 +1,279 @@
+"""CUDA graphs of a compiled graph, each made of one call and played for all later ones that look the same.
+
+Inductor has CUDA graphs of its own, for any program: trees of recordings that share memory, whose outputs live until
+the next step. Here is one graph, the decode step, whose inputs are where they were. What there is to check is less, the
+outputs are the caller's, and the first kernel of a step starts sooner (``docs/performance.md``).
+
+    first call with these addresses     runs the kernels one by one, which loads and tunes them
+    second call                         records them, then plays the recording
+    later calls                         copy tokens and positions into it, and play it
+
+So a program that has its tensors elsewhere in every call is never recorded, and never waits for a recording either.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .passes.recordable import RecordedInputs
+from .report import GraphReport
+
+log = logging.getLogger(__name__)
+
+#: Recordings that a graph keeps, of the calls that it played last: other caches, other batch sizes.
+MOST = 8
+
+#: What becomes of one result of a recording: a function of a call's inputs, and of its copies of memory made.
+Result = Callable[[list[Any], list[torch.Tensor]], Any]
+
+_ALL: weakref.WeakSet[Recordings] = weakref.WeakSet()
+
+
+class Recordings:
+    """A compiled graph that records itself.
+
+    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and the capacities of all
+    caches among them. Threads do not share recordings, which have memory of their own to work in.
+    """
+
+    def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
+        self._compiled = compiled
+        self._inputs = inputs
+        self._report = report
+        self._off = False
+        self._threads = threading.local()
+        _ALL.add(self)
+
+    def __call__(self, inputs: list[Any], rooms: list[int]) -> Sequence[Any]:
+        mine = self._mine()
+        sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
+        sizes += rooms
+        recording = mine.recordings[-1] if mine.recordings else None
+        if recording is None or not recording.is_of(inputs, sizes):
+            recording = self._find(mine, inputs, sizes)
+            if recording is None:
+                return self._compiled(*inputs)
+        stream = torch.cuda.current_stream(self._inputs.device)
+        if stream != mine.played_on:  # what was played there may still work in the same memory
+            stream.wait_stream(mine.played_on)
+            mine.played_on = stream
+        return recording.play(inputs)
+
+    def release(self) -> None:
+        """Let go of all recordings."""
+        self._threads = threading.local()
+
+    def _mine(self) -> _Thread:
+        try:
+            return self._threads.mine
+        except AttributeError:
+            self._threads.mine = _Thread(self._inputs.device)
+            return self._threads.mine
+
+    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int]) -> Recording | None:
+        """The recording for a call, the last of ``mine`` from now on; None where the call is to run by itself."""
+        if self._off or torch.cuda.is_current_stream_capturing():  # somebody else records the program
+            return None
+        found = next((recording for recording in mine.recordings if recording.is_of(inputs, sizes)), None)
+        if found is None:
+            look = (sizes, self._addresses(inputs))
+            if look not in mine.seen:
+                mine.seen.append(look)
+                return None
+            mine.seen.remove(look)
+            found = self._record(mine, inputs, *look)
+            if found is None:
+                return None
+        else:
+            mine.recordings.remove(found)
+        mine.recordings.append(found)
+        return found
+
+    def _addresses(self, inputs: list[Any]) -> list[int | None]:
+        """For each input where it is, None for those that may be anywhere."""
+        addresses: list[int | None] = [None] * len(inputs)
+        for place in self._inputs.fixed:
+            addresses[place] = inputs[place].data_ptr()
+        return addresses
+
+    def _record(
+        self, mine: _Thread, inputs: list[Any], sizes: list[int], addresses: list[int | None]
+    ) -> Recording | None:
+        try:
+            recording = record(self._compiled, self._inputs, inputs, sizes, addresses, mine)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._off = True
+            self._report.cuda_graphs = f"no: recording failed: {str(error).splitlines()[0]}"
+            log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
+            return None
+        self._report.recorded += 1
+        if len(mine.recordings) == MOST:
+            del mine.recordings[0]
+        return recording
+
+
+class _Thread:
+    """What a thread has recorded of a graph, the last one played at the end, and where."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.recordings: list[Recording] = []
+        #: sizes and addresses of calls that were not recorded
+        self.seen: collections.deque[tuple[list[int], list[int | None]]] = collections.deque(maxlen=MOST)
+        self.stream = torch.cuda.Stream(device)
+        self.played_on = self.stream
+        # Nothing that a recording leaves behind is read by another one, so that all may work in the same memory.
+        self.pool = torch.cuda.graph_pool_handle()
+
+
+@dataclasses.dataclass(eq=False)
+class Recording:
+    """One CUDA graph.
+
+    Attributes:
+        graph: it.
+        inputs: of the graph that was recorded.
+        sizes, addresses: of the call that was recorded.
+        copies: what the inputs to copy are copied to.
+        made: memory of results, of which a caller gets a copy.
+        results: for each result a function of a call's inputs and of its copies of what was ``made``.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    inputs: RecordedInputs
+    sizes: list[int]
+    addresses: list[int | None]
+    copies: list[torch.Tensor]
+    made: list[torch.Tensor]
+    results: list[Result]
+
+    def is_of(self, inputs: list[Any], sizes: list[int]) -> bool:
+        """Whether it does what a call with ``inputs`` would do."""
+        return sizes == self.sizes and torch._C._tensors_data_ptrs_at_indices_equal(
+            inputs, self.addresses, self.inputs.fixed
+        )
+
+    def play(self, inputs: list[Any]) -> list[Any]:
+        """The results of a call with ``inputs``."""
+        if self.copies:
+            torch._foreach_copy_(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
+        self.graph.replay()
+        if self.inputs.written:
+            torch.autograd.graph.increment_version([inputs[place] for place in self.inputs.written])
+        made = [memory.clone() for memory in self.made]
+        return [result(inputs, made) for result in self.results]
+
+
+def record(
+    compiled: Callable[..., Sequence[Any]],
+    plan: RecordedInputs,
+    inputs: list[Any],
+    sizes: list[int],
+    addresses: list[int | None],
+    place: _Thread,
+) -> Recording:
+    """Record a call of ``compiled`` with ``inputs``, which it does not run.
+
+    Raises:
+        RuntimeError: if the call does what cannot be recorded, such as waiting for the device. Nothing has happened.
+    """
+    inputs = list(inputs)
+    copies = []
+    with torch.inference_mode(False), torch.no_grad():  # for calls in any mode
+        for index in plan.copied:
+            value = inputs[index]
+            inputs[index] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+            copies.append(_compact(inputs[index]).copy_(_compact(value)))
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(plan.device)
+    # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        with (
+            torch.cuda.device(plan.device),
+            torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"),
+        ):
+            results = compiled(*inputs)
+    finally:
+        torch.cuda.set_stream(before)  # torch.cuda.graph does not go back where recording fails
+        torch._C._cuda_clearCublasWorkspaces()
+    made, outputs = _results(results, inputs)
+    return Recording(graph, plan, sizes, addresses, copies, made, outputs)
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` without its repetitions, which memory has once."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _results(results: Sequence[Any], inputs: list[Any]) -> tuple[list[torch.Tensor], list[Result]]:
+    """The memory that results are made in, and how a caller gets each: an input, a view of one, or a copy."""
+    places = {_memory(value): place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)}
+    among = collections.Counter(_memory(result) for result in results if isinstance(result, torch.Tensor))
+    made: dict[int, tuple[int, torch.Tensor]] = {}
+    found: list[Result] = []
+    for result in results:
+        if not isinstance(result, torch.Tensor):
+            found.append(lambda inputs, made, result=result: result)
+            continue
+        memory = _memory(result)
+        place = places.get(memory)
+        if place is not None:
+            same = result is inputs[place]
+            found.append(_of_input(place) if same else _view_of_input(place, result))
+        elif among[memory] == 1 and _is_copied_as_it_is(result):
+            index, _ = made.setdefault(memory, (len(made), result))
+            found.append(_copied(index))
+        else:  # copies share memory where results do
+            index, _ = made.setdefault(memory, (len(made), _whole(result)))
+            found.append(_view_of_copy(index, result))
+    return [memory for _, memory in made.values()], found
+
+
+def _of_input(place: int) -> Result:
+    return lambda inputs, made: inputs[place]
+
+
+def _view_of_input(place: int, result: torch.Tensor) -> Result:
+    layout = result.shape, result.stride(), result.storage_offset()
+    return lambda inputs, made: inputs[place].view(result.dtype).as_strided(*layout)
+
+
+def _copied(index: int) -> Result:
+    return lambda inputs, made: made[index]
+
+
+def _view_of_copy(index: int, result: torch.Tensor) -> Result:
+    dtype, layout = result.dtype, (result.shape, result.stride(), result.storage_offset())
+    return lambda inputs, made: made[index].view(dtype).as_strided(*layout)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_copied_as_it_is(tensor: torch.Tensor) -> bool:
+    """Whether a clone has the strides of the original: it has no gaps and nothing twice."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory behind a tensor, as bytes."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def release_all() -> None:
+    """Let go of all recordings of this process."""
+    for recordings in list(_ALL):
+        recordings.release()

@@ -1,0 +1,127 @@
+"""What has to be known of a graph's inputs so that all that it does on the GPU can be recorded and played again.
+
+A recording holds the kernels with the addresses and sizes of its own call. Everything that a later call brings along is
+then either where it was (caches, weights), or small and copied into the recording (tokens, positions), or a size, which
+is compared. What the host computes happens once, so that a graph with a tensor on the host is left to Inductor's own
+CUDA graphs, which leave such pieces out; so is what cannot be looked into from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .aliases import Writes
+from .context import CacheInput, Reason
+from .graph_utils import example
+
+#: The kind of device that records.
+DEVICE = "cuda"
+
+#: Operations that bring numbers of the host to the device.
+_FROM_HOST = frozenset({"tensor", "as_tensor", "asarray", "from_numpy"})
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedInputs:
+    """The inputs of a graph, by their places among its placeholders.
+
+    Attributes:
+        device: the one that everything is on.
+        fixed: tensors that keep their address from call to call, as a rule.
+        copied: tensors that do not.
+        written: tensors that are changed in place, as the program knows it.
+        sizes: for each symbol of a size a place where it is read: an input, and its dimension or None for a number.
+            How much room each cache has is none of them; whoever calls the graph knows that.
+    """
+
+    device: torch.device
+    fixed: list[int]
+    copied: list[int]
+    written: list[int]
+    sizes: list[tuple[int, int | None]]
+
+
+def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs | Reason:
+    """What to know of the inputs of ``gm``, or why it is not for us to record.
+
+    Args:
+        gm: a graph that the passes are done with; what keeps its address is marked as Inductor knows it
+            (``_dynamo_static_input_type``).
+        caches: all quantized caches among its inputs. Their version counters count nothing.
+    """
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    if torch.are_deterministic_algorithms_enabled():
+        return Reason("deterministic algorithms were asked for")
+    devices: set[torch.device] = set()
+    for node in gm.graph.nodes:
+        if (reason := _not_for_us(gm, node, devices)) is not None:
+            return Reason(f"{node}: {reason}")
+    if len(devices) != 1:
+        return Reason(f"it is on {len(devices)} devices")
+    inner = {node for cache in caches for node in cache.nodes}
+    room = set().union(*(free_symbols(example(cache.codes).shape[2]) for cache in caches))
+    fixed, copied, written, sizes = [], [], [], {}
+    changes = Writes(gm.graph)
+    for place, node in enumerate(placeholders):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor):
+            keeps = node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
+            (fixed if keeps else copied).append(place)
+            if node not in inner and changes.of(node):
+                written.append(place)
+        for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]:
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.expr not in room:
+                sizes.setdefault(size.node.expr, (place, dim))
+    known = room.union(sizes)
+    for place, node in enumerate(placeholders):
+        if unread := _symbols(example(node), place in fixed) - known:
+            return Reason(f"{node}: no input has the size {min(map(str, unread))} by itself")
+    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()))
+
+
+def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str | None:
+    """Why a graph with this node is not recorded from outside, or None; notes the devices of its value."""
+    value = node.meta.get("example_value")
+    if node.op == "get_attr":
+        value = gm
+        for name in node.target.split("."):
+            value = getattr(value, name)
+        if not isinstance(value, torch.Tensor):
+            return "it has a graph of its own"
+    elif node.op == "call_module" or isinstance(node.target, torch._ops.HigherOrderOperator):
+        return "it has a graph of its own"
+    elif node.op == "call_function" and torch.Tag.cudagraph_unsafe in getattr(node.target, "tags", ()):
+        return "its author says that it cannot be recorded"
+    elif node.op == "call_function" and getattr(node.target, "__name__", "") in _FROM_HOST:
+        return "it brings numbers of the host to the device"
+    elif node.op == "placeholder" and not isinstance(value, (torch.Tensor, torch.SymInt)):
+        return f"it is a {type(value).__name__}"
+    elif value is None and node.users and not node.all_input_nodes:
+        return "nothing is known of its value"
+    for tensor in _tensors(value):
+        if is_traceable_wrapper_subclass(tensor):
+            return f"it is a {type(tensor).__name__}"
+        if free_unbacked_symbols(tensor):
+            return "its size depends on what it is computed from"
+        devices.add(tensor.device)
+        if tensor.device.type != DEVICE:
+            return f"it is on {tensor.device}"
+    return None
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _symbols(value: Any, fixed: bool) -> set[sympy.Symbol]:
+    """What kernels see of the sizes of an input. What is copied has the strides of its first call in all of them."""
+    if not isinstance(value, torch.Tensor):
+        return free_symbols(value)
+    return free_symbols(value.shape).union(free_symbols(value.stride()) if fixed else ())

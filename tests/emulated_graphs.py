@@ -1,0 +1,106 @@
+"""CUDA graphs on a CPU, for what is around them: operators are noted with their tensors, and run again on that memory.
+
+As on a GPU nothing is computed while a graph is recorded, what it is played with is found at the addresses of then, and
+results are written where they were. Waiting for the device (``item``) cannot be recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from innerq_compile.passes import recordable
+
+_CPU = torch.device("cpu")
+
+
+class Graph:
+    """Stands for ``torch.cuda.CUDAGraph``."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, tuple, dict, list[torch.Tensor]]] = []
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        for func, args, kwargs, outs in self.calls:
+            for new, out in zip(_tensors(func(*args, **kwargs)), outs, strict=True):
+                if new.data_ptr() != out.data_ptr():
+                    out.copy_(new)
+
+
+class _Noting(TorchDispatchMode):
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.supports_higher_order_operators = True
+        self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        made = {out.untyped_storage()._cdata for *_, outs in self.graph.calls for out in outs}
+        for tensor in _tensors((args, kwargs)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in made and storage._cdata not in self.before:
+                self.before[storage._cdata] = storage, storage.clone()
+        result = func(*args, **kwargs)
+        self.graph.calls.append((func, args, kwargs, _tensors(result)))
+        return result
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+@contextlib.contextmanager
+def _recording(graph: Graph, **_: Any) -> Iterator[None]:
+    noting = _Noting(graph)
+    try:
+        with noting:
+            yield
+    finally:
+        for storage, content in noting.before.values():
+            storage.copy_(content)
+
+
+class Stream:
+    """Stands for a stream; notes which ones it waited for."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.waited: list[Stream] = []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited.append(other)
+
+
+def _at(tensors: list[Any], addresses: list[int | None], places: list[int]) -> bool:
+    """A function of torch that only its CUDA builds have."""
+    return all(tensors[place].data_ptr() == addresses[place] for place in places)
+
+
+@pytest.fixture
+def emulated(monkeypatch) -> Iterator[Stream]:
+    """Recording works without a GPU; the stream that is the current one."""
+    stream = Stream()
+    monkeypatch.setattr(recordable, "DEVICE", "cpu")
+    for name, stand_in in {
+        "CUDAGraph": Graph,
+        "graph": _recording,
+        "Stream": Stream,
+        "device": lambda device: contextlib.nullcontext(),
+        "current_stream": lambda device: stream,
+        "set_stream": lambda stream: None,
+        "graph_pool_handle": object,
+        "is_current_stream_capturing": lambda: False,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    monkeypatch.setattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _at, raising=False)
+    yield stream

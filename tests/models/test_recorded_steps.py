@@ -1,0 +1,123 @@
+"""Decode steps of whole models that record themselves. CUDA graphs are emulated, everything around them is not.
+
+The same programs are recorded and played on a GPU in ``tests/gpu/test_cuda_graphs.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CompileConfig, DynamicCache, StaticCache
+
+from innerq_compile import compiled_graphs, empty_cache, innerq
+
+from ..buffer_loop import BufferDecoder, decode
+from ..emulated_graphs import emulated  # noqa: F401
+from .helpers import prompt, tiny_llama
+from .test_generate_features import assert_same_logits, feed, tokens_of
+
+pytestmark = pytest.mark.usefixtures("cheap_inductor", "emulated")
+OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}
+
+
+def recorded() -> int:
+    return sum(report.recorded for report in compiled_graphs())
+
+
+def pair(**kwargs):
+    """A model, and the same one compiled."""
+    eager, model = (tiny_llama(head_dim=16, **kwargs) for _ in range(2))
+    return eager, innerq(model, **OPTIONS)
+
+
+def test_a_cache_that_grows():
+    """More tokens than a new cache has room for; each capacity has a recording."""
+    eager, model = pair()
+    ids = prompt(1, 460)["input_ids"]
+    sizes = [60, *[1] * 400]
+    assert_same_logits(feed(model, ids, DynamicCache(), sizes), feed(eager, ids, DynamicCache(), [460]))
+    assert 2 <= recorded() <= 4
+
+
+@pytest.mark.parametrize("padding", [(0, 0, 0), (0, 9, 5)], ids=["whole", "padded"])
+def test_batch_sizes(padding):
+    eager, model = pair()
+    for batch in (1, 2, 3, 2, 1):
+        inputs = prompt(batch, 64, padding[:batch])
+        assert torch.equal(tokens_of(model, inputs, 8), tokens_of(eager, inputs, 8))
+    assert recorded() == 5, "one for the caches of each"
+
+
+def test_beams():
+    eager, model = pair()
+    inputs = prompt(2, 64, (0, 7))
+    options = {"num_beams": 3}
+    assert torch.equal(tokens_of(model, inputs, 12, **options), tokens_of(eager, inputs, 12, **options))
+
+
+def test_two_conversations_by_turns():
+    eager, model = pair()
+    texts = [prompt(1, 100)["input_ids"] for _ in range(2)]
+    expected = [feed(eager, text, DynamicCache(), [100]) for text in texts]
+    caches, found = [DynamicCache(), DynamicCache()], [[], []]
+    for begin, end in [(0, 80), *((at, at + 1) for at in range(80, 100))]:
+        for text, cache, logits in zip(texts, caches, found, strict=True):
+            logits.append(feed(model, text[:, begin:end], cache, [end - begin]))
+    for logits, right in zip(found, expected, strict=True):
+        assert_same_logits(torch.cat(logits, 1), right)
+    assert recorded() == 2
+
+
+def test_a_cache_that_is_cropped():
+    eager, model = pair()
+    ids, cache = prompt(1, 90)["input_ids"], DynamicCache()
+    expected = feed(eager, ids, DynamicCache(), [90])
+    feed(model, ids[:, :80], cache, [70] + [1] * 10)
+    for _ in range(3):
+        assert_same_logits(feed(model, ids[:, 80:], cache, [1] * 10), expected[:, 80:])
+        cache.crop(-10)
+    assert recorded() == 1
+
+
+@pytest.mark.parametrize("padding", [(), (0, 9)], ids=["B1", "B2-padded"])
+def test_static_cache_of_generate(padding):
+    model = tiny_llama(head_dim=16, layers=2)
+    inputs = prompt(max(1, len(padding)), 60, padding)
+    expected = tokens_of(model, inputs, 8, cache_implementation="static")
+    config = CompileConfig(backend="innerq", mode=None, options=OPTIONS)
+    config._compile_all_devices = True
+    for _ in range(2):
+        found = tokens_of(model, inputs, 8, cache_implementation="static", compile_config=config)
+        assert torch.equal(found, expected)
+    assert recorded() >= 1
+
+
+def test_static_cache_used_again():
+    eager, model = pair()
+    cache = StaticCache(config=model.config, max_cache_len=100)
+    for tokens in (64, 40):
+        ids, sizes = prompt(1, tokens)["input_ids"], [tokens - 6, *[1] * 6]
+        cache.reset()
+        assert_same_logits(feed(model, ids, cache, sizes), feed(eager, ids, DynamicCache(), [tokens]))
+    assert recorded() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("argument", "number"), ("registered", "tensor"), ("quantized", "tensor"), ("quantized", "number")],
+)
+def test_own_loop(kind, where):
+    shape = (1, 2, 90, 16)
+    model = BufferDecoder(layers=2, heads=2, head_dim=16, where=where).eval()
+    dense = [torch.zeros(shape) for _ in range(4)]
+    expected = [decode(model, dense, prompt=tokens, steps=8, seed=tokens) for tokens in (40, 30)]
+    buffers = [torch.zeros(shape) for _ in range(4)]
+    if kind == "quantized":
+        buffers = [empty_cache(*shape, role=role, config="lossless") for role in ("key", "value") * 2]
+    elif kind == "registered":
+        model.own(buffers)
+        buffers = []
+    innerq(model, **OPTIONS)
+    for tokens, right in zip((40, 30), expected, strict=True):
+        torch.testing.assert_close(decode(model, buffers, prompt=tokens, steps=8, seed=tokens), right)
+    assert recorded() == 1

@@ -1,0 +1,158 @@
+"""Which graphs are recorded from outside, and what is known of their inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from innerq_compile.passes.context import CacheInput, Reason
+from innerq_compile.passes.recordable import recorded_inputs
+
+
+class Builder:
+    """A graph as the passes leave it, on a GPU that need not be there."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.shapes = ShapeEnv()
+        self.fakes = FakeTensorMode(shape_env=self.shapes)
+        self.root = torch.nn.Module()
+
+    def size(self, hint: int) -> torch.SymInt:
+        source = ConstantSource(f"s{hint}")
+        symbol = self.shapes.create_symbol(hint, source)
+        return self.shapes.create_symintnode(symbol, hint=hint, source=source)
+
+    def value(self, *shape, device="cuda", dtype=torch.float16) -> torch.Tensor:
+        with self.fakes:
+            return torch.empty(shape, device=device, dtype=dtype)
+
+    def input(self, name: str, value, static: bool = False):
+        node = self.graph.placeholder(name)
+        node.meta["example_value"] = value
+        if static:
+            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+        return node
+
+    def call(self, target, *args, value=None, **kwargs):
+        make = self.graph.call_method if isinstance(target, str) else self.graph.call_function
+        node = make(target, args, kwargs)
+        if value is not None:
+            node.meta["example_value"] = value
+        return node
+
+    def found(self, *outputs, caches=()):
+        self.graph.output(outputs)
+        caches = [CacheInput(None, None, None, *[codes] * 4, None, None) for codes in caches]
+        return recorded_inputs(GraphModule(self.root, self.graph), caches)
+
+
+def test_inputs():
+    build = Builder()
+    batch, blocks = build.size(3), build.size(40)
+    build.input("s0", batch)
+    ids = build.input("ids", build.value(batch, 1))
+    weight = build.input("weight", build.value(8, 8), static=True)
+    codes = build.input("codes", build.value(batch, 2, blocks, 8), static=True)
+    buffer = build.input("buffer", build.value(batch, 8), static=True)
+    build.call("add_", buffer, 1, value=buffer.meta["example_value"])
+    build.call("add_", codes, 1, value=codes.meta["example_value"])
+    out = build.call(torch.matmul, ids, weight, value=build.value(batch, 8))
+    found = build.found(out, caches=[codes])
+    assert (found.fixed, found.copied, found.written) == ([2, 3, 4], [1], [4])
+    assert found.sizes == [(0, None)], "each symbol is read at one place, and none is the room of a cache"
+    assert found.device.type == "cuda"
+
+
+def _on_the_host(build):
+    return build.call(torch.arange, 4, value=build.value(4, device="cpu"))
+
+
+def _input_on_the_host(build):
+    return build.input("scale", build.value(device="cpu"))
+
+
+def _number_of_the_host(build):
+    return build.call(torch.tensor, 0.5, device="cuda", value=build.value())
+
+
+def _of_a_size_that_depends(build):
+    size = build.shapes.create_unbacked_symint()
+    return build.call(torch.nonzero, build.x, value=build.value(size, 1))
+
+
+def _unknown(build):
+    return build.call(torch.neg, build.call(torch.rand, 4, device="cuda"), value=build.value(4))
+
+
+def _with_a_graph_of_its_own(build):
+    build.root.body = GraphModule(torch.nn.Module(), Graph())
+    return build.graph.get_attr("body")
+
+
+def _constant_of_the_host(build):
+    build.root.constant = torch.ones(4)
+    return build.graph.get_attr("constant")
+
+
+def _higher_order(build):
+    return build.call(torch.ops.higher_order.cond, build.x, value=build.value(4))
+
+
+def _unsafe(build):
+    return build.call(torch.ops.innerq_tests.unsafe.default, build.x, value=build.value(4))
+
+
+def _no_tensor(build):
+    return build.input("number", 2.5)
+
+
+def _other_device(build):
+    return build.call("to", build.x, "cuda:1", value=build.value(4, device="cuda:1"))
+
+
+def _size_by_itself(build):
+    return build.input("twice", build.value(2 * build.size(17)))
+
+
+@torch.library.custom_op("innerq_tests::unsafe", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def unsafe(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        (_on_the_host, "it is on cpu"),
+        (_input_on_the_host, "it is on cpu"),
+        (_number_of_the_host, "it brings numbers of the host to the device"),
+        (_of_a_size_that_depends, "its size depends on what it is computed from"),
+        (_unknown, "nothing is known of its value"),
+        (_with_a_graph_of_its_own, "it has a graph of its own"),
+        (_constant_of_the_host, "it is on cpu"),
+        (_higher_order, "it has a graph of its own"),
+        (_unsafe, "its author says that it cannot be recorded"),
+        (_no_tensor, "it is a float"),
+        (_other_device, "it is on 2 devices"),
+        (_size_by_itself, "no input has the size"),
+    ],
+)
+def test_not_recorded(obstacle, reason):
+    build = Builder()
+    build.x = build.input("x", build.value(4, device="cuda:0"))
+    found = build.found(obstacle(build), build.x)
+    assert isinstance(found, Reason) and reason in found.text
+
+
+def test_deterministic_algorithms():
+    build = Builder()
+    x = build.input("x", build.value(4))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert isinstance(build.found(x), Reason)
+    finally:
+        torch.use_deterministic_algorithms(False)

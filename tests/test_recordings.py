@@ -1,0 +1,274 @@
+"""Which calls of a graph are recorded, which are played, and what callers get; CUDA graphs themselves are emulated."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+
+from innerq_compile.passes.recordable import RecordedInputs
+from innerq_compile.recordings import MOST, Recordings, release_all
+from innerq_compile.report import GraphReport
+
+from .emulated_graphs import emulated  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("emulated")
+
+
+class Step:
+    """A step like a decoder's: it adds new numbers to what it holds, and returns what came of it."""
+
+    def __init__(self, results=lambda weight, held, new, out: [out]) -> None:
+        self.ran = 0
+        self.report = GraphReport("decode", 1, 1, ())
+        self._results = results
+        inputs = RecordedInputs(torch.device("cpu"), fixed=[0, 1], copied=[2], written=[1], sizes=[(3, None)])
+        self.recordings = Recordings(self._run, inputs, self.report)
+
+    def _run(self, weight, held, new, factor):
+        self.ran += 1
+        held += new
+        return self._results(weight, held, new, held * weight * factor)
+
+    def __call__(self, weight, held, new, factor=2):
+        """The results; they are what the step gives by itself."""
+        alone = held.clone()
+        expected = self._results(weight, alone, new, (alone.add_(new)) * weight * factor)
+        results = self.recordings([weight, held, new, factor], [len(held)])
+        assert torch.equal(held, alone)
+        for result, right in zip(results, expected, strict=True):
+            assert result is right if right is None else torch.equal(result, right)
+        return results
+
+    @property
+    def recorded(self) -> int:
+        return self.report.recorded
+
+
+def new() -> torch.Tensor:
+    return torch.randn(3)
+
+
+def held(size: int = 4) -> torch.Tensor:
+    return torch.randn(size, 3)
+
+
+def test_the_second_call_is_recorded_and_later_ones_are_played():
+    step, weight, memory = Step(), torch.randn(3), held()
+    for call, (ran, recorded) in enumerate([(1, 0), (2, 1), (2, 1), (2, 1), (2, 1)]):
+        step(weight, memory, new())
+        assert (step.ran, step.recorded) == (ran, recorded), call
+
+
+def test_results_are_the_callers():
+    step, weight, memory = Step(), torch.randn(3), held()
+    results = [step(weight, memory, new())[0] for _ in range(5)]
+    kept = [result.clone() for result in results]
+    step(weight, memory, new())
+    assert all(map(torch.equal, results, kept))
+    assert len({result.data_ptr() for result in results}) == 5
+
+
+def test_other_addresses_are_recorded_when_they_come_again():
+    step, weight = Step(), torch.randn(3)
+    for _ in range(2 * MOST):
+        step(weight, held(), new())
+    assert step.recorded == 0, "memory that is new in every call"
+    memories = [held() for _ in range(3)]
+    for _ in range(4):
+        for memory in memories:
+            step(weight, memory, new())
+    assert step.recorded == 3
+
+
+def test_a_weight_that_is_elsewhere_now():
+    step, weight, memory = Step(), torch.nn.Parameter(torch.randn(3), requires_grad=False), held()
+    for _ in range(3):
+        step(weight, memory, new())
+    weight.data = torch.randn(3)
+    for recorded in (1, 2, 2):
+        step(weight, memory, new())
+        assert step.recorded == recorded
+
+
+def test_sizes_and_numbers_are_compared():
+    """The same memory with another size, and a number that is a constant of the recording."""
+    step, weight, memory = Step(), torch.randn(3), held(6)
+    for size, factor in [(6, 2), (5, 2), (6, 3), (6, 2), (5, 2), (6, 3)] * 2:
+        step(weight, memory[:size], new(), factor)
+    assert step.recorded == 3
+
+
+def test_so_many_recordings_are_kept():
+    step, weight, memory = Step(), torch.randn(3), held()
+    for factor in range(MOST + 2):
+        for _ in range(3):
+            step(weight, memory, new(), factor)
+    assert step.recorded == MOST + 2
+    (mine,) = (step.recordings._threads.mine,)
+    assert [recording.sizes[0] for recording in mine.recordings] == list(range(2, MOST + 2))
+    step(weight, memory, new(), 5)
+    assert [recording.sizes[0] for recording in mine.recordings] == [2, 3, 4, 6, 7, 8, 9, 5]
+
+
+def test_repeated_elements_are_copied_once():
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(4):
+        step(weight, memory, torch.randn(1).expand(3))
+    assert step.recorded == 1
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        lambda weight, held, new, out: [held, out],
+        lambda weight, held, new, out: [out, held[1:], None],
+        lambda weight, held, new, out: [held.t(), weight],
+        lambda weight, held, new, out: [out[:, 1:], out.t()],
+        lambda weight, held, new, out: [out.t(), (out + 1)[::2]],
+        lambda weight, held, new, out: [out[:0], out.sum()[None].expand(4)],
+    ],
+)
+def test_results_of_all_kinds(results):
+    step, weight, memory = Step(results), torch.randn(3), held()
+    kept, inputs = [], {memory.untyped_storage().data_ptr(), weight.untyped_storage().data_ptr()}
+    first = step(weight, memory, new())
+    for _ in range(4):
+        later = step(weight, memory, new())
+        for a, b in zip(first, later, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+                places = [t.untyped_storage().data_ptr() in inputs for t in (a, b)]
+                assert places[0] == places[1], "a view of an input stays one"
+                kept += [] if places[0] else [(b, b.clone())]
+    assert all(torch.equal(result, copy) for result, copy in kept)
+    assert step.recorded == 1
+
+
+def test_results_that_share_memory_do_so_when_played():
+    step, weight, memory = Step(lambda weight, held, new, out: [out, out[0]]), torch.randn(3), held()
+    for _ in range(4):
+        whole, row = step(weight, memory, new())
+    whole[0] = 7
+    assert step.recorded == 1 and torch.equal(row, torch.full((3,), 7.0))
+
+
+def test_changes_in_place_are_counted():
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(4):
+        before = memory._version
+        step(weight, memory, new())
+        assert memory._version > before
+    assert step.recorded == 1
+
+
+def test_recorded_in_inference_mode_and_played_outside():
+    step, weight, memory = Step(), torch.randn(3), held()
+    for mode in (True, True, True, False, True):
+        with torch.inference_mode(mode):
+            step(weight, memory, new())
+    assert step.recorded == 1
+
+
+def test_what_cannot_be_recorded_runs(caplog):
+    step, weight, memory = Step(), torch.randn(3), held()
+    run = step.recordings._compiled
+
+    def waiting(weight, held, new, factor):
+        result = run(weight, held, new, factor)
+        assert new.sum().item() == new.sum().item()
+        return result
+
+    step.recordings._compiled = waiting
+    for _ in range(4):
+        step(weight, memory, new())
+    assert step.recorded == 0
+    assert step.report.cuda_graphs == "no: recording failed: operation not permitted when stream is capturing"
+    assert caplog.text.count("recording failed") == 1
+
+
+def test_no_memory_to_record_is_no_reason_to_give_up():
+    step, weight, memory = Step(), torch.randn(3), held()
+    run, full = step.recordings._compiled, [False]
+
+    def hungry(*args):
+        if full[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(*args)
+
+    step.recordings._compiled = hungry
+    step(weight, memory, new())
+    full[0] = True
+    with pytest.raises(torch.OutOfMemoryError):
+        step.recordings([weight, memory, new(), 2], [4])
+    full[0] = False
+    for _ in range(3):
+        step(weight, memory, new())
+    assert step.recorded == 1
+
+
+def test_inside_of_a_recording_of_the_user(monkeypatch):
+    step, weight, memory = Step(), torch.randn(3), held()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for _ in range(3):
+        step(weight, memory, new())
+    assert (step.ran, step.recorded) == (3, 0)
+
+
+def test_another_stream_waits_for_the_last(emulated, monkeypatch):  # noqa: F811
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(4):
+        step(weight, memory, new())
+    waits = len(emulated.waited)
+    other = type(emulated)()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: other)
+    for _ in range(2):
+        step(weight, memory, new())
+    assert other.waited == [emulated] and len(emulated.waited) == waits
+    assert step.recorded == 1
+
+
+def test_threads_do_not_share():
+    step, weight = Step(), torch.randn(3)
+    failures = []
+
+    def work():
+        try:
+            memory = held()
+            for _ in range(3):
+                step(weight, memory, new())
+        except BaseException as error:
+            failures.append(error)
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert not failures and step.recorded == 2
+
+
+def test_release():
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(3):
+        step(weight, memory, new())
+    graph = weakref.ref(step.recordings._threads.mine.recordings[0])
+    release_all()
+    gc.collect()
+    assert graph() is None
+    for recorded in (1, 2, 2):
+        step(weight, memory, new())
+        assert step.recorded == recorded
+
+
+def test_caches_are_not_held():
+    step, weight, memory = Step(), torch.randn(3), held()
+    results = [step(weight, memory, new()) for _ in range(3)]
+    gone = weakref.ref(memory)
+    step.recordings._threads.mine.recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
+    del memory, results
+    gc.collect()
+    assert gone() is None
