@@ -157,7 +157,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     else:
         log.debug("graph %d: Inductor's CUDA graphs, if any: %s", report.index, recorded)
 
-        def call(inputs: list[Any], rooms: list[int]) -> Any:
+        def call(inputs: list[Any], places: list[int]) -> Any:
             return compiled(*inputs)
 
     return captured_inputs(dump, CompiledGraph(call, prelude, context, gm, copy, report))

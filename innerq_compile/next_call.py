@@ -25,17 +25,18 @@ class Caches:
 
     Attributes:
         inner: their inner tensors, in the order of the graph's inputs.
-        rooms: the capacity of each, in blocks.
+        places: the address of each inner tensor, and then the capacity of each cache in blocks. A recording is one of
+            these very places.
     """
 
     inner: list[torch.Tensor]
-    rooms: list[int]
+    places: list[int]
 
     @classmethod
     def of(cls, storages: Sequence[CacheStorage]) -> Caches:
         """Those of ``storages``."""
         inner = [tensor for storage in storages for tensor in storage.inputs]
-        return cls(inner, [storage.capacity for storage in storages])
+        return cls(inner, [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)])
 
 
 class NextCall:

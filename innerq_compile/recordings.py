@@ -19,7 +19,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,8 +40,9 @@ _ALL: weakref.WeakSet[Recordings] = weakref.WeakSet()
 class Recordings:
     """A compiled graph that records itself.
 
-    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and the capacities of all
-    caches among them. Threads do not share recordings, which have memory of their own to work in.
+    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with what says where
+    the caches among them are (``Caches.places``). Threads do not share recordings, which have memory of their own to
+    work in.
     """
 
     def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
@@ -52,13 +53,12 @@ class Recordings:
         self._threads = threading.local()
         _ALL.add(self)
 
-    def __call__(self, inputs: list[Any], rooms: list[int]) -> Sequence[Any]:
+    def __call__(self, inputs: list[Any], places: list[int]) -> Sequence[Any]:
         mine = self._mine()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
-        sizes += rooms
         recording = mine.recordings[-1] if mine.recordings else None
-        if recording is None or not recording.is_of(inputs, sizes):
-            recording = self._find(mine, inputs, sizes)
+        if recording is None or not recording.is_of(inputs, sizes, places):
+            recording = self._find(mine, inputs, sizes, places)
             if recording is None:
                 return self._compiled(*inputs)
         stream = torch.cuda.current_stream(self._inputs.device)
@@ -78,18 +78,18 @@ class Recordings:
             self._threads.mine = _Thread(self._inputs.device)
             return self._threads.mine
 
-    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int]) -> Recording | None:
+    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int], places: list[int]) -> Recording | None:
         """The recording for a call, the last of ``mine`` from now on; None where the call is to run by itself."""
         if self._off or torch.cuda.is_current_stream_capturing():  # somebody else records the program
             return None
-        found = next((recording for recording in mine.recordings if recording.is_of(inputs, sizes)), None)
+        found = next((one for one in mine.recordings if one.is_of(inputs, sizes, places)), None)
         if found is None:
-            look = (sizes, self._addresses(inputs))
+            look = Look(sizes, places, self._addresses(inputs))
             if look not in mine.seen:
                 mine.seen.append(look)
                 return None
             mine.seen.remove(look)
-            found = self._record(mine, inputs, *look)
+            found = self._record(mine, inputs, look)
             if found is None:
                 return None
         else:
@@ -104,11 +104,9 @@ class Recordings:
             addresses[place] = inputs[place].data_ptr()
         return addresses
 
-    def _record(
-        self, mine: _Thread, inputs: list[Any], sizes: list[int], addresses: list[int | None]
-    ) -> Recording | None:
+    def _record(self, mine: _Thread, inputs: list[Any], look: Look) -> Recording | None:
         try:
-            recording = record(self._compiled, self._inputs, inputs, sizes, addresses, mine)
+            recording = record(self._compiled, self._inputs, inputs, look, mine)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -122,13 +120,26 @@ class Recordings:
         return recording
 
 
+class Look(NamedTuple):
+    """What calls have in common for which one recording serves.
+
+    Attributes:
+        sizes: of symbols, as ``RecordedInputs.sizes`` has them.
+        places: where caches are.
+        addresses: of the other tensors that stay where they are, None for all other inputs.
+    """
+
+    sizes: list[int]
+    places: list[int]
+    addresses: list[int | None]
+
+
 class _Thread:
     """What a thread has recorded of a graph, the last one played at the end, and where."""
 
     def __init__(self, device: torch.device) -> None:
         self.recordings: list[Recording] = []
-        #: sizes and addresses of calls that were not recorded
-        self.seen: collections.deque[tuple[list[int], list[int | None]]] = collections.deque(maxlen=MOST)
+        self.seen: collections.deque[Look] = collections.deque(maxlen=MOST)  # calls that were not recorded
         self.stream = torch.cuda.Stream(device)
         self.played_on = self.stream
         # Nothing that a recording leaves behind is read by another one, so that all may work in the same memory.
@@ -142,7 +153,7 @@ class Recording:
     Attributes:
         graph: it.
         inputs: of the graph that was recorded.
-        sizes, addresses: of the call that was recorded.
+        look: of the call that was recorded.
         copies: what the inputs to copy are copied to.
         made: memory of results, of which a caller gets a copy.
         results: for each result a function of a call's inputs and of its copies of what was ``made``.
@@ -150,16 +161,18 @@ class Recording:
 
     graph: torch.cuda.CUDAGraph
     inputs: RecordedInputs
-    sizes: list[int]
-    addresses: list[int | None]
+    look: Look
     copies: list[torch.Tensor]
     made: list[torch.Tensor]
     results: list[Result]
 
-    def is_of(self, inputs: list[Any], sizes: list[int]) -> bool:
+    def is_of(self, inputs: list[Any], sizes: list[int], places: list[int]) -> bool:
         """Whether it does what a call with ``inputs`` would do."""
-        return sizes == self.sizes and torch._C._tensors_data_ptrs_at_indices_equal(
-            inputs, self.addresses, self.inputs.fixed
+        look = self.look
+        return (
+            sizes == look.sizes
+            and places == look.places
+            and torch._C._tensors_data_ptrs_at_indices_equal(inputs, look.addresses, self.inputs.fixed)
         )
 
     def play(self, inputs: list[Any]) -> list[Any]:
@@ -177,8 +190,7 @@ def record(
     compiled: Callable[..., Sequence[Any]],
     plan: RecordedInputs,
     inputs: list[Any],
-    sizes: list[int],
-    addresses: list[int | None],
+    look: Look,
     place: _Thread,
 ) -> Recording:
     """Record a call of ``compiled`` with ``inputs``, which it does not run.
@@ -206,7 +218,7 @@ def record(
         torch.cuda.set_stream(before)  # torch.cuda.graph does not go back where recording fails
         torch._C._cuda_clearCublasWorkspaces()
     made, outputs = _results(results, inputs)
-    return Recording(graph, plan, sizes, addresses, copies, made, outputs)
+    return Recording(graph, plan, look, copies, made, outputs)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ class CompiledGraph:
         if self._prelude is not None:
             inputs += self._prelude(args, blocks=inputs[self._codes].shape[2])
         try:
-            results = self._compiled(inputs, caches.rooms)
+            results = self._compiled(inputs, caches.places)
             storages = storages or self._appended_to(args)
             for reader, shadow in zip(self._shadows, shadows, strict=True):
                 reader.followed(args, shadow)

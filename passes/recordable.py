@@ -30,7 +30,7 @@ _FROM_HOST = frozenset({"tensor", "as_tensor", "asarray", "from_numpy"})
 
 @dataclasses.dataclass(frozen=True)
 class RecordedInputs:
-    """The inputs of a graph, by their places among its placeholders.
+    """The inputs of a graph, by their places among its placeholders; of its caches knows whoever calls it.
 
     Attributes:
         device: the one that everything is on.
@@ -38,7 +38,7 @@ class RecordedInputs:
         copied: tensors that do not.
         written: tensors that are changed in place, as the program knows it.
         sizes: for each symbol of a size a place where it is read: an input, and its dimension or None for a number.
-            How much room each cache has is none of them; whoever calls the graph knows that.
+            How much room each cache has is none of them.
     """
 
     device: torch.device
@@ -71,17 +71,17 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     changes = Writes(gm.graph)
     for place, node in enumerate(placeholders):
         value = node.meta.get("example_value")
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and node not in inner:
             keeps = node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
             (fixed if keeps else copied).append(place)
-            if node not in inner and changes.of(node):
+            if changes.of(node):
                 written.append(place)
         for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]:
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.expr not in room:
                 sizes.setdefault(size.node.expr, (place, dim))
     known = room.union(sizes)
     for place, node in enumerate(placeholders):
-        if unread := _symbols(example(node), place in fixed) - known:
+        if unread := _symbols(example(node), place not in copied) - known:
             return Reason(f"{node}: no input has the size {min(map(str, unread))} by itself")
     return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()))
 
@@ -120,8 +120,8 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
-def _symbols(value: Any, fixed: bool) -> set[sympy.Symbol]:
+def _symbols(value: Any, stays: bool) -> set[sympy.Symbol]:
     """What kernels see of the sizes of an input. What is copied has the strides of its first call in all of them."""
     if not isinstance(value, torch.Tensor):
         return free_symbols(value)
-    return free_symbols(value.shape).union(free_symbols(value.stride()) if fixed else ())
+    return free_symbols(value.shape).union(free_symbols(value.stride()) if stays else ())

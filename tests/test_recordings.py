@@ -25,7 +25,7 @@ class Step:
         self.ran = 0
         self.report = GraphReport("decode", 1, 1, ())
         self._results = results
-        inputs = RecordedInputs(torch.device("cpu"), fixed=[0, 1], copied=[2], written=[1], sizes=[(3, None)])
+        inputs = RecordedInputs(torch.device("cpu"), fixed=[0], copied=[2], written=[1], sizes=[(3, None)])
         self.recordings = Recordings(self._run, inputs, self.report)
 
     def _run(self, weight, held, new, factor):
@@ -37,7 +37,7 @@ class Step:
         """The results; they are what the step gives by itself."""
         alone = held.clone()
         expected = self._results(weight, alone, new, (alone.add_(new)) * weight * factor)
-        results = self.recordings([weight, held, new, factor], [len(held)])
+        results = self.recordings([weight, held, new, factor], [held.data_ptr(), len(held)])
         assert torch.equal(held, alone)
         for result, right in zip(results, expected, strict=True):
             assert result is right if right is None else torch.equal(result, right)
@@ -109,9 +109,9 @@ def test_so_many_recordings_are_kept():
             step(weight, memory, new(), factor)
     assert step.recorded == MOST + 2
     (mine,) = (step.recordings._threads.mine,)
-    assert [recording.sizes[0] for recording in mine.recordings] == list(range(2, MOST + 2))
+    assert [recording.look.sizes[0] for recording in mine.recordings] == list(range(2, MOST + 2))
     step(weight, memory, new(), 5)
-    assert [recording.sizes[0] for recording in mine.recordings] == [2, 3, 4, 6, 7, 8, 9, 5]
+    assert [recording.look.sizes[0] for recording in mine.recordings] == [2, 3, 4, 6, 7, 8, 9, 5]
 
 
 def test_repeated_elements_are_copied_once():
@@ -204,7 +204,7 @@ def test_no_memory_to_record_is_no_reason_to_give_up():
     step(weight, memory, new())
     full[0] = True
     with pytest.raises(torch.OutOfMemoryError):
-        step.recordings([weight, memory, new(), 2], [4])
+        step.recordings([weight, memory, new(), 2], [memory.data_ptr(), 4])
     full[0] = False
     for _ in range(3):
         step(weight, memory, new())
