@@ -166,7 +166,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
 def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
     """Why a graph is not to become a CUDA graph, or None."""
     if context.lengths_stay:
-        return context.lengths_stay
+        return f"none serves all lengths: {context.lengths_stay}"
     if context.attentions and not (context.caches or context.shadows):
         if context.quantized:
             return "a prefill runs once, and its caches outlive the memory of a CUDA graph"

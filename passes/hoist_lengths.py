@@ -68,8 +68,8 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     try:
         moving, targets = _moving(gm, context)
     except _Stays as reason:
-        context.lengths_stay = f"no CUDA graph serves all lengths: {reason}"
-        context.notes.append(Reason(context.lengths_stay))
+        context.lengths_stay = str(reason)
+        context.notes.append(Reason(f"no CUDA graph serves all lengths: {reason}"))
         return gm
     if targets:
         context.prelude = _split(gm, context, moving, targets)
