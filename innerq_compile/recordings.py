@@ -14,6 +14,7 @@ So a program that has its tensors elsewhere in every call is never recorded, and
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -29,10 +30,16 @@ from .report import GraphReport
 log = logging.getLogger(__name__)
 
 #: Recordings that a graph keeps, of the calls that it played last: other caches, other batch sizes.
-MOST = 8
+MOST = 32
+
+#: Calls that a graph remembers without having recorded them.
+MOST_SEEN = 128
 
 #: What becomes of one result of a recording: a function of a call's inputs, and of its copies of memory made.
 Result = Callable[[list[Any], list[torch.Tensor]], Any]
+
+#: Recording waits for the device and empties the allocator's cache, which ends what another thread records.
+_ONE_AT_A_TIME = threading.Lock()
 
 _ALL: weakref.WeakSet[Recordings] = weakref.WeakSet()
 
@@ -53,7 +60,18 @@ class Recordings:
         self._threads = threading.local()
         _ALL.add(self)
 
+    def begin(self) -> None:
+        """Wait for what this thread last ran on another stream: the next call writes where that one reads."""
+        if not torch.cuda.is_current_stream_capturing():
+            mine, stream = self._mine(), torch.cuda.current_stream(self._inputs.device)
+            if stream != mine.ran_on:
+                stream.wait_stream(mine.ran_on)
+                mine.ran_on = stream
+
     def __call__(self, inputs: list[Any], places: list[int]) -> Sequence[Any]:
+        """The results of a call that :meth:`begin` stands before."""
+        if torch.cuda.is_current_stream_capturing():  # somebody else records the program
+            return self._compiled(*inputs)
         mine = self._mine()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
         recording = mine.recordings[-1] if mine.recordings else None
@@ -61,10 +79,6 @@ class Recordings:
             recording = self._find(mine, inputs, sizes, places)
             if recording is None:
                 return self._compiled(*inputs)
-        stream = torch.cuda.current_stream(self._inputs.device)
-        if stream != mine.played_on:  # what was played there may still work in the same memory
-            stream.wait_stream(mine.played_on)
-            mine.played_on = stream
         return recording.play(inputs)
 
     def release(self) -> None:
@@ -80,7 +94,7 @@ class Recordings:
 
     def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int], places: list[int]) -> Recording | None:
         """The recording for a call, the last of ``mine`` from now on; None where the call is to run by itself."""
-        if self._off or torch.cuda.is_current_stream_capturing():  # somebody else records the program
+        if self._off:
             return None
         found = next((one for one in mine.recordings if one.is_of(inputs, sizes, places)), None)
         if found is None:
@@ -106,10 +120,9 @@ class Recordings:
 
     def _record(self, mine: _Thread, inputs: list[Any], look: Look) -> Recording | None:
         try:
-            recording = record(self._compiled, self._inputs, inputs, look, mine)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+            with _ONE_AT_A_TIME:
+                recording = record(self._compiled, self._inputs, inputs, look, mine)
+        except RuntimeError as error:  # no memory for it is one, too
             self._off = True
             self._report.cuda_graphs = f"no: recording failed: {str(error).splitlines()[0]}"
             log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
@@ -139,9 +152,9 @@ class _Thread:
 
     def __init__(self, device: torch.device) -> None:
         self.recordings: list[Recording] = []
-        self.seen: collections.deque[Look] = collections.deque(maxlen=MOST)  # calls that were not recorded
+        self.seen: collections.deque[Look] = collections.deque(maxlen=MOST_SEEN)  # calls that were not recorded
         self.stream = torch.cuda.Stream(device)
-        self.played_on = self.stream
+        self.ran_on = torch.cuda.current_stream(device)
         # Nothing that a recording leaves behind is read by another one, so that all may work in the same memory.
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -205,20 +218,36 @@ def record(
             value = inputs[index]
             inputs[index] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
             copies.append(_compact(inputs[index]).copy_(_compact(value)))
-    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(plan.device)
-    # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
-    torch._C._cuda_clearCublasWorkspaces()
-    try:
-        with (
-            torch.cuda.device(plan.device),
-            torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"),
-        ):
-            results = compiled(*inputs)
-    finally:
-        torch.cuda.set_stream(before)  # torch.cuda.graph does not go back where recording fails
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(plan.device):
+        before = torch.cuda.current_stream()
+        # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
         torch._C._cuda_clearCublasWorkspaces()
-    made, outputs = _results(results, inputs)
+        try:
+            with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
+                results = compiled(*inputs)
+        except BaseException:
+            _end(plan.device, place, before)
+            raise
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
+    made, outputs = _results(results, inputs, plan)
     return Recording(graph, plan, look, copies, made, outputs)
+
+
+def _end(device: torch.device, place: _Thread, stream: torch.cuda.Stream) -> None:
+    """Bring torch back to ``stream`` from a recording that failed.
+
+    Where CUDA does not give a graph, ``CUDAGraph.capture_end`` raises before it tells the allocator and the random
+    generators that recording is over (torch 2.11), and ``torch.cuda.graph`` stays on its own stream. A recording that
+    succeeds tells the generators.
+    """
+    torch.cuda.set_stream(stream)
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device.index, place.pool)
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=place.stream):
+        torch.zeros(1, device=device)
+    torch.cuda.set_stream(stream)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
@@ -229,7 +258,9 @@ def _compact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _results(results: Sequence[Any], inputs: list[Any]) -> tuple[list[torch.Tensor], list[Result]]:
+def _results(
+    results: Sequence[Any], inputs: list[Any], plan: RecordedInputs
+) -> tuple[list[torch.Tensor], list[Result]]:
     """The memory that results are made in, and how a caller gets each: an input, a view of one, or a copy."""
     places = {_memory(value): place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)}
     among = collections.Counter(_memory(result) for result in results if isinstance(result, torch.Tensor))
@@ -243,7 +274,7 @@ def _results(results: Sequence[Any], inputs: list[Any]) -> tuple[list[torch.Tens
         place = places.get(memory)
         if place is not None:
             same = result is inputs[place]
-            found.append(_of_input(place) if same else _view_of_input(place, result))
+            found.append(_of_input(place) if same else _view_of_input(place, result, inputs[place], plan))
         elif among[memory] == 1 and _is_copied_as_it_is(result):
             index, _ = made.setdefault(memory, (len(made), result))
             found.append(_copied(index))
@@ -257,9 +288,21 @@ def _of_input(place: int) -> Result:
     return lambda inputs, made: inputs[place]
 
 
-def _view_of_input(place: int, result: torch.Tensor) -> Result:
-    layout = result.shape, result.stride(), result.storage_offset()
-    return lambda inputs, made: inputs[place].view(result.dtype).as_strided(*layout)
+def _view_of_input(place: int, result: torch.Tensor, recorded: torch.Tensor, plan: RecordedInputs) -> Result:
+    """The same view of a call's own input. One that is copied may have other strides there: then a copy of the view."""
+    if result.dtype != recorded.dtype:
+        raise RuntimeError(f"a result is the memory of an input of {recorded.dtype} read as {result.dtype}")
+    shape, strides, of_input = result.shape, result.stride(), recorded.stride()
+    offset = result.storage_offset() - recorded.storage_offset()
+    own = result if place in plan.copied else None
+
+    def view(inputs: list[Any], made: list[torch.Tensor]) -> torch.Tensor:
+        now = inputs[place]
+        if own is not None and now.stride() != of_input:
+            return own.clone()
+        return now.as_strided(shape, strides, now.storage_offset() + offset)
+
+    return view
 
 
 def _copied(index: int) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import UnsupportedOperation
 from .next_call import Caches, NextCall
 from .passes import PassContext
 from .passes.context import Appended, CacheInput, Quantized
+from .recordings import Recordings
 from .report import OBSERVERS, GraphReport
 from .shadow import ShadowReader
 from .storage import CacheStorage
@@ -40,6 +42,7 @@ class CompiledGraph:
     ) -> None:
         self._report = report
         self._compiled = compiled
+        self._begin = compiled.begin if isinstance(compiled, Recordings) else lambda: None
         sizes = _SizeReader(original)
         self._prelude = None if prelude is None else HoistedInputs(prelude, context, original, sizes)
         self._shadows = [
@@ -72,6 +75,7 @@ class CompiledGraph:
                 self._outputs.append(("new", plan.at, what, sizes.reader(what.length)))
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
+        self._begin()
         inputs = self._dense(args)
         storages: list[tuple[CacheStorage, int]] = []
         caches = self._next.known(args) if self._next is not None else None
@@ -200,6 +204,17 @@ def _new_cache(results, at: int, plan: Quantized, length: int) -> InnerQTensor:
     return InnerQTensor(CacheStorage.adopt(plan.format, tensors, mean, norm, length), length, plan.tokens_dim)
 
 
+class _Made(threading.local):
+    """A thread's results of a prelude.
+
+    Attributes:
+        by_shapes: by the shapes of a batch size, the tokens that masks have room for, and a buffer for each result.
+    """
+
+    def __init__(self) -> None:
+        self.by_shapes: dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]] = {}
+
+
 class HoistedInputs:
     """Runs the prelude of a graph, and keeps its results where a CUDA graph finds them."""
 
@@ -227,8 +242,7 @@ class HoistedInputs:
             sizes.reader(result.shape[-1]) if mask and write else None
             for result, mask, write in zip(context.prelude.results, self._masks, self._written, strict=True)
         ]
-        #: by the shapes of a batch size: the tokens that masks have room for, and a buffer for each result
-        self._made: dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]] = {}
+        self._made = _Made()
 
     def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
         """The hoisted inputs for a call with ``args``, whose caches have room for so many ``blocks``."""
@@ -246,7 +260,8 @@ class HoistedInputs:
         shapes = self._shapes
         if shapes is None:
             shapes = tuple(tuple(read(args) for read in lead) for lead in self._leads)
-        room, buffers = self._made.get(shapes, (-1, []))
+        kept = self._made.by_shapes
+        room, buffers = kept.get(shapes, (-1, []))
         if room != tokens:
             buffers = [
                 torch.zeros((*shape, tokens), dtype=dtype, device=device)
@@ -254,10 +269,10 @@ class HoistedInputs:
                 else torch.empty(shape, dtype=dtype, device=device)
                 for (dtype, device), shape, mask in zip(self._kinds, shapes, self._masks, strict=True)
             ]
-            self._made.pop(shapes, None)
-            if len(self._made) == MOST_BATCHES:  # one that comes back is recorded anew
-                del self._made[next(iter(self._made))]
-            self._made[shapes] = tokens, buffers
+            kept.pop(shapes, None)
+            if len(kept) == MOST_BATCHES:  # one that comes back is recorded anew
+                del kept[next(iter(kept))]
+            kept[shapes] = tokens, buffers
         return buffers
 
 

@@ -25,7 +25,24 @@ from .graph_utils import example
 DEVICE = "cuda"
 
 #: Operations that bring numbers of the host to the device.
-_FROM_HOST = frozenset({"tensor", "as_tensor", "asarray", "from_numpy"})
+_FROM_HOST = frozenset({"tensor", "as_tensor", "asarray", "from_numpy", "new_tensor"})
+
+#: Methods that change sizes or strides of a tensor in place, which is nothing that the device does.
+_RESHAPES_IN_PLACE = frozenset(
+    {
+        "as_strided_",
+        "detach_",
+        "resize_",
+        "resize_as_",
+        "set_",
+        "squeeze_",
+        "swapaxes_",
+        "swapdims_",
+        "t_",
+        "transpose_",
+        "unsqueeze_",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +116,17 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
         return "it has a graph of its own"
     elif node.op == "call_function" and torch.Tag.cudagraph_unsafe in getattr(node.target, "tags", ()):
         return "its author says that it cannot be recorded"
-    elif node.op == "call_function" and getattr(node.target, "__name__", "") in _FROM_HOST:
+    elif _name(node) in _FROM_HOST:
         return "it brings numbers of the host to the device"
+    elif _name(node) in _RESHAPES_IN_PLACE:
+        return "it changes the shape of a tensor in place"
     elif node.op == "placeholder" and not isinstance(value, (torch.Tensor, torch.SymInt)):
         return f"it is a {type(value).__name__}"
     elif value is None and node.users and not node.all_input_nodes:
         return "nothing is known of its value"
-    for tensor in _tensors(value):
+    if any(free_unbacked_symbols(number) for number in _leaves(value, (torch.SymInt, torch.SymFloat, torch.SymBool))):
+        return "it is a number that waits for the device"
+    for tensor in _leaves(value, torch.Tensor):
         if is_traceable_wrapper_subclass(tensor):
             return f"it is a {type(tensor).__name__}"
         if free_unbacked_symbols(tensor):
@@ -116,8 +137,14 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
     return None
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+def _leaves(value: Any, kind: Any) -> list[Any]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, kind)]
+
+
+def _name(node: Node) -> str:
+    if node.op == "call_method":
+        return node.target
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
 def _symbols(value: Any, stays: bool) -> set[sympy.Symbol]:

@@ -95,12 +95,13 @@ def emulated(monkeypatch) -> Iterator[Stream]:
         "graph": _recording,
         "Stream": Stream,
         "device": lambda device: contextlib.nullcontext(),
-        "current_stream": lambda device: stream,
+        "current_stream": lambda device=None: stream,
         "set_stream": lambda stream: None,
         "graph_pool_handle": object,
         "is_current_stream_capturing": lambda: False,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
     monkeypatch.setattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _at, raising=False)
     yield stream

@@ -13,7 +13,7 @@ from innerq_compile.passes.recordable import RecordedInputs
 from innerq_compile.recordings import MOST, Recordings, release_all
 from innerq_compile.report import GraphReport
 
-from .emulated_graphs import emulated  # noqa: F401
+from .emulated_graphs import Stream, emulated  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -37,6 +37,7 @@ class Step:
         """The results; they are what the step gives by itself."""
         alone = held.clone()
         expected = self._results(weight, alone, new, (alone.add_(new)) * weight * factor)
+        self.recordings.begin()
         results = self.recordings([weight, held, new, factor], [held.data_ptr(), len(held)])
         assert torch.equal(held, alone)
         for result, right in zip(results, expected, strict=True):
@@ -111,7 +112,7 @@ def test_so_many_recordings_are_kept():
     (mine,) = (step.recordings._threads.mine,)
     assert [recording.look.sizes[0] for recording in mine.recordings] == list(range(2, MOST + 2))
     step(weight, memory, new(), 5)
-    assert [recording.look.sizes[0] for recording in mine.recordings] == [2, 3, 4, 6, 7, 8, 9, 5]
+    assert [recording.look.sizes[0] for recording in mine.recordings] == [2, 3, 4, *range(6, MOST + 2), 5]
 
 
 def test_repeated_elements_are_copied_once():
@@ -157,6 +158,33 @@ def test_results_that_share_memory_do_so_when_played():
     assert step.recorded == 1 and torch.equal(row, torch.full((3,), 7.0))
 
 
+@pytest.mark.parametrize(
+    "results",
+    [
+        lambda weight, held, new, out: [new[1:], out],
+        lambda weight, held, new, out: [new[None], held[2:, 1:]],
+    ],
+)
+def test_views_of_inputs_that_are_slices(results):
+    """Of each call's own tokens, wherever they lie in the caller's text; some lie otherwise than when recorded."""
+    step, weight, text = Step(results), torch.randn(3), torch.randn(40, 3)
+    memory = torch.randn(9, 3)[2:6]
+    for at in range(8):
+        piece = text[at]
+        view, _ = step(weight, memory, piece)
+        assert view.untyped_storage().data_ptr() == text.untyped_storage().data_ptr()
+    for at in range(3):
+        step(weight, memory, text.t()[:, at * 3 : at * 3 + 3][:, at])
+    assert step.recorded == 1
+
+
+def test_an_input_read_as_another_type_is_not_recorded():
+    step, weight, memory = Step(lambda weight, held, new, out: [held.view(torch.int32)]), torch.randn(3), held()
+    for _ in range(4):
+        step(weight, memory, new())
+    assert step.recorded == 0 and "recording failed: a result is the memory of an input" in step.report.cuda_graphs
+
+
 def test_changes_in_place_are_counted():
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(4):
@@ -191,32 +219,58 @@ def test_what_cannot_be_recorded_runs(caplog):
     assert caplog.text.count("recording failed") == 1
 
 
-def test_no_memory_to_record_is_no_reason_to_give_up():
+def test_no_memory_to_record():
+    """The step that was to be recorded runs."""
     step, weight, memory = Step(), torch.randn(3), held()
-    run, full = step.recordings._compiled, [False]
+    run, calls = step.recordings._compiled, []
 
     def hungry(*args):
-        if full[0]:
+        calls.append(len(calls))
+        if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(*args)
 
     step.recordings._compiled = hungry
+    for _ in range(4):
+        step(weight, memory, new())
+    assert step.recorded == 0 and len(calls) == 5
+    assert step.report.cuda_graphs == "no: recording failed: CUDA out of memory"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_other_errors_are_the_callers(error):
+    step, weight, memory = Step(), torch.randn(3), held()
+    run, calls = step.recordings._compiled, []
+
+    def failing(*args):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise error
+        return run(*args)
+
+    step.recordings._compiled = failing
     step(weight, memory, new())
-    full[0] = True
-    with pytest.raises(torch.OutOfMemoryError):
-        step.recordings([weight, memory, new(), 2], [memory.data_ptr(), 4])
-    full[0] = False
+    with pytest.raises(error):
+        step(weight, memory, new())
     for _ in range(3):
         step(weight, memory, new())
     assert step.recorded == 1
 
 
-def test_inside_of_a_recording_of_the_user(monkeypatch):
+@pytest.mark.parametrize("before", [0, 4])
+def test_inside_of_a_recording_of_the_user(monkeypatch, before):
+    """Its kernels run one by one, also where there is a recording, and no other stream is waited for."""
     step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(before):
+        step(weight, memory, new())
+    ran, recorded = step.ran, step.recorded
+    other = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     for _ in range(3):
         step(weight, memory, new())
-    assert (step.ran, step.recorded) == (3, 0)
+    assert (step.ran, step.recorded) == (ran + 3, recorded)
+    assert not other.waited
 
 
 def test_another_stream_waits_for_the_last(emulated, monkeypatch):  # noqa: F811
@@ -224,8 +278,8 @@ def test_another_stream_waits_for_the_last(emulated, monkeypatch):  # noqa: F811
     for _ in range(4):
         step(weight, memory, new())
     waits = len(emulated.waited)
-    other = type(emulated)()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: other)
+    other = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
     for _ in range(2):
         step(weight, memory, new())
     assert other.waited == [emulated] and len(emulated.waited) == waits
@@ -233,20 +287,25 @@ def test_another_stream_waits_for_the_last(emulated, monkeypatch):  # noqa: F811
 
 
 def test_threads_do_not_share():
-    step, weight = Step(), torch.randn(3)
-    failures = []
+    """Two threads by turns, each step of one between two of the other."""
+    step, weight, failures = Step(), torch.randn(3), []
+    turns = [threading.Semaphore(1), threading.Semaphore(0)]
 
-    def work():
+    def work(mine: int) -> None:
         try:
             memory = held()
-            for _ in range(3):
+            for _ in range(4):
+                turns[mine].acquire(timeout=60)
                 step(weight, memory, new())
+                turns[1 - mine].release()
         except BaseException as error:
             failures.append(error)
+            turns[1 - mine].release()
 
-    for _ in range(2):
-        thread = threading.Thread(target=work)
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in range(2)]
+    for thread in threads:
         thread.start()
+    for thread in threads:
         thread.join()
     assert not failures and step.recorded == 2
 
@@ -264,8 +323,9 @@ def test_release():
         assert step.recorded == recorded
 
 
-def test_caches_are_not_held():
-    step, weight, memory = Step(), torch.randn(3), held()
+@pytest.mark.parametrize("results", [lambda weight, held, new, out: [out], lambda weight, held, new, out: [held[1:]]])
+def test_caches_are_not_held(results):
+    step, weight, memory = Step(results), torch.randn(3), held()
     results = [step(weight, memory, new()) for _ in range(3)]
     gone = weakref.ref(memory)
     step.recordings._threads.mine.recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not

@@ -114,6 +114,29 @@ def test_results_of_a_step_are_not_overwritten(mode):
     assert len({logits.data_ptr() for logits, _ in kept}) == len(kept)
 
 
+def test_two_caches_on_two_streams():
+    """Nobody waits: each stream has a cache of its own, and both have the graph's buffers and its memory."""
+    eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    texts = [prompt(1, 120, device="cuda")["input_ids"] for _ in range(2)]
+    streams, caches, found = [torch.cuda.Stream() for _ in range(2)], [DynamicCache(), DynamicCache()], [[], []]
+    with torch.no_grad():
+        expected = [eager(text).logits[0, begin:] for text, begin in zip(texts, (40, 70), strict=True)]
+        for text, cache, begin in zip(texts, caches, (40, 70), strict=True):
+            model(text[:, :begin], past_key_values=cache, use_cache=True)
+        torch.cuda.synchronize()
+        for step in range(50):
+            for text, cache, stream, logits, begin in zip(texts, caches, streams, found, (40, 70), strict=True):
+                with torch.cuda.stream(stream):
+                    ids = text[:, begin + step : begin + step + 1]
+                    logits.append(model(ids, past_key_values=cache, use_cache=True).logits[0, 0])
+        torch.cuda.synchronize()
+    for logits, right in zip(found, expected, strict=True):
+        right = right[: len(logits)]
+        torch.testing.assert_close(torch.stack(logits), right, atol=2e-2 * float(right.abs().max()), rtol=0)
+    assert_recorded(2)
+
+
 def test_streams():
     """Steps on two streams by turns, without a wait of the user's but for the cache."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
@@ -167,6 +190,12 @@ def test_what_cannot_be_recorded_runs_and_says_so():
         "no: recording failed:"
     ]
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(3, device="cuda").max() <= 1, "random generators work"
+    room = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+    del room
+    before = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before - (1 << 28), "the allocator gives back"
     other = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
     generate(other, prompt(1, 50, device="cuda"), 10)
     assert recordings() == 1, "what comes behind is recorded as ever"

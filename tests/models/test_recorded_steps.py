@@ -5,11 +5,14 @@ The same programs are recorded and played on a GPU in ``tests/gpu/test_cuda_grap
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import compiled_graphs, empty_cache, innerq
+from innerq_compile.runtime import HoistedInputs
 
 from ..buffer_loop import BufferDecoder, decode
 from ..emulated_graphs import emulated  # noqa: F401
@@ -121,3 +124,60 @@ def test_own_loop(kind, where):
     for tokens, right in zip((40, 30), expected, strict=True):
         torch.testing.assert_close(decode(model, buffers, prompt=tokens, steps=8, seed=tokens), right)
     assert recorded() == 1
+
+
+class WithTokens(torch.nn.Module):
+    """A decoder that gives back the tokens it got, and one that reads them as another text would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_llama(head_dim=16)
+
+    def forward(self, ids, cache):
+        return self.model(ids, past_key_values=cache, use_cache=True).logits, ids[:, -1]
+
+
+@torch.no_grad()
+def test_a_view_of_the_tokens():
+    model, ids, cache = WithTokens(), prompt(1, 80)["input_ids"], DynamicCache()
+    innerq(model, **OPTIONS)
+    model(ids[:, :70], cache)
+    for at in range(70, 80):
+        assert model(ids[:, at : at + 1], cache)[1].tolist() == ids[:, at].tolist()
+    assert recorded() == 1
+
+
+@torch.no_grad()
+def test_two_threads():
+    """Each has a cache of its own, and the step of one runs between the prelude and the recording of the other."""
+    eager, model = pair()
+    texts = [prompt(1, 100)["input_ids"] for _ in range(2)]
+    expected = [feed(eager, text, DynamicCache(), [100]) for text in texts]
+    caches, found, turns = [DynamicCache(), DynamicCache()], [[], []], [[80], [90]]
+    for text, cache, logits, (begin,) in zip(texts, caches, found, turns, strict=True):
+        logits.append(feed(model, text[:, :begin], cache, [begin]))
+    real, failures = HoistedInputs.__call__, []
+
+    def work():
+        try:
+            with torch.no_grad():
+                found[1].append(feed(model, texts[1][:, at + 10 : at + 11], caches[1], [1]))
+        except BaseException as error:
+            failures.append(error)
+
+    def hoist(self, args, blocks):
+        buffers = real(self, args, blocks)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        return buffers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HoistedInputs, "__call__", hoist)
+        for at in range(80, 90):
+            found[0].append(feed(model, texts[0][:, at : at + 1], caches[0], [1]))
+    assert not failures
+    for logits, right in zip(found, expected, strict=True):
+        logits = torch.cat(logits, 1)
+        assert_same_logits(logits, right[:, : logits.shape[1]])

@@ -85,6 +85,14 @@ def _of_a_size_that_depends(build):
     return build.call(torch.nonzero, build.x, value=build.value(size, 1))
 
 
+def _number_that_waits(build):
+    return build.call("item", build.x, value=build.shapes.create_unbacked_symint())
+
+
+def _reshaped_in_place(build):
+    return build.call("unsqueeze_", build.x, 0, value=build.value(1, 4))
+
+
 def _unknown(build):
     return build.call(torch.neg, build.call(torch.rand, 4, device="cuda"), value=build.value(4))
 
@@ -131,6 +139,8 @@ def unsafe(x: torch.Tensor) -> torch.Tensor:
         (_input_on_the_host, "it is on cpu"),
         (_number_of_the_host, "it brings numbers of the host to the device"),
         (_of_a_size_that_depends, "its size depends on what it is computed from"),
+        (_number_that_waits, "it is a number that waits for the device"),
+        (_reshaped_in_place, "it changes the shape of a tensor in place"),
         (_unknown, "nothing is known of its value"),
         (_with_a_graph_of_its_own, "it has a graph of its own"),
         (_constant_of_the_host, "it is on cpu"),
