@@ -204,7 +204,7 @@ def record(
     plan: RecordedInputs,
     inputs: list[Any],
     look: Look,
-    place: _Thread,
+    thread: _Thread,
 ) -> Recording:
     """Record a call of ``compiled`` with ``inputs``, which it does not run.
 
@@ -224,10 +224,10 @@ def record(
         # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
         torch._C._cuda_clearCublasWorkspaces()
         try:
-            with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=thread.pool, stream=thread.stream, capture_error_mode="thread_local"):
                 results = compiled(*inputs)
         except BaseException:
-            _end(plan.device, place, before)
+            _end(plan.device, thread, before)
             raise
         finally:
             torch._C._cuda_clearCublasWorkspaces()
@@ -235,7 +235,7 @@ def record(
     return Recording(graph, plan, look, copies, made, outputs)
 
 
-def _end(device: torch.device, place: _Thread, stream: torch.cuda.Stream) -> None:
+def _end(device: torch.device, thread: _Thread, stream: torch.cuda.Stream) -> None:
     """Bring torch back to ``stream`` from a recording that failed.
 
     Where CUDA does not give a graph, ``CUDAGraph.capture_end`` raises before it tells the allocator and the random
@@ -244,8 +244,8 @@ def _end(device: torch.device, place: _Thread, stream: torch.cuda.Stream) -> Non
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(device.index, place.pool)
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=place.stream):
+        torch._C._cuda_endAllocateToPool(device.index, thread.pool)
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=thread.stream):
         torch.zeros(1, device=device)
     torch.cuda.set_stream(stream)
 

@@ -78,11 +78,10 @@ class CompiledGraph:
         self._begin()
         inputs = self._dense(args)
         storages: list[tuple[CacheStorage, int]] = []
-        caches = self._next.known(args) if self._next is not None else None
-        if caches is None:
-            storages = self._writable(args)
         shadows = [reader(args) for reader in self._shadows]
+        caches = self._next.known(args) if self._next is not None else None
         if caches is None:  # Dynamo has checked their kind
+            storages = self._writable(args)
             sides = [side for shadow in shadows for side in (shadow.key, shadow.value)]
             caches = Caches.of([*(storage for storage, _ in storages), *sides])
         inputs += caches.inner

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .graph_utils import is_query, writes_to
+from .graph_utils import called_name, is_query, writes_to
 
 #: Methods and functions that compute something new of a tensor, never a view; what is not here may be a view.
 _COMPUTES_NAMES = (
@@ -82,8 +82,7 @@ def possible_views(node: Node) -> list[Node]:
 def _may_be_view(user: Node, of: Iterable[Node]) -> bool:
     if not user.args or user.args[0] not in of or is_query(user):
         return False
-    name = user.target if user.op == "call_method" else getattr(user.target, "__name__", "")
-    return name not in _COMPUTES
+    return called_name(user) not in _COMPUTES
 
 
 class Writes:

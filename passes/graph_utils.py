@@ -180,6 +180,13 @@ def op_name(node: Any) -> str | None:
     return None
 
 
+def called_name(node: Node) -> str:
+    """The name of the method or function that a node calls, empty where it calls none."""
+    if node.op == "call_method":
+        return node.target
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+
+
 def argument(node: Node, name: str, default: Any = None) -> Any:
     """The argument ``name`` of a node whose operation is in `_PARAMETERS`."""
     operation = op_name(node)

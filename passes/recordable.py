@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .aliases import Writes
 from .context import CacheInput, Reason
-from .graph_utils import example
+from .graph_utils import called_name, example
 
 #: The kind of device that records.
 DEVICE = "cuda"
@@ -116,9 +116,9 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
         return "it has a graph of its own"
     elif node.op == "call_function" and torch.Tag.cudagraph_unsafe in getattr(node.target, "tags", ()):
         return "its author says that it cannot be recorded"
-    elif _name(node) in _FROM_HOST:
+    elif called_name(node) in _FROM_HOST:
         return "it brings numbers of the host to the device"
-    elif _name(node) in _RESHAPES_IN_PLACE:
+    elif called_name(node) in _RESHAPES_IN_PLACE:
         return "it changes the shape of a tensor in place"
     elif node.op == "placeholder" and not isinstance(value, (torch.Tensor, torch.SymInt)):
         return f"it is a {type(value).__name__}"
@@ -139,12 +139,6 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
 
 def _leaves(value: Any, kind: Any) -> list[Any]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, kind)]
-
-
-def _name(node: Node) -> str:
-    if node.op == "call_method":
-        return node.target
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
 def _symbols(value: Any, stays: bool) -> set[sympy.Symbol]:

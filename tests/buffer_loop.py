@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from innerq_compile import empty_cache, innerq
 
 
 class BufferDecoder(nn.Module):
@@ -66,3 +68,26 @@ def decode(model: BufferDecoder, buffers: Sequence[torch.Tensor], prompt: int, s
         at = torch.arange(first, first + count, device=weight.device) if model.where == "tensor" else first
         outputs.append(model(x, at, *buffers).clone())
     return torch.cat(outputs[1:], 1)
+
+
+def compiled_loops(
+    kind: str, model: BufferDecoder, shape: tuple[int, ...], prompts: Sequence[int], steps: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For texts behind one another in the same buffers, the outputs of the model compiled for CUDA graphs and as it is.
+
+    ``kind`` says whose buffers of ``shape`` they are: an ``argument``, ``registered`` in the module, or ``quantized``.
+    """
+    like = {"dtype": model.qkv[0].weight.dtype, "device": model.qkv[0].weight.device}
+    count = 2 * len(model.qkv)
+    dense = [torch.zeros(shape, **like) for _ in range(count)]
+    expected = [decode(model, dense, prompt=tokens, steps=steps, seed=tokens) for tokens in prompts]
+    buffers = [torch.zeros(shape, **like) for _ in range(count)]
+    if kind == "quantized":
+        roles = ("key", "value") * len(model.qkv)
+        buffers = [empty_cache(*shape, role=role, config="lossless", **like) for role in roles]
+    elif kind == "registered":
+        model.own(buffers)
+        buffers = []
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    for tokens, right in zip(prompts, expected, strict=True):
+        yield decode(model, buffers, prompt=tokens, steps=steps, seed=tokens), right

@@ -13,10 +13,10 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, empty_cache, innerq
+from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.recordings import Recording
 
-from ..buffer_loop import BufferDecoder, decode
+from ..buffer_loop import BufferDecoder, compiled_loops
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
 
 pytestmark = [
@@ -243,23 +243,9 @@ def test_loop_over_a_static_cache():
 def test_own_loop(kind, where):
     """Buffers of the user: arguments, buffers of the module, and ``empty_cache``; a later text begins at 0 again."""
     torch.manual_seed(1)
-    shape, device = (2, 4, 300, 64), "cuda"
-    model = BufferDecoder(layers=2, heads=4, head_dim=64, where=where).to(device, torch.float16).eval()
-    dense = [torch.zeros(shape, dtype=torch.float16, device=device) for _ in range(4)]
-    expected = [decode(model, dense, prompt=tokens, steps=60, seed=tokens) for tokens in (140, 80)]
-    buffers = [torch.zeros_like(buffer) for buffer in dense]
-    if kind == "quantized":
-        buffers = [
-            empty_cache(*shape, role=role, config="lossless", dtype=torch.float16, device=device)
-            for role in ("key", "value") * 2
-        ]
-    elif kind == "registered":
-        model.own(buffers)
-        buffers = []
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    model = BufferDecoder(layers=2, heads=4, head_dim=64, where=where).to("cuda", torch.float16).eval()
     recorded = recordings()
-    for tokens, right in zip((140, 80), expected, strict=True):
-        out = decode(model, buffers, prompt=tokens, steps=60, seed=tokens)
+    for out, right in compiled_loops(kind, model, (2, 4, 300, 64), prompts=(140, 80), steps=60):
         torch.testing.assert_close(out, right, atol=2e-2 * float(right.abs().max()), rtol=0)
     assert_recorded(1, since=recorded)
 

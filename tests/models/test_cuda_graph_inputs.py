@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from innerq_compile import clear_reports, compiled_graphs, empty_cache, innerq
+from innerq_compile import clear_reports, compiled_graphs, innerq
 
-from ..buffer_loop import BufferDecoder, decode
+from ..buffer_loop import BufferDecoder, compiled_loops
 from ..cuda_graphs import recordings
 from ..programs import TinyAttention
 from .helpers import prompt, tiny_llama
@@ -88,19 +88,9 @@ def test_static_cache_made_in_a_compiled_prefill(recorded):
     [("argument", "number"), ("registered", "tensor"), ("quantized", "tensor"), ("quantized", "number")],
 )
 def test_own_loop(recorded, kind, where):
-    shape = (1, 2, 90, 16)
     model = BufferDecoder(layers=2, heads=2, head_dim=16, where=where).eval()
-    dense = [torch.zeros(shape) for _ in range(4)]
-    expected = [decode(model, dense, prompt=tokens, steps=4, seed=tokens) for tokens in (40, 30)]
-    buffers = [torch.zeros(shape) for _ in range(4)]
-    if kind == "quantized":
-        buffers = [empty_cache(*shape, role=role, config="lossless") for role in ("key", "value") * 2]
-    elif kind == "registered":
-        model.own(buffers)
-        buffers = []
-    innerq(model, **OPTIONS)
-    for tokens, right in zip((40, 30), expected, strict=True):
-        torch.testing.assert_close(decode(model, buffers, prompt=tokens, steps=4, seed=tokens), right)
+    for found, right in compiled_loops(kind, model, (1, 2, 90, 16), prompts=(40, 30), steps=4):
+        torch.testing.assert_close(found, right)
     assert_one_for_all(recorded)
     assert all("graph serves all lengths" not in str(report) for report in compiled_graphs())
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
-from innerq_compile import compiled_graphs, empty_cache, innerq
+from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime import HoistedInputs
 
-from ..buffer_loop import BufferDecoder, decode
+from ..buffer_loop import BufferDecoder, compiled_loops
 from ..emulated_graphs import emulated  # noqa: F401
 from .helpers import prompt, tiny_llama
 from .test_generate_features import assert_same_logits, feed, tokens_of
@@ -109,19 +109,9 @@ def test_static_cache_used_again():
     [("argument", "number"), ("registered", "tensor"), ("quantized", "tensor"), ("quantized", "number")],
 )
 def test_own_loop(kind, where):
-    shape = (1, 2, 90, 16)
     model = BufferDecoder(layers=2, heads=2, head_dim=16, where=where).eval()
-    dense = [torch.zeros(shape) for _ in range(4)]
-    expected = [decode(model, dense, prompt=tokens, steps=8, seed=tokens) for tokens in (40, 30)]
-    buffers = [torch.zeros(shape) for _ in range(4)]
-    if kind == "quantized":
-        buffers = [empty_cache(*shape, role=role, config="lossless") for role in ("key", "value") * 2]
-    elif kind == "registered":
-        model.own(buffers)
-        buffers = []
-    innerq(model, **OPTIONS)
-    for tokens, right in zip((40, 30), expected, strict=True):
-        torch.testing.assert_close(decode(model, buffers, prompt=tokens, steps=8, seed=tokens), right)
+    for found, right in compiled_loops(kind, model, (1, 2, 90, 16), prompts=(40, 30), steps=8):
+        torch.testing.assert_close(found, right)
     assert recorded() == 1
 
 
