@@ -27,7 +27,7 @@ def layer_bytes(preset: str, tokens: int, head_dim: int, dtype: torch.dtype, hea
         recent = max(0, tokens - fmt.sink - blocks * fmt.block)
         unused_slots = (fmt.ring - recent) * heads * head_dim * dtype.itemsize
         needed += storage_bytes(fmt, 1, heads, head_dim, dtype, blocks, config) - unused_slots
-        capacity = formats.grown_capacity(tokens // fmt.block)
+        capacity = formats.grown_capacity(fmt, tokens)
         allocated += storage_bytes(fmt, 1, heads, head_dim, dtype, capacity, config)
     return needed, allocated
 

@@ -152,7 +152,7 @@ class CacheStorage:
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens. Grows by a sixteenth at least, so that appending stays linear."""
         if length > self.room:
-            self.resize(formats.grown_capacity(formats.blocks_for(self.format, length)))
+            self.resize(formats.grown_capacity(self.format, length))
 
     def resize(self, capacity: int) -> None:
         """Make room for ``capacity`` blocks. The caller knows that no more than that are held."""
@@ -274,7 +274,7 @@ def quantize(
     if asked is not None:
         rows = reference.query_rows(asked, scale, fmt.group_size)
     if capacity is None:
-        capacity = formats.grown_capacity(x.shape[2] // fmt.block)
+        capacity = formats.grown_capacity(fmt, x.shape[2])
     tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
     return CacheStorage.adopt(fmt, tensors, mean, scale, x.shape[2])
 

@@ -55,7 +55,7 @@ SCALE_DTYPES: dict[str, torch.dtype] = {
 BLOCK_TOKENS = 32
 #: Codes that are packed together, and the step in which head_dim may vary (one tensor-core slice).
 LANES = 16
-#: Spare blocks that a storage gets beyond a sixteenth of its size when it is made or grows.
+#: Blocks that a storage has to spare, at least, when it is made or grows.
 SPARE_BLOCKS = 4
 
 
@@ -192,8 +192,7 @@ def default_group_size(role: Role, head_dim: int) -> int:
 
 def blocks_for(fmt: CacheFormat, length):
     """Blocks that a sequence of ``length`` real tokens has behind its sinks and before its recent window."""
-    full = (length - fmt.sink - fmt.recent) // fmt.block
-    return max(full, 0) if isinstance(full, int) else torch.sym_max(full, 0)
+    return torch.sym_max((length - fmt.sink - fmt.recent) // fmt.block, 0)
 
 
 def longest(fmt: CacheFormat, capacity: int) -> int:
@@ -209,9 +208,11 @@ def preallocated_capacity(fmt: CacheFormat, tokens):
     return blocks_for(fmt, tokens) + 2
 
 
-def grown_capacity(blocks):
-    """Blocks to allocate where ``blocks`` are needed: a sixteenth more, so that appending token by token stays linear.
+def grown_capacity(fmt: CacheFormat, length):
+    """Blocks to allocate for ``length`` real tokens and those to come: a sixteenth more than they need, so that
+    appending token by token stays linear.
 
     Takes and returns whatever does integer arithmetic (an int, a SymInt, a graph's proxy).
     """
-    return blocks + blocks // 16 + SPARE_BLOCKS
+    blocks = blocks_for(fmt, length)
+    return blocks + torch.sym_max(blocks // 16, SPARE_BLOCKS)

@@ -95,9 +95,9 @@ def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:
     """Blocks to allocate, as arithmetic in the graph where the length is a symbol."""
     length = shape(node)[2]
     if isinstance(length, int):
-        return grown_capacity(length // fmt.block)
+        return grown_capacity(fmt, length)
     length = Proxy(gm.graph.call_method("size", (node, 2)), GraphAppendingTracer(gm.graph))
-    return grown_capacity(length // fmt.block).node
+    return grown_capacity(fmt, length).node
 
 
 def _tells_padding(match: AttentionMatch, context: PassContext) -> bool:
