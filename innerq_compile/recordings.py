@@ -60,13 +60,23 @@ class Recordings:
         self._threads = threading.local()
         _ALL.add(self)
 
-    def begin(self) -> None:
-        """Wait for what this thread last ran on another stream: the next call writes where that one reads."""
-        if not torch.cuda.is_current_stream_capturing():
-            mine, stream = self._mine(), torch.cuda.current_stream(self._inputs.device)
-            if stream != mine.ran_on:
-                stream.wait_stream(mine.ran_on)
-                mine.ran_on = stream
+    def begin(self) -> torch.cuda.Stream | None:
+        """Wait for what this thread last ran on another stream: the next call writes where that one reads.
+
+        Returns the stream that the next call runs on, where it is another one. Memory that calls work in is not to be
+        given to anybody else before it is done.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        mine, stream = self._mine(), torch.cuda.current_stream(self._inputs.device)
+        if stream == mine.ran_on:
+            return None
+        stream.wait_stream(mine.ran_on)
+        mine.ran_on = stream
+        for recording in mine.recordings:
+            for copy in recording.copies:
+                copy.record_stream(stream)
+        return stream
 
     def __call__(self, inputs: list[Any], places: list[int]) -> Sequence[Any]:
         """The results of a call that :meth:`begin` stands before."""

@@ -75,7 +75,9 @@ class CompiledGraph:
                 self._outputs.append(("new", plan.at, what, sizes.reader(what.length)))
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
-        self._begin()
+        stream = self._begin()
+        if stream is not None and self._prelude is not None:
+            self._prelude.used_on(stream)
         inputs = self._dense(args)
         storages: list[tuple[CacheStorage, int]] = []
         shadows = [reader(args) for reader in self._shadows]
@@ -254,6 +256,12 @@ class HoistedInputs:
         for place, result in zip(self._returned, results, strict=True):
             buffers[place].narrow(-1, 0, result.shape[-1]).copy_(result)
         return buffers
+
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """Keep this thread's results, once they are let go, from everybody until ``stream`` is done with them."""
+        for _, buffers in self._made.by_shapes.values():
+            for buffer in buffers:
+                buffer.record_stream(stream)
 
     def _buffers(self, args: tuple[Any, ...], tokens: int) -> list[torch.Tensor]:
         shapes = self._shapes

@@ -71,10 +71,11 @@ def _recording(graph: Graph, **_: Any) -> Iterator[None]:
 
 
 class Stream:
-    """Stands for a stream; notes which ones it waited for."""
+    """Stands for a stream; notes which ones it waited for, and the addresses of tensors that are kept for it."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.waited: list[Stream] = []
+        self.keeps: list[int] = []
 
     def wait_stream(self, other: Stream) -> None:
         self.waited.append(other)
@@ -101,6 +102,7 @@ def emulated(monkeypatch) -> Iterator[Stream]:
         "is_current_stream_capturing": lambda: False,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.keeps.append(tensor.data_ptr()))
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
     monkeypatch.setattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _at, raising=False)

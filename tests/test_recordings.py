@@ -286,6 +286,22 @@ def test_another_stream_waits_for_the_last(emulated, monkeypatch):  # noqa: F811
     assert step.recorded == 1
 
 
+def test_another_stream_is_done_with_what_is_let_go(emulated, monkeypatch):  # noqa: F811
+    """Of all recordings, also of those that it did not play; once, not at every step."""
+    step, weight = Step(), torch.randn(3)
+    for memory in (held(), held()):
+        for _ in range(3):
+            step(weight, memory, new())
+    assert step.recorded == 2
+    other = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
+    for _ in range(2):
+        step(weight, memory, new())
+    copies = [copy.data_ptr() for one in step.recordings._mine().recordings for copy in one.copies]
+    assert sorted(other.keeps) == sorted(copies) and len(set(copies)) == 2
+    assert not emulated.keeps
+
+
 def test_threads_do_not_share():
     """Two threads by turns, each step of one between two of the other."""
     step, weight, failures = Step(), torch.randn(3), []

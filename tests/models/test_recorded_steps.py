@@ -15,7 +15,7 @@ from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime import HoistedInputs
 
 from ..buffer_loop import BufferDecoder, compiled_loops
-from ..emulated_graphs import emulated  # noqa: F401
+from ..emulated_graphs import Stream, emulated  # noqa: F401
 from .helpers import prompt, tiny_llama
 from .test_generate_features import assert_same_logits, feed, tokens_of
 
@@ -134,6 +134,25 @@ def test_a_view_of_the_tokens():
     for at in range(70, 80):
         assert model(ids[:, at : at + 1], cache)[1].tolist() == ids[:, at].tolist()
     assert recorded() == 1
+
+
+def test_another_stream_is_done_with_hoisted_masks(emulated, monkeypatch):  # noqa: F811
+    eager, model = pair()
+    ids, cache, made = prompt(1, 90)["input_ids"], DynamicCache(), []
+    expected = feed(eager, ids, DynamicCache(), [90])
+    real, other = HoistedInputs.__call__, Stream()
+
+    def hoist(self, args, blocks):
+        made.append(real(self, args, blocks))
+        return made[-1]
+
+    monkeypatch.setattr(HoistedInputs, "__call__", hoist)
+    found = [feed(model, ids[:, :84], cache, [80] + [1] * 4)]
+    assert made and not emulated.keeps
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
+    found.append(feed(model, ids[:, 84:], cache, [1] * 6))
+    assert_same_logits(torch.cat(found, 1), expected)
+    assert {buffer.data_ptr() for buffer in made[-1]} <= set(other.keeps)
 
 
 @torch.no_grad()
