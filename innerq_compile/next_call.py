@@ -38,6 +38,16 @@ class Caches:
         inner = [tensor for storage in storages for tensor in storage.inputs]
         return cls(inner, [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)])
 
+    def have_grown_from(self, places: list[int]) -> bool:
+        """Whether they are, as it seems, those that were at ``places``, with more room since: no more than codes and
+        scales of each are elsewhere."""
+        if len(places) != len(self.places):
+            return False
+        tensors = len(self.inner)
+        rooms = list(zip(places[tensors:], self.places[tensors:], strict=True))
+        moved = sum(map(operator.ne, places[:tensors], self.places[:tensors]))
+        return all(old < new for old, new in rooms) and moved <= 2 * len(rooms) < tensors
+
 
 class NextCall:
     """The inner tensors of the caches that the next call of a graph will append to.

@@ -7,6 +7,7 @@ outputs are the caller's, and the first kernel of a step starts sooner (``docs/p
     first call with these addresses     runs the kernels one by one, which loads and tunes them
     second call                         records them, then plays the recording
     later calls                         copy tokens and positions into it, and play it
+    caches have grown                   records them anew, in place of the recording before
 
 So a program that has its tensors elsewhere in every call is never recorded, and never waits for a recording either.
 """
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .next_call import Caches
 from .passes.recordable import RecordedInputs
 from .report import GraphReport
 
@@ -47,9 +49,8 @@ _ALL: weakref.WeakSet[Recordings] = weakref.WeakSet()
 class Recordings:
     """A compiled graph that records itself.
 
-    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with what says where
-    the caches among them are (``Caches.places``). Threads do not share recordings, which have memory of their own to
-    work in.
+    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with the caches among
+    them. Threads do not share recordings, which have memory of their own to work in.
     """
 
     def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
@@ -78,15 +79,15 @@ class Recordings:
                 copy.record_stream(stream)
         return stream
 
-    def __call__(self, inputs: list[Any], places: list[int]) -> Sequence[Any]:
+    def __call__(self, inputs: list[Any], caches: Caches) -> Sequence[Any]:
         """The results of a call that :meth:`begin` stands before."""
         if torch.cuda.is_current_stream_capturing():  # somebody else records the program
             return self._compiled(*inputs)
         mine = self._mine()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
         recording = mine.recordings[-1] if mine.recordings else None
-        if recording is None or not recording.is_of(inputs, sizes, places):
-            recording = self._find(mine, inputs, sizes, places)
+        if recording is None or not recording.is_of(inputs, sizes, caches.places):
+            recording = self._find(mine, inputs, sizes, caches)
             if recording is None:
                 return self._compiled(*inputs)
         return recording.play(inputs)
@@ -102,22 +103,25 @@ class Recordings:
             self._threads.mine = _Thread(self._inputs.device)
             return self._threads.mine
 
-    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int], places: list[int]) -> Recording | None:
+    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int], caches: Caches) -> Recording | None:
         """The recording for a call, the last of ``mine`` from now on; None where the call is to run by itself."""
         if self._off:
             return None
-        found = next((one for one in mine.recordings if one.is_of(inputs, sizes, places)), None)
-        if found is None:
-            look = Look(sizes, places, self._addresses(inputs))
-            if look not in mine.seen:
+        found = next((one for one in mine.recordings if one.is_of(inputs, sizes, caches.places)), None)
+        if found is not None:
+            mine.recordings.remove(found)
+        else:
+            look = Look(sizes, caches.places, self._addresses(inputs))
+            if look in mine.seen:
+                mine.seen.remove(look)
+            elif (smaller := mine.last_of_smaller(sizes, caches)) is not None:  # its kernels are loaded
+                mine.recordings.remove(smaller)  # nothing is where it looks any more
+            else:
                 mine.seen.append(look)
                 return None
-            mine.seen.remove(look)
             found = self._record(mine, inputs, look)
             if found is None:
                 return None
-        else:
-            mine.recordings.remove(found)
         mine.recordings.append(found)
         return found
 
@@ -148,7 +152,7 @@ class Look(NamedTuple):
 
     Attributes:
         sizes: of symbols, as ``RecordedInputs.sizes`` has them.
-        places: where caches are.
+        places: where caches are (``Caches.places``).
         addresses: of the other tensors that stay where they are, None for all other inputs.
     """
 
@@ -167,6 +171,11 @@ class _Thread:
         self.ran_on = torch.cuda.current_stream(device)
         # Nothing that a recording leaves behind is read by another one, so that all may work in the same memory.
         self.pool = torch.cuda.graph_pool_handle()
+
+    def last_of_smaller(self, sizes: list[int], caches: Caches) -> Recording | None:
+        """The last recording of the same calls from before ``caches`` have grown."""
+        looks = ((one, one.look) for one in reversed(self.recordings))
+        return next((one for one, at in looks if at.sizes == sizes and caches.have_grown_from(at.places)), None)
 
 
 @dataclasses.dataclass(eq=False)

@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 
+from innerq_compile.next_call import Caches
 from innerq_compile.passes.recordable import RecordedInputs
 from innerq_compile.recordings import MOST, Recordings, release_all
 from innerq_compile.report import GraphReport
@@ -33,12 +34,12 @@ class Step:
         held += new
         return self._results(weight, held, new, held * weight * factor)
 
-    def __call__(self, weight, held, new, factor=2):
+    def __call__(self, weight, held, new, factor=2, caches=None):
         """The results; they are what the step gives by itself."""
         alone = held.clone()
         expected = self._results(weight, alone, new, (alone.add_(new)) * weight * factor)
         self.recordings.begin()
-        results = self.recordings([weight, held, new, factor], [held.data_ptr(), len(held)])
+        results = self.recordings([weight, held, new, factor], caches or Caches([held], [held.data_ptr(), len(held)]))
         assert torch.equal(held, alone)
         for result, right in zip(results, expected, strict=True):
             assert result is right if right is None else torch.equal(result, right)
@@ -83,6 +84,35 @@ def test_other_addresses_are_recorded_when_they_come_again():
         for memory in memories:
             step(weight, memory, new())
     assert step.recorded == 3
+
+
+def grown(memory: torch.Tensor, codes: int, state: int, room: int) -> Caches:
+    """A cache whose codes and scales, and the rest of it, are at these addresses."""
+    return Caches([memory] * 5, [codes, codes + 1, state, state + 1, state + 2, room])
+
+
+def test_a_cache_that_grows_is_recorded_at_once():
+    step, weight, memory = Step(), torch.randn(3), held()
+    looks = [(10, 50, 8), (10, 50, 8), (20, 50, 9), (20, 50, 9), (30, 50, 12)]
+    for look, counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
+        step(weight, memory, new(), caches=grown(memory, *look))
+        assert (step.ran, step.recorded) == counts
+    (recording,) = step.recordings._mine().recordings
+    assert recording.look.places[-1] == 12, "those of before are gone"
+
+
+@pytest.mark.parametrize(
+    ("factor", "look"), [(2, (20, 50, 8)), (2, (20, 70, 9)), (2, (20, 50, 7)), (3, (20, 50, 9))], ids=str
+)
+def test_others_are_recorded_when_they_come_again(factor, look):
+    """A cache elsewhere that has no more room, another one, one with less room, and another number."""
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(2):
+        step(weight, memory, new(), caches=grown(memory, 10, 50, 8))
+    for recorded in (1, 2):
+        step(weight, memory, new(), factor, caches=grown(memory, *look))
+        assert step.recorded == recorded
+    assert len(step.recordings._mine().recordings) == 2
 
 
 def test_a_weight_that_is_elsewhere_now():
