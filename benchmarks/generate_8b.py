@@ -175,6 +175,11 @@ def held_gib(cache) -> float:
     return total / GIB
 
 
+def room(cache) -> int:
+    """Tokens that a cache has room for as it is."""
+    return min(getattr(side, "room", side.shape[2]) for layer in cache.layers for side in (layer.keys, layer.values))
+
+
 def peak_gib() -> float | None:
     if not torch.cuda.is_available():
         return None
@@ -202,7 +207,7 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
     prompted = not options.fill
     times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup, prompted)
     result |= {"ms": statistics.median(times), "ms_least": min(times), "ms_most": max(times)}
-    result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache)}
+    result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache), "room": room(cache)}
     return result
 
 
@@ -316,7 +321,7 @@ def main() -> None:
 
 
 def show(results: list[dict], ranks: int) -> None:
-    columns = ("row", "side", "ms", "cache_gib", "prefill_peak_gib", "decode_peak_gib", "tokens_per_s")
+    columns = ("row", "side", "ms", "cache_gib", "room", "prefill_peak_gib", "decode_peak_gib", "tokens_per_s")
     table = Table(*columns, title=f"{ranks} devices")
     for result in results:
         cells = (result.get(name, "") for name in columns)

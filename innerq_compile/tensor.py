@@ -134,6 +134,11 @@ class InnerQTensor(torch.Tensor):
         return self._storage.nbytes
 
     @property
+    def room(self) -> int:
+        """Tokens of the longest sequence that it has room for before its storage grows."""
+        return self._storage.room
+
+    @property
     def tokens_dim(self) -> int:
         """The dimension that the tokens are along: 2 in ``[B, H, S, D]``, 1 in ``[B, S, H, D]``."""
         return self._tokens_dim

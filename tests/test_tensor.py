@@ -431,6 +431,28 @@ def test_memory_of_the_base_preset(prompt, tokens):
     assert held <= 1.25 * needed
 
 
+@pytest.mark.parametrize("tokens", [4096, 5000, 8192, 32768])
+def test_memory_of_a_cache_with_the_same_room(tokens):
+    """At most a quarter of a float16 cache as long as this one may get before it grows; of its tokens from 8,192 on."""
+    dense = torch.zeros(1, 1, tokens, 128, dtype=torch.float16)
+    caches = [InnerQTensor.from_dense(dense, role=role) for role in ROLES]
+    held, (room,) = sum(cache.nbytes_held for cache in caches), {cache.room for cache in caches}
+    assert room > tokens
+    assert held <= 0.25 * 2 * room * 128 * 2
+    assert tokens < 8192 or held <= 0.25 * 2 * dense.nbytes
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_cache_grows_behind_its_room(role):
+    config = InnerQConfig.preset("base")
+    tensor = InnerQTensor.from_dense(random_cache(200), config, role=role)
+    room, held = tensor.room, tensor.nbytes_held
+    tensor = torch.cat([tensor, random_cache(room - 200)], dim=2)
+    assert (tensor.shape[2], tensor.room, tensor.nbytes_held) == (room, room, held)
+    tensor = torch.cat([tensor, random_cache(1)], dim=2)
+    assert tensor.room > room and tensor.nbytes_held > held
+
+
 # --- single operations --------------------------------------------------------------------------------------------
 
 
