@@ -110,20 +110,16 @@ class Recordings:
         found = next((one for one in mine.recordings if one.is_of(inputs, sizes, caches.places)), None)
         if found is not None:
             mine.recordings.remove(found)
-        else:
-            look = Look(sizes, caches.places, self._addresses(inputs))
-            if look in mine.seen:
-                mine.seen.remove(look)
-            elif (smaller := mine.last_of_smaller(sizes, caches)) is not None:  # its kernels are loaded
-                mine.recordings.remove(smaller)  # nothing is where it looks any more
-            else:
-                mine.seen.append(look)
-                return None
-            found = self._record(mine, inputs, look)
-            if found is None:
-                return None
-        mine.recordings.append(found)
-        return found
+            mine.recordings.append(found)
+            return found
+        look = Look(sizes, caches.places, self._addresses(inputs))
+        if look in mine.seen:
+            mine.seen.remove(look)
+            return self._record(mine, inputs, look)
+        if mine.drop_smaller(sizes, caches):  # that has loaded the kernels
+            return self._record(mine, inputs, look, again=True)
+        mine.seen.append(look)
+        return None
 
     def _addresses(self, inputs: list[Any]) -> list[int | None]:
         """For each input where it is, None for those that may be anywhere."""
@@ -132,11 +128,17 @@ class Recordings:
             addresses[place] = inputs[place].data_ptr()
         return addresses
 
-    def _record(self, mine: _Thread, inputs: list[Any], look: Look) -> Recording | None:
+    def _record(self, mine: _Thread, inputs: list[Any], look: Look, again: bool = False) -> Recording | None:
+        """A recording of this call, the last of ``mine``. None where it fails: for good, or until the call comes
+        ``again``."""
         try:
             with _ONE_AT_A_TIME:
                 recording = record(self._compiled, self._inputs, inputs, look, mine)
         except RuntimeError as error:  # no memory for it is one, too
+            if again:
+                log.debug("graph %d: recorded when this call comes again: %s", self._report.index, error)
+                mine.seen.append(look)
+                return None
             self._off = True
             self._report.cuda_graphs = f"no: recording failed: {str(error).splitlines()[0]}"
             log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
@@ -144,6 +146,7 @@ class Recordings:
         self._report.recorded += 1
         if len(mine.recordings) == MOST:
             del mine.recordings[0]
+        mine.recordings.append(recording)
         return recording
 
 
@@ -172,10 +175,13 @@ class _Thread:
         # Nothing that a recording leaves behind is read by another one, so that all may work in the same memory.
         self.pool = torch.cuda.graph_pool_handle()
 
-    def last_of_smaller(self, sizes: list[int], caches: Caches) -> Recording | None:
-        """The last recording of the same calls from before ``caches`` have grown."""
-        looks = ((one, one.look) for one in reversed(self.recordings))
-        return next((one for one, at in looks if at.sizes == sizes and caches.have_grown_from(at.places)), None)
+    def drop_smaller(self, sizes: list[int], caches: Caches) -> bool:
+        """Let go of the last recording of the same calls from before ``caches`` have grown; whether there was one."""
+        for recording in reversed(self.recordings):
+            if recording.look.sizes == sizes and caches.have_grown_from(recording.look.places):
+                self.recordings.remove(recording)
+                return True
+        return False
 
 
 @dataclasses.dataclass(eq=False)

@@ -165,6 +165,8 @@ class CacheStorage:
             new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
             kept = min(capacity, old.shape[2])
             new[:, :, :kept] = old[:, :, :kept]
+            if old.is_cuda:  # whoever made the cache may have done so on another stream
+                old.record_stream(torch.cuda.current_stream(old.device))
             setattr(self, name, new)
         self._derive()
 

@@ -136,6 +136,7 @@ class InnerQTensor(torch.Tensor):
     @property
     def room(self) -> int:
         """Tokens of the longest sequence that it has room for before its storage grows."""
+        self._storage.check_whole()
         return self._storage.room
 
     @property

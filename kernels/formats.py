@@ -209,8 +209,8 @@ def preallocated_capacity(fmt: CacheFormat, tokens):
 
 
 def grown_capacity(fmt: CacheFormat, length):
-    """Blocks to allocate for ``length`` real tokens and those to come: a sixteenth more than they need, so that
-    appending token by token stays linear.
+    """Blocks to allocate for ``length`` real tokens and those to come: a sixteenth more than they need, and
+    :data:`SPARE_BLOCKS` more at least, so that appending token by token stays linear.
 
     Takes and returns whatever does integer arithmetic (an int, a SymInt, a graph's proxy).
     """

@@ -39,7 +39,9 @@ class Step:
         alone = held.clone()
         expected = self._results(weight, alone, new, (alone.add_(new)) * weight * factor)
         self.recordings.begin()
-        results = self.recordings([weight, held, new, factor], caches or Caches([held], [held.data_ptr(), len(held)]))
+        results = self.recordings(
+            [weight, held, new, factor], caches or Caches([held], [1], [held.data_ptr(), len(held)])
+        )
         assert torch.equal(held, alone)
         for result, right in zip(results, expected, strict=True):
             assert result is right if right is None else torch.equal(result, right)
@@ -86,33 +88,61 @@ def test_other_addresses_are_recorded_when_they_come_again():
     assert step.recorded == 3
 
 
-def grown(memory: torch.Tensor, codes: int, state: int, room: int) -> Caches:
-    """A cache whose codes and scales, and the rest of it, are at these addresses."""
-    return Caches([memory] * 5, [codes, codes + 1, state, state + 1, state + 2, room])
+def caches(*sides: tuple[int, int, int]) -> Caches:
+    """Caches by the addresses of their codes and scales, and of the rest of them, and their capacities."""
+    places = [place for codes, rest, _ in sides for place in (codes, codes + 1, rest, rest + 1, rest + 2)]
+    return Caches([torch.empty(0)] * len(places), [5] * len(sides), [*places, *(room for *_, room in sides)])
 
 
-def test_a_cache_that_grows_is_recorded_at_once():
+def test_caches_that_grow_are_recorded_at_once():
     step, weight, memory = Step(), torch.randn(3), held()
-    looks = [(10, 50, 8), (10, 50, 8), (20, 50, 9), (20, 50, 9), (30, 50, 12)]
-    for look, counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
-        step(weight, memory, new(), caches=grown(memory, *look))
+    looks = [[10, 30, 8], [10, 30, 8], [20, 40, 9], [20, 40, 9], [50, 60, 12]]
+    for (keys, values, room), counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
+        step(weight, memory, new(), caches=caches((keys, 100, room), (values, 200, room)))
         assert (step.ran, step.recorded) == counts
     (recording,) = step.recordings._mine().recordings
     assert recording.look.places[-1] == 12, "those of before are gone"
 
 
 @pytest.mark.parametrize(
-    ("factor", "look"), [(2, (20, 50, 8)), (2, (20, 70, 9)), (2, (20, 50, 7)), (3, (20, 50, 9))], ids=str
+    ("factor", "keys", "values"),
+    [
+        (2, (20, 100, 8), (40, 200, 8)),
+        (2, (20, 100, 9), (40, 300, 9)),
+        (2, (10, 100, 8), (40, 200, 9)),
+        (2, (20, 100, 7), (40, 200, 7)),
+        (3, (20, 100, 9), (40, 200, 9)),
+    ],
+    ids=["no more room", "other values", "one has grown", "less room", "another number"],
 )
-def test_others_are_recorded_when_they_come_again(factor, look):
-    """A cache elsewhere that has no more room, another one, one with less room, and another number."""
+def test_others_are_recorded_when_they_come_again(factor, keys, values):
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(2):
-        step(weight, memory, new(), caches=grown(memory, 10, 50, 8))
+        step(weight, memory, new(), caches=caches((10, 100, 8), (30, 200, 8)))
     for recorded in (1, 2):
-        step(weight, memory, new(), factor, caches=grown(memory, *look))
+        step(weight, memory, new(), factor, caches=caches(keys, values))
         assert step.recorded == recorded
     assert len(step.recordings._mine().recordings) == 2
+
+
+def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
+    """As where a kernel has to be loaded first: the step runs by itself, and is recorded when it comes again."""
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(2):
+        step(weight, memory, new(), caches=caches((10, 100, 8)))
+    run, failed = step.recordings._compiled, []
+
+    def loading(*args):
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return run(*args)
+
+    step.recordings._compiled = loading
+    for recorded in (1, 2, 2):
+        step(weight, memory, new(), caches=caches((20, 100, 9)))
+        assert step.recorded == recorded
+    assert failed and "failed" not in step.report.cuda_graphs
 
 
 def test_a_weight_that_is_elsewhere_now():

@@ -453,6 +453,18 @@ def test_a_cache_grows_behind_its_room(role):
     assert tensor.room > room and tensor.nbytes_held > held
 
 
+@pytest.mark.parametrize("what", ["room", "nbytes_held"])
+def test_a_compiled_program_asks_for_its_memory(what, fresh_dynamo):
+    """Nothing of it is known while compiling."""
+
+    def attend(query, cache):
+        return torch.nn.functional.scaled_dot_product_attention(query, cache, cache), getattr(cache, what)
+
+    cache = InnerQTensor.from_dense(random_cache(200), role="key")
+    _, found = torch.compile(attend, backend="innerq")(torch.randn(2, HEADS, 1, HEAD_DIM), cache)
+    assert found == getattr(cache, what) > 0
+
+
 # --- single operations --------------------------------------------------------------------------------------------
 
 

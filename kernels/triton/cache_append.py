@@ -123,7 +123,8 @@ def _append_side(
         tl.store(state + 2, new_peak)
 
 
-@triton.jit
+# One program for all capacities: a cache that has grown is recorded at once, when no other can be loaded.
+@triton.jit(do_not_specialize=("k_capacity", "v_capacity"))
 def append_fwd_kernel(
     k_codes,
     k_scales,

@@ -100,6 +100,26 @@ def test_reset_releases_what_was_recorded():
     assert living() == 0
 
 
+def test_a_cache_that_grows(monkeypatch):
+    """All steps but the first are played, also the one that finds more room: 16 blocks behind 11, which Triton would
+    make another program of."""
+    eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
+    innerq(model, preset="lossless", mode="reduce-overhead")
+    ids, cache, found, played, play = prompt(1, 560, device="cuda")["input_ids"], DynamicCache(), [], [], Recording.play
+    monkeypatch.setattr(Recording, "play", lambda recording, inputs: played.append(1) or play(recording, inputs))
+    capacities = set()
+    with torch.no_grad():
+        expected = eager(ids).logits[0, 360:]
+        model(ids[:, :360], past_key_values=cache, use_cache=True)
+        for place in range(360, 560):
+            found.append(model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits[0, 0])
+            capacities.add(cache.layers[0].keys.inner_tensors()["codes"].shape[2])
+    torch.testing.assert_close(torch.stack(found), expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
+    assert capacities == {11, 16} and len(played) == 199
+    assert recordings() == 2
+    assert_recorded(2)
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_results_of_a_step_are_not_overwritten(mode):
     """The caller's own, as those of a program that is not recorded; no step has to be marked."""
