@@ -66,12 +66,18 @@ offline.compile_for(
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+SLOW_CASES = [(128, "signed", 3, 80), (64, "none", 2, 90), (80, "hybrid", 4, 80), (80, "hybrid", 4, 90)]
+
+
 @pytest.mark.parametrize(
-    ("head_dim", "mode", "bits"),
-    [(128, "signed", 3), pytest.param(80, "hybrid", 4, marks=pytest.mark.slow), (64, "none", 2)],
+    ("head_dim", "mode", "bits", "capability"),
+    [
+        (128, "signed", 3, 90),
+        (64, "none", 2, 80),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES),
+    ],
 )
-def test_kernels_compile(capability, head_dim, mode, bits):
+def test_kernels_compile(head_dim, mode, bits, capability):
     program = PROGRAM.format(capability=capability, head_dim=head_dim, mode=mode, bits=bits)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
