@@ -93,6 +93,7 @@ def test_static_cache():
     assert [kind for kind, count in rewritten() if count] == ["decode", "decode"]
 
 
+@pytest.mark.slow  # tests/parallel has ranks, too
 def test_tensor_parallel(tiny_model):
     arguments = ("--model", str(tiny_model), "--prompt", "hello world", "--tokens", "6")
     script = ("-m", "tests.parallel.cheaply", str(EXAMPLES / "tensor_parallel.py"))
