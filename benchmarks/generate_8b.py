@@ -166,18 +166,22 @@ def decode(
     return times[warmup:], warm - begin
 
 
+def tensors_of(cache) -> list[torch.Tensor]:
+    """Keys and values of all layers."""
+    return [side for layer in cache.layers for side in (layer.keys, layer.values)]
+
+
 def held_gib(cache) -> float:
     """GiB of keys and values that a cache holds."""
-    total = 0
-    for layer in cache.layers:
-        for side in (layer.keys, layer.values):
-            total += getattr(side, "nbytes_held", None) or side.numel() * side.element_size()
-    return total / GIB
+    return (
+        sum(getattr(side, "nbytes_held", None) or side.numel() * side.element_size() for side in tensors_of(cache))
+        / GIB
+    )
 
 
-def room(cache) -> int:
+def room_of(cache) -> int:
     """Tokens that a cache has room for as it is."""
-    return min(getattr(side, "room", side.shape[2]) for layer in cache.layers for side in (layer.keys, layer.values))
+    return min(getattr(side, "room", side.shape[2]) for side in tensors_of(cache))
 
 
 def peak_gib() -> float | None:
@@ -207,7 +211,7 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
     prompted = not options.fill
     times, result["warmup_s"] = decode(model, cache, batch, context, options.steps, options.warmup, prompted)
     result |= {"ms": statistics.median(times), "ms_least": min(times), "ms_most": max(times)}
-    result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache), "room": room(cache)}
+    result |= {"decode_peak_gib": peak_gib(), "cache_gib": held_gib(cache), "room": room_of(cache)}
     return result
 
 

@@ -22,7 +22,6 @@ from .config import InnerQConfig, field_names
 from .dump import begin_dump, captured_inputs, dumped
 from .errors import InnerQError
 from .kernels import lowering
-from .next_call import Caches
 from .passes import PassContext, run_passes
 from .passes.aliases import Writes
 from .passes.context import GraphError
@@ -158,7 +157,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     else:
         log.debug("graph %d: Inductor's CUDA graphs, if any: %s", report.index, recorded)
 
-        def call(inputs: list[Any], caches: Caches) -> Any:
+        def call(inputs: list[Any], places: list[int]) -> Any:
             return compiled(*inputs)
 
     return captured_inputs(dump, CompiledGraph(call, prelude, context, gm, copy, report))

@@ -8,7 +8,6 @@ before the call, and the GPU need not wait for it.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -26,31 +25,18 @@ class Caches:
 
     Attributes:
         inner: their inner tensors, in the order of the graph's inputs.
-        counts: how many of them each cache has; codes and scales are the first two.
         places: the address of each inner tensor, and then the capacity of each cache in blocks. A recording is one of
             these very places.
     """
 
     inner: list[torch.Tensor]
-    counts: list[int]
     places: list[int]
 
     @classmethod
     def of(cls, storages: Sequence[CacheStorage]) -> Caches:
         """Those of ``storages``."""
         inner = [tensor for storage in storages for tensor in storage.inputs]
-        places = [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)]
-        return cls(inner, [len(storage.inputs) for storage in storages], places)
-
-    def have_grown_from(self, places: list[int]) -> bool:
-        """Whether they are those that were at ``places``, with more room since: but for codes and scales, everything is
-        where it was."""
-        rooms = len(self.inner)
-        if len(places) != len(self.places) or not all(map(operator.lt, places[rooms:], self.places[rooms:])):
-            return False
-        ends = list(itertools.accumulate(self.counts))
-        rests = [slice(end - count + 2, end) for end, count in zip(ends, self.counts, strict=True)]
-        return all(places[rest] == self.places[rest] for rest in rests)
+        return cls(inner, [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)])
 
 
 class NextCall:

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .next_call import Caches
 from .passes.recordable import RecordedInputs
 from .report import GraphReport
 
@@ -49,8 +48,9 @@ _ALL: weakref.WeakSet[Recordings] = weakref.WeakSet()
 class Recordings:
     """A compiled graph that records itself.
 
-    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with the caches among
-    them. Threads do not share recordings, which have memory of their own to work in.
+    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with what says where
+    the caches among them are (``Caches.places``). Threads do not share recordings, which have memory of their own to
+    work in.
     """
 
     def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
@@ -79,15 +79,15 @@ class Recordings:
                 copy.record_stream(stream)
         return stream
 
-    def __call__(self, inputs: list[Any], caches: Caches) -> Sequence[Any]:
+    def __call__(self, inputs: list[Any], places: list[int]) -> Sequence[Any]:
         """The results of a call that :meth:`begin` stands before."""
         if torch.cuda.is_current_stream_capturing():  # somebody else records the program
             return self._compiled(*inputs)
         mine = self._mine()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
         recording = mine.recordings[-1] if mine.recordings else None
-        if recording is None or not recording.is_of(inputs, sizes, caches.places):
-            recording = self._find(mine, inputs, sizes, caches)
+        if recording is None or not recording.is_of(inputs, sizes, places):
+            recording = self._find(mine, inputs, sizes, places)
             if recording is None:
                 return self._compiled(*inputs)
         return recording.play(inputs)
@@ -103,20 +103,20 @@ class Recordings:
             self._threads.mine = _Thread(self._inputs.device)
             return self._threads.mine
 
-    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int], caches: Caches) -> Recording | None:
+    def _find(self, mine: _Thread, inputs: list[Any], sizes: list[int], places: list[int]) -> Recording | None:
         """The recording for a call, the last of ``mine`` from now on; None where the call is to run by itself."""
         if self._off:
             return None
-        found = next((one for one in mine.recordings if one.is_of(inputs, sizes, caches.places)), None)
+        found = next((one for one in mine.recordings if one.is_of(inputs, sizes, places)), None)
         if found is not None:
             mine.recordings.remove(found)
             mine.recordings.append(found)
             return found
-        look = Look(sizes, caches.places, self._addresses(inputs))
+        look = Look(sizes, places, self._addresses(inputs))
         if look in mine.seen:
             mine.seen.remove(look)
             return self._record(mine, inputs, look)
-        if mine.drop_smaller(sizes, caches):  # that has loaded the kernels
+        if mine.drop_smaller(look):  # that has loaded the kernels
             return self._record(mine, inputs, look, again=True)
         mine.seen.append(look)
         return None
@@ -175,10 +175,11 @@ class _Thread:
         # Nothing that a recording leaves behind is read by another one, so that all may work in the same memory.
         self.pool = torch.cuda.graph_pool_handle()
 
-    def drop_smaller(self, sizes: list[int], caches: Caches) -> bool:
-        """Let go of the last recording of the same calls from before ``caches`` have grown; whether there was one."""
+    def drop_smaller(self, look: Look) -> bool:
+        """Let go of the last recording of the same calls from before their caches have grown; whether there was one."""
         for recording in reversed(self.recordings):
-            if recording.look.sizes == sizes and caches.have_grown_from(recording.look.places):
+            before = recording.look
+            if before.sizes == look.sizes and recording.inputs.have_grown(before.places, look.places):
                 self.recordings.remove(recording)
                 return True
         return False

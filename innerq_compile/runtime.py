@@ -33,7 +33,7 @@ class CompiledGraph:
 
     def __init__(
         self,
-        compiled: Callable[[list[Any], Caches], Any],
+        compiled: Callable[[list[Any], list[int]], Any],
         prelude: Callable[..., Any] | None,
         context: PassContext,
         original: GraphModule,
@@ -90,7 +90,7 @@ class CompiledGraph:
         if self._prelude is not None:
             inputs += self._prelude(args, blocks=inputs[self._codes].shape[2])
         try:
-            results = self._compiled(inputs, caches)
+            results = self._compiled(inputs, caches.places)
             storages = storages or self._appended_to(args)
             for reader, shadow in zip(self._shadows, shadows, strict=True):
                 reader.followed(args, shadow)

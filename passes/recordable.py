@@ -56,6 +56,8 @@ class RecordedInputs:
         written: tensors that are changed in place, as the program knows it.
         sizes: for each symbol of a size a place where it is read: an input, and its dimension or None for a number.
             How much room each cache has is none of them.
+        caches: how many caches there are.
+        stays: of the inner tensors of all caches, by their number, those that stay where they are when a cache grows.
     """
 
     device: torch.device
@@ -63,6 +65,13 @@ class RecordedInputs:
     copied: list[int]
     written: list[int]
     sizes: list[tuple[int, int | None]]
+    caches: int
+    stays: list[int]
+
+    def have_grown(self, before: list[int], now: list[int]) -> bool:
+        """Whether the caches that are at ``now`` (``Caches.places``) were at ``before``, and have more room since."""
+        rooms = zip(before[-self.caches :], now[-self.caches :], strict=True)
+        return all(old < new for old, new in rooms) and all(before[place] == now[place] for place in self.stays)
 
 
 def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs | Reason:
@@ -82,7 +91,8 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
             return Reason(f"{node}: {reason}")
     if len(devices) != 1:
         return Reason(f"it is on {len(devices)} devices")
-    inner = {node for cache in caches for node in cache.nodes}
+    inner = dict.fromkeys(node for cache in caches for node in cache.nodes)
+    growing = {node for cache in caches for node in (cache.codes, cache.scales)}
     room = set().union(*(free_symbols(example(cache.codes).shape[2]) for cache in caches))
     fixed, copied, written, sizes = [], [], [], {}
     changes = Writes(gm.graph)
@@ -100,7 +110,8 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     for place, node in enumerate(placeholders):
         if unread := _symbols(example(node), place not in copied) - known:
             return Reason(f"{node}: no input has the size {min(map(str, unread))} by itself")
-    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()))
+    stays = [number for number, node in enumerate(inner) if node not in growing]
+    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()), len(caches), stays)
 
 
 def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str | None:

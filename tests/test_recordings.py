@@ -9,7 +9,6 @@ import weakref
 import pytest
 import torch
 
-from innerq_compile.next_call import Caches
 from innerq_compile.passes.recordable import RecordedInputs
 from innerq_compile.recordings import MOST, Recordings, release_all
 from innerq_compile.report import GraphReport
@@ -26,7 +25,10 @@ class Step:
         self.ran = 0
         self.report = GraphReport("decode", 1, 1, ())
         self._results = results
-        inputs = RecordedInputs(torch.device("cpu"), fixed=[0], copied=[2], written=[1], sizes=[(3, None)])
+        device = torch.device("cpu")
+        inputs = RecordedInputs(
+            device, fixed=[0], copied=[2], written=[1], sizes=[(3, None)], caches=2, stays=[2, 3, 4, 7, 8, 9]
+        )
         self.recordings = Recordings(self._run, inputs, self.report)
 
     def _run(self, weight, held, new, factor):
@@ -34,14 +36,12 @@ class Step:
         held += new
         return self._results(weight, held, new, held * weight * factor)
 
-    def __call__(self, weight, held, new, factor=2, caches=None):
+    def __call__(self, weight, held, new, factor=2, places=None):
         """The results; they are what the step gives by itself."""
         alone = held.clone()
         expected = self._results(weight, alone, new, (alone.add_(new)) * weight * factor)
         self.recordings.begin()
-        results = self.recordings(
-            [weight, held, new, factor], caches or Caches([held], [1], [held.data_ptr(), len(held)])
-        )
+        results = self.recordings([weight, held, new, factor], places or [held.data_ptr()] * 9 + [len(held), 1, 1])
         assert torch.equal(held, alone)
         for result, right in zip(results, expected, strict=True):
             assert result is right if right is None else torch.equal(result, right)
@@ -88,17 +88,17 @@ def test_other_addresses_are_recorded_when_they_come_again():
     assert step.recorded == 3
 
 
-def caches(*sides: tuple[int, int, int]) -> Caches:
-    """Caches by the addresses of their codes and scales, and of the rest of them, and their capacities."""
-    places = [place for codes, rest, _ in sides for place in (codes, codes + 1, rest, rest + 1, rest + 2)]
-    return Caches([torch.empty(0)] * len(places), [5] * len(sides), [*places, *(room for *_, room in sides)])
+def places(*sides: tuple[int, int, int]) -> list[int]:
+    """``Caches.places`` of two caches: where codes and scales, and the rest of each, are, and their capacities."""
+    addresses = [place for codes, rest, _ in sides for place in (codes, codes + 1, rest, rest + 1, rest + 2)]
+    return [*addresses, *(room for *_, room in sides)]
 
 
 def test_caches_that_grow_are_recorded_at_once():
     step, weight, memory = Step(), torch.randn(3), held()
     looks = [[10, 30, 8], [10, 30, 8], [20, 40, 9], [20, 40, 9], [50, 60, 12]]
     for (keys, values, room), counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
-        step(weight, memory, new(), caches=caches((keys, 100, room), (values, 200, room)))
+        step(weight, memory, new(), places=places((keys, 100, room), (values, 200, room)))
         assert (step.ran, step.recorded) == counts
     (recording,) = step.recordings._mine().recordings
     assert recording.look.places[-1] == 12, "those of before are gone"
@@ -118,9 +118,9 @@ def test_caches_that_grow_are_recorded_at_once():
 def test_others_are_recorded_when_they_come_again(factor, keys, values):
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(2):
-        step(weight, memory, new(), caches=caches((10, 100, 8), (30, 200, 8)))
+        step(weight, memory, new(), places=places((10, 100, 8), (30, 200, 8)))
     for recorded in (1, 2):
-        step(weight, memory, new(), factor, caches=caches(keys, values))
+        step(weight, memory, new(), factor, places=places(keys, values))
         assert step.recorded == recorded
     assert len(step.recordings._mine().recordings) == 2
 
@@ -129,7 +129,7 @@ def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
     """As where a kernel has to be loaded first: the step runs by itself, and is recorded when it comes again."""
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(2):
-        step(weight, memory, new(), caches=caches((10, 100, 8)))
+        step(weight, memory, new(), places=places((10, 100, 8), (30, 200, 8)))
     run, failed = step.recordings._compiled, []
 
     def loading(*args):
@@ -140,7 +140,7 @@ def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
 
     step.recordings._compiled = loading
     for recorded in (1, 2, 2):
-        step(weight, memory, new(), caches=caches((20, 100, 9)))
+        step(weight, memory, new(), places=places((20, 100, 9), (40, 200, 9)))
         assert step.recorded == recorded
     assert failed and "failed" not in step.report.cuda_graphs
 

@@ -12,6 +12,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import compiled_graphs, innerq
+from innerq_compile.recordings import Recording
 from innerq_compile.runtime import HoistedInputs
 
 from ..buffer_loop import BufferDecoder, compiled_loops
@@ -33,13 +34,15 @@ def pair(**kwargs):
     return eager, innerq(model, **OPTIONS)
 
 
-def test_a_cache_that_grows():
-    """More tokens than a new cache has room for; each capacity has a recording."""
+def test_a_cache_that_grows(monkeypatch):
+    """More tokens than a new cache has room for; each capacity has a recording, and all steps but one are played."""
     eager, model = pair()
-    ids = prompt(1, 460)["input_ids"]
+    ids, played, play = prompt(1, 460)["input_ids"], [], Recording.play
+    monkeypatch.setattr(Recording, "play", lambda recording, inputs: played.append(1) or play(recording, inputs))
     sizes = [60, *[1] * 400]
     assert_same_logits(feed(model, ids, DynamicCache(), sizes), feed(eager, ids, DynamicCache(), [460]))
     assert 2 <= recorded() <= 4
+    assert len(played) == 399
 
 
 def test_batch_sizes():
