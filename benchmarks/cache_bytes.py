@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from innerq_compile import PRESETS, InnerQConfig
+from innerq_compile.cache.storage import storage_bytes
 from innerq_compile.kernels import formats
-from innerq_compile.storage import storage_bytes
 
 
 def layer_bytes(preset: str, tokens: int, head_dim: int, dtype: torch.dtype, heads: int = 1) -> tuple[int, int]:

@@ -11,35 +11,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .logs import register
+from .inspect.logs import register
 
 if TYPE_CHECKING:
     from .api import innerq
-    from .buffer import InnerQBuffer, empty_cache
+    from .cache.buffer import InnerQBuffer, empty_cache
+    from .cache.tensor import InnerQTensor
     from .config import PRESETS, InnerQConfig
-    from .dump import dump_graphs
     from .errors import InnerQError, UnsupportedOperation
-    from .explanation import Explanation, explain
-    from .report import GraphReport, clear_reports, compiled_graphs
-    from .tensor import InnerQTensor
+    from .inspect.dump import dump_graphs
+    from .inspect.explanation import Explanation, explain
+    from .inspect.report import GraphReport, clear_reports, compiled_graphs
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "innerq": "api",
-    "InnerQBuffer": "buffer",
-    "empty_cache": "buffer",
+    "InnerQBuffer": "cache.buffer",
+    "empty_cache": "cache.buffer",
     "PRESETS": "config",
     "InnerQConfig": "config",
-    "dump_graphs": "dump",
+    "dump_graphs": "inspect.dump",
     "InnerQError": "errors",
     "UnsupportedOperation": "errors",
-    "Explanation": "explanation",
-    "explain": "explanation",
-    "GraphReport": "report",
-    "clear_reports": "report",
-    "compiled_graphs": "report",
-    "InnerQTensor": "tensor",
+    "Explanation": "inspect.explanation",
+    "explain": "inspect.explanation",
+    "GraphReport": "inspect.report",
+    "clear_reports": "inspect.report",
+    "compiled_graphs": "inspect.report",
+    "InnerQTensor": "cache.tensor",
 }
 
 __all__ = [

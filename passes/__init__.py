@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from torch.fx import GraphModule
 
 from .complete_examples import complete_examples
-from .context import PassContext
+from .context.context import PassContext
 from .dequantize_rest import dequantize_rest
 from .fold_key_norm import fold_key_norm
 from .hoist_lengths import hoist_lengths

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from .context import PassContext
-from .graph_utils import example
+from .context.context import PassContext
+from .graph.reading import example
 
 log = logging.getLogger("innerq_compile.passes")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from .context import CacheInput, PassContext
-from .graph_utils import erase_dead, shape, size_node
-from .match_buffer import is_preallocated
+from .analysis.buffers import is_preallocated
+from .context.context import CacheInput, PassContext
+from .graph.reading import erase_dead, shape, size_node
 
 
 def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:

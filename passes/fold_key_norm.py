@@ -22,11 +22,11 @@ from torch.fx import GraphModule, Node
 
 from ..kernels.formats import CacheFormat
 from ..kernels.pairs import Pairs, pairs_of
-from .aliases import Writes
+from .analysis.channel_paths import ChannelPath, find_path
 from .attention.sides import behind_factor, behind_view
-from .channel_paths import ChannelPath, find_path
-from .context import Config, KeyNormUse, NormPlace, PassContext, Reason
-from .graph_utils import example, op_name, shape, source_line
+from .context.context import Config, KeyNormUse, NormPlace, PassContext, Reason
+from .graph.aliases import Writes
+from .graph.reading import example, op_name, shape, source_line
 
 PROJECTION, AFTER_ROTARY, NONE = "projection", "after rotary", "none"
 

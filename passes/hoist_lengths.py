@@ -22,9 +22,9 @@ from torch._dynamo.source import ConstantSource
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 
-from .aliases import Writes
-from .context import PassContext, Reason
-from .graph_utils import example
+from .context.context import PassContext, Reason
+from .graph.aliases import Writes
+from .graph.reading import example
 
 #: Operators that read a mask up to the device-side length only, and its position among their arguments.
 _MASKS = {"innerq::decode_attention": 9, "innerq::open_from": 0}

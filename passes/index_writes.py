@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from .context import PassContext
-from .graph_utils import erase_dead, example
-from .match_buffer import BufferUse, is_preallocated
+from .analysis.buffers import BufferUse, is_preallocated
+from .context.context import PassContext
+from .graph.reading import erase_dead, example
 from .rewrite_buffer import position_tensor
 
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from ..kernels.triton import support
-from .aliases import Writes
-from .context import PassContext
-from .graph_utils import example, shape
+from .context.context import PassContext
+from .graph.aliases import Writes
+from .graph.reading import example, shape
 
 #: Layers in one operator at most.
 MOST = 4

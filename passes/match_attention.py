@@ -14,8 +14,8 @@ from torch.fx import GraphModule, Node
 
 from .attention import match_attention_at
 from .attention.scores import Order
-from .context import NoMatch, PassContext
-from .graph_utils import module_path, op_name, source_line
+from .context.context import NoMatch, PassContext
+from .graph.reading import module_path, op_name, source_line
 
 
 def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:

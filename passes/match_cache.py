@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .aliases import Writes, possible_views
-from .context import CacheUse, PassContext
-from .graph_utils import argument, is_output, op_name, shape
-from .match_buffer import NoBuffer, buffer_use, is_preallocated, is_written
+from .analysis.buffers import NoBuffer, buffer_use, is_preallocated, is_written
+from .context.context import CacheUse, PassContext
+from .graph.aliases import Writes, possible_views
+from .graph.reading import argument, is_output, op_name, shape
 
 _PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from .context import Appended, CacheInput, PassContext, Quantized
+from .context.context import Appended, CacheInput, PassContext, Quantized
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

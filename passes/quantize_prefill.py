@@ -19,12 +19,12 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from ..kernels.formats import CacheFormat, grown_capacity
-from .aliases import Writes
 from .attention.products import is_product
 from .attention.sides import behind_factor, behind_view
-from .context import AttentionMatch, CacheUse, NoMatch, PassContext, Quantized
+from .context.context import AttentionMatch, CacheUse, NoMatch, PassContext, Quantized
 from .fold_key_norm import shared_norm
-from .graph_utils import by_head, example, is_query, op_name, same_size, shape
+from .graph.aliases import Writes
+from .graph.reading import by_head, example, is_query, op_name, same_size, shape
 from .standard_form import standard_query
 
 

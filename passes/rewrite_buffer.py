@@ -23,12 +23,12 @@ from torch.fx import GraphModule, Node
 
 from ..kernels.formats import preallocated_capacity
 from ..kernels.masks import MASKED
-from .aliases import Writes, possible_views
-from .context import AttentionMatch, CacheInput, PassContext, ShadowInput
+from .analysis.buffers import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
+from .analysis.read_dequantized import early_reader
+from .context.context import AttentionMatch, CacheInput, PassContext, ShadowInput
 from .fold_key_norm import shared_norm
-from .graph_utils import erase_dead, example, same_size, shape
-from .match_buffer import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
-from .read_dequantized import early_reader
+from .graph.aliases import Writes, possible_views
+from .graph.reading import erase_dead, example, same_size, shape
 from .rewrite_decode import append, attend, wrong_roles
 from .unwrap_caches import add_placeholders, cache_examples
 

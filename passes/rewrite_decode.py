@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from .aliases import Writes
-from .context import Appended, AttentionMatch, CacheInput, CacheUse, KeyNormUse, PassContext
-from .graph_utils import by_head, erase_dead, example, same_size, shape
-from .read_dequantized import early_reader, read_dequantized
+from .analysis.read_dequantized import early_reader, read_dequantized
+from .context.context import Appended, AttentionMatch, CacheInput, CacheUse, KeyNormUse, PassContext
+from .graph.aliases import Writes
+from .graph.reading import by_head, erase_dead, example, same_size, shape
 
 #: As `open_from`: no token is known to be open.
 _READ_ALL = 1 << 30

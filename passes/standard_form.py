@@ -18,8 +18,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .attention.axes import Dims, rearrange, resolve_dims
-from .context import AttentionMatch, MaskTerm, NoMatch, PassContext
-from .graph_utils import example, same_sizes, shape
+from .context.context import AttentionMatch, MaskTerm, NoMatch, PassContext
+from .graph.reading import example, same_sizes, shape
 
 
 def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..kernels import layout
 from ..kernels.formats import CacheFormat
-from .context import CacheInput, PassContext
+from .context.context import CacheInput, PassContext
 
 
 def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:

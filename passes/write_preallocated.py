@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .aliases import Writes
-from .context import CacheInput, GraphError, PassContext
+from .analysis.buffers import BufferUse, IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
+from .context.context import CacheInput, GraphError, PassContext
 from .dequantize_rest import dequantized
-from .graph_utils import erase_dead, shape, source_line
-from .match_buffer import BufferUse, IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
+from .graph.aliases import Writes
+from .graph.reading import erase_dead, shape, source_line
 from .rewrite_buffer import logical, position_tensor, write_cache
 
 _ORDER = (0, 1, 2, 3)

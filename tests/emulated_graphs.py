@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from innerq_compile.passes import recordable
+from innerq_compile.passes.analysis import recordable
 
 _CPU = torch.device("cpu")
 

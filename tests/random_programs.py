@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from innerq_compile import GraphReport, InnerQError, clear_reports, compiled_graphs, empty_cache
-from innerq_compile.backend import innerq_backend
+from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
 
 from .random_decoder import MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQError, dump_graphs, innerq
-from innerq_compile.pages import side_by_side
+from innerq_compile.inspect.pages import side_by_side
 from innerq_compile.passes import PASSES
 
 from .programs import TinyAttention

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from innerq_compile import InnerQError, InnerQTensor, compiled_graphs, explain, innerq
-from innerq_compile.report import OBSERVERS
+from innerq_compile.inspect.report import OBSERVERS
 
 from .models.helpers import prompt, tiny_llama
 from .programs import TinyAttention
@@ -32,7 +32,7 @@ def llama():
 
 def test_explain_is_the_function():
     import innerq_compile
-    import innerq_compile.explanation
+    import innerq_compile.inspect.explanation
 
     assert callable(innerq_compile.explain) and innerq_compile.explain is explain
 

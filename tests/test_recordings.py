@@ -9,9 +9,9 @@ import weakref
 import pytest
 import torch
 
-from innerq_compile.passes.recordable import RecordedInputs
-from innerq_compile.recordings import MOST, Recordings, release_all
-from innerq_compile.report import GraphReport
+from innerq_compile.inspect.report import GraphReport
+from innerq_compile.passes.analysis.recordable import RecordedInputs
+from innerq_compile.runtime.call.recordings import MOST, Recordings, release_all
 
 from .emulated_graphs import Stream, emulated  # noqa: F401
 

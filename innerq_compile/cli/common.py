@@ -139,7 +139,7 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[name] = value  # a word
-    from ..backend import split_options
+    from ..compiler.backend import split_options
 
     try:
         split_options(options)
@@ -150,7 +150,7 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def config_of(options: dict[str, Any]) -> InnerQConfig:
     """The config among checked options."""
-    from ..backend import split_options
+    from ..compiler.backend import split_options
 
     return split_options(options)[0]
 
@@ -280,7 +280,7 @@ class Decoder:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of the tensors that a cache of transformers holds."""
-    from ..tensor import InnerQTensor
+    from ..cache.tensor import InnerQTensor
 
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(t.nbytes_held if isinstance(t, InnerQTensor) else t.nbytes for t in tensors)

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     """What :func:`innerq_compile.explain` finds."""
     from ..api import innerq
-    from ..dump import dump_graphs
-    from ..explanation import explain
+    from ..inspect.dump import dump_graphs
+    from ..inspect.explanation import explain
 
     options = backend_options(args)
     device = device_of(args)

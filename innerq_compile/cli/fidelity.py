@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 def _measure(model: Any, preset: str, ids: torch.Tensor, exact: torch.Tensor, context: int, output: Output) -> Any:
     from ..api import innerq
-    from ..tensor import InnerQTensor
+    from ..cache.tensor import InnerQTensor
 
     torch._dynamo.reset()
     innerq(model, preset=preset)

@@ -23,8 +23,8 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from ..context import NoMatch
-from ..graph_utils import example, plain_size, same_sizes, shape, size_node
+from ..context.context import NoMatch
+from ..graph.reading import example, plain_size, same_sizes, shape, size_node
 
 
 class Axis:

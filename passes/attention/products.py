@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..context import NoMatch
-from ..graph_utils import argument, op_name, same_sizes, shape
+from ..context.context import NoMatch
+from ..graph.reading import argument, op_name, same_sizes, shape
 from .axes import Axis, Dims, axes_of_size
 
 

@@ -23,8 +23,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ...kernels.masks import MASKED
-from ..context import MaskTerm, NoMatch
-from ..graph_utils import (
+from ..context.context import MaskTerm, NoMatch
+from ..graph.reading import (
     argument,
     constant,
     example,

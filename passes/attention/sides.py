@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..context import CacheInput, NoMatch
-from ..graph_utils import argument, constant, is_output, is_pure, op_name, same_sizes, shape, writes_to
+from ..context.context import CacheInput, NoMatch
+from ..graph.reading import argument, constant, is_output, is_pure, op_name, same_sizes, shape, writes_to
 from .axes import Axis, Dims, axes_of_size, flat, fresh_dims, reshaped, resolve, resolve_dims, unify
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.utils import fresh_cache
 
-from innerq_compile import backend
+from innerq_compile.compiler import backend
 from innerq_compile.kernels import layout, lowering
 from innerq_compile.kernels.lowering import decode_attention, source
 from innerq_compile.kernels.triton.attention_fields import decode_partial_fields_kernel

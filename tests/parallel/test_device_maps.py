@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
-from innerq_compile.device_maps import trace_hooks
+from innerq_compile.integrations.device_maps import trace_hooks
 
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from innerq_compile import InnerQError, clear_reports, compiled_graphs
-from innerq_compile.backend import innerq_backend
+from innerq_compile.compiler.backend import innerq_backend
 
 from ..programs import run_graphs_eagerly
 

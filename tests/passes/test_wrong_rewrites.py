@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from innerq_compile import InnerQError, clear_reports, compiled_graphs, empty_cache
-from innerq_compile.backend import innerq_backend
+from innerq_compile.compiler.backend import innerq_backend
 
 from ..programs import run_graphs_eagerly
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backend import innerq_backend
+from ..compiler.backend import innerq_backend
 from .generate import install
 
 install()

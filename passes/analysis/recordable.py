@@ -17,9 +17,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .aliases import Writes
-from .context import CacheInput, Reason
-from .graph_utils import called_name, example
+from ..context.context import CacheInput, Reason
+from ..graph.aliases import Writes
+from ..graph.reading import called_name, example
 
 #: The kind of device that records.
 DEVICE = "cuda"

@@ -14,10 +14,10 @@ import torch
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters, get_compilation_metrics
 
-from .api import innerq
-from .errors import InnerQError
-from .kernels import layout
-from .kernels.formats import CacheFormat, blocks_for
+from ..api import innerq
+from ..errors import InnerQError
+from ..kernels import layout
+from ..kernels.formats import CacheFormat, blocks_for
 from .report import OBSERVERS, SKIPPED, GraphReport, LayerReport, to_dict
 
 _SHADOW = "dense buffer with a quantized shadow"

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .passes.recordable import RecordedInputs
-from .report import GraphReport
+from ..inspect.report import GraphReport
+from ..passes.analysis.recordable import RecordedInputs
 
 log = logging.getLogger(__name__)
 

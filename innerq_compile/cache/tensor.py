@@ -14,12 +14,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
-from .config import InnerQConfig
-from .errors import InnerQError, UnsupportedOperation
-from .kernels import layout, reference
-from .kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
-from .kernels.formats import CacheFormat, Role
-from .kernels.pairs import Pairs
+from ..config import InnerQConfig
+from ..errors import InnerQError, UnsupportedOperation
+from ..kernels import layout, reference
+from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from ..kernels.formats import CacheFormat, Role
+from ..kernels.pairs import Pairs
 from .storage import CacheStorage, View, quantize, restore
 
 aten = torch.ops.aten

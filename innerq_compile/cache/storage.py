@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .errors import InnerQError
-from .kernels import formats, layout, reference
-from .kernels.formats import CacheFormat
+from ..errors import InnerQError
+from ..kernels import formats, layout, reference
+from ..kernels.formats import CacheFormat
 
 Kind = tuple[str, torch.dtype, bool, bool, str]  # spec, dtype, has a mean, has a norm, device
 
@@ -120,7 +120,7 @@ class CacheStorage:
 
     def check_whole(self) -> None:
         if self.handle:
-            from .backend import CompileError  # imports the compiler, which is at work here anyway
+            from ..compiler.backend import CompileError  # imports the compiler, which is at work here anyway
 
             raise CompileError(
                 "an InnerQTensor was traced by a compiler that does not know it: compile this program with "

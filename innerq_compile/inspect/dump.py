@@ -32,11 +32,11 @@ import torch
 from torch._logging import getArtifactLogger
 from torch.fx import GraphModule
 
-from .config import InnerQConfig, field_names
-from .errors import InnerQError
+from ..config import InnerQConfig, field_names
+from ..errors import InnerQError
+from ..passes import PassContext
+from ..passes.graph.reading import source_line
 from .logs import GRAPHS, trace_text
-from .passes import PassContext
-from .passes.graph_utils import source_line
 from .report import GraphReport, to_dict
 
 VARIABLE = "INNERQ_DUMP"
@@ -324,7 +324,7 @@ import torch
 import torch.fx._pytree as fx_pytree  # noqa: F401
 from torch import device  # noqa: F401
 
-from innerq_compile.reproduce import reproduce
+from innerq_compile.inspect.reproduce import reproduce
 
 NoneType = type(None)
 {program}

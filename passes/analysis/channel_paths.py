@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .aliases import Writes
-from .attention.sides import view_dims
-from .graph_utils import argument, is_pure, is_query, op_name
+from ..attention.sides import view_dims
+from ..graph.aliases import Writes
+from ..graph.reading import argument, is_pure, is_query, op_name
 
 _MORE_FUNCTIONS = {
     torch.stack: "stack",

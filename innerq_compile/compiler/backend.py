@@ -18,18 +18,18 @@ from torch._dynamo.exc import ShortenTraceback
 from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 
-from .config import InnerQConfig, field_names
-from .dump import begin_dump, captured_inputs, dumped
-from .errors import InnerQError
-from .kernels import lowering
-from .passes import PassContext, run_passes
-from .passes.aliases import Writes
-from .passes.context import GraphError
-from .passes.hoist_lengths import is_prompt
-from .passes.recordable import RecordedInputs, recorded_inputs
-from .recordings import Recordings, release_all
-from .report import SKIPPED, GraphReport, make_report, record
-from .runtime import CompiledGraph
+from ..config import InnerQConfig, field_names
+from ..errors import InnerQError
+from ..inspect.dump import begin_dump, captured_inputs, dumped
+from ..inspect.report import SKIPPED, GraphReport, make_report, record
+from ..kernels import lowering
+from ..passes import PassContext, run_passes
+from ..passes.analysis.recordable import RecordedInputs, recorded_inputs
+from ..passes.context.context import GraphError
+from ..passes.graph.aliases import Writes
+from ..passes.hoist_lengths import is_prompt
+from ..runtime.call import CompiledGraph
+from ..runtime.recordings import Recordings, release_all
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ import torch
 from torch.fx import GraphModule
 from torch.utils._sympy.printers import PythonPrinter
 
-from .buffer import InnerQBuffer
-from .errors import UnsupportedOperation
+from ..cache.buffer import InnerQBuffer
+from ..cache.storage import CacheStorage
+from ..cache.tensor import InnerQTensor
+from ..errors import UnsupportedOperation
+from ..inspect.report import OBSERVERS, GraphReport
+from ..passes import PassContext
+from ..passes.context.context import Appended, CacheInput, Quantized
 from .next_call import Caches, NextCall
-from .passes import PassContext
-from .passes.context import Appended, CacheInput, Quantized
 from .recordings import Recordings
-from .report import OBSERVERS, GraphReport
 from .shadow import ShadowReader
-from .storage import CacheStorage
-from .tensor import InnerQTensor
 
 #: Batch sizes for which a graph keeps its hoisted inputs where they are.
 MOST_BATCHES = 8

@@ -16,8 +16,8 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from .context import AttentionMatch, CacheInput
-from .graph_utils import plain_size, shape, size_node
+from ..context.context import AttentionMatch, CacheInput
+from ..graph.reading import plain_size, shape, size_node
 
 
 def early_reader(match: AttentionMatch, last: Node, order: dict[Node, int]) -> str | None:

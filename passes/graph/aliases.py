@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from .graph_utils import called_name, is_query, writes_to
+from .reading import called_name, is_query, writes_to
 
 #: Methods and functions that compute something new of a tensor, never a view; what is not here may be a view.
 _COMPUTES_NAMES = (

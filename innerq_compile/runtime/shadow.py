@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from .config import InnerQConfig
-from .errors import InnerQError
-from .kernels.formats import preallocated_capacity
-from .passes.context import ShadowInput
-from .passes.graph_utils import example
-from .storage import CacheStorage, quantize
+from ..cache.storage import CacheStorage, quantize
+from ..config import InnerQConfig
+from ..errors import InnerQError
+from ..kernels.formats import preallocated_capacity
+from ..passes.context.context import ShadowInput
+from ..passes.graph.reading import example
 
 _ATTRIBUTE = "_innerq_shadow"
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Node
 
-from ..kernels.formats import CacheFormat
-from .graph_utils import module_path, source_line
-from .match_buffer import BufferUse
+from ...kernels.formats import CacheFormat
+from ..analysis.buffers import BufferUse
+from ..graph.reading import module_path, source_line
 
 
 class Config(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import InnerQError
+from ..errors import InnerQError
 
 #: Projections that hold the keys, alone or fused with queries and values, as transformers names them.
 KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")

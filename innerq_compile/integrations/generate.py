@@ -14,7 +14,7 @@ from typing import Any
 
 from torch._dynamo.eval_frame import OptimizedModule, innermost_backend
 
-from .backend import innerq_backend
+from ..compiler.backend import innerq_backend
 
 
 def install() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .aliases import Writes, possible_views
-from .graph_utils import argument, example, op_name, same_sizes, shape
+from ..graph.aliases import Writes, possible_views
+from ..graph.reading import argument, example, op_name, same_sizes, shape
 
 #: More new tokens than this attend to the buffer itself, exactly.
 MAX_QUERY_TOKENS = 16

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import InnerQConfig
-from .kernels.formats import CacheFormat
+from ..config import InnerQConfig
+from ..kernels.formats import CacheFormat
 
 #: Floating-point inputs up to this many elements are written out; larger ones are random, of the same mean and spread.
 SAVED_ELEMENTS = 4096
@@ -27,8 +27,8 @@ def describe_input(value: Any, example: Any, saved: list[torch.Tensor]) -> dict[
 
     ``example`` is what Dynamo traced with; ``saved`` collects the tensors whose values are kept.
     """
-    from .buffer import InnerQBuffer
-    from .tensor import InnerQTensor
+    from ..cache.buffer import InnerQBuffer
+    from ..cache.tensor import InnerQTensor
 
     if isinstance(value, InnerQTensor):
         storage = value._storage
@@ -103,8 +103,8 @@ def build(description: dict[str, Any], saved: list[torch.Tensor], device: str | 
 
 
 def _build_cache(description: dict[str, Any], device: str) -> torch.Tensor:
-    from .buffer import empty_cache
-    from .tensor import InnerQTensor
+    from ..cache.buffer import empty_cache
+    from ..cache.tensor import InnerQTensor
 
     fmt = CacheFormat.parse(description["format"])
     config = InnerQConfig(
@@ -179,7 +179,7 @@ def _parse_option(parser: argparse.ArgumentParser, text: str) -> tuple[str, Any]
 
 
 def _rms_difference(result: torch.Tensor, reference: torch.Tensor) -> float:
-    from .tensor import InnerQTensor
+    from ..cache.tensor import InnerQTensor
 
     a, b = (x.dequantize() if isinstance(x, InnerQTensor) else x for x in (result, reference))
     a, b = a.detach().double(), b.detach().double()

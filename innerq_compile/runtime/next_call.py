@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from .storage import HISTORY, CacheStorage
-from .tensor import InnerQTensor
+from ..cache.storage import HISTORY, CacheStorage
+from ..cache.tensor import InnerQTensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map_only
 
-from .config import InnerQConfig
-from .errors import InnerQError, UnsupportedOperation
-from .kernels import layout, reference
-from .kernels.formats import Role, preallocated_capacity
+from ..config import InnerQConfig
+from ..errors import InnerQError, UnsupportedOperation
+from ..kernels import layout, reference
+from ..kernels.formats import Role, preallocated_capacity
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 

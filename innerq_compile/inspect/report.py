@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from .config import InnerQConfig, describe
-from .kernels import ops
+from ..config import InnerQConfig, describe
+from ..kernels import ops
+from ..passes import PassContext, left_out
+from ..passes.analysis.buffers import is_preallocated
+from ..passes.context.context import AttentionMatch, CacheInput, CacheUse, Quantized, Reason
+from ..passes.graph.reading import example, shape
 from .logs import trace_json
-from .passes import PassContext, left_out
-from .passes.context import AttentionMatch, CacheInput, CacheUse, Quantized, Reason
-from .passes.graph_utils import example, shape
-from .passes.match_buffer import is_preallocated
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The quantized cache as a tensor: storage, :class:`InnerQTensor`, and preallocated buffers."""

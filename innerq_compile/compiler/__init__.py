@@ -1,0 +1,1 @@
+"""From a graph that Dynamo captured to a callable: the backend."""

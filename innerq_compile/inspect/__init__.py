@@ -1,0 +1,1 @@
+"""What was done to a program, for people: reports, explanations, dumps, reproducers."""

@@ -1,0 +1,1 @@
+"""What transformers, accelerate and ``torch.compile`` need from us beside the backend."""

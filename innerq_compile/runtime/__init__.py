@@ -1,0 +1,1 @@
+"""Calling compiled graphs: caches in and out, recorded steps, shadows of dense buffers."""
