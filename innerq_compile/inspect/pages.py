@@ -26,7 +26,8 @@ DiffRow = tuple[str, Any, Any]
 
 @functools.cache
 def _templates() -> Environment:
-    return Environment(loader=PackageLoader("innerq_compile.inspect"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    loader = PackageLoader("innerq_compile.inspect")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def dump_page(graphs: list[dict[str, Any]]) -> str:
