@@ -22,7 +22,6 @@ from ..config import InnerQConfig, field_names
 from ..errors import InnerQError
 from ..inspect.dump import begin_dump, captured_inputs, dumped
 from ..inspect.report import SKIPPED, GraphReport, make_report, record
-from ..kernels import lowering
 from ..passes import PassContext, run_passes
 from ..passes.analysis.recordable import RecordedInputs, recorded_inputs
 from ..passes.context.context import GraphError
@@ -30,6 +29,7 @@ from ..passes.graph.aliases import Writes
 from ..passes.hoist_lengths import is_prompt
 from ..runtime.call import CompiledGraph
 from ..runtime.recordings import Recordings, release_all
+from .cached_code import cached_by_source
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     if context.prelude is not None:
         examples = [originals[name] for name in context.prelude.inputs] + context.prelude.places()
         without = {**inductor_options, "triton.cudagraphs": False}
-        prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
+        with cached_by_source():
+            prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
     recorded = None
     if inductor_options.get("triton.cudagraphs"):
         _mark_static(copy, context)
@@ -149,7 +150,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
     with (
         _watched(report, inductor_options, example_inputs, context),
         dumped(dump, copy, report, context),
-        _keyed_by(lowering.register()),
+        cached_by_source(),
     ):
         compiled = compile_fx(copy, inputs, config_patches=inductor_options)
     if isinstance(recorded, RecordedInputs):
@@ -177,16 +178,6 @@ def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) ->
     if slow:
         return f"plain torch serves an attention, and waits for the device ({slow[0]})"
     return None
-
-
-def _keyed_by(tag: str):
-    """Graphs compiled inside are cached under ``tag`` besides what Inductor itself takes into account.
-
-    Inductor knows nothing of what a lowering from outside makes: a graph found in its cache was made by the kernels of
-    that time. The tag is the one that ``torch.compiler`` has for this, kept together with the user's.
-    """
-    settings = torch.compiler.config
-    return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
 
 
 def _placeholders(gm: GraphModule) -> list[Node]:

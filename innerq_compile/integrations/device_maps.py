@@ -16,6 +16,8 @@ import sys
 
 import torch
 
+from ..kernels.internals import dynamo_calls
+
 log = logging.getLogger(__name__)
 
 #: Graphs that a module may need whose hook breaks the graph: of prefill and decode, and each once more where a size
@@ -44,9 +46,9 @@ def trace_hooks(model: torch.nn.Module) -> int:
             hook.__class__ = _traced_class(hooks.AlignDevicesHook)
         elif hook is not None and not isinstance(hook, _traced_class(hooks.AlignDevicesHook)):
             breaks += 1
-    limit, setting = torch._dynamo.config.accumulated_recompile_limit, "accumulated_recompile_limit"
+    limit, setting = dynamo_calls.accumulated_recompile_limit(), "accumulated_recompile_limit"
     if not limit_is_an_argument():
-        limit, setting = min((limit, setting), (torch._dynamo.config.recompile_limit, "recompile_limit"))
+        limit, setting = min((limit, setting), (dynamo_calls.recompile_limit(), "recompile_limit"))
     if breaks * GRAPHS_PER_BREAK > limit:
         log.warning(
             "%d modules have hooks that Dynamo does not trace, such as those that load offloaded weights: what is "

@@ -1,7 +1,6 @@
 """Compiles sources with Inductor's C++ toolchain: its compiler, flags, vector ISA and on-disk cache.
 
-What differs between torch versions is here and nowhere else. ``CppCodeCache.load(source, "cpu", extra_flags=...)`` and
-``pick_vec_isa`` are the same in torch 2.11, 2.12 and 2.13 (read in all three).
+Inductor keys that cache by the source, which is complete: the headers stand in it (``codegen.source``).
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import functools
 import os
 import shutil
 import sys
+
+from ..internals import inductor
 
 #: Behind Inductor's flags, so that they win. It compiles with ``-fno-finite-math-only`` (NaN and infinity are honoured)
 #: and ``-ffp-contract=off`` unless the user's configuration says otherwise, and with ``-fno-signed-zeros``; codes and
@@ -35,15 +36,10 @@ def compiler_found() -> bool:
 @functools.cache
 def lanes() -> int:
     """Floats in a vector of the ISA that Inductor picked: 16, 8 or 4."""
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    isa = pick_vec_isa()
-    width = isa.bit_width() // 32 if isa else 4
+    width = inductor.vector_bits() // 32
     return 16 if width >= 16 else 8 if width >= 8 else 4
 
 
 def load(source: str) -> ctypes.CDLL:
     """The library that ``source`` compiles to, from Inductor's cache if it was compiled before."""
-    from torch._inductor.codecache import CppCodeCache
-
-    return CppCodeCache.load(source, "cpu", extra_flags=FLAGS)
+    return inductor.compile_cpp(source, FLAGS)

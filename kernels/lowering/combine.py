@@ -14,13 +14,13 @@ from typing import Any
 
 import sympy
 import torch
-from torch._inductor import ir
-from torch._inductor.lowering import permute, view
-from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, autotune_select_algorithm
 
+from ..internals import templates
+from ..internals.templates import SymbolicGridFn, TritonTemplate, ir
 from ..triton import combine as kernels
-from ..triton import dependent, support
-from . import _compat, source
+from ..triton import support
+from ..triton.dependent import wait_for_others
+from . import dependent, source
 
 
 @SymbolicGridFn
@@ -57,14 +57,14 @@ def template_source(sinks: bool, single: bool) -> str:
         lines += ["    idx_n = row % N", "    idx_h = row // N % HQ", "    idx_d = column"]
         indices = '"idx_b", "idx_n", "idx_h", "idx_d"'
     lines.append(f'    {{{{ store_output(({indices}), "acc", "mask", val_shape=("COLS",)) }}}}')
-    library = source.library(kernels.combined, dependent.wait_for_others)
+    library = source.library(kernels.combined, wait_for_others)
     return "\n".join(lines) + "\n\n\n{% raw %}\n" + library + "{% endraw %}\n"
 
 
 @functools.cache
 def template_for(sinks: bool, single: bool) -> TritonTemplate:
     name = "innerq_combine" + "_sinks" * sinks + "_rows" * (not single)
-    return TritonTemplate(name, _grid, template_source(sinks, single), **_compat.template_options())
+    return TritonTemplate(name, _grid, template_source(sinks, single), **templates.template_options())
 
 
 def combine(
@@ -77,11 +77,11 @@ def combine(
     """
     batch, heads, rows, width = shape
     single = rows == 1
-    nodes = [_compat.realized(parts)]
+    nodes = [templates.realized(parts)]
     if sink_logits is not None:
-        nodes.append(_compat.realized(sink_logits, contiguous=True))
+        nodes.append(templates.realized(sink_logits, contiguous=True))
     sizes = [batch, heads * width] if single else [batch, rows, heads, width]
-    layout = ir.FixedLayout(nodes[0].get_device(), dtype, sizes, ir.FlexibleLayout.contiguous_strides(sizes))
+    layout = templates.fixed_layout(nodes[0].get_device(), dtype, sizes)
     choices: list[Any] = []
     template_for(sink_logits is not None, single).maybe_append_choice(
         choices,
@@ -95,7 +95,7 @@ def combine(
         SPLITS=support.next_power_of_2(most),
         D=int(width),
         COLS=kernels.COLUMNS,
-        **_compat.dependent_launch(layout.device),
+        **dependent.launch_options(layout.device),
     )
-    node = _compat.selected(autotune_select_algorithm("innerq_combine", choices, nodes, layout))
-    return permute(view(node, [batch, rows, heads, width]), [0, 2, 1, 3])
+    node = templates.select("innerq_combine", choices, nodes, layout)
+    return templates.permute(templates.view(node, [batch, rows, heads, width]), [0, 2, 1, 3])

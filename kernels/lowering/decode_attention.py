@@ -15,20 +15,20 @@ from typing import Any
 
 import sympy
 import torch
-from torch._inductor import config, ir
-from torch._inductor.lowering import expand, fallback_handler, register_lowering
-from torch._inductor.select_algorithm import AlgorithmSelectorCache, autotune_select_algorithm
-from torch._inductor.virtualized import V
 
 from .. import layout, ops  # noqa: F401  (the operators are registered by their import)
 from ..formats import CacheFormat
+from ..internals import templates
+from ..internals.templates import V, config, ir
 from ..triton import attention, supports_decode
-from . import _compat, source
+from . import dependent, source
 from .combine import combine
 from .template import template_for
 
 log = logging.getLogger("innerq_compile.lowering")
 _CACHE = ("codes", "scales", "window", "state")
+
+OPERATOR = torch.ops.innerq.decode_attention.default
 
 
 class _NotLowered(Exception):
@@ -68,24 +68,20 @@ def _number(expr: Any) -> int | torch.SymInt:
     expr = sympy.sympify(expr)
     if expr.is_number:
         return int(expr)
-    return V.graph.sizevars.shape_env.create_symintnode(expr, hint=None)
+    return templates.symint(expr)
 
 
 def _expr(number: int | torch.SymInt) -> sympy.Expr:
     return number.node.expr if isinstance(number, torch.SymInt) else sympy.Integer(number)
 
 
-def register() -> None:
-    """Tell Inductor how the operator is lowered. It stays an extern kernel on a CPU."""
-    op = torch.ops.innerq.decode_attention.default
-
-    @register_lowering(op, type_promotion_kind=None)
-    def decode_attention(*args):
-        try:
-            return _lower(*args)
-        except _NotLowered as reason:
-            log.debug("decode_attention stays a call of the operator: %s", reason)
-            return fallback_handler(op, add_to_fallback_set=False)(*args)
+def lowering(*args: Any) -> Any:
+    """The operator as nodes of Inductor's; a call of it as it stands where no kernel takes the arguments."""
+    try:
+        return _lower(*args)
+    except _NotLowered as reason:
+        log.debug("decode_attention stays a call of the operator: %s", reason)
+        return templates.fall_back(OPERATOR, *args)
 
 
 def _lower(
@@ -93,15 +89,15 @@ def _lower(
     scale, softcap, causal, k_format, v_format,
 ):  # fmt: skip
     device = query.get_device()
-    if not _compat.runs_triton(device):
+    if not templates.runs_triton(device):
         raise _NotLowered(f"Triton does not run on {device.type}")
     k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
     names = ["query", *(f"{side}_{name}" for side in "kv" for name in _CACHE)]
     given = (query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state)
-    nodes = {name: _compat.realized(node) for name, node in zip(names, given, strict=True)}
+    nodes = {name: templates.realized(node) for name, node in zip(names, given, strict=True)}
     batch, heads, rows, _ = query.get_size()
     if mask is not None:
-        nodes["mask"] = _compat.realized(expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
+        nodes["mask"] = templates.realized(templates.expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
     views = {name: TensorView.of(node) for name, node in nodes.items()}
     call = (
         views["query"],
@@ -115,12 +111,12 @@ def _lower(
     if not all(isinstance(size, int) for size in sizes):
         raise _NotLowered(f"heads, query tokens or head_dim are symbolic: {sizes}")
 
-    sequences = _compat.size_hint(_expr(views["query"].shape[0] * views["k_window"].shape[1]))
+    sequences = templates.size_hint(_expr(views["query"].shape[0] * views["k_window"].shape[1]))
     query_rows = views["query"].shape[1] // views["k_window"].shape[1] * views["query"].shape[2]
     own = attention.choose_config(sequences, query_rows, views["query"].shape[3], views["v_window"].shape[3])
     launch = attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, config=own, open_from=open_from)
     if launch.constants.get("OPEN"):
-        nodes["open_from"] = _compat.realized(open_from)
+        nodes["open_from"] = templates.realized(open_from)
     launches = [launch]
     if launch.reason:
         log.debug("decode_attention takes the portable kernel: %s", launch.reason)
@@ -134,7 +130,7 @@ def _lower(
     value_dim = views["v_window"].shape[3]
     splits = _expr(launch.splits)
     rows_of_parts = splits * batch * heads * rows
-    parts = ir.FixedLayout(device, torch.float32, [rows_of_parts * (value_dim + 2)], [sympy.S.One])
+    parts = templates.fixed_layout(device, torch.float32, [rows_of_parts * (value_dim + 2)])
     inputs = list(nodes.values())
     choices: list[Any] = []
     for one in launches:
@@ -142,11 +138,9 @@ def _lower(
     if not choices:
         raise _NotLowered("no template could be rendered")
     generators = _generators(nodes, k_fmt, v_fmt) if len(choices) > 1 else None
-    node = _compat.selected(
-        autotune_select_algorithm("innerq_decode_attention", choices, inputs, parts, input_gen_fns=generators)
-    )
+    node = templates.select("innerq_decode_attention", choices, inputs, parts, generators)
     V.graph.no_fuse_buffer_names.add(node.get_name())  # the template stores its output itself
-    most = int(V.graph.sizevars.shape_env.bound_sympy(splits).upper)
+    most = templates.upper_bound(splits)
     return combine(node, sink_logits, most, (batch, heads, rows, sympy.Integer(value_dim)), query.get_dtype())
 
 
@@ -163,24 +157,24 @@ def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: 
         num_warps=launch.options["num_warps"],
         num_stages=3,
         MAXNREG=launch.options.get("maxnreg", 0),
-        **_compat.dependent_launch(parts.device),
+        **dependent.launch_options(parts.device),
         **constants,
     )
 
 
 def _generators(nodes: dict[str, ir.IRNode], k_fmt: CacheFormat, v_fmt: CacheFormat) -> dict[int, Any]:
     """How Inductor makes inputs to time choices on: random codes, small scales, caches that are full."""
-    blocks = _compat.size_hint(nodes["k_codes"].get_size()[2])
+    blocks = templates.size_hint(nodes["k_codes"].get_size()[2])
 
     def codes(node):
-        like = AlgorithmSelectorCache.benchmark_example_value(node)
+        like = templates.example_value(node)
         return like if like.is_floating_point() else torch.randint_like(like, -(1 << 31), (1 << 31) - 1)
 
     def scales(node):
-        return AlgorithmSelectorCache.benchmark_example_value(node).uniform_(0.0, 0.02)
+        return templates.example_value(node).uniform_(0.0, 0.02)
 
     def state(node):
-        like = AlgorithmSelectorCache.benchmark_example_value(node).zero_()
+        like = templates.example_value(node).zero_()
         like[..., layout.LENGTH] = like[..., layout.PEAK] = k_fmt.sink + blocks * k_fmt.block + k_fmt.recent
         return like
 

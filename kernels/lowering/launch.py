@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch._inductor.runtime import triton_heuristics
+from ..internals import launchers
 
 
-class LimitedRegisters(triton_heuristics.CachingAutotuner):
+class LimitedRegisters(launchers.CachingAutotuner):
     """A kernel of at most ``inductor_meta["maxnreg"]`` registers a thread."""
 
     def _create_compile_options(self, cfg, compile_meta) -> dict[str, Any]:
@@ -20,11 +20,11 @@ class LimitedRegisters(triton_heuristics.CachingAutotuner):
 
 def template(*, maxnreg: int, inductor_meta: dict[str, Any], **options: Any) -> Callable[[Any], Any]:
     """``triton_heuristics.template`` for a kernel of at most ``maxnreg`` registers a thread."""
-    decorate = triton_heuristics.template(inductor_meta={**inductor_meta, "maxnreg": maxnreg}, **options)
+    decorate = launchers.template(inductor_meta={**inductor_meta, "maxnreg": maxnreg}, **options)
 
     def limit(fn):
         tuner = decorate(fn)
-        if type(tuner) is triton_heuristics.CachingAutotuner:  # a debugging one is left as it is
+        if type(tuner) is launchers.CachingAutotuner:  # a debugging one is left as it is
             tuner.__class__ = LimitedRegisters
         return tuner
 

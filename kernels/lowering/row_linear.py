@@ -15,17 +15,17 @@ from typing import Any
 
 import sympy
 import torch
-from torch._inductor import config, ir
-from torch._inductor.lowering import fallback_handler, register_lowering, view
-from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, autotune_select_algorithm
-from torch._inductor.virtualized import V
 
 from .. import ops  # noqa: F401  (the operators are registered by their import)
+from ..internals import templates
+from ..internals.templates import SymbolicGridFn, TritonTemplate, V, config, ir
 from ..triton import linear as kernels
 from ..triton import support
-from . import _compat, source
+from . import dependent, source
 
 log = logging.getLogger("innerq_compile.lowering")
+
+OPERATOR = torch.ops.innerq.row_linear.default
 
 
 @SymbolicGridFn
@@ -65,33 +65,29 @@ def template_source(biases: tuple[bool, ...]) -> str:
 @functools.cache
 def template_for(biases: tuple[bool, ...]) -> TritonTemplate:
     name = "innerq_row_linear_" + "".join(str(int(bias)) for bias in biases)
-    return TritonTemplate(name, _grid, template_source(biases), **_compat.template_options())
+    return TritonTemplate(name, _grid, template_source(biases), **templates.template_options())
 
 
-def register() -> None:
-    """Tell Inductor how the operator is lowered."""
-    op = torch.ops.innerq.row_linear.default
-
-    @register_lowering(op, type_promotion_kind=None)
-    def row_linear(x, weights, biases):
-        lowered = _lower(x, weights, biases)
-        if lowered is None:
-            log.debug("row_linear stays a call of the operator: no kernel for %s", x.get_dtype())
-            return fallback_handler(op, add_to_fallback_set=False)(x, weights, biases)
-        return lowered
+def lowering(x: Any, weights: list[Any], biases: list[Any]) -> Any:
+    """The operator as nodes of Inductor's; a call of it as it stands where no kernel takes the arguments."""
+    lowered = _lower(x, weights, biases)
+    if lowered is None:
+        log.debug("row_linear stays a call of the operator: no kernel for %s", x.get_dtype())
+        return templates.fall_back(OPERATOR, x, weights, biases)
+    return lowered
 
 
 def _lower(x, weights, biases):
     device, dtype = x.get_device(), x.get_dtype()
-    if not _compat.runs_triton(device):
+    if not templates.runs_triton(device):
         return None
     layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
     if dtype not in support.DTYPES or any(tensor.get_dtype() != dtype for tensor in layers):
         return None
-    nodes = [_compat.realized(tensor, contiguous=True) for tensor in (x, *layers)]
+    nodes = [templates.realized(tensor, contiguous=True) for tensor in (x, *layers)]
     inputs = int(x.get_size()[-1])
     widths = [int(weight.get_size()[0]) for weight in weights]
-    layout = ir.FixedLayout(device, dtype, [sympy.Integer(sum(widths))], [sympy.S.One])
+    layout = templates.fixed_layout(device, dtype, [sympy.Integer(sum(widths))])
     own = kernels.choose_launch(inputs)
     launches = [own, *(kernels.other_launches(own, inputs) if config.max_autotune else ())]
     choices: list[Any] = []
@@ -114,12 +110,12 @@ def _lower(x, weights, biases):
             BK=launch.inputs,
             **places,
             AHEAD=ahead,
-            **_compat.dependent_launch(device),
+            **dependent.launch_options(device),
         )
     if not choices:
         return None
-    node = _compat.selected(autotune_select_algorithm("innerq_row_linear", choices, nodes, layout))
-    return view(node, [*x.get_size()[:-1], sympy.Integer(sum(widths))])
+    node = templates.select("innerq_row_linear", choices, nodes, layout)
+    return templates.view(node, [*x.get_size()[:-1], sympy.Integer(sum(widths))])
 
 
 def _written_before(node: ir.IRNode) -> bool:

@@ -7,15 +7,13 @@ code holds a copy of its text, so that a compiled graph is complete and Inductor
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import pathlib
 import textwrap
 from typing import Any
 
 import triton.language as tl
-from triton.runtime.jit import ConstexprFunction
 
+from ..internals.templates import ConstexprFunction
 from ..triton import dependent
 
 #: Tensors that a call may lack, and the constant that says whether it has them. Without, the query stands for them.
@@ -110,21 +108,3 @@ def library(*kernels: Any) -> str:
 def template_source(kernel: Any) -> str:
     """The Jinja template of a kernel, complete."""
     return entry(kernel) + "\n\n{% raw %}\n" + library(kernel, dependent.wait_for_others) + "{% endraw %}\n"
-
-
-def source_files() -> list[pathlib.Path]:
-    """What generated code is made of: kernels, configurations, templates, the lowering, operators that decompose."""
-    here = pathlib.Path(__file__).parent
-    kernels = here.parent
-    files = [*sorted(here.glob("*.py")), *sorted((kernels / "triton").glob("*.py"))]
-    return [*files, *(kernels / name for name in ("formats.py", "layout.py", "masks.py"))]
-
-
-@functools.cache
-def source_hash() -> str:
-    """A name for the contents of :func:`source_files`."""
-    digest = hashlib.sha256()
-    for file in source_files():
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]

@@ -6,9 +6,14 @@ import functools
 import textwrap
 from typing import Any
 
-from torch._inductor.select_algorithm import SymbolicGridFn, TritonTemplate, TritonTemplateKernel
-
-from . import _compat, source
+from ..internals.templates import (
+    SymbolicGridFn,
+    TritonTemplate,
+    TritonTemplateKernel,
+    pointer_to_output,
+    template_options,
+)
+from . import source
 
 
 class PartialKernel(TritonTemplateKernel):
@@ -19,11 +24,7 @@ class PartialKernel(TritonTemplateKernel):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._register_extra_template_env_fns(self.output_argument)
-
-    def output_argument(self) -> str:
-        """The name of the pointer to the output, which becomes an argument of the kernel."""
-        return self.args.output(self.output_node.get_name())
+        pointer_to_output(self)
 
     def jit_lines(self) -> str:
         lines = textwrap.dedent(super().jit_lines()).strip()
@@ -48,4 +49,4 @@ def _grid(sequences, row_tiles, splits, meta):
 def template_for(kernel: Any) -> PartialTemplate:
     """The template of ``decode_partial_fields_kernel`` or ``decode_partial_portable_kernel``."""
     name = "innerq_" + kernel.fn.__name__.removesuffix("_kernel")
-    return PartialTemplate(name, _grid, source.template_source(kernel), **_compat.template_options())
+    return PartialTemplate(name, _grid, source.template_source(kernel), **template_options())

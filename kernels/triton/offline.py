@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
+
+from ..internals.triton_compiler import ASTSource, CompiledKernel, GPUTarget, disassembler
 
 _POINTERS = {
     torch.float16: "*fp16",
@@ -53,10 +53,11 @@ def compile_for(kernel, arguments: dict[str, Any], capability: int = 90, **optio
 
 def sass(compiled: CompiledKernel) -> str:
     """Machine code of a compiled kernel, disassembled with the ``nvdisasm`` that Triton carries."""
-    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     cubin = pathlib.Path("/tmp") / f"{compiled.hash}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     try:
-        return subprocess.run([str(tool), "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [str(disassembler()), "-c", str(cubin)], check=True, capture_output=True, text=True
+        ).stdout
     finally:
         cubin.unlink()

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from innerq_compile import compiled_graphs, innerq
-from innerq_compile.kernels.lowering import _compat
+from innerq_compile.kernels.lowering import dependent
 
 from ..models.helpers import prompt, tiny_llama
 from . import inductor
@@ -36,7 +36,7 @@ def main(tokens: int) -> int:
     with (
         mock.patch.object(inductor, "_load", loaded),
         mock.patch.object(inductor.Interpreted, "run", nothing),
-        mock.patch.object(_compat, "dependent_launch", lambda device: {"PDL": True}),
+        mock.patch.object(dependent, "launch_options", lambda device: {"PDL": True}),
         inductor.as_on_a_gpu(),
         torch.no_grad(),
     ):

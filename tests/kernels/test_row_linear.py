@@ -144,7 +144,7 @@ def test_on_a_cpu(kind):
 
 def test_no_templates_where_plain_torch_is_asked_for():
     """``INNERQ_KERNELS=reference`` takes the templates of compiled graphs out, too."""
-    program = "from innerq_compile.kernels import lowering; print(repr(lowering.register()))"
+    program = "from innerq_compile.kernels import lowering; print(lowering.register())"
     environment = {**os.environ, "INNERQ_KERNELS": "reference"}
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert found.stdout.strip() == "''"
+    assert "done=False, reason='INNERQ_KERNELS=reference'" in found.stdout

@@ -1,0 +1,50 @@
+"""What passes need to read graphs, sizes and operators beside ``torch.fx``. See ``table/graphs.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols, statically_known_true
+from torch.utils._sympy.printers import PythonPrinter
+
+__all__ = [
+    "HigherOrderOperator",
+    "OpOverload",
+    "OpOverloadPacket",
+    "as_python",
+    "free_symbols",
+    "free_unbacked_symbols",
+    "is_erased",
+    "linear",
+    "node_of_line",
+    "scaled_dot_product_attention",
+    "schema_of",
+    "statically_known_true",
+]
+
+#: What ``torch.nn.functional`` names lead to; programs may call them as they are.
+linear: Any = torch._C._nn.linear  # pyright: ignore[reportAttributeAccessIssue]
+scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def schema_of(operator: OpOverload) -> torch.FunctionSchema:
+    """The schema of an operator: its arguments, their names and defaults, and which of them it writes to."""
+    return operator._schema
+
+
+def is_erased(node: Node) -> bool:
+    """Whether a node has been taken out of its graph."""
+    return node._erased
+
+
+def as_python(expression: Any) -> str:
+    """A symbolic size as an expression of Python."""
+    return PythonPrinter().doprint(expression)
+
+
+def node_of_line(code: Any, line: int) -> int | None:
+    """The index of the node that a line of ``Graph.python_code(...)`` was made of, if it was made of one."""
+    return code._lineno_map.get(line - code._prologue_start + 1) if code._lineno_map else None

@@ -1,0 +1,57 @@
+"""Of ``internals/dynamo_calls.py``."""
+
+from __future__ import annotations
+
+from .entry import Internal
+
+_NO_GENERATE = "torch.compile(model, backend='innerq').generate(...) runs uncompiled, or fails with an AttributeError."
+
+ENTRIES = (
+    Internal(
+        module="torch._dynamo.config",
+        names=("recompile_limit", "accumulated_recompile_limit"),
+        why="All models of transformers share one code object, and each needs several graphs of it. The limit is "
+        "raised with an argument of torch.compile, and a warning says where it cannot be.",
+        without="Compiling fails with an AttributeError. torch 2.11 has no such argument: the user's limit stands.",
+    ),
+    Internal(
+        module="torch._dynamo",
+        names=("reset", "mark_static(index)"),
+        why="The command line compiles one model with several presets; reproducers want the sizes of the first call.",
+        without="The commands bench and fidelity, and reproducers, fail with an AttributeError.",
+    ),
+    Internal(
+        module="torch._dynamo.exc",
+        names=("ShortenTraceback",),
+        why="An error of this class passes through Dynamo as it is, with no traceback of Dynamo's own frames.",
+        without="The backend cannot be imported.",
+    ),
+    Internal(
+        module="torch._dynamo.utils",
+        names=("counters", "get_compilation_metrics"),
+        why="Whether Inductor has skipped CUDA graphs, which graph breaks there were, and why a graph was compiled "
+        "again: explain() tells.",
+        without="The backend cannot be imported.",
+    ),
+    Internal(
+        module="torch._dynamo.eval_frame",
+        names=("OptimizedModule",),
+        why="What torch.compile(model) returns. It forwards unknown attributes to the model that it wraps, so that "
+        "generate would run the uncompiled one; it is given a generate of its own.",
+        without=_NO_GENERATE,
+    ),
+    Internal(
+        module="torch._dynamo.eval_frame",
+        names=("innermost_backend", "dynamo_ctx", "_orig_mod"),
+        on_objects=True,
+        why="Whether a compiled module uses this backend, and its compiled form.",
+        without=_NO_GENERATE,
+    ),
+    Internal(
+        module="torch.nn",
+        names=("Module._compiled_call_impl", "Module._call_impl"),
+        why="A module calls its compiled form where this is set: for as long as generate() or explain() runs, or to "
+        "take compilation back.",
+        without="explain(), the command fidelity and generate() of a compiled model fail with an AttributeError.",
+    ),
+)

@@ -1,0 +1,83 @@
+"""An entry of the table, and the check of what it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import re
+from typing import Any
+
+import torch
+
+#: The versions of torch in whose source every entry was read, unless it names others.
+READ_IN = ("2.11", "2.12", "2.13")
+
+
+@dataclasses.dataclass(frozen=True)
+class Internal:
+    """Names of one module that are used for one purpose.
+
+    Attributes:
+        module: where the names are: ``torch._inductor.ir``.
+        names: ``FixedLayout``, ``TritonTemplate.maybe_append_choice`` or, with the parameters that calls name,
+            ``compile_fx(config_patches)``.
+        why: what they are needed for.
+        without: what happens where they are missing.
+        on_objects: the names are attributes of objects, written or read by ``module``. No class declares them, so they
+            count as there if the module's text mentions them.
+        needs: ``cuda`` or ``triton``: a build of torch, or a package, without which nobody uses the names.
+        versions: of torch, in whose source the names were read.
+    """
+
+    module: str
+    names: tuple[str, ...]
+    why: str
+    without: str
+    on_objects: bool = False
+    needs: str = ""
+    versions: tuple[str, ...] = READ_IN
+
+    def missing(self) -> list[str]:
+        """Those of the names that are not there, or that lack a parameter, with their module in front."""
+        if not _usable(self.needs):
+            return []
+        if self.on_objects:
+            text = _text(self.module)
+            return [f"{self.module}: {name}" for name in self.names if not re.search(rf"\b{name}\b", text)]
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError:
+            return [f"{self.module}.{name}" for name in self.names]
+        return [f"{self.module}.{name}" for name in self.names if not _has(module, name)]
+
+
+def _usable(needed: str) -> bool:
+    if needed == "cuda":
+        return torch.backends.cuda.is_built()
+    return needed != "triton" or importlib.util.find_spec("triton") is not None
+
+
+def _text(module: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        return ""
+    return pathlib.Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
+
+
+def _has(module: Any, name: str) -> bool:
+    path, _, parameters = name.rstrip(")").partition("(")
+    value = module
+    for part in path.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            return False
+    if not parameters:
+        return True
+    known = inspect.signature(value).parameters
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return any_name or all(parameter in known for parameter in parameters.split(", "))

@@ -1,0 +1,63 @@
+"""Of ``internals/graphs.py``."""
+
+from __future__ import annotations
+
+from .entry import Internal
+
+_NO_PASSES = "The passes cannot be imported, and with them the backend."
+
+ENTRIES = (
+    Internal(
+        module="torch._ops",
+        names=("OpOverload", "OpOverloadPacket", "HigherOrderOperator"),
+        why="Tells operators from functions of Python among the targets of a graph.",
+        without=_NO_PASSES,
+    ),
+    Internal(
+        module="torch._ops",
+        names=("_schema",),
+        on_objects=True,
+        why="Names, defaults and mutability of an operator's arguments.",
+        without="No graph compiles, and the cache tensor answers nothing.",
+    ),
+    Internal(
+        module="torch._C._nn",
+        names=("linear", "scaled_dot_product_attention"),
+        why="torch.nn.functional.linear and scaled_dot_product_attention are these objects, and some programs call "
+        "them by this name.",
+        without=_NO_PASSES,
+    ),
+    Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("statically_known_true",),
+        why="Whether two sizes are known to be equal. Comparing them would add a guard, and the graph would then be "
+        "compiled again for others.",
+        without=_NO_PASSES,
+    ),
+    Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("free_symbols", "free_unbacked_symbols"),
+        why="Whether a size depends on an input, or on data that only the device knows.",
+        without=_NO_PASSES,
+    ),
+    Internal(
+        module="torch.utils._sympy.printers",
+        names=("PythonPrinter",),
+        why="Symbolic sizes as functions of Python, evaluated at every call: sympy's own evaluation takes a tenth of a "
+        "millisecond.",
+        without="Compiled graphs cannot be made.",
+    ),
+    Internal(
+        module="torch.fx.node",
+        names=("Node._erased",),
+        why="Dead nodes are erased together with what only they used; a node may be reached twice.",
+        without="Rewriting a graph fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch.fx.graph",
+        names=("_lineno_map", "_prologue_start"),
+        on_objects=True,
+        why="Which line of a graph's code belongs to which node, for the lines of the user's program in a dump.",
+        without="Dumping graphs fails with an AttributeError.",
+    ),
+)

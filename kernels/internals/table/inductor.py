@@ -1,0 +1,58 @@
+"""Of ``internals/inductor.py``."""
+
+from __future__ import annotations
+
+from .entry import Internal
+
+ENTRIES = (
+    Internal(
+        module="torch._inductor.compile_fx",
+        names=("compile_fx(config_patches)",),
+        why="Compiles a rewritten graph as backend='inductor' does. torch._inductor.compile is for exported graphs: "
+        "it takes no options for one graph without changing those of all.",
+        without="Nothing compiles.",
+    ),
+    Internal(
+        module="torch._inductor.config",
+        names=("get_config_copy",),
+        why="Which options of torch.compile are Inductor's; others are refused, with a word on what is allowed.",
+        without="Nothing compiles.",
+    ),
+    Internal(
+        module="torch._inductor",
+        names=("list_mode_options",),
+        why="torch.compile expands a mode for backend='inductor' only.",
+        without="mode='reduce-overhead' and others fail with an ImportError.",
+    ),
+    Internal(
+        module="torch._inductor.cudagraph_trees",
+        names=("reset_cudagraph_trees",),
+        needs="cuda",
+        why="torch.compiler.reset() asks a backend to release its CUDA graphs: NCCL cannot leave while they live.",
+        without="torch.compiler.reset() fails with an ImportError.",
+    ),
+    Internal(
+        module="torch._inductor.codecache",
+        names=("PyCodeCache.modules",),
+        why="Where the code lies that Inductor has made of a graph: a dump copies it.",
+        without="Dumping graphs fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._functorch.config",
+        names=("patch", "enable_autograd_cache"),
+        why="With its cache AOTAutograd loads the code of a graph at its first call, which is too late for a dump.",
+        without="Dumping graphs fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._inductor.cpu_vec_isa",
+        names=("pick_vec_isa",),
+        why="The C++ kernels are written for the vectors that Inductor's compiler flags allow.",
+        without="The C++ kernels do not compile: the operators fail with an ImportError on a CPU.",
+    ),
+    Internal(
+        module="torch._inductor.codecache",
+        names=("CppCodeCache.load", "CppCodeCache.load_async(device_type, extra_flags)"),
+        why="Inductor's C++ compiler, with its flags, its cache on disk and its locks.",
+        without="The C++ kernels do not compile: the operators fail with an ImportError on a CPU.",
+    ),
+)

@@ -1,0 +1,18 @@
+"""Of ``internals/launchers.py``."""
+
+from __future__ import annotations
+
+from .entry import Internal
+
+_UNBOUNDED = "No lowering is registered: the operators stay calls, and nothing is fused with them."
+
+ENTRIES = (
+    Internal(
+        module="torch._inductor.runtime.triton_heuristics",
+        names=("template(inductor_meta)", "CachingAutotuner", "CachingAutotuner._create_compile_options"),
+        needs="triton",
+        why="Inductor's launcher passes warps and stages to Triton, and no limit of registers. The attention kernel "
+        "needs one: with more registers fewer of its programs run at a time.",
+        without=_UNBOUNDED,
+    ),
+)

@@ -1,0 +1,22 @@
+"""Of ``internals/triton_compiler.py``."""
+
+from __future__ import annotations
+
+from .entry import Internal
+
+ENTRIES = (
+    Internal(
+        module="triton.compiler",
+        names=("ASTSource", "CompiledKernel"),
+        needs="triton",
+        why="Compiles a kernel for a GPU that is not there: for tests, and for reading machine code.",
+        without="Those tests cannot run.",
+    ),
+    Internal(
+        module="triton.backends.compiler",
+        names=("GPUTarget",),
+        needs="triton",
+        why="The GPU to compile for.",
+        without="Those tests cannot run.",
+    ),
+)

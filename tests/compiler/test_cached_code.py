@@ -1,0 +1,100 @@
+"""Compiled graphs are cached under all source that they are made from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+from innerq_compile.compiler import cached_code
+from innerq_compile.config import InnerQConfig
+from innerq_compile.kernels import cpu, lowering
+from innerq_compile.kernels.cpu import codegen
+from innerq_compile.kernels.internals import inductor
+
+key_now = cached_code.source_key.__wrapped__
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch) -> dict[str, Path]:
+    """The source files, copied to where they can be changed; the key is that of the copies."""
+    files = {}
+    for name, path in cached_code.source_files().items():
+        files[name] = tmp_path / name
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, files[name])
+    monkeypatch.setattr(cached_code, "source_files", lambda: files)
+    return files
+
+
+def test_every_file_is_part_of_the_key(copied):
+    own = key_now()
+    assert own == cached_code.source_key()
+    for name, path in copied.items():
+        before = path.read_bytes()
+        path.write_bytes(before + b"#")
+        assert key_now() != own, name
+        path.write_bytes(before)
+    assert key_now() == own
+
+
+def test_a_renamed_file_is_another_key(copied):
+    own = key_now()
+    copied["kernels/other.py"] = copied.pop("kernels/layout.py")
+    assert key_now() != own
+
+
+def test_all_files_are_found():
+    """From the package as it was imported: through a checkout's links, or where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    expected = [path for folder in ("kernels", "passes") for path in (root / folder).rglob("*.py")]
+    found = {path.resolve() for path in cached_code.source_files().values()}
+    assert set(expected) <= found
+    assert {path.name for path in found if path.suffix == ".h"} == {"vec.h", "encode.h", "decode.h"}
+
+
+def compiled_with_cache_counts() -> tuple[int, int]:
+    """Compile a graph as the backend does; how often Inductor's cache lacked it, and had it."""
+
+    def backend(gm, examples):
+        with cached_code.cached_by_source(), torch._functorch.config.patch(enable_autograd_cache=False):
+            return inductor.compile_graph(gm, examples, {})
+
+    counters.clear()
+    torch._dynamo.reset()
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(3))
+    return counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["lowered", "calls"])
+def test_cached_graphs_are_those_of_the_same_source(monkeypatch, done):
+    """Also where no lowering is registered: what is traced into a graph is ours then, too."""
+    monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(done))
+    with fresh_cache():
+        assert compiled_with_cache_counts() == (1, 0)
+        assert compiled_with_cache_counts() == (0, 1)
+        with monkeypatch.context() as other:
+            other.setattr(cached_code, "source_key", lambda: "other")
+            assert compiled_with_cache_counts() == (1, 0)
+        assert compiled_with_cache_counts() == (0, 1)
+
+
+def test_graphs_without_the_lowerings_are_others(monkeypatch):
+    with fresh_cache():
+        monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(True))
+        assert compiled_with_cache_counts() == (1, 0)
+        monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(False, "INNERQ_LOWERING=0"))
+        assert compiled_with_cache_counts() == (1, 0)
+
+
+def test_cpp_kernels_are_cached_by_their_whole_source():
+    """Inductor's cache of C++ is keyed by the text that it compiles: nothing is included from our files."""
+    side = codegen.Side.of(InnerQConfig().format_for("key", 64, torch.float32), 64, torch.float32)
+    text = codegen.source([side], [], 8)
+    headers = sorted(Path(cpu.__file__).parent.glob("*.h"))
+    assert headers and all(header.read_text() in text for header in headers)
+    assert '#include "' not in text
