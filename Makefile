@@ -1,5 +1,5 @@
 # make demo   a real model with the plain and with the quantized cache, side by side
-# make test   lint and the test suite
+# make test   lint (ruff, pyright) and the test suite
 # Both make a virtual environment in .venv first; a second run finds it ready.
 
 PYTHON ?= python3
@@ -29,6 +29,7 @@ slow: $(VENV)/.ready-demo
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
