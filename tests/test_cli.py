@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from innerq_compile.cli.main import main
+from innerq_compile.kernels import lowering
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
@@ -86,6 +88,19 @@ def test_env_as_a_program():
     done = subprocess.run([sys.executable, "-m", "innerq_compile", "env", "--json"], capture_output=True, text=True)
     result = json.loads(done.stdout)
     assert done.returncode == 0 and result["torch"] == torch.__version__ and result["torch_supported"]
+    assert result["missing"] == {}
+    triton = result["packages"]["triton"] is not None
+    assert result["lowerings"]["done"] == triton and (triton or "not installed" in result["lowerings"]["reason"])
+
+
+def test_env_says_what_this_torch_lacks(monkeypatch, capsys):
+    """With what happens without it."""
+    monkeypatch.delattr("torch._inductor.select_algorithm.SymbolicGridFn")
+    lacking = lowering.Registration(False, "this torch lacks SymbolicGridFn", ("SymbolicGridFn",))
+    monkeypatch.setattr(lowering, "register", lambda: lacking)
+    code, out, _ = run(capsys, "env")
+    assert code == 0 and re.search(r"^lowerings +none: this torch lacks SymbolicGridFn$", out, re.MULTILINE)
+    assert "torch._inductor.select_algorithm.SymbolicGridFn is missing: No lowering is registered: " in out
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Versions, devices, and what is supported here."""
+"""Versions, devices, what is supported here, and what this torch lacks of the API that it does not document."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -12,7 +13,8 @@ import torch
 
 import innerq_compile
 
-from ..kernels import cpu, ops
+from ..kernels import cpu, lowering, ops
+from ..kernels.internals import table
 from ..kernels.triton import support
 from .common import Output
 
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "gpu_kernels": _gpu_kernels(),
+        "lowerings": dataclasses.asdict(lowering.register()),
+        "missing": {name: entry.without for name, entry in table.missing().items()},
         "reference_only": ops.reference_only(),
         "dtypes": ["float16", "bfloat16", "float32"],
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -76,6 +80,7 @@ def _gpu_kernels() -> str:
 def show(result: dict[str, Any], output: Output) -> None:
     """The same as a table."""
     remark = "" if result["torch_supported"] else " (not supported: 2.11 to 2.13 are)"
+    lowerings = result["lowerings"]
     rows = [
         ("innerq-compile", result["innerq_compile"]),
         ("Python", f"{result['python']} on {result['platform']}"),
@@ -88,9 +93,12 @@ def show(result: dict[str, Any], output: Output) -> None:
             for index, gpu in enumerate(result["gpus"])
         ),
         ("kernels on GPUs", result["gpu_kernels"]),
+        ("lowerings", "registered" if lowerings["done"] else f"none: {lowerings['reason']}"),
         ("caches of", ", ".join(result["dtypes"])),
         *((name, value) for name, value in result["variables"].items()),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         output.line(f"{name:<{width}}  {value}")
+    for name, without in result["missing"].items():
+        output.line(f"{name} is missing: {without}")
