@@ -15,6 +15,7 @@ import innerq_compile
 
 from ..kernels import cpu, lowering, ops
 from ..kernels.internals import table
+from ..kernels.internals.table.entry import READ_IN
 from ..kernels.triton import support
 from .common import Output
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     """What is here."""
-    fits = (2, 11) <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14)
+    fits = ".".join(torch.__version__.split(".")[:2]) in READ_IN
     compiler = cpu.available()
     return {
         "innerq_compile": innerq_compile.__version__,
@@ -79,7 +80,7 @@ def _gpu_kernels() -> str:
 
 def show(result: dict[str, Any], output: Output) -> None:
     """The same as a table."""
-    remark = "" if result["torch_supported"] else " (not supported: 2.11 to 2.13 are)"
+    remark = "" if result["torch_supported"] else f" (not supported: {', '.join(READ_IN)} are)"
     lowerings = result["lowerings"]
     rows = [
         ("innerq-compile", result["innerq_compile"]),

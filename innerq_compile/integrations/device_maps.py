@@ -13,6 +13,7 @@ import functools
 import inspect
 import logging
 import sys
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def trace_hooks(model: torch.nn.Module) -> int:
         return 0
     breaks = 0
     for module in model.modules():
-        hook = getattr(module, "_hf_hook", None)
+        hook: Any = getattr(module, "_hf_hook", None)
         if type(hook) is hooks.AlignDevicesHook and not hook.offload:
             hook.__class__ = _traced_class(hooks.AlignDevicesHook)
         elif hook is not None and not isinstance(hook, _traced_class(hooks.AlignDevicesHook)):

@@ -12,39 +12,33 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch._dynamo.eval_frame import OptimizedModule, innermost_backend
-
 from ..compiler.backend import innerq_backend
+from ..kernels.internals.dynamo_calls import OptimizedModule, backend_of, compiled_call, compiled_form, original, set_compiled_call
 
 
 def install() -> None:
     """Give ``OptimizedModule`` the attribute ``generate``. Called when torch looks this backend up."""
     if "generate" not in vars(OptimizedModule):
-        OptimizedModule.generate = property(_generate)
+        setattr(OptimizedModule, "generate", property(_generate))  # noqa: B010  (it declares none)
 
 
 def _generate(self: OptimizedModule) -> Callable[..., Any]:
-    generate = self._orig_mod.generate  # AttributeError where the model has none, as without this property
-    return _compiled_generate(self, generate) if _uses_innerq(self) else generate
-
-
-def _uses_innerq(module: OptimizedModule) -> bool:
-    backend = innermost_backend(module.dynamo_ctx.callback)
-    return getattr(backend, "compiler_fn", backend) is innerq_backend
+    generate: Any = original(self).generate  # AttributeError where the model has none, as without this property
+    return _compiled_generate(self, generate) if backend_of(self) is innerq_backend else generate
 
 
 def _compiled_generate(module: OptimizedModule, generate: Callable[..., Any]) -> Callable[..., Any]:
-    model = module._orig_mod
+    model = original(module)
     if "_innerq_call" not in vars(module):
-        vars(module)["_innerq_call"] = module.dynamo_ctx(model._call_impl)
+        vars(module)["_innerq_call"] = compiled_form(module)
 
     @functools.wraps(generate)
     def compiled_generate(*args: Any, **kwargs: Any) -> Any:
-        before = model._compiled_call_impl
-        model._compiled_call_impl = vars(module)["_innerq_call"]
+        before = compiled_call(model)
+        set_compiled_call(model, vars(module)["_innerq_call"])
         try:
             return generate(*args, **kwargs)
         finally:
-            model._compiled_call_impl = before
+            set_compiled_call(model, before)
 
     return compiled_generate

@@ -11,6 +11,7 @@ import logging
 import os
 
 from ..internals.table import missing
+from ..internals.table.entry import READ_IN
 from ..ops import reference_only
 from ..triton import support
 
@@ -68,8 +69,9 @@ def register() -> Registration:
 
 def _refused(reason: str, lacking: tuple[str, ...] = ()) -> Registration:
     log.warning(
-        "no lowering is registered: %s. %s. Install torch 2.11 to 2.13, or set INNERQ_LOWERING=0 to do without",
+        "no lowering is registered: %s. %s. Install one of torch %s, or set INNERQ_LOWERING=0 to do without",
         reason,
         COST,
+        ", ".join(READ_IN),
     )
     return Registration(False, reason, lacking)

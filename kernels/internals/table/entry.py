@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-#: The versions of torch in whose source every entry was read, unless it names others.
+#: The versions of torch that are supported: in the source of each every entry was read, unless it names others.
 READ_IN = ("2.11", "2.12", "2.13")
 
 
