@@ -14,6 +14,7 @@ from .config import InnerQConfig
 from .errors import InnerQError
 from .integrations.device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
 from .integrations.tensor_parallel import check_heads
+from .kernels.internals import dynamo_calls
 
 #: Graphs of one code object that Dynamo keeps before it gives up and runs it as it stands. The code object is the same
 #: for all models of transformers, a decorator's wrapper, and each of them needs a prefill and a decode graph for every
@@ -79,7 +80,7 @@ def recompile_limit(breaks: int = 0) -> dict[str, int]:
 
     ``breaks``: modules of the model with a graph break of their own, which share the code of one wrapper.
     """
-    limit = max(RECOMPILE_LIMIT, breaks * GRAPHS_PER_BREAK, torch._dynamo.config.recompile_limit)
+    limit = max(RECOMPILE_LIMIT, breaks * GRAPHS_PER_BREAK, dynamo_calls.recompile_limit())
     return {"recompile_limit": limit} if limit_is_an_argument() else {}
 
 
@@ -104,7 +105,7 @@ def _compiled_class(cls: type, arguments: dict[str, Any]) -> type:
     @functools.wraps(original)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if type(self) is cls or self._compiled_call_impl is None:
+        if type(self) is cls or dynamo_calls.compiled_call(self) is None:
             self.compile(**arguments)
 
     cls.__init__ = __init__

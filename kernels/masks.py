@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import layout
+from .internals.tensors import assert_async
 
 #: A number this low in place of a score, or added to one, is a mask: no weight is left of it.
 MASKED = -1e4
@@ -41,6 +42,6 @@ def open_from(mask: torch.Tensor, state: torch.Tensor, rows: int) -> torch.Tenso
     column = torch.arange(mask.shape[-1], device=mask.device)
     start, length = state[:, 0, layout.START, None], state[:, 0, layout.LENGTH, None]
     lacking = (shown.any(1).any(1) & (column < start)).any(-1)
-    torch._assert_async(torch.logical_not(lacking.any()), _HIDDEN_BEFORE)
+    assert_async(torch.logical_not(lacking.any()), _HIDDEN_BEFORE)
     closed = torch.logical_not(plain.all(1).all(1)) & (column <= start + length - rows)
     return torch.where(closed, column + 1, 0).amax(-1).to(torch.int32)

@@ -18,6 +18,7 @@ import torch
 
 from . import layout, masks, reference
 from .formats import CacheFormat
+from .internals.tensors import assert_async
 
 _CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
 _CACHE_MUT = "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
@@ -220,7 +221,7 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
             if bool((reached < position).any()):
                 raise RuntimeError(f"innerq: {_MISSED} (position {int(position)}, length {int(reached.min())})")
         else:
-            torch._assert_async(((reached >= position) & (position >= 0)).all(), f"innerq: {_MISSED}")
+            assert_async(((reached >= position) & (position >= 0)).all(), f"innerq: {_MISSED}")
         reference.truncate_(*cache, position, fmt)
 
 

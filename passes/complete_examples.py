@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from ..kernels.internals.tensors import FakeTensor
 from .context.context import PassContext
 from .graph.reading import example
 

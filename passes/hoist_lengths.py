@@ -18,10 +18,10 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 
+from ..kernels.internals.dynamo_graphs import ConstantSource, set_source, source_of
+from ..kernels.internals.graphs import OpOverload, free_symbols, free_unbacked_symbols
 from .context.context import PassContext, Reason
 from .graph.aliases import Writes
 from .graph.reading import example
@@ -84,7 +84,7 @@ def is_prompt(gm: GraphModule) -> bool:
 
 
 def _mask_index(node: Node) -> int | None:
-    return _MASKS.get(node.target.name()) if isinstance(node.target, torch._ops.OpOverload) else None
+    return _MASKS.get(node.target.name()) if isinstance(node.target, OpOverload) else None
 
 
 def _batch_symbols(context: PassContext) -> set[sympy.Symbol]:
@@ -158,8 +158,7 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
     for node in gm.graph.nodes:
         if node in moving:
             nodes[node] = graph.node_copy(node, lambda old: nodes[old])
-            if hasattr(node, "_dynamo_source"):
-                nodes[node]._dynamo_source = node._dynamo_source
+            set_source(nodes[node], source_of(node))
     inputs = [node.name for node in gm.graph.nodes if node in moving and node.op == "placeholder"]
     results = [example(target) for target in targets]
     batch = _batch_symbols(context)
@@ -174,7 +173,7 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
         value = example(target)
         value = _as_long_as_storage(value, cache) if is_mask else value.new_empty(value.shape)
         placeholder.meta["example_value"] = value
-        placeholder._dynamo_source = ConstantSource(f"innerq_hoisted_{index}")
+        set_source(placeholder, ConstantSource(f"innerq_hoisted_{index}"))
         for user in list(target.users):
             if user.op == "output":  # whoever gets it keeps it, and the next step writes the buffer anew
                 with gm.graph.inserting_before(user):

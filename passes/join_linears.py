@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
+from ..kernels.internals.graphs import linear
+from ..kernels.internals.tensors import FakeTensor
 from ..kernels.triton import support
 from .context.context import PassContext
 from .graph.aliases import Writes
@@ -56,7 +58,7 @@ def _arguments(node: Node) -> tuple[Any, Any, Any]:
 
 def _is_row_linear(node: Node) -> bool:
     """A linear layer with one row of inputs, of a dtype and on a device that the kernel takes."""
-    if node.op != "call_function" or node.target not in (F.linear, torch._C._nn.linear):
+    if node.op != "call_function" or node.target not in (F.linear, linear):
         return False
     x, weight, bias = _arguments(node)
     sizes = shape(x)
@@ -75,8 +77,6 @@ def _is_row_linear(node: Node) -> bool:
 
 def _is_subclass(tensor: torch.Tensor) -> bool:
     """A tensor of a kind of its own, such as a DTensor, which knows what a linear layer is to it."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
     return type(tensor) not in (torch.Tensor, torch.nn.Parameter, FakeTensor)
 
 

@@ -18,10 +18,11 @@ import operator
 from typing import Any
 
 import torch
-from torch._dynamo.source import AttrSource
 from torch.fx import GraphModule, Node
 
 from ..kernels.formats import preallocated_capacity
+from ..kernels.internals.dynamo_graphs import AttrSource, source_of
+from ..kernels.internals.tensors import assert_async
 from ..kernels.masks import MASKED
 from .analysis.buffers import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
 from .analysis.read_dequantized import early_reader
@@ -129,7 +130,7 @@ def position_tensor(gm: GraphModule, context: PassContext, use: BufferUse) -> No
         if not use.consecutive:
             steps = call(torch.arange, (use.count,), {"device": example(position).device})
             same = call(torch.eq, (position, call(operator.add, (first, steps))))
-            call(torch._assert_async, (gm.graph.call_method("all", (same,)), _NOT_CONSECUTIVE))
+            call(assert_async, (gm.graph.call_method("all", (same,)), _NOT_CONSECUTIVE))
         return first
     device = example(use.buffer).device
     fill = (torch.full, ((1,), position), {"dtype": torch.int64, "device": device})
@@ -216,7 +217,7 @@ def _shadow(gm: GraphModule, key: BufferUse, value: BufferUse, changes: Writes, 
         }
         capacity = preallocated_capacity(fmt, tokens)
         examples = cache_examples(fmt, (batch, heads), head_dim, capacity, dense.dtype, dense, **statistics)
-        source = getattr(use.buffer, "_dynamo_source", None)
+        source = source_of(use.buffer)
         name = f"{use.buffer.name}_shadow"
         nodes = add_placeholders(gm.graph, name, examples, source and AttrSource(source, "_innerq_shadow"))
         sides.append(CacheInput(placeholder=None, index=None, format=fmt, **nodes))
@@ -238,4 +239,4 @@ def _check_mask(gm: GraphModule, match: AttentionMatch, positions: list[Node], c
     column = call(torch.arange, (tokens,), {"device": example(mask).device})
     behind = call(operator.ge, (column, call(operator.add, (position, count))))
     wrong = method("any", (call(operator.and_, (visible, behind)),))
-    call(torch._assert_async, (call(torch.logical_not, (wrong,)), _MESSAGE))
+    call(assert_async, (call(torch.logical_not, (wrong,)), _MESSAGE))

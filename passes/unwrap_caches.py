@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._dynamo.source import AttrSource, Source
 from torch.fx import Graph, GraphModule, Node
 
 from ..kernels import layout
 from ..kernels.formats import CacheFormat
+from ..kernels.internals.dynamo_graphs import AttrSource, Source, set_source, source_of
 from .context.context import CacheInput, PassContext
 
 
@@ -36,7 +36,7 @@ def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
             mean=storage.mean is not None,
             norm=storage.norm is not None,
         )
-        source = getattr(node, "_dynamo_source", None)
+        source = source_of(node)
         nodes = add_placeholders(gm.graph, node.name, examples, source and AttrSource(source, "_storage"))
         context.caches[node] = CacheInput(
             placeholder=node, index=index, format=storage.format, tokens_dim=cache._tokens_dim, **nodes
@@ -74,6 +74,6 @@ def add_placeholders(
             node = graph.placeholder(f"{name}_{inner}")
         node.meta["example_value"] = value
         if source is not None:  # AOTAutograd asks each input where it comes from
-            node._dynamo_source = AttrSource(source, inner)
+            set_source(node, AttrSource(source, inner))
         nodes[inner] = node
     return nodes

@@ -12,13 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_map_only
 
 from ..config import InnerQConfig
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import layout, reference
 from ..kernels.formats import Role, preallocated_capacity
+from ..kernels.internals.tensors import FakeTensor, make_wrapper, of_fixed_size, schema_of, tree_map_only
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 
@@ -75,7 +74,7 @@ class InnerQBuffer(InnerQTensor):
     @staticmethod
     def __new__(cls, storage: CacheStorage, length: int, offset: int = 0):
         batch, heads = storage.state.shape[:2]
-        tensor = torch.Tensor._make_wrapper_subclass(
+        tensor = make_wrapper(
             cls,
             (batch, heads, length, storage.head_dim),
             dtype=storage.dtype,
@@ -84,7 +83,7 @@ class InnerQBuffer(InnerQTensor):
         )
         tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
         # it never grows: its capacity is a constant of a graph
-        vars(storage.blocks).pop("_dynamo_weak_dynamic_indices", None)
+        of_fixed_size(storage.blocks)
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int, offset: int = 0) -> None:
@@ -119,7 +118,7 @@ class InnerQBuffer(InnerQTensor):
             result = handler(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if func._schema.is_mutable:
+        if schema_of(func).is_mutable:
             written = args[0] if args and isinstance(args[0], InnerQBuffer) else None
             if written is not None:
                 raise _refusal(func, written)

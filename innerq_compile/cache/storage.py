@@ -12,11 +12,11 @@ import weakref
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import InnerQError
 from ..kernels import formats, layout, reference
 from ..kernels.formats import CacheFormat
+from ..kernels.internals.tensors import grows_in, without_modes
 
 Kind = tuple[str, torch.dtype, bool, bool, str]  # spec, dtype, has a mean, has a norm, device
 
@@ -175,11 +175,11 @@ class CacheStorage:
         HISTORY.goes_on()
         self.inputs = tuple(self.tensors().values())
         self.room = formats.longest(self.format, self.capacity)
-        with _disable_current_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
+        with without_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
             if self.blocks is None:
                 self.blocks = torch.empty(0, dtype=torch.uint8, device="cpu")
                 # a symbol from the first time on: a larger storage is no new graph
-                self.blocks._dynamo_weak_dynamic_indices = {0}
+                grows_in(self.blocks, 0)
             self.blocks.resize_(self.capacity)
 
     # --- views and writing --------------------------------------------------------------------------------------

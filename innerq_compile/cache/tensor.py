@@ -11,14 +11,21 @@ import functools
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_map_only
 
 from ..config import InnerQConfig
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import layout, reference
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.formats import CacheFormat, Role
+from ..kernels.internals.tensors import (
+    FakeTensor,
+    grows_in,
+    make_wrapper,
+    never_changes_in,
+    no_torch_function,
+    schema_of,
+    tree_map_only,
+)
 from ..kernels.pairs import Pairs
 from .storage import CacheStorage, View, quantize, restore
 
@@ -49,7 +56,7 @@ class InnerQTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, storage: CacheStorage, length: int, tokens_dim: int = 2):
         batch, heads = storage.state.shape[:2]
-        tensor = torch.Tensor._make_wrapper_subclass(
+        tensor = make_wrapper(
             cls,
             (batch, heads, length, storage.head_dim) if tokens_dim == 2 else (batch, length, heads, storage.head_dim),
             dtype=storage.dtype,
@@ -62,8 +69,8 @@ class InnerQTensor(torch.Tensor):
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
         # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.
-        tensor._dynamo_weak_dynamic_indices = {tokens_dim}
-        tensor._dynamo_static_indices = {3 - tokens_dim, 3}
+        grows_in(tensor, tokens_dim)
+        never_changes_in(tensor, 3 - tokens_dim, 3)
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int, tokens_dim: int = 2) -> None:
@@ -163,7 +170,7 @@ class InnerQTensor(torch.Tensor):
 
     # --- protocols of torch -------------------------------------------------------------------------------------
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = no_torch_function
 
     @property
     def _state(self) -> torch.Tensor:
@@ -209,7 +216,7 @@ class InnerQTensor(torch.Tensor):
             result = handler(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if func._schema.is_mutable:
+        if schema_of(func).is_mutable:
             _refuse_mutation(func, args, kwargs)
         args, kwargs = tree_map_only(InnerQTensor, _dense, (args, kwargs))
         return func(*args, **kwargs)
@@ -358,7 +365,7 @@ def _check_queries(queries: torch.Tensor, role: Role, keys: torch.Tensor) -> Non
 
 
 def _refuse_mutation(func, args, kwargs) -> None:
-    for position, argument in enumerate(func._schema.arguments):
+    for position, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = args[position] if position < len(args) else kwargs.get(argument.name)

@@ -138,11 +138,12 @@ def steps(
 ) -> dict[str, Any]:
     """Whole decode steps behind a random prompt: the model with a DynamicCache under Inductor, and with innerq."""
     from ..api import innerq
+    from ..kernels.internals.dynamo_calls import forget_compiled
 
     result: dict[str, Any] = {"context": context}
     vocabulary = model.config.get_text_config().vocab_size
     for side in ("inductor", "innerq"):
-        torch._dynamo.reset()
+        forget_compiled()
         runner = copy.deepcopy(model)
         if side == "innerq":
             innerq(runner, **options)

@@ -67,15 +67,16 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
 def _measure(model: Any, preset: str, ids: torch.Tensor, exact: torch.Tensor, context: int, output: Output) -> Any:
     from ..api import innerq
     from ..cache.tensor import InnerQTensor
+    from ..kernels.internals.dynamo_calls import forget_compiled, set_compiled_call
 
-    torch._dynamo.reset()
+    forget_compiled()
     innerq(model, preset=preset)
     decoder = Decoder(model)
     try:
         with output.progress(f"preset {preset}", exact.shape[0]) as advance:
             found = _predictions(decoder, ids, context, advance)
     finally:
-        model._compiled_call_impl = None
+        set_compiled_call(model, None)
     quantized = sum(isinstance(layer.keys, InnerQTensor) for layer in decoder.cache.layers)
     if not quantized:
         raise CommandError("no cache of this model was quantized: python -m innerq_compile explain says why")

@@ -8,20 +8,19 @@ the tokens that the graph appends, and builds InnerQTensors on the way out (``ru
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._dynamo.exc import ShortenTraceback
-from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 
 from ..config import InnerQConfig, field_names
 from ..errors import InnerQError
 from ..inspect.dump import begin_dump, captured_inputs, dumped
 from ..inspect.report import SKIPPED, GraphReport, make_report, record
+from ..kernels.internals import dynamo_graphs, inductor
+from ..kernels.internals.dynamo_calls import ShortenTraceback, counters
 from ..passes import PassContext, run_passes
 from ..passes.analysis.recordable import RecordedInputs, recorded_inputs
 from ..passes.context.context import GraphError
@@ -74,9 +73,7 @@ def _reset() -> None:
     """Release recorded CUDA graphs, as resetting ``backend="inductor"`` does: NCCL cannot leave while they live."""
     release_all()
     if torch.cuda.is_available():
-        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
-
-        reset_cudagraph_trees()
+        inductor.release_cuda_graphs()
 
 
 innerq_backend.reset = _reset  # torch.compiler.reset() looks for it
@@ -88,34 +85,23 @@ def split_options(options: dict[str, Any] | None, mode: str | None = None) -> tu
     mode = options.pop("mode", None) or mode
     own = {name: options.pop(name) for name in ("preset", *field_names()) if name in options}
     config = InnerQConfig.preset(own.pop("preset", "base"), **own)
-    known = _inductor_option_names()
+    known = inductor.option_names()
     for name in options:
         if name.replace("-", "_") not in known:
             InnerQConfig.from_options({name: options[name]})  # raises: the name is nobody's
     return config, {**_mode_options(mode), **{name.replace("-", "_"): value for name, value in options.items()}}
 
 
-@functools.cache
-def _inductor_option_names() -> frozenset[str]:
-    import torch._inductor.config
-
-    return frozenset(torch._inductor.config.get_config_copy())
-
-
 def _mode_options(mode: str | None) -> dict[str, Any]:
     if mode is None or mode == "default":
         return {}
-    from torch._inductor import list_mode_options
-
-    modes = list_mode_options()
+    modes = inductor.mode_options()
     if mode not in modes:
         raise InnerQError(f"mode={mode!r} is unknown: allowed are default, {', '.join(modes)}")
     return dict(modes[mode])
 
 
 def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[str, Any]) -> Callable[..., Any]:
-    from torch._inductor.compile_fx import compile_fx
-
     copy = copy_graph(gm)
     context = PassContext(config, static_lengths=bool(inductor_options.get("triton.cudagraphs")))
     dump = begin_dump(copy, config, inductor_options)
@@ -129,7 +115,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         report.cuda_graphs = f"no: {reason}"
     if not context.rewritten and not context.caches:
         with _watched(report, inductor_options, example_inputs, context), dumped(dump, gm, report):
-            compiled = compile_fx(gm, example_inputs, config_patches=inductor_options)
+            compiled = inductor.compile_graph(gm, example_inputs, inductor_options)
         return captured_inputs(dump, _counted(compiled, report))
     _refuse_gradients(example_inputs)
     originals = {node.name: value for node, value in zip(_placeholders(gm), example_inputs, strict=True)}
@@ -138,7 +124,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         examples = [originals[name] for name in context.prelude.inputs] + context.prelude.places()
         without = {**inductor_options, "triton.cudagraphs": False}
         with cached_by_source():
-            prelude = compile_fx(context.prelude.graph, examples, config_patches=without)
+            prelude = inductor.compile_graph(context.prelude.graph, examples, without)
     recorded = None
     if inductor_options.get("triton.cudagraphs"):
         _mark_static(copy, context)
@@ -152,7 +138,7 @@ def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[st
         dumped(dump, copy, report, context),
         cached_by_source(),
     ):
-        compiled = compile_fx(copy, inputs, config_patches=inductor_options)
+        compiled = inductor.compile_graph(copy, inputs, inductor_options)
     if isinstance(recorded, RecordedInputs):
         call = Recordings(compiled, recorded, report)
     else:
@@ -197,7 +183,7 @@ def _mark_static(gm: GraphModule, context: PassContext) -> None:
     changes = Writes(gm.graph)
     nodes += [node for node in _placeholders(gm) if changes.of(node)]
     for node in nodes:
-        node.meta["tensor_dict"] = {**node.meta.get("tensor_dict", {}), "_dynamo_static_input_type": "unguarded"}
+        dynamo_graphs.mark_static(node)
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
@@ -209,12 +195,7 @@ def copy_graph(gm: GraphModule) -> GraphModule:
     graph.output_node().meta = dict(gm.graph.output_node().meta)
     copy = GraphModule(gm, graph, gm.__class__.__name__)
     copy.meta = dict(gm.meta)
-    for name in ("_param_name_to_source", "_source_to_user_stacks"):
-        if hasattr(gm, name):
-            setattr(copy, name, getattr(gm, name))
-    for old, new in nodes.items():
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source
+    dynamo_graphs.copy_notes(gm, copy, nodes)
     return copy
 
 

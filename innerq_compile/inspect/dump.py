@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._logging import getArtifactLogger
 from torch.fx import GraphModule
 
 from ..config import InnerQConfig, field_names
 from ..errors import InnerQError
+from ..kernels.internals import inductor
+from ..kernels.internals.graphs import node_of_line
+from ..kernels.internals.logs import artifact_logger
 from ..passes import PassContext
 from ..passes.graph.reading import source_line
 from .logs import GRAPHS, trace_text
@@ -42,7 +44,7 @@ from .report import GraphReport, to_dict
 VARIABLE = "INNERQ_DUMP"
 
 log = logging.getLogger(__name__)
-graphs_log = getArtifactLogger("innerq_compile", GRAPHS)
+graphs_log = artifact_logger("innerq_compile", GRAPHS)
 
 _directory: Path | None = None
 
@@ -144,16 +146,16 @@ def dumped(
     handed = snapshot("handed to Inductor", gm)
     prelude = context.prelude.graph if context is not None and context.prelude is not None else None
     _write_codes(folder, dump.snapshots, handed, prelude)
-    known = _loaded_output_code()
+    known = inductor.wrapper_files()
     failure = ""
     try:
-        with torch._functorch.config.patch(enable_autograd_cache=False):  # it would load no code until it is called
+        with inductor.compiled_at_once():
             yield
     except BaseException:
         failure = traceback.format_exc()
         raise
     finally:
-        output_code = [path for path in _loaded_output_code() if path not in known]
+        output_code = [path for path in inductor.wrapper_files() if path not in known]
         if output_code:
             shutil.copyfile(output_code[-1], folder / "output_code.py")
         _write_graph(dump, handed, report, output_code, failure)
@@ -189,7 +191,7 @@ def snapshot(name: str, gm: GraphModule) -> Snapshot:
         text = text.split(";  ")[0].rstrip()  # no clearing of variables
         if not text.strip() or re.fullmatch(r"\s*l_(\w+) = L_\1", text) or text.startswith("def forward"):
             continue
-        index = code._lineno_map.get(number - code._prologue_start + 1) if code._lineno_map else None
+        index = node_of_line(code, number)
         lines.append(Line(_short(text.strip()), source_line(nodes[index]) if index is not None else ""))
     return Snapshot(name, lines, _readable(gm))
 
@@ -275,13 +277,6 @@ def _write_graph(dump: GraphDump, handed: Snapshot, report: GraphReport, output_
         "snapshots": [{"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in shots],
     }
     (dump.folder / "graph.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def _loaded_output_code() -> list[str]:
-    """Files of the wrappers that Inductor has generated or found in its cache and loaded, in order."""
-    from torch._inductor.codecache import PyCodeCache
-
-    return [module.__file__ for module in PyCodeCache.modules if hasattr(module, "call")]
 
 
 def write_index(target: Path) -> None:

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizedModule
-from torch._dynamo.utils import counters, get_compilation_metrics
 
 from ..api import innerq
 from ..errors import InnerQError
 from ..kernels import layout
 from ..kernels.formats import CacheFormat, blocks_for
+from ..kernels.internals.dynamo_calls import (
+    OptimizedModule,
+    compiled_call,
+    counters,
+    get_compilation_metrics,
+    set_compiled_call,
+)
 from .report import OBSERVERS, SKIPPED, GraphReport, LayerReport, to_dict
 
 _SHADOW = "dense buffer with a quantized shadow"
@@ -224,7 +229,7 @@ def _run(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], remarks: li
 def _compiled(target: Any, remarks: list[str]) -> Iterator[None]:
     """Compile a model that is not, for the time being."""
     plain = isinstance(target, torch.nn.Module) and not isinstance(target, OptimizedModule)
-    if not plain or target._compiled_call_impl is not None:
+    if not plain or compiled_call(target) is not None:
         yield
         return
     remarks.append("the model was not compiled: it was, with preset 'base', for this run only")
@@ -232,7 +237,7 @@ def _compiled(target: Any, remarks: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        target._compiled_call_impl = None
+        set_compiled_call(target, None)
 
 
 # --- what ran -------------------------------------------------------------------------------------------------------

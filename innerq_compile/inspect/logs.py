@@ -11,8 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torch._logging import trace_structured
-from torch._logging._internal import register_artifact, register_log  # no public name (torch 2.11 to 2.13)
+from ..kernels.internals.logs import register_artifact, register_log, trace_structured
 
 #: The artifact: each graph as captured, what each pass changes in it, and what Inductor gets.
 GRAPHS = "innerq_graphs"

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-
 from ..config import InnerQConfig, describe
 from ..kernels import ops
+from ..kernels.internals.logs import compile_id
 from ..passes import PassContext, left_out
 from ..passes.analysis.buffers import is_preallocated
 from ..passes.context.context import AttentionMatch, CacheInput, CacheUse, Quantized, Reason
@@ -142,7 +141,6 @@ def make_report(context: PassContext) -> GraphReport:
         reasons.append(Reason("the graph holds no attention" + _because_off(config)))
     kind = "decode" if context.caches or context.shadows else "prefill" if context.rewritten else "plain"
     layers = _layers(context)
-    compile_id = torch._guards.CompileContext.current_compile_id()
     return GraphReport(
         kind=kind,
         attentions=len(layers),
@@ -152,7 +150,7 @@ def make_report(context: PassContext) -> GraphReport:
         config=describe(config),
         rewrite=config.rewrite,
         left_out=left_out(config.disabled_passes),
-        compile_id="" if compile_id is None else str(compile_id),
+        compile_id=compile_id(),
         compiled_at=time.time_ns() // 1000,
     )
 

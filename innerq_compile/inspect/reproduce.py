@@ -17,6 +17,7 @@ from torch import nn
 
 from ..config import InnerQConfig
 from ..kernels.formats import CacheFormat
+from ..kernels.internals.dynamo_calls import fix_size
 
 #: Floating-point inputs up to this many elements are written out; larger ones are random, of the same mean and spread.
 SAVED_ELEMENTS = 4096
@@ -98,7 +99,7 @@ def build(description: dict[str, Any], saved: list[torch.Tensor], device: str | 
         return nn.Parameter(data, requires_grad=False)
     for dim in range(data.dim()):
         if dim not in description["dynamic"]:
-            torch._dynamo.mark_static(data, dim)
+            fix_size(data, dim)
     return data
 
 

@@ -13,7 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ..compiler.backend import innerq_backend
-from ..kernels.internals.dynamo_calls import OptimizedModule, backend_of, compiled_call, compiled_form, original, set_compiled_call
+from ..kernels.internals.dynamo_calls import (
+    OptimizedModule,
+    backend_of,
+    compiled_call,
+    compiled_form,
+    original,
+    set_compiled_call,
+)
 
 
 def install() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule
-from torch.utils._sympy.printers import PythonPrinter
 
 from ..cache.buffer import InnerQBuffer
 from ..cache.storage import CacheStorage
 from ..cache.tensor import InnerQTensor
 from ..errors import UnsupportedOperation
 from ..inspect.report import OBSERVERS, GraphReport
+from ..kernels.internals.graphs import as_python
 from ..passes import PassContext
 from ..passes.context.context import Appended, CacheInput, Quantized
 from .next_call import Caches, NextCall
@@ -316,6 +316,6 @@ class _SizeReader:
             return lambda args: args[index] if dim is None else args[index].shape[dim]
 
         # as Python's own arithmetic: sympy takes a tenth of a millisecond, every step
-        evaluate = eval(f"lambda {', '.join(map(str, places))}: {PythonPrinter().doprint(expr)}", {"math": math})
+        evaluate = eval(f"lambda {', '.join(map(str, places))}: {as_python(expr)}", {"math": math})
         reads = list(places.values())
         return lambda args: evaluate(*[args[i] if d is None else args[i].shape[d] for i, d in reads])

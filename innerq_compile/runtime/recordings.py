@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..inspect.report import GraphReport
+from ..kernels.internals import cuda
+from ..kernels.internals.tensors import memory_of
 from ..passes.analysis.recordable import RecordedInputs
 
 log = logging.getLogger(__name__)
@@ -211,13 +213,13 @@ class Recording:
         return (
             sizes == look.sizes
             and places == look.places
-            and torch._C._tensors_data_ptrs_at_indices_equal(inputs, look.addresses, self.inputs.fixed)
+            and cuda.same_addresses(inputs, look.addresses, self.inputs.fixed)
         )
 
     def play(self, inputs: list[Any]) -> list[Any]:
         """The results of a call with ``inputs``."""
         if self.copies:
-            torch._foreach_copy_(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
+            cuda.copy_each(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
         self.graph.replay()
         if self.inputs.written:
             torch.autograd.graph.increment_version([inputs[place] for place in self.inputs.written])
@@ -248,7 +250,7 @@ def record(
     with torch.cuda.device(plan.device):
         before = torch.cuda.current_stream()
         # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
-        torch._C._cuda_clearCublasWorkspaces()
+        cuda.forget_cublas_workspaces()
         try:
             with torch.cuda.graph(graph, pool=thread.pool, stream=thread.stream, capture_error_mode="thread_local"):
                 results = compiled(*inputs)
@@ -256,7 +258,7 @@ def record(
             _end(plan.device, thread, before)
             raise
         finally:
-            torch._C._cuda_clearCublasWorkspaces()
+            cuda.forget_cublas_workspaces()
     made, outputs = _results(results, inputs, plan)
     return Recording(graph, plan, look, copies, made, outputs)
 
@@ -270,7 +272,7 @@ def _end(device: torch.device, thread: _Thread, stream: torch.cuda.Stream) -> No
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(device.index, thread.pool)
+        cuda.end_allocation_to_pool(device.index, thread.pool)
     with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=thread.stream):
         torch.zeros(1, device=device)
     torch.cuda.set_stream(stream)
@@ -341,7 +343,7 @@ def _view_of_copy(index: int, result: torch.Tensor) -> Result:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return memory_of(tensor)
 
 
 def _is_copied_as_it_is(tensor: torch.Tensor) -> bool:

@@ -21,18 +21,12 @@ __all__ = [
     "linear",
     "node_of_line",
     "scaled_dot_product_attention",
-    "schema_of",
     "statically_known_true",
 ]
 
 #: What ``torch.nn.functional`` names lead to; programs may call them as they are.
 linear: Any = torch._C._nn.linear  # pyright: ignore[reportAttributeAccessIssue]
 scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def schema_of(operator: OpOverload) -> torch.FunctionSchema:
-    """The schema of an operator: its arguments, their names and defaults, and which of them it writes to."""
-    return operator._schema
 
 
 def is_erased(node: Node) -> bool:

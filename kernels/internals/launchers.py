@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner, template
 
-__all__ = ["CachingAutotuner", "template"]
+__all__ = ["CachingAutotuner", "LimitedRegisters", "template"]
+
+
+class LimitedRegisters(CachingAutotuner):
+    """A kernel of at most ``inductor_meta["maxnreg"]`` registers a thread."""
+
+    def _create_compile_options(self, cfg: Any, compile_meta: Any) -> dict[str, Any]:
+        return {**super()._create_compile_options(cfg, compile_meta), "maxnreg": self.inductor_meta["maxnreg"]}

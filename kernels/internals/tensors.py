@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._C import _disabled_torch_function_impl as no_torch_function
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -24,6 +25,7 @@ __all__ = [
     "never_changes_in",
     "no_torch_function",
     "of_fixed_size",
+    "schema_of",
     "tree_leaves",
     "tree_map_only",
     "without_modes",
@@ -48,6 +50,11 @@ def of_fixed_size(tensor: Any) -> None:
 def never_changes_in(tensor: Any, *dims: int) -> None:
     """For Dynamo: the sizes of ``dims`` are numbers in every graph, also with ``dynamic=True``."""
     tensor._dynamo_static_indices = set(dims)
+
+
+def schema_of(operator: OpOverload) -> torch.FunctionSchema:
+    """The schema of an operator: its arguments, their names and defaults, and which of them it writes to."""
+    return operator._schema
 
 
 def memory_of(tensor: torch.Tensor) -> int:

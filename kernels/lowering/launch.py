@@ -9,13 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..internals import launchers
-
-
-class LimitedRegisters(launchers.CachingAutotuner):
-    """A kernel of at most ``inductor_meta["maxnreg"]`` registers a thread."""
-
-    def _create_compile_options(self, cfg, compile_meta) -> dict[str, Any]:
-        return {**super()._create_compile_options(cfg, compile_meta), "maxnreg": self.inductor_meta["maxnreg"]}
+from ..internals.launchers import LimitedRegisters
 
 
 def template(*, maxnreg: int, inductor_meta: dict[str, Any], **options: Any) -> Callable[[Any], Any]:

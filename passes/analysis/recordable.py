@@ -14,9 +14,10 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ...kernels.internals.dynamo_graphs import static
+from ...kernels.internals.graphs import HigherOrderOperator, free_symbols, free_unbacked_symbols
+from ...kernels.internals.tensors import is_traceable_wrapper_subclass, tree_leaves
 from ..context.context import CacheInput, Reason
 from ..graph.aliases import Writes
 from ..graph.reading import called_name, example
@@ -99,8 +100,7 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     for place, node in enumerate(placeholders):
         value = node.meta.get("example_value")
         if isinstance(value, torch.Tensor) and node not in inner:
-            keeps = node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
-            (fixed if keeps else copied).append(place)
+            (fixed if static(node) else copied).append(place)
             if changes.of(node):
                 written.append(place)
         for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]:
@@ -123,7 +123,7 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
             value = getattr(value, name)
         if not isinstance(value, torch.Tensor):
             return "it has a graph of its own"
-    elif node.op == "call_module" or isinstance(node.target, torch._ops.HigherOrderOperator):
+    elif node.op == "call_module" or isinstance(node.target, HigherOrderOperator):
         return "it has a graph of its own"
     elif node.op == "call_function" and torch.Tag.cudagraph_unsafe in getattr(node.target, "tags", ()):
         return "its author says that it cannot be recorded"
@@ -149,7 +149,7 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
 
 
 def _leaves(value: Any, kind: Any) -> list[Any]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, kind)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, kind)]
 
 
 def _symbols(value: Any, stays: bool) -> set[sympy.Symbol]:

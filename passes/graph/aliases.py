@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ...kernels.internals.graphs import HigherOrderOperator, OpOverload, OpOverloadPacket
+from ...kernels.internals.tensors import memory_of, schema_of
 from .reading import called_name, is_query, writes_to
 
 #: Methods and functions that compute something new of a tensor, never a view; what is not here may be a view.
@@ -39,14 +41,14 @@ def written(node: Node) -> list[Node]:
 
 def _by_schema(node: Node) -> list[Node]:
     target = node.target
-    if isinstance(target, torch._ops.HigherOrderOperator):  # a user's Triton kernel may write to all that it gets
+    if isinstance(target, HigherOrderOperator):  # a user's Triton kernel may write to all that it gets
         return [argument for argument in node.all_input_nodes if "mutation" in target.name()]
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         target = getattr(target, target.overloads()[0])
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or not schema_of(target).is_mutable:
         return []
     found: list[Node] = []
-    for index, argument in enumerate(target._schema.arguments):
+    for index, argument in enumerate(schema_of(target).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
             found += [item for item in (value if isinstance(value, (list, tuple)) else [value]) if _is_node(item)]
@@ -63,7 +65,7 @@ def storage_of(node: Node) -> int | None:
     if not isinstance(value, torch.Tensor) or hasattr(value, "_storage"):
         return None
     try:
-        return value.untyped_storage()._cdata
+        return memory_of(value)
     except (NotImplementedError, RuntimeError):  # a tensor of another kind, such as one of torch.func
         return None
 

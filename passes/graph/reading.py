@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
+from ...kernels.internals.graphs import is_erased, scaled_dot_product_attention, statically_known_true
+
 #: Functions and operators by the name of what they compute. Methods go by their own name, see `_METHODS`.
 _FUNCTIONS: dict[Any, str] = {
     F.scaled_dot_product_attention: "sdpa",
-    torch._C._nn.scaled_dot_product_attention: "sdpa",
+    scaled_dot_product_attention: "sdpa",
     torch.matmul: "matmul",
     operator.matmul: "matmul",
     torch.bmm: "bmm",
@@ -218,8 +220,6 @@ def plain_size(size: Any) -> Any:
 
 def same_sizes(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Whether sizes are known to be equal, without adding a guard for the question."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
     return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
@@ -351,7 +351,7 @@ def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
     erased = set()
     while pending:
         node = pending.pop()
-        if node in erased or node._erased or node.users or not is_pure(node):
+        if node in erased or is_erased(node) or node.users or not is_pure(node):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)

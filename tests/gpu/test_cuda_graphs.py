@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
-from innerq_compile.runtime.call.recordings import Recording
+from innerq_compile.runtime.recordings import Recording
 
 from ..buffer_loop import BufferDecoder, compiled_loops
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama

@@ -13,7 +13,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime.call.call import HoistedInputs
-from innerq_compile.runtime.call.recordings import Recording
+from innerq_compile.runtime.recordings import Recording
 
 from ..buffer_loop import BufferDecoder, compiled_loops
 from ..emulated_graphs import Stream, emulated  # noqa: F401

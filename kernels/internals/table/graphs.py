@@ -14,13 +14,6 @@ ENTRIES = (
         without=_NO_PASSES,
     ),
     Internal(
-        module="torch._ops",
-        names=("_schema",),
-        on_objects=True,
-        why="Names, defaults and mutability of an operator's arguments.",
-        without="No graph compiles, and the cache tensor answers nothing.",
-    ),
-    Internal(
         module="torch._C._nn",
         names=("linear", "scaled_dot_product_attention"),
         why="torch.nn.functional.linear and scaled_dot_product_attention are these objects, and some programs call "

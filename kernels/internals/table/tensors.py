@@ -73,4 +73,11 @@ ENTRIES = (
         why="Whether two tensors share memory, asked of fake tensors, too, which have no address.",
         without="Compiling fails with an AttributeError where aliases are looked for.",
     ),
+    Internal(
+        module="torch._ops",
+        names=("_schema", "OpOverload"),
+        on_objects=True,
+        why="Names, defaults and mutability of an operator's arguments.",
+        without="No graph compiles, and the cache tensor answers nothing.",
+    ),
 )
