@@ -46,7 +46,7 @@ class TensorView:
     contiguous: bool
 
     @classmethod
-    def of(cls, node: ir.IRNode) -> TensorView:
+    def of(cls, node: Any) -> TensorView:
         size, stride = node.get_size(), node.get_stride()
         contiguous = ir.is_contiguous_strides_for_shape(stride, size)
         shape, strides = tuple(map(_number, size)), tuple(map(_number, stride))
@@ -98,7 +98,7 @@ def _lower(
     batch, heads, rows, _ = query.get_size()
     if mask is not None:
         nodes["mask"] = templates.realized(templates.expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
-    views = {name: TensorView.of(node) for name, node in nodes.items()}
+    views: dict[str, Any] = {name: TensorView.of(node) for name, node in nodes.items()}
     call = (
         views["query"],
         tuple(views[f"k_{name}"] for name in _CACHE),

@@ -57,38 +57,43 @@ def test_all_files_are_found():
     assert {path.name for path in found if path.suffix == ".h"} == {"vec.h", "encode.h", "decode.h"}
 
 
-def compiled_with_cache_counts() -> tuple[int, int]:
-    """Compile a graph as the backend does; how often Inductor's cache lacked it, and had it."""
+@pytest.fixture(params=["inductor", "autograd"])
+def compiled_with_cache_counts(request):
+    """Compile a graph as the backend does; how often the cache of Inductor, or AOTAutograd, lacked it and had it."""
+    counter, name = {"inductor": ("inductor", "fxgraph"), "autograd": ("aot_autograd", "autograd")}[request.param]
 
     def backend(gm, examples):
-        with cached_code.cached_by_source(), torch._functorch.config.patch(enable_autograd_cache=False):
+        enabled = {"enable_autograd_cache": request.param == "autograd"}
+        with cached_code.cached_by_source(), torch._functorch.config.patch(enabled):
             return inductor.compile_graph(gm, examples, {})
 
-    counters.clear()
-    torch._dynamo.reset()
-    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(3))
-    return counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]
+    def compiled() -> tuple[int, int]:
+        counters.clear()
+        torch._dynamo.reset()
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(3))
+        return counters[counter][f"{name}_cache_miss"], counters[counter][f"{name}_cache_hit"]
+
+    with fresh_cache():
+        yield compiled
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["lowered", "calls"])
-def test_cached_graphs_are_those_of_the_same_source(monkeypatch, done):
+def test_cached_graphs_are_those_of_the_same_source(monkeypatch, compiled_with_cache_counts, done):
     """Also where no lowering is registered: what is traced into a graph is ours then, too."""
     monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(done))
-    with fresh_cache():
+    assert compiled_with_cache_counts() == (1, 0)
+    assert compiled_with_cache_counts() == (0, 1)
+    with monkeypatch.context() as other:
+        other.setattr(cached_code, "source_key", lambda: "other")
         assert compiled_with_cache_counts() == (1, 0)
-        assert compiled_with_cache_counts() == (0, 1)
-        with monkeypatch.context() as other:
-            other.setattr(cached_code, "source_key", lambda: "other")
-            assert compiled_with_cache_counts() == (1, 0)
-        assert compiled_with_cache_counts() == (0, 1)
+    assert compiled_with_cache_counts() == (0, 1)
 
 
-def test_graphs_without_the_lowerings_are_others(monkeypatch):
-    with fresh_cache():
-        monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(True))
-        assert compiled_with_cache_counts() == (1, 0)
-        monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(False, "INNERQ_LOWERING=0"))
-        assert compiled_with_cache_counts() == (1, 0)
+def test_graphs_without_the_lowerings_are_others(monkeypatch, compiled_with_cache_counts):
+    monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(True))
+    assert compiled_with_cache_counts() == (1, 0)
+    monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(False, "INNERQ_LOWERING=0"))
+    assert compiled_with_cache_counts() == (1, 0)
 
 
 def test_cpp_kernels_are_cached_by_their_whole_source():
