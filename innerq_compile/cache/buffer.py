@@ -17,7 +17,7 @@ from ..config import InnerQConfig
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import layout, reference
 from ..kernels.formats import Role, preallocated_capacity
-from ..kernels.internals.tensors import FakeTensor, make_wrapper, of_fixed_size, schema_of, tree_map_only
+from ..kernels.internals.tensors import FakeTensor, make_wrapper, schema_of, tree_map_only, unmark_sizes
 from .storage import CacheStorage
 from .tensor import InnerQTensor
 
@@ -83,7 +83,7 @@ class InnerQBuffer(InnerQTensor):
         )
         tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
         # it never grows: its capacity is a constant of a graph
-        of_fixed_size(storage.blocks)
+        unmark_sizes(storage.blocks)
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int, offset: int = 0) -> None:

@@ -16,7 +16,7 @@ import torch
 from ..errors import InnerQError
 from ..kernels import formats, layout, reference
 from ..kernels.formats import CacheFormat
-from ..kernels.internals.tensors import grows_in, without_modes
+from ..kernels.internals.tensors import mark_sizes, without_modes
 
 Kind = tuple[str, torch.dtype, bool, bool, str]  # spec, dtype, has a mean, has a norm, device
 
@@ -179,7 +179,7 @@ class CacheStorage:
             if self.blocks is None:
                 self.blocks = torch.empty(0, dtype=torch.uint8, device="cpu")
                 # a symbol from the first time on: a larger storage is no new graph
-                grows_in(self.blocks, 0)
+                mark_sizes(self.blocks, {0}, set())
             self.blocks.resize_(self.capacity)
 
     # --- views and writing --------------------------------------------------------------------------------------

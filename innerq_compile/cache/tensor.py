@@ -19,9 +19,8 @@ from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators
 from ..kernels.formats import CacheFormat, Role
 from ..kernels.internals.tensors import (
     FakeTensor,
-    grows_in,
     make_wrapper,
-    never_changes_in,
+    mark_sizes,
     no_torch_function,
     schema_of,
     tree_map_only,
@@ -69,8 +68,7 @@ class InnerQTensor(torch.Tensor):
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
         # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.
-        grows_in(tensor, tokens_dim)
-        never_changes_in(tensor, 3 - tokens_dim, 3)
+        mark_sizes(tensor, {tokens_dim}, {3 - tokens_dim, 3})
         return tensor
 
     def __init__(self, storage: CacheStorage, length: int, tokens_dim: int = 2) -> None:

@@ -18,16 +18,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = [
     "FakeTensor",
     "assert_async",
-    "grows_in",
     "is_traceable_wrapper_subclass",
     "make_wrapper",
+    "mark_sizes",
     "memory_of",
-    "never_changes_in",
     "no_torch_function",
-    "of_fixed_size",
     "schema_of",
     "tree_leaves",
     "tree_map_only",
+    "unmark_sizes",
     "without_modes",
 ]
 
@@ -37,19 +36,20 @@ assert_async: Any = torch._assert_async  # pyright: ignore[reportPrivateImportUs
 make_wrapper: Any = torch.Tensor._make_wrapper_subclass
 
 
-def grows_in(tensor: Any, *dims: int) -> None:
-    """For Dynamo: sizes of ``dims`` are symbols from the first graph on, unless the program makes them constants."""
-    tensor._dynamo_weak_dynamic_indices = set(dims)
+def mark_sizes(tensor: Any, growing: set[int], fixed: set[int]) -> None:
+    """For Dynamo, of a tensor that is made at every step: what to make of the sizes of these dimensions.
+
+    Args:
+        growing: they are symbols from the first graph on, unless the program makes them constants.
+        fixed: they are numbers in every graph, also with ``dynamic=True``.
+    """
+    tensor._dynamo_weak_dynamic_indices = growing
+    tensor._dynamo_static_indices = fixed
 
 
-def of_fixed_size(tensor: Any) -> None:
-    """Take back :func:`grows_in`."""
+def unmark_sizes(tensor: Any) -> None:
+    """Take back what :func:`mark_sizes` said of growing dimensions."""
     vars(tensor).pop("_dynamo_weak_dynamic_indices", None)
-
-
-def never_changes_in(tensor: Any, *dims: int) -> None:
-    """For Dynamo: the sizes of ``dims`` are numbers in every graph, also with ``dynamic=True``."""
-    tensor._dynamo_static_indices = set(dims)
 
 
 def schema_of(operator: OpOverload) -> torch.FunctionSchema:
