@@ -22,6 +22,7 @@ from ..internals import templates
 from ..internals.templates import V, config, ir
 from ..triton import attention, supports_decode
 from . import dependent, source
+from .calls import NotLowered, or_call
 from .combine import combine
 from .template import template_for
 
@@ -29,10 +30,6 @@ log = logging.getLogger("innerq_compile.lowering")
 _CACHE = ("codes", "scales", "window", "state")
 
 OPERATOR = torch.ops.innerq.decode_attention.default
-
-
-class _NotLowered(Exception):
-    """Why a call stays one of the operator, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +72,15 @@ def _expr(number: int | torch.SymInt) -> sympy.Expr:
     return number.node.expr if isinstance(number, torch.SymInt) else sympy.Integer(number)
 
 
-def lowering(*args: Any) -> Any:
-    """The operator as nodes of Inductor's; a call of it as it stands where no kernel takes the arguments."""
-    try:
-        return _lower(*args)
-    except _NotLowered as reason:
-        log.debug("decode_attention stays a call of the operator: %s", reason)
-        return templates.fall_back(OPERATOR, *args)
-
-
-def _lower(
+@or_call(OPERATOR)
+def lowering(
     query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, mask, open_from, sink_logits,
     scale, softcap, causal, k_format, v_format,
 ):  # fmt: skip
+    """The operator as nodes of Inductor's: the partial results of a template, and their combination."""
     device = query.get_device()
     if not templates.runs_triton(device):
-        raise _NotLowered(f"Triton does not run on {device.type}")
+        raise NotLowered(f"Triton does not run on {device.type}")
     k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
     names = ["query", *(f"{side}_{name}" for side in "kv" for name in _CACHE)]
     given = (query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state)
@@ -106,10 +96,10 @@ def _lower(
         views.get("mask"),
     )
     if not supports_decode(*call, scale, causal, softcap, sink_logits, k_fmt, v_fmt):
-        raise _NotLowered(f"no Triton kernel takes {k_format}, {v_format} and a {views['query'].dtype} query")
+        raise NotLowered(f"no Triton kernel takes {k_format}, {v_format} and a {views['query'].dtype} query")
     sizes = (*views["query"].shape[1:], *views["k_window"].shape[1:], *views["v_window"].shape[1:])
     if not all(isinstance(size, int) for size in sizes):
-        raise _NotLowered(f"heads, query tokens or head_dim are symbolic: {sizes}")
+        raise NotLowered(f"heads, query tokens or head_dim are symbolic: {sizes}")
 
     sequences = templates.size_hint(_expr(views["query"].shape[0] * views["k_window"].shape[1]))
     query_rows = views["query"].shape[1] // views["k_window"].shape[1] * views["query"].shape[2]
@@ -136,7 +126,7 @@ def _lower(
     for one in launches:
         _append_choice(choices, one, inputs, parts, scale, softcap)
     if not choices:
-        raise _NotLowered("no template could be rendered")
+        raise NotLowered("no template could be rendered")
     generators = _generators(nodes, k_fmt, v_fmt) if len(choices) > 1 else None
     node = templates.select("innerq_decode_attention", choices, inputs, parts, generators)
     V.graph.no_fuse_buffer_names.add(node.get_name())  # the template stores its output itself

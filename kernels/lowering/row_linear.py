@@ -10,7 +10,6 @@ One template for each number of layers and pattern of biases. By default there i
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
 import sympy
@@ -22,8 +21,7 @@ from ..internals.templates import SymbolicGridFn, TritonTemplate, V, config, ir
 from ..triton import linear as kernels
 from ..triton import support
 from . import dependent, source
-
-log = logging.getLogger("innerq_compile.lowering")
+from .calls import NotLowered, or_call
 
 OPERATOR = torch.ops.innerq.row_linear.default
 
@@ -68,22 +66,15 @@ def template_for(biases: tuple[bool, ...]) -> TritonTemplate:
     return TritonTemplate(name, _grid, template_source(biases), **templates.template_options())
 
 
+@or_call(OPERATOR)
 def lowering(x: Any, weights: list[Any], biases: list[Any]) -> Any:
-    """The operator as nodes of Inductor's; a call of it as it stands where no kernel takes the arguments."""
-    lowered = _lower(x, weights, biases)
-    if lowered is None:
-        log.debug("row_linear stays a call of the operator: no kernel for %s", x.get_dtype())
-        return templates.fall_back(OPERATOR, x, weights, biases)
-    return lowered
-
-
-def _lower(x, weights, biases):
+    """The operator as nodes of Inductor's: the result of a template."""
     device, dtype = x.get_device(), x.get_dtype()
     if not templates.runs_triton(device):
-        return None
+        raise NotLowered(f"Triton does not run on {device.type}")
     layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
     if dtype not in support.DTYPES or any(tensor.get_dtype() != dtype for tensor in layers):
-        return None
+        raise NotLowered(f"no kernel takes a row of {dtype}, or layers of another dtype than the row")
     nodes = [templates.realized(tensor, contiguous=True) for tensor in (x, *layers)]
     inputs = int(x.get_size()[-1])
     widths = [int(weight.get_size()[0]) for weight in weights]
@@ -113,7 +104,7 @@ def _lower(x, weights, biases):
             **dependent.launch_options(device),
         )
     if not choices:
-        return None
+        raise NotLowered("no template could be rendered")
     node = templates.select("innerq_row_linear", choices, nodes, layout)
     return templates.view(node, [*x.get_size()[:-1], sympy.Integer(sum(widths))])
 

@@ -1,4 +1,4 @@
-"""Lowerings are registered all together, or none of them with a warning that says what is missing and what it costs."""
+"""Lowerings are registered all together, or none, with a warning that says what is missing and what it costs."""
 
 from __future__ import annotations
 
