@@ -255,7 +255,8 @@ class Decoder:
     """A model with a cache, called as ``generate`` calls it."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.cache, self.position = model, None, 0
+        self.model, self.position = model, 0
+        self.cache: Any = None
 
     @torch.no_grad()
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:

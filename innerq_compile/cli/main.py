@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for module in COMMANDS:
-        name, summary = module.__name__.rsplit(".", 1)[-1], module.__doc__.partition("\n")[0]
+        name, summary = module.__name__.rsplit(".", 1)[-1], (module.__doc__ or "").partition("\n")[0]
         sub = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
