@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from ..kernels.internals.tensors import FakeTensor
 from .context.context import PassContext
-from .graph.reading import example
+from .graph.values import example
 
 log = logging.getLogger("innerq_compile.passes")
 

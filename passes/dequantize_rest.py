@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node
 
 from .analysis.buffers import is_preallocated
 from .context.context import CacheInput, PassContext
-from .graph.reading import erase_dead, shape, size_node
+from .graph.values import shape
+from .graph.writing import erase_dead, size_node
 
 
 def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:

@@ -26,7 +26,9 @@ from .analysis.channel_paths import ChannelPath, find_path
 from .attention.sides import behind_factor, behind_view
 from .context.context import Config, KeyNormUse, NormPlace, PassContext, Reason
 from .graph.aliases import Writes
-from .graph.reading import example, op_name, shape, source_line
+from .graph.locations import source_line
+from .graph.reading import op_name
+from .graph.values import example, shape
 
 PROJECTION, AFTER_ROTARY, NONE = "projection", "after rotary", "none"
 

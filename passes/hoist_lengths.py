@@ -24,7 +24,7 @@ from ..kernels.internals.dynamo_graphs import ConstantSource, set_source, source
 from ..kernels.internals.graphs import OpOverload, free_symbols, free_unbacked_symbols
 from .context.context import PassContext, Reason
 from .graph.aliases import Writes
-from .graph.reading import example
+from .graph.values import example
 
 #: Operators that read a mask up to the device-side length only, and its position among their arguments.
 _MASKS = {"innerq::decode_attention": 9, "innerq::open_from": 0}

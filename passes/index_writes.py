@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 
 from .analysis.buffers import BufferUse, is_preallocated
 from .context.context import PassContext
-from .graph.reading import erase_dead, example
+from .graph.values import example
+from .graph.writing import erase_dead
 from .rewrite_buffer import position_tensor
 
 

@@ -23,7 +23,7 @@ from ..kernels.internals.tensors import FakeTensor
 from ..kernels.triton import support
 from .context.context import PassContext
 from .graph.aliases import Writes
-from .graph.reading import example, shape
+from .graph.values import example, shape
 
 #: Layers in one operator at most.
 MOST = 4

@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Node
 from .attention import match_attention_at
 from .attention.scores import Order
 from .context.context import NoMatch, PassContext
-from .graph.reading import module_path, op_name, source_line
+from .graph.locations import module_path, source_line
+from .graph.reading import op_name
 
 
 def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:

@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 from .analysis.buffers import NoBuffer, buffer_use, is_preallocated, is_written
 from .context.context import CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
-from .graph.reading import argument, is_output, op_name, shape
+from .graph.reading import is_output, op_name, read
+from .graph.values import shape
 
 _PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
 
@@ -40,12 +41,13 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
 def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> CacheUse | str:
     if node in context.caches and not is_preallocated(node):
         return CacheUse("read", node, tokens_dim, cache=context.caches[node])
-    if op_name(node) == "cat":
-        tensors = argument(node, "tensors")
+    call = read(node)
+    if call is not None and call.name == "cat":
+        tensors = call["tensors"]
         past = tensors[0] if isinstance(tensors, (list, tuple)) else None
         if past in context.caches and not is_preallocated(past):
             cache = context.caches[past]
-            if len(tensors) != 2 or argument(node, "dim", 0) not in (tokens_dim, tokens_dim - 4):
+            if len(tensors) != 2 or call["dim"] not in (tokens_dim, tokens_dim - 4):
                 return "the quantized cache is concatenated in a form that is not an append along the tokens"
             if len([user for user in past.users if op_name(user) == "cat"]) != 1:
                 return "the quantized cache is appended to in two places"

@@ -24,7 +24,9 @@ from .attention.sides import behind_factor, behind_view
 from .context.context import AttentionMatch, CacheUse, NoMatch, PassContext, Quantized
 from .fold_key_norm import shared_norm
 from .graph.aliases import Writes
-from .graph.reading import by_head, example, is_query, op_name, same_size, shape
+from .graph.reading import is_query, op_name
+from .graph.values import example, same_size, shape
+from .graph.writing import by_head
 from .standard_form import standard_query
 
 

@@ -29,7 +29,8 @@ from .analysis.read_dequantized import early_reader
 from .context.context import AttentionMatch, CacheInput, PassContext, ShadowInput
 from .fold_key_norm import shared_norm
 from .graph.aliases import Writes, possible_views
-from .graph.reading import erase_dead, example, same_size, shape
+from .graph.values import example, same_size, shape
+from .graph.writing import erase_dead
 from .rewrite_decode import append, attend, wrong_roles
 from .unwrap_caches import add_placeholders, cache_examples
 

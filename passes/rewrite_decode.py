@@ -21,7 +21,8 @@ from torch.fx import GraphModule, Node
 from .analysis.read_dequantized import early_reader, read_dequantized
 from .context.context import Appended, AttentionMatch, CacheInput, CacheUse, KeyNormUse, PassContext
 from .graph.aliases import Writes
-from .graph.reading import by_head, erase_dead, example, same_size, shape
+from .graph.values import example, same_size, shape
+from .graph.writing import by_head, erase_dead
 
 #: As `open_from`: no token is known to be open.
 _READ_ALL = 1 << 30

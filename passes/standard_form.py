@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from .attention.axes import Dims, rearrange, resolve_dims
 from .context.context import AttentionMatch, MaskTerm, NoMatch, PassContext
-from .graph.reading import example, same_sizes, shape
+from .graph.values import example, same_sizes, shape
 
 
 def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:

@@ -14,7 +14,9 @@ from .analysis.buffers import BufferUse, IndexTensor, NoBuffer, buffer_writes, i
 from .context.context import CacheInput, GraphError, PassContext
 from .dequantize_rest import dequantized
 from .graph.aliases import Writes
-from .graph.reading import erase_dead, shape, source_line
+from .graph.locations import source_line
+from .graph.values import shape
+from .graph.writing import erase_dead
 from .rewrite_buffer import logical, position_tensor, write_cache
 
 _ORDER = (0, 1, 2, 3)

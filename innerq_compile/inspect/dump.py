@@ -37,7 +37,7 @@ from ..kernels.internals import inductor
 from ..kernels.internals.graphs import node_of_line
 from ..kernels.internals.logs import artifact_logger
 from ..passes import PassContext
-from ..passes.graph.reading import source_line
+from ..passes.graph.locations import source_line
 from .logs import GRAPHS, trace_text
 from .report import GraphReport, to_dict
 

@@ -15,7 +15,7 @@ from ..kernels.internals.logs import compile_id
 from ..passes import PassContext, left_out
 from ..passes.analysis.buffers import is_preallocated
 from ..passes.context.context import AttentionMatch, CacheInput, CacheUse, Quantized, Reason
-from ..passes.graph.reading import example, shape
+from ..passes.graph.values import example, shape
 from .logs import trace_json
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.formats import preallocated_capacity
 from ..passes.context.context import ShadowInput
-from ..passes.graph.reading import example
+from ..passes.graph.values import example
 
 _ATTRIBUTE = "_innerq_shadow"
 

@@ -17,7 +17,8 @@ import torch
 from torch.fx import Node
 
 from ..graph.aliases import Writes, possible_views
-from ..graph.reading import argument, example, op_name, same_sizes, shape
+from ..graph.reading import argument, op_name
+from ..graph.values import example, same_sizes, shape
 
 #: More new tokens than this attend to the buffer itself, exactly.
 MAX_QUERY_TOKENS = 16

@@ -35,7 +35,7 @@ _MORE_FUNCTIONS = {
 _MORE_METHODS = ("chunk", "split", "unbind")
 _REORDERED = ("transpose", "permute", "movedim")
 _RESHAPED = ("reshape", "unsqueeze")
-_SAME = ("neg", "to", "contiguous")
+_SAME = ("neg", "to", "contiguous", "clone", "detach")
 _PIECES = ("chunk", "split", "unbind")
 _LINEAR = frozenset(
     (*_REORDERED, *_RESHAPED, *_SAME, *_PIECES, "mul", "div", "add", "sub", "cat", "stack", "getitem", "expand")

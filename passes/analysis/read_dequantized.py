@@ -17,7 +17,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..context.context import AttentionMatch, CacheInput
-from ..graph.reading import plain_size, shape, size_node
+from ..graph.values import plain_size, shape
+from ..graph.writing import size_node
 
 
 def early_reader(match: AttentionMatch, last: Node, order: dict[Node, int]) -> str | None:

@@ -20,7 +20,8 @@ from ...kernels.internals.graphs import HigherOrderOperator, free_symbols, free_
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass, tree_leaves
 from ..context.context import CacheInput, Reason
 from ..graph.aliases import Writes
-from ..graph.reading import called_name, example
+from ..graph.reading import called_name
+from ..graph.values import example
 
 #: The kind of device that records.
 DEVICE = "cuda"

@@ -24,7 +24,8 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from ..context.context import NoMatch
-from ..graph.reading import example, plain_size, same_sizes, shape, size_node
+from ..graph.values import example, plain_size, same_sizes, shape
+from ..graph.writing import size_node
 
 
 class Axis:

@@ -17,7 +17,9 @@ import torch
 from torch.fx import Node
 
 from ..context.context import AttentionAxes, AttentionMatch, CacheInput, MaskTerm, NoMatch
-from ..graph.reading import argument, constant, example, op_name, same_size, same_sizes, shape, writes_to
+from ..graph.constants import constant
+from ..graph.reading import argument, op_name, writes_to
+from ..graph.values import example, same_size, same_sizes, shape
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
 from .products import Product, dims_of, is_product, product_of
 from .scores import Order, Way, check_only_used_here, dims_on_the_way, find_weights, read_scores

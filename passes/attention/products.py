@@ -14,7 +14,8 @@ from typing import Any
 from torch.fx import Node
 
 from ..context.context import NoMatch
-from ..graph.reading import argument, op_name, same_sizes, shape
+from ..graph.reading import argument, op_name
+from ..graph.values import same_sizes, shape
 from .axes import Axis, Dims, axes_of_size
 
 

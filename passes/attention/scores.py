@@ -24,21 +24,13 @@ from torch.fx import Graph, Node
 
 from ...kernels.masks import MASKED
 from ..context.context import MaskTerm, NoMatch
-from ..graph.reading import (
-    argument,
-    constant,
-    example,
-    is_pure,
-    is_query,
-    op_name,
-    same_size,
-    same_sizes,
-    shape,
-    writes_to,
-)
+from ..graph.constants import constant
+from ..graph.operations import Kind
+from ..graph.reading import argument, is_pure, is_query, kinds, op_name, writes_to
+from ..graph.values import example, is_float, same_size, same_sizes, shape
 from .axes import Dims
 from .products import Product, is_product, product_of
-from .sides import behind_factor, behind_view, is_float, source_of_all, view_dims
+from .sides import behind_factor, behind_view, source_of_all, view_dims
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,7 +172,7 @@ def _common_step(node: Node) -> tuple[Step, Node] | None:
     source = behind_view(node)
     if source is None:
         return None
-    return Step(node, "same" if name in ("to", "contiguous") else "view"), source
+    return Step(node, "same" if kinds(node) & (Kind.SAME | Kind.CASTS) else "view"), source
 
 
 def _weights_step(node: Node) -> tuple[Step, Node]:

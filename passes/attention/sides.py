@@ -12,102 +12,99 @@ the attention reads, and it is not touched.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import Node
 
 from ..context.context import CacheInput, NoMatch
-from ..graph.reading import argument, constant, is_output, is_pure, op_name, same_sizes, shape, writes_to
+from ..graph.constants import constant
+from ..graph.operations import VIEWS, Kind
+from ..graph.reading import Call, is_output, is_pure, kinds, op_name, read, source_of, writes_to
+from ..graph.values import Sizes, dtype_of, is_float, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, fresh_dims, reshaped, resolve, resolve_dims, unify
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_RESHAPES = ("reshape", "unsqueeze", "contiguous")
-_VIEWS = ("transpose", "permute", "movedim", *_RESHAPES)
-_REPEATS = ("expand", "repeat", "repeat_interleave")
 #: The dimension of the tokens in the layouts that a cache may have.
 _LAYOUTS = (2, 1)
 _LAYOUT_NAMES = {2: "[B, H, S, D]", 1: "[B, S, H, D]"}
 
 
-def is_float(node: Any) -> bool:
-    value = node.meta.get("example_value") if isinstance(node, Node) else None
-    return isinstance(value, torch.Tensor) and value.dtype in _FLOATS
-
-
 def behind_view(node: Node) -> Node | None:
     """What a node is a view, a copy or a cast of, all elements of it; None for anything else."""
-    name = op_name(node)
-    if name is None or not node.args or not isinstance(node.args[0], Node) or not is_pure(node):
+    call = read(node)
+    source = None if call is None or call.in_place else call.source()
+    if call is None or source is None or shape(node) is None or shape(source) is None:
         return None
-    source = node.args[0]
-    if shape(node) is None or shape(source) is None:
-        return None
-    if name == "to":
+    if call.kinds & Kind.CASTS:
         return source if is_float(node) and is_float(source) else None
-    if name in _VIEWS:
-        return source if _dtype(node) == _dtype(source) else None
-    if name == "getattr":
-        return source if node.args[1] in ("T", "mT", "H", "mH") else None
-    if name == "getitem":
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        return source if all(item is None or item is ... or _is_full(item) for item in index) else None
+    if call.kinds & VIEWS:
+        return source if dtype_of(node) == dtype_of(source) else None
+    if call.name == "getitem":
+        index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
+        return source if all(item is None or item is ... or item == slice(None) for item in index) else None
     return None
-
-
-def _dtype(node: Node) -> torch.dtype:
-    return node.meta["example_value"].dtype
-
-
-def _is_full(item: Any) -> bool:
-    return isinstance(item, slice) and item == slice(None)
 
 
 def behind_factor(node: Node) -> tuple[Node, float] | None:
     """The other factor and the constant, of a product with a constant."""
-    if op_name(node) not in ("mul", "div") or len(node.args) < 2 or node.kwargs:
+    call = read(node)
+    if call is None or call.name not in ("mul", "div") or not call.is_plain():
         return None
-    left, right = node.args[:2]
+    left, right = call["input"], call["other"]
     if isinstance(left, Node) and (number := constant(right)) is not None:
-        if op_name(node) == "div":
+        if call.name == "div":
             return (left, 1.0 / number) if number else None
         return left, number
-    if op_name(node) == "mul" and isinstance(right, Node) and (number := constant(left)) is not None:
+    if call.name == "mul" and isinstance(right, Node) and (number := constant(left)) is not None:
         return right, number
     return None
 
 
+_Dim = TypeVar("_Dim")
+
+
+def reordered(call: Call, dims: tuple[_Dim, ...]) -> tuple[_Dim, ...]:
+    """What the dimensions ``dims`` of a tensor are in behind a call that reorders them.
+
+    Raises:
+        NoMatch: where their order is not a constant.
+    """
+    try:
+        if call.name == "transpose":
+            return _swapped(dims, call["dim0"], call["dim1"])
+        if call.name == "reverse":
+            return dims[::-1]
+        if call.name == "permute":
+            return tuple(dims[dim] for dim in call["dims"])
+        numbered = torch.empty([*range(len(dims))], device="meta")  # torch knows where the others go
+        return tuple(dims[index] for index in numbered.movedim(call["source"], call["destination"]).shape)
+    except TypeError:
+        raise NoMatch("dimensions are reordered in an order that is not a constant") from None
+
+
 def view_dims(node: Node, dims: Dims) -> Dims:
-    """The dimensions of a view (see `behind_view`) or a repetition of a tensor with dimensions ``dims``."""
-    name, rank = op_name(node), len(dims)
-    if name == "transpose":
-        return _swapped(dims, argument(node, "dim0"), argument(node, "dim1"))
-    if name == "getattr":
-        return dims[::-1] if node.args[1] == "T" else _swapped(dims, -1, -2)
-    if name == "permute":
-        order = node.kwargs.get("dims", node.args[1:])
-        order = order[0] if len(order) == 1 and isinstance(order[0], (tuple, list)) else order
-        return tuple(dims[d] for d in order)
-    if name == "movedim":
-        numbered = torch.empty([*range(rank)], device="meta")  # torch knows where the others go
-        moved = numbered.movedim(argument(node, "source"), argument(node, "destination"))
-        return tuple(dims[index] for index in moved.shape)
-    if name == "expand":
-        return _expanded(dims, shape(node))
-    if name == "repeat":
-        repeats = node.kwargs.get("repeats", node.args[1:])
-        repeats = repeats[0] if len(repeats) == 1 and isinstance(repeats[0], (tuple, list)) else repeats
-        repeats = [1] * (rank - len(repeats)) + list(repeats)
+    """The dimensions of a view (see `behind_view`) or a repetition of a tensor with dimensions ``dims``.
+
+    Raises:
+        NoMatch: where they are not understood.
+    """
+    call, rank = read(node), len(dims)
+    if call is not None and call.kinds & Kind.REORDERS:
+        return reordered(call, dims)
+    if call is not None and call.name == "expand":
+        return _expanded(dims, sizes_of(node))
+    if call is not None and call.name == "repeat":
+        repeats = [1] * (rank - len(call["repeats"])) + list(call["repeats"])
         dims = ((),) * (len(repeats) - rank) + dims
         return tuple((*axes_of_size(_number(n)), *dim) for n, dim in zip(repeats, dims, strict=True))
-    if name == "repeat_interleave":
-        dim = argument(node, "dim")
+    if call is not None and call.name == "repeat_interleave":
+        dim = call["dim"]
         if not isinstance(dim, int):
             raise NoMatch("a repetition without a dimension")
         repeated = list(dims)
-        repeated[dim] = (*dims[dim], *axes_of_size(_number(argument(node, "repeats"))))
+        repeated[dim] = (*dims[dim], *axes_of_size(_number(call["repeats"])))
         return tuple(repeated)
-    return reshaped(dims, shape(node))
+    return reshaped(dims, sizes_of(node))
 
 
 def _number(value: Any) -> int:
@@ -116,13 +113,13 @@ def _number(value: Any) -> int:
     return value
 
 
-def _swapped(dims: Dims, a: int, b: int) -> Dims:
+def _swapped(dims: tuple[_Dim, ...], a: int, b: int) -> tuple[_Dim, ...]:
     swapped = list(dims)
     swapped[a], swapped[b] = dims[b], dims[a]
     return tuple(swapped)
 
 
-def _expanded(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
+def _expanded(dims: Dims, sizes: Sizes) -> Dims:
     dims = ((),) * (len(sizes) - len(dims)) + dims
     return tuple(dim or axes_of_size(size) for dim, size in zip(dims, sizes, strict=True))
 
@@ -183,8 +180,8 @@ def _chain(operand: Node) -> list[tuple[Node, float]]:
     while True:
         chain.append((node, factor))
         source = behind_view(node)
-        if source is None and op_name(node) in _REPEATS and is_pure(node) and shape(node.args[0]) is not None:
-            source = node.args[0]
+        if source is None and kinds(node) & Kind.REPEATS and shape(source_of(node)) is not None:
+            source = source_of(node)
         if source is None and is_pure(node) and (found := behind_factor(node)) is not None:
             source, factor = found[0], factor * found[1]
             if not same_sizes(shape(source) or (), shape(node)):
@@ -196,9 +193,10 @@ def _chain(operand: Node) -> list[tuple[Node, float]]:
 
 def _cache_behind(node: Node, caches: dict[Node, CacheInput]) -> CacheInput | None:
     """The quantized cache that a node is, or appends to."""
-    if op_name(node) != "cat":
+    call = read(node)
+    if call is None or call.name != "cat":
         return caches.get(node)
-    tensors = argument(node, "tensors")
+    tensors = call["tensors"]
     tensors = tensors if isinstance(tensors, (list, tuple)) else ()
     return next((caches[tensor] for tensor in tensors if tensor in caches), None)
 

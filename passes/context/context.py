@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ...kernels.formats import CacheFormat
 from ..analysis.buffers import BufferUse
-from ..graph.reading import module_path, source_line
+from ..graph.locations import module_path, source_line
 
 
 class Config(Protocol):

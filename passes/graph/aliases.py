@@ -10,59 +10,19 @@ that its views are found by following everything that is made of it and may be a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 
-from ...kernels.internals.graphs import HigherOrderOperator, OpOverload, OpOverloadPacket
-from ...kernels.internals.tensors import memory_of, schema_of
-from .reading import called_name, is_query, writes_to
-
-#: Methods and functions that compute something new of a tensor, never a view; what is not here may be a view.
-_COMPUTES_NAMES = (
-    "add sub mul div neg pow sqrt rsqrt matmul bmm baddbmm einsum softmax tanh sum mean amax max min exp log cos "
-    "sin clone new_zeros new_empty new_ones zeros_like empty_like ones_like full_like cat concat concatenate stack "
-    "where masked_fill index_select gather repeat repeat_interleave scaled_dot_product_attention linear roll eq ne "
-    "lt le gt ge any all abs __matmul__ truediv"
-)
-_COMPUTES = frozenset(_COMPUTES_NAMES.split())
-
-
-def written(node: Node) -> list[Node]:
-    """The tensors that a node changes in place."""
-    if node.op not in ("call_function", "call_method"):
-        return []
-    found = [argument for argument in node.all_input_nodes if node in writes_to(argument)]
-    if node.op == "call_function":
-        found += _by_schema(node)
-    return list(dict.fromkeys(found))
-
-
-def _by_schema(node: Node) -> list[Node]:
-    target = node.target
-    if isinstance(target, HigherOrderOperator):  # a user's Triton kernel may write to all that it gets
-        return [argument for argument in node.all_input_nodes if "mutation" in target.name()]
-    if isinstance(target, OpOverloadPacket):
-        target = getattr(target, target.overloads()[0])
-    if not isinstance(target, OpOverload) or not schema_of(target).is_mutable:
-        return []
-    found: list[Node] = []
-    for index, argument in enumerate(schema_of(target).arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-            found += [item for item in (value if isinstance(value, (list, tuple)) else [value]) if _is_node(item)]
-    return found
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, Node)
+from ...kernels.internals.tensors import memory_of
+from .operations import Kind
+from .reading import is_query, kinds, operand, written
+from .values import tensor_of
 
 
 def storage_of(node: Node) -> int | None:
     """A number for the storage of a node's dense tensor, None where there is none."""
-    value = node.meta.get("example_value")
-    if not isinstance(value, torch.Tensor) or hasattr(value, "_storage"):
+    value = tensor_of(node)
+    if value is None or hasattr(value, "_storage"):
         return None
     try:
         return memory_of(value)
@@ -82,9 +42,9 @@ def possible_views(node: Node) -> list[Node]:
 
 
 def _may_be_view(user: Node, of: Iterable[Node]) -> bool:
-    if not user.args or user.args[0] not in of or is_query(user):
-        return False
-    return called_name(user) not in _COMPUTES
+    """Whether ``user`` may be a view of its first argument, one of ``of``: all but what is known to be none."""
+    first = operand(user)
+    return first is not None and first in of and not is_query(user) and not kinds(user) & Kind.NEW
 
 
 class Writes:

@@ -1,374 +1,291 @@
-"""Reading Dynamo's graphs: one name for every spelling of an operation, its arguments, its shapes.
+"""Reading a node: what it calls, and the arguments by name, whatever the spelling. Passes read nodes here only.
 
-Dynamo's graphs hold what the program called: functions (`torch.matmul`), operators (`@`) and methods (`x.matmul`) for
-one and the same operation. :func:`op_name` folds them together; :func:`argument` finds an argument whether it was given
-by position or by name.
+    call = read(node)                    # x.transpose(1, 2), torch.swapaxes(x, axis0=1, axis1=2), x.mT, ...
+    call.name                            # "transpose": the name in `operations.py`
+    call["dim0"], call["dim1"]           # every argument has a value: the default where it was not given
+    call.kinds & Kind.REORDERS           # what passes may take for granted of it
+    call.in_place                        # whether it writes to call["input"]
+
+A node is understood where its function, method, attribute or operator stands in the tables of ``operations.py`` and its
+arguments bind to one of the signatures there; else ``read`` gives None and a pass leaves the node alone. It never
+raises. Operators of our own (``innerq::...``) go by their full name, and their arguments by those of the schema.
 """
 
 from __future__ import annotations
 
-import operator
-import os
-import re
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from ...kernels.internals.graphs import is_erased, scaled_dot_product_attention, statically_known_true
+from ...kernels.internals.graphs import HigherOrderOperator, OpOverload, OpOverloadPacket
+from ...kernels.internals.tensors import schema_of
+from .operations import Kind, Operation, Spelling, of_attribute, of_function, of_method, of_operator
+from .signatures import Signature, of_schema
 
-#: Functions and operators by the name of what they compute. Methods go by their own name, see `_METHODS`.
-_FUNCTIONS: dict[Any, str] = {
-    F.scaled_dot_product_attention: "sdpa",
-    scaled_dot_product_attention: "sdpa",
-    torch.matmul: "matmul",
-    operator.matmul: "matmul",
-    torch.bmm: "bmm",
-    torch.baddbmm: "baddbmm",
-    torch.einsum: "einsum",
-    torch.functional.einsum: "einsum",
-    torch.softmax: "softmax",
-    F.softmax: "softmax",
-    torch.add: "add",
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.sub: "sub",
-    torch.subtract: "sub",
-    operator.sub: "sub",
-    operator.isub: "sub",
-    torch.mul: "mul",
-    torch.multiply: "mul",
-    operator.mul: "mul",
-    operator.imul: "mul",
-    torch.div: "div",
-    torch.divide: "div",
-    torch.true_divide: "div",
-    operator.truediv: "div",
-    operator.itruediv: "div",
-    torch.neg: "neg",
-    operator.neg: "neg",
-    torch.pow: "pow",
-    operator.pow: "pow",
-    torch.sqrt: "sqrt",
-    torch.rsqrt: "rsqrt",
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-    torch.masked_fill: "masked_fill",
-    torch.where: "where",
-    torch.max: "max",
-    torch.amax: "amax",
-    torch.nan_to_num: "nan_to_num",
-    torch.tensor: "tensor",
-    torch.scalar_tensor: "tensor",
-    torch.full: "full",
-    F.dropout: "dropout",
-    torch.dropout: "dropout",
-    torch.cat: "cat",
-    torch.concat: "cat",
-    torch.concatenate: "cat",
-    torch.transpose: "transpose",
-    torch.swapaxes: "transpose",
-    torch.swapdims: "transpose",
-    torch.permute: "permute",
-    torch.movedim: "movedim",
-    torch.moveaxis: "movedim",
-    torch.reshape: "reshape",
-    torch.flatten: "reshape",
-    torch.unflatten: "reshape",
-    torch.squeeze: "reshape",
-    torch.unsqueeze: "unsqueeze",
-    torch.broadcast_to: "expand",
-    torch.repeat_interleave: "repeat_interleave",
-    torch.tile: "repeat",
-    torch.clone: "contiguous",
-    torch.detach: "contiguous",
-    operator.getitem: "getitem",
-    getattr: "getattr",
-}
-
-_METHODS: dict[str, str] = {
-    "matmul": "matmul",
-    "__matmul__": "matmul",
-    "bmm": "bmm",
-    "baddbmm": "baddbmm",
-    "softmax": "softmax",
-    "add": "add",
-    "add_": "add",
-    "sub": "sub",
-    "sub_": "sub",
-    "mul": "mul",
-    "mul_": "mul",
-    "div": "div",
-    "div_": "div",
-    "neg": "neg",
-    "pow": "pow",
-    "sqrt": "sqrt",
-    "rsqrt": "rsqrt",
-    "tanh": "tanh",
-    "tanh_": "tanh",
-    "masked_fill": "masked_fill",
-    "masked_fill_": "masked_fill",
-    "where": "where",
-    "max": "max",
-    "amax": "amax",
-    "nan_to_num": "nan_to_num",
-    "transpose": "transpose",
-    "swapaxes": "transpose",
-    "swapdims": "transpose",
-    "permute": "permute",
-    "movedim": "movedim",
-    "moveaxis": "movedim",
-    "reshape": "reshape",
-    "view": "reshape",
-    "view_as": "reshape",
-    "reshape_as": "reshape",
-    "flatten": "reshape",
-    "unflatten": "reshape",
-    "squeeze": "reshape",
-    "expand": "expand",
-    "expand_as": "expand",
-    "broadcast_to": "expand",
-    "unsqueeze": "unsqueeze",
-    "contiguous": "contiguous",
-    "clone": "contiguous",
-    "detach": "contiguous",
-    "to": "to",
-    "type": "to",
-    "type_as": "to",
-    "float": "to",
-    "half": "to",
-    "bfloat16": "to",
-    "double": "to",
-    "repeat_interleave": "repeat_interleave",
-    "repeat": "repeat",
-    "tile": "repeat",
-}
-
-#: Names of the arguments behind the first, by operation, in order.
-_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "sdpa": ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
-    "matmul": ("input", "other"),
-    "bmm": ("input", "mat2"),
-    "baddbmm": ("input", "batch1", "batch2"),
-    "add": ("input", "other"),
-    "sub": ("input", "other"),
-    "masked_fill": ("input", "mask", "value"),
-    "max": ("input", "dim", "keepdim"),
-    "amax": ("input", "dim", "keepdim"),
-    "softmax": ("input", "dim", "_stacklevel", "dtype"),
-    "dropout": ("input", "p", "training", "inplace"),
-    "cat": ("tensors", "dim"),
-    "transpose": ("input", "dim0", "dim1"),
-    "movedim": ("input", "source", "destination"),
-    "unsqueeze": ("input", "dim"),
-    "repeat_interleave": ("input", "repeats", "dim"),
+#: Functions whose names end with an underscore for another reason: without it they are words of Python.
+_KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})
+#: Functions that write in place and whose names do not say so.
+_WRITERS = frozenset({"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"}) | {
+    "iand",
+    "ior",
+    "ixor",
+    "ilshift",
+    "irshift",
 }
 
 
-#: Names that torch takes for its own, as numpy has them.
-_NUMPY_NAMES = {"dim": "axis", "keepdim": "keepdims"}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A node that is understood.
+
+    Attributes:
+        node: the node.
+        operation: what it computes.
+        arguments: its arguments by name, those with a default that were not given among them.
+        in_place: whether the result is written to the first argument.
+        signature: of the spelling, see `writing.set_argument`.
+    """
+
+    node: Node
+    operation: Operation
+    arguments: Mapping[str, Any]
+    in_place: bool
+    signature: Signature
+
+    @property
+    def name(self) -> str:
+        return self.operation.name
+
+    @property
+    def kinds(self) -> Kind:
+        return self.operation.kinds
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument ``name``, where the spelling has one of that name."""
+        return self.arguments.get(name, default)
+
+    def is_plain(self) -> bool:
+        """Whether a sum, difference or quotient is no more than that: no factor ``alpha``, no rounding."""
+        return self.get("alpha", 1) == 1 and self.get("rounding_mode") is None
+
+    def source(self) -> Node | None:
+        """The tensor that the operation is applied to, its argument ``input``; None where that is no node."""
+        found = self.get("input")
+        return found if isinstance(found, Node) else None
+
+
+def read(node: Any) -> Call | None:
+    """What a node calls; None for anything that is not understood."""
+    if not isinstance(node, Node):
+        return None
+    for spelling in _spellings(node):
+        args = node.args[:1] if _is_attribute(node) else node.args
+        values = spelling.signature.bind(args, node.kwargs)
+        if values is not None:
+            in_place = spelling.in_place or values.get("inplace") is True
+            return Call(node, spelling.operation, {**values, **spelling.fixed}, in_place, spelling.signature)
+    return None
 
 
 def op_name(node: Any) -> str | None:
-    """The name of the operation of a node, None for anything not known here."""
-    if not isinstance(node, Node):
+    """The name of the operation of a node, None for anything that is not understood."""
+    call = read(node)
+    return None if call is None else call.name
+
+
+def kinds(node: Any) -> Kind:
+    """What may be taken for granted of a node's operation; of one that works in place nothing."""
+    call = read(node)
+    return Kind.NONE if call is None or call.in_place else call.kinds
+
+
+def possible_kinds(node: Node) -> Kind:
+    """All that a node's function or method may be, whatever its arguments, in place or not."""
+    found = Kind.NONE
+    for spelling in _spellings(node):
+        found |= spelling.operation.kinds
+    return found
+
+
+def source_of(node: Any) -> Node | None:
+    """The tensor that a node is applied to, its argument ``input``; None where there is none, or it is not understood.
+
+    Of a node that is not understood the first argument is no more than a guess, see `operand`.
+    """
+    call = read(node)
+    return None if call is None else call.source()
+
+
+def operand(node: Node) -> Node | None:
+    """What a method is called on, or a function's first argument, understood or not."""
+    if node.op not in ("call_function", "call_method"):
         return None
-    if node.op == "call_function":
-        return _FUNCTIONS.get(node.target)
-    if node.op == "call_method":
-        return _METHODS.get(node.target)
-    return None
+    found = node.args[0] if node.args else next((node.kwargs[n] for n in ("input", "self") if n in node.kwargs), None)
+    return found if isinstance(found, Node) else None
 
 
 def called_name(node: Node) -> str:
-    """The name of the method or function that a node calls, empty where it calls none."""
+    """The name of the method, function or operator that a node calls, empty where it calls none."""
     if node.op == "call_method":
-        return node.target
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        return str(node.target)
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, OpOverload):
+        return _operator_name(node.target).rpartition("::")[2]
+    return getattr(node.target, "__name__", "") or str(node.target)
 
 
-def argument(node: Node, name: str, default: Any = None) -> Any:
-    """The argument ``name`` of a node whose operation is in `_PARAMETERS`."""
-    operation = op_name(node)
-    parameters = _PARAMETERS[operation]
-    if operation == "softmax" and (node.op == "call_method" or node.target is torch.softmax):
-        parameters = ("input", "dim", "dtype")
-    for spelled in (name, _NUMPY_NAMES.get(name)):
-        if spelled in node.kwargs:
-            return node.kwargs[spelled]
-    index = parameters.index(name)
-    return node.args[index] if index < len(node.args) else default
+def words(node: Node) -> str:
+    """What a node is, for a reason that users read."""
+    return f"an input ({node.target})" if node.op == "placeholder" else called_name(node) or str(node.target)
 
 
-def example(node: Node) -> Any:
-    """The fake tensor (or number) that Dynamo computed for a node."""
-    return node.meta["example_value"]
-
-
-def shape(node: Any) -> tuple[Any, ...] | None:
-    """The shape of a node's tensor, sizes as ints or SymInts; None where the node is no tensor."""
-    value = node.meta.get("example_value") if isinstance(node, Node) else None
-    return tuple(plain_size(size) for size in value.shape) if isinstance(value, torch.Tensor) else None
-
-
-def plain_size(size: Any) -> Any:
-    """A size, as an int where the symbol has turned out to be a number."""
-    return int(size) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
-
-
-def same_sizes(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether sizes are known to be equal, without adding a guard for the question."""
-    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
-
-
-def same_size(a: Any, b: Any) -> bool:
-    return same_sizes((a,), (b,))
+def outputs(graph: Graph) -> tuple[Any, ...]:
+    """What a graph returns."""
+    values: Any = graph.output_node().args[0]
+    return tuple(values)
 
 
 def is_output(node: Node) -> bool:
+    """Whether a graph returns a node."""
     return any(user.op == "output" for user in node.users)
 
 
-def constant(value: Any) -> float | None:
-    """The number that a value is known to be: a number, or a tensor of no dimensions that is made of numbers."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, float)):
-        return float(value)
-    name = op_name(value)
-    if name is None or shape(value) != () or writes_to(value):
-        return None
-    if name == "tensor":
-        return constant(value.args[0]) if value.args else None
-    if name == "full":
-        return constant(value.args[1]) if len(value.args) > 1 else constant(value.kwargs.get("fill_value"))
-    numbers = [constant(arg) for arg in value.args[: 2 if name in ("mul", "div", "pow") else 1]]
-    if not is_pure(value) or any(number is None for number in numbers):
-        return None
-    try:
-        if name in ("sqrt", "rsqrt"):
-            return numbers[0] ** (0.5 if name == "sqrt" else -0.5)
-        if name == "to" and example(value).is_floating_point():
-            return numbers[0]
-        if name in ("mul", "div", "pow") and len(numbers) == 2:
-            return {"mul": operator.mul, "div": operator.truediv, "pow": operator.pow}[name](*numbers)
-    except (ArithmeticError, TypeError):
-        return None
-    return None
-
-
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-
-
-def source_line(node: Node) -> str:
-    """Where in the user's program a node comes from, ``file:line in function: code``, or an empty string."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
-    frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
-    own = [index for index in frames if _TORCH not in lines[index]] or frames  # torch's functions call one another
-    if not own:
-        return ""
-    index = own[-1]
-    code = lines[index + 1] if index + 1 < len(lines) else ""
-    return f"{lines[index]}: {code}" if code else lines[index]
-
-
-#: How Dynamo names the model: the ``self`` of the frame that it traces first, or the first argument of a decorator's
-#: wrapper around ``forward`` (transformers 5.24 has one).
-_MODEL = re.compile(r"^L\['self'\]|^L\['args'\]\[0\]")
-
-
-def module_path(node: Node) -> str:
-    """The module that a node comes from, as ``model.layers.0.self_attn``, or an empty string."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path, _ = list(stack.values())[-1]
-    path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", _MODEL.sub("", path))
-    return ".".join(part for part in path.split(".") if part not in ("", "_modules"))
-
-
-# --- changing graphs ------------------------------------------------------------------------------------------------
-
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
-#: Functions whose names end with an underscore for another reason: without it they are words of Python.
-_KEYWORDS = {operator.and_, operator.or_, operator.not_, operator.is_}
-_QUERIES = {"size", "numel", "nelement", "dim", "ndimension"}
+# --- effects --------------------------------------------------------------------------------------------------------
 
 
 def is_pure(node: Node) -> bool:
     """Whether an operation is known to have no effect but its result."""
-    if node.op == "call_method":
-        return node.target in _QUERIES or (op_name(node) is not None and not node.target.endswith("_"))
-    return op_name(node) is not None and node.target not in _IN_PLACE
+    call = read(node)
+    return call is not None and not call.in_place and not isinstance(call.operation, _Operator)
 
 
 def is_query(node: Node) -> bool:
     """Whether a node only asks for sizes or other metadata of a tensor."""
-    if node.op == "call_method":
-        return node.target in _QUERIES
-    return op_name(node) == "getattr" and node.args[1] in ("shape", "dtype", "device", "ndim", "is_cuda")
+    return bool(kinds(node) & Kind.QUERY)
 
 
 def writes_to(node: Node) -> list[Node]:
     """The users that change the value of a node in place."""
-    return [user for user in node.users if _writes(user, node)]
+    return [user for user in node.users if node in written(user)]
 
 
-def _writes(user: Node, node: Node) -> bool:
-    if user.kwargs.get("out") is node:
-        return True
-    if not user.args or user.args[0] is not node:
-        return False
-    if user.op == "call_method":
-        return user.target.endswith("_") and not user.target.endswith("__")
-    if user.op != "call_function":
-        return False
-    name = getattr(user.target, "__name__", "")
-    return (
-        user.target in _IN_PLACE
-        or name in ("setitem", "iand", "ior", "ixor")
-        or (name.endswith("_") and not name.endswith("__") and user.target not in _KEYWORDS)
-    )
+def written(node: Node) -> list[Node]:
+    """The tensors that a node changes in place, understood or not."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    found = _flat(node.kwargs.get("out"))
+    if _ends_in_place(node) or node.kwargs.get("inplace") is True or ((call := read(node)) and call.in_place):
+        found += _flat(operand(node))
+    if node.op == "call_function":
+        found += _by_schema(node)
+    return list(dict.fromkeys(found))
 
 
-def by_head(graph: Graph, node: Node, tokens_dim: int) -> Node:
-    """Insert what turns keys or values whose tokens are along ``tokens_dim`` into ``[B, H, S, D]``."""
-    if tokens_dim == 2:
-        return node
-    new = graph.call_method("transpose", (node, 1, 2))
-    new.meta["example_value"] = example(node).transpose(1, 2)
-    return new
+def _ends_in_place(node: Node) -> bool:
+    name = called_name(node)
+    if isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return False  # its schema says
+    marked = name.endswith("_") and not name.endswith("__") and name not in _KEYWORDS
+    return marked or (node.op == "call_function" and name in _WRITERS)
 
 
-def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
-    """Erase those of ``nodes`` that nothing uses, and what only they used.
-
-    Only operations that are known to have no effect go: a graph of Dynamo may write into its inputs.
-    """
-    pending = list(nodes)
-    erased = set()
-    while pending:
-        node = pending.pop()
-        if node in erased or is_erased(node) or node.users or not is_pure(node):
+def _by_schema(node: Node) -> list[Node]:
+    target: Any = node.target
+    if isinstance(target, HigherOrderOperator):  # a user's Triton kernel may write to all that it gets
+        return [argument for argument in node.all_input_nodes if "mutation" in target.name()]
+    operators = [target] if isinstance(target, OpOverload) else []
+    if isinstance(target, OpOverloadPacket):
+        operators = [getattr(target, name) for name in target.overloads()]
+    for operator in operators:
+        values = of_schema(schema_of(operator)).bind(node.args, {k: v for k, v in node.kwargs.items() if k != "out"})
+        if values is None:
             continue
-        inputs = node.all_input_nodes
-        graph.erase_node(node)
-        erased.add(node)
-        pending.extend(inputs)
+        aliases = {argument.name: argument.alias_info for argument in schema_of(operator).arguments}
+        changed = [name for name, alias in aliases.items() if alias is not None and alias.is_write and name in values]
+        return [item for name in changed for item in _flat(values[name])]
+    if operators and any(schema_of(operator).is_mutable for operator in operators):
+        return list(node.all_input_nodes)  # it may be any of them
+    return []
 
 
-def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
-    """A size as an argument of a node: itself where it is a number, else the input of the graph that carries it.
+def _flat(value: Any) -> list[Node]:
+    return [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, Node)]
 
-    Raises:
-        KeyError: if no input carries that size.
-    """
-    if isinstance(size, int) or size.node.expr.is_number:
-        return int(size)
-    for node in graph.find_nodes(op="placeholder"):
-        value = node.meta.get("example_value")
-        if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:
-            return node
-    raise KeyError(f"no input of the graph is the size {size}")
+
+# --- spellings ------------------------------------------------------------------------------------------------------
+
+
+class _Operator(Operation):
+    """An operator that stands in no table: nothing but its schema is known."""
+
+
+_OWN: dict[Any, Spelling] = {}
+
+
+def _spellings(node: Node) -> list[Spelling]:
+    """What the target of a node may be."""
+    target: Any = node.target
+    if node.op == "call_method":
+        return of_method(target)
+    if node.op != "call_function":
+        return []
+    if target is getattr:
+        known = of_attribute(node.args[1]) if len(node.args) == 2 and isinstance(node.args[1], str) else []
+        return known or _ATTRIBUTE
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
+        namespace, _, name = _operator_name(target).partition("::")
+        if namespace == "aten":
+            return of_operator(name)
+        return [_own(target)] if namespace == "innerq" else []
+    if (name := _getter(target)) is not None:
+        return of_attribute(name)
+    return of_function(target)
+
+
+_ATTRIBUTE = [Spelling(Operation("getattr", Kind.NONE), Signature.parse("getattr(input)"), False, {})]
+
+
+def _is_attribute(node: Node) -> bool:
+    return node.op == "call_function" and (node.target is getattr or _getter(node.target) is not None)
+
+
+def _getter(target: Any) -> str | None:
+    """The attribute that ``torch.Tensor.mT.__get__`` reads, as a graph may call it in place of ``getattr``."""
+    if getattr(target, "__name__", None) != "__get__":
+        return None
+    descriptor = getattr(target, "__self__", None)
+    owner = getattr(descriptor, "__objclass__", None)
+    if descriptor is None or not isinstance(owner, type) or not issubclass(torch.Tensor, owner):
+        return None
+    return descriptor.__name__
+
+
+def _operator_name(target: OpOverload | OpOverloadPacket) -> str:
+    """The name of an operator without its overload, as ``aten::add``."""
+    return schema_of(target if isinstance(target, OpOverload) else _first_overload(target)).name
+
+
+def _first_overload(packet: OpOverloadPacket) -> OpOverload:
+    return getattr(packet, packet.overloads()[0])
+
+
+def _own(target: OpOverload | OpOverloadPacket) -> Spelling:
+    if target not in _OWN:
+        overload = target if isinstance(target, OpOverload) else _first_overload(target)
+        schema = schema_of(overload)
+        operation = _Operator(_operator_name(target), Kind.NONE)
+        _OWN[target] = Spelling(operation, of_schema(schema), schema.is_mutable, {})
+    return _OWN[target]
+
+
+def argument(node: Node, name: str, default: Any = None) -> Any:
+    """An argument of a node, for passes that do not `read` it yet."""
+    call = read(node)
+    return default if call is None else call.get(name, default)

@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from innerq_compile.passes.analysis.recordable import recorded_inputs
-from innerq_compile.passes.context.context.context import CacheInput, Reason
+from innerq_compile.passes.context.context import CacheInput, Reason
 
 
 class Builder:
