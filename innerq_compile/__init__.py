@@ -11,17 +11,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .inspect.logs import register
+from .logs import register
 
 if TYPE_CHECKING:
     from .api import innerq
     from .cache.buffer import InnerQBuffer, empty_cache
     from .cache.tensor import InnerQTensor
+    from .compiler.reports import clear_reports, compiled_graphs
     from .config import PRESETS, InnerQConfig
     from .errors import InnerQError, UnsupportedOperation
     from .inspect.dump import dump_graphs
-    from .inspect.explanation import Explanation, explain
-    from .inspect.report import GraphReport, clear_reports, compiled_graphs
+    from .inspect.explain import explain
+    from .inspect.explanation import Explanation
+    from .runtime.report import GraphReport
 
 __version__ = "0.1.0"
 
@@ -35,10 +37,10 @@ _MODULES = {
     "InnerQError": "errors",
     "UnsupportedOperation": "errors",
     "Explanation": "inspect.explanation",
-    "explain": "inspect.explanation",
-    "GraphReport": "inspect.report",
-    "clear_reports": "inspect.report",
-    "compiled_graphs": "inspect.report",
+    "explain": "inspect.explain",
+    "GraphReport": "runtime.report",
+    "clear_reports": "compiler.reports",
+    "compiled_graphs": "compiler.reports",
     "InnerQTensor": "cache.tensor",
 }
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-from .compiler.backend import innerq_backend, split_options
+from .compiler.backend import innerq_backend
+from .compiler.options import split_options
 from .config import InnerQConfig
 from .errors import InnerQError
+from .inspect.dump import install as install_dumps
 from .integrations.device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
 from .integrations.tensor_parallel import check_heads
 from .kernels.internals import dynamo_calls
+
+install_dumps()
 
 #: Graphs of one code object that Dynamo keeps before it gives up and runs it as it stands. The code object is the same
 #: for all models of transformers, a decorator's wrapper, and each of them needs a prefill and a decode graph for every

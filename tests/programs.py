@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from innerq_compile.compiler.backend import copy_graph, innerq_backend
+from innerq_compile.compiler.analysis import copy_graph
+from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
 from innerq_compile.passes import PASSES, PassContext
 

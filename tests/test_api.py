@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, innerq
-from innerq_compile.compiler.backend import CompileError
+from innerq_compile.compile_error import CompileError
 
 from .programs import TinyAttention
 

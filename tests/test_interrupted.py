@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from innerq_compile import innerq
-from innerq_compile.runtime.call.call import CompiledGraph
+from innerq_compile.runtime.call import CompiledGraph
 
 from .programs import TinyAttention
 

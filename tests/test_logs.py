@@ -48,7 +48,7 @@ def test_one_line_a_graph_and_one_warning(caplog, cheap_inductor):
     clear_reports()
 
     def levels():
-        return [record.levelname for record in caplog.records if record.name == "innerq_compile.inspect.report"]
+        return [record.levelname for record in caplog.records if record.name == "innerq_compile.compiler.reports"]
 
     plain = [torch.compile(lambda x, i=i: x + i, backend="innerq") for i in range(2)]
     for function in plain:
@@ -60,7 +60,7 @@ def test_one_line_a_graph_and_one_warning(caplog, cheap_inductor):
     with torch.no_grad():
         _, cache = model(torch.randn(1, 20, 32))
         model(torch.randn(1, 1, 32), cache)
-    messages = [record.getMessage() for record in caplog.records if record.name == "innerq_compile.inspect.report"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "innerq_compile.compiler.reports"]
     assert messages == [
         "graph 2: 1/1 attentions rewritten, prefill, small",
         "graph 3: 1/1 attentions rewritten, decode, small",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innerq_compile import InnerQTensor, innerq
-from innerq_compile.runtime.call.next_call import NextCall
+from innerq_compile.runtime.next_call import NextCall
 
 from .programs import TinyAttention
 

@@ -9,9 +9,9 @@ import weakref
 import pytest
 import torch
 
-from innerq_compile.inspect.report import GraphReport
 from innerq_compile.passes.analysis.recordable import RecordedInputs
-from innerq_compile.runtime.call.recordings import MOST, Recordings, release_all
+from innerq_compile.runtime.recordings import MOST, Recordings, release_all
+from innerq_compile.runtime.report import GraphReport
 
 from .emulated_graphs import Stream, emulated  # noqa: F401
 
@@ -142,7 +142,7 @@ def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
     for recorded in (1, 2, 2):
         step(weight, memory, new(), places=places((20, 100, 9), (40, 200, 9)))
         assert step.recorded == recorded
-    assert failed and "failed" not in step.report.cuda_graphs
+    assert failed and "failed" not in str(step.report.cuda_graphs)
 
 
 def test_a_weight_that_is_elsewhere_now():
@@ -242,7 +242,7 @@ def test_an_input_read_as_another_type_is_not_recorded():
     step, weight, memory = Step(lambda weight, held, new, out: [held.view(torch.int32)]), torch.randn(3), held()
     for _ in range(4):
         step(weight, memory, new())
-    assert step.recorded == 0 and "recording failed: a result is the memory of an input" in step.report.cuda_graphs
+    assert step.recorded == 0 and "recording failed: a result is the memory of an input" in str(step.report.cuda_graphs)
 
 
 def test_changes_in_place_are_counted():
@@ -275,7 +275,7 @@ def test_what_cannot_be_recorded_runs(caplog):
     for _ in range(4):
         step(weight, memory, new())
     assert step.recorded == 0
-    assert step.report.cuda_graphs == "no: recording failed: operation not permitted when stream is capturing"
+    assert str(step.report.cuda_graphs) == "no: recording failed: operation not permitted when stream is capturing"
     assert caplog.text.count("recording failed") == 1
 
 
@@ -294,7 +294,7 @@ def test_no_memory_to_record():
     for _ in range(4):
         step(weight, memory, new())
     assert step.recorded == 0 and len(calls) == 5
-    assert step.report.cuda_graphs == "no: recording failed: CUDA out of memory"
+    assert str(step.report.cuda_graphs) == "no: recording failed: CUDA out of memory"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -120,7 +120,7 @@ class CacheStorage:
 
     def check_whole(self) -> None:
         if self.handle:
-            from ..compiler.backend import CompileError  # imports the compiler, which is at work here anyway
+            from ..compile_error import CompileError  # imports Dynamo, which is at work here anyway
 
             raise CompileError(
                 "an InnerQTensor was traced by a compiler that does not know it: compile this program with "

@@ -139,7 +139,7 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[name] = value  # a word
-    from ..compiler.backend import split_options
+    from ..compiler.options import split_options
 
     try:
         split_options(options)
@@ -150,7 +150,7 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def config_of(options: dict[str, Any]) -> InnerQConfig:
     """The config among checked options."""
-    from ..compiler.backend import split_options
+    from ..compiler.options import split_options
 
     return split_options(options)[0]
 

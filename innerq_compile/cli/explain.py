@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     """What :func:`innerq_compile.explain` finds."""
     from ..api import innerq
     from ..inspect.dump import dump_graphs
-    from ..inspect.explanation import explain
+    from ..inspect.explain import explain
 
     options = backend_options(args)
     device = device_of(args)

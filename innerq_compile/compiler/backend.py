@@ -1,44 +1,39 @@
 """The backend: Dynamo's graph in, a callable with quantized caches out.
 
-The passes work on a copy of the graph, in which each quantized cache among the inputs has become its inner tensors.
-Inductor compiles that copy. The callable given back to Dynamo takes InnerQTensors apart on the way in, making room for
-the tokens that the graph appends, and builds InnerQTensors on the way out (``runtime.py``).
+    analyse            the passes work on a copy of the graph, in which each quantized cache among the inputs has become
+                       its inner tensors (analysis.py); a report is made
+    choose_execution   single kernels, or a CUDA graph, and whose (execution.py)
+    compile            Inductor compiles that copy, and the prelude where there is one
+    wrap               what is given back to Dynamo takes InnerQTensors apart on the way in, making room for the tokens
+                       that the graph appends, and builds InnerQTensors on the way out (runtime/call.py)
+
+A graph that neither takes nor gives quantized caches is compiled as it was captured.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
-from ..config import InnerQConfig, field_names
+from ..compile_error import CompileError
+from ..config import InnerQConfig
 from ..errors import InnerQError
-from ..inspect.dump import begin_dump, captured_inputs, dumped
-from ..inspect.report import SKIPPED, GraphReport, make_report, record
-from ..kernels.internals import dynamo_graphs, inductor
-from ..kernels.internals.dynamo_calls import ShortenTraceback, counters
-from ..passes import PassContext, run_passes
-from ..passes.analysis.recordable import RecordedInputs, recorded_inputs
+from ..kernels.internals import inductor
+from ..logs import trace_graph
 from ..passes.context.context import GraphError
-from ..passes.graph.aliases import Writes
-from ..passes.hoist_lengths import is_prompt
 from ..runtime.call import CompiledGraph
 from ..runtime.recordings import Recordings, release_all
+from ..runtime.report import GraphReport
+from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
+from .execution import Execution, choose_execution, reporting_inductors_graphs
+from .options import split_options, without_cuda_graphs
 
 log = logging.getLogger(__name__)
-
-
-class CompileError(InnerQError, ShortenTraceback):
-    """An InnerQError raised while compiling. Dynamo lets it pass as it is, without its own frames."""
-
-    def __init__(self, message: str) -> None:
-        Exception.__init__(self, message)
-        self.first_useful_frame = None
 
 
 def innerq_backend(
@@ -79,124 +74,19 @@ def _reset() -> None:
 innerq_backend.reset = _reset  # torch.compiler.reset() looks for it
 
 
-def split_options(options: dict[str, Any] | None, mode: str | None = None) -> tuple[InnerQConfig, dict[str, Any]]:
-    """Options of ``torch.compile`` as the config and the options that go to Inductor."""
-    options = dict(options or {})
-    mode = options.pop("mode", None) or mode
-    own = {name: options.pop(name) for name in ("preset", *field_names()) if name in options}
-    config = InnerQConfig.preset(own.pop("preset", "base"), **own)
-    known = inductor.option_names()
-    for name in options:
-        if name.replace("-", "_") not in known:
-            InnerQConfig.from_options({name: options[name]})  # raises: the name is nobody's
-    return config, {**_mode_options(mode), **{name.replace("-", "_"): value for name, value in options.items()}}
-
-
-def _mode_options(mode: str | None) -> dict[str, Any]:
-    if mode is None or mode == "default":
-        return {}
-    modes = inductor.mode_options()
-    if mode not in modes:
-        raise InnerQError(f"mode={mode!r} is unknown: allowed are default, {', '.join(modes)}")
-    return dict(modes[mode])
-
-
-def _compile(gm, example_inputs, config: InnerQConfig, inductor_options: dict[str, Any]) -> Callable[..., Any]:
-    copy = copy_graph(gm)
-    context = PassContext(config, static_lengths=bool(inductor_options.get("triton.cudagraphs")))
-    dump = begin_dump(copy, config, inductor_options)
-    run_passes(copy, context, observe=None if dump is None else dump.after_pass)
-    report = make_report(context)
-    record(report)
-    if config.strict and context.reasons:
-        raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
-    if context.static_lengths and (reason := _not_recorded(copy, context, report)):
-        inductor_options = {**inductor_options, "triton.cudagraphs": False}
-        report.cuda_graphs = f"no: {reason}"
-    if not context.rewritten and not context.caches:
-        with _watched(report, inductor_options, example_inputs, context), dumped(dump, gm, report):
-            compiled = inductor.compile_graph(gm, example_inputs, inductor_options)
-        return captured_inputs(dump, _counted(compiled, report))
+def _compile(
+    gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any]
+) -> Callable[..., Any]:
+    analysis = analyse(gm, config, inductor_options)
+    execution = choose_execution(analysis, inductor_options)
+    if not analysis.holds_caches:
+        compiled = _compile_as_captured(analysis, execution, example_inputs)
+        return analysis.watches.watched(_counting_calls(compiled, analysis.report))
     _refuse_gradients(example_inputs)
-    originals = {node.name: value for node, value in zip(_placeholders(gm), example_inputs, strict=True)}
-    prelude = None
-    if context.prelude is not None:
-        examples = [originals[name] for name in context.prelude.inputs] + context.prelude.places()
-        without = {**inductor_options, "triton.cudagraphs": False}
-        with cached_by_source():
-            prelude = inductor.compile_graph(context.prelude.graph, examples, without)
-    recorded = None
-    if inductor_options.get("triton.cudagraphs"):
-        _mark_static(copy, context)
-        recorded = recorded_inputs(copy, list(context.cache_inputs()))
-    inputs = [originals.get(node.name, node.meta.get("example_value")) for node in _placeholders(copy)]
-    if isinstance(recorded, RecordedInputs):
-        inductor_options = {**inductor_options, "triton.cudagraphs": False}
-        report.cuda_graphs = _used(context)
-    with (
-        _watched(report, inductor_options, example_inputs, context),
-        dumped(dump, copy, report, context),
-        cached_by_source(),
-    ):
-        compiled = inductor.compile_graph(copy, inputs, inductor_options)
-    if isinstance(recorded, RecordedInputs):
-        call = Recordings(compiled, recorded, report)
-    else:
-        log.debug("graph %d: Inductor's CUDA graphs, if any: %s", report.index, recorded)
-
-        def call(inputs: list[Any], places: list[int]) -> Any:
-            return compiled(*inputs)
-
-    return captured_inputs(dump, CompiledGraph(call, prelude, context, gm, copy, report))
-
-
-def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
-    """Why a graph is not to become a CUDA graph, or None."""
-    if context.lengths_stay:
-        return f"none serves all lengths: {context.lengths_stay}"
-    if context.attentions and not (context.caches or context.shadows):
-        if context.quantized:
-            return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
-        return "no attention of this graph reads a quantized cache"
-    if is_prompt(gm):
-        return "a prompt is written to a quantized buffer, which runs once and waits for the device"
-    slow = [layer.kernel for layer in report.layers if layer.kernel.startswith("reference")]
-    if slow:
-        return f"plain torch serves an attention, and waits for the device ({slow[0]})"
-    return None
-
-
-def _placeholders(gm: GraphModule) -> list[Node]:
-    return gm.graph.find_nodes(op="placeholder")
-
-
-def _mark_static(gm: GraphModule, context: PassContext) -> None:
-    """Tell Inductor that caches, hoisted masks and what the program writes in place keep their address.
-
-    CUDA graphs read them where they are. Another address is right, too: it is recorded anew, up to Inductor's limit of
-    recordings, so a program that writes to new tensors in every step gains nothing. Inductor gives up CUDA graphs for a
-    graph that writes to an input of which it does not know that.
-    """
-    nodes = [node for cache in context.cache_inputs() for node in cache.nodes]
-    if context.prelude is not None:
-        nodes += context.prelude.placeholders
-    changes = Writes(gm.graph)
-    nodes += [node for node in _placeholders(gm) if changes.of(node)]
-    for node in nodes:
-        dynamo_graphs.mark_static(node)
-
-
-def copy_graph(gm: GraphModule) -> GraphModule:
-    """A copy of Dynamo's graph module to work on: Dynamo reads its own again after the backend is done."""
-    graph = Graph()
-    nodes: dict[Any, Any] = {}
-    output = graph.graph_copy(gm.graph, nodes)
-    graph.output(output)
-    graph.output_node().meta = dict(gm.graph.output_node().meta)
-    copy = GraphModule(gm, graph, gm.__class__.__name__)
-    copy.meta = dict(gm.meta)
-    dynamo_graphs.copy_notes(gm, copy, nodes)
-    return copy
+    prelude = _compile_prelude(analysis, execution, example_inputs)
+    compiled = _compile_rewritten(analysis, execution, example_inputs)
+    graph = CompiledGraph(compiled, prelude, analysis.context, gm, analysis.rewritten, analysis.report)
+    return analysis.watches.watched(graph)
 
 
 def _refuse_gradients(example_inputs: list[Any]) -> None:
@@ -210,37 +100,59 @@ def _refuse_gradients(example_inputs: list[Any]) -> None:
             )
 
 
-def _counted(compiled: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
-    """A graph that Inductor compiled as it was, which notes its calls."""
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+
+def _compile_as_captured(analysis: Analysis, execution: Execution, example_inputs: list[Any]) -> Callable[..., Any]:
+    trace_graph(f"innerq_graph_{analysis.report.index}", analysis.captured)
+    with (
+        reporting_inductors_graphs(execution, analysis, example_inputs),
+        analysis.watches.compiling(analysis.captured, analysis.report),
+    ):
+        return inductor.compile_graph(analysis.captured, example_inputs, execution.inductor_options)
+
+
+def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: list[Any]) -> Callable[..., Any] | None:
+    prelude = analysis.context.prelude
+    if prelude is None:
+        return None
+    by_name = _by_placeholder(analysis.captured, example_inputs)
+    examples = [by_name[name] for name in prelude.inputs] + prelude.places()
+    with cached_by_source():  # it is run by itself, before what is recorded
+        return inductor.compile_graph(prelude.graph, examples, without_cuda_graphs(execution.inductor_options))
+
+
+def _compile_rewritten(
+    analysis: Analysis, execution: Execution, example_inputs: list[Any]
+) -> Callable[[list[Any], list[int]], Any]:
+    """The rewritten graph, called with its inputs and with what says where its caches are (``Caches.places``)."""
+    rewritten, report = analysis.rewritten, analysis.report
+    by_name = _by_placeholder(analysis.captured, example_inputs)
+    placeholders = rewritten.graph.find_nodes(op="placeholder")
+    inputs = [by_name.get(node.name, node.meta.get("example_value")) for node in placeholders]
+    trace_graph(f"innerq_graph_{report.index}", rewritten)
+    with (
+        reporting_inductors_graphs(execution, analysis, example_inputs),
+        analysis.watches.compiling(rewritten, report, analysis.prelude),
+        cached_by_source(),
+    ):
+        compiled = inductor.compile_graph(rewritten, inputs, execution.inductor_options)
+    if execution.inputs is not None:
+        return Recordings(compiled, execution.inputs, report)
+    log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.why)
+    return lambda inputs, places: compiled(*inputs)
+
+
+def _by_placeholder(gm: GraphModule, example_inputs: list[Any]) -> dict[str, Any]:
+    return {node.name: value for node, value in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True)}
+
+
+def _counting_calls(compiled: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
+    """A graph that Inductor compiled as it was captured, which notes its calls."""
 
     def call(*args: Any) -> Any:
         results = compiled(*args)
-        report.ran([])
+        report.has_run([])
         return results
 
     return call
-
-
-def _used(context: PassContext) -> str:
-    """What ``GraphReport.cuda_graphs`` says of a graph that is recorded."""
-    return "; ".join(["yes", *(note.text for note in context.notes)])
-
-
-@contextlib.contextmanager
-def _watched(
-    report: GraphReport, inductor_options: dict[str, Any], example_inputs: list[Any], context: PassContext
-) -> Iterator[None]:
-    """Note in the report what becomes of CUDA graphs while Inductor compiles."""
-    if not inductor_options.get("triton.cudagraphs"):
-        yield
-        return
-    if not any(isinstance(value, torch.Tensor) and value.is_cuda for value in example_inputs):
-        report.cuda_graphs = "no: nothing in this graph is on a CUDA device"
-        yield
-        return
-    skips = counters["inductor"]["cudagraph_skips"]
-    yield
-    if counters["inductor"]["cudagraph_skips"] == skips:
-        report.cuda_graphs = _used(context)
-    else:
-        report.cuda_graphs = SKIPPED

@@ -1,31 +1,18 @@
-"""``innerq_compile.explain``: run a model for a few steps, and say what was done with each attention."""
+"""What :func:`innerq_compile.explain` gives back: rows, graphs, sizes, as a table, JSON and a page."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from ..runtime.report import GraphReport, LayerReport
+from .pages import explanation_page
+from .words import bits, text_table
 
-from ..api import innerq
-from ..errors import InnerQError
-from ..kernels import layout
-from ..kernels.formats import CacheFormat, blocks_for
-from ..kernels.internals.dynamo_calls import (
-    OptimizedModule,
-    compiled_call,
-    counters,
-    get_compilation_metrics,
-    set_compiled_call,
-)
-from .report import OBSERVERS, SKIPPED, GraphReport, LayerReport, to_dict
-
-_SHADOW = "dense buffer with a quantized shadow"
+COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +99,8 @@ class Explanation:
         return {
             "rewritten": self.rewritten,
             "attentions": len(self.rows),
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-            "graphs": [to_dict(graph) for graph in self.graphs],
+            "rows": [{"report": row.report.to_dict(), "graph": row.graph, "preset": row.preset} for row in self.rows],
+            "graphs": [graph.to_dict() for graph in self.graphs],
             "recompiles": [dataclasses.asdict(recompile) for recompile in self.recompiles],
             "graph_breaks": self.graph_breaks,
             "cache": None if self.cache is None else dataclasses.asdict(self.cache),
@@ -129,9 +116,7 @@ class Explanation:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one page with everything; it needs no network."""
-        from .pages import explanation_page
-
-        Path(path).write_text(explanation_page(self), encoding="utf-8")
+        Path(path).write_text(explanation_page(self.rows, self.graphs, self.summary()), encoding="utf-8")
 
     def __str__(self) -> str:
         notes: list[str] = []
@@ -141,7 +126,7 @@ class Explanation:
         parts += [f"  [{number}] {note}" for number, note in enumerate(notes, 1)]
         parts += [""] if notes else []
         graphs = [
-            (str(g.index), g.kind, f"{g.rewritten}/{g.attentions}", str(g.calls), g.cuda_graphs, g.compile_id)
+            (f"{g.index}", f"{g.kind}", f"{g.rewritten}/{g.attentions}", f"{g.calls}", f"{g.cuda_graphs}", g.compile_id)
             for g in self.graphs
         ]
         if graphs:
@@ -170,207 +155,33 @@ class Explanation:
         return [*lines, *(f"note: {remark}" for remark in self.remarks)]
 
 
-def explain(target: Any, /, *args: Any, context_length: int = 32768, **kwargs: Any) -> Explanation:
-    """Run a model for a prompt and two more tokens, and say what the compiler did with it.
-
-    Args:
-        target: a model, compiled with innerq or not (then it is compiled, with preset ``base``, for this run only). A
-            model with a ``generate`` makes three tokens with it; any other is called once. Or a function that runs a
-            compiled model as it likes.
-        args, kwargs: what ``generate``, the model, or the function is called with.
-        context_length: tokens at which the size of the cache is given, too.
-
-    Raises:
-        InnerQError: if ``target`` cannot be called, or ``context_length`` is no positive number.
-    """
-    if not isinstance(context_length, int) or context_length < 1:
-        raise InnerQError(f"context_length={context_length!r} is not allowed: it has to be a whole number, 1 or more")
-    if not callable(target):
-        raise InnerQError(f"{target!r} cannot be explained: it has to be a model, or a function that runs one")
-    remarks: list[str] = []
-    breaks = dict(counters["graph_break"])
-    with _observed() as seen, _compiled(target, remarks), torch.no_grad():
-        result = _run(target, args, kwargs, remarks)
-    graphs = sorted(seen.graphs, key=lambda graph: graph.index)
-    for graph in graphs:
-        metrics = compilation_metrics(graph)
-        if graph.cuda_graphs == SKIPPED and metrics is not None and metrics.cudagraph_skip_reason:
-            graph.cuda_graphs = f"no: {metrics.cudagraph_skip_reason}"
-    if not graphs:
-        remarks.append(
-            "no graph of the backend 'innerq' ran: compile the model with innerq(model), or call a compiled one"
-        )
-    elif all(graph.kind != "decode" for graph in graphs):
-        remarks.append("no decode step ran on a quantized cache")
-    rows = _rows(graphs)
-    explanation = Explanation(
-        rows=rows,
-        graphs=graphs,
-        recompiles=_recompiles(graphs),
-        graph_breaks=[text for text, count in counters["graph_break"].items() if count > breaks.get(text, 0)],
-        cache=seen.size(context_length, any(row.report.cache == _SHADOW for row in rows)),
-        remarks=remarks,
-    )
-    del result  # held until here: the caches in it are those that were measured
-    return explanation
-
-
-def _run(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], remarks: list[str]) -> Any:
-    generate = getattr(target, "generate", None) if isinstance(target, torch.nn.Module) else None
-    if generate is not None:
-        tokens = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
-        return generate(*args, **{**tokens, **kwargs})
-    if isinstance(target, torch.nn.Module):
-        remarks.append("the model was called once: pass a function that also decodes to see decode steps")
-    return target(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _compiled(target: Any, remarks: list[str]) -> Iterator[None]:
-    """Compile a model that is not, for the time being."""
-    plain = isinstance(target, torch.nn.Module) and not isinstance(target, OptimizedModule)
-    if not plain or compiled_call(target) is not None:
-        yield
-        return
-    remarks.append("the model was not compiled: it was, with preset 'base', for this run only")
-    innerq(target)
-    try:
-        yield
-    finally:
-        set_compiled_call(target, None)
-
-
-# --- what ran -------------------------------------------------------------------------------------------------------
-
-
-class _Seen:
-    """The graphs that ran, and the storages of their caches."""
-
-    def __init__(self) -> None:
-        self.graphs: dict[GraphReport, None] = {}
-        self.storages: dict[int, Any] = {}
-
-    def __call__(self, report: GraphReport, storages: list[Any]) -> None:
-        self.graphs.pop(report, None)
-        self.graphs[report] = None  # the one that ran last stands last
-        for storage in storages:
-            self.storages[id(storage)] = storage
-
-    def size(self, context_length: int, beside_dense: bool) -> CacheSize | None:
-        """What the caches of the longest sequence take; those that it was copied from are not counted."""
-        found = []
-        for storage in self.storages.values():
-            state = storage.state
-            found.append((int((state[..., layout.START] + state[..., layout.LENGTH]).max()), storage))
-        tokens = max((length for length, _ in found), default=0)
-        if not tokens:
-            return None
-        sums = {"held": 0, "fp16": 0, "at_context": 0, "fp16_at_context": 0}
-        batch = 0
-        for length, storage in found:
-            if length != tokens:
-                continue
-            batch, heads = storage.state.shape[:2]
-            fmt, head_dim = storage.format, storage.head_dim
-            statistics = (storage.mean is not None) + (storage.norm is not None)
-            sums["held"] += storage.nbytes
-            sums["fp16"] += 2 * batch * heads * head_dim * length
-            sums["at_context"] += layout.cache_bytes(
-                fmt, batch, heads, head_dim, storage.dtype, blocks_for(fmt, context_length), statistics=statistics
-            )
-            sums["fp16_at_context"] += 2 * batch * heads * head_dim * context_length
-        return CacheSize(tokens=tokens, batch=batch, context_length=context_length, beside_dense=beside_dense, **sums)
-
-
-@contextlib.contextmanager
-def _observed() -> Iterator[_Seen]:
-    seen = _Seen()
-    OBSERVERS.append(seen)
-    try:
-        yield seen
-    finally:
-        OBSERVERS.remove(seen)
-
-
-def _recompiles(graphs: list[GraphReport]) -> list[Recompile]:
-    found = []
-    for graph in graphs:
-        metrics = compilation_metrics(graph)
-        if metrics is not None and metrics.recompile_reason:
-            place = f"{metrics.co_name} ({metrics.co_filename}:{metrics.co_firstlineno})"
-            found.append(Recompile(graph.index, place, " ".join(metrics.recompile_reason.split())))
-    return found
-
-
-def compilation_metrics(graph: GraphReport) -> Any:
-    """What Dynamo measured while it compiled a graph; None for a graph so old that Dynamo has forgotten it."""
-    for metrics in get_compilation_metrics():  # ids begin anew after a reset, so the time tells which one it is
-        began, ended = metrics.start_time_us or 0, metrics.end_time_us or 0
-        if metrics.compile_id == graph.compile_id and began <= graph.compiled_at <= ended:
-            return metrics
-    return None
-
-
-def _rows(graphs: list[GraphReport]) -> list[Row]:
-    """One row an attention, from the graph that decides its speed: decode before prefill, later before earlier."""
-    rows: dict[tuple[str, str, int], Row] = {}
-    rank = {"plain": 0, "prefill": 1, "decode": 2}
-    chosen: dict[tuple[str, str, int], int] = {}
-    for graph in graphs:
-        seen: dict[tuple[str, str], int] = {}
-        for layer in graph.layers:
-            place = (layer.layer, layer.where)
-            seen[place] = seen.get(place, 0) + 1
-            key = (*place, seen[place])
-            if key not in rows or rank[graph.kind] >= chosen[key]:
-                rows[key], chosen[key] = Row(layer, graph.index, graph.config), rank[graph.kind]
-    return list(rows.values())
-
-
-# --- text -----------------------------------------------------------------------------------------------------------
-
-COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
-
-
 def _cells(row: Row, notes: list[str]) -> tuple[str, ...]:
+    """A line of the table. What is too long for it becomes one of the ``notes`` below."""
     report = row.report
 
-    def short(text: str, head: str) -> str:
-        if text == head:
-            return text
-        if text not in notes:
-            notes.append(text)
-        return f"{head} [{notes.index(text) + 1}]"
+    def noted(short: str, long: str) -> str:
+        if long == short:
+            return short
+        if long not in notes:
+            notes.append(long)
+        return f"{short} [{notes.index(long) + 1}]"
 
+    cache = key_norm = formats = ""
     if not report.rewritten:
-        kernel = short(f"not rewritten: {report.reason}", "not rewritten")
-        return (report.layer, report.line, report.match, "", report.mask, row.preset, "", "", kernel, str(row.graph))
-    kernel = short(report.kernel, report.kernel.partition(":")[0].partition(", on ")[0])
-    norm = short(report.key_norm, report.key_norm.partition(",")[0])
+        kernel = noted("not rewritten", f"not rewritten: {report.reason}")
+    else:
+        kernel = noted(report.kernel.short, str(report.kernel))
+        cache, formats = str(report.cache or ""), bits(report)
+        key_norm = "" if report.key_norm is None else noted(report.key_norm.short, str(report.key_norm))
     return (
         report.layer,
         report.line,
         report.match,
-        report.cache,
+        cache,
         report.mask,
         row.preset,
-        bits(report),
-        norm,
+        formats,
+        key_norm,
         kernel,
         str(row.graph),
     )
-
-
-def bits(report: LayerReport) -> str:
-    """The formats of keys and values in short."""
-    sides = [CacheFormat.parse(spec) for spec in (report.key, report.value)]
-    return " / ".join(f"{side.bits} {side.mode}" if side.quantized else "exact" for side in sides)
-
-
-def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as their longest cell; a column that is empty throughout is left out."""
-    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    lines = [[header[i] for i in kept], *([row[i] for i in kept] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import itertools
 import linecache
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader  # torch depends on it
+from .words import bits
 
 if TYPE_CHECKING:
-    from .explanation import Explanation
+    from jinja2 import Environment
+
+    from ..runtime.report import GraphReport
+    from .explanation import Row
 
 #: Unchanged lines that are shown around changed ones, and lines of source around those that a graph comes from.
 AROUND = 3
@@ -26,6 +29,8 @@ DiffRow = tuple[str, Any, Any]
 
 @functools.cache
 def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader  # torch depends on it, and imports it with Inductor
+
     loader = PackageLoader("innerq_compile.inspect")
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
@@ -51,26 +56,21 @@ def dump_page(graphs: list[dict[str, Any]]) -> str:
     return _templates().get_template("dump.html").render(graphs=shown, sources=sources.excerpts())
 
 
-def explanation_page(explanation: Explanation) -> str:
-    """The page of an explanation."""
-    from .explanation import bits
-
+def explanation_page(rows: Sequence[Row], graphs: Sequence[GraphReport], summary: Sequence[str]) -> str:
+    """The page of an explanation, from its rows, graphs and summary."""
     sources = Sources()
-    rows = [
+    shown = [
         {
-            **dataclasses.asdict(row.report),
+            **row.report.to_dict(),
             "source": sources.add(row.report.where),
             "bits": bits(row.report) if row.report.rewritten else "",
             "preset": row.preset,
             "graph": row.graph,
         }
-        for row in explanation.rows
+        for row in rows
     ]
-    return (
-        _templates()
-        .get_template("explanation.html")
-        .render(explanation=explanation, rows=rows, sources=sources.excerpts())
-    )
+    template = _templates().get_template("explanation.html")
+    return template.render(rows=shown, graphs=graphs, summary=summary, sources=sources.excerpts())
 
 
 def side_by_side(before: list[Any], after: list[Any]) -> list[DiffRow]:

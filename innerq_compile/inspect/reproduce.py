@@ -149,7 +149,7 @@ def reproduce(
         torch.manual_seed(0)
         return [build(description, saved, args.device) for description in inputs]
 
-    from .report import compiled_graphs
+    from ..compiler.reports import compiled_graphs
 
     with torch.no_grad():
         expected = graph(*arguments())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..compiler.backend import innerq_backend
-from .generate import install
+from ..inspect import dump
+from . import generate
 
-install()
+generate.install()
+dump.install()
 
 __all__ = ["innerq_backend"]

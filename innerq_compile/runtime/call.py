@@ -16,12 +16,12 @@ from ..cache.buffer import InnerQBuffer
 from ..cache.storage import CacheStorage
 from ..cache.tensor import InnerQTensor
 from ..errors import UnsupportedOperation
-from ..inspect.report import OBSERVERS, GraphReport
 from ..kernels.internals.graphs import as_python
 from ..passes import PassContext
 from ..passes.context.context import Appended, CacheInput, Quantized
 from .next_call import Caches, NextCall
 from .recordings import Recordings
+from .report import RUN_OBSERVERS, GraphReport
 from .shadow import ShadowReader
 
 #: Batch sizes for which a graph keeps its hoisted inputs where they are.
@@ -117,10 +117,10 @@ class CompiledGraph:
                 outputs.append(made[at])
         if self._next is not None:
             self._expect(outputs)
-        if OBSERVERS:
+        if RUN_OBSERVERS.opened:
             storages += [(side, 0) for shadow in shadows for side in (shadow.key, shadow.value)]
             storages += [(tensor._storage, 0) for tensor in made.values()]
-        self._report.ran([storage for storage, _ in storages])
+        self._report.has_run([storage for storage, _ in storages])
         return tuple(outputs)
 
     def _writable(self, args: tuple[Any, ...]) -> list[tuple[CacheStorage, int]]:

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..inspect.report import GraphReport
 from ..kernels.internals import cuda
 from ..kernels.internals.tensors import memory_of
 from ..passes.analysis.recordable import RecordedInputs
+from .report import CudaGraphs, CudaGraphUse, GraphReport
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +142,11 @@ class Recordings:
                 mine.seen.append(look)
                 return None
             self._off = True
-            self._report.cuda_graphs = f"no: recording failed: {str(error).splitlines()[0]}"
+            detail = f"recording failed: {str(error).splitlines()[0]}"
+            self._report.cuda_graphs = CudaGraphs(CudaGraphUse.NOT_USED, detail)
             log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
             return None
-        self._report.recorded += 1
+        self._report.has_recorded()
         if len(mine.recordings) == MOST:
             del mine.recordings[0]
         mine.recordings.append(recording)

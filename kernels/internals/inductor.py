@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,11 +50,29 @@ def release_cuda_graphs() -> None:
     reset_cudagraph_trees()
 
 
-def wrapper_files() -> list[str]:
-    """Files of the wrappers that Inductor has generated or found in its cache and loaded, in order."""
+@contextlib.contextmanager
+def wrappers_loaded() -> Iterator[list[str]]:
+    """Collects the files of the wrappers of graphs that Inductor loads inside, in order.
+
+    Those among them, too, that this process has loaded before. Dynamo compiles one graph at a time, so that a thread
+    collects its own.
+    """
     from torch._inductor.codecache import PyCodeCache
 
-    return [str(module.__file__) for module in PyCodeCache.modules if hasattr(module, "call")]
+    cache: Any = PyCodeCache
+    known, load, found = cache.__dict__["load_by_key_path"], cache.load_by_key_path, []
+
+    def collecting(*args: Any, **kwargs: Any) -> Any:
+        module = load(*args, **kwargs)
+        if hasattr(module, "call"):
+            found.append(str(module.__file__))
+        return module
+
+    cache.load_by_key_path = collecting
+    try:
+        yield found
+    finally:
+        cache.load_by_key_path = known
 
 
 def compiled_at_once() -> contextlib.AbstractContextManager[Any]:

@@ -69,7 +69,7 @@ def run_case(case: dict[str, Any], device: str) -> dict[str, Any]:
         "quantized": [isinstance(layer.keys, InnerQTensor) for layer in layers],
         "bytes": [getattr(layer.keys, "nbytes_held", 0) + getattr(layer.values, "nbytes_held", 0) for layer in layers],
         "rewritten": [(report.kind, report.rewritten) for report in innerq_compile.compiled_graphs()],
-        "cuda_graphs": [report.cuda_graphs for report in innerq_compile.compiled_graphs()],
+        "cuda_graphs": [str(report.cuda_graphs) for report in innerq_compile.compiled_graphs()],
         "collectives": graphs,
     }
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQTensor
-from innerq_compile.compiler.backend import copy_graph, innerq_backend
+from innerq_compile.compiler.analysis import copy_graph
+from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.passes import PassContext, run_passes
 
 from ..programs import capture, changes_by_pass, run_graphs_eagerly

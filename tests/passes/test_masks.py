@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from innerq_compile import InnerQConfig, innerq
-from innerq_compile.compiler.backend import copy_graph
+from innerq_compile.compiler.analysis import copy_graph
 from innerq_compile.passes import PassContext, run_passes
 
 from ..programs import TinyAttention, capture, code_of, run_graphs_eagerly

@@ -33,7 +33,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch._inductor.codecache",
-        names=("PyCodeCache.modules",),
+        names=("PyCodeCache.load_by_key_path",),
         why="Where the code lies that Inductor has made of a graph: a dump copies it.",
         without="Dumping graphs fails with an AttributeError.",
     ),

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..kernels.internals.logs import register_artifact, register_log, trace_structured
+from .kernels.internals.logs import register_artifact, register_log, trace_structured
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 #: The artifact: each graph as captured, what each pass changes in it, and what Inductor gets.
 GRAPHS = "innerq_graphs"
@@ -35,3 +38,14 @@ def trace_json(name: str, value: Callable[[], Any]) -> None:
     trace_structured(
         "artifact", metadata_fn=lambda: {"name": name, "encoding": "json"}, payload_fn=lambda: json.dumps(value())
     )
+
+
+def trace_graph(name: str, gm: GraphModule) -> None:
+    """A graph as an artifact of the current compilation."""
+    trace_text(name, lambda: graph_text(gm))
+
+
+def graph_text(gm: GraphModule) -> str:
+    """The code of a graph as torch's own logs print it: with types, and the lines of the program it comes from."""
+    gm.recompile()
+    return gm.print_readable(print_output=False)

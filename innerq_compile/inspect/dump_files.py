@@ -1,0 +1,132 @@
+"""The files of a dump (``dump.py``): a folder for each graph, and one page for all of them."""
+
+from __future__ import annotations
+
+import json
+import pprint
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..errors import InnerQError
+from ..logs import graph_text
+from ..runtime.report import GraphReport
+from .pages import dump_page
+from .reproduce import describe_input
+from .snapshot import Snapshot
+
+
+def make_folder(path: Path) -> Path:
+    """The folder that graphs are written to.
+
+    Raises:
+        InnerQError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InnerQError(
+            f"graphs cannot be written to {str(path)!r}: {error.strerror}; name a directory that can be written"
+        ) from None
+    return path
+
+
+def numbered_folder(target: Path, index: int) -> Path:
+    """A new folder: the graph's number, or the next free one where an earlier process has left its graphs."""
+    taken = [int(path.name[6:]) for path in target.glob("graph_*") if path.name[6:].isdigit()]
+    while True:
+        number = index if index not in taken else max(taken) + 1
+        folder = target / f"graph_{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another process, just now
+            taken.append(number)
+            continue
+        return folder
+
+
+def write_codes(folder: Path, snapshots: list[Snapshot], handed: Snapshot, prelude: GraphModule | None) -> None:
+    """The graph behind each pass, as ``handed`` to Inductor, and the prelude."""
+    for number, shot in enumerate(snapshots):
+        (folder / f"{number:02d}_{shot.name}.py").write_text(shot.readable + "\n", encoding="utf-8")
+    (folder / "inductor_input.py").write_text(handed.readable + "\n", encoding="utf-8")
+    if prelude is not None:
+        (folder / "prelude.py").write_text(graph_text(prelude) + "\n", encoding="utf-8")
+
+
+def write_graph_json(
+    folder: Path,
+    report: GraphReport,
+    options: dict[str, Any],
+    snapshots: list[Snapshot],
+    output_code: list[str],
+    failure: str,
+) -> None:
+    """What is known of a graph, the page included; ``failure`` is the traceback of a compilation that failed."""
+    shown = report.to_dict()
+    content = {
+        "report": shown,
+        "headline": report.headline,
+        "options": options,
+        "matches": shown["layers"],
+        "output_code": output_code,
+        "failure": failure,
+        "snapshots": [
+            {"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in snapshots
+        ],
+    }
+    (folder / "graph.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_index(target: Path) -> None:
+    """Write ``index.html`` from the graphs that lie in ``target``."""
+    graphs = []
+    for path in sorted(target.glob("graph_*/graph.json")):
+        graphs.append({"folder": path.parent.name, **json.loads(path.read_text(encoding="utf-8"))})
+    (target / "index.html").write_text(dump_page(graphs), encoding="utf-8")
+
+
+def write_reproducer(
+    folder: Path, program: str, options: dict[str, Any], args: tuple[Any, ...], examples: list[Any]
+) -> None:
+    """A program that runs the captured graph, with inputs like ``args``; ``examples`` are what Dynamo traced with."""
+    saved: list[torch.Tensor] = []
+    inputs = [describe_input(value, example, saved) for value, example in zip(args, examples, strict=True)]
+    torch.save(saved, folder / "inputs.pt")
+    text = _REPRODUCER.format(
+        folder=folder.name,
+        program=program,
+        inputs=pprint.pformat(inputs, width=116, sort_dicts=False),
+        options=pprint.pformat(options, width=116, sort_dicts=False),
+    )
+    (folder / "repro.py").write_text(text, encoding="utf-8")
+
+
+_REPRODUCER = '''\
+"""{folder}, as Dynamo captured it. Run it: python repro.py [--option NAME=VALUE] [--device cpu]
+
+Integers and small tensors have the values of the first call; large ones are random, of the same mean and spread.
+"""
+
+from math import inf, nan  # noqa: F401
+from pathlib import Path
+
+import torch
+import torch.fx._pytree as fx_pytree  # noqa: F401
+from torch import device  # noqa: F401
+
+from innerq_compile.inspect.reproduce import reproduce
+
+NoneType = type(None)
+{program}
+
+
+INPUTS = {inputs}
+
+OPTIONS = {options}
+
+if __name__ == "__main__":
+    reproduce(Graph(), INPUTS, OPTIONS, Path(__file__).parent)
+'''
