@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from .analysis.buffers import is_preallocated
+from .analysis.buffer_writes import is_preallocated
 from .context.context import CacheInput, PassContext
 from .graph.values import shape
 from .graph.writing import erase_dead, size_node

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from .analysis.buffers import BufferUse, is_preallocated
+from .analysis.buffer_writes import is_preallocated
+from .analysis.buffers import BufferUse
 from .context.context import PassContext
 from .graph.values import example
 from .graph.writing import erase_dead

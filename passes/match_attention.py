@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .attention import match_attention_at
-from .attention.scores import Order
+from .attention.steps import Order
 from .context.context import NoMatch, PassContext
 from .graph.locations import module_path, source_line
 from .graph.reading import op_name

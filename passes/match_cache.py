@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .analysis.buffers import NoBuffer, buffer_use, is_preallocated, is_written
+from .analysis.buffer_writes import NoBuffer, is_preallocated
+from .analysis.buffers import buffer_use, is_written
 from .context.context import CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
 from .graph.reading import is_output, op_name, read

@@ -24,7 +24,8 @@ from ..kernels.formats import preallocated_capacity
 from ..kernels.internals.dynamo_graphs import AttrSource, source_of
 from ..kernels.internals.tensors import assert_async
 from ..kernels.masks import MASKED
-from .analysis.buffers import MAX_QUERY_TOKENS, BufferUse, is_preallocated, same_position
+from .analysis.buffer_writes import is_preallocated, same_position
+from .analysis.buffers import MAX_QUERY_TOKENS, BufferUse
 from .analysis.read_dequantized import early_reader
 from .context.context import AttentionMatch, CacheInput, PassContext, ShadowInput
 from .fold_key_norm import shared_norm

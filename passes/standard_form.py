@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from .attention.axes import Dims, rearrange, resolve_dims
 from .context.context import AttentionMatch, MaskTerm, NoMatch, PassContext
 from .graph.values import example, same_sizes, shape
+from .graph.writing import Writer
 
 
 def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -46,7 +47,7 @@ def standard_query(gm: GraphModule, match: AttentionMatch) -> Node:
         NoMatch: if its dimensions cannot be brought into this order.
     """
     axes = match.axes
-    return rearrange(gm.graph, match.query, axes.query, (axes.batch, axes.heads, axes.rows, axes.key_dim))
+    return rearrange(Writer(gm.graph), match.query, axes.query, (axes.batch, axes.heads, axes.rows, axes.key_dim))
 
 
 def _output(gm: GraphModule, match: AttentionMatch) -> None:
@@ -56,8 +57,8 @@ def _output(gm: GraphModule, match: AttentionMatch) -> None:
         anchor = graph.call_function(operator.pos, (match.node,))
     users = [user for user in match.node.users if user is not anchor]
     with graph.inserting_before(anchor):
-        out = rearrange(graph, match.node, axes.out, standard)
-        back = rearrange(graph, out, standard, axes.out)
+        out = rearrange(Writer(graph), match.node, axes.out, standard)
+        back = rearrange(Writer(graph), out, standard, axes.out)
     graph.erase_node(anchor)
     for user in users if back is not match.node else ():
         user.replace_input_with(match.node, back)
@@ -67,7 +68,7 @@ def _output(gm: GraphModule, match: AttentionMatch) -> None:
 def _sinks(gm: GraphModule, match: AttentionMatch) -> Node | None:
     if match.sink_logits is None:
         return None
-    return rearrange(gm.graph, match.sink_logits, match.axes.sinks, (match.axes.heads,))
+    return rearrange(Writer(gm.graph), match.sink_logits, match.axes.sinks, (match.axes.heads,))
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ def _arranged(gm: GraphModule, term: MaskTerm, standard: Dims) -> Node:
     own = shape(term.node)
     dims = dims[len(dims) - len(own) :]
     dims = tuple(() if same_sizes((size,), (1,)) else dim for size, dim in zip(own, dims, strict=True))
-    return rearrange(gm.graph, term.node, dims, standard, broadcast=True)
+    return rearrange(Writer(gm.graph), term.node, dims, standard, broadcast=True)
 
 
 def _merge(gm: GraphModule, terms: list[tuple[MaskTerm, Node]]) -> Node:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .analysis.buffers import BufferUse, IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
+from .analysis.buffer_writes import IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
+from .analysis.buffers import BufferUse
 from .context.context import CacheInput, GraphError, PassContext
 from .dequantize_rest import dequantized
 from .graph.aliases import Writes

@@ -8,7 +8,7 @@ from ..config import InnerQConfig, describe
 from ..kernels import ops
 from ..kernels.internals.logs import compile_id
 from ..passes import PassContext, left_out
-from ..passes.analysis.buffers import is_preallocated
+from ..passes.analysis.buffer_writes import is_preallocated
 from ..passes.context.context import AttentionMatch, CacheInput, CacheUse, Quantized, Reason
 from ..passes.graph.values import example, shape
 from ..runtime.report import (

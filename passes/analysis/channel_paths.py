@@ -20,26 +20,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..attention.sides import view_dims
 from ..graph.aliases import Writes
-from ..graph.reading import argument, is_pure, is_query, op_name
+from ..graph.dimensions import order_of
+from ..graph.operations import Kind
+from ..graph.reading import Call, is_query, kinds, read
+from ..graph.values import dtype_of, example_or_none, tensor_of, value_of
 
-_MORE_FUNCTIONS = {
-    torch.stack: "stack",
-    torch.chunk: "chunk",
-    torch.split: "split",
-    torch.unbind: "unbind",
-    torch.view_as_complex: "view_as_complex",
-    torch.view_as_real: "view_as_real",
-}
-_MORE_METHODS = ("chunk", "split", "unbind")
-_REORDERED = ("transpose", "permute", "movedim")
-_RESHAPED = ("reshape", "unsqueeze")
-_SAME = ("neg", "to", "contiguous", "clone", "detach")
-_PIECES = ("chunk", "split", "unbind")
-_LINEAR = frozenset(
-    (*_REORDERED, *_RESHAPED, *_SAME, *_PIECES, "mul", "div", "add", "sub", "cat", "stack", "getitem", "expand")
-) | {"view_as_complex", "view_as_real"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64)
 #: Operations of the way back that are looked at, at most.
 _MAX_NODES = 300
@@ -85,21 +71,15 @@ def find_path(target: Node, readers: set[Node] | None, changes: Writes) -> Chann
     return None
 
 
-def _name(node: Node) -> str | None:
-    if (name := op_name(node)) is not None:
-        return name if is_pure(node) else None
-    if node.op == "call_function":
-        return _MORE_FUNCTIONS.get(node.target)
-    return node.target if node.op == "call_method" and node.target in _MORE_METHODS else None
-
-
-def _value(node: Any) -> Any:
-    return node.meta.get("example_value") if isinstance(node, Node) else None
+def _linear(node: Node) -> Call | None:
+    """What a node calls, if each element of its result is a sum of elements of an operand."""
+    call = read(node)
+    return call if call is not None and not call.in_place and call.kinds & Kind.LINEAR else None
 
 
 def _rank(node: Node) -> int | None:
-    value = _value(node)
-    return value.dim() if isinstance(value, torch.Tensor) and value.dtype in _DTYPES else None
+    value = tensor_of(node)
+    return value.dim() if value is not None and value.dtype in _DTYPES else None
 
 
 def _behind(target: Node) -> set[Node]:
@@ -107,10 +87,10 @@ def _behind(target: Node) -> set[Node]:
     found, pending = {target}, [target]
     while pending and len(found) < _MAX_NODES:
         node = pending.pop()
-        if _name(node) not in _LINEAR:
+        if not kinds(node) & Kind.LINEAR:
             continue
         for source in node.all_input_nodes:
-            if source not in found and not isinstance(_value(source), torch.SymInt):
+            if source not in found and not isinstance(example_or_none(source), torch.SymInt):
                 found.add(source)
                 pending.append(source)
     return found
@@ -121,7 +101,7 @@ def _between(source: Node, target: Node, behind: set[Node]) -> set[Node]:
     after, pending = {source}, [source]
     while pending:
         for user in pending.pop().users:
-            if user in behind and user not in after and _name(user) in _LINEAR:
+            if user in behind and user not in after and kinds(user) & Kind.LINEAR:
                 after.add(user)
                 pending.append(user)
     if target not in after:
@@ -141,7 +121,7 @@ def _is_private(source: Node, target: Node, between: set[Node], readers: set[Nod
         allowed = between | readers if node is target else between
         if any(user not in allowed and not is_query(user) for user in node.users):
             return False
-        if isinstance(_value(node), torch.Tensor) and changes.after(node, source):
+        if tensor_of(node) is not None and changes.after(node, source):
             return False
     return True
 
@@ -157,8 +137,7 @@ class _Sizes:
         self._next = itertools.count(first, 3)
 
     def number(self, size: Any) -> int:
-        if isinstance(size, Node):
-            size = _value(size)
+        size = value_of(size)
         if isinstance(size, int):
             return size
         if not isinstance(size, torch.SymInt):
@@ -170,8 +149,8 @@ class _Sizes:
         return int(expr.xreplace(self._symbols))
 
     def shape(self, node: Any) -> tuple[int, ...]:
-        value = _value(node)
-        if not isinstance(value, torch.Tensor) or value.dtype not in _DTYPES:
+        value = tensor_of(node)
+        if value is None or value.dtype not in _DTYPES:
             raise _NotLinear
         return tuple(map(self.number, value.shape))
 
@@ -209,13 +188,16 @@ class _Tracer:
         if node is self.source:
             self.arrivals.append((rows, at))
             return
-        name, args = _name(node), node.args
-        if name in _SAME:
-            self._same_dtype(node, args[0])
-            self.follow(self._dependent(args[0]), rows, at)
+        call = _linear(node)
+        if call is None:
+            raise _NotLinear
+        name = call.name
+        if name == "neg" or call.kinds & (Kind.SAME | Kind.CASTS):
+            self._same_dtype(node, call["input"])
+            self.follow(self._dependent(call["input"]), rows, at)
         elif name in ("mul", "div"):
-            left, right = args[:2]
-            if node.kwargs:
+            left, right = call["input"], call["other"]
+            if not call.is_plain():
                 raise _NotLinear  # division may round
             if name == "mul" and right in self.between:
                 left, right = right, left
@@ -223,25 +205,27 @@ class _Tracer:
                 raise _NotLinear
             self._broadcast(left, node, rows, at)
         elif name in ("add", "sub"):
-            for operand in args[:2]:
+            for operand in (call["input"], call["other"]):
                 self._broadcast(operand, node, rows, at)
         elif name == "expand":
-            self._broadcast(args[0], node, rows, at)
-        elif name in _RESHAPED:
-            self._reshape(args[0], node, rows, at)
-        elif name in _REORDERED:
-            order = view_dims(node, tuple(range(at.shape[1])))
+            self._broadcast(call["input"], node, rows, at)
+        elif call.kinds & Kind.RESHAPES:
+            self._reshape(call["input"], node, rows, at)
+        elif call.kinds & Kind.REORDERS:
+            order = order_of(call, at.shape[1])
+            if order is None:
+                raise _NotLinear
             moved = torch.empty_like(at)
             moved[:, list(order)] = at
-            self.follow(self._dependent(args[0]), rows, moved)
+            self.follow(self._dependent(call["input"]), rows, moved)
         elif name == "cat":
-            self._cat(node, rows, at)
+            self._cat(call, rows, at)
         elif name == "stack":
-            self._stack(node, rows, at)
+            self._stack(call, rows, at)
         elif name == "getitem":
-            self._getitem(node, rows, at)
+            self._getitem(call, rows, at)
         elif name in ("view_as_complex", "view_as_real"):
-            self._complex(name, args[0], rows, at)
+            self._complex(name, call["input"], rows, at)
         else:
             raise _NotLinear
 
@@ -267,7 +251,8 @@ class _Tracer:
             if len(others) > 1:
                 raise _NotLinear
             partners.append(others[0] if others else channel)
-        return order, tuple(partners)
+        batch, heads, tokens, last = order
+        return (batch, heads, tokens, last), tuple(partners)
 
     def _dependent(self, node: Any) -> Node:
         if not isinstance(node, Node) or node not in self.between:
@@ -275,10 +260,10 @@ class _Tracer:
         return node
 
     def _same_dtype(self, node: Node, source: Any) -> None:
-        if (
-            self.sizes.shape(node) != self.sizes.shape(source)
-            or _value(node).is_complex() != _value(source).is_complex()
-        ):
+        value, other = tensor_of(node), tensor_of(source)
+        if value is None or other is None or value.is_complex() != other.is_complex():
+            raise _NotLinear
+        if self.sizes.shape(node) != self.sizes.shape(source):
             raise _NotLinear
 
     def _broadcast(self, operand: Any, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
@@ -295,7 +280,7 @@ class _Tracer:
     def _reshape(self, operand: Any, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
         operand = self._dependent(operand)
         sizes, out = self.sizes.shape(operand), self.sizes.shape(node)
-        if math.prod(sizes) != math.prod(out) or _value(operand).dtype != _value(node).dtype:
+        if math.prod(sizes) != math.prod(out) or dtype_of(operand) != dtype_of(node):
             raise _NotLinear
         flat = torch.zeros(len(at), dtype=torch.int64)
         for dim, size in enumerate(out):
@@ -316,12 +301,12 @@ class _Tracer:
             raise _NotLinear
         return index
 
-    def _cat(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
-        tensors = [t for t in argument(node, "tensors") if math.prod(self.sizes.shape(t))]
+    def _cat(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
+        tensors = [t for t in call["tensors"] if math.prod(self.sizes.shape(t))]
         if len(tensors) == 1:  # the others are the empty tensors that a cache begins with
             self.follow(self._dependent(tensors[0]), rows, at)
             return
-        dim = argument(node, "dim", 0) % at.shape[1]
+        dim = call["dim"] % at.shape[1]
         self._pieces(tensors, [self.sizes.shape(tensor)[dim] for tensor in tensors], dim, rows, at)
 
     def _pieces(self, tensors: list[Any], widths: list[int], dim: int, rows: torch.Tensor, at: torch.Tensor) -> None:
@@ -334,20 +319,20 @@ class _Tracer:
                 self.follow(self._dependent(tensor), rows[here], place)
             begin += width
 
-    def _stack(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
-        tensors = node.args[0]
-        dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % at.shape[1]
+    def _stack(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
+        dim = call["dim"] % at.shape[1]
         index = self._select(rows, at[:, dim])
         rest = [d for d in range(at.shape[1]) if d != dim]
-        for number, tensor in enumerate(tensors):
+        for number, tensor in enumerate(call["tensors"]):
             here = index == number
             if here.any():
                 self.follow(self._dependent(tensor), rows[here], at[here][:, rest])
 
-    def _getitem(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
-        whole, index = self._dependent(node.args[0]), node.args[1]
-        if _name(whole) in _PIECES:
-            self._piece(whole, index, rows, at)
+    def _getitem(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
+        whole, index = self._dependent(call["input"]), call["index"]
+        pieces = _linear(whole)
+        if pieces is not None and pieces.kinds & Kind.PIECES:
+            self._piece(pieces, index, rows, at)
             return
         sizes = self.sizes.shape(whole)
         index = list(index) if isinstance(index, tuple) else [index]
@@ -364,7 +349,7 @@ class _Tracer:
                 bounds = [None if end is None else self.sizes.number(end) for end in (item.start, item.stop, item.step)]
                 start, _, step = slice(*bounds).indices(sizes[len(places)])
                 place = at[:, out]
-                if (start, step) != (0, 1) or self.sizes.shape(node)[out] != sizes[len(places)]:
+                if (start, step) != (0, 1) or self.sizes.shape(call.node)[out] != sizes[len(places)]:
                     place = self._select(rows, place)
                 places.append(start + step * place)
                 out += 1
@@ -374,20 +359,18 @@ class _Tracer:
                 raise _NotLinear
         self.follow(whole, rows, torch.stack(places, -1))
 
-    def _piece(self, pieces: Node, number: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _piece(self, pieces: Call, number: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
         """One of the tensors that chunk, split or unbind gives."""
-        whole, name = self._dependent(pieces.args[0]), _name(pieces)
-        position = 1 if name == "unbind" else 2
-        dim = pieces.args[position] if len(pieces.args) > position else pieces.kwargs.get("dim", 0)
-        dim %= len(self.sizes.shape(whole))
-        number %= len(_value(pieces))
-        if name == "unbind":
+        whole, parts = self._dependent(pieces["input"]), example_or_none(pieces.node)
+        dim = pieces["dim"] % len(self.sizes.shape(whole))
+        number %= len(parts)
+        if pieces.name == "unbind":
             place = torch.full((len(at), 1), number)
             self.follow(whole, rows, torch.cat((at[:, :dim], place, at[:, dim:]), 1))
             return
         place = at.clone()
         place[:, dim] = self._select(rows, at[:, dim])
-        place[:, dim] += sum(self.sizes.number(piece.shape[dim]) for piece in _value(pieces)[:number])
+        place[:, dim] += sum(self.sizes.number(piece.shape[dim]) for piece in parts[:number])
         self.follow(whole, rows, place)
 
     def _complex(self, name: str, operand: Any, rows: torch.Tensor, at: torch.Tensor) -> None:

@@ -20,31 +20,12 @@ from ...kernels.internals.graphs import HigherOrderOperator, free_symbols, free_
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass, tree_leaves
 from ..context.context import CacheInput, Reason
 from ..graph.aliases import Writes
-from ..graph.reading import called_name
-from ..graph.values import example
+from ..graph.operations import Kind
+from ..graph.reading import may_restride, possible_kinds
+from ..graph.values import example, example_or_none
 
 #: The kind of device that records.
 DEVICE = "cuda"
-
-#: Operations that bring numbers of the host to the device.
-_FROM_HOST = frozenset({"tensor", "as_tensor", "asarray", "from_numpy", "new_tensor"})
-
-#: Methods that change sizes or strides of a tensor in place, which is nothing that the device does.
-_RESHAPES_IN_PLACE = frozenset(
-    {
-        "as_strided_",
-        "detach_",
-        "resize_",
-        "resize_as_",
-        "set_",
-        "squeeze_",
-        "swapaxes_",
-        "swapdims_",
-        "t_",
-        "transpose_",
-        "unsqueeze_",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +80,7 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     fixed, copied, written, sizes = [], [], [], {}
     changes = Writes(gm.graph)
     for place, node in enumerate(placeholders):
-        value = node.meta.get("example_value")
+        value = example_or_none(node)
         if isinstance(value, torch.Tensor) and node not in inner:
             (fixed if static(node) else copied).append(place)
             if changes.of(node):
@@ -117,7 +98,7 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
 
 def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str | None:
     """Why a graph with this node is not recorded from outside, or None; notes the devices of its value."""
-    value = node.meta.get("example_value")
+    value = example_or_none(node)
     if node.op == "get_attr":
         value = gm
         for name in node.target.split("."):
@@ -128,9 +109,9 @@ def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str 
         return "it has a graph of its own"
     elif node.op == "call_function" and torch.Tag.cudagraph_unsafe in getattr(node.target, "tags", ()):
         return "its author says that it cannot be recorded"
-    elif called_name(node) in _FROM_HOST:
+    elif possible_kinds(node) & Kind.FROM_HOST:
         return "it brings numbers of the host to the device"
-    elif called_name(node) in _RESHAPES_IN_PLACE:
+    elif may_restride(node):
         return "it changes the shape of a tensor in place"
     elif node.op == "placeholder" and not isinstance(value, (torch.Tensor, torch.SymInt)):
         return f"it is a {type(value).__name__}"
@@ -156,5 +137,5 @@ def _leaves(value: Any, kind: Any) -> list[Any]:
 def _symbols(value: Any, stays: bool) -> set[sympy.Symbol]:
     """What kernels see of the sizes of an input. What is copied has the strides of its first call in all of them."""
     if not isinstance(value, torch.Tensor):
-        return free_symbols(value)
-    return free_symbols(value.shape).union(free_symbols(value.stride()) if stays else ())
+        return set(free_symbols(value))
+    return {*free_symbols(value.shape), *(free_symbols(value.stride()) if stays else ())}

@@ -21,11 +21,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from ..context.context import NoMatch
-from ..graph.values import example, plain_size, same_sizes, shape
-from ..graph.writing import size_node
+from ..graph.values import plain_size, same_sizes, sizes_of
+from ..graph.writing import Writer, size_node
 
 
 class Axis:
@@ -146,7 +146,7 @@ def unify(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> None:
 # --- from one order of axes to another ------------------------------------------------------------------------------
 
 
-def rearrange(graph: Graph, node: Node, source: Dims, target: Dims, *, broadcast: bool = False) -> Node:
+def rearrange(write: Writer, node: Node, source: Dims, target: Dims, *, broadcast: bool = False) -> Node:
     """Insert what turns a tensor with dimensions ``source`` into one with dimensions ``target``.
 
     Args:
@@ -170,21 +170,21 @@ def rearrange(graph: Graph, node: Node, source: Dims, target: Dims, *, broadcast
     missing = len(want) != len(have)
     if order != sorted(order) or missing:
         split = tuple((axis,) for axis in have)
-        node, source = _reshape(graph, node, source, split), split
+        node, source = _reshape(write, node, source, split), split
         if order != sorted(order):
-            node, source = _call(graph, "permute", node, order), tuple(split[index] for index in order)
+            node, source = write.method("permute", node, tuple(order)), tuple(split[index] for index in order)
         if missing:
             thin = tuple((axis,) if axis in have else () for axis in want)
-            node = _reshape(graph, node, source, thin)
+            node = _reshape(write, node, source, thin)
             source = tuple((axis,) for axis in want)
             sizes = [-1 if axis in have else axis.size for axis in want]
-            node = _call(graph, "expand", node, [_size(graph, size) for size in sizes])
-    return _reshape(graph, node, source, target)
+            node = write.method("expand", node, tuple(_size(write, size) for size in sizes))
+    return _reshape(write, node, source, target)
 
 
-def _reshape(graph: Graph, node: Node, source: Dims, target: Dims) -> Node:
-    sizes = [size_of(dim) for dim in target]
-    if same_sizes(shape(node), tuple(sizes)):
+def _reshape(write: Writer, node: Node, source: Dims, target: Dims) -> Node:
+    own, sizes = sizes_of(node), [size_of(dim) for dim in target]
+    if same_sizes(own, tuple(sizes)):
         return node
     symbols = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
     if len(symbols) == 1:
@@ -192,30 +192,15 @@ def _reshape(graph: Graph, node: Node, source: Dims, target: Dims) -> Node:
     else:
         for index in symbols:
             if target[index] in source:
-                sizes[index] = _query_size(graph, node, source.index(target[index]))
+                sizes[index] = write.size(node, source.index(target[index]))
             else:
-                sizes[index] = _size(graph, sizes[index])
-    return _call(graph, "reshape", node, sizes)
+                sizes[index] = _size(write, sizes[index])
+    return write.method("reshape", node, tuple(sizes))
 
 
-def _size(graph: Graph, size: Any) -> Any:
+def _size(write: Writer, size: Any) -> Any:
     """A size as a number, or as a node of the graph that computes it."""
-    if isinstance(size, int):
-        return size
     try:
-        return size_node(graph, size)
+        return size_node(write.graph, size)
     except KeyError:
         raise NoMatch("a size of the attention is not among the inputs of the graph") from None
-
-
-def _query_size(graph: Graph, node: Node, dim: int) -> Node:
-    new = graph.call_method("size", (node, dim))
-    new.meta["example_value"] = shape(node)[dim]
-    return new
-
-
-def _call(graph: Graph, method: str, node: Node, sizes: list[Any]) -> Node:
-    new = graph.call_method(method, (node, tuple(sizes)))
-    values = [example(size) if isinstance(size, Node) else size for size in sizes]
-    new.meta["example_value"] = getattr(example(node), method)(values)
-    return new

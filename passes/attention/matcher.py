@@ -18,12 +18,15 @@ from torch.fx import Node
 
 from ..context.context import AttentionAxes, AttentionMatch, CacheInput, MaskTerm, NoMatch
 from ..graph.constants import constant
-from ..graph.reading import argument, op_name, writes_to
-from ..graph.values import example, same_size, same_sizes, shape
+from ..graph.operations import Kind
+from ..graph.reading import Call, kinds, read, source_of, writes_to
+from ..graph.values import Sizes, dtype_of, example, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
-from .products import Product, dims_of, is_product, product_of
-from .scores import Order, Way, check_only_used_here, dims_on_the_way, find_weights, read_scores
+from .products import Product, dims_of, product_of
+from .scores import check_only_used_here, dims_on_the_way, read_scores
 from .sides import Side, find_heads, find_side
+from .steps import Order, Way
+from .weights import find_weights
 
 Caches = dict[Node, CacheInput]
 
@@ -34,44 +37,44 @@ def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMat
     Raises:
         NoMatch: where it looks like one, and is not understood.
     """
-    if op_name(node) == "sdpa":
-        return _sdpa(node, caches)
-    if is_product(node):
-        product = product_of(node)
-        for index in (0, 1) if product is not None else ():
-            way = find_weights(product.operands[index], node, order)
-            if way is not None:
-                return _eager(product, index, way, caches)
+    call = read(node)
+    if call is not None and call.name == "sdpa":
+        return _sdpa(call, caches)
+    product = product_of(node)
+    if product is None:
+        return None
+    for index in (0, 1):
+        way = find_weights(product.operands[index], node, order)
+        if way is not None:
+            return _eager(product, index, way, caches)
     return None
 
 
 # --- the fused call -------------------------------------------------------------------------------------------------
 
 
-def _sdpa(node: Node, caches: Caches) -> AttentionMatch:
-    query, key, value, mask = (argument(node, name) for name in ("query", "key", "value", "attn_mask"))
-    if constant(argument(node, "dropout_p", 0.0)) != 0.0:
+def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
+    query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
+    if constant(call["dropout_p"]) != 0.0:
         raise NoMatch("dropout is on")
-    is_causal = argument(node, "is_causal", False)
+    is_causal = call["is_causal"]
     if not isinstance(is_causal, bool):
         raise NoMatch("is_causal is not a constant")
-    sizes = [shape(x) for x in (query, key, value)]
-    if any(size is None or len(size) < 2 for size in sizes):
-        raise NoMatch("query, key and value are not tensors")
-    scale = argument(node, "scale")
-    scale = 1.0 / math.sqrt(_head_dim(query)) if scale is None else constant(scale)
+    query_size, key_size = _matrices(query), _matrices(key)
+    _matrices(value)
+    scale = 1.0 / math.sqrt(_head_dim(query_size)) if call["scale"] is None else constant(call["scale"])
     if scale is None:
         raise NoMatch("the scale of the scores is not a constant")
-    repeat_heads = bool(argument(node, "enable_gqa", False))
+    repeat_heads = bool(call["enable_gqa"])
     sides = [find_side(x, -2, -1, caches, what) for x, what in ((key, "keys"), (value, "values"))]
     key_side, value_side = sides
-    batch = _shared_batch(sizes[0][:-2], key_side.dims[:-2], repeat_heads)
-    rows = axes_of_size(sizes[0][-2])
+    batch = _shared_batch(query_size[:-2], key_side.dims[:-2], repeat_heads)
+    rows = axes_of_size(query_size[-2])
     weights = (*batch, rows, key_side.dims[-2])
     _bind_values(weights, value_side.dims, repeat_heads)
     _bind_tokens(key_side.dims[-2], value_side.dims[-2])
     query_dims = (*batch, rows, key_side.dims[-1])
-    if not same_size(sizes[0][-1], sizes[1][-1]):
+    if not same_size(query_size[-1], key_size[-1]):
         raise NoMatch("the shapes of query, key and value do not belong together")
     terms = ()
     if mask is not None:
@@ -80,22 +83,30 @@ def _sdpa(node: Node, caches: Caches) -> AttentionMatch:
         terms = (MaskTerm(mask, _mask_kind(mask), 1.0, weights),)
     axes = _axes(key_side, value_side, weights, rows, query_dims, (*batch, rows, value_side.dims[-1]))
     scale *= key_side.factor
-    return _match(node, query, key_side, value_side, scale, axes, "sdpa", is_causal=is_causal, terms=terms)
+    return _match(call.node, query, key_side, value_side, scale, axes, "sdpa", is_causal=is_causal, terms=terms)
 
 
-def _mask_kind(mask: Node) -> str:
-    if shape(mask) is None or writes_to(mask):
+def _matrices(node: Any) -> Sizes:
+    """The shape of a query, key or value."""
+    size = shape(node)
+    if size is None or len(size) < 2:
+        raise NoMatch("query, key and value are not tensors")
+    return size
+
+
+def _mask_kind(mask: Any) -> str:
+    dtype = dtype_of(mask)
+    if dtype is None or writes_to(mask):
         raise NoMatch("the mask is not understood")
-    value = example(mask)
-    if value.is_floating_point():
+    if dtype.is_floating_point:
         return "add"
-    if value.dtype != torch.bool:
+    if dtype != torch.bool:
         raise NoMatch("the mask is neither boolean nor floating-point")
     return "visible"
 
 
-def _head_dim(query: Node) -> int:
-    head_dim = shape(query)[-1]
+def _head_dim(query: Sizes) -> int:
+    head_dim = query[-1]
     if not isinstance(head_dim, int):
         raise NoMatch("head_dim is not a constant")
     return head_dim
@@ -163,7 +174,7 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
     summed = [label for label in values.summed() if label in own]
     if values.alpha != 1.0 or values.added is not None:
         raise NoMatch("something is added to the attention output in the same call")
-    if len(shape(weights)) != len(weight_dims) or len(summed) != 1 or resolve(own[summed[0]]) != tokens:
+    if len(sizes_of(weights)) != len(weight_dims) or len(summed) != 1 or resolve(own[summed[0]]) != tokens:
         raise NoMatch("the weights are not multiplied with values along the tokens that they belong to")
     value_labels = values.labels[1 - weights_at]
     if summed[0] not in value_labels:
@@ -190,7 +201,7 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
     scores = read_scores(way, dims)
     check_only_used_here(way, values.node)
     sinks = None
-    if scores.sinks is not None:
+    if scores.sinks is not None and scores.sink_dims is not None:
         found = find_heads(scores.sinks, attention.heads, scores.sink_dims)
         if found is None:
             raise NoMatch("the sink logits are not one number a head")
@@ -212,8 +223,7 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
 
 def _key_operand(product: Product, axes: dict[Any, Any], way: Way, dims: dict[Node, Dims]) -> tuple[int, Any]:
     """Which operand the softmax makes the key: the one whose label the softmax is over. And that label."""
-    softmax = way.softmax
-    dim = argument(softmax, "dim")
+    softmax, dim = way.softmax.node, way.softmax.dim
     tokens = resolve(dims[softmax][dim])
     own = [{label for label in labels if label in product.out} for labels in product.labels]
     own = [own[0] - own[1], own[1] - own[0]]
@@ -291,15 +301,13 @@ def _match(
 
 def _fixed_sizes(side: Side) -> tuple[Any, Any, Any]:
     """B, H and D of keys or values."""
-    sizes = shape(side.node)
+    sizes = sizes_of(side.node)
     return sizes[0], sizes[3 - side.tokens_dim], sizes[3]
 
 
-def _without_upcasts(query: Node, dtype: Any) -> Node:
+def _without_upcasts(query: Node, dtype: torch.dtype) -> Node:
     """The query before it was cast to a wider dtype than that of the keys, which changes no number."""
-    source = query.args[0] if op_name(query) == "to" else None
-    if isinstance(source, Node) and shape(source) is not None and example(source).dtype == dtype:
-        wide = example(query).dtype
-        if wide.is_floating_point and wide.itemsize > dtype.itemsize:
-            return source
-    return query
+    source, wide = source_of(query), dtype_of(query)
+    if source is None or wide is None or not kinds(query) & Kind.CASTS or dtype_of(source) != dtype:
+        return query
+    return source if wide.is_floating_point and wide.itemsize > dtype.itemsize else query

@@ -14,8 +14,9 @@ from typing import Any
 from torch.fx import Node
 
 from ..context.context import NoMatch
-from ..graph.reading import argument, op_name
-from ..graph.values import same_sizes, shape
+from ..graph.operations import Kind
+from ..graph.reading import Call, kinds, read
+from ..graph.values import same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size
 
 
@@ -47,7 +48,7 @@ class Product:
         """A new axis for each label."""
         sizes: dict[Any, Any] = {}
         for node, labels in zip(self.operands, self.labels, strict=True):
-            for label, size in zip(labels, shape(node), strict=True):
+            for label, size in zip(labels, sizes_of(node), strict=True):
                 if label not in sizes or same_sizes((sizes[label],), (1,)):
                     sizes[label] = size
                 elif not same_sizes((size,), (1,)) and not same_sizes((size,), (sizes[label],)):
@@ -56,24 +57,28 @@ class Product:
 
 
 def is_product(node: Any) -> bool:
-    return op_name(node) in ("matmul", "bmm", "baddbmm", "einsum")
+    """Whether a node is a product of tensors, in any spelling."""
+    return bool(kinds(node) & Kind.PRODUCT)
 
 
-def product_of(node: Node) -> Product | None:
+def product_of(node: Any) -> Product | None:
     """The product that a node computes; None for anything else, or a product of other than two tensors."""
-    name = op_name(node)
-    if name in ("matmul", "bmm"):
-        return _matmul(node, argument(node, "input"), argument(node, "other" if name == "matmul" else "mat2"))
-    if name == "baddbmm":
-        alpha, beta = node.kwargs.get("alpha", 1.0), node.kwargs.get("beta", 1.0)
+    call = read(node)
+    if call is None or call.in_place:
+        return None
+    if call.name in ("matmul", "bmm"):
+        return _matmul(node, call["input"], call["other" if "other" in call.arguments else "mat2"])
+    if call.name == "baddbmm":
+        alpha, beta = call["alpha"], call["beta"]
         if not isinstance(alpha, (int, float)) or not isinstance(beta, (int, float)):
             return None
-        plain = _matmul(node, argument(node, "batch1"), argument(node, "batch2"))
-        added = argument(node, "input") if beta != 0 else None  # beta=0 ignores it, even where it is not initialized
-        return plain and dataclasses.replace(plain, alpha=float(alpha), added=added, beta=float(beta))
-    if name == "einsum":
-        return _einsum(node)
-    return None
+        plain = _matmul(node, call["batch1"], call["batch2"])
+        if plain is None:
+            return None
+        # beta=0 ignores what is added, even where it is not initialized
+        added = call.source() if beta != 0 else None
+        return dataclasses.replace(plain, alpha=float(alpha), added=added, beta=float(beta))
+    return _einsum(node, call) if call.name == "einsum" else None
 
 
 def _matmul(node: Node, left: Any, right: Any) -> Product | None:
@@ -86,21 +91,21 @@ def _matmul(node: Node, left: Any, right: Any) -> Product | None:
     return Product(node, (left, right), labels, (*lead, "m", "n"))
 
 
-def _einsum(node: Node) -> Product | None:
-    equation, *operands = node.args
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = operands[0]
-    if not isinstance(equation, str) or len(operands) != 2 or any(shape(operand) is None for operand in operands):
+def _einsum(node: Node, call: Call) -> Product | None:
+    equation, operands = call["equation"], call["operands"]
+    ranks = [len(sizes) for sizes in map(shape, operands) if sizes is not None]
+    if not isinstance(equation, str) or len(operands) != 2 or len(ranks) != 2:
         return None
     inputs, arrow, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if not arrow or len(terms) != 2:
         return None
-    labels = tuple(_letters(term, len(shape(x))) for term, x in zip(terms, operands, strict=True))
-    ellipsis = max((label for term in labels for label in term if isinstance(label, int)), default=-1)
-    if any(len(set(term)) != len(term) for term in labels):
+    left, right = (_letters(term, rank) for term, rank in zip(terms, ranks, strict=True))
+    ellipsis = max((label for label in (*left, *right) if isinstance(label, int)), default=-1)
+    if any(len(set(term)) != len(term) for term in (left, right)):
         return None
-    return Product(node, tuple(operands), labels, _letters(out, len(out.replace("...", "")) + ellipsis + 1))
+    out_labels = _letters(out, len(out.replace("...", "")) + ellipsis + 1)
+    return Product(node, (operands[0], operands[1]), (left, right), out_labels)
 
 
 def _letters(term: str, rank: int) -> tuple[Any, ...]:

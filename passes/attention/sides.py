@@ -12,119 +12,19 @@ the attention reads, and it is not touched.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
 
-import torch
 from torch.fx import Node
 
 from ..context.context import CacheInput, NoMatch
-from ..graph.constants import constant
-from ..graph.operations import VIEWS, Kind
-from ..graph.reading import Call, is_output, is_pure, kinds, op_name, read, source_of, writes_to
-from ..graph.values import Sizes, dtype_of, is_float, same_sizes, shape, sizes_of
-from .axes import Axis, Dims, axes_of_size, flat, fresh_dims, reshaped, resolve, resolve_dims, unify
+from ..graph.operations import Kind
+from ..graph.reading import is_output, is_pure, kinds, op_name, read, source_of, writes_to
+from ..graph.values import is_float, same_sizes, shape, sizes_of
+from .axes import Axis, Dims, flat, fresh_dims, resolve, resolve_dims, unify
+from .views import behind_factor, behind_view, view_dims
 
 #: The dimension of the tokens in the layouts that a cache may have.
 _LAYOUTS = (2, 1)
 _LAYOUT_NAMES = {2: "[B, H, S, D]", 1: "[B, S, H, D]"}
-
-
-def behind_view(node: Node) -> Node | None:
-    """What a node is a view, a copy or a cast of, all elements of it; None for anything else."""
-    call = read(node)
-    source = None if call is None or call.in_place else call.source()
-    if call is None or source is None or shape(node) is None or shape(source) is None:
-        return None
-    if call.kinds & Kind.CASTS:
-        return source if is_float(node) and is_float(source) else None
-    if call.kinds & VIEWS:
-        return source if dtype_of(node) == dtype_of(source) else None
-    if call.name == "getitem":
-        index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
-        return source if all(item is None or item is ... or item == slice(None) for item in index) else None
-    return None
-
-
-def behind_factor(node: Node) -> tuple[Node, float] | None:
-    """The other factor and the constant, of a product with a constant."""
-    call = read(node)
-    if call is None or call.name not in ("mul", "div") or not call.is_plain():
-        return None
-    left, right = call["input"], call["other"]
-    if isinstance(left, Node) and (number := constant(right)) is not None:
-        if call.name == "div":
-            return (left, 1.0 / number) if number else None
-        return left, number
-    if call.name == "mul" and isinstance(right, Node) and (number := constant(left)) is not None:
-        return right, number
-    return None
-
-
-_Dim = TypeVar("_Dim")
-
-
-def reordered(call: Call, dims: tuple[_Dim, ...]) -> tuple[_Dim, ...]:
-    """What the dimensions ``dims`` of a tensor are in behind a call that reorders them.
-
-    Raises:
-        NoMatch: where their order is not a constant.
-    """
-    try:
-        if call.name == "transpose":
-            return _swapped(dims, call["dim0"], call["dim1"])
-        if call.name == "reverse":
-            return dims[::-1]
-        if call.name == "permute":
-            return tuple(dims[dim] for dim in call["dims"])
-        numbered = torch.empty([*range(len(dims))], device="meta")  # torch knows where the others go
-        return tuple(dims[index] for index in numbered.movedim(call["source"], call["destination"]).shape)
-    except TypeError:
-        raise NoMatch("dimensions are reordered in an order that is not a constant") from None
-
-
-def view_dims(node: Node, dims: Dims) -> Dims:
-    """The dimensions of a view (see `behind_view`) or a repetition of a tensor with dimensions ``dims``.
-
-    Raises:
-        NoMatch: where they are not understood.
-    """
-    call, rank = read(node), len(dims)
-    if call is not None and call.kinds & Kind.REORDERS:
-        return reordered(call, dims)
-    if call is not None and call.name == "expand":
-        return _expanded(dims, sizes_of(node))
-    if call is not None and call.name == "repeat":
-        repeats = [1] * (rank - len(call["repeats"])) + list(call["repeats"])
-        dims = ((),) * (len(repeats) - rank) + dims
-        return tuple((*axes_of_size(_number(n)), *dim) for n, dim in zip(repeats, dims, strict=True))
-    if call is not None and call.name == "repeat_interleave":
-        dim = call["dim"]
-        if not isinstance(dim, int):
-            raise NoMatch("a repetition without a dimension")
-        repeated = list(dims)
-        repeated[dim] = (*dims[dim], *axes_of_size(_number(call["repeats"])))
-        return tuple(repeated)
-    return reshaped(dims, sizes_of(node))
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int):
-        raise NoMatch("heads are repeated a number of times that is not a constant")
-    return value
-
-
-def _swapped(dims: tuple[_Dim, ...], a: int, b: int) -> tuple[_Dim, ...]:
-    swapped = list(dims)
-    swapped[a], swapped[b] = dims[b], dims[a]
-    return tuple(swapped)
-
-
-def _expanded(dims: Dims, sizes: Sizes) -> Dims:
-    dims = ((),) * (len(sizes) - len(dims)) + dims
-    return tuple(dim or axes_of_size(size) for dim, size in zip(dims, sizes, strict=True))
-
-
-# --- keys and values ------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,15 +57,15 @@ def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, Cach
     cache = _cache_behind(chain[end][0], caches)
     chosen = end if cache is not None else next((i for i, (node, _) in enumerate(chain) if is_output(node)), None)
     if chosen is not None:
-        dims, layout = _dims_on_the_way(chain, chosen)
+        dims = _dims_on_the_way(chain, chosen)
         side = _side(chain, chosen, dims, tokens, features, _LAYOUTS if cache is None else (cache.tokens_dim,))
         if side is None:
-            layout = layout or f"as {_layout(dims, tokens, features)}"
+            layout = "in a layout that is not understood" if dims is None else f"as {_layout(dims, tokens, features)}"
             if cache is not None:
                 raise NoMatch(f"the {what} are read {layout} from a quantized cache {_LAYOUT_NAMES[cache.tokens_dim]}")
             raise NoMatch(f"the {what} are cached {layout}; a quantized cache is [B, H, S, D] or [B, S, H, D]")
     else:
-        ways = [(index, _dims_on_the_way(chain, index)[0]) for index in range(end, -1, -1)]
+        ways = [(index, _dims_on_the_way(chain, index)) for index in range(end, -1, -1)]
         tried = (_side(chain, i, dims, tokens, features, (layout,)) for layout in _LAYOUTS for i, dims in ways)
         side = next((side for side in tried if side is not None), None)
         if side is None:
@@ -174,9 +74,14 @@ def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, Cach
     return side
 
 
-def _chain(operand: Node) -> list[tuple[Node, float]]:
-    """From an operand back: nodes, and the factor between each and the operand."""
-    chain, factor, node = [], 1.0, operand
+#: Nodes from an operand back, and the factor between each and the operand.
+_Chain = list[tuple[Node, float]]
+
+
+def _chain(operand: Node) -> _Chain:
+    """From an operand back through views, copies, casts, repetitions and constant factors."""
+    chain: _Chain = []
+    factor, node = 1.0, operand
     while True:
         chain.append((node, factor))
         source = behind_view(node)
@@ -184,7 +89,7 @@ def _chain(operand: Node) -> list[tuple[Node, float]]:
             source = source_of(node)
         if source is None and is_pure(node) and (found := behind_factor(node)) is not None:
             source, factor = found[0], factor * found[1]
-            if not same_sizes(shape(source) or (), shape(node)):
+            if not same_sizes(shape(source) or (), shape(node) or ()):
                 return chain
         if source is None:
             return chain
@@ -201,43 +106,44 @@ def _cache_behind(node: Node, caches: dict[Node, CacheInput]) -> CacheInput | No
     return next((caches[tensor] for tensor in tensors if tensor in caches), None)
 
 
-def _dims_on_the_way(chain: list[tuple[Node, float]], index: int) -> tuple[tuple[Dims, Dims] | None, str]:
-    """Dimensions of ``chain[index]`` and of the operand; None and what is wrong with them, in words."""
-    node = chain[index][0]
-    if shape(node) is None:
-        return None, "in a layout that is not understood"
-    base = dims = fresh_dims(shape(node))
+@dataclasses.dataclass(frozen=True)
+class _Ends:
+    """The dimensions of a tensor and of the operand that is made of it."""
+
+    base: Dims
+    operand: Dims
+
+
+def _dims_on_the_way(chain: _Chain, index: int) -> _Ends | None:
+    """Dimensions of ``chain[index]`` and of the operand; None where those of something between are not understood."""
+    sizes = shape(chain[index][0])
+    if sizes is None:
+        return None
+    base = dims = fresh_dims(sizes)
     try:
         for step, _ in chain[index - 1 :: -1] if index else ():
             dims = dims if op_name(step) in ("mul", "div") else view_dims(step, dims)
     except NoMatch:
-        return None, "in a layout that is not understood"
-    return (base, dims), ""
+        return None
+    return _Ends(base, dims)
 
 
 def _side(
-    chain: list[tuple[Node, float]],
-    index: int,
-    dims: tuple[Dims, Dims] | None,
-    tokens: int,
-    features: int,
-    layouts: tuple[int, ...],
+    chain: _Chain, index: int, ends: _Ends | None, tokens: int, features: int, layouts: tuple[int, ...]
 ) -> Side | None:
     """The side that holds ``chain[index]`` with the tokens along one of ``layouts``, or None."""
-    if dims is None:
+    if ends is None or len(ends.base) != 4 or any(axis.parts for dim in ends.base for axis in dim):
         return None
-    (base, dims), (node, factor) = dims, chain[index]
-    if len(base) != 4 or any(axis.parts for dim in base for axis in dim):
-        return None
+    (node, factor), base, dims = chain[index], ends.base, ends.operand
     for layout in layouts:
         if dims[tokens] == base[layout] and dims[features] == base[3]:
             return Side(node, layout, (base[0], base[3 - layout], base[layout], base[3]), dims, factor)
     return None
 
 
-def _layout(dims: tuple[Dims, Dims], tokens: int, features: int) -> str:
+def _layout(ends: _Ends, tokens: int, features: int) -> str:
     """The layout of a tensor in letters: what its dimensions are to an operand."""
-    base, operand = (resolve_dims(each) for each in dims)
+    base, operand = resolve_dims(ends.base), resolve_dims(ends.operand)
     named = {operand[tokens]: "S", operand[features]: "D"}
     known = [[named.get((axis,), "") for axis in dim] for dim in base]
     merged = any(any(letters) and not all(letters) for letters in known)  # heads go with tokens or channels
@@ -268,7 +174,7 @@ def find_heads(node: Node, heads: tuple[Axis, ...], dims: Dims) -> tuple[Node, D
         source, factor = chain[index]
         if factor != 1.0 or not is_float(source):
             continue
-        base = found = fresh_dims(shape(source))
+        base = found = fresh_dims(sizes_of(source))
         own = flat(base)
         try:
             for step, _ in chain[index - 1 :: -1] if index else ():

@@ -263,7 +263,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("contiguous", SAME | LINEAR, "contiguous(input, *, memory_format=None)"),
     Operation("detach", SAME | LINEAR, "detach(input)", in_place=("detach_(input)",)),
     Operation("clone", SAME | LINEAR | NEW, "clone(input, *, memory_format=None)"),
-    Operation("positive", LINEAR, "operator.pos(input)", "positive(input)"),
+    Operation("positive", SAME | LINEAR, "operator.pos(input)", "positive(input)"),
     Operation(
         "to",
         CASTS | LINEAR,

@@ -22,7 +22,7 @@ from torch.fx import Graph, Node
 
 from ...kernels.internals.graphs import HigherOrderOperator, OpOverload, OpOverloadPacket
 from ...kernels.internals.tensors import schema_of
-from .operations import Kind, Operation, Spelling, of_attribute, of_function, of_method, of_operator
+from .operations import VIEWS, Kind, Operation, Spelling, of_attribute, of_function, of_method, of_operator
 from .signatures import Signature, of_schema
 
 #: Functions whose names end with an underscore for another reason: without it they are words of Python.
@@ -111,6 +111,12 @@ def possible_kinds(node: Node) -> Kind:
     for spelling in _spellings(node):
         found |= spelling.operation.kinds
     return found
+
+
+def may_restride(node: Node) -> bool:
+    """Whether a node may change sizes or strides of a tensor in place, which is nothing that a device does."""
+    kinds_ = VIEWS | Kind.RESTRIDES
+    return any(spelling.in_place and spelling.operation.kinds & kinds_ for spelling in _spellings(node))
 
 
 def source_of(node: Any) -> Node | None:

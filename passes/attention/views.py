@@ -1,0 +1,85 @@
+"""What views, copies, casts, repetitions and constant factors make of a tensor and of its dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from ..context.context import NoMatch
+from ..graph.constants import constant
+from ..graph.dimensions import order_of
+from ..graph.operations import VIEWS, Kind
+from ..graph.reading import read
+from ..graph.values import Sizes, dtype_of, is_float, shape, sizes_of
+from .axes import Dims, axes_of_size, reshaped
+
+
+def behind_view(node: Node) -> Node | None:
+    """What a node is a view, a copy or a cast of, all elements of it; None for anything else."""
+    call = read(node)
+    source = None if call is None or call.in_place else call.source()
+    if call is None or source is None or shape(node) is None or shape(source) is None:
+        return None
+    if call.kinds & Kind.CASTS:
+        return source if is_float(node) and is_float(source) else None
+    if call.kinds & VIEWS:
+        return source if dtype_of(node) == dtype_of(source) else None
+    if call.name == "getitem":
+        index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
+        return source if all(item is None or item is ... or item == slice(None) for item in index) else None
+    return None
+
+
+def behind_factor(node: Node) -> tuple[Node, float] | None:
+    """The other factor and the constant, of a product with a constant."""
+    call = read(node)
+    if call is None or call.name not in ("mul", "div") or not call.is_plain():
+        return None
+    left, right = call["input"], call["other"]
+    if isinstance(left, Node) and (number := constant(right)) is not None:
+        if call.name == "div":
+            return (left, 1.0 / number) if number else None
+        return left, number
+    if call.name == "mul" and isinstance(right, Node) and (number := constant(left)) is not None:
+        return right, number
+    return None
+
+
+def view_dims(node: Node, dims: Dims) -> Dims:
+    """The dimensions of a view (see `behind_view`) or a repetition of a tensor with dimensions ``dims``.
+
+    Raises:
+        NoMatch: where they are not understood.
+    """
+    call, rank = read(node), len(dims)
+    if call is not None and call.kinds & Kind.REORDERS:
+        order = order_of(call, rank)
+        if order is None:
+            raise NoMatch("dimensions are reordered in an order that is not a constant")
+        return tuple(dims[dim] for dim in order)
+    if call is not None and call.name == "expand":
+        return _expanded(dims, sizes_of(node))
+    if call is not None and call.name == "repeat":
+        repeats = [1] * (rank - len(call["repeats"])) + list(call["repeats"])
+        dims = ((),) * (len(repeats) - rank) + dims
+        return tuple((*axes_of_size(_number(n)), *dim) for n, dim in zip(repeats, dims, strict=True))
+    if call is not None and call.name == "repeat_interleave":
+        dim = call["dim"]
+        if not isinstance(dim, int):
+            raise NoMatch("a repetition without a dimension")
+        repeated = list(dims)
+        repeated[dim] = (*dims[dim], *axes_of_size(_number(call["repeats"])))
+        return tuple(repeated)
+    return reshaped(dims, sizes_of(node))
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise NoMatch("heads are repeated a number of times that is not a constant")
+    return value
+
+
+def _expanded(dims: Dims, sizes: Sizes) -> Dims:
+    dims = ((),) * (len(sizes) - len(dims)) + dims
+    return tuple(dim or axes_of_size(size) for dim, size in zip(dims, sizes, strict=True))
