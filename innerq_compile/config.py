@@ -242,16 +242,16 @@ def describe(config: InnerQConfig) -> str:
 
 def _pass_names(names: Any) -> tuple[str, ...]:
     """``disabled_passes``, checked; a single name may stand without brackets."""
-    from .passes import REQUIRED, pass_names  # imports Dynamo, which a config does without otherwise
+    from .passes import PIPELINE  # imports Dynamo, which a config does without otherwise
 
-    optional = [name for name in pass_names() if name not in REQUIRED]
+    optional = [name for name in PIPELINE.names() if name not in PIPELINE.required]
     names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, (list, tuple, set)) else names
     if not isinstance(names, tuple):
         raise InnerQError(
             f"disabled_passes={names!r} is not allowed: it has to be names of passes, as ('hoist_lengths',)"
         )
     for name in names:
-        if name in REQUIRED:
+        if name in PIPELINE.required:
             raise InnerQError(
                 f"disabled_passes: {name!r} cannot be switched off, because without it a graph with a quantized cache "
                 f"cannot run: allowed are {', '.join(optional)}; to compile without any, use backend='inductor'"

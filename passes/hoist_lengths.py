@@ -13,7 +13,6 @@ is, with a reason.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import sympy
@@ -21,41 +20,15 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..kernels.internals.dynamo_graphs import ConstantSource, set_source, source_of
-from ..kernels.internals.graphs import OpOverload, free_symbols, free_unbacked_symbols
-from .context.context import PassContext, Reason
+from ..kernels.internals.graphs import free_symbols, free_unbacked_symbols
+from .context import CacheInput, PassContext, Prelude, Reason
 from .graph.aliases import Writes
-from .graph.values import example
+from .graph.reading import op_name, read
+from .graph.values import example, example_or_none, has_example
+from .graph.writing import Writer
 
-#: Operators that read a mask up to the device-side length only, and its position among their arguments.
-_MASKS = {"innerq::decode_attention": 9, "innerq::open_from": 0}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prelude:
-    """What is computed before the main graph.
-
-    Attributes:
-        graph: its graph module. It takes the original inputs named in ``inputs`` and, behind them, a tensor for each
-            result that it writes; it returns the others.
-        inputs: names of the placeholders that it takes.
-        placeholders: for each result, the placeholder of the main graph that it goes to.
-        results: for each result, an example of it.
-        masks: for each result, whether it is a mask, which goes to the front of a longer buffer.
-        written: for each result, whether the graph writes it where it belongs. The front of a mask with several rows
-            has gaps, whose strides no symbol of the graph says; such a mask is returned, and copied.
-    """
-
-    graph: GraphModule
-    inputs: list[str]
-    placeholders: list[Node]
-    results: list[torch.Tensor]
-    masks: list[bool]
-    written: list[bool]
-
-    def places(self) -> list[torch.Tensor]:
-        """Examples of the tensors that the graph writes to."""
-        written = (result for result, write in zip(self.results, self.written, strict=True) if write)
-        return [result.new_empty(result.shape) for result in written]
+#: Operators that read their argument ``mask`` up to the device-side length only.
+_READS_MASK = ("innerq::decode_attention", "innerq::open_from")
 
 
 class _Stays(Exception):
@@ -80,16 +53,20 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
 
 def is_prompt(gm: GraphModule) -> bool:
     """Whether a prompt is written to a quantized buffer: such a graph runs once and is not recorded."""
-    return any(node.target is torch.ops.innerq.write_.default for node in gm.graph.nodes)
+    return any(op_name(node) == "innerq::write_" for node in gm.graph.nodes)
 
 
-def _mask_index(node: Node) -> int | None:
-    return _MASKS.get(node.target.name()) if isinstance(node.target, OpOverload) else None
+def _beside_mask(node: Node) -> list[Node] | None:
+    """The arguments but the mask of an operator that reads a mask up to the device-side length; None for others."""
+    call = read(node)
+    if call is None or call.name not in _READS_MASK:
+        return None
+    return [value for name, value in call.arguments.items() if name != "mask" and isinstance(value, Node)]
 
 
 def _batch_symbols(context: PassContext) -> set[sympy.Symbol]:
     """Symbols of batch sizes. Each value has a CUDA graph of its own; what varies with them is no length."""
-    return set().union(*(free_symbols(example(cache.state).shape[0]) for cache in context.cache_inputs()))
+    return set().union(*(free_symbols(example(cache.tensors.state).shape[0]) for cache in context.cache_inputs()))
 
 
 def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
@@ -100,7 +77,7 @@ def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
 
 def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
     """The nodes that depend on a length, with all that they are computed from; those whose values the rest needs."""
-    caches = {node for cache in context.cache_inputs() for node in cache.nodes}
+    caches = {node for cache in context.cache_inputs() for node in cache.tensors}
     batch = _batch_symbols(context)
     symbolic: set[Node] = set()  # of symbolic size
     edge: set[Node] = set()  # of fixed size, computed from those
@@ -110,16 +87,16 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
         if node.op == "output":
             if any(arg in symbolic for arg in node.all_input_nodes):
                 raise _Stays("an output has the length of the cache")
-        elif node.op == "placeholder" and _has_length(node.meta.get("example_value"), batch):
+        elif node.op == "placeholder" and _has_length(example_or_none(node), batch):
             symbolic.add(node)
-        elif (mask := _mask_index(node)) is not None:
-            if any(arg in symbolic for i, arg in enumerate(node.args) if i != mask and isinstance(arg, Node)):
+        elif (others := _beside_mask(node)) is not None:
+            if any(other in symbolic for other in others):
                 raise _Stays("an attention has a query of symbolic size")
         elif node.op == "placeholder":
             continue
-        elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(node.meta.get("example_value"), batch):
-            if "example_value" not in node.meta:
-                raise _Stays(f"{node} was inserted with a symbolic size")
+        elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(example_or_none(node), batch):
+            if not has_example(node):
+                raise _Stays(f"the size of {node} is not known")
             (symbolic if _has_length(example(node), batch) else edge).add(node)
     moving, pending = set(), [*symbolic, *edge]
     while pending:
@@ -132,7 +109,7 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
     for node in moving:
         if node in caches:
             raise _Stays("something of the length of the cache is computed from a cache")
-        if node.op == "placeholder" and isinstance(node.meta.get("example_value"), torch.nn.Parameter):
+        if node.op == "placeholder" and isinstance(example_or_none(node), torch.nn.Parameter):
             raise _Stays("something of the length of the cache is computed from a parameter")
         if changes.of(node):
             raise _Stays("what a length is computed from is changed in place")
@@ -154,7 +131,7 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
 
 
 def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: list[Node]) -> Prelude:
-    graph, nodes = Graph(), {}
+    write, graph, nodes = Writer(gm.graph), Graph(), {}
     for node in gm.graph.nodes:
         if node in moving:
             nodes[node] = graph.node_copy(node, lambda old: nodes[old])
@@ -168,16 +145,13 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
     cache = next(context.cache_inputs())
     placeholders = []
     for index, (target, is_mask) in enumerate(zip(targets, masks, strict=True)):
-        with gm.graph.inserting_after(gm.graph.find_nodes(op="placeholder")[-1]):
-            placeholder = gm.graph.placeholder(f"hoisted_{index}")
         value = example(target)
         value = _as_long_as_storage(value, cache) if is_mask else value.new_empty(value.shape)
-        placeholder.meta["example_value"] = value
-        set_source(placeholder, ConstantSource(f"innerq_hoisted_{index}"))
+        placeholder = write.placeholder(f"hoisted_{index}", value, ConstantSource(f"innerq_hoisted_{index}"))
         for user in list(target.users):
             if user.op == "output":  # whoever gets it keeps it, and the next step writes the buffer anew
-                with gm.graph.inserting_before(user):
-                    user.replace_input_with(target, gm.graph.call_method("clone", (placeholder,)))
+                with write.before(user):
+                    user.replace_input_with(target, write.method("clone", placeholder))
             elif user not in moving:
                 user.replace_input_with(target, placeholder)
         placeholders.append(placeholder)
@@ -194,19 +168,19 @@ def _is_one_row(mask: torch.Tensor) -> bool:
 
 def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> None:
     """Let the graph copy what is ``written`` to further inputs, and return the rest."""
-    last = graph.find_nodes(op="placeholder")[-1]
-    for index, (result, write) in enumerate(zip(results, written, strict=True)):
-        if write:
-            with graph.inserting_after(last):
-                last = graph.placeholder(f"place_{index}")
-            graph.call_method("copy_", (last, result))
-    graph.output(tuple(result for result, write in zip(results, written, strict=True) if not write))
+    write = Writer(graph)
+    for index, (result, here) in enumerate(zip(results, written, strict=True)):
+        if here:
+            value = example(result)
+            write.method("copy_", write.placeholder(f"place_{index}", value.new_empty(value.shape)), result)
+    graph.output(tuple(result for result, here in zip(results, written, strict=True) if not here))
 
 
-def _as_long_as_storage(mask: torch.Tensor, cache) -> torch.Tensor:
+def _as_long_as_storage(mask: torch.Tensor, cache: CacheInput) -> torch.Tensor:
     lead = mask.shape[:-1]
-    tokens = example(cache.codes).shape[2] * cache.format.block + cache.format.window
-    return example(cache.codes).new_empty((*lead, tokens), dtype=mask.dtype)
+    codes = example(cache.tensors.codes)
+    tokens = codes.shape[2] * cache.format.block + cache.format.window
+    return codes.new_empty((*lead, tokens), dtype=mask.dtype)
 
 
 def _drop_unused(gm: GraphModule, moving: set[Node]) -> None:

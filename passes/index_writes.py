@@ -12,35 +12,34 @@ graphs were asked for, on writes that `rewrite_buffer` has followed.
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from .analysis.buffer_writes import is_preallocated
-from .analysis.buffers import BufferUse
-from .context.context import PassContext
-from .graph.values import example
-from .graph.writing import erase_dead
-from .rewrite_buffer import position_tensor
+from .context import BufferUse, PassContext
+from .emit.writes import position_tensor
+from .graph.reading import operand
+from .graph.values import example, value_of
+from .graph.writing import Writer
 
 
 def index_writes(gm: GraphModule, context: PassContext) -> GraphModule:
     if not context.static_lengths:
         return gm
+    write = Writer(gm.graph)
     uses = [use for shadow in context.shadows.values() for use in (shadow.key_use, shadow.value_use)]
     for use in {use.write: use for use in uses}.values():
-        is_number = isinstance(use.position, Node) and isinstance(example(use.position), torch.SymInt)
+        is_number = isinstance(value_of(use.position), torch.SymInt)
         if is_number and not is_preallocated(use.buffer) and not use.write.users:
-            _rewrite(gm, context, use)
+            _rewrite(write, context, use)
     return gm
 
 
-def _rewrite(gm: GraphModule, context: PassContext, use: BufferUse) -> None:
-    call, target = gm.graph.call_function, use.write.args[0]
-    with gm.graph.inserting_before(use.write):
-        first = position_tensor(gm, context, use)
-        at = call(torch.add, (first, call(torch.arange, (use.count,), {"device": example(use.buffer).device})))
-        new = use.new
-        if example(new).dtype != example(use.buffer).dtype:
-            new = gm.graph.call_method("to", (new, example(use.buffer).dtype))
-        gm.graph.call_method("index_copy_", (use.buffer, use.dims[2], at, new))
-    gm.graph.erase_node(use.write)
-    erase_dead(gm.graph, [target])
+def _rewrite(write: Writer, context: PassContext, use: BufferUse) -> None:
+    view, buffer = operand(use.write), example(use.buffer)
+    with write.before(use.write):
+        first = position_tensor(write, context, use)
+        at = write.call(torch.add, first, write.call(torch.arange, use.count, device=buffer.device))
+        write.method("index_copy_", use.buffer, use.dims[2], at, write.cast(use.new, buffer.dtype))
+    write.graph.erase_node(use.write)
+    if view is not None:
+        write.erase_dead([view])

@@ -12,18 +12,17 @@ quantized cache; a prompt and larger batches keep the library's products.
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from ..kernels.internals.graphs import linear
 from ..kernels.internals.tensors import FakeTensor
 from ..kernels.triton import support
-from .context.context import PassContext
+from .context import PassContext
 from .graph.aliases import Writes
-from .graph.values import example, shape
+from .graph.reading import Call, read
+from .graph.values import example, shape, sizes_of, tensor_of
+from .graph.writing import Writer
 
 #: Layers in one operator at most.
 MOST = 4
@@ -32,47 +31,41 @@ MOST = 4
 def join_linears(gm: GraphModule, context: PassContext) -> GraphModule:
     if not (context.caches or context.shadows):
         return gm
-    found = [node for node in gm.graph.nodes if _is_row_linear(node)]
+    found = [call for node in gm.graph.nodes if (call := read(node)) is not None and _is_row_linear(call)]
     if not found:
         return gm
     writes = Writes(gm.graph)
-    groups: list[list[Node]] = []
-    open_groups: dict[Node, list[Node]] = {}
-    for node in found:
-        x = _arguments(node)[0]
+    groups: list[list[Call]] = []
+    open_groups: dict[Node, list[Call]] = {}
+    for call in found:
+        x = call["input"]
         group = open_groups.get(x)
-        if group is None or len(group) == MOST or not _may_join(group, node, writes):
+        if group is None or len(group) == MOST or not _may_join(group, call, writes):
             group = open_groups[x] = []
             groups.append(group)
-        group.append(node)
+        group.append(call)
+    write = Writer(gm.graph)
     for group in groups:
-        _replace(gm, group)
+        _replace(write, group)
     return gm
 
 
-def _arguments(node: Node) -> tuple[Any, Any, Any]:
-    names = ("input", "weight", "bias")
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return tuple(given.get(name) for name in names)
-
-
-def _is_row_linear(node: Node) -> bool:
+def _is_row_linear(call: Call) -> bool:
     """A linear layer with one row of inputs, of a dtype and on a device that the kernel takes."""
-    if node.op != "call_function" or node.target not in (F.linear, linear):
+    if call.name != "linear":
         return False
-    x, weight, bias = _arguments(node)
-    sizes = shape(x)
-    if sizes is None or shape(weight) is None or len(shape(weight)) != 2 or not sizes:
+    tensors = [tensor_of(call[name]) for name in ("input", "weight", "bias") if call[name] is not None]
+    row, out = tensors[0], tensor_of(call.node)
+    sizes, weights = shape(call["input"]), shape(call["weight"])
+    if row is None or out is None or not sizes or weights is None or len(weights) != 2:
         return False
-    if not all(isinstance(size, int) for size in (*sizes, *shape(weight))) or any(size != 1 for size in sizes[:-1]):
+    if not all(isinstance(size, int) for size in (*sizes, *weights)) or any(size != 1 for size in sizes[:-1]):
         return False
-    tensors = [example(argument) for argument in (x, weight, bias) if argument is not None]
-    if any(_is_subclass(tensor) or tensor.dtype != tensors[0].dtype for tensor in tensors):
+    if any(tensor is None or _is_subclass(tensor) or tensor.dtype != row.dtype for tensor in tensors):
         return False
-    row = tensors[0]
-    if example(node).dtype != row.dtype:  # as under autocast, which casts what it is given
+    if out.dtype != row.dtype:  # as under autocast, which casts what it is given
         return False
-    return support.on_gpu(row) and row.dtype in support.DTYPES and tensors[1].is_contiguous()
+    return support.on_gpu(row) and row.dtype in support.DTYPES and example(call["weight"]).is_contiguous()
 
 
 def _is_subclass(tensor: torch.Tensor) -> bool:
@@ -80,33 +73,27 @@ def _is_subclass(tensor: torch.Tensor) -> bool:
     return type(tensor) not in (torch.Tensor, torch.nn.Parameter, FakeTensor)
 
 
-def _may_join(group: list[Node], node: Node, writes: Writes) -> bool:
-    """Whether ``node`` may be computed where the first layer of its input is."""
-    first = group[0]
-    if writes.between(_arguments(node)[0], first, node):
+def _may_join(group: list[Call], call: Call, writes: Writes) -> bool:
+    """Whether a layer may be computed where the first layer of its input is."""
+    first = group[0].node
+    if writes.between(call["input"], first, call.node):
         return False
-    for argument in _arguments(node)[1:]:
+    for argument in (call["weight"], call["bias"]):
         if argument is not None and (writes.order[argument] > writes.order[first] or writes.of(argument)):
             return False
     return True
 
 
-def _replace(gm: GraphModule, group: list[Node]) -> None:
-    first, (x, _, _) = group[0], _arguments(group[0])
-    layers = [_arguments(node)[1:] for node in group]
-    widths = [shape(weight)[0] for weight, _ in layers]
-    with gm.graph.inserting_before(first):
-        op = torch.ops.innerq.row_linear.default
-        joined = gm.graph.call_function(op, (x, [weight for weight, _ in layers], [bias for _, bias in layers]))
-        joined.meta = {name: value for name, value in first.meta.items() if name != "example_value"}
-        joined.meta["example_value"] = value = example(first).new_empty((*shape(x)[:-1], sum(widths)))
+def _replace(write: Writer, group: list[Call]) -> None:
+    first, x = group[0].node, group[0]["input"]
+    weights, biases = ([call[name] for call in group] for name in ("weight", "bias"))
+    widths = [sizes_of(weight)[0] for weight in weights]
+    with write.before(first):
+        joined = write.call(torch.ops.innerq.row_linear.default, x, weights, biases, like=first)
         results = [joined]
         if len(group) > 1:
-            split = gm.graph.call_function(torch.split, (joined, widths, -1))
-            split.meta["example_value"] = parts = torch.split(value, widths, -1)
-            results = [gm.graph.call_function(operator.getitem, (split, index)) for index in range(len(group))]
-            for result, part in zip(results, parts, strict=True):
-                result.meta["example_value"] = part
-    for node, result in zip(group, results, strict=True):
-        node.replace_all_uses_with(result)
-        gm.graph.erase_node(node)
+            parts = write.call(torch.split, joined, widths, -1)
+            results = [write.call(operator.getitem, parts, index) for index in range(len(group))]
+    for call, result in zip(group, results, strict=True):
+        write.replace(call.node, result)
+        write.graph.erase_node(call.node)

@@ -10,11 +10,13 @@ thing it does not know. Calls of whole attentions in one piece that are not SDPA
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch.fx import GraphModule, Node
 
 from .attention import match_attention_at
 from .attention.steps import Order
-from .context.context import NoMatch, PassContext
+from .context import NoMatch, PassContext
 from .graph.locations import module_path, source_line
 from .graph.reading import op_name
 
@@ -25,7 +27,7 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
         try:
             match = match_attention_at(node, context.caches, order)
             if match is not None:
-                match.where, match.layer = source_line(node), module_path(node)
+                match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
                 context.attentions.append(match)
             elif (name := _foreign_attention(node)) is not None:
                 raise NoMatch(f"{name} is not understood")

@@ -12,12 +12,11 @@ from torch.fx import GraphModule, Node
 
 from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
-from .context.context import CacheUse, PassContext
+from .context import CacheSource, CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
-from .graph.reading import is_output, op_name, read
-from .graph.values import shape
-
-_PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
+from .graph.operations import Kind
+from .graph.reading import called_name, is_output, kinds, op_name, read
+from .graph.values import shape, sizes_of
 
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -25,52 +24,51 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     for match in context.attentions:
         sides = zip((match.key, match.value), match.tokens_dims, strict=True)
         key, value = (_use(node, tokens_dim, changes, context) for node, tokens_dim in sides)
-        for side, use in (("keys", key), ("values", value)):
-            if isinstance(use, str):
-                context.refuse(match, f"{side}: {use}")
-                break
+        if isinstance(key, str):
+            context.refuse(match, f"keys: {key}")
+        elif isinstance(value, str):
+            context.refuse(match, f"values: {value}")
+        elif key.node is value.node:
+            context.refuse(match, "keys and values are the same tensor")
+        elif key.source != value.source:
+            context.refuse(match, f"keys are {key.source.value}, and values are {value.source.value}")
         else:
-            if key.node is value.node:
-                context.refuse(match, "keys and values are the same tensor")
-            elif key.kind != value.kind:
-                context.refuse(match, f"keys are {key.kind} and values are {value.kind}")
-            else:
-                context.uses[match] = (key, value)
+            context.uses[match] = (key, value)
     return gm
 
 
 def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> CacheUse | str:
     if node in context.caches and not is_preallocated(node):
-        return CacheUse("read", node, tokens_dim, cache=context.caches[node])
+        return CacheUse(CacheSource.READ, node, tokens_dim, of_cache=context.caches[node])
     call = read(node)
-    if call is not None and call.name == "cat":
-        tensors = call["tensors"]
-        past = tensors[0] if isinstance(tensors, (list, tuple)) else None
+    if call is not None and call.name == "cat" and isinstance(call["tensors"], (list, tuple)) and call["tensors"]:
+        past, *new = call["tensors"]
         if past in context.caches and not is_preallocated(past):
-            cache = context.caches[past]
-            if len(tensors) != 2 or call["dim"] not in (tokens_dim, tokens_dim - 4):
+            if len(new) != 1 or call["dim"] not in (tokens_dim, tokens_dim - 4):
                 return "the quantized cache is concatenated in a form that is not an append along the tokens"
             if len([user for user in past.users if op_name(user) == "cat"]) != 1:
                 return "the quantized cache is appended to in two places"
-            if tensors[1] in context.caches or tensors[1] is past:
+            if new[0] in context.caches or new[0] is past:
                 return "a quantized cache is appended to a quantized cache"
             if changes.of(node):
                 return "they are changed in place after they were appended to the quantized cache"
-            return CacheUse("append", node, tokens_dim, cache=cache, new=tensors[1])
+            cache = context.caches[past]
+            return CacheUse(CacheSource.APPENDED, node, tokens_dim, of_cache=cache, new_tokens=new[0])
     try:
         if (buffer := buffer_use(node, tokens_dim, changes)) is not None:
-            return CacheUse("buffer", node, tokens_dim, buffer=buffer)
+            return CacheUse(CacheSource.BUFFER, node, tokens_dim, of_buffer=buffer)
     except NoBuffer as reason:
         return str(reason)
-    if len(shape(node)) == 4 and not is_output(node) and _computed_from_a_cache(node):
+    rank = len(sizes_of(node))
+    if rank == 4 and not is_output(node) and _computed_from_a_cache(node):
         return (
             "they are computed in every step from what is cached, as from the latent of MLA or by a rotation behind "
             "the cache"
         )
     if is_written(node) or changes.after(node, node):
         return "they are written in place in this graph, as a buffer is; graphs that read it later will follow it"
-    if len(shape(node)) == 4 and is_output(node):
-        return CacheUse("fresh", node, tokens_dim)
+    if rank == 4 and is_output(node):
+        return CacheUse(CacheSource.FRESH, node, tokens_dim)
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
         return "only a part of them is kept as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor leave the graph as they are, so there is no cache to quantize"
@@ -86,12 +84,13 @@ def _computed_from_a_cache(node: Node) -> bool:
     pending = [node]
     while pending:
         current = pending.pop()
-        if current in seen or shape(current) is None or op_name(current) in ("sdpa", "softmax", *_PRODUCTS):
+        name, sizes = op_name(current), shape(current)
+        if current in seen or sizes is None or name in ("sdpa", "softmax") or kinds(current) & Kind.PRODUCT:
             continue
         seen.add(current)
-        if current is not node and is_output(current) and len(shape(current)) in (3, 4) and op_name(current) == "cat":
+        if current is not node and is_output(current) and len(sizes) in (3, 4) and name == "cat":
             return True
         pending += current.all_input_nodes
-        for view in possible_views(current) if current.target == "new_empty" else ():
-            pending += [source for user in view.users if user.target == "copy_" for source in user.all_input_nodes]
+        for view in possible_views(current) if called_name(current) == "new_empty" else ():
+            pending += [source for user in view.users if op_name(user) == "copy" for source in user.all_input_nodes]
     return False

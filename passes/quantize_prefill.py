@@ -13,129 +13,133 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node, Proxy
-from torch.fx.proxy import GraphAppendingTracer
+from torch.fx import GraphModule, Node
 
-from ..kernels.formats import CacheFormat, grown_capacity
-from .attention.products import is_product
-from .attention.sides import behind_factor, behind_view
-from .context.context import AttentionMatch, CacheUse, NoMatch, PassContext, Quantized
-from .fold_key_norm import shared_norm
+from ..kernels.cache import CacheTensors
+from ..kernels.formats import CacheFormat, Role, grown_capacity
+from .analysis.shared_norm import shared_norm
+from .attention.views import behind_factor, behind_view
+from .context import AttentionMatch, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .graph.aliases import Writes
-from .graph.reading import is_query, op_name
-from .graph.values import example, same_size, shape
-from .graph.writing import by_head
+from .graph.operations import Kind
+from .graph.reading import is_query, kinds, op_name
+from .graph.values import dtype_of, example, same_size, shape, sizes_of
+from .graph.writing import Writer
 from .standard_form import standard_query
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
+    write, changes = Writer(gm.graph), Writes(gm.graph)
     starts: dict[Node | None, Node] = {}
-    changes = Writes(gm.graph)
     for match, (key, value) in context.uses.items():
-        if key.kind != "fresh":
+        if key.source is not CacheSource.FRESH:
             continue
         if key.node in context.quantized and value.node in context.quantized:  # layers that share a cache
             context.rewritten.append(match)
             continue
-        with gm.graph.inserting_before(match.node.next):  # early, so that dense keys and values die early
-            mask = match.mask if _tells_padding(match, context) else None
+        with write.after(match.node):  # early, so that dense keys and values die early
+            mask = _padding_mask(match, context)
             if mask not in starts:
-                starts[mask] = _padding_start(gm, match, mask)
-            for use, role in ((key, "key"), (value, "value")):
+                starts[mask] = _padding_start(write, match, mask)
+            sides: tuple[tuple[CacheUse, Role], ...] = ((key, "key"), (value, "value"))
+            for use, role in sides:
                 if use.node not in context.quantized:
-                    context.quantized[use.node] = _quantize(gm, match, use, role, starts[mask], changes, context)
+                    context.quantized[use.node] = _quantize(write, match, use, role, starts[mask], changes, context)
         context.rewritten.append(match)
     return gm
 
 
 def _quantize(
-    gm: GraphModule,
+    write: Writer,
     match: AttentionMatch,
     use: CacheUse,
-    role: str,
+    role: Role,
     start: Node,
     changes: Writes,
     context: PassContext,
 ) -> Quantized:
-    dense = by_head(gm.graph, use.node, use.tokens_dim)
+    dense = write.by_head(use.node, use.tokens_dim)
     value, config = example(dense), context.config
-    fmt = config.format_for(role, value.shape[3], value.dtype)
+    fmt = context.format_for(role, value.shape[3], value.dtype)
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     ops = torch.ops.innerq
     mean = norm = asked = None
     weight, rows = (), ()
-    query = _query(gm, match) if fmt.mode == "steered" else None
+    query = _query(write, match) if fmt.mode == "steered" else None
     if query is not None:
-        asked = gm.graph.call_function(ops.query_statistics.default, (query, dense, start))
-        weight = (gm.graph.call_function(ops.query_weight.default, (asked, fmt.norm)),)
+        asked = write.call(ops.query_statistics.default, query, dense, start)
+        weight = (write.call(ops.query_weight.default, asked, fmt.norm),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
-        statistics = gm.graph.call_function(
-            ops.key_statistics.default, (dense, start, config.centre_keys, config.normalize_keys, fmt.norm, *weight)
-        )
-        mean = gm.graph.call_function(operator.getitem, (statistics, 0)) if config.centre_keys else None
-        norm = gm.graph.call_function(operator.getitem, (statistics, 1)) if config.normalize_keys else None
+        asked_for = (config.centre_keys, config.normalize_keys, fmt.norm)
+        statistics = write.call(ops.key_statistics.default, dense, start, *asked_for, *weight)
+        mean = write.call(operator.getitem, statistics, 0) if config.centre_keys else None
+        norm = write.call(operator.getitem, statistics, 1) if config.normalize_keys else None
     if asked is not None:
-        rows = (gm.graph.call_function(ops.query_rows.default, (asked, norm, fmt.group_size)),)
-    capacity = _capacity(gm, dense, fmt)
-    packed = gm.graph.call_function(ops.prefill.default, (dense, start, mean, norm, capacity, fmt.spec, *rows))
-    tensors = tuple(gm.graph.call_function(operator.getitem, (packed, index)) for index in range(4))
-    return Quantized(fmt, tensors, mean, norm, value.shape[2], use.tokens_dim)
+        rows = (write.call(ops.query_rows.default, asked, norm, fmt.group_size),)
+    capacity = _capacity(write, dense, fmt)
+    packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *rows)
+    codes, scales, window, state = (write.call(operator.getitem, packed, index) for index in range(4))
+    tensors = CacheTensors(fmt, codes, scales, window, state, mean=mean, norm=norm)
+    return Quantized(tensors, value.shape[2], use.tokens_dim)
 
 
-def _query(gm: GraphModule, match: AttentionMatch) -> Node | None:
+def _query(write: Writer, match: AttentionMatch) -> Node | None:
     """The query in the standard form, which a prompt's attention keeps to itself; None where it has none."""
     try:
-        return standard_query(gm, match)
+        return standard_query(write, match)
     except NoMatch:
         return None
 
 
-def _capacity(gm: GraphModule, node: Node, fmt: CacheFormat) -> Node | int:
+def _capacity(write: Writer, node: Node, fmt: CacheFormat) -> Node | int:
     """Blocks to allocate, as arithmetic in the graph where the length is a symbol."""
-    length = shape(node)[2]
-    if isinstance(length, int):
-        return grown_capacity(fmt, length)
-    length = Proxy(gm.graph.call_method("size", (node, 2)), GraphAppendingTracer(gm.graph))
-    return grown_capacity(fmt, length).node
+    length = write.size(node, 2)
+    capacity: Any = grown_capacity(fmt, length if isinstance(length, int) else write.traced(length))
+    return capacity if isinstance(capacity, int) else capacity.node
 
 
-def _tells_padding(match: AttentionMatch, context: PassContext) -> bool:
-    """Whether the mask has a column for each key, and a key that it hides from every query is one that nobody reads."""
-    size = shape(match.mask) if match.mask is not None else None
-    if size is None or len(size) != 4 or not same_size(size[3], shape(match.key)[match.tokens_dims[0]]):
-        return False
-    readers = [other for other in context.attentions if other.key is match.key or other.value is match.value]
-    if any(other.mask is not match.mask for other in readers):
-        return False
-    return all(_only_attended(node, cached=True) for node in (match.key, match.value))
+def _padding_mask(match: AttentionMatch, context: PassContext) -> Node | None:
+    """The mask of a prompt, if it has a column for each key, and a key that it hides from every query is read by
+    nobody else: then it tells which of the first tokens are padding."""
+    mask = context.standard[match].mask
+    size = shape(mask)
+    if size is None or len(size) != 4 or not same_size(size[3], sizes_of(match.key)[match.tokens_dims[0]]):
+        return None
+    for other in context.attentions:
+        if other.key is match.key or other.value is match.value:
+            form = context.standard.get(other)
+            if form is None or form.mask is not mask:
+                return None
+    return mask if all(_only_attended(node, cached=True) for node in (match.key, match.value)) else None
 
 
 def _only_attended(node: Node, cached: bool = False) -> bool:
     """Whether nothing but attentions reads keys or values, through views and repetitions of them, which do not leave
     the graph; what is cached itself does."""
     for user in node.users:
-        if (cached and user.op == "output") or is_query(user) or is_product(user) or op_name(user) == "sdpa":
+        if cached and user.op == "output":
             continue
-        same = behind_view(user) is node or op_name(user) in ("expand", "repeat", "repeat_interleave")
-        same = same or behind_factor(user) is not None
+        if is_query(user) or kinds(user) & Kind.PRODUCT or op_name(user) == "sdpa":
+            continue
+        same = behind_view(user) is node or kinds(user) & Kind.REPEATS or behind_factor(user) is not None
         if not same or not _only_attended(user):
             return False
     return True
 
 
-def _padding_start(gm: GraphModule, match: AttentionMatch, mask: Node | None) -> Node:
+def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> Node:
     """``[B]`` int32: how many of the first keys no query of any head sees."""
-    call, method = gm.graph.call_function, gm.graph.call_method
-    batch = method("size", (match.key, 0)) if not isinstance(shape(match.key)[0], int) else shape(match.key)[0]
+    batch = write.size(match.key, 0)
     if mask is None:
-        return method("new_zeros", (match.key, (batch,)), {"dtype": torch.int32})
+        return write.method("new_zeros", match.key, (batch,), dtype=torch.int32)
     visible = mask
-    if example(mask).dtype != torch.bool:
-        visible = call(operator.gt, (mask, torch.finfo(example(mask).dtype).min))
-    seen = method("any", (method("any", (visible, 1)), 1))  # [B or 1, S]
-    hidden = call(operator.eq, (method("cumsum", (seen, -1)), 0))
-    start = method("sum", (hidden, -1), {"dtype": torch.int32})
-    return method("expand", (start, batch))
+    if dtype_of(mask) != torch.bool:
+        visible = write.call(operator.gt, mask, torch.finfo(example(mask).dtype).min)
+    seen = write.method("any", write.method("any", visible, 1), 1)  # [B or 1, S]
+    hidden = write.call(operator.eq, write.method("cumsum", seen, -1), 0)
+    start = write.method("sum", hidden, -1, dtype=torch.int32)
+    return write.method("expand", start, batch)

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
-from ..kernels import layout
-from ..kernels.formats import CacheFormat
-from ..kernels.internals.dynamo_graphs import AttrSource, Source, set_source, source_of
-from .context.context import CacheInput, PassContext
+from ..kernels.internals.dynamo_graphs import AttrSource, source_of
+from .context import PassContext, ProgramCache
+from .emit.inputs import add_placeholders, cache_examples
+from .graph.values import example_or_none
+from .graph.writing import Writer
 
 
 def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
+    write = Writer(gm.graph)
     for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
-        cache = node.meta.get("example_value")
+        cache: Any = example_or_none(node)
         storage = getattr(cache, "_storage", None)
         if storage is None:
             continue
@@ -37,43 +38,6 @@ def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
             norm=storage.norm is not None,
         )
         source = source_of(node)
-        nodes = add_placeholders(gm.graph, node.name, examples, source and AttrSource(source, "_storage"))
-        context.caches[node] = CacheInput(
-            placeholder=node, index=index, format=storage.format, tokens_dim=cache._tokens_dim, **nodes
-        )
+        tensors = add_placeholders(write, node.name, examples, source and AttrSource(source, "_storage"))
+        context.caches[node] = ProgramCache(tensors, node, index, cache._tokens_dim)
     return gm
-
-
-def cache_examples(
-    fmt: CacheFormat,
-    lead: tuple[Any, Any],
-    head_dim: int,
-    capacity: Any,
-    dtype: torch.dtype,
-    like: torch.Tensor,
-    *,
-    mean: bool,
-    norm: bool,
-) -> dict[str, torch.Tensor]:
-    """Fake tensors for the inner tensors of a cache, by name, of the fake mode and device of ``like``."""
-    shapes = layout.shapes(fmt, *lead, head_dim, capacity)
-    examples = {name: like.new_empty(shape, dtype=own or dtype) for name, (shape, own) in shapes.items()}
-    for name, present in (("mean", mean), ("norm", norm)):
-        if present:
-            examples[name] = like.new_empty((*lead, head_dim), dtype=torch.float32)
-    return examples
-
-
-def add_placeholders(
-    graph: Graph, name: str, examples: dict[str, torch.Tensor], source: Source | None
-) -> dict[str, Node | None]:
-    """Placeholders behind those that the graph has, one for each inner tensor; None for a missing mean or norm."""
-    nodes: dict[str, Node | None] = {"mean": None, "norm": None}
-    for inner, value in examples.items():
-        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
-            node = graph.placeholder(f"{name}_{inner}")
-        node.meta["example_value"] = value
-        if source is not None:  # AOTAutograd asks each input where it comes from
-            set_source(node, AttrSource(source, inner))
-        nodes[inner] = node
-    return nodes

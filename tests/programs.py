@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from innerq_compile.compiler.analysis import copy_graph
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
-from innerq_compile.passes import PASSES, PassContext
+from innerq_compile.passes import PIPELINE, PassContext
+from innerq_compile.passes.graph.copying import copy_graph
 
 
 class TinyAttention(nn.Module):
@@ -101,16 +101,19 @@ def code_of(gm: torch.fx.GraphModule) -> str:
 
 def changes_by_pass(gm: torch.fx.GraphModule, config: InnerQConfig) -> dict[str, str]:
     """The graph as captured, then the lines that each pass takes out (-) and puts in (+), by the name of the pass."""
-    copy, context = copy_graph(gm), PassContext(config)
-    last = code_of(copy)
-    changes = {"captured": last}
-    for graph_pass in PASSES:
-        copy = graph_pass(copy, context)
-        code = code_of(copy)
-        diff = [line for line in difflib.ndiff(last.splitlines(), code.splitlines()) if line[0] in "+-"]
+    codes: list[str] = []
+    changes: dict[str, str] = {}
+
+    def observe(name: str, graph: torch.fx.GraphModule) -> None:
+        codes.append(code_of(graph))
+        if name == "captured":
+            changes[name] = codes[-1]
+            return
+        diff = [line for line in difflib.ndiff(codes[-2].splitlines(), codes[-1].splitlines()) if line[0] in "+-"]
         if diff:
-            changes[graph_pass.__name__] = "\n".join(line[0] + line[5:] for line in diff)
-        last = code
+            changes[name] = "\n".join(line[0] + line[5:] for line in diff)
+
+    PIPELINE.run(copy_graph(gm), PassContext(config), observe)
     return changes
 
 

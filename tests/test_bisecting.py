@@ -10,12 +10,12 @@ import torch
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, empty_cache, innerq
 from innerq_compile.config import describe
-from innerq_compile.passes import NEEDS, PASSES, REQUIRED, left_out, pass_names
+from innerq_compile.passes import PIPELINE
 
 from .models.helpers import generate, prompt, tiny_llama
 from .programs import TinyAttention
 
-OPTIONAL = [name for name in pass_names() if name not in REQUIRED]
+OPTIONAL = [name for name in PIPELINE.names() if name not in PIPELINE.required]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,15 +55,16 @@ def test_without_any_one_pass_the_program_stays_right(name):
             both.append([first, run(token, cache)[0]])
     torch.testing.assert_close(both[1], both[0])
     assert all(name in report.left_out for report in compiled_graphs())
-    assert f"without {', '.join(left_out((name,)))}" in str(compiled_graphs()[0])
+    assert f"without {', '.join(PIPELINE.left_out((name,)))}" in str(compiled_graphs()[0])
 
 
 def test_a_pass_that_needs_one_that_is_off_does_not_run():
-    assert left_out(("standard_form",)) == ("standard_form", "rewrite_decode", "rewrite_buffer", "quantize_prefill")
-    assert {*NEEDS} <= {*pass_names()} and {*pass_names()} >= REQUIRED and len({*pass_names()}) == len(PASSES)
+    expected = ("standard_form", "rewrite_decode", "rewrite_buffer", "quantize_prefill")
+    assert PIPELINE.left_out(("standard_form",)) == expected
+    assert PIPELINE.left_out(("fold_key_norm",)) == ("rewrite_decode", "rewrite_buffer", "fold_key_norm")
 
 
-@pytest.mark.parametrize("name", sorted(REQUIRED))
+@pytest.mark.parametrize("name", sorted(PIPELINE.required))
 def test_passes_that_cannot_be_switched_off(name):
     with pytest.raises(InnerQError, match=rf"'{name}' cannot be switched off.*allowed are match_attention"):
         InnerQConfig(disabled_passes=(name,))

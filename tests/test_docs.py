@@ -8,7 +8,7 @@ from pathlib import Path
 
 from innerq_compile.cli.env import VARIABLES
 from innerq_compile.config import field_names
-from innerq_compile.passes import pass_names
+from innerq_compile.passes import PIPELINE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def test_links_between_pages_lead_somewhere():
 
 def test_every_pass_is_in_the_debugging_page():
     text = (ROOT / "docs/debugging.md").read_text()
-    for name in pass_names():
+    for name in PIPELINE.names():
         assert f"`{name}`" in text, name
 
 

@@ -15,7 +15,7 @@ import torch
 
 from innerq_compile import InnerQError, dump_graphs, innerq
 from innerq_compile.inspect.pages import side_by_side
-from innerq_compile.passes import PASSES
+from innerq_compile.passes import PIPELINE
 
 from .programs import TinyAttention
 
@@ -43,7 +43,7 @@ def test_files(dump):
     assert len(folders(dump)) == 2
     for folder in folders(dump):
         codes = sorted(path.name for path in folder.glob("[0-9][0-9]_*.py"))
-        expected = ["00_captured.py", *(f"{i:02d}_{p.__name__}.py" for i, p in enumerate(PASSES, 1))]
+        expected = ["00_captured.py", *(f"{i:02d}_{name}.py" for i, name in enumerate(PIPELINE.names(), 1))]
         assert codes == expected
         content = json.loads((folder / "graph.json").read_text())
         assert content["report"]["rewritten"] == 1 and content["matches"][0]["match"] == "sdpa"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
 from ..config import InnerQConfig
 from ..errors import InnerQError
-from ..kernels.internals import dynamo_graphs
-from ..passes import PassContext, run_passes
+from ..passes import PIPELINE, PassContext
 from ..runtime.report import GraphReport
 from .options import CUDA_GRAPHS
 from .reporting import make_report
@@ -29,6 +28,7 @@ class Analysis:
         config: what the user chose.
         report: the graph's report, numbered and logged.
         watches: who watches the compilation.
+        passes_ran: False where a pass failed without which no graph with quantized caches can be compiled.
     """
 
     captured: GraphModule
@@ -37,6 +37,7 @@ class Analysis:
     config: InnerQConfig
     report: GraphReport
     watches: Watches
+    passes_ran: bool
 
     @property
     def holds_caches(self) -> bool:
@@ -55,25 +56,12 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
     Raises:
         InnerQError: in strict mode, for the first attention that was not rewritten.
     """
-    copy = copy_graph(gm)
-    context = PassContext(config, static_lengths=bool(inductor_options.get(CUDA_GRAPHS)))
-    watches = Watches(copy, config, inductor_options)
-    run_passes(copy, context, observe=watches.after_pass)
+    watches = Watches(gm, config, inductor_options)
+    static_lengths = bool(inductor_options.get(CUDA_GRAPHS))
+    result = PIPELINE.rewrite(gm, config, static_lengths=static_lengths, observe=watches.after_pass)
+    context = result.context
     report = make_report(context, config)
     record(report)
     if config.strict and context.reasons:
         raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
-    return Analysis(gm, copy, context, config, report, watches)
-
-
-def copy_graph(gm: GraphModule) -> GraphModule:
-    """A copy of Dynamo's graph module to work on: Dynamo reads its own again after the backend is done."""
-    graph = Graph()
-    nodes: dict[Any, Any] = {}
-    output = graph.graph_copy(gm.graph, nodes)
-    graph.output(output)
-    graph.output_node().meta = dict(gm.graph.output_node().meta)
-    copy = GraphModule(gm, graph, gm.__class__.__name__)
-    copy.meta = dict(gm.meta)
-    dynamo_graphs.copy_notes(gm, copy, nodes)
-    return copy
+    return Analysis(gm, result.gm, context, config, report, watches, result.whole)

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from ..cache.tensor import InnerQTensor
 from ..compile_error import CompileError
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.internals import inductor
 from ..logs import trace_graph
-from ..passes.context.context import GraphError
+from ..passes.context import GraphError
 from ..runtime.call import CompiledGraph
 from ..runtime.recordings import Recordings, release_all
 from ..runtime.report import GraphReport
@@ -78,6 +79,9 @@ def _compile(
     gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any]
 ) -> Callable[..., Any]:
     analysis = analyse(gm, config, inductor_options)
+    if not analysis.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
+        # right without the compiler, and slow: each operation finds its caches as tensors of their own kind
+        return analysis.watches.watched(_counting_calls(gm.forward, analysis.report))
     execution = choose_execution(analysis, inductor_options)
     if not analysis.holds_caches:
         compiled = _compile_as_captured(analysis, execution, example_inputs)

@@ -96,7 +96,7 @@ def _mark_inputs_that_stay(gm: GraphModule, context: PassContext) -> None:
     recordings, so a program that writes to new tensors in every step gains nothing. Inductor gives up CUDA graphs for a
     graph that writes to an input of which it does not know that.
     """
-    nodes = [node for cache in context.cache_inputs() for node in cache.nodes]
+    nodes = [node for cache in context.cache_inputs() for node in cache.tensors]
     if context.prelude is not None:
         nodes += context.prelude.placeholders
     changes = Writes(gm.graph)

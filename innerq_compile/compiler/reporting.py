@@ -7,10 +7,10 @@ import time
 from ..config import InnerQConfig, describe
 from ..kernels import ops
 from ..kernels.internals.logs import compile_id
-from ..passes import PassContext, left_out
+from ..passes import PassContext
 from ..passes.analysis.buffer_writes import is_preallocated
-from ..passes.context.context import AttentionMatch, CacheInput, CacheUse, Quantized, Reason
-from ..passes.graph.values import example, shape
+from ..passes.context import AttentionMatch, CacheInput, CacheSource, CacheUse, MaskKind, NormPlaces, Quantized, Reason
+from ..passes.graph.values import example, sizes_of
 from ..runtime.report import (
     AttentionKernel,
     CacheForm,
@@ -27,8 +27,9 @@ def make_report(context: PassContext, config: InnerQConfig) -> GraphReport:
     """The report of a graph that the passes are done with. Not recorded yet."""
     for match in context.attentions:  # what was found, and whose pass did not run
         if match not in context.rewritten and match not in context.refused:
-            context.refuse(match, "the passes that would rewrite it are switched off")
-    reasons = list(context.reasons)
+            why = "were left out" if context.failures else "are switched off"
+            context.refuse(match, f"the passes that would rewrite it {why}")
+    reasons = [*(Reason(str(failure)) for failure in context.failures), *context.reasons]
     if not reasons and not context.rewritten:
         off = ", or none was looked for: match_attention is off" if "match_attention" in config.disabled_passes else ""
         reasons.append(Reason(f"the graph holds no attention{off}"))
@@ -41,7 +42,7 @@ def make_report(context: PassContext, config: InnerQConfig) -> GraphReport:
         layers=layers,
         config=describe(config),
         rewrite=config.rewrite,
-        left_out=left_out(config.disabled_passes),
+        left_out=context.left_out,
         compile_id=compile_id(),
         compiled_at=time.time_ns() // 1000,
     )
@@ -63,22 +64,22 @@ def _layers(context: PassContext) -> tuple[LayerReport, ...]:
 def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
     mask = _mask(match)
     if match in context.refused:
-        return LayerReport(match.layer, match.where, match.kind, mask=mask, reason=context.refused[match].text)
+        return LayerReport(match.layer, match.where, match.form.value, mask=mask, reason=context.refused[match].text)
     key_use, value_use = context.uses[match]
     key, value = _side(key_use, context), _side(value_use, context)
     return LayerReport(
         match.layer,
         match.where,
-        match.kind,
+        match.form.value,
         mask=mask,
         cache=_form(key_use),
         key=key.format.spec,
         value=value.format.spec,
-        heads=shape(match.key)[3 - match.tokens_dims[0]],
-        head_dim=shape(match.key)[3],
-        value_dim=shape(match.value)[3],
+        heads=sizes_of(match.key)[3 - match.tokens_dims[0]],
+        head_dim=sizes_of(match.key)[3],
+        value_dim=sizes_of(match.value)[3],
         dtype=str(example(match.key).dtype).removeprefix("torch."),
-        key_norm=_key_norm(match, key, key_use),
+        key_norm=_key_norm(context.norm_places.get(match, NormPlaces()), key, key_use),
         kernel=_kernel(match, key_use, key, value, context),
         rewritten=True,
     )
@@ -86,10 +87,9 @@ def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
 
 def _side(use: CacheUse, context: PassContext) -> CacheInput | Quantized:
     """The quantized cache that an attention reads, or that is made of what it reads."""
-    if use.kind == "fresh":
+    if use.source is CacheSource.FRESH:
         return context.quantized[use.node]
-    if use.buffer is None:
-        assert use.cache is not None, "attentions without a cache are not rewritten"
+    if use.source is not CacheSource.BUFFER:
         return use.cache
     if is_preallocated(use.buffer.buffer):
         return context.caches[use.buffer.buffer]
@@ -99,14 +99,15 @@ def _side(use: CacheUse, context: PassContext) -> CacheInput | Quantized:
 
 
 def _form(use: CacheUse) -> CacheForm:
-    if use.buffer is not None:
+    if use.source is CacheSource.BUFFER:
         return CacheForm.BUFFER if is_preallocated(use.buffer.buffer) else CacheForm.SHADOW
-    return {"append": CacheForm.APPENDED, "read": CacheForm.READ, "fresh": CacheForm.FRESH}[use.kind]
+    forms = {CacheSource.APPENDED: CacheForm.APPENDED, CacheSource.READ: CacheForm.READ}
+    return forms.get(use.source, CacheForm.FRESH)
 
 
 def _mask(match: AttentionMatch) -> str:
     """All that decides which scores count, in words."""
-    parts = list(dict.fromkeys("additive" if term.kind == "add" else "boolean" for term in match.terms))
+    parts = list(dict.fromkeys("additive" if term.kind is MaskKind.ADDED else "boolean" for term in match.terms))
     if match.is_causal:
         parts.append("causal")
     parts = parts or ["none"]
@@ -117,11 +118,11 @@ def _mask(match: AttentionMatch) -> str:
     return " + ".join(parts)
 
 
-def _key_norm(match: AttentionMatch, key: CacheInput | Quantized, use: CacheUse) -> KeyNormReport:
-    if key.norm is None:
+def _key_norm(places: NormPlaces, key: CacheInput | Quantized, use: CacheUse) -> KeyNormReport:
+    if key.tensors.norm is None:
         return KeyNormReport()
-    origin = KeyNormOrigin.FROM_PROMPT if use.kind == "fresh" else KeyNormOrigin.WITH_DEQUANTIZED
-    return KeyNormReport(str(match.query_norm or ""), str(match.key_norm or ""), origin)
+    origin = KeyNormOrigin.FROM_PROMPT if use.source is CacheSource.FRESH else KeyNormOrigin.WITH_DEQUANTIZED
+    return KeyNormReport(str(places.query or ""), str(places.key or ""), origin)
 
 
 def _kernel(
@@ -131,12 +132,13 @@ def _kernel(
     value: CacheInput | Quantized,
     context: PassContext,
 ) -> AttentionKernel:
-    if use.kind == "fresh":
+    if use.source is CacheSource.FRESH:
         return AttentionKernel(ServedBy.PROGRAM_EXACT)
     if not context.config.rewrite:
         return AttentionKernel(ServedBy.PROGRAM_DEQUANTIZED)
-    mask = None if match.mask is None else example(match.mask)
-    query, windows = example(match.query), (example(key.window), example(value.window))
+    form = context.standard[match]
+    mask = None if form.mask is None else example(form.mask)
+    query, windows = example(form.query), (example(key.tensors.window), example(value.tensors.window))
     return _chosen(ops.decode_kernel(query, *windows, mask, key.format, value.format))
 
 

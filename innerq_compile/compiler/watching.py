@@ -22,7 +22,10 @@ class Watch(Protocol):
     """Somebody who watches the compilation of one graph."""
 
     def after_pass(self, name: str, gm: GraphModule) -> None:
-        """The pass ``name`` has run; ``gm`` is the graph behind it."""
+        """The pass ``name`` has run; ``gm`` is the graph behind it.
+
+        Before the first pass the name is ``captured``; so it is again where the passes start anew without one of them.
+        """
         ...
 
     def compiling(
@@ -57,7 +60,7 @@ class Watches:
 
     @property
     def after_pass(self) -> Callable[[str, GraphModule], None] | None:
-        """What ``run_passes`` calls behind each pass; None where nobody watches."""
+        """What the pipeline calls behind each pass; None where nobody watches."""
         if not self._watches:
             return None
 

@@ -33,7 +33,7 @@ from ..logs import GRAPHS
 from ..runtime.report import GraphReport
 from ..scoped import Scoped
 from .dump_files import make_folder, numbered_folder, write_codes, write_graph_json, write_index, write_reproducer
-from .snapshot import changes, module_source, snapshot
+from .snapshot import Snapshot, changes, module_source, snapshot
 
 VARIABLE = "INNERQ_DUMP"
 
@@ -98,13 +98,15 @@ class GraphDump:
             **{name: getattr(config, name) for name in field_names() if name != "strict"},
             **{name: value for name, value in inductor_options.items() if isinstance(value, (bool, int, float, str))},
         }
-        self._snapshots = [snapshot("captured", gm)]
+        self._snapshots: list[Snapshot] = []
         self._program = module_source(gm)
         self._examples = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
         self._folder: Path | None = None
 
     def after_pass(self, name: str, gm: GraphModule) -> None:
         """Take the graph as it is behind the pass ``name``."""
+        if name == "captured":  # the first, or the passes start anew
+            self._snapshots.clear()
         self._snapshots.append(snapshot(name, gm))
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from ..cache.tensor import InnerQTensor
 from ..errors import UnsupportedOperation
 from ..kernels.internals.graphs import as_python
 from ..passes import PassContext
-from ..passes.context.context import Appended, CacheInput, Quantized
+from ..passes.context import Appended, ProgramCache, Quantized
 from .next_call import Caches, NextCall
 from .recordings import Recordings
 from .report import RUN_OBSERVERS, GraphReport
@@ -53,7 +53,7 @@ class CompiledGraph:
         kept = [node.name for node in rewritten.graph.find_nodes(op="placeholder")]
         self._dense = _taker([index for index, name in enumerate(names) if name in kept])
         #: the codes of the first cache among the inputs: what is hoisted is as long as it has room
-        self._codes = next((kept.index(cache.codes.name) for cache in context.cache_inputs()), None)
+        self._codes = next((kept.index(cache.tensors.codes.name) for cache in context.cache_inputs()), None)
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         position = {cache: index for index, cache in enumerate(caches)}
         #: for each cache: its argument, and how many tokens are appended (None: none)
@@ -67,7 +67,7 @@ class CompiledGraph:
             what = plan.what
             if what is None:
                 self._outputs.append(("value", plan.at))
-            elif isinstance(what, CacheInput):
+            elif isinstance(what, ProgramCache):
                 self._outputs.append(("same", what.index))
             elif isinstance(what, Appended):
                 self._outputs.append(("appended", position[what.cache], what.cache.tokens_dim))
@@ -195,14 +195,9 @@ def _readable(storage: CacheStorage, length: int) -> CacheStorage:
 
 
 def _new_cache(results, at: int, plan: Quantized, length: int) -> InnerQTensor:
-    tensors = results[at : at + 4]
-    at += 4
-    mean = norm = None
-    if plan.mean is not None:
-        mean, at = results[at], at + 1
-    if plan.norm is not None:
-        norm = results[at]
-    return InnerQTensor(CacheStorage.adopt(plan.format, tensors, mean, norm, length), length, plan.tokens_dim)
+    tensors = plan.tensors.rebuilt(results[at : at + len(plan.tensors.present())])
+    storage = CacheStorage.adopt(plan.format, tensors.encoded, tensors.mean, tensors.norm, length)
+    return InnerQTensor(storage, length, plan.tokens_dim)
 
 
 class _Made(threading.local):

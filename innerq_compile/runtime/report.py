@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..cache.storage import CacheStorage
-from ..passes.context.context import Reason
+from ..passes.context import Reason
 from ..scoped import Scoped
 
 

@@ -19,7 +19,7 @@ from ..cache.storage import CacheStorage, quantize
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.formats import preallocated_capacity
-from ..passes.context.context import ShadowInput
+from ..passes.context import ShadowInput
 from ..passes.graph.values import example
 
 _ATTRIBUTE = "_innerq_shadow"

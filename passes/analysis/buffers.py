@@ -9,11 +9,11 @@ The buffer belongs to the user and stays as it is. What is found here lets `rewr
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch.fx import Node
 
+from ..context import BufferUse
 from ..graph.aliases import Writes
 from ..graph.dimensions import order_of
 from ..graph.operations import Kind
@@ -28,32 +28,6 @@ _COMPUTED = ("linear", "addmm", "matmul", "bmm", "einsum", "add", "mul")
 
 #: For each of batch, head, token and channel, which dimension of a tensor it is.
 Dims = tuple[int, int, int, int]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class BufferUse:
-    """A buffer behind the keys (or values) of an attention.
-
-    Attributes:
-        buffer: its placeholder.
-        dims: for each of batch, head, token, channel, which dimension of the buffer it is.
-        new: the tokens that are written, in the buffer's order of dimensions.
-        write: the node that writes them.
-        position: where the first of them goes: an int, a SymInt's node, or the node of a tensor whose first element
-            it is.
-        count: how many there are.
-        whole: True where the attention reads the buffer to its end, so that only the mask hides what is not written.
-        consecutive: False where the positions are a tensor that is not known to hold numbers that follow one another.
-    """
-
-    buffer: Node
-    dims: Dims
-    new: Node
-    write: Node
-    position: Any
-    count: int
-    whole: bool
-    consecutive: bool
 
 
 def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None:

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from ...kernels.internals.dynamo_graphs import static
 from ...kernels.internals.graphs import HigherOrderOperator, free_symbols, free_unbacked_symbols
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass, tree_leaves
-from ..context.context import CacheInput, Reason
+from ..context import CacheInput, Reason
 from ..graph.aliases import Writes
 from ..graph.operations import Kind
 from ..graph.reading import may_restride, possible_kinds
@@ -74,9 +74,9 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
             return Reason(f"{node}: {reason}")
     if len(devices) != 1:
         return Reason(f"it is on {len(devices)} devices")
-    inner = dict.fromkeys(node for cache in caches for node in cache.nodes)
-    growing = {node for cache in caches for node in (cache.codes, cache.scales)}
-    room = set().union(*(free_symbols(example(cache.codes).shape[2]) for cache in caches))
+    inner = dict.fromkeys(node for cache in caches for node in cache.tensors)
+    growing = {node for cache in caches for node in (cache.tensors.codes, cache.tensors.scales)}
+    room = set().union(*(free_symbols(example(cache.tensors.codes).shape[2]) for cache in caches))
     fixed, copied, written, sizes = [], [], [], {}
     changes = Writes(gm.graph)
     for place, node in enumerate(placeholders):

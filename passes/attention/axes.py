@@ -23,7 +23,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..context.context import NoMatch
+from ..context import NoMatch
 from ..graph.values import plain_size, same_sizes, sizes_of
 from ..graph.writing import Writer, size_node
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..context.context import AttentionAxes, AttentionMatch, CacheInput, MaskTerm, NoMatch
+from ..context import AttentionAxes, AttentionForm, AttentionMatch, MaskKind, MaskTerm, NoMatch, ProgramCache
 from ..graph.constants import constant
 from ..graph.operations import Kind
 from ..graph.reading import Call, kinds, read, source_of, writes_to
@@ -28,7 +28,7 @@ from .sides import Side, find_heads, find_side
 from .steps import Order, Way
 from .weights import find_weights
 
-Caches = dict[Node, CacheInput]
+Caches = dict[Node, ProgramCache]
 
 
 def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMatch | None:
@@ -83,7 +83,9 @@ def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
         terms = (MaskTerm(mask, _mask_kind(mask), 1.0, weights),)
     axes = _axes(key_side, value_side, weights, rows, query_dims, (*batch, rows, value_side.dims[-1]))
     scale *= key_side.factor
-    return _match(call.node, query, key_side, value_side, scale, axes, "sdpa", is_causal=is_causal, terms=terms)
+    return _match(
+        call.node, query, key_side, value_side, scale, axes, AttentionForm.SDPA, is_causal=is_causal, terms=terms
+    )
 
 
 def _matrices(node: Any) -> Sizes:
@@ -94,15 +96,15 @@ def _matrices(node: Any) -> Sizes:
     return size
 
 
-def _mask_kind(mask: Any) -> str:
+def _mask_kind(mask: Any) -> MaskKind:
     dtype = dtype_of(mask)
     if dtype is None or writes_to(mask):
         raise NoMatch("the mask is not understood")
     if dtype.is_floating_point:
-        return "add"
+        return MaskKind.ADDED
     if dtype != torch.bool:
         raise NoMatch("the mask is neither boolean nor floating-point")
-    return "visible"
+    return MaskKind.VISIBLE
 
 
 def _head_dim(query: Sizes) -> int:
@@ -214,7 +216,7 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
         value_side,
         scores.scale * key_side.factor,
         attention,
-        "eager",
+        AttentionForm.EAGER,
         terms=scores.terms,
         softcap=scores.softcap,
         sink_logits=sinks,
@@ -274,7 +276,7 @@ def _match(
     value: Side,
     scale: float,
     axes: AttentionAxes,
-    kind: str,
+    form: AttentionForm,
     *,
     is_causal: bool = False,
     terms: tuple[MaskTerm, ...] = (),
@@ -295,7 +297,7 @@ def _match(
     query = _without_upcasts(query, example(key.node).dtype)
     layouts = (key.tokens_dim, value.tokens_dim)
     return AttentionMatch(
-        node, query, key.node, value.node, scale, is_causal, kind, axes, layouts, terms, softcap, sink_logits
+        node, query, key.node, value.node, scale, is_causal, form, axes, layouts, terms, softcap, sink_logits
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..context.context import NoMatch
+from ..context import NoMatch
 from ..graph.operations import Kind
 from ..graph.reading import Call, kinds, read
 from ..graph.values import same_sizes, shape, sizes_of

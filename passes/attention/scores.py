@@ -12,7 +12,7 @@ import dataclasses
 from torch.fx import Node
 
 from ...kernels.masks import MASKED
-from ..context.context import MaskTerm, NoMatch
+from ..context import MaskKind, MaskTerm, NoMatch
 from ..graph.reading import is_pure, is_query, words, writes_to
 from ..graph.values import is_float, same_sizes, shape, sizes_of
 from .axes import Dims
@@ -82,7 +82,7 @@ def read_scores(way: Way, dims: dict[Node, Dims]) -> Scores:
                 raise NoMatch("the sinks of the softmax are not understood")
             sinks = step
         elif isinstance(step, Added):
-            terms.append(_term(step.term, "add", factor * step.sign, dims[step.node], step.node))
+            terms.append(_term(step.term, MaskKind.ADDED, factor * step.sign, dims[step.node], step.node))
         elif isinstance(step, Filled):
             if step.number * factor > MASKED or step.number != step.number:
                 raise NoMatch(f"scores are replaced by {step.number}, which is too large for a mask")
@@ -95,13 +95,13 @@ def read_scores(way: Way, dims: dict[Node, Dims]) -> Scores:
             raise NoMatch("the scores are masked before they are soft-capped")
         if not is_float(product.added):
             raise NoMatch("what is added to the scores is not a floating-point mask")
-        terms.append(_term(product.added, "add", factor * product.beta, dims[product.node], product.node))
+        terms.append(_term(product.added, MaskKind.ADDED, factor * product.beta, dims[product.node], product.node))
     scale = factor * product.alpha * (softcap or 1.0)
     sink_logits, sink_dims = (None, None) if sinks is None else (sinks.logits, dims[sinks.node])
     return Scores(scale, abs(softcap), tuple(reversed(terms)), sink_logits, sink_dims)
 
 
-def _term(node: Node, kind: str, factor: float, dims: Dims, reader: Node) -> MaskTerm:
+def _term(node: Node, kind: MaskKind, factor: float, dims: Dims, reader: Node) -> MaskTerm:
     if writes_to(node):
         raise NoMatch("a mask is changed in place")
     size, whole = shape(node), sizes_of(reader)

@@ -15,7 +15,7 @@ import dataclasses
 
 from torch.fx import Node
 
-from ..context.context import CacheInput, NoMatch
+from ..context import NoMatch, ProgramCache
 from ..graph.operations import Kind
 from ..graph.reading import is_output, is_pure, kinds, op_name, read, source_of, writes_to
 from ..graph.values import is_float, same_sizes, shape, sizes_of
@@ -46,7 +46,7 @@ class Side:
     factor: float
 
 
-def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, CacheInput], what: str) -> Side:
+def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], what: str) -> Side:
     """The keys or values behind an operand whose dimensions ``tokens`` and ``features`` are S and D.
 
     Raises:
@@ -96,7 +96,7 @@ def _chain(operand: Node) -> _Chain:
         node = source
 
 
-def _cache_behind(node: Node, caches: dict[Node, CacheInput]) -> CacheInput | None:
+def _cache_behind(node: Node, caches: dict[Node, ProgramCache]) -> ProgramCache | None:
     """The quantized cache that a node is, or appends to."""
     call = read(node)
     if call is None or call.name != "cat":

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch.fx import Graph, Node
 
+from ..context import MaskKind
 from ..graph.reading import writes_to
 from .products import Product
 
@@ -51,10 +52,10 @@ class Added(Step):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Filled(Step):
-    """Scores replaced by ``number`` where ``condition`` says; ``kind`` is what it says: ``hidden`` or ``visible``."""
+    """Scores replaced by ``number`` where ``condition`` says; ``kind`` is what it says."""
 
     condition: Node
-    kind: str
+    kind: MaskKind
     number: float
 
 

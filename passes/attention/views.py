@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..context.context import NoMatch
+from ..context import NoMatch
 from ..graph.constants import constant
 from ..graph.dimensions import order_of
 from ..graph.operations import VIEWS, Kind

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..context.context import NoMatch
+from ..context import MaskKind, NoMatch
 from ..graph.constants import constant
 from ..graph.operations import Kind
 from ..graph.reading import Call, read, words
@@ -179,10 +179,10 @@ def _leads_through_steps(node: Any, reader: Node, order: Order) -> bool:
 
 def _fill_step(call: Call) -> _Found:
     if call.name == "masked_fill":
-        scores, condition, fill, kind = call["input"], call["mask"], call["value"], "hidden"
+        scores, condition, fill, kind = call["input"], call["mask"], call["value"], MaskKind.HIDDEN
     else:
         condition, yes, no = call["condition"], call["input"], call["other"]
-        scores, fill, kind = (no, yes, "hidden") if constant(yes) is not None else (yes, no, "visible")
+        scores, fill, kind = (no, yes, MaskKind.HIDDEN) if constant(yes) is not None else (yes, no, MaskKind.VISIBLE)
     number = constant(fill)
     if number is None or not isinstance(scores, Node) or shape(condition) is None:
         raise NoMatch("the scores are replaced by something that is not a constant")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQTensor
-from innerq_compile.compiler.analysis import copy_graph
 from innerq_compile.compiler.backend import innerq_backend
-from innerq_compile.passes import PassContext, run_passes
+from innerq_compile.passes import PIPELINE, PassContext
+from innerq_compile.passes.graph.copying import copy_graph
 
 from ..programs import capture, changes_by_pass, run_graphs_eagerly
 
@@ -137,11 +137,12 @@ def places(model, config: InnerQConfig = BASE, **sizes):
     found = []
     for gm, _ in capture(model, *calls(**sizes), config=config):
         context = PassContext(config)
-        run_passes(copy_graph(gm), context)
+        PIPELINE.run(copy_graph(gm), context)
         keys = [quantized.format.norm for quantized in context.quantized.values() if quantized.format.is_key]
         found.append((context, keys))
-    match = found[-1][0].rewritten[0]
-    return match.query_norm, match.key_norm, found[0][1][0]
+    context = found[-1][0]
+    norms = context.norm_places[context.rewritten[0]]
+    return norms.query, norms.key, found[0][1][0]
 
 
 @pytest.fixture
@@ -155,12 +156,12 @@ def eager_graphs(monkeypatch):
 @pytest.mark.parametrize(("rope", "shared"), ROPES.items(), ids=lambda x: getattr(x, "__name__", x))
 def test_every_rotary_embedding_is_folded(eager_graphs, rope, shared, norm, fused):
     query, key, prefill = places(Attention(rope, norm, fused))
-    assert (query.where, key.where, prefill) == ("projection", "projection", shared), (query, key)
+    assert (query.site.value, key.site.value, prefill) == ("projection", "projection", shared), (query, key)
 
 
 def test_one_sequence_and_one_head(eager_graphs):
     query, key, prefill = places(Attention(half, heads=1, kv_heads=1), batch=1)
-    assert (query.where, key.where, prefill) == ("projection", "projection", "half32")
+    assert (query.site.value, key.site.value, prefill) == ("projection", "projection", "half32")
 
 
 @pytest.mark.parametrize("rope", [shifted, normalized_behind, three_at_once], ids=lambda rope: rope.__name__)
@@ -168,7 +169,7 @@ def test_what_is_not_understood_stays_behind_it(eager_graphs, rope):
     model = Attention(rope)
     query, key, prefill = places(model)
     if rope is not normalized_behind:  # the factor stands on the normalization, which is behind the rotary embedding
-        assert (query.where, key.where) == ("after rotary", "after rotary") and query.reason and key.reason
+        assert (query.site.value, key.site.value) == ("after rotary", "after rotary") and query.reason and key.reason
     assert prefill == "channel"
     check_numbers(model, BASE)
 
@@ -177,14 +178,14 @@ def test_a_query_that_something_else_reads(eager_graphs):
     model = Attention(half)
     model.tell = True
     query, key, _ = places(model)
-    assert (query.where, key.where) == ("after rotary", "projection")
+    assert (query.site.value, key.site.value) == ("after rotary", "projection")
     check_numbers(model, BASE)
 
 
 @pytest.mark.parametrize("key_norm", ["channel", "paper"])
 def test_a_normalization_by_channel_stays_behind_the_rotary_embedding(eager_graphs, key_norm):
     query, key, prefill = places(Attention(half), dataclasses.replace(BASE, key_norm=key_norm))
-    assert (query.where, key.where, prefill) == ("after rotary", "after rotary", key_norm)
+    assert (query.site.value, key.site.value, prefill) == ("after rotary", "after rotary", key_norm)
     assert query.reason == (
         f"the rotary embedding mixes channels by half32, and those of the cache share their normalization by {key_norm}"
     )
@@ -192,7 +193,7 @@ def test_a_normalization_by_channel_stays_behind_the_rotary_embedding(eager_grap
 
 def test_no_normalization(eager_graphs):
     query, key, prefill = places(Attention(half), dataclasses.replace(BASE, normalize_keys=False))
-    assert (query.where, key.where, prefill) == ("none", "none", "channel")
+    assert (query.site.value, key.site.value, prefill) == ("none", "none", "channel")
 
 
 @pytest.mark.parametrize("norm", ["channel", "interleaved32", "half16"])

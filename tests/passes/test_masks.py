@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from innerq_compile import InnerQConfig, innerq
-from innerq_compile.compiler.analysis import copy_graph
-from innerq_compile.passes import PassContext, run_passes
+from innerq_compile.passes import PIPELINE, PassContext
+from innerq_compile.passes.graph.copying import copy_graph
 
 from ..programs import TinyAttention, capture, code_of, run_graphs_eagerly
 
@@ -61,7 +61,7 @@ def masked_calls(gm) -> str:
 class TestOpenFrom(expecttest.TestCase):
     def test_once_for_all_layers(self):
         config, captured = graphs()
-        gm = run_passes(copy_graph(captured[-1]), PassContext(config))
+        gm = PIPELINE.run(copy_graph(captured[-1]), PassContext(config))
         self.assertExpectedInline(
             masked_calls(gm),
             """\
@@ -73,7 +73,7 @@ decode_attention_default_1 = decode_attention(..., mask, open_from_default, ...)
     def test_reads_the_hoisted_mask_in_the_main_graph(self):
         config, captured = graphs()
         context = PassContext(config, static_lengths=True)
-        gm = run_passes(copy_graph(captured[-1]), context)
+        gm = PIPELINE.run(copy_graph(captured[-1]), context)
         assert not context.notes, context.notes
         assert "open_from" not in code_of(context.prelude.graph)
         self.assertExpectedInline(

@@ -9,8 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from innerq_compile import InnerQConfig
+from innerq_compile.kernels.cache import CacheTensors
 from innerq_compile.passes.analysis.recordable import recorded_inputs
-from innerq_compile.passes.context.context import CacheInput, Reason
+from innerq_compile.passes.context import CacheInput, Reason
+
+FORMAT = InnerQConfig().format_for("key", 64, torch.float16)
 
 
 class Builder:
@@ -47,7 +51,7 @@ class Builder:
 
     def found(self, *outputs, caches=()):
         self.graph.output(outputs)
-        caches = [CacheInput(None, None, None, *[codes] * 4, None, None) for codes in caches]
+        caches = [CacheInput(CacheTensors(FORMAT, *[codes] * 4)) for codes in caches]
         return recorded_inputs(GraphModule(self.root, self.graph), caches)
 
 

@@ -13,53 +13,54 @@ from __future__ import annotations
 
 import operator
 
-import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from ..context.context import AttentionMatch, CacheInput
-from ..graph.values import plain_size, shape
-from ..graph.writing import size_node
+from ..context import AttentionMatch, CacheInput, ProgramCache, StandardForm
+from ..graph.values import plain_size, sizes_of
+from ..graph.writing import Writer, size_node
+from .dense import dequantized
 
 
-def early_reader(match: AttentionMatch, last: Node, order: dict[Node, int]) -> str | None:
+def early_reader(match: AttentionMatch, form: StandardForm, last: Node, order: dict[Node, int]) -> str | None:
     """Why an attention cannot read what ``last`` writes, or None."""
     for node in (match.key, match.value):
-        if any(order[reader] < order[last] for reader in _readers(match, node) if reader is not last):
+        if any(order[reader] < order[last] for reader in _readers(form, node) if reader is not last):
             return "with rewrite=False: keys or values are read before both have been written"
     return None
 
 
-def read_dequantized(gm: GraphModule, match: AttentionMatch, key: CacheInput, value: CacheInput) -> None:
+def read_dequantized(
+    write: Writer, match: AttentionMatch, form: StandardForm, key: CacheInput, value: CacheInput
+) -> None:
     """Let an attention read the dequantized caches. The new tokens have been appended to them in front of it."""
-    readers = {node: _readers(match, node) for node in (match.key, match.value)}
+    readers = {node: _readers(form, node) for node in (match.key, match.value)}
     everyone = {reader for found in readers.values() for reader in found}
-    first = next(node for node in gm.graph.nodes if node in everyone)
+    first = next(node for node in write.graph.nodes if node in everyone)
     for cache, node, tokens_dim in zip((key, value), (match.key, match.value), match.tokens_dims, strict=True):
-        with gm.graph.inserting_before(first):
-            length = _length(gm, cache, node, tokens_dim)
-            dense = gm.graph.call_function(
-                torch.ops.innerq.dequantize.default, (*cache.four, cache.mean, cache.norm, length, cache.format.spec)
-            )
+        with write.before(first):
+            dense = dequantized(write, cache, _length(write, cache, node, tokens_dim), like=node)
             if tokens_dim == 1:
-                dense = gm.graph.call_method("transpose", (dense, 1, 2))
-        dense.meta = {**node.meta}
+                dense = write.method("transpose", dense, 1, 2, like=node)
         for reader in readers[node]:
             reader.replace_input_with(node, dense)
 
 
-def _length(gm: GraphModule, cache: CacheInput, node: Node, tokens_dim: int) -> Node | int:
+def _length(write: Writer, cache: CacheInput, node: Node, tokens_dim: int) -> Node | int:
     """How many tokens keys (or values) have: as many as the cache that they were appended to, and the new ones."""
-    length = shape(node)[tokens_dim]
+    length = sizes_of(node)[tokens_dim]
     try:
-        return size_node(gm.graph, length)
+        return size_node(write.graph, length)
     except KeyError:
-        past = shape(cache.placeholder)[tokens_dim]
-        return gm.graph.call_function(operator.add, (size_node(gm.graph, past), plain_size(length - past)))
+        if not isinstance(cache, ProgramCache):
+            raise
+        past = sizes_of(cache.placeholder)[tokens_dim]
+        return write.call(operator.add, size_node(write.graph, past), plain_size(length - past))
 
 
-def _readers(match: AttentionMatch, node: Node) -> list[Node]:
-    """The users of keys (or values) through which this attention reads them."""
-    above, pending = set(), [match.node]
+def _readers(form: StandardForm, node: Node) -> list[Node]:
+    """The users of keys (or values) through which an attention reads them."""
+    above: set[Node] = set()
+    pending = [form.node]
     while pending:
         current = pending.pop()
         if current not in above and current is not node:

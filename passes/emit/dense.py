@@ -1,0 +1,28 @@
+"""A cache as a dense tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..context import CacheInput, ProgramCache
+from ..graph.values import sizes_of
+from ..graph.writing import Writer, size_node
+
+
+def dequantized(write: Writer, cache: CacheInput, length: Node | int, like: Node | None = None) -> Node:
+    """The dense tensor ``[B, H, S, D]`` of the first ``length`` tokens of a cache."""
+    tensors = cache.tensors
+    arguments: tuple[Any, ...] = (*tensors.encoded, tensors.mean, tensors.norm, length, cache.format.spec)
+    return write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
+
+
+def cache_as_dense(write: Writer, cache: ProgramCache) -> Node:
+    """All tokens of a cache, dense and contiguous in the program's layout."""
+    length = size_node(write.graph, sizes_of(cache.placeholder)[cache.tokens_dim])
+    dense = dequantized(write, cache, length)
+    if cache.tokens_dim == 1:
+        dense = write.method("contiguous", write.method("transpose", dense, 1, 2))
+    return dense

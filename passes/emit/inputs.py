@@ -1,0 +1,57 @@
+"""Placeholders for the inner tensors of a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ...kernels import layout
+from ...kernels.cache import CacheTensors
+from ...kernels.formats import CacheFormat
+from ...kernels.internals.dynamo_graphs import AttrSource, Source
+from ..graph.writing import Writer
+
+
+def cache_examples(
+    fmt: CacheFormat,
+    lead: tuple[Any, Any],
+    head_dim: int,
+    capacity: Any,
+    dtype: torch.dtype,
+    like: torch.Tensor,
+    *,
+    mean: bool,
+    norm: bool,
+) -> CacheTensors[torch.Tensor]:
+    """Fake tensors for the inner tensors of a cache, of the fake mode and device of ``like``.
+
+    Args:
+        lead: batch size and KV heads.
+        capacity: blocks that there is room for.
+        dtype: of the cache.
+        mean, norm: which of the key statistics it has.
+    """
+    shapes = layout.shapes(fmt, *lead, head_dim, capacity)
+    examples = {name: like.new_empty(shape, dtype=own or dtype) for name, (shape, own) in shapes.items()}
+    for name, present in (("mean", mean), ("norm", norm)):
+        if present:
+            examples[name] = like.new_empty((*lead, head_dim), dtype=torch.float32)
+    return CacheTensors.of(fmt, examples)
+
+
+def add_placeholders(
+    write: Writer, name: str, examples: CacheTensors[torch.Tensor], source: Source | None
+) -> CacheTensors[Node]:
+    """Placeholders behind those that the graph has, one for each inner tensor.
+
+    Args:
+        name: what their names begin with.
+        source: where the cache comes from; AOTAutograd asks each input.
+    """
+    nodes = {
+        inner: write.placeholder(f"{name}_{inner}", value, source and AttrSource(source, inner))
+        for inner, value in examples.present().items()
+    }
+    return CacheTensors.of(examples.format, nodes)

@@ -1,0 +1,71 @@
+"""Writes to a quantized cache: which tokens, at which position."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from ...kernels.internals.tensors import assert_async
+from ..context import AttentionMatch, BufferUse, CacheInput, KeyNormUse, PassContext
+from ..graph.values import example, tensor_of
+from ..graph.writing import Writer
+
+_NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions that do not follow one another"
+
+
+def append(
+    write: Writer,
+    context: PassContext,
+    match: AttentionMatch,
+    key: CacheInput,
+    value: CacheInput,
+    new_key: Node,
+    new_value: Node,
+) -> None:
+    """An append of new keys and values, ``[B, H, N, D]``, to a cache."""
+    caches = (*key.tensors.encoded, *value.tensors.encoded)
+    formats = (key.format.spec, value.format.spec)
+    op = write.call(torch.ops.innerq.append_.default, *caches, new_key, new_value, *formats)
+    context.key_norms.append(KeyNormUse(op, "key", new_key, key, match, is_key=True))
+
+
+def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *statistics: Node) -> None:
+    """A write of ``new [B, H, N, D]`` into a preallocated cache at a position, a tensor.
+
+    ``statistics`` is what `query_statistics` gives for a prompt's queries, where it was asked.
+    """
+    tensors = cache.tensors
+    arguments = (*tensors.encoded, tensors.mean, tensors.norm, new, position, cache.format.spec)
+    write.call(torch.ops.innerq.write_.default, *arguments, *statistics)
+
+
+def position_tensor(write: Writer, context: PassContext, use: BufferUse) -> Node:
+    """A tensor with one element: the position of the first token that is written to a buffer."""
+    position = use.position
+    if (positions := tensor_of(position)) is not None:
+        first = write.call(operator.getitem, position, slice(0, 1))
+        if not use.consecutive:
+            steps = write.call(torch.arange, use.count, device=positions.device)
+            same = write.call(torch.eq, position, write.call(operator.add, first, steps))
+            write.call(assert_async, write.method("all", same), _NOT_CONSECUTIVE)
+        return first
+    device = example(use.buffer).device
+    if not isinstance(position, Node):
+        return _full(write, position, device)
+    if (position, device) not in context.positions:  # one for all layers, where the number is known
+        inputs = write.graph.find_nodes(op="placeholder")
+        with write.after(inputs[-1] if position.op == "placeholder" else position):
+            context.positions[position, device] = _full(write, position, device)
+    return context.positions[position, device]
+
+
+def _full(write: Writer, number: Node | int, device: torch.device) -> Node:
+    return write.call(torch.full, (1,), number, dtype=torch.int64, device=device)
+
+
+def by_head_in_dtype(write: Writer, use: BufferUse) -> Node:
+    """What is written to a buffer as ``[B, H, N, D]`` in the buffer's dtype."""
+    new = write.cast(use.new, example(use.buffer).dtype)
+    return new if use.dims == (0, 1, 2, 3) else write.method("permute", new, use.dims)

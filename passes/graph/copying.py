@@ -1,0 +1,22 @@
+"""Copies of Dynamo's graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Graph, GraphModule
+
+from ...kernels.internals.dynamo_graphs import copy_notes
+
+
+def copy_graph(gm: GraphModule) -> GraphModule:
+    """A copy of Dynamo's graph module to work on: Dynamo reads its own again after the backend is done."""
+    graph = Graph()
+    nodes: dict[Any, Any] = {}
+    output = graph.graph_copy(gm.graph, nodes)
+    graph.output(output)
+    graph.output_node().meta = dict(gm.graph.output_node().meta)
+    copy = GraphModule(gm, graph, gm.__class__.__name__)
+    copy.meta = dict(gm.meta)
+    copy_notes(gm, copy, nodes)
+    return copy

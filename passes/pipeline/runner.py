@@ -1,0 +1,134 @@
+"""Running a list of passes over a graph, without those passes that fail.
+
+A pass that raises what it did not foresee is a mistake of ours, and leaves graph and context half changed. Nothing of
+them is used: the passes start again with a new copy of the captured graph, without the one that failed and without
+those that need it. What was compiled is then right, and less of it is rewritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection
+
+from torch.fx import GraphModule
+
+from ..context import Config, GraphError, PassContext, PassFailure
+from ..graph.copying import copy_graph
+from .declaration import Pass, check
+from .view import view_for
+
+log = logging.getLogger("innerq_compile.passes")
+
+#: Is shown the graph as it was captured, under the name ``captured``, and the graph behind each pass under its name;
+#: from the start again where a pass failed.
+Observer = Callable[[str, GraphModule], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """What became of a graph.
+
+    Attributes:
+        gm: the new graph: a copy, changed by the passes.
+        context: what they found.
+        whole: False where a required pass failed, so that none has run and a graph with quantized caches among its
+            inputs cannot be compiled.
+    """
+
+    gm: GraphModule
+    context: PassContext
+    whole: bool = True
+
+
+class _Failed(Exception):
+    """A pass raised its ``__cause__``."""
+
+
+class Pipeline:
+    """A list of passes in their order.
+
+    Raises:
+        DeclarationError: for a list that cannot be right.
+    """
+
+    def __init__(self, passes: Collection[Pass]) -> None:
+        self.passes = tuple(passes)
+        check(self.passes)
+        self.required = frozenset(graph_pass.name for graph_pass in self.passes if graph_pass.required)
+
+    def names(self) -> tuple[str, ...]:
+        """The names of all passes, in order."""
+        return tuple(graph_pass.name for graph_pass in self.passes)
+
+    def left_out(self, disabled: Collection[str]) -> tuple[str, ...]:
+        """The passes that do not run where those named in ``disabled`` do not, in order."""
+        out = set(disabled)
+        while more := {p.name for p in self.passes if p.name not in out and not out.isdisjoint(p.needs)}:
+            out |= more
+        return tuple(name for name in self.names() if name in out)
+
+    def run(self, gm: GraphModule, context: PassContext, observe: Observer | None = None) -> GraphModule:
+        """Run the passes over ``gm``, which is changed, but for those that the config switches off.
+
+        Raises:
+            Exception: whatever a pass raises.
+        """
+        context.left_out = self.left_out(context.config.disabled_passes)
+        if observe is not None:
+            observe("captured", gm)
+        try:
+            return self._run(gm, context, observe)
+        except _Failed as failed:
+            assert failed.__cause__ is not None
+            raise failed.__cause__ from None
+
+    def rewrite(
+        self, captured: GraphModule, config: Config, *, static_lengths: bool = False, observe: Observer | None = None
+    ) -> Rewritten:
+        """Run the passes over a copy of ``captured``. A pass that fails is left out, with a logged traceback.
+
+        Args:
+            captured: the graph of Dynamo, which is not changed.
+            config: what was asked for. In strict mode a pass that fails is an error.
+            static_lengths: whether the graph is to be recorded as a CUDA graph.
+            observe: is shown the graph behind each pass.
+
+        Raises:
+            GraphError: for a graph that cannot be compiled, which the user has to change.
+            Exception: in strict mode whatever a pass raises.
+        """
+        failures: tuple[PassFailure, ...] = ()
+        while True:
+            left_out = self.left_out({*config.disabled_passes, *(failure.name for failure in failures)})
+            gm = copy_graph(captured)
+            context = PassContext(config, static_lengths, left_out=left_out, failures=failures)
+            if observe is not None:
+                observe("captured", gm)
+            if not self.required.isdisjoint(left_out):
+                context.left_out = self.names()
+                return Rewritten(gm, context, whole=False)
+            try:
+                return Rewritten(self._run(gm, context, observe), context)
+            except _Failed as failed:
+                (name,), error = failed.args, failed.__cause__
+            if isinstance(error, GraphError) or config.strict or not isinstance(error, Exception):
+                assert error is not None
+                raise error from error.__cause__
+            with_it = self.left_out({*left_out, name})
+            failures += (PassFailure(name, error, tuple(other for other in with_it if other not in left_out)),)
+            log.error("%s", failures[-1], exc_info=error)
+
+    def _run(self, gm: GraphModule, context: PassContext, observe: Observer | None) -> GraphModule:
+        for graph_pass in self.passes:
+            if graph_pass.name in context.left_out:
+                continue
+            try:
+                gm = graph_pass.run(gm, view_for(graph_pass, context))
+                gm.graph.lint()
+            except Exception as error:
+                raise _Failed(graph_pass.name) from error
+            if observe is not None:
+                observe(graph_pass.name, gm)
+        gm.recompile()
+        return gm
