@@ -16,11 +16,11 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..cache.storage import CacheStorage, quantize
-from ..config import InnerQConfig
 from ..errors import InnerQError
-from ..kernels.formats import preallocated_capacity
-from ..passes.context import ShadowInput
+from ..kernels.formats import CacheFormat, preallocated_capacity
+from ..passes.context import Config, ShadowInput
 from ..passes.graph.values import example
+from .sizes import SizeReader
 
 _ATTRIBUTE = "_innerq_shadow"
 
@@ -38,7 +38,7 @@ class Shadow:
 
     key: CacheStorage
     value: CacheStorage
-    config: InnerQConfig
+    config: Config
     value_buffer: weakref.ref[torch.Tensor]
     versions: tuple[int, int]
 
@@ -50,9 +50,7 @@ class Shadow:
 class ShadowReader:
     """Finds or makes the shadow of one pair of buffers for the calls of one graph."""
 
-    def __init__(
-        self, plan: ShadowInput, original: GraphModule, config: InnerQConfig, size: Callable[[Any], Callable[..., int]]
-    ) -> None:
+    def __init__(self, plan: ShadowInput, original: GraphModule, config: Config, sizes: SizeReader) -> None:
         placeholders = original.graph.find_nodes(op="placeholder")
         names = [node.name for node in placeholders]
         self._key = names.index(plan.key_use.buffer.name)
@@ -61,13 +59,14 @@ class ShadowReader:
         self._formats = (plan.key.format, plan.value.format)
         self._config = config
         self._suited: Callable[[], Shadow | None] = lambda: None  # the last that `_suits`, weakly
+        self._position: Callable[[tuple[Any, ...]], Any]
         position = plan.key_use.position
         if not isinstance(position, Node):
-            self._position = size(position)
+            self._position = sizes.reader(position)
         elif isinstance(example(position), torch.Tensor):
             self._position = _evaluator(original, position.name)
         else:
-            self._position = size(example(position))
+            self._position = sizes.reader(example(position))
 
     def __call__(self, args: tuple[Any, ...]) -> Shadow:
         """The shadow for a call with ``args``, holding at least the tokens before the position of this call."""
@@ -100,14 +99,17 @@ class ShadowReader:
 
     def _import(self, key: torch.Tensor, value: torch.Tensor, length: int, last: Shadow | None) -> Shadow:
         """A shadow of the buffers' contents, in the memory of the ``last`` where it fits: CUDA graphs know that."""
-        sides = []
-        for buffer, dims, fmt in zip((key, value), (self._key_dims, self._value_dims), self._formats, strict=True):
+
+        def side(buffer: torch.Tensor, dims: tuple[int, ...], fmt: CacheFormat) -> CacheStorage:
             dense = buffer.detach().permute(dims)
             capacity = preallocated_capacity(fmt, dense.shape[2])
-            sides.append(quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, norm=fmt.norm))
+            return quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, norm=fmt.norm)
+
+        key_format, value_format = self._formats
+        keys, values = side(key, self._key_dims, key_format), side(value, self._value_dims, value_format)
         if last is not None:
-            sides = [_moved(side, old) for side, old in zip(sides, (last.key, last.value), strict=True)]
-        return Shadow(*sides, self._config, weakref.ref(value), _versions(key, value))
+            keys, values = _moved(keys, last.key), _moved(values, last.value)
+        return Shadow(keys, values, self._config, weakref.ref(value), _versions(key, value))
 
 
 def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:

@@ -12,7 +12,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import compiled_graphs, innerq
-from innerq_compile.runtime.call import HoistedInputs
+from innerq_compile.runtime.hoisted_inputs import HoistedInputs
 from innerq_compile.runtime.recordings import Recording
 
 from ..buffer_loop import BufferDecoder, compiled_loops

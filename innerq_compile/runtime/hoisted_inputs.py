@@ -1,0 +1,106 @@
+"""Inputs of a graph that are computed in front of it in each call, such as masks as long as the cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..kernels.formats import CacheFormat
+from ..passes.context import Prelude
+from .sizes import SizeReader
+
+#: Batch sizes for which a graph keeps its hoisted inputs where they are.
+MAX_BATCH_SIZES = 8
+
+
+class _Buffers(threading.local):
+    """The buffers of one thread that results of the prelude lie in.
+
+    Attributes:
+        by_shapes: by the shapes for one batch size, the tokens that masks have room for, and a buffer for each result.
+    """
+
+    def __init__(self) -> None:
+        self.by_shapes: dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]] = {}
+
+
+class HoistedInputs:
+    """Runs the prelude of a graph, and keeps its results where a CUDA graph finds them.
+
+    Args:
+        prelude: the compiled prelude.
+        plan: what it computes, of what.
+        cache: the format of a cache of the graph; all have as much room as the first one.
+        original: the graph as captured.
+        sizes: of that.
+    """
+
+    def __init__(
+        self,
+        prelude: Callable[..., Sequence[torch.Tensor]],
+        plan: Prelude,
+        cache: CacheFormat,
+        original: GraphModule,
+        sizes: SizeReader,
+    ) -> None:
+        names = [node.name for node in original.graph.find_nodes(op="placeholder")]
+        self._block, self._window = cache.block, cache.window
+        self._prelude = prelude
+        self._arguments = [names.index(name) for name in plan.inputs]
+        self._masks = plan.masks
+        self._kinds = [(result.dtype, result.device) for result in plan.results]
+        # All sizes but the last of a mask, which is as long as the caches have room. They are numbers, and batch sizes.
+        shapes = [result.shape[: result.dim() - mask] for result, mask in zip(plan.results, plan.masks, strict=True)]
+        self._shape_readers = [[sizes.reader(size) for size in shape] for shape in shapes]
+        fixed = all(isinstance(size, int) for shape in shapes for size in shape)
+        self._fixed_shapes = tuple(map(tuple, shapes)) if fixed else None
+        #: places of the results that the prelude returns
+        self._returned = [place for place, write in enumerate(plan.written) if not write]
+        #: places of those that it writes; of a mask among them also how long it is in a call
+        self._written = [
+            (place, sizes.reader(result.shape[-1]) if mask else None)
+            for place, (result, mask, write) in enumerate(zip(plan.results, plan.masks, plan.written, strict=True))
+            if write
+        ]
+        self._buffers = _Buffers()
+
+    def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
+        """The hoisted inputs for a call with ``args``, whose caches have room for so many ``blocks``."""
+        buffers = self._buffers_for(args, blocks * self._block + self._window)
+        inputs = [args[index] for index in self._arguments]
+        for place, length in self._written:
+            inputs.append(buffers[place] if length is None else buffers[place].narrow(-1, 0, length(args)))
+        results = self._prelude(*inputs)
+        for place, result in zip(self._returned, results, strict=True):
+            buffers[place].narrow(-1, 0, result.shape[-1]).copy_(result)
+        return buffers
+
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """Keep this thread's buffers, once they are let go, from everybody until ``stream`` is done with them."""
+        for _, buffers in self._buffers.by_shapes.values():
+            for buffer in buffers:
+                buffer.record_stream(stream)
+
+    def _buffers_for(self, args: tuple[Any, ...], tokens: int) -> list[torch.Tensor]:
+        """This thread's buffers for the batch size of a call, with masks of so many ``tokens``."""
+        shapes = self._fixed_shapes
+        if shapes is None:
+            shapes = tuple(tuple(read(args) for read in shape) for shape in self._shape_readers)
+        kept = self._buffers.by_shapes
+        room, buffers = kept.get(shapes, (-1, []))
+        if room != tokens:
+            buffers = [
+                torch.zeros((*shape, tokens), dtype=dtype, device=device)
+                if mask
+                else torch.empty(shape, dtype=dtype, device=device)
+                for (dtype, device), shape, mask in zip(self._kinds, shapes, self._masks, strict=True)
+            ]
+            kept.pop(shapes, None)
+            if len(kept) == MAX_BATCH_SIZES:  # one that comes back is recorded anew
+                del kept[next(iter(kept))]
+            kept[shapes] = tokens, buffers
+        return buffers

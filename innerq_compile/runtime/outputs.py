@@ -1,0 +1,81 @@
+"""What a call gives back, made of the results of the compiled graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..cache.storage import CacheStorage
+from ..cache.tensor import InnerQTensor
+from ..passes.context import Appended, OutputPlan, ProgramCache, Quantized
+from .sizes import SizeReader
+
+
+class Outputs:
+    """The outputs of the captured graph, each made of what the rewritten graph returns, or of what a call began with.
+
+    Args:
+        plans: how each is made.
+        caches: the quantized caches among the graph's arguments, in order.
+        sizes: of the captured graph.
+
+    Attributes:
+        appended: for each cache the place of the last output that is this cache with more tokens, or None.
+    """
+
+    def __init__(self, plans: Sequence[OutputPlan], caches: Sequence[ProgramCache], sizes: SizeReader) -> None:
+        numbers = {cache: number for number, cache in enumerate(caches)}
+        self._count = len(plans)
+        self._values: list[tuple[int, int]] = []  # place, and that of the result
+        self._arguments: list[tuple[int, int]] = []  # place, and that of the argument which is given back as it is
+        self._appended: list[tuple[int, int, int]] = []  # place, number of the cache, its tokens_dim
+        self._made: dict[int, tuple[list[int], Quantized, Callable[..., int]]] = {}  # by the first of their results
+        self.appended: list[int | None] = [None] * len(caches)
+        for place, plan in enumerate(plans):
+            what, at = plan.what, plan.at
+            if isinstance(what, ProgramCache):
+                self._arguments.append((place, what.index))
+            elif isinstance(what, Appended):
+                self._appended.append((place, numbers[what.cache], what.cache.tokens_dim))
+                self.appended[numbers[what.cache]] = place
+            else:
+                assert at is not None, "it is made of results"
+                if what is None:
+                    self._values.append((place, at))
+                else:
+                    self._made.setdefault(at, ([], what, sizes.reader(what.length)))[0].append(place)
+
+    def __call__(
+        self, args: tuple[Any, ...], results: Sequence[Any], storages: Sequence[CacheStorage]
+    ) -> tuple[list[Any], list[InnerQTensor]]:
+        """The outputs, and those among them that are caches made in this call.
+
+        Args:
+            args: of the call.
+            results: of the compiled graph.
+            storages: of the caches, which have been appended to.
+        """
+        outputs: list[Any] = [None] * self._count
+        for place, at in self._values:
+            outputs[place] = results[at]
+        for place, at in self._arguments:
+            outputs[place] = args[at]
+        for place, number, tokens_dim in self._appended:
+            storage = storages[number]
+            outputs[place] = InnerQTensor(storage, storage.length, tokens_dim)
+        caches = []
+        for at, (places, plan, length) in self._made.items():
+            cache = _new_cache(results, at, plan, length(args))
+            caches.append(cache)
+            for place in places:
+                outputs[place] = cache
+        return outputs, caches
+
+
+def _new_cache(results: Sequence[torch.Tensor], at: int, plan: Quantized, length: int) -> InnerQTensor:
+    """The cache whose inner tensors are the results from ``at`` on."""
+    tensors = plan.tensors.rebuilt(results[at : at + len(plan.tensors.present())])
+    storage = CacheStorage.adopt(plan.format, tensors.encoded, tensors.mean, tensors.norm, length)
+    return InnerQTensor(storage, length, plan.tokens_dim)
