@@ -46,9 +46,9 @@ class GraphCaches:
         self.arguments = [cache.index for cache in caches]
         #: of each cache how many tokens are appended, from the arguments of a call; None: it is only read
         self._counts = [sizes.reader(counts[cache]) if cache in counts else None for cache in caches]
-        appended = [counts.get(cache, 0) for cache in caches]
-        #: the same where it is no symbol
-        self._fixed_counts = appended if all(isinstance(count, int) for count in appended) else None
+        fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
+        #: the same as numbers, where none is a symbol
+        self._fixed_counts = fixed if len(fixed) == len(caches) else None
         #: what the last call left for the next one, where that can be known
         self.next: NextCall | None = None
         self._returned: Callable[[Any], Any] | None = None
