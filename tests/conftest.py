@@ -65,6 +65,20 @@ def seed() -> int:
     return SEED
 
 
+@pytest.fixture(autouse=True)
+def no_pass_fails(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A pass that fails is left out, and the program is right all the same: here it is an error nevertheless."""
+    failed: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: failed.append(record.getMessage())
+    log = logging.getLogger("innerq_compile.passes")
+    log.addHandler(handler)
+    yield
+    log.removeHandler(handler)
+    if failed and request.node.get_closest_marker("passes_fail") is None:
+        pytest.fail(failed[0])
+
+
 @pytest.fixture
 def cheap_inductor() -> Iterator[None]:
     """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.

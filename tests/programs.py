@@ -67,6 +67,19 @@ class LateTransposing(TinyAttention):
         return out.transpose(1, 2).reshape(batch, tokens, -1), (k, v)
 
 
+class BufferAttention(TinyAttention):
+    """Writes into buffers of 256 tokens."""
+
+    def forward(self, x, position, keys, values, mask):
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        keys.index_copy_(2, position, k)
+        values.index_copy_(2, position, v)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+
+
 def capture(fn, *calls, config: InnerQConfig) -> list[tuple[torch.fx.GraphModule, list]]:
     """The graphs that Dynamo hands to the backend while ``fn`` is called with each of ``calls`` in turn.
 

@@ -13,7 +13,7 @@ from innerq_compile.config import describe
 from innerq_compile.passes import PIPELINE
 
 from .models.helpers import generate, prompt, tiny_llama
-from .programs import TinyAttention
+from .programs import BufferAttention, TinyAttention
 
 OPTIONAL = [name for name in PIPELINE.names() if name not in PIPELINE.required]
 
@@ -124,19 +124,6 @@ def test_without_the_rewrite_in_a_model_of_transformers_with_padding():
     assert torch.equal(tokens, dense_tokens)
     torch.testing.assert_close(dense_logits, logits, atol=2e-3, rtol=2e-3)
     assert all(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)
-
-
-class BufferAttention(TinyAttention):
-    """Writes into buffers of 256 tokens."""
-
-    def forward(self, x, position, keys, values, mask):
-        batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
-        k = self.k(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
-        keys.index_copy_(2, position, k)
-        values.index_copy_(2, position, v)
-        return torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
 
 
 @pytest.mark.parametrize("preallocated", [False, True])
