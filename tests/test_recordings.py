@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from innerq_compile.passes.analysis.recordable import RecordedInputs
-from innerq_compile.runtime.recordings import MOST, Recordings, release_all
+from innerq_compile.runtime.recordings import MAX_RECORDINGS, Recordings, release_all
 from innerq_compile.runtime.report import GraphReport
 
 from .emulated_graphs import Stream, emulated  # noqa: F401
@@ -78,8 +78,9 @@ def test_results_are_the_callers():
 
 def test_other_addresses_are_recorded_when_they_come_again():
     step, weight = Step(), torch.randn(3)
-    for _ in range(2 * MOST):
-        step(weight, held(), new())
+    fresh = [held() for _ in range(2 * MAX_RECORDINGS)]  # all alive, else one may lie where another has been
+    for memory in fresh:
+        step(weight, memory, new())
     assert step.recorded == 0, "memory that is new in every call"
     memories = [held() for _ in range(3)]
     for _ in range(4):
@@ -89,7 +90,7 @@ def test_other_addresses_are_recorded_when_they_come_again():
 
 
 def places(*sides: tuple[int, int, int]) -> list[int]:
-    """``Caches.places`` of two caches: where codes and scales, and the rest of each, are, and their capacities."""
+    """``Caches.memory`` of two caches: where codes and scales, and the rest of each, are, and their capacities."""
     addresses = [place for codes, rest, _ in sides for place in (codes, codes + 1, rest, rest + 1, rest + 2)]
     return [*addresses, *(room for *_, room in sides)]
 
@@ -100,8 +101,8 @@ def test_caches_that_grow_are_recorded_at_once():
     for (keys, values, room), counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
         step(weight, memory, new(), places=places((keys, 100, room), (values, 200, room)))
         assert (step.ran, step.recorded) == counts
-    (recording,) = step.recordings._mine().recordings
-    assert recording.look.places[-1] == 12, "those of before are gone"
+    (recording,) = step.recordings._of_this_thread().recordings
+    assert recording.key.memory[-1] == 12, "those of before are gone"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_others_are_recorded_when_they_come_again(factor, keys, values):
     for recorded in (1, 2):
         step(weight, memory, new(), factor, places=places(keys, values))
         assert step.recorded == recorded
-    assert len(step.recordings._mine().recordings) == 2
+    assert len(step.recordings._of_this_thread().recordings) == 2
 
 
 def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
@@ -165,14 +166,14 @@ def test_sizes_and_numbers_are_compared():
 
 def test_so_many_recordings_are_kept():
     step, weight, memory = Step(), torch.randn(3), held()
-    for factor in range(MOST + 2):
+    for factor in range(MAX_RECORDINGS + 2):
         for _ in range(3):
             step(weight, memory, new(), factor)
-    assert step.recorded == MOST + 2
-    (mine,) = (step.recordings._threads.mine,)
-    assert [recording.look.sizes[0] for recording in mine.recordings] == list(range(2, MOST + 2))
+    assert step.recorded == MAX_RECORDINGS + 2
+    (own,) = (step.recordings._by_thread.own,)
+    assert [recording.key.sizes[0] for recording in own.recordings] == list(range(2, MAX_RECORDINGS + 2))
     step(weight, memory, new(), 5)
-    assert [recording.look.sizes[0] for recording in mine.recordings] == [2, 3, 4, *range(6, MOST + 2), 5]
+    assert [recording.key.sizes[0] for recording in own.recordings] == [2, 3, 4, *range(6, MAX_RECORDINGS + 2), 5]
 
 
 def test_repeated_elements_are_copied_once():
@@ -357,7 +358,7 @@ def test_another_stream_is_done_with_what_is_let_go(emulated, monkeypatch):  # n
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
     for _ in range(2):
         step(weight, memory, new())
-    copies = [copy.data_ptr() for one in step.recordings._mine().recordings for copy in one.copies]
+    copies = [copy.data_ptr() for one in step.recordings._of_this_thread().recordings for copy in one.copies]
     assert sorted(other.keeps) == sorted(copies) and len(set(copies)) == 2
     assert not emulated.keeps
 
@@ -367,18 +368,18 @@ def test_threads_do_not_share():
     step, weight, failures = Step(), torch.randn(3), []
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
 
-    def work(mine: int) -> None:
+    def work(own: int) -> None:
         try:
             memory = held()
             for _ in range(4):
-                turns[mine].acquire(timeout=60)
+                turns[own].acquire(timeout=60)
                 step(weight, memory, new())
-                turns[1 - mine].release()
+                turns[1 - own].release()
         except BaseException as error:
             failures.append(error)
-            turns[1 - mine].release()
+            turns[1 - own].release()
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in range(2)]
+    threads = [threading.Thread(target=work, args=(own,)) for own in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -390,7 +391,7 @@ def test_release():
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(3):
         step(weight, memory, new())
-    graph = weakref.ref(step.recordings._threads.mine.recordings[0])
+    graph = weakref.ref(step.recordings._by_thread.own.recordings[0])
     release_all()
     gc.collect()
     assert graph() is None
@@ -404,7 +405,7 @@ def test_caches_are_not_held(results):
     step, weight, memory = Step(results), torch.randn(3), held()
     results = [step(weight, memory, new()) for _ in range(3)]
     gone = weakref.ref(memory)
-    step.recordings._threads.mine.recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
+    step.recordings._by_thread.own.recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
     del memory, results
     gc.collect()
     assert gone() is None

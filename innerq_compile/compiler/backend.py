@@ -129,7 +129,7 @@ def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: l
 def _compile_rewritten(
     analysis: Analysis, execution: Execution, example_inputs: list[Any]
 ) -> Callable[[list[Any], list[int]], Any]:
-    """The rewritten graph, called with its inputs and with what says where its caches are (``Caches.places``)."""
+    """The rewritten graph, called with its inputs and with what says where its caches are (``Caches.memory``)."""
     rewritten, report = analysis.rewritten, analysis.report
     by_name = _by_placeholder(analysis.captured, example_inputs)
     placeholders = rewritten.graph.find_nodes(op="placeholder")
@@ -144,7 +144,7 @@ def _compile_rewritten(
     if execution.inputs is not None:
         return Recordings(compiled, execution.inputs, report)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.why)
-    return lambda inputs, places: compiled(*inputs)
+    return lambda inputs, memory: compiled(*inputs)
 
 
 def _by_placeholder(gm: GraphModule, example_inputs: list[Any]) -> dict[str, Any]:

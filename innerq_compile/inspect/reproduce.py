@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..cache.buffer import InnerQBuffer, empty_cache
+from ..cache.tensor import InnerQTensor
+from ..compiler.reports import compiled_graphs
 from ..config import InnerQConfig
+from ..errors import InnerQError
+from ..kernels import layout
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.dynamo_calls import fix_size
 
@@ -24,28 +29,15 @@ SAVED_ELEMENTS = 4096
 
 
 def describe_input(value: Any, example: Any, saved: list[torch.Tensor]) -> dict[str, Any]:
-    """An argument of a graph as the keyword arguments that :func:`build` makes it of.
+    """An argument of a graph as the description that :func:`build` makes it of.
 
-    ``example`` is what Dynamo traced with; ``saved`` collects the tensors whose values are kept.
+    Args:
+        value: the argument.
+        example: what Dynamo traced with.
+        saved: collects the tensors whose values are kept.
     """
-    from ..cache.buffer import InnerQBuffer
-    from ..cache.tensor import InnerQTensor
-
     if isinstance(value, InnerQTensor):
-        storage = value._storage
-        start = storage.state[:, 0, 0].tolist()
-        held = int((storage.state[..., 0] + storage.state[..., 1]).max())
-        return {
-            "kind": "buffer" if isinstance(value, InnerQBuffer) else "cache",
-            "format": storage.format.spec,
-            "shape": tuple(value.shape),
-            "dtype": _name(value.dtype),
-            "device": str(value.device),
-            "start": start,
-            "held": held if isinstance(value, InnerQBuffer) else value.shape[2],
-            "mean": storage.mean is not None,
-            "norm": storage.norm is not None,
-        }
+        return _describe_cache(value)
     if not isinstance(value, torch.Tensor):
         return {"kind": "number", "value": value}
     common = {
@@ -70,6 +62,24 @@ def describe_input(value: Any, example: Any, saved: list[torch.Tensor]) -> dict[
     }
 
 
+def _describe_cache(cache: InnerQTensor) -> dict[str, Any]:
+    storage = cache._storage
+    starts, lengths = storage.state[..., layout.START], storage.state[..., layout.LENGTH]
+    is_buffer = isinstance(cache, InnerQBuffer)
+    return {
+        "kind": "buffer" if is_buffer else "cache",
+        "format": storage.format.spec,
+        "shape": tuple(cache.shape),
+        "tokens_dim": cache.tokens_dim,
+        "dtype": _name(cache.dtype),
+        "device": str(cache.device),
+        "start": starts[:, 0].tolist(),
+        "held": int((starts + lengths).max()) if is_buffer else cache.shape[cache.tokens_dim],
+        "mean": storage.mean is not None,
+        "norm": storage.norm is not None,
+    }
+
+
 def _is_tame(data: torch.Tensor) -> bool:
     """Whether normal numbers can stand for these: not for a mask."""
     return bool(data.isfinite().all()) and float(data.abs().max()) < 1e30
@@ -80,21 +90,30 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def build(description: dict[str, Any], saved: list[torch.Tensor], device: str | None = None) -> Any:
-    """An argument of a graph from what :func:`describe_input` wrote."""
+    """An argument of a graph.
+
+    Args:
+        description: what :func:`describe_input` wrote.
+        saved: the tensors that it saved.
+        device: where the argument lives, if it is to be another device than it was.
+
+    Raises:
+        InnerQError: for a cache that this version makes in another format.
+    """
     kind = description["kind"]
     if kind == "number":
         return description["value"]
-    shape, dtype = description["shape"], getattr(torch, description["dtype"])
-    device = device or description["device"]
+    place = device or str(description["device"])
     if kind in ("cache", "buffer"):
-        return _build_cache(description, device)
+        return _build_cache(description, place)
     if kind == "saved":
-        data = saved[description["at"]].to(device)
+        data = saved[description["at"]].to(place)
     else:
+        shape, dtype = description["shape"], getattr(torch, description["dtype"])
         data = torch.randn(shape) * description["std"] + description["mean"]
-        data = data.to(device, dtype)
+        data = data.to(place, dtype)
         if 0 not in description["stride"]:
-            data = torch.empty_strided(shape, description["stride"], dtype=dtype, device=device).copy_(data)
+            data = torch.empty_strided(shape, description["stride"], dtype=dtype, device=place).copy_(data)
     if description["parameter"]:
         return nn.Parameter(data, requires_grad=False)
     for dim in range(data.dim()):
@@ -103,13 +122,14 @@ def build(description: dict[str, Any], saved: list[torch.Tensor], device: str | 
     return data
 
 
-def _build_cache(description: dict[str, Any], device: str) -> torch.Tensor:
-    from ..cache.buffer import empty_cache
-    from ..cache.tensor import InnerQTensor
-
+def _build_cache(description: dict[str, Any], device: str) -> InnerQTensor:
+    """A cache of random tokens in exactly the format that is described: another one would be another program."""
     fmt = CacheFormat.parse(description["format"])
+    options: dict[str, Any] = {f"{fmt.role}_bits": fmt.bits, f"{fmt.role}_mode": fmt.mode}
+    if fmt.norm == "paper":
+        options["key_norm"] = "paper"
     config = InnerQConfig(
-        **{f"{fmt.role}_bits": fmt.bits, f"{fmt.role}_mode": fmt.mode},
+        **options,
         group_size=fmt.group_size,
         sink=fmt.sink,
         recent=fmt.recent,
@@ -117,14 +137,22 @@ def _build_cache(description: dict[str, Any], device: str) -> torch.Tensor:
         normalize_keys=description["norm"],
         scale_dtype=fmt.scale_dtype,
     )
-    dtype, shape = getattr(torch, description["dtype"]), description["shape"]
-    dense = torch.randn(*shape[:2], description["held"], shape[3]).to(device, dtype)
-    if description["kind"] == "cache":
+    dtype, shape, tokens_dim = getattr(torch, description["dtype"]), description["shape"], description["tokens_dim"]
+    if description["kind"] == "buffer":
+        made: InnerQTensor = empty_cache(*shape, role=fmt.role, config=config, dtype=dtype, device=device)
+        held = description["held"]
+        made[:, :, :held] = torch.randn(*shape[:2], held, shape[3]).to(device, dtype)
+    else:
         start = torch.tensor(description["start"], dtype=torch.int32, device=device)
-        return InnerQTensor.from_dense(dense, config, role=fmt.role, start=start)
-    buffer = empty_cache(*shape, role=fmt.role, config=config, dtype=dtype, device=device)
-    buffer[:, :, : dense.shape[2]] = dense
-    return buffer
+        dense = torch.randn(shape).to(device, dtype)
+        norm = fmt.norm if fmt.is_key and fmt.norm != "paper" else None
+        made = InnerQTensor.from_dense(dense, config, role=fmt.role, start=start, tokens_dim=tokens_dim, norm=norm)
+    if made.format != fmt:
+        raise InnerQError(
+            f"a cache of format {fmt.spec} cannot be made again: this version of innerq-compile makes "
+            f"{made.format.spec} of the same options; run the reproducer with the version that has dumped it"
+        )
+    return made
 
 
 def reproduce(
@@ -148,8 +176,6 @@ def reproduce(
     def arguments() -> list[Any]:
         torch.manual_seed(0)
         return [build(description, saved, args.device) for description in inputs]
-
-    from ..compiler.reports import compiled_graphs
 
     with torch.no_grad():
         expected = graph(*arguments())
@@ -180,8 +206,6 @@ def _parse_option(parser: argparse.ArgumentParser, text: str) -> tuple[str, Any]
 
 
 def _rms_difference(result: torch.Tensor, reference: torch.Tensor) -> float:
-    from ..cache.tensor import InnerQTensor
-
     a, b = (x.dequantize() if isinstance(x, InnerQTensor) else x for x in (result, reference))
     a, b = a.detach().double(), b.detach().double()
     scale = b.square().mean().sqrt()

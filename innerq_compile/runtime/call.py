@@ -22,7 +22,7 @@ class CompiledGraph:
     """A compiled graph with quantized caches, callable with the arguments of the graph that it was made of.
 
     Args:
-        compiled: the rewritten graph, called with its inputs and with ``Caches.places``.
+        compiled: the rewritten graph, called with its inputs and with ``Caches.memory``.
         prelude: the compiled prelude, if there is one.
         context: of the passes that rewrote the graph.
         original: the graph as captured.
@@ -63,7 +63,7 @@ class CompiledGraph:
         if self._hoisted is not None:
             inputs += self._hoisted(args, caches.blocks)
         try:
-            results = self._compiled(inputs, caches.places)
+            results = self._compiled(inputs, caches.memory)
             caches.commit()
         except BaseException:  # no memory, or the user has enough
             caches.roll_back()

@@ -134,10 +134,10 @@ class CallCaches:
     """The caches of one call.
 
     Attributes:
-        inner, places: what the graph takes of them, see :class:`Caches`.
+        inner, memory: what the graph takes of them, see :class:`Caches`.
     """
 
-    __slots__ = ("_args", "_graph", "_shadows", "_storages", "inner", "places")
+    __slots__ = ("_args", "_graph", "_shadows", "_storages", "inner", "memory")
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class CallCaches:
         self._args = args
         self._storages = storages
         self._shadows = shadows
-        self.inner, self.places = caches.inner, caches.places
+        self.inner, self.memory = caches.inner, caches.memory
 
     @property
     def blocks(self) -> int:

@@ -25,12 +25,12 @@ class Caches:
 
     Attributes:
         inner: their inner tensors, in the order of the graph's inputs.
-        places: the address of each inner tensor, and then the capacity of each cache in blocks. A recording is one of
-            these very places.
+        memory: the address of each inner tensor, and then the capacity of each cache in blocks. A recording serves
+            calls whose caches are in the same memory.
     """
 
     inner: list[torch.Tensor]
-    places: list[int]
+    memory: list[int]
 
     @classmethod
     def of(cls, storages: Sequence[CacheStorage]) -> Caches:

@@ -25,6 +25,7 @@ __all__ = [
     "original",
     "recompile_limit",
     "set_compiled_call",
+    "uncompiled_call",
 ]
 
 
@@ -56,6 +57,11 @@ def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
     return module._compiled_call_impl
 
 
+def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
+    """What a module runs when it is called and nothing has compiled it: its ``forward``, and its hooks."""
+    return module._call_impl
+
+
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
     """What a module runs when it is called; None: its ``forward``, uncompiled."""
     module._compiled_call_impl = call
@@ -75,4 +81,4 @@ def backend_of(module: OptimizedModule) -> Any:
 
 def compiled_form(module: OptimizedModule) -> Callable[..., Any]:
     """A compiled form of the module that is wrapped, its hooks included, which can be set as its compiled call."""
-    return module.dynamo_ctx(original(module)._call_impl)
+    return module.dynamo_ctx(uncompiled_call(original(module)))

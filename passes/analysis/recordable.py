@@ -52,7 +52,7 @@ class RecordedInputs:
     stays: list[int]
 
     def have_grown(self, before: list[int], now: list[int]) -> bool:
-        """Whether the caches that are at ``now`` (``Caches.places``) were at ``before``, and have more room since."""
+        """Whether the caches that are at ``now`` (``Caches.memory``) were at ``before``, and have more room since."""
         rooms = zip(before[-self.caches :], now[-self.caches :], strict=True)
         return all(old < new for old, new in rooms) and all(before[place] == now[place] for place in self.stays)
 

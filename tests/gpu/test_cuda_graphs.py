@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
-from innerq_compile.runtime.recordings import Recording
+from innerq_compile.runtime.recording import Recording
 
 from ..buffer_loop import BufferDecoder, compiled_loops
 from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
@@ -105,8 +105,14 @@ def test_a_cache_that_grows(monkeypatch):
     make another program of."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
     innerq(model, preset="lossless", mode="reduce-overhead")
-    ids, cache, found, played, play = prompt(1, 560, device="cuda")["input_ids"], DynamicCache(), [], [], Recording.play
-    monkeypatch.setattr(Recording, "play", lambda recording, inputs: played.append(1) or play(recording, inputs))
+    ids, cache, found, played, play = (
+        prompt(1, 560, device="cuda")["input_ids"],
+        DynamicCache(),
+        [],
+        [],
+        Recording.replay,
+    )
+    monkeypatch.setattr(Recording, "replay", lambda recording, inputs: played.append(1) or play(recording, inputs))
     capacities = set()
     with torch.no_grad():
         expected = eager(ids).logits[0, 360:]

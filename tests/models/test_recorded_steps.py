@@ -13,7 +13,7 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime.hoisted_inputs import HoistedInputs
-from innerq_compile.runtime.recordings import Recording
+from innerq_compile.runtime.recording import Recording
 
 from ..buffer_loop import BufferDecoder, compiled_loops
 from ..emulated_graphs import Stream, emulated  # noqa: F401
@@ -37,8 +37,8 @@ def pair(**kwargs):
 def test_a_cache_that_grows(monkeypatch):
     """More tokens than a new cache has room for; each capacity has a recording, and all steps but one are played."""
     eager, model = pair()
-    ids, played, play = prompt(1, 460)["input_ids"], [], Recording.play
-    monkeypatch.setattr(Recording, "play", lambda recording, inputs: played.append(1) or play(recording, inputs))
+    ids, played, play = prompt(1, 460)["input_ids"], [], Recording.replay
+    monkeypatch.setattr(Recording, "replay", lambda recording, inputs: played.append(1) or play(recording, inputs))
     sizes = [60, *[1] * 400]
     assert_same_logits(feed(model, ids, DynamicCache(), sizes), feed(eager, ids, DynamicCache(), [460]))
     assert 2 <= recorded() <= 4
