@@ -330,6 +330,41 @@ def sinks_of_tiled_heads(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ v.repeat(1, GROUP, 1, 1)
 
 
+@spelling
+def everything_by_keyword(q, k, v, mask):
+    kt = torch.permute(input=repeat(k), dims=(0, 1, 3, 2))
+    scores = torch.div(input=torch.matmul(input=q, other=kt), other=math.sqrt(D))
+    scores = torch.add(input=scores, other=bias(mask))
+    return torch.matmul(input=torch.softmax(input=scores, dim=-1), other=repeat(v))
+
+
+@spelling
+def methods_by_keyword(q, k, v, mask):
+    k, v = (torch.unsqueeze(input=x, dim=2).expand(size=(B, KV_HEADS, GROUP, -1, D)) for x in (k, v))
+    k, v = (x.reshape(shape=(B, HEADS, -1, D)) for x in (k, v))
+    scores = q.matmul(other=k.permute(dims=(0, 1, 3, 2))).mul(other=SCALE).masked_fill(mask=~mask, value=MIN)
+    return scores.softmax(dim=-1).matmul(other=v)
+
+
+@spelling
+def transposes_by_keyword(q, k, v, mask):
+    k = torch.transpose(input=torch.swapaxes(k, axis0=1, axis1=2), dim0=1, dim1=2)
+    return weighted(q @ torch.swapdims(input=repeat(k), dim0=3, dim1=2) * SCALE + bias(mask), v)
+
+
+@spelling
+def softcap_by_keyword(q, k, v, mask):
+    scores = torch.tanh(input=torch.div(input=q @ torch.movedim(repeat(k), source=3, destination=2), other=8.0))
+    return weighted(torch.where(condition=mask, input=torch.mul(input=scores, other=2.0), other=MIN), v)
+
+
+@spelling
+def aten_operators(q, k, v, mask):
+    ops = torch.ops.aten
+    scores = ops.add.Tensor(ops.mul.Tensor(ops.matmul(q, ops.mT(repeat(k))), SCALE), bias(mask), alpha=1)
+    return ops.matmul.default(ops.softmax.int(scores, -1), repeat(v))
+
+
 class Decoder(nn.Module):
     """Query, key and value projections, a cache that grows by ``torch.cat``, and an attention in some spelling."""
 
