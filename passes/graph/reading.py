@@ -210,7 +210,7 @@ def _by_schema(node: Node) -> list[Node]:
     if isinstance(target, OpOverloadPacket):
         operators = [getattr(target, name) for name in target.overloads()]
     for operator in operators:
-        values = of_schema(schema_of(operator)).bind(node.args, {k: v for k, v in node.kwargs.items() if k != "out"})
+        values = of_schema(schema_of(operator)).bind(node.args, node.kwargs)
         if values is None:
             continue
         aliases = {argument.name: argument.alias_info for argument in schema_of(operator).arguments}
@@ -289,9 +289,3 @@ def _own(target: OpOverload | OpOverloadPacket) -> Spelling:
         operation = _Operator(_operator_name(target), Kind.NONE)
         _OWN[target] = Spelling(operation, of_schema(schema), schema.is_mutable, {})
     return _OWN[target]
-
-
-def argument(node: Node, name: str, default: Any = None) -> Any:
-    """An argument of a node, for passes that do not `read` it yet."""
-    call = read(node)
-    return default if call is None else call.get(name, default)

@@ -64,7 +64,7 @@ class Signature:
         star: the one that takes the rest of them, or None.
         defaults: the default of every parameter, ``_REQUIRED`` where it has none.
         anything: whether any arguments bind; they have no names then.
-        typed: whether names say of what type arguments are, see `_TYPES`.
+        exact: whether it is that of an operator's schema, to which all arguments of a call fit that there can be.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Signature:
     star: str | None
     defaults: Mapping[str, Any]
     anything: bool = False
-    typed: bool = True
+    exact: bool = False
 
     @staticmethod
     def parse(text: str) -> Signature:
@@ -99,7 +99,7 @@ class Signature:
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """The arguments by name, defaults among them; None where they do not fit."""
-        if kwargs.get("out") is not None:  # the result goes elsewhere
+        if not self.exact and kwargs.get("out") is not None:  # the result goes elsewhere
             return None
         if self.anything:
             return {}
@@ -140,7 +140,9 @@ class Signature:
         return next((name for name in _OTHER_NAMES.get(keyword, ()) if name in self.defaults), None)
 
     def _fit(self, values: Mapping[str, Any]) -> bool:
-        if self.typed and any(not isinstance(values[name], kinds) for name, kinds in _TYPES.items() if name in values):
+        if not self.exact and any(
+            not isinstance(values[name], kinds) for name, kinds in _TYPES.items() if name in values
+        ):
             return False
         # x.view(torch.int16) gives the bits another meaning
         return self.star is None or not any(isinstance(item, torch.dtype) for item in values[self.star])
@@ -154,4 +156,4 @@ def of_schema(schema: torch.FunctionSchema) -> Signature:
         if not argument.has_default_value():
             defaults[argument.name] = _REQUIRED
     positional = tuple(argument.name for argument in arguments if not argument.kwarg_only)
-    return Signature(schema.name, positional, None, defaults, typed=False)
+    return Signature(schema.name, positional, None, defaults, exact=True)

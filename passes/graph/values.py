@@ -45,6 +45,11 @@ def set_example(node: Node, value: Any) -> None:
     node.meta[_KEY] = value
 
 
+def forget_example(node: Node) -> None:
+    """Forget what a node computes, because it is another value now."""
+    node.meta.pop(_KEY, None)
+
+
 def tensor_of(node: Any) -> torch.Tensor | None:
     """The fake tensor of a node, None where it is not known to be a tensor."""
     value = example_or_none(node)

@@ -11,8 +11,8 @@ its arguments: passes behind read shapes and dtypes of it as of any other, and A
 disk only where all values are known. Where a value cannot be computed, or that of an argument is not known, the node
 has none: the graph is right, passes that would need it leave the place alone, and it is compiled anew in each process.
 
-``like`` is a node that the new one stands for: where in the program it comes from, and whatever else is noted on it, is
-taken over.
+``like`` is a node that the new one stands for: where in the program it comes from, and whatever else is noted on it but
+its value, is taken over.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ...kernels.internals.dynamo_graphs import Source, set_source
 from ...kernels.internals.graphs import is_erased
 from ...kernels.internals.tensors import FakeTensor
 from .reading import Call, is_pure, read
-from .values import example, example_or_none, has_example, set_example, value_of
+from .values import example, example_or_none, forget_example, has_example, set_example, value_of
 
 log = logging.getLogger("innerq_compile.passes")
 
@@ -58,11 +58,11 @@ class Writer:
 
     # --- nodes
 
-    def call(self, function: Callable[..., Any], *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
+    def call(self, function: Callable[..., Any], /, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
         """A call of a function or operator; arguments are nodes, constants, and tuples and lists of them."""
         return self._finish(self.graph.call_function(function, args, kwargs), like)
 
-    def method(self, name: str, tensor: Node, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
+    def method(self, name: str, tensor: Node, /, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
         """A call of the method ``name`` of a tensor."""
         return self._finish(self.graph.call_method(name, (tensor, *args), kwargs), like)
 
@@ -107,14 +107,24 @@ class Writer:
         self.graph.output_node().args = (tuple(values),)
 
     def erase_dead(self, nodes: Iterable[Node]) -> None:
-        """Erase those of ``nodes`` that nothing uses, and what only they used."""
-        erase_dead(self.graph, nodes)
+        """Erase those of ``nodes`` that nothing uses, and what only they used.
+
+        Only operations that are known to have no effect go: a graph of Dynamo may write into its inputs.
+        """
+        pending = list(nodes)
+        while pending:
+            node = pending.pop()
+            if is_erased(node) or node.users or not is_pure(node):
+                continue
+            pending.extend(node.all_input_nodes)
+            self.graph.erase_node(node)
 
     # --- values
 
     def _finish(self, node: Node, like: Node | None) -> Node:
         if like is not None:
             node.meta = {**like.meta}
+            forget_example(node)
         self.note_example(node)
         return node
 
@@ -179,23 +189,6 @@ def replace_argument(node: Node, name: str, value: Any) -> None:
     set_argument(call, name, value)
 
 
-def erase_dead(graph: Graph, nodes: Iterable[Node]) -> None:
-    """Erase those of ``nodes`` that nothing uses, and what only they used.
-
-    Only operations that are known to have no effect go: a graph of Dynamo may write into its inputs.
-    """
-    pending = list(nodes)
-    erased: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in erased or is_erased(node) or node.users or not is_pure(node):
-            continue
-        inputs = node.all_input_nodes
-        graph.erase_node(node)
-        erased.add(node)
-        pending.extend(inputs)
-
-
 def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
     """A size as an argument of a node: itself where it is a number, else the input of the graph that carries it.
 
@@ -209,8 +202,3 @@ def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
         if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:
             return node
     raise KeyError(f"no input of the graph is the size {size}")
-
-
-def by_head(graph: Graph, node: Node, tokens_dim: int) -> Node:
-    """As `Writer.by_head`."""
-    return Writer(graph).by_head(node, tokens_dim)

@@ -14,9 +14,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from innerq_compile import InnerQConfig, clear_reports, compiled_graphs
-from innerq_compile.compiler.analysis import copy_graph
 from innerq_compile.compiler.backend import innerq_backend
-from innerq_compile.passes import PASSES, PassContext
+from innerq_compile.passes import PIPELINE, PassContext
+from innerq_compile.passes.graph.copying import copy_graph
 
 from ...buffer_loop import BufferDecoder
 from ...programs import LateTransposing, TinyAttention, capture, run_graphs_eagerly
@@ -90,18 +90,17 @@ def graphs(program: str) -> list[GraphModule]:
 
 def rewritten(gm: GraphModule) -> tuple[Counter, int, list[str], list[str]]:
     """Of a graph behind the passes: its operators of ours, attentions, reasons, places of normalizations."""
-    gm, context = copy_graph(gm), PassContext(CONFIG)
-    for graph_pass in PASSES:
-        gm = graph_pass(gm, context)
-    gm.graph.lint()
+    context = PassContext(CONFIG)
+    gm = PIPELINE.run(copy_graph(gm), context)
     ours = Counter(str(node.target) for node in gm.graph.nodes if str(node.target).startswith("innerq."))
-    norms = [f"{match.query_norm} {match.key_norm}" for match in context.rewritten]
+    norms = [str(places) for places in context.norm_places.values()]
     return ours, len(context.rewritten), [reason.text for reason in context.reasons], norms
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("program", PROGRAMS)
 @settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # the graph says what is wrong; to shrink takes minutes
