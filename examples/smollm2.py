@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from innerq_compile.cli.common import CommandError, demo_file
+from innerq_compile.cli.models import demo_file
+from innerq_compile.cli.output import CommandError
 
 
 def model_file() -> Path:

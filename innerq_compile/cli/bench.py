@@ -14,21 +14,18 @@ from torch.nn import functional as F
 from ..config import InnerQConfig
 from ..kernels import layout, ops
 from ..kernels.formats import blocks_for
-from .common import (
-    CommandError,
-    Decoder,
-    Output,
+from .arguments import (
     add_backend_arguments,
     add_model_arguments,
     backend_options,
     config_of,
     device_of,
     dtype_of,
-    load_model,
-    median_ms,
-    need,
     positive,
 )
+from .decoding import Decoder, median_ms
+from .models import load_model
+from .output import CommandError, Output, need
 
 #: Without a model: query heads, KV heads and head_dim of an 8B Llama on a GPU, of SmolLM2-135M on a CPU.
 HEADS = {"cuda": (32, 8, 128), "cpu": (9, 3, 64)}

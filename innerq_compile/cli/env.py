@@ -17,7 +17,7 @@ from ..kernels import cpu, lowering, ops
 from ..kernels.internals import table
 from ..kernels.internals.table.entry import READ_IN
 from ..kernels.triton import support
-from .common import Output
+from .output import Output
 
 PACKAGES = ("numpy", "transformers", "triton", "accelerate", "gguf", "rich", "matplotlib")
 VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWERING", "TRITON_INTERPRET", "TORCH_LOGS")

@@ -8,16 +8,9 @@ from typing import Any
 
 import torch
 
-from .common import (
-    Output,
-    add_backend_arguments,
-    add_model_arguments,
-    backend_options,
-    device_of,
-    dtype_of,
-    load_model,
-    positive,
-)
+from .arguments import add_backend_arguments, add_model_arguments, backend_options, device_of, dtype_of, positive
+from .models import load_model
+from .output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

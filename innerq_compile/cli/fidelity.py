@@ -10,17 +10,10 @@ from typing import Any
 import torch
 
 from ..config import PRESETS
-from .common import (
-    CommandError,
-    Decoder,
-    Output,
-    add_model_arguments,
-    device_of,
-    dtype_of,
-    load_model,
-    load_tokenizer,
-    positive,
-)
+from .arguments import add_model_arguments, device_of, dtype_of, positive
+from .decoding import Decoder
+from .models import load_model, load_tokenizer
+from .output import CommandError, Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

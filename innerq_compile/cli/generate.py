@@ -13,20 +13,10 @@ from typing import Any
 
 import torch
 
-from .common import (
-    CommandError,
-    Output,
-    add_backend_arguments,
-    add_model_arguments,
-    backend_options,
-    cache_bytes,
-    device_of,
-    dtype_of,
-    load_model,
-    load_tokenizer,
-    positive,
-    synchronize,
-)
+from .arguments import add_backend_arguments, add_model_arguments, backend_options, device_of, dtype_of, positive
+from .decoding import cache_bytes, synchronize
+from .models import load_model, load_tokenizer
+from .output import CommandError, Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Sequence
 
 from . import bench, env, explain, fidelity, generate
-from .common import CommandError, Output
+from .output import CommandError, Output
 
 COMMANDS = (generate, explain, bench, fidelity, env)
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line: a command for each module in :data:`COMMANDS`."""
     top = argparse.ArgumentParser(
         prog="python -m innerq_compile",
         description="A quantized KV cache for any PyTorch decoder, put in by torch.compile.",

