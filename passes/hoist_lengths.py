@@ -21,9 +21,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..kernels.internals.dynamo_graphs import ConstantSource, set_source, source_of
 from ..kernels.internals.graphs import free_symbols, free_unbacked_symbols
+from .analysis.recordable import is_prompt
 from .context import CacheInput, PassContext, Prelude, Reason
 from .graph.aliases import Writes
-from .graph.reading import op_name, read
+from .graph.reading import read
 from .graph.values import example, example_or_none, has_example
 from .graph.writing import Writer
 
@@ -49,11 +50,6 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     else:
         _drop_unused(gm, moving)
     return gm
-
-
-def is_prompt(gm: GraphModule) -> bool:
-    """Whether a prompt is written to a quantized buffer: such a graph runs once and is not recorded."""
-    return any(op_name(node) == "innerq::write_" for node in gm.graph.nodes)
 
 
 def _beside_mask(node: Node) -> list[Node] | None:

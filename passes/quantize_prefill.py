@@ -2,9 +2,9 @@
 
 out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
 return k, v, out                            ->   start = padding tokens, from the mask
-                                                 asked = query_statistics(q, k, start)
-                                                 mean, norm = key_statistics(k, start, query_weight(asked))
-                                                 k4 = prefill(k, start, mean, norm, query_rows(asked, norm, 32))
+                                                 seen = query_statistics(q, k, start)
+                                                 mean, norm = key_statistics(k, start, query_weight(seen))
+                                                 k4 = prefill(k, start, mean, norm, query_rows(seen, norm, 32))
                                                  v4 = prefill(v, start)
                                                  return (k4, mean, norm), v4, out
 """
@@ -23,12 +23,12 @@ from ..kernels.formats import CacheFormat, Role, grown_capacity
 from .analysis.shared_norm import shared_norm
 from .attention.views import behind_factor, behind_view
 from .context import AttentionMatch, CacheSource, CacheUse, NoMatch, PassContext, Quantized
+from .emit.query import standard_query
 from .graph.aliases import Writes
 from .graph.operations import Kind
 from .graph.reading import is_query, kinds, op_name
 from .graph.values import dtype_of, example, same_size, shape, sizes_of
 from .graph.writing import Writer
-from .standard_form import standard_query
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -67,19 +67,19 @@ def _quantize(
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     ops = torch.ops.innerq
-    mean = norm = asked = None
+    mean = norm = query_statistics = None
     weight, rows = (), ()
     query = _query(write, match) if fmt.mode == "steered" else None
     if query is not None:
-        asked = write.call(ops.query_statistics.default, query, dense, start)
-        weight = (write.call(ops.query_weight.default, asked, fmt.norm),)
+        query_statistics = write.call(ops.query_statistics.default, query, dense, start)
+        weight = (write.call(ops.query_weight.default, query_statistics, fmt.norm),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
-        asked_for = (config.centre_keys, config.normalize_keys, fmt.norm)
-        statistics = write.call(ops.key_statistics.default, dense, start, *asked_for, *weight)
-        mean = write.call(operator.getitem, statistics, 0) if config.centre_keys else None
-        norm = write.call(operator.getitem, statistics, 1) if config.normalize_keys else None
-    if asked is not None:
-        rows = (write.call(ops.query_rows.default, asked, norm, fmt.group_size),)
+        wanted = (config.centre_keys, config.normalize_keys, fmt.norm)
+        key_statistics = write.call(ops.key_statistics.default, dense, start, *wanted, *weight)
+        mean = write.call(operator.getitem, key_statistics, 0) if config.centre_keys else None
+        norm = write.call(operator.getitem, key_statistics, 1) if config.normalize_keys else None
+    if query_statistics is not None:
+        rows = (write.call(ops.query_rows.default, query_statistics, norm, fmt.group_size),)
     capacity = _capacity(write, dense, fmt)
     packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *rows)
     codes, scales, window, state = (write.call(operator.getitem, packed, index) for index in range(4))

@@ -34,6 +34,7 @@ from .context import (
     PassContext,
     ShadowInput,
     StandardForm,
+    wrong_roles,
 )
 from .emit.attention import attend
 from .emit.inputs import add_placeholders, cache_examples
@@ -42,7 +43,6 @@ from .emit.writes import append, by_head_in_dtype, position_tensor, write_at
 from .graph.aliases import Writes, possible_views
 from .graph.values import dtype_of, example, same_size, sizes_of, tensor_of
 from .graph.writing import Writer
-from .rewrite_decode import wrong_roles
 
 _MESSAGE = "innerq: the mask shows tokens of a static cache that have not been written"
 

@@ -14,14 +14,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .context import (
-    Appended,
-    AttentionMatch,
-    CacheInput,
-    CacheSource,
-    CacheUse,
-    PassContext,
-)
+from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
 from .emit.attention import attend
 from .emit.read_dequantized import early_reader
 from .emit.writes import append
@@ -85,10 +78,3 @@ def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Wr
         if changes.between(use.new, use.node, last):
             return f"new {what} are changed in place right behind the append"
     return None
-
-
-def wrong_roles(key: CacheInput, value: CacheInput) -> str | None:
-    """Why a cache of keys and one of values are not what they are read as, or None."""
-    if key.format.role == "key" and value.format.role == "value":
-        return None
-    return "a cache of values is read as keys, or a cache of keys as values"

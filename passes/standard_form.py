@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 
 from .attention.axes import Dims, rearrange, resolve_dims
 from .context import AttentionMatch, CacheSource, MaskKind, MaskTerm, NoMatch, PassContext, StandardForm
+from .emit.query import standard_query
 from .graph.values import same_size, sizes_of
 from .graph.writing import Writer
 
@@ -42,16 +43,6 @@ def _standard(write: Writer, match: AttentionMatch, source: CacheSource, merged:
             return StandardForm(match.node, match.query, mask, match.sink_logits)
         query, sink_logits = standard_query(write, match), _sinks(write, match)
     return StandardForm(_output(write, match), query, mask, sink_logits)
-
-
-def standard_query(write: Writer, match: AttentionMatch) -> Node:
-    """The query of an attention as ``[B, Hq, N, D]``, whose heads follow those of the keys.
-
-    Raises:
-        NoMatch: if its dimensions cannot be brought into this order.
-    """
-    axes = match.axes
-    return rearrange(write, match.query, axes.query, (axes.batch, axes.heads, axes.rows, axes.key_dim))
 
 
 def _output(write: Writer, match: AttentionMatch) -> Node:

@@ -19,9 +19,8 @@ from torch.fx import GraphModule
 from ..kernels.internals import dynamo_graphs
 from ..kernels.internals.dynamo_calls import counters
 from ..passes import PassContext
-from ..passes.analysis.recordable import RecordedInputs, recorded_inputs
+from ..passes.analysis.recordable import RecordedInputs, is_prompt, recorded_inputs
 from ..passes.graph.aliases import Writes
-from ..passes.hoist_lengths import is_prompt
 from ..runtime.report import CudaGraphs, CudaGraphUse, GraphReport, ServedBy
 from .analysis import Analysis
 from .options import CUDA_GRAPHS, without_cuda_graphs

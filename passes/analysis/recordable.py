@@ -21,7 +21,7 @@ from ...kernels.internals.tensors import is_traceable_wrapper_subclass, tree_lea
 from ..context import CacheInput, Reason
 from ..graph.aliases import Writes
 from ..graph.operations import Kind
-from ..graph.reading import may_restride, possible_kinds
+from ..graph.reading import may_restride, op_name, possible_kinds
 from ..graph.values import example, example_or_none
 
 #: The kind of device that records.
@@ -94,6 +94,11 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
             return Reason(f"{node}: no input has the size {min(map(str, unread))} by itself")
     stays = [number for number, node in enumerate(inner) if node not in growing]
     return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()), len(caches), stays)
+
+
+def is_prompt(gm: GraphModule) -> bool:
+    """Whether a prompt is written to a quantized buffer: such a graph runs once and is not recorded."""
+    return any(op_name(node) == "innerq::write_" for node in gm.graph.nodes)
 
 
 def _not_for_us(gm: GraphModule, node: Node, devices: set[torch.device]) -> str | None:

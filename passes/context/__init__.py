@@ -20,7 +20,7 @@ from .attentions import (
     NormSite,
     StandardForm,
 )
-from .caches import BufferUse, CacheInput, CacheSource, CacheUse, ProgramCache, ShadowInput
+from .caches import BufferUse, CacheInput, CacheSource, CacheUse, ProgramCache, ShadowInput, wrong_roles
 from .context import Config, PassContext
 from .outputs import Appended, OutputPlan, Quantized
 from .prelude import Prelude
@@ -53,4 +53,5 @@ __all__ = [
     "Reason",
     "ShadowInput",
     "StandardForm",
+    "wrong_roles",
 ]

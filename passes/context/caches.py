@@ -129,3 +129,10 @@ class CacheUse:
         """The new tokens of a use that has some."""
         assert self.new_tokens is not None, self.source
         return self.new_tokens
+
+
+def wrong_roles(key: CacheInput, value: CacheInput) -> str | None:
+    """Why a cache of keys and one of values are not what they are read as, or None."""
+    if key.format.role == "key" and value.format.role == "value":
+        return None
+    return "a cache of values is read as keys, or a cache of keys as values"

@@ -34,7 +34,7 @@ def append(
 def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *statistics: Node) -> None:
     """A write of ``new [B, H, N, D]`` into a preallocated cache at a position, a tensor.
 
-    ``statistics`` is what `query_statistics` gives for a prompt's queries, where it was asked.
+    ``statistics`` is what `query_statistics` gives for a prompt's queries, where it was measured.
     """
     tensors = cache.tensors
     arguments = (*tensors.encoded, tensors.mean, tensors.norm, new, position, cache.format.spec)
