@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,20 @@ class BufferAttention(TinyAttention):
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
 
 
+class SlicedBuffers(TinyAttention):
+    """Writes at a place that is a number, and reads up to the end of what it has written."""
+
+    def forward(self, x, start, keys, values):
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        end = start + tokens
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], enable_gqa=True)
+
+
 def capture(fn, *calls, config: InnerQConfig) -> list[tuple[torch.fx.GraphModule, list]]:
     """The graphs that Dynamo hands to the backend while ``fn`` is called with each of ``calls`` in turn.
 
@@ -112,13 +127,19 @@ def code_of(gm: torch.fx.GraphModule) -> str:
     return "\n".join(lines[1:])  # without the signature, which is long and says nothing of its own
 
 
-def changes_by_pass(gm: torch.fx.GraphModule, config: InnerQConfig) -> dict[str, str]:
-    """The graph as captured, then the lines that each pass takes out (-) and puts in (+), by the name of the pass."""
+def changes_by_pass(
+    gm: torch.fx.GraphModule, config: InnerQConfig, static_lengths: bool = False, read=code_of
+) -> dict[str, str]:
+    """The graph as captured, then the lines that each pass takes out (-) and puts in (+), by the name of the pass.
+
+    ``read`` makes text of a graph, as `code_of` and `brief_code_of` do. What is computed before the graph is under the
+    name ``prelude``.
+    """
     codes: list[str] = []
     changes: dict[str, str] = {}
 
     def observe(name: str, graph: torch.fx.GraphModule) -> None:
-        codes.append(code_of(graph))
+        codes.append(read(graph))
         if name == "captured":
             changes[name] = codes[-1]
             return
@@ -126,8 +147,20 @@ def changes_by_pass(gm: torch.fx.GraphModule, config: InnerQConfig) -> dict[str,
         if diff:
             changes[name] = "\n".join(line[0] + line[5:] for line in diff)
 
-    PIPELINE.run(copy_graph(gm), PassContext(config), observe)
+    context = PassContext(config, static_lengths)
+    PIPELINE.run(copy_graph(gm), context, observe)
+    if context.prelude is not None:
+        changes["prelude"] = read(context.prelude.graph)
     return changes
+
+
+def brief_code_of(gm: torch.fx.GraphModule) -> str:
+    """`code_of` with the inner tensors of a cache as ``name...``, symbols as ``s``, without formats and namespaces."""
+    inner = "scales|window|state|query_profile|mean|norm"
+    code = re.sub(rf"(\w+)_codes(?:, \1_(?:{inner})\b)*", r"\1...", code_of(gm))
+    code = re.sub(r"\bs\d+\b", "s", code)  # torch numbers them by where they come from
+    code = re.sub(r", '(?:key|value):[\w:]+'", "", code)
+    return re.sub(r"torch\.ops\.innerq\.(\w+)\.default", r"\1", code).replace("torch._C._nn.", "")
 
 
 def run_graphs_eagerly(monkeypatch) -> None:

@@ -1,0 +1,120 @@
+"""What depends on the length of a cache goes into a graph of its own, which runs before a recorded one."""
+
+from __future__ import annotations
+
+import expecttest
+import pytest
+import torch
+
+from innerq_compile import InnerQConfig
+from innerq_compile.passes import PIPELINE
+
+from ..programs import SlicedBuffers, TinyAttention, brief_code_of, capture, changes_by_pass
+
+pytestmark = pytest.mark.usefixtures("cheap_inductor")
+
+#: without key statistics, which would make the graphs longer
+PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key_mode="hybrid", value_mode="hybrid")
+
+
+class OwnMask(TinyAttention):
+    """Hides every third token; the mask of a step is as long as the cache."""
+
+    def forward(self, x, past=None, extra=0):
+        mask = None
+        if past is not None:
+            length = past[0].shape[2] + 1
+            mask = torch.arange(length)[None] % 3 != 0
+        out, cache = super().forward(x, past, mask)
+        return (out + length * extra if past is not None and extra else out), cache
+
+
+def graph_of_a_step(extra: int = 0) -> torch.fx.GraphModule:
+    calls = [lambda last: (torch.randn(1, 1, 32), last[1], extra)] * 2
+    return capture(OwnMask(), lambda _: (torch.randn(1, 5, 32),), *calls, config=PLAIN)[-1][0]
+
+
+class TestHoistLengths(expecttest.TestCase):
+    def test_a_mask(self):
+        changes = changes_by_pass(graph_of_a_step(), PLAIN, static_lengths=True, read=brief_code_of)
+        self.assertExpectedInline(
+            changes["hoist_lengths"],
+            """\
+- add = s + 1
+- arange = torch.arange(add)
+- getitem_4 = arange[None]
+- mod = getitem_4 % 3
+- mask = mod != 0
+- open_from_default = open_from(mask, l_past_0__state, 1)
++ open_from_default = open_from(hoisted_0, l_past_0__state, 1)
+- decode_attention_default = decode_attention(q, l_past_0_..., l_past_1_..., mask, open_from_default, None, 0.25, 0.0, False)
++ decode_attention_default = decode_attention(q, l_past_0_..., l_past_1_..., hoisted_0, open_from_default, None, 0.25, 0.0, False)""",
+        )
+        self.assertExpectedInline(
+            changes["prelude"],
+            """\
+    add = s + 1
+    arange = torch.arange(add)
+    getitem_4 = arange[None]
+    mod = getitem_4 % 3
+    mask = mod != 0
+    copy_ = place_0.copy_(mask)
+    return ()""",
+        )
+
+    def test_a_position(self):
+        buffers = [torch.zeros(1, 1, 64, 16) for _ in range(2)]
+        calls = [lambda _, at=at: (torch.randn(1, 1, 32), at, *buffers) for at in (7, 8)]
+        gm = capture(SlicedBuffers(), *calls, config=PLAIN)[-1][0]
+        changes = changes_by_pass(gm, PLAIN, static_lengths=True, read=brief_code_of)
+        self.assertExpectedInline(
+            changes["hoist_lengths"],
+            """\
+- full = torch.full((1,), l_start_, dtype = torch.int64, device = device(type='cpu'))
+- add = l_start_ + 1
+- add_1 = torch.add(full, arange)
++ add_1 = torch.add(hoisted_0, arange)
+- add_2 = torch.add(full, arange_1)
++ add_2 = torch.add(hoisted_0, arange_1)
+- rewind__default = rewind_(l_keys__shadow..., l_values__shadow..., full)
++ rewind__default = rewind_(l_keys__shadow..., l_values__shadow..., hoisted_0)""",
+        )
+        self.assertExpectedInline(
+            changes["prelude"],
+            """\
+    full = torch.full((1,), l_start_, dtype = torch.int64, device = device(type='cpu'))
+    add = l_start_ + 1
+    copy_ = place_0.copy_(full)
+    return ()""",
+        )
+
+
+def test_the_prelude_gives_what_the_graph_computed():
+    """At a length that the graph was not captured with."""
+    prelude = PIPELINE.rewrite(graph_of_a_step(), PLAIN, static_lengths=True).context.prelude
+    assert (prelude.masks, prelude.written) == ([True], [True])
+    place = torch.zeros(1, 41, dtype=torch.bool)
+    prelude.graph(*[40] * len(prelude.inputs), place)
+    torch.testing.assert_close(place, torch.arange(41)[None] % 3 != 0)
+
+
+def test_a_length_that_reaches_something_else_stays_with_a_reason():
+    result = PIPELINE.rewrite(graph_of_a_step(extra=2), PLAIN, static_lengths=True)
+    assert result.context.prelude is None and result.context.rewritten
+    assert result.context.lengths_stay == "something of the length of the cache is computed from a cache"
+    assert [str(note) for note in result.context.notes] == [
+        f"no CUDA graph serves all lengths: {result.context.lengths_stay}"
+    ]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_mask_of_an_operator_is_found_by_its_name(by_name):
+    """An attention may read a mask that is longer than what it attends to, and nothing else of that length."""
+    from innerq_compile.passes.hoist_lengths import _beside_mask
+
+    graph = torch.fx.Graph()
+    mask, state, rows = (graph.placeholder(name) for name in ("mask", "state", "rows"))
+    args, kwargs = ((), {"rows": rows, "mask": mask, "state": state}) if by_name else ((mask, state, rows), {})
+    node = graph.call_function(torch.ops.innerq.open_from.default, args, kwargs)
+    assert {*_beside_mask(node)} == {state, rows}
+    assert _beside_mask(graph.call_function(torch.add, (mask, state))) is None

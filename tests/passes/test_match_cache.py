@@ -1,0 +1,89 @@
+"""Where keys and values of an attention come from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from innerq_compile import InnerQConfig, empty_cache
+from innerq_compile.passes import PIPELINE
+from innerq_compile.passes.context import CacheSource
+
+from ..programs import BufferAttention, LateTransposing, TinyAttention, capture
+
+pytestmark = pytest.mark.usefixtures("cheap_inductor")
+
+CONFIG = InnerQConfig.preset("base")
+
+
+def prompt(_):
+    return (torch.randn(1, 5, 32),)
+
+
+def step(last):
+    return torch.randn(1, 1, 32), last[1]
+
+
+def context_of(program, *calls):
+    return PIPELINE.rewrite(capture(program, *calls, config=CONFIG)[-1][0], CONFIG).context
+
+
+class Reads(TinyAttention):
+    """Attends to what is cached already, and adds nothing."""
+
+    def forward(self, x, past=None):
+        if past is None:
+            return super().forward(x)
+        q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, *past, enable_gqa=True), past
+
+
+@pytest.mark.parametrize(
+    ("program", "calls", "source", "tokens_dim"),
+    [
+        (TinyAttention(), (prompt,), CacheSource.FRESH, 2),
+        (TinyAttention(), (prompt, step), CacheSource.APPENDED, 2),
+        (LateTransposing(), (prompt, step), CacheSource.APPENDED, 1),
+        (Reads(), (prompt, step), CacheSource.READ, 2),
+    ],
+    ids=["prompt", "step", "by token", "read"],
+)
+def test_sources(program, calls, source, tokens_dim):
+    ((key, value),) = context_of(program, *calls).uses.values()
+    for use, role in ((key, "key"), (value, "value")):
+        assert (use.source, use.tokens_dim) == (source, tokens_dim)
+        assert (use.of_cache is not None) == (source in (CacheSource.APPENDED, CacheSource.READ))
+        assert (use.new_tokens is not None) == (source is CacheSource.APPENDED)
+        assert use.of_cache is None or use.of_cache.format.role == role
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_buffers(quantized):
+    buffers = [
+        empty_cache(1, 1, 64, 16, role=role) if quantized else torch.zeros(1, 1, 64, 16) for role in ("key", "value")
+    ]
+    call = (torch.randn(1, 1, 32), torch.tensor([0]), *buffers, (torch.arange(64) <= 0)[None])
+    ((key, value),) = context_of(BufferAttention(), lambda _: call).uses.values()
+    assert (key.source, value.source) == (CacheSource.BUFFER, CacheSource.BUFFER)
+    assert [use.buffer.buffer.name for use in (key, value)] == ["l_keys_", "l_values_"]
+    assert key.buffer.whole and key.buffer.count == 1
+
+
+def test_keys_and_values_of_two_kinds():
+    class Mixed(TinyAttention):
+        def forward(self, x, past=None):
+            if past is None:
+                return super().forward(x)
+            q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
+            k = self.k(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
+            keys = torch.cat([past[0], k], 2)
+            return F.scaled_dot_product_attention(q, keys[:, :, 1:], past[1], enable_gqa=True), (keys, past[1])
+
+    def both(x, past=None):
+        return model(x, past)
+
+    model = Mixed()
+    context = context_of(both, prompt, step)
+    (reason,) = context.reasons
+    assert not context.uses and reason.text.startswith("keys: ")

@@ -1,0 +1,58 @@
+"""Cache write and attention of a step, on the quantized cache. The plain cases are in test_graphs.py."""
+
+from __future__ import annotations
+
+import expecttest
+import pytest
+import torch
+import torch.nn.functional as F
+
+from innerq_compile import InnerQConfig
+from innerq_compile.passes import PIPELINE
+
+from ..programs import TinyAttention, brief_code_of, capture, changes_by_pass
+
+pytestmark = pytest.mark.usefixtures("cheap_inductor")
+
+#: without key statistics, which would make the graphs longer
+PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key_mode="hybrid", value_mode="hybrid")
+
+
+class Twice(TinyAttention):
+    """Two attentions over the same cache, the second with a mask."""
+
+    def forward(self, x, past=None, mask=None):
+        q, k, v = (f(x).view(1, -1, n, 16).transpose(1, 2) for f, n in ((self.q, 2), (self.k, 1), (self.v, 1)))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        outs = [F.scaled_dot_product_attention(query, k, v, m, enable_gqa=True) for query, m in ((q, None), (-q, mask))]
+        return torch.cat(outs), (k, v)
+
+
+def graph_of_a_step() -> torch.fx.GraphModule:
+    mask = torch.ones(1, 1, 1, 6).bool()
+    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1], mask))
+    return capture(Twice(), *calls, config=PLAIN)[-1][0]
+
+
+class TestRewriteDecode(expecttest.TestCase):
+    def test_two_attentions_over_one_cache(self):
+        changes = changes_by_pass(graph_of_a_step(), PLAIN, read=brief_code_of)
+        self.assertExpectedInline(
+            changes["rewrite_decode"],
+            """\
++ append__default = append_(l_past_0_..., l_past_1_..., k, v)
+- scaled_dot_product_attention = scaled_dot_product_attention(q, k_1, v_1, None, enable_gqa = True)
+- scaled_dot_product_attention_1 = scaled_dot_product_attention(query, k_1, v_1, l_mask_, enable_gqa = True)
+- cat_2 = torch.cat([scaled_dot_product_attention, scaled_dot_product_attention_1])
++ decode_attention_default = decode_attention(q, l_past_0_..., l_past_1_..., None, None, None, 0.25, 0.0, False)
++ open_from_default = open_from(l_mask_, l_past_0__state, 1)
++ decode_attention_default_1 = decode_attention(query, l_past_0_..., l_past_1_..., l_mask_, open_from_default, None, 0.25, 0.0, False)
++ cat_2 = torch.cat([decode_attention_default, decode_attention_default_1])""",
+        )
+
+
+def test_it_is_appended_to_once():
+    context = PIPELINE.rewrite(graph_of_a_step(), PLAIN).context
+    assert len(context.rewritten) == 2 and len(context.appended) == 2
+    assert [appended.count for appended in context.appended.values()] == [1, 1]
