@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 from innerq_compile import InnerQTensor
-from innerq_compile.kernels import lowering
+from innerq_compile.compiler import cached_code
 
 
 def step(q, k, v, past_k, past_v):
@@ -43,6 +43,6 @@ def test_warm_start():
         assert compiles(preset="base") == MISS
         assert compiles(preset="base") == HIT
         assert compiles(preset="small") == MISS
-        with mock.patch.object(lowering, "register", lambda: "other sources"):
+        with mock.patch.object(cached_code, "source_key", lambda: "other sources"):
             assert compiles(preset="base") == MISS
         assert compiles(preset="base") == HIT
