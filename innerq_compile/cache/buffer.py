@@ -199,7 +199,8 @@ def write_(storage: CacheStorage, value: torch.Tensor, position: torch.Tensor) -
 def _refusal(what: Any, tensor: InnerQBuffer) -> UnsupportedOperation:
     return UnsupportedOperation(
         f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are writes of whole tokens "
-        "in order, tensor[:, :, position] = k, tensor[:, :, a:b] = k, index_copy_(2, position, k), and zero_()"
+        "in order, tensor[:, :, position] = k (or a mask of tokens that follow one another), tensor[:, :, a:b] = k, "
+        " index_copy_(2, position, k), and zero_()"
     )
 
 
@@ -225,12 +226,19 @@ def _token_index(index: Any, shape) -> tuple[int, int] | None:
         return None
     if _token_range((*index[:2], slice(None), *index[3:]), shape) is None:
         return None
-    return _consecutive(index[2])
+    return _consecutive(index[2], shape[2])
 
 
-def _consecutive(index: torch.Tensor) -> tuple[int, int] | None:
+def _consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
+    """``(first, count)`` of the places that an integer index names, or a mask ``[tokens]`` selects; else None."""
+    if index.dtype in (torch.bool, torch.uint8):
+        if index.shape != (tokens,):
+            return None
+        index = index.nonzero()
     places = index.reshape(-1).tolist()
-    if not places or places != list(range(places[0], places[0] + len(places))):
+    if not places:
+        return 0, 0
+    if places != list(range(places[0], places[0] + len(places))):
         return None
     return places[0], len(places)
 
@@ -253,7 +261,7 @@ def _handles(*overloads):
 def _index_copy_(tensor, dim, index, source):
     if tensor._storage.handle:
         return tensor
-    places = _consecutive(index) if dim in (2, -2) else None
+    places = _consecutive(index, tensor.shape[2]) if dim in (2, -2) else None
     if places is None:
         return NotImplemented
     write(tensor, *places, source)
@@ -266,7 +274,7 @@ def _index_put_(tensor, indices, values, accumulate=False, *unsafe):
         return tensor
     if accumulate or len(indices) != 3 or indices[0] is not None or indices[1] is not None:
         return NotImplemented
-    places = _consecutive(indices[2])
+    places = _consecutive(indices[2], tensor.shape[2])
     if places is None:
         return NotImplemented
     write(tensor, *places, values)
@@ -310,9 +318,11 @@ def _clone(tensor, *, memory_format=None):
 
 @_handles(aten._to_copy.default)
 def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
-    if tensor._storage.handle or dtype not in (None, tensor.dtype):
+    if tensor._storage.handle or layout not in (None, torch.strided):
         return NotImplemented
-    storage = tensor._storage.copy(transform=lambda inner: inner.to(device, non_blocking=non_blocking, copy=True))
+    if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return NotImplemented
+    storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
     return InnerQBuffer(storage, tensor.shape[2], tensor._offset)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 import weakref
 from typing import Any
 
@@ -27,28 +28,52 @@ def _flattened(*kind) -> tuple[Kind, dict[int, tuple[list[str], tuple[Kind, int]
     return kind, {tokens_dim: (["_blocks"], (kind, tokens_dim)) for tokens_dim in (1, 2)}
 
 
-class History:
-    """What happens to caches: one is made, or changes its length or its tensors, or a tensor for one is made.
+class ChangeClock:
+    """Tells whether any cache of this process has changed since some moment.
+
+    It ticks when a cache is made, changes its length or its tensors, or a tensor of a cache is made. Threads share it:
+    a change in one of them is one for all of them. Reading and ticking are single assignments and need no lock; the
+    clock ticks behind a change, so that what was read before the tick is never taken for the present.
 
     Attributes:
-        last: stands for the last that happened. Whoever remembers it knows later whether anything has happened since.
-        rememberers: those that hold tensors of caches for a later time. They ``forget()`` before a storage takes
-            others, so that the old ones are free.
+        now: an object that stands for the present. Whoever keeps it finds another one here after any change.
     """
 
     def __init__(self) -> None:
-        self.last = object()
-        self.rememberers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.now = object()
+        self._lock = threading.Lock()
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def goes_on(self) -> None:
-        self.last = object()
+    def tick(self) -> None:
+        """Note that a cache has changed."""
+        self.now = object()
+
+    def add_holder(self, holder: Any) -> None:
+        """Have ``holder.forget()`` called before a storage replaces its tensors, so that the old ones are freed.
+
+        Args:
+            holder: what holds inner tensors of caches from one call to the next; kept weakly.
+        """
+        with self._lock:
+            self._holders.add(holder)
+
+    def forget_tensors(self) -> None:
+        """Have everybody let go of the inner tensors that they hold."""
+        with self._lock:
+            holders = list(self._holders)
+        for holder in holders:
+            holder.forget()
 
 
-HISTORY = History()
+CHANGES = ChangeClock()
 
 
-class View:
-    """A claim on the first ``length`` tokens of a storage; it lives as long as the tensor that holds it."""
+class Extent:
+    """How many tokens of a storage one tensor shows.
+
+    It lives as long as the tensor; the storage has weak references to all of them, and so knows which of its tokens
+    somebody can still read.
+    """
 
     __slots__ = ("__weakref__", "length")
 
@@ -73,7 +98,7 @@ class CacheStorage:
         kind: what a compiled graph is made for, besides sizes; one object for all storages of a kind.
         flat: for each ``tokens_dim``, what ``InnerQTensor.__tensor_flatten__`` returns.
         inputs: all inner tensors that there are, in the order in which compiled graphs take them.
-        views: the views that are alive, and some that were.
+        extents: those of the tensors that are alive, and some that were.
     """
 
     format: CacheFormat
@@ -88,7 +113,7 @@ class CacheStorage:
     length: int
     handle: bool = False
     blocks: torch.Tensor | None = None
-    views: list[weakref.ref[View]] = dataclasses.field(default_factory=list)
+    extents: list[weakref.ref[Extent]] = dataclasses.field(default_factory=list)
     room: int = dataclasses.field(init=False, default=0)
     kind: Kind = dataclasses.field(init=False)
     flat: dict[int, tuple[list[str], tuple[Kind, int]]] = dataclasses.field(init=False)
@@ -130,9 +155,41 @@ class CacheStorage:
     def copy(self, capacity: int | None = None, transform=None) -> CacheStorage:
         """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
         new = {name: transform(t) if transform else t.clone() for name, t in self.tensors().items()}
-        made = dataclasses.replace(self, **new, views=[], blocks=None, dtype=new["window"].dtype)
+        made = dataclasses.replace(self, **new, extents=[], blocks=None, dtype=new["window"].dtype)
         made.resize(capacity or self.capacity)
         return made
+
+    def converted(
+        self,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        *,
+        non_blocking: bool = False,
+        pin_memory: bool = False,
+    ) -> CacheStorage:
+        """An independent storage of another dtype or device.
+
+        The windows, and the elements of a lossless cache, take the new dtype; codes, scales, state and statistics stay
+        as they are.
+
+        Args:
+            dtype: float16, bfloat16 or float32; None for the same.
+            device: None for the same.
+            non_blocking, pin_memory: as of ``torch.Tensor.to``.
+        """
+        in_dtype = ("window",) if self.format.quantized else ("window", "codes")
+        moving = {id(getattr(self, name)) for name in in_dtype}
+
+        def move(inner: torch.Tensor) -> torch.Tensor:
+            target = dtype if id(inner) in moving else None
+            moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
+            return moved.pin_memory() if pin_memory else moved
+
+        copy = self.copy(transform=move)
+        if copy.dtype != self.dtype and self.format.mode == "steered":  # bytes lie behind the windows
+            rows = reference.held_query_rows(self.window, self.format)
+            reference.set_query_rows_(copy.window, self.format, rows.to(copy.state.device))
+        return copy
 
     def __reduce__(self):
         # pickled as an object of its own: tensors that share a storage share it again when they are loaded
@@ -158,21 +215,20 @@ class CacheStorage:
         """Make room for ``capacity`` blocks. The caller knows that no more than that are held."""
         if capacity == self.capacity:
             return
-        for rememberer in list(HISTORY.rememberers):
-            rememberer.forget()
+        CHANGES.forget_tensors()
+        grown = {}
         for name in ("codes", "scales"):
             old = getattr(self, name)
-            new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+            grown[name] = new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
             kept = min(capacity, old.shape[2])
             new[:, :, :kept] = old[:, :, :kept]
             if old.is_cuda:  # whoever made the cache may have done so on another stream
                 old.record_stream(torch.cuda.current_stream(old.device))
-            setattr(self, name, new)
+        self.codes, self.scales = grown["codes"], grown["scales"]  # both, or none where there is no memory
         self._derive()
 
     def _derive(self) -> None:
         """Bring what is derived from the tensors up to date; ``blocks`` is the same tensor as before."""
-        HISTORY.goes_on()
         self.inputs = tuple(self.tensors().values())
         self.room = formats.longest(self.format, self.capacity)
         with without_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
@@ -181,48 +237,51 @@ class CacheStorage:
                 # a symbol from the first time on: a larger storage is no new graph
                 mark_sizes(self.blocks, {0}, set())
             self.blocks.resize_(self.capacity)
+        CHANGES.tick()
 
-    # --- views and writing --------------------------------------------------------------------------------------
+    # --- tensors and writing ------------------------------------------------------------------------------------
 
-    def view(self, length: int) -> View:
-        """The claim of a tensor of ``length`` tokens that is being made."""
-        HISTORY.goes_on()
-        made = View(length)
-        if len(self.views) > 4:  # a step makes one, and the one before it dies soon after
-            self.views = self.live_views()
-        self.views.append(weakref.ref(made))
+    def extent(self, length: int) -> Extent:
+        """The extent of a tensor of ``length`` tokens that is being made."""
+        made = Extent(length)
+        if len(self.extents) > 4:  # a step makes one, and the one before it dies soon after
+            self.extents = self.live_extents()
+        self.extents.append(weakref.ref(made))
+        CHANGES.tick()
         return made
 
-    def live_views(self) -> list[weakref.ref[View]]:
-        return [view for view in self.views if view() is not None]  # a WeakSet takes ten times as long
+    def live_extents(self) -> list[weakref.ref[Extent]]:
+        return [extent for extent in self.extents if extent() is not None]  # a WeakSet takes ten times as long
 
-    def writable_from(self, view: View, count: int) -> CacheStorage:
-        """The storage into which ``count`` tokens may be appended behind ``view``: this one, or a copy of it.
+    def writable_from(self, extent: Extent, count: int) -> CacheStorage:
+        """The storage that takes ``count`` more tokens behind the tensor of ``extent``: this one, or a copy of it.
 
-        Brings the device-side length to the view's, and makes room.
+        Brings the device-side length to the tensor's, and makes room.
         """
-        if self.length == view.length and view.length + count <= self.room:  # none is longer than the storage itself
+        if self.length == extent.length and self.length + count <= self.room:  # none is longer than the storage itself
             return self  # every cache, every step: what follows would find the same, in ten times the time
         target = self
-        for other in self.views:
+        for other in self.extents:
             alive = other()
-            if alive is not None and alive.length > view.length:
+            if alive is not None and alive.length > extent.length:
                 target = self.copy()
                 break
-        if target.length != view.length:
-            target.truncate(view.length)
-        target.reserve(view.length + count)
+        if target.length != extent.length:
+            target.truncate(extent.length)
+        target.reserve(extent.length + count)
         return target
 
     def truncate(self, length: int) -> None:
-        HISTORY.goes_on()
-        torch.ops.innerq.truncate_(*self.four(), length, self.format.spec)
-        self.length = length
+        try:
+            torch.ops.innerq.truncate_(*self.four(), length, self.format.spec)
+            self.length = length
+        finally:
+            CHANGES.tick()
 
     def advance(self, count: int) -> None:
         """Record on the host that ``count`` tokens were appended on the device."""
-        HISTORY.goes_on()
         self.length += count
+        CHANGES.tick()
 
     # --- contents -----------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from ..kernels.internals.tensors import (
     tree_map_only,
 )
 from ..kernels.pairs import Pairs
-from .storage import CacheStorage, View, quantize, restore
+from .storage import CacheStorage, Extent, quantize, restore
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ class InnerQTensor(torch.Tensor):
 
     _storage: CacheStorage
     _blocks: torch.Tensor
-    _view: View
+    _extent: Extent
     _tokens_dim: int = 2
 
     @staticmethod
@@ -64,7 +64,7 @@ class InnerQTensor(torch.Tensor):
         )
         tensor._storage = storage
         tensor._blocks = storage.blocks
-        tensor._view = storage.view(length)
+        tensor._extent = storage.extent(length)
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
         # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.
@@ -313,7 +313,11 @@ def _dense(tensor: InnerQTensor) -> torch.Tensor:
 
 def _copied(tensor: InnerQTensor, transform=None) -> InnerQTensor:
     """An independent tensor with the same content, its storage cut to the tensor's length."""
-    storage = tensor._storage.copy(transform=transform)
+    return _of_own_length(tensor._storage.copy(transform=transform), tensor)
+
+
+def _of_own_length(storage: CacheStorage, tensor: InnerQTensor) -> InnerQTensor:
+    """A tensor like ``tensor`` on a ``storage`` that only it has, cut to its length."""
     if storage.length != _length(tensor):
         storage.truncate(_length(tensor))
     return InnerQTensor(storage, _length(tensor), tensor._tokens_dim)
@@ -423,7 +427,7 @@ def _cat(tensors, dim=0):
                 f"{('second', 'third')[tokens - 1]} size may differ"
             )
     news = [_dense(new) if isinstance(new, InnerQTensor) else new for new in rest]
-    storage = storage.writable_from(past._view, sum(new.shape[tokens] for new in news))
+    storage = storage.writable_from(past._extent, sum(new.shape[tokens] for new in news))
     for new in news:
         storage.append(with_tokens_at(new, 2, tokens))
     return InnerQTensor(storage, storage.length, tokens)
@@ -484,21 +488,8 @@ def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, n
         return NotImplemented
     if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return NotImplemented
-    own = tensor.dtype
-
-    def move(inner: torch.Tensor) -> torch.Tensor:
-        # the windows, and the elements of a lossless cache, are in the cache's dtype; codes, scales and statistics
-        # are not
-        plain = inner is tensor._storage.window or (inner is tensor._storage.codes and not tensor.format.quantized)
-        target = dtype if dtype is not None and plain and inner.dtype == own else None
-        moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
-        return moved.pin_memory() if pin_memory else moved
-
-    copy = _copied(tensor, move)
-    if copy.dtype != own and tensor.format.mode == "steered":  # bytes lie behind the windows, which are no numbers
-        rows = reference.held_query_rows(tensor._storage.window, tensor.format)
-        reference.set_query_rows_(copy._storage.window, tensor.format, rows.to(copy.device))
-    return copy
+    storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
+    return _of_own_length(storage, tensor)
 
 
 @_handles(aten.zero_.default)
@@ -506,7 +497,7 @@ def _zero_(tensor):
     if tensor._storage.handle:
         return NotImplemented
     storage = tensor._storage
-    if any(view() is not tensor._view for view in storage.live_views()):
+    if any(extent() is not tensor._extent for extent in storage.live_extents()):
         raise UnsupportedOperation(
             f"zero_() on a cache of shape {tuple(tensor.shape)} that shares its storage with another tensor, which may "
             "not change with it: drop the other one, or call .clone().zero_()"

@@ -121,7 +121,7 @@ class GraphCaches:
 def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> CacheStorage:
     """``storage`` for a graph that appends ``count`` tokens behind ``tensor``, or one that only reads it."""
     if appends is not None:
-        return storage.writable_from(tensor._view, count)
+        return storage.writable_from(tensor._extent, count)
     length = tensor.shape[tensor.tokens_dim]
     if storage.length == length:
         return storage

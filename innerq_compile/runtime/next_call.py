@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..cache.storage import HISTORY, CacheStorage
+from ..cache.storage import CHANGES, CacheStorage
 from ..cache.tensor import InnerQTensor
 
 
@@ -42,9 +42,9 @@ class Caches:
 class NextCall:
     """The inner tensors of the caches that the next call of a graph will append to.
 
-    They are known where the arguments are the tensors that :meth:`expect` was told, of whose claims on their storages
-    only the ids are compared. That is enough: another claim with the id of one that has died would have been made in
-    between, and once a cache was made or changed (``storage.HISTORY``) nothing is known. Inner tensors are let go with
+    They are known where the arguments are the tensors that :meth:`expect` was told, of whose extents
+    only the ids are compared. That is enough: another extent with the id of one that has died would have been made in
+    between, and once a cache was made or changed (``storage.CHANGES``) nothing is known. Inner tensors are let go with
     the first of the storages, and before one of them grows.
 
     Args:
@@ -56,14 +56,14 @@ class NextCall:
         self._caches = operator.itemgetter(*places)
         self._counts = counts
         self._storages: list[weakref.ref[CacheStorage]] = []
-        #: the last that had happened, ids of claims, what is known; at once, for threads
+        #: the moment, ids of extents, what is known since then; one object, so that threads see all of it or nothing
         self._state: tuple[object, list[int], Caches | None] = (None, [], None)
-        HISTORY.rememberers.add(self)
+        CHANGES.add_holder(self)
 
     def known(self, args: tuple[Any, ...]) -> Caches | None:
         """The caches of a call with ``args``, where there is room for it; None where they are not known."""
-        last, ids, caches = self._state
-        return caches if last is HISTORY.last and _claims(self._caches(args)) == ids else None
+        moment, ids, caches = self._state
+        return caches if moment is CHANGES.now and _extents(self._caches(args)) == ids else None
 
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
         """Take these tensors, which a call has just made, for the caches of the next one."""
@@ -76,7 +76,7 @@ class NextCall:
         ):
             forget = self._forgetting()
             self._storages = [weakref.ref(storage, forget) for storage in storages]
-        self._state = (HISTORY.last, _claims(tensors), Caches.of(storages))
+        self._state = (CHANGES.now, _extents(tensors), Caches.of(storages))
 
     def forget(self) -> None:
         """Hold nothing any more."""
@@ -92,5 +92,5 @@ class NextCall:
         return forget
 
 
-def _claims(tensors: Sequence[InnerQTensor]) -> list[int]:
-    return list(map(id, map(operator.attrgetter("_view"), tensors)))
+def _extents(tensors: Sequence[InnerQTensor]) -> list[int]:
+    return list(map(id, map(operator.attrgetter("_extent"), tensors)))
