@@ -399,7 +399,7 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_w
     mean = torch.randn(batch, heads, head_dim, device="cuda")
     norm = torch.rand(batch, heads, head_dim, device="cuda") + 0.5
     for fmt in preset_formats(bits, head_dim):
-        steered = fmt.mode == "steered"
+        steered = fmt.uses_queries
         rows = reference.query_rows(asked, norm, fmt.group_size) if steered else None
         statistics_of = (mean, norm) if fmt.is_key else (None, None)
         arguments = (x, start, *statistics_of, blocks_for(fmt, tokens), fmt, rows, num_warps)

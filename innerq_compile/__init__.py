@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from .cache.buffer import InnerQBuffer, empty_cache
     from .cache.tensor import InnerQTensor
     from .compiler.reports import clear_reports, compiled_graphs
-    from .config import PRESETS, InnerQConfig
+    from .config import InnerQConfig
     from .errors import InnerQError, UnsupportedOperation
     from .inspect.dump import dump_graphs
     from .inspect.explain import explain
     from .inspect.explanation import Explanation
+    from .presets import PRESETS
     from .runtime.report import GraphReport
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ _MODULES = {
     "innerq": "api",
     "InnerQBuffer": "cache.buffer",
     "empty_cache": "cache.buffer",
-    "PRESETS": "config",
+    "PRESETS": "presets",
     "InnerQConfig": "config",
     "dump_graphs": "inspect.dump",
     "InnerQError": "errors",

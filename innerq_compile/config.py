@@ -1,4 +1,4 @@
-"""What a user can choose: :class:`InnerQConfig` and the presets.
+"""What a user can choose: :class:`InnerQConfig`.
 
 The config is frozen and validated when it is made, so that a wrong value fails where it was written. Everything that
 depends on the model (dtype, head_dim) is resolved later, by :meth:`InnerQConfig.format_for`.
@@ -13,55 +13,18 @@ from typing import Any
 import torch
 
 from .errors import InnerQError
-from .kernels.formats import (
-    GROUP_SIZES,
-    LANES,
-    MODES_OF,
-    MOST_CHOSEN_BITS,
-    SCALE_DTYPES,
-    CacheFormat,
-    Role,
-    default_group_size,
-    default_scale_dtype,
-    scale_dtypes_of,
-)
+from .kernels import modes
+from .kernels.formats import GROUP_SIZES, LANES, ROLES, CacheFormat, default_group_size, default_scale_dtype
+from .kernels.modes import Role
+from .kernels.scale_types import FLOAT8, SCALE_TYPES
+from .presets import PRESETS
 
 #: dtypes of caches that can be quantized.
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 
-_QUANTIZED = {"sink": 32, "recent": 96, "centre_keys": True, "normalize_keys": True}
-_PAPER = {"sink": 32, "recent": 96, "centre_keys": False, "normalize_keys": True, "key_norm": "paper"}
-
-#: Scales with zero points of their own beside them, in which `steered` has nothing to choose from.
-_WHOLE_ZEROS = tuple(name for name in scale_dtypes_of("hybrid") if name != "pair8")
-
 #: How the key normalization is taken: shared by rotary pairs, by channel, or as published.
 KEY_NORMS = ("pair", "channel", "paper")
-
-#: Presets by name. Bits of keys / values: base 3/3, small 3/2, int4 4/4, tiny 2/2, lossless none. ``hybrid`` is the
-#: paper's name for 3-bit keys and 2-bit values with a mode of their own, which is what ``small`` has become. Those that
-#: begin with ``paper_`` are the number formats of InnerQ as published, to compare with.
-PRESETS: dict[str, dict[str, Any]] = {
-    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
-    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
-    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
-    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
-    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
-    "paper_base": {"key_bits": 3, "value_bits": 3, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
-    "paper_small": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
-    "paper_hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "paper_hybrid", **_PAPER},
-    "lossless": {
-        "key_bits": 8,
-        "value_bits": 8,
-        "key_mode": "none",
-        "value_mode": "none",
-        "sink": 32,
-        "recent": 96,
-        "centre_keys": False,
-        "normalize_keys": False,
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +83,9 @@ class InnerQConfig:
     def __post_init__(self) -> None:
         for name in ("key_bits", "value_bits"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 2, 8), "a whole number from 2 to 8")
-        for name, modes in (("key_mode", MODES_OF["key"]), ("value_mode", MODES_OF["value"])):
-            _check(name, getattr(self, name), getattr(self, name) in modes, f"one of {', '.join(modes)}")
+        for role in ROLES:
+            name, allowed = f"{role}_mode", modes.names_of(role)
+            _check(name, getattr(self, name), getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         _check(
             "group_size",
             self.group_size,
@@ -136,19 +100,21 @@ class InnerQConfig:
         _check(
             "scale_dtype",
             self.scale_dtype,
-            self.scale_dtype is None or self.scale_dtype in tuple(SCALE_DTYPES),
-            f"None or one of {', '.join(SCALE_DTYPES)}",
+            self.scale_dtype is None or self.scale_dtype in tuple(SCALE_TYPES),
+            f"None or one of {', '.join(SCALE_TYPES)}",
         )
-        modes = (self.key_mode, self.value_mode)
-        fitting = [name for name in SCALE_DTYPES if any(name in scale_dtypes_of(mode) for mode in modes)]
+        chosen = [modes.named(name) for name in (self.key_mode, self.value_mode)]
+        fitting = [name for name in SCALE_TYPES if any(name in mode.scale_types for mode in chosen)]
+        bytes_go_with = [
+            mode.name for mode in modes.MODES.values() if mode.stores_codes and FLOAT8.name in mode.scale_types
+        ]
         _check(
             "scale_dtype",
             self.scale_dtype,
             self.scale_dtype is None or self.scale_dtype in fitting,
-            f"None or one of {', '.join(fitting)}, which go with modes {modes[0]} of keys or {modes[1]} of values "
-            "(float8_e5m2 goes with modes that have no zero point: signed, symmetric)",
+            f"None or one of {', '.join(fitting)}, which go with modes {self.key_mode} of keys or {self.value_mode} of "
+            f"values ({FLOAT8.name} goes with modes that have no zero point: {', '.join(sorted(bytes_go_with))})",
         )
-
         if self.disabled_passes != ():
             object.__setattr__(self, "disabled_passes", _pass_names(self.disabled_passes))
 
@@ -202,16 +168,11 @@ class InnerQConfig:
                 f"{', '.join(divisors)}; leave group_size out to have it chosen"
             )
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
-        if mode == "steered" and (bits > MOST_CHOSEN_BITS or self.scale_dtype in _WHOLE_ZEROS):
-            mode = "hybrid"
-        fits = self.scale_dtype in scale_dtypes_of(mode)
-        scale_dtype = self.scale_dtype if fits else default_scale_dtype(dtype, mode)
-        if mode == "anchored" and scale_dtype == "pair8" and bits > MOST_CHOSEN_BITS:
-            mode = "hybrid"
+        served, scale_dtype = modes.serving(mode, bits, self.scale_dtype, default_scale_dtype(dtype))
         return CacheFormat(
             role=role,
             bits=bits,
-            mode=mode,
+            mode=served.name,
             group_size=group_size,
             sink=self.sink,
             recent=self.recent,

@@ -9,48 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any
 
 import torch
 
-Role = Literal["key", "value"]
-Mode = Literal["symmetric", "signed", "asymmetric", "anchored", "steered", "hybrid", "paper_hybrid", "none"]
+from . import modes
+from .modes import QuantizationMode, Role, decoding
+from .scale_types import SCALE_TYPES, ScaleType
 
-#: Quantization modes. ``none`` stores the elements as they are (the lossless preset).
-MODES: tuple[str, ...] = (
-    "symmetric",
-    "signed",
-    "asymmetric",
-    "anchored",
-    "steered",
-    "hybrid",
-    "paper_hybrid",
-    "none",
-)
-#: Those that a side may have. Only groups that run along tokens can have one token of all channels on a code, and only
-#: keys are multiplied with queries.
-MODES_OF: dict[Role, tuple[str, ...]] = {
-    "key": tuple(mode for mode in MODES if mode != "anchored"),
-    "value": tuple(mode for mode in MODES if mode != "steered"),
-}
-#: Modes whose groups carry a zero point beside the scale.
-MODES_WITH_ZERO: tuple[str, ...] = ("asymmetric", "anchored", "steered", "hybrid", "paper_hybrid")
-#: Most bits of modes ``anchored`` and ``steered`` in ``pair8`` words: the zero points of wider codes lie a whole scale
-#: apart, and there is nothing to choose.
-MOST_CHOSEN_BITS = 5
-#: Rows behind the windows of keys of mode ``steered``, for the two bytes a channel of `reference.query_rows`.
+ROLES: tuple[Role, ...] = ("key", "value")
+#: Rows behind the windows of keys whose mode uses queries, for the two bytes a channel of the query profile.
 QUERY_ROWS = 1
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
-#: How scales and zero points are stored, and the dtype of the tensor that holds them. ``float8_e5m2`` (the upper byte
-#: of a float16) and ``pair8`` (scale and zero point in one word), see ``kernels/short_scales.py``, are held as the
-#: integers of their bits, because few operators take eight-bit floating-point tensors.
-SCALE_DTYPES: dict[str, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float8_e5m2": torch.uint8,
-    "pair8": torch.int16,
-}
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
 #: Codes that are packed together, and the step in which head_dim may vary (one tensor-core slice).
@@ -70,18 +40,17 @@ class CacheFormat:
     Attributes:
         role: ``key`` (groups run over the channels of a token) or ``value`` (groups run over the tokens of a channel).
         bits: bits of a code, 2 to 8. Ignored by mode ``none``.
-        mode: how a group maps codes to numbers, see :data:`MODES` and ``docs/formats.md``.
+        mode: name of the quantization mode, see ``kernels/modes`` and ``docs/formats.md``.
         group_size: elements that share one scale.
         sink: tokens at the start of a sequence that stay in full precision.
         recent: tokens at the end of a sequence that stay in full precision, at least.
-        scale_dtype: how scales and zero points are stored, one of :data:`SCALE_DTYPES` that goes with the mode, see
-            :func:`scale_dtypes_of`.
+        scale_dtype: how scales and zero points are stored, one of ``scale_types.SCALE_TYPES`` that goes with the mode.
         norm: how the key normalization is taken, and which channels share it, see ``kernels/pairs.py``.
     """
 
     role: Role
     bits: int
-    mode: Mode
+    mode: str
     group_size: int
     sink: int
     recent: int
@@ -92,19 +61,35 @@ class CacheFormat:
     def is_key(self) -> bool:
         return self.role == "key"
 
+    @functools.cached_property
+    def quantization(self) -> QuantizationMode:
+        """The mode itself."""
+        return modes.named(self.mode)
+
+    @property
+    def scale_type(self) -> ScaleType:
+        """How scales are stored."""
+        return SCALE_TYPES[self.scale_dtype]
+
     @property
     def quantized(self) -> bool:
         """False for the lossless format, whose blocks hold the elements themselves."""
-        return self.mode != "none"
+        return self.quantization.stores_codes
 
     @property
     def has_zero(self) -> bool:
-        return self.mode in MODES_WITH_ZERO
+        """Whether groups have a zero point."""
+        return self.quantization.has_zero
+
+    @property
+    def uses_queries(self) -> bool:
+        """Whether the cache holds a query profile, which its codes are chosen by."""
+        return self.quantization.uses_queries
 
     @property
     def is_paired(self) -> bool:
         """Whether scale and zero point of a group share a word."""
-        return self.scale_dtype == "pair8"
+        return self.scale_type.holds_zero
 
     @property
     def scales_per_group(self) -> int:
@@ -128,18 +113,18 @@ class CacheFormat:
 
     @property
     def window_rows(self) -> int:
-        """Rows of the tensor of windows: their slots, and behind them what mode ``steered`` knows of the queries."""
-        return self.window + (QUERY_ROWS if self.mode == "steered" else 0)
+        """Rows of the tensor of windows: their slots, and behind them the query profile where there is one."""
+        return self.window + (QUERY_ROWS if self.uses_queries else 0)
 
     @property
     def code_offset(self) -> int:
         """What is taken from an unsigned code before the scale, in modes without a zero point."""
-        return 0 if self.has_zero else 1 << (self.bits - 1)
+        return 0 if self.has_zero else decoding.offset(self.bits)
 
     @property
     def torch_scale_dtype(self) -> torch.dtype:
         """dtype of the tensor of scales."""
-        return SCALE_DTYPES[self.scale_dtype]
+        return self.scale_type.storage
 
     @functools.cached_property
     def spec(self) -> str:
@@ -154,35 +139,24 @@ class CacheFormat:
         fields = dataclasses.fields(CacheFormat)
         if len(values) not in (len(fields), len(fields) - 1):
             raise FormatError(f"{spec!r} is no cache format: expected {len(fields) - 1} fields, and perhaps a norm")
-        role, bits, mode, group_size, sink, recent, *words = values
-        if mode not in MODES_OF.get(role, ()):
-            raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(MODES_OF.get(role, ()))}")
+        word, bits, mode, group_size, sink, recent, *words = values
+        role = next((role for role in ROLES if role == word), None)
+        if role is None:
+            raise FormatError(f"{spec!r} is no cache format: it has to begin with {' or '.join(ROLES)}")
+        if mode not in modes.names_of(role):
+            raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(modes.names_of(role))}")
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
 
 
-def scale_dtypes_of(mode: Mode) -> tuple[str, ...]:
-    """Names in :data:`SCALE_DTYPES` that go with a mode: a pair has a zero point, eight bits have no room for one.
-
-    The published hybrid has the scales that its authors give it. ``steered`` chooses among the zero points of a pair.
-    """
-    if mode == "steered":
-        return ("pair8",)
-    unfit = ("pair8", "float8_e5m2") if mode == "paper_hybrid" else ("float8_e5m2",)
-    unfit = unfit if mode in MODES_WITH_ZERO else ("pair8",)
-    return tuple(name for name in SCALE_DTYPES if name not in unfit)
-
-
-def default_scale_dtype(dtype: torch.dtype, mode: Mode = "signed") -> str:
-    """The dtype of scales for a cache of ``dtype``: 16 bits a group in every mode.
+def default_scale_dtype(dtype: torch.dtype, mode: str = "signed") -> str:
+    """The scale type of a cache of ``dtype`` whose config names none: 16 bits a group in every mode.
 
     Groups with a zero point take ``pair8``, whose scales have the range of float16 in every cache: numbers beyond about
     1e5 saturate, and those below about 1e-5 are coarse or zero; ``bfloat16`` holds more. Scales of others have the
     range of the elements: a float32 cache takes bfloat16. Codes are chosen for the rounded scale, so its short mantissa
     costs nothing, while float16 would overflow.
     """
-    if "pair8" in scale_dtypes_of(mode):
-        return "pair8"
-    return "float16" if dtype == torch.float16 else "bfloat16"
+    return modes.default_scale_type(modes.named(mode), "float16" if dtype == torch.float16 else "bfloat16")
 
 
 def default_group_size(role: Role, head_dim: int) -> int:
@@ -190,7 +164,7 @@ def default_group_size(role: Role, head_dim: int) -> int:
     return 16 if role == "key" and head_dim % 32 else 32
 
 
-def blocks_for(fmt: CacheFormat, length):
+def blocks_for(fmt: CacheFormat, length: Any) -> Any:
     """Blocks that a sequence of ``length`` real tokens has behind its sinks and before its recent window."""
     return torch.sym_max((length - fmt.sink - fmt.recent) // fmt.block, 0)
 
@@ -200,7 +174,7 @@ def longest(fmt: CacheFormat, capacity: int) -> int:
     return fmt.sink + fmt.recent + (capacity + 1) * fmt.block - 1
 
 
-def preallocated_capacity(fmt: CacheFormat, tokens):
+def preallocated_capacity(fmt: CacheFormat, tokens: Any) -> Any:
     """Blocks of a cache that never holds more than ``tokens`` tokens.
 
     Two at least: compilers take sizes of 0 and 1 for constants, and one graph is to serve caches of all sizes.
@@ -208,7 +182,7 @@ def preallocated_capacity(fmt: CacheFormat, tokens):
     return blocks_for(fmt, tokens) + 2
 
 
-def grown_capacity(fmt: CacheFormat, length):
+def grown_capacity(fmt: CacheFormat, length: Any) -> Any:
     """Blocks to allocate for ``length`` real tokens and those to come: a sixteenth more than they need, and
     :data:`SPARE_BLOCKS` more at least, so that appending token by token stays linear.
 

@@ -51,11 +51,20 @@ STATE_FIELDS = ("start", "length", "peak", "reserved")
 START, LENGTH, PEAK = 0, 1, 2
 
 
+def whole_fields(bits: int) -> int:
+    """Fields that fit a half whole."""
+    return 16 // bits
+
+
+def spare_bits(bits: int) -> int:
+    """Bits of a half that its whole fields leave: the upper ones, over which the other fields are spread."""
+    return 16 % bits
+
+
 @functools.cache
 def field_bits(bits: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     """For each of 16 fields, the ``(half, bit)`` that holds each of its ``bits`` bits, lowest first."""
-    whole = 16 // bits  # fields that fit a half
-    spare = 16 - whole * bits
+    whole, spare = whole_fields(bits), spare_bits(bits)
     fields = []
     for field in range(16):
         if field < whole * bits:
@@ -81,7 +90,12 @@ def column_run(columns: int) -> int:
 
 def words_per_block(fmt: CacheFormat, head_dim: int) -> int:
     """Width ``W`` of `codes`: 32-bit words a block (elements of the cache's dtype in mode ``none``)."""
-    return fmt.block * head_dim * fmt.bits // 32 if fmt.quantized else fmt.block * head_dim
+    return block_words(fmt.bits if fmt.quantized else 0, fmt.block, head_dim)
+
+
+def block_words(bits: int, block: int, head_dim: int) -> int:
+    """Words of a block of codes of ``bits`` bits; elements where there are no codes (``bits`` 0)."""
+    return block * head_dim * bits // 32 if bits else block * head_dim
 
 
 def groups_per_block(fmt: CacheFormat, head_dim: int) -> int:

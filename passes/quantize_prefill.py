@@ -69,7 +69,7 @@ def _quantize(
     ops = torch.ops.innerq
     mean = norm = query_statistics = None
     weight, rows = (), ()
-    query = _query(write, match) if fmt.mode == "steered" else None
+    query = _query(write, match) if fmt.uses_queries else None
     if query is not None:
         query_statistics = write.call(ops.query_statistics.default, query, dense, start)
         weight = (write.call(ops.query_weight.default, query_statistics, fmt.norm),)

@@ -156,7 +156,7 @@ def _follow(
     new_key, new_value = by_head_in_dtype(write, key_use), by_head_in_dtype(write, value_use)
     if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
         statistics = ()
-        if key.format.mode == "steered" and query is not None:
+        if key.format.uses_queries and query is not None:
             start = write.method("new_zeros", new_key, (write.method("size", new_key, 0),), dtype=torch.int32)
             statistics = (write.call(torch.ops.innerq.query_statistics.default, query, new_key, start),)
         write_at(write, key, new_key, position, *statistics)

@@ -62,7 +62,7 @@ GRAPH = {name: set(imported(name)) - {name} for name in MODULES}
 LAYERS = (
     ("kernels",),
     ("passes",),
-    ("errors", "compile_error", "config", "logs", "scoped"),
+    ("errors", "compile_error", "config", "presets", "logs", "scoped"),
     ("cache",),
     ("runtime",),
     ("compiler",),

@@ -35,7 +35,7 @@ class ProductSide:
         fmt = self.format(x.shape[-1], x.dtype)
         start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
         mean = norm = weight = rows = None
-        config, asked = self.config, asked if fmt.mode == "steered" else None
+        config, asked = self.config, asked if fmt.uses_queries else None
         if asked is not None:
             weight = reference.query_weight(asked, fmt.norm)
         if self.role == "key" and config.has_key_statistics:

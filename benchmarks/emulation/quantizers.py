@@ -9,7 +9,8 @@ import dataclasses
 
 import torch
 
-from innerq_compile.kernels.formats import MODES_WITH_ZERO, CacheFormat
+from innerq_compile.kernels.formats import CacheFormat
+from innerq_compile.kernels.modes import named
 from innerq_compile.kernels.reference import dequantize_groups as product_numbers
 from innerq_compile.kernels.reference import key_statistics, normalize_keys
 from innerq_compile.kernels.reference import quantize_groups as product_groups
@@ -79,7 +80,7 @@ class Side:
         """Bits of an element of the quantized region, codes, scales and zero points together."""
         if self.mode == "none":
             return 16.0
-        kinds = [self.scale] + ([self.zero] if self.mode in MODES_WITH_ZERO else [])
+        kinds = [self.scale] + ([self.zero] if named(self.mode).has_zero else [])
         if set(kinds) <= {"float16", "bfloat16"}:  # the product has room for as many numbers, wherever they belong
             mode = "hybrid" if self.mode == "paper_hybrid" else self.mode
             return stored_bits(CacheFormat("value", self.bits, mode, self.group, 0, 0, self.scale), head_dim)
@@ -167,7 +168,7 @@ def _fit(x, weight, codes, scale, zero, side: Side):
         y = x - zero
         new = (w * y * y).sum(-1, keepdim=True) / (w * y * codes).sum(-1, keepdim=True)
         return torch.where(new.isfinite() & (new.abs() < 1.5 * scale.abs()), new, scale), zero
-    if side.mode not in MODES_WITH_ZERO:
+    if not named(side.mode).has_zero:
         new = (w * x * codes).sum(-1, keepdim=True) / (w * codes * codes).sum(-1, keepdim=True)
         return torch.where(new.isfinite(), new, scale), zero
     total = w.sum(-1, keepdim=True)

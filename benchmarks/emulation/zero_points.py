@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import torch
 
-from innerq_compile.kernels import reference, short_scales
+from innerq_compile.kernels import reference, scale_types
 from innerq_compile.kernels.formats import CacheFormat
+from innerq_compile.kernels.modes.anchored import is_anchor
 
 
 def spanned(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale as stored and zero point (not rounded yet) of asymmetric groups ``x [..., g]``, ``[..., 1]`` each."""
     high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
-    return short_scales.pair_scale((high - low) / (2**bits - 1), low, bits), low
+    return scale_types.pair_scale((high - low) / (2**bits - 1), low, bits), low
 
 
 def decoded(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
     """``x`` as groups of this scale and zero point give it back."""
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    step = short_scales.zero_step(bits)
-    most = short_scales.MOST_STEPS
+    step = scale_types.zero_step(bits)
+    most = scale_types.MOST_STEPS
     start = torch.round(zero * inverse / step).clamp(-most, most) * step * scale
     return torch.round((x - start) * inverse).clamp(0, 2**bits - 1) * scale + start
 
@@ -33,7 +34,8 @@ def anchored(x: torch.Tensor, bits: int) -> torch.Tensor:
     That token is the one that attention likes to rest on: a tenth of the others' norm, and up to a third of the weight.
     """
     fmt = CacheFormat("value", bits, "anchored", x.shape[-1], 0, 0, "pair8")
-    codes = reference.quantize_groups(x, fmt, reference.anchors(x.mT, fmt))
+    (chosen,) = is_anchor(x.mT, None, x.shape[-1])
+    codes = reference.quantize_groups(x, fmt, (chosen.mT,))
     return reference.dequantize_groups(*codes, fmt, x.dtype)
 
 

@@ -186,7 +186,7 @@ class CacheStorage:
             return moved.pin_memory() if pin_memory else moved
 
         copy = self.copy(transform=move)
-        if copy.dtype != self.dtype and self.format.mode == "steered":  # bytes lie behind the windows
+        if copy.dtype != self.dtype and self.format.uses_queries:  # bytes lie behind the windows
             rows = reference.held_query_rows(self.window, self.format)
             reference.set_query_rows_(copy.window, self.format, rows.to(copy.state.device))
         return copy
@@ -321,7 +321,7 @@ def quantize(
         fmt = dataclasses.replace(fmt, norm=norm)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     mean = scale = asked = weight = rows = None
-    if queries is not None and fmt.mode == "steered":
+    if queries is not None and fmt.uses_queries:
         asked = reference.query_statistics(queries, x, start)
         weight = reference.query_weight(asked, fmt.norm)
     if role == "key" and config.has_key_statistics and x.shape[2] == 0:

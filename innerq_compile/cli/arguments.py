@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ..config import PRESETS, InnerQConfig, field_names
+from ..config import InnerQConfig, field_names
 from ..errors import InnerQError
+from ..presets import PRESETS
 from .models import DEMO
 from .output import CommandError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..config import PRESETS
+from ..presets import PRESETS
 from .arguments import add_model_arguments, device_of, dtype_of, positive
 from .decoding import Decoder
 from .models import load_model, load_tokenizer

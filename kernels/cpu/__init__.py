@@ -1,8 +1,10 @@
 """CPU kernels: C++ that Inductor's toolchain compiles on first use, specialised for a pair of formats.
 
-``kernels/ops.py`` calls what this module names. Each function gives what its namesake in ``kernels/reference.py``
-gives, codes and scales bit for bit, and leaves the call to it where a tensor is not as a kernel wants it (a view, a
-dtype mix). The files, from the bottom: ``vec.h`` vectors, ``encode.h`` append_ and prefill, ``decode.h`` attention,
+``kernels/ops.py`` calls what this module names. Each function gives what its namesake in ``kernels/reference`` gives,
+codes and scales bit for bit, and leaves the call to it where a tensor is not as a kernel wants it (a view, mixed
+dtypes).
+The files, from the bottom: ``vec.h`` vectors, ``cache.h`` a cache side, ``modes/`` the encoders of modes, ``encode.h``
+blocks, ``append.h``, ``prefill.h``, ``decode.h`` attention (on ``contract.h``, ``tokens.h``, ``masks.h``),
 ``codegen.py`` the constants of a format, ``build.py`` the toolchain.
 
 ``INNERQ_CPU_KERNELS=0`` in the environment switches all of it off.
@@ -30,8 +32,8 @@ Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 _NO_STRIDE = (0, 0, 0, 0)
 
-# Argument blocks, as the structs of encode.h and decode.h: everything is eight bytes wide. Packing one and passing its
-# address costs a microsecond; converting thirty arguments one by one costs ten.
+# Argument blocks, as the structs of append.h, prefill.h and masks.h: everything is eight bytes wide. Packing one and
+# passing its address costs a microsecond; converting thirty arguments one by one costs ten.
 _CACHE = "7q"
 _APPEND_ONE = struct.Struct("4q" + _CACHE + "5q")
 _APPEND_TWO = struct.Struct("4q" + 2 * (_CACHE + "5q"))
@@ -142,7 +144,7 @@ def _plain(cache: Cache, fmt: CacheFormat) -> bool:
 
 
 def _cache_fields(cache: Cache, fmt: CacheFormat) -> tuple[int, ...]:
-    """The ``Cache`` struct of ``encode.h``."""
+    """The ``Cache`` struct of ``cache.h``."""
     codes, scales, window, state = cache
     return (
         codes.data_ptr(),

@@ -14,8 +14,9 @@ import pathlib
 
 import torch
 
-from .. import layout, short_scales
-from ..formats import MODES, QUERY_ROWS, CacheFormat
+from .. import layout, scale_types
+from ..formats import CacheFormat
+from ..modes import QuantizationMode, rounding
 
 #: Names of element and scale dtypes in ``vec.h``.
 CPP_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -149,8 +150,8 @@ def _unpack_lines(
 
 @functools.cache
 def side_struct(side: Side, name: str, lanes: int) -> str:
-    """The struct ``name`` of the constants of one side, for vectors of ``lanes`` floats. See ``encode.h``."""
-    fmt, head_dim = side.fmt, side.head_dim
+    """The struct ``name`` of the constants of one side, for vectors of ``lanes`` floats. See ``cache.h``."""
+    fmt, head_dim, mode = side.fmt, side.head_dim, side.fmt.quantization
     rows, row = (head_dim, fmt.block) if fmt.is_key else (fmt.block, head_dim)
     constants = {
         "D": head_dim,
@@ -158,22 +159,25 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         "ROWS": rows,
         "LANES": row,
         "GS": fmt.group_size,
-        "PRODUCT_SHIFT": short_scales.product_shift(fmt.group_size),
         "BITS": fmt.bits,
         "WORDS": layout.words_per_block(fmt, head_dim) if fmt.quantized else 0,
         "PARAMS": layout.scales_per_block(fmt, head_dim),
+        "QUERY_ROWS": fmt.window_rows - fmt.window,
     }
     body = [
         f"using T = {CPP_TYPES[side.dtype]};",
         f"using S = {CPP_SCALES[fmt.scale_dtype]};",
         f"static constexpr bool KEY = {int(fmt.is_key)}, QUANTIZED = {int(fmt.quantized)}, "
-        f"HAS_ZERO = {int(fmt.has_zero)};",
-        f"static constexpr Mode MODE = {fmt.mode.upper()};",
-        f"static constexpr int STEERING[] = {{{_int_list(short_scales.steering(fmt.bits))}}};",
+        f"HAS_ZERO = {int(fmt.has_zero)}, USES_ANCHOR = {int(mode.uses_anchor)}, "
+        f"USES_QUERIES = {int(mode.uses_queries)};",
         f"static constexpr int {', '.join(f'{key} = {value}' for key, value in constants.items())};",
     ]
     if fmt.quantized:
-        assert fmt.mode in MODES
+        body += [
+            f"using Mode = {mode.cpp_encoder};",
+            f"static constexpr float ZERO_STEP = {scale_types.zero_step(fmt.bits)!r}f;",
+            *(f"static constexpr {name} = {value};" for name, value in mode.cpp_constants(fmt).items()),
+        ]
         place = _tile_permutation(side)
         hi, pairs, columns = place.shape[:3]
         base = place[0, 0, 0].tolist()
@@ -197,10 +201,42 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
     return "\n".join([f"struct {name} {{", *(f"  {line}" for line in body), "};"])
 
 
+#: The templates around the encoders of modes, in the order of their use.
+_BEFORE_MODES = ("vec.h", "cache.h", "modes/groups.h", "modes/affine.h", "modes/paired.h")
+_BEHIND_MODES = ("encode.h", "append.h", "prefill.h", "contract.h", "tokens.h", "masks.h", "decode.h")
+
+
 @functools.cache
-def _headers() -> str:
-    folder = pathlib.Path(__file__).parent
-    return "\n".join((folder / name).read_text() for name in ("vec.h", "encode.h", "decode.h"))
+def _header(name: str) -> str:
+    return (pathlib.Path(__file__).parent / name).read_text()
+
+
+def _headers(modes: list[QuantizationMode]) -> list[str]:
+    """The templates, with the encoders of ``modes`` and no others."""
+    encoders = sorted({f"modes/{mode.name}.h" for mode in modes if mode.cpp_encoder})
+    return [_header(name) for name in (*_BEFORE_MODES, *encoders, *_BEHIND_MODES)]
+
+
+def _constants() -> list[str]:
+    """What the templates have from ``kernels/scale_types.py`` and from what modes share."""
+    pair, byte = scale_types.PAIR, scale_types.FLOAT8
+    numbers = {
+        "PAIR_LARGEST": pair.largest,
+        "PAIR_QUANTUM": 2.0**-pair.mantissa_bits,
+        "FLOAT8_LARGEST": byte.largest,
+        "FLOAT8_QUANTUM": 2.0**-byte.mantissa_bits,
+        "SMALLEST_NORMAL": scale_types.SMALLEST_NORMAL,
+        "CLEARLY": rounding.CLEARLY,
+    }
+    whole = {
+        "PAIR_SCALE": scale_types.PAIR_SCALE,
+        "PAIR_STEPS": scale_types.PAIR_STEPS,
+        "PAIR_SIGN": scale_types.PAIR_SIGN,
+        "MOST_STEPS": scale_types.MOST_STEPS,
+        "NEAREST_BITS": scale_types.NEAREST_BITS,
+    }
+    lines = [f"constexpr float {name} = {value!r}f;" for name, value in numbers.items()]
+    return ["namespace {", *lines, *(f"constexpr int {name} = {value};" for name, value in whole.items()), "}"]
 
 
 def source(singles: list[Side], pairs: list[tuple[Side, Side]], lanes: int) -> str:
@@ -211,10 +247,7 @@ def source(singles: list[Side], pairs: list[tuple[Side, Side]], lanes: int) -> s
     numbers: dict[Side, str] = {}
     for side in (*singles, *(side for pair in pairs for side in pair)):
         numbers.setdefault(side, f"Side{len(numbers)}")
-    out = [f"#define VL {lanes}", f"#define NEAREST_BITS {short_scales.NEAREST_BITS}"]
-    out += [f"#define CLEARLY {short_scales.CLEARLY!r}f", f"#define MOST_SIGNED_BITS {short_scales.MOST_SIGNED_BITS}"]
-    out += [f"#define TO_PARTS {short_scales.TO_PARTS!r}f", f"#define QUERY_ROWS {QUERY_ROWS}"]
-    out += [_headers(), "namespace {"]
+    out = [f"#define VL {lanes}", *_constants(), *_headers([side.fmt.quantization for side in numbers]), "namespace {"]
     out += [side_struct(side, name, lanes) for side, name in numbers.items()]
     out += ["}  // namespace", 'extern "C" {']
     for i, side in enumerate(singles):

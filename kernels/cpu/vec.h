@@ -4,7 +4,8 @@
 // intrinsics only where those have no word for it: fused multiply-add, half conversion, horizontal sums. NaN is never
 // assumed absent. Comparisons are written so that NaN goes the way the comments say.
 //
-// VL (lanes of a vector) is defined by the generated prologue from the vector ISA that Inductor picked.
+// VL (lanes of a vector) is defined by the generated prologue from the vector ISA that Inductor picked, and so are the
+// constants of kernels/scale_types.py.
 
 #include <cmath>
 #include <cstdint>
@@ -42,7 +43,7 @@ constexpr float INF = __builtin_inff();
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
-struct e5m2 { uint8_t bits; };    // these two hold scales only, see kernels/short_scales.py
+struct e5m2 { uint8_t bits; };    // these two hold scales only, see kernels/scale_types.py
 struct pair8 { uint16_t bits; };
 
 template <class V, class T> INLINE V load_as(const T* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
@@ -158,8 +159,8 @@ template <class T> constexpr float LIMIT = 0;
 template <> constexpr float LIMIT<float> = 3.402823466e38f;
 template <> constexpr float LIMIT<bf16> = 3.38953138925e38f;
 template <> constexpr float LIMIT<f16> = 65504.f;
-template <> constexpr float LIMIT<e5m2> = 57344.f;
-template <> constexpr float LIMIT<pair8> = 61440.f;
+template <> constexpr float LIMIT<e5m2> = FLOAT8_LARGEST;
+template <> constexpr float LIMIT<pair8> = PAIR_LARGEST;
 
 INLINE VF load(const float* p) { return load_as<VF>(p); }
 INLINE VF load(const bf16* p) { return bitcast<VF>(__builtin_convertvector(load_as<VH>(p), VU) << 16); }
@@ -203,10 +204,11 @@ INLINE VF magnitude(VF x) { return bitcast<VF>(bitcast<VU>(x) & 0x7fffffffu); }
 // Half to even, for |x| < 2^22. NaN stays.
 INLINE VF round_even(VF x) { return (x + 12582912.f) - 12582912.f; }
 
-// Distance from a scale x >= 0 to the next larger one of short mantissa, and x rounded to it: short_scales.py.
+// Distance from a scale x >= 0 to the next larger one of short mantissa, and x rounded to it:
+// kernels/scale_types.py.
 template <class S> INLINE VF short_quantum(VF x) {
   const VF power = bitcast<VF>(bitcast<VU>(x) & 0x7f800000u);
-  return (power < 0x1p-14f ? splat(0x1p-14f) : power) * (std::is_same_v<S, e5m2> ? 0.25f : 0.125f);
+  return (power < SMALLEST_NORMAL ? splat(SMALLEST_NORMAL) : power) * (std::is_same_v<S, e5m2> ? FLOAT8_QUANTUM : PAIR_QUANTUM);
 }
 template <class S, bool UP> INLINE VF round_short(VF x, float limit) {
   x = x > limit ? splat(limit) : x;

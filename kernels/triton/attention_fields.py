@@ -29,7 +29,8 @@ import triton.language as tl
 
 from .attention_portable import LOG2E, row_scores
 from .casts import INTERPRETED, round_to
-from .unpack import is_paired, quantized_end
+from .constants import PAIR_SCALE, PAIR_ZERO, STEPS_OF_FLOAT16, is_paired, whole_fields, zero_step
+from .unpack import quantized_end
 
 #: Exponent of the largest probability when the base is set, and how far scores may then grow: p stays below 2^15.
 START = tl.constexpr(6.0)
@@ -43,7 +44,7 @@ OUTGROWN = tl.constexpr(0x41600000)
 @triton.constexpr_function
 def field_plane(bits, field):
     """Which of the ``bits`` planes of words holds a field (3 bits: field 15 has a bit in each of the three)."""
-    return field // (16 // bits)
+    return field // whole_fields(bits)
 
 
 @triton.constexpr_function
@@ -51,13 +52,13 @@ def field_at(bits, field):
     """The bit of a half at which the mask finds a field, after its shift."""
     if bits == 3:
         return (0, 3, 0, 3, 6, 0, 3, 6)[field % 8]
-    return field % (16 // bits) * bits % 8
+    return field % whole_fields(bits) * bits % 8
 
 
 @triton.constexpr_function
 def field_shift(bits, field):
     """By how much words are shifted down before the field is masked."""
-    at = field % (16 // bits) * bits
+    at = field % whole_fields(bits) * bits
     return at - (0, 3, 0, 3, 6, 0, 3, 6)[field % 8] if bits == 3 else at // 8 * 8
 
 
@@ -183,13 +184,13 @@ def key_row_order(b_x, D: tl.constexpr, GROUP: tl.constexpr, LO: tl.constexpr):
 def load_params(p_scales, SIZE: tl.constexpr, HAS_ZERO: tl.constexpr, PAIRED: tl.constexpr):
     """Scales and zero points ``[SIZE]`` of a block, as they lie; the zero points of pairs are :func:`pair_unit` large.
 
-    The two parts of a pair are float16 numbers where they are, see ``kernels/short_scales.py``; the zero point is a
+    The two parts of a pair are float16 numbers where they are, see ``kernels/scale_types.py``; the zero point is a
     subnormal one, in steps. Without zero points the second result means nothing.
     """
     if HAS_ZERO and PAIRED:
         b_word = tl.load(p_scales + tl.arange(0, SIZE))
-        b_scale = (b_word & 0x7F80).to(tl.float16, bitcast=True)
-        b_zero = (b_word & -0x7F81).to(tl.float16, bitcast=True)  # 0x807F
+        b_scale = (b_word & PAIR_SCALE).to(tl.float16, bitcast=True)
+        b_zero = (b_word & PAIR_ZERO).to(tl.float16, bitcast=True)
     else:
         b_scale = tl.load(p_scales + tl.arange(0, SIZE))
         b_zero = b_scale
@@ -200,8 +201,9 @@ def load_params(p_scales, SIZE: tl.constexpr, HAS_ZERO: tl.constexpr, PAIRED: tl
 
 @triton.constexpr_function
 def pair_unit(bits, paired):
-    """What the zero points of :func:`load_params` are multiplied by: those of pairs are steps of ``2^(bits - 6)``."""
-    return 2.0 ** (bits + 18) if paired else 1.0
+    """What the zero points of :func:`load_params` are multiplied by: those of pairs are steps that were read
+    as float16."""
+    return zero_step(bits) * STEPS_OF_FLOAT16 if paired else 1.0
 
 
 @triton.jit

@@ -9,10 +9,11 @@ import triton.language as tl
 from .. import reference
 from ..formats import CacheFormat
 from .casts import round_to
-from .encode import block_params, block_words, copy_blocks
+from .constants import block_params, block_words
+from .encode import copy_blocks
 from .encode_at_once import encode_block, warps_for
-from .support import on_device, side_constants
-from .unpack import tile_channels, window_rows
+from .support import mode_constants, on_device, side_constants
+from .unpack import tile_channels
 
 
 @triton.jit
@@ -60,7 +61,10 @@ def _append_side(
     WRITE: tl.constexpr,
     ROWS: tl.constexpr,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    ENCODER: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    USES_ANCHOR: tl.constexpr,
+    USES_QUERIES: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -69,6 +73,7 @@ def _append_side(
     D: tl.constexpr,
     LO: tl.constexpr,
     COLS: tl.constexpr,
+    QUERY_ROWS: tl.constexpr,
 ):
     """One (b, h) of one side. ``ENCODE``: quantize the ``due``-th block that falls due. ``WRITE``: ring and state.
 
@@ -76,7 +81,7 @@ def _append_side(
     """
     RING: tl.constexpr = RECENT + BLOCK
     new += bh // H * stride_b + bh % H * stride_h
-    window += bh * (window_rows(MODE, SINK, RECENT, BLOCK) * D)
+    window += bh * ((SINK + RING + QUERY_ROWS) * D)
     state += bh * 4
     length = tl.load(state + 1)
     peak = tl.load(state + 2)
@@ -96,10 +101,10 @@ def _append_side(
             if BITS == 0:
                 copy_blocks(_load_due, _no_numbers, source, p_codes, 1, 1, IS_KEY, BLOCK, D, COLS)
             else:
-                p_scales = scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty)
+                p_scales = scales + at * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, scales.dtype.element_ty)
                 encode_block(
                     _load_due, _no_numbers, source, queries, p_codes, p_scales,
-                    IS_KEY, MODE, BITS, GROUP, BLOCK, D, LO, COLS,
+                    IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, LO, COLS,
                 )  # fmt: skip
     if WRITE:
         tl.debug_barrier()  # every warp has read the ring and the state
@@ -152,7 +157,10 @@ def append_fwd_kernel(
     WRITE: tl.constexpr,
     ROWS: tl.constexpr,
     K_IS_KEY: tl.constexpr,
-    K_MODE: tl.constexpr,
+    K_ENCODER: tl.constexpr,
+    K_HAS_ZERO: tl.constexpr,
+    K_USES_ANCHOR: tl.constexpr,
+    K_USES_QUERIES: tl.constexpr,
     K_BITS: tl.constexpr,
     K_GROUP: tl.constexpr,
     K_BLOCK: tl.constexpr,
@@ -161,8 +169,12 @@ def append_fwd_kernel(
     K_D: tl.constexpr,
     K_LO: tl.constexpr,
     K_COLS: tl.constexpr,
+    K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
-    V_MODE: tl.constexpr,
+    V_ENCODER: tl.constexpr,
+    V_HAS_ZERO: tl.constexpr,
+    V_USES_ANCHOR: tl.constexpr,
+    V_USES_QUERIES: tl.constexpr,
     V_BITS: tl.constexpr,
     V_GROUP: tl.constexpr,
     V_BLOCK: tl.constexpr,
@@ -171,6 +183,7 @@ def append_fwd_kernel(
     V_D: tl.constexpr,
     V_LO: tl.constexpr,
     V_COLS: tl.constexpr,
+    V_QUERY_ROWS: tl.constexpr,
 ):
     """Program (b * H + h, side, due block). The two sides are two caches; with one side the grid is 1 wide there."""
     bh = tl.program_id(0).to(tl.int64)
@@ -179,13 +192,15 @@ def append_fwd_kernel(
         _append_side(
             k_codes, k_scales, k_window, k_state, k_new, bh, H, N, k_capacity,
             k_stride_b, k_stride_h, k_stride_n, k_stride_d, due, ENCODE, WRITE, ROWS,
-            K_IS_KEY, K_MODE, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS,
+            K_IS_KEY, K_ENCODER, K_HAS_ZERO, K_USES_ANCHOR, K_USES_QUERIES, K_BITS, K_GROUP, K_BLOCK,
+            K_SINK, K_RECENT, K_D, K_LO, K_COLS, K_QUERY_ROWS,
         )  # fmt: skip
     else:
         _append_side(
             v_codes, v_scales, v_window, v_state, v_new, bh, H, N, v_capacity,
             v_stride_b, v_stride_h, v_stride_n, v_stride_d, due, ENCODE, WRITE, ROWS,
-            V_IS_KEY, V_MODE, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS,
+            V_IS_KEY, V_ENCODER, V_HAS_ZERO, V_USES_ANCHOR, V_USES_QUERIES, V_BITS, V_GROUP, V_BLOCK,
+            V_SINK, V_RECENT, V_D, V_LO, V_COLS, V_QUERY_ROWS,
         )  # fmt: skip
 
 
@@ -216,7 +231,7 @@ def append_(
     tensors, constants = [], {}
     for prefix, (cache, new, fmt) in zip(("K_", "V_"), (sides[0], sides[-1]), strict=True):
         tensors += [*cache, new, cache[0].shape[2], *new.stride()]
-        constants |= side_constants(fmt, new.shape[3], prefix)
+        constants |= side_constants(fmt, new.shape[3], prefix) | mode_constants(fmt, prefix)
     blocks = [fmt.block for _, _, fmt in sides]
     warps = num_warps or max(warps_for(fmt, new.shape[3]) for _, new, fmt in sides)
     launches = [(True, True, 1)]

@@ -11,9 +11,10 @@ import triton.language as tl
 from .. import layout, reference
 from ..formats import CacheFormat, blocks_for
 from .casts import round_to
-from .encode import block_params, block_words, copy_blocks, encode_blocks, tile_columns
-from .support import on_device, side_constants
-from .unpack import tile_channels, window_rows
+from .constants import block_params, block_words
+from .encode import copy_blocks, encode_blocks, tile_columns
+from .support import mode_constants, on_device, side_constants
+from .unpack import tile_channels
 
 #: Tokens of the windows that a program writes.
 WINDOW_ROWS = tl.constexpr(16)
@@ -67,7 +68,10 @@ def prefill_fwd_kernel(
     NB: tl.constexpr,
     WINDOWS: tl.constexpr,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    ENCODER: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    USES_ANCHOR: tl.constexpr,
+    USES_QUERIES: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -76,6 +80,7 @@ def prefill_fwd_kernel(
     D: tl.constexpr,
     LO: tl.constexpr,
     COLS: tl.constexpr,
+    QUERY_ROWS: tl.constexpr,
 ):
     """Program (i, b * H + h) quantizes ``NB`` blocks of 32 or more tokens; the last ``WINDOWS`` write the windows."""
     block = tl.program_id(0) * NB
@@ -92,7 +97,7 @@ def prefill_fwd_kernel(
     if inverse is not None:
         inverse += bh * D
     RING: tl.constexpr = RECENT + BLOCK
-    window += bh * (window_rows(MODE, SINK, RECENT, BLOCK) * D)
+    window += bh * ((SINK + RING + QUERY_ROWS) * D)
     if block < (tl.num_programs(0) - WINDOWS) * NB:
         if block < blocks:
             token0 = SINK + block * BLOCK
@@ -104,8 +109,9 @@ def prefill_fwd_kernel(
             else:
                 encode_blocks(
                     _load_normalized, _of_channels, source, window + (SINK + RING) * D, p_codes,
-                    scales + at * block_params(BITS, MODE, GROUP, BLOCK, D, scales.dtype.element_ty),
-                    blocks - block, NB, IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+                    scales + at * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, scales.dtype.element_ty),
+                    blocks - block, NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK,
+                    SINK, RECENT, D, LO, COLS,
                 )  # fmt: skip
     else:
         part = tl.program_id(0) - (tl.num_programs(0) - WINDOWS)
@@ -187,6 +193,7 @@ def prefill(
             STRIDE_S=x.stride(2) if x.stride(2) % head_dim == 0 else 0,
             **constants,
             **side_constants(fmt, head_dim),
+            **mode_constants(fmt),
             **options,
         )
     return cache

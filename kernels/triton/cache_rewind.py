@@ -9,7 +9,7 @@ import triton.language as tl
 from ..formats import CacheFormat
 from .casts import round_to
 from .support import interpreted, on_device, side_constants
-from .unpack import load_tokens, quantized_end, tile_channels, window_rows
+from .unpack import load_tokens, quantized_end, tile_channels
 
 #: The assertion needs Triton's debug mode, which would check every addition for overflow as well.
 OPTIONS = {} if interpreted() else {"debug": True, "sanitize_overflow": False}
@@ -25,7 +25,7 @@ def _rewind_side(
     bh,
     capacity,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -34,6 +34,7 @@ def _rewind_side(
     D: tl.constexpr,
     LO: tl.constexpr,
     COLS: tl.constexpr,
+    QUERY_ROWS: tl.constexpr,
 ):
     """One (b, h) of one side: what a block that is cut still holds goes back into the ring, and the state follows."""
     RING: tl.constexpr = RECENT + BLOCK
@@ -54,7 +55,7 @@ def _rewind_side(
         held = (position < kept) & (position < end) & (position < SINK + capacity * BLOCK)
         b_x = load_tokens(
             codes, scales, window, bh, capacity, position, held, end, True, False,
-            IS_KEY, MODE, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS,
+            IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS, QUERY_ROWS,
         )  # fmt: skip
         channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
         slot = SINK + (position - SINK) % RING
@@ -62,7 +63,7 @@ def _rewind_side(
             LARGEST: tl.constexpr = 65504.0 if window.dtype.element_ty == tl.float16 else 3.3895313892515355e38
             b_x = tl.where(tl.abs(b_x) < float("inf"), tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST), b_x)
         tl.store(
-            window + (bh * window_rows(MODE, SINK, RECENT, BLOCK) + slot)[:, None] * D + channel[None, :],
+            window + (bh * (SINK + RING + QUERY_ROWS) + slot)[:, None] * D + channel[None, :],
             round_to(b_x, window.dtype.element_ty),
             mask=held[:, None] & real[None, :],
         )
@@ -86,7 +87,7 @@ def rewind_fwd_kernel(
     v_capacity,
     position,
     K_IS_KEY: tl.constexpr,
-    K_MODE: tl.constexpr,
+    K_HAS_ZERO: tl.constexpr,
     K_BITS: tl.constexpr,
     K_GROUP: tl.constexpr,
     K_BLOCK: tl.constexpr,
@@ -95,8 +96,9 @@ def rewind_fwd_kernel(
     K_D: tl.constexpr,
     K_LO: tl.constexpr,
     K_COLS: tl.constexpr,
+    K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
-    V_MODE: tl.constexpr,
+    V_HAS_ZERO: tl.constexpr,
     V_BITS: tl.constexpr,
     V_GROUP: tl.constexpr,
     V_BLOCK: tl.constexpr,
@@ -105,6 +107,7 @@ def rewind_fwd_kernel(
     V_D: tl.constexpr,
     V_LO: tl.constexpr,
     V_COLS: tl.constexpr,
+    V_QUERY_ROWS: tl.constexpr,
 ):
     """Program (b * H + h, side)."""
     bh = tl.program_id(0).to(tl.int64)
@@ -112,12 +115,12 @@ def rewind_fwd_kernel(
     if tl.program_id(1) == 0:
         _rewind_side(
             k_codes, k_scales, k_window, k_state, target, bh, k_capacity,
-            K_IS_KEY, K_MODE, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS,
+            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS, K_QUERY_ROWS,
         )  # fmt: skip
     else:
         _rewind_side(
             v_codes, v_scales, v_window, v_state, target, bh, v_capacity,
-            V_IS_KEY, V_MODE, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS,
+            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS, V_QUERY_ROWS,
         )  # fmt: skip
 
 

@@ -14,40 +14,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import short_scales
+from ..modes import rounding
 from .casts import in_order
+from .constants import (
+    block_params,
+    block_words,
+    column_run,
+    params_per_group,
+    spare_bits,
+    spare_mask,
+    start_of_plane,
+    whole_fields,
+)
 from .quantize import quantize_set
-from .steer import query_words
-from .unpack import has_zero, is_paired, tile_channels
+from .queries import query_words
+from .unpack import tile_channels
 
-CLEARLY = tl.constexpr(short_scales.CLEARLY)
-
-
-@triton.constexpr_function
-def block_words(bits, block, head_dim):
-    """Words of a block, elements where there are no codes: ``layout.words_per_block`` in a kernel."""
-    return block * head_dim * bits // 32 if bits else block * head_dim
-
-
-@triton.constexpr_function
-def block_params(bits, mode, group, block, head_dim, dtype):
-    """Scales and zero points of a block: ``layout.scales_per_block`` in a kernel."""
-    return block * head_dim // group * (2 if has_zero(mode) and not is_paired(dtype) else 1) if bits else 0
-
-
-@triton.constexpr_function
-def start_of_plane(bits):
-    """What a plane has to begin with, so that the ``PAIR_BIAS`` of its whole fields ends in zero."""
-    whole = 16 // bits
-    bias = sum(0x4B000000 << (position * bits) for position in range(whole))
-    return (2**31 - bias) % 2**32 - 2**31
+CLEARLY = tl.constexpr(rounding.CLEARLY)
 
 
 @triton.jit
 def _add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
     """Words ``planes`` (``BITS`` tensors) with a field of both halves set, see ``layout.field_bits``."""
-    WHOLE: tl.constexpr = 16 // BITS
-    SPARE: tl.constexpr = 16 - WHOLE * BITS
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
     FIRST: tl.constexpr = (FIELD - WHOLE * BITS) * BITS  # place of a spread field's lowest bit among the spare ones
     new = ()
     for j in tl.static_range(BITS):
@@ -57,7 +47,7 @@ def _add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
                 b_word = in_order(b_word + (b_codes << (FIELD % WHOLE * BITS)))
         elif j * SPARE < FIRST + BITS and (j + 1) * SPARE > FIRST:
             b_bits = b_codes >> (j * SPARE - FIRST) if j * SPARE > FIRST else b_codes << (FIRST - j * SPARE)
-            b_word = in_order(b_word + ((b_bits & (((1 << SPARE) - 1) * 0x10001)) << (WHOLE * BITS)))
+            b_word = in_order(b_word + ((b_bits & spare_mask(BITS)) << (WHOLE * BITS)))
         new = new + (b_word,)
     return new
 
@@ -65,8 +55,8 @@ def _add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 def _add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
     """:func:`_add_to_planes` of a field that is not known before the kernel runs."""
-    WHOLE: tl.constexpr = 16 // BITS
-    SPARE: tl.constexpr = 16 - WHOLE * BITS
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
     new = ()
     for j in tl.static_range(BITS):
         # a multiplication by a power of two or zero, which takes the addition along
@@ -78,7 +68,7 @@ def _add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
             for j in tl.static_range(BITS):
                 below = j * SPARE - first
                 b_bits = (b_codes >> tl.maximum(below, 0)) << tl.maximum(-below, 0)
-                b_bits = tl.where((below < BITS) & (below > -SPARE), b_bits & (((1 << SPARE) - 1) * 0x10001), 0)
+                b_bits = tl.where((below < BITS) & (below > -SPARE), b_bits & spare_mask(BITS), 0)
                 spread = spread + (new[j] + (b_bits << (WHOLE * BITS)),)
             new = spread
     return new
@@ -100,7 +90,7 @@ def channels_at_once(head_dim):
 def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
     """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
 
-    ``first [NB]`` are the first tokens of the groups. See ``reference.anchors``.
+    ``first [NB]`` are the first tokens of the groups. See ``modes/anchored.py``.
     """
     WIDTH: tl.constexpr = channels_at_once(D)
     token = first[:, None] + tl.arange(0, GROUP)[None, :]
@@ -163,7 +153,10 @@ def _encode_group(
     planes,
     NB: tl.constexpr,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    ENCODER: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    USES_ANCHOR: tl.constexpr,
+    USES_QUERIES: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -173,7 +166,6 @@ def _encode_group(
 ):
     """Write the scales of a group of slices, of all columns and sub-ranges, and add its codes to ``planes``."""
     DTYPE: tl.constexpr = p_scales.dtype.element_ty
-    HAS_ZERO: tl.constexpr = has_zero(MODE)
     SLICES: tl.constexpr = LO if IS_KEY else BLOCK // 16
     COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
     SUBS: tl.constexpr = 16 // SLICES
@@ -190,14 +182,14 @@ def _encode_group(
     b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     # a block that is not there is read as the last one that is
     first = tl.minimum(block, left - 1) * BLOCK
-    if MODE == "anchored":
+    if USES_ANCHOR:
         begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
         least = least_tokens(load, of_channels, source, begins, NB, GROUP, D)
         least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
-    asked = None
-    if MODE == "steered":
+    known = None
+    if USES_QUERIES:
         channel0 = hi * (16 * LO) + group * GROUP
-        asked = query_words(queries, channel0, WIDTH, GROUP, D)
+        known = query_words(queries, channel0, WIDTH, GROUP, D)
     for sub in tl.static_range(0, SUBS, TOGETHER):
         tiles = ()
         for i in tl.static_range(GROUP // 16):
@@ -221,12 +213,12 @@ def _encode_group(
             for i in tl.static_range(GROUP // 16):
                 own = own + (tiles[2 * (i * TOGETHER + t)], tiles[2 * (i * TOGETHER + t) + 1])
             b_anchor = None
-            if MODE == "anchored":
+            if USES_ANCHOR:
                 at = first + group * GROUP + least
                 place = (sub + t) * COLUMNS + column
                 numbers = of_channels(source, place, present, (WIDTH,))
                 b_anchor = load(source, numbers, at, place, present).to(tl.float32)
-            set_codes, b_scale, b_zero = quantize_set(own, b_anchor, asked, MODE, BITS, DTYPE)
+            set_codes, b_scale, b_zero = quantize_set(own, b_anchor, known, ENCODER, BITS, DTYPE)
             for i in tl.static_range(GROUP // 16):
                 if IS_KEY:
                     field = (sub + t) * SLICES + group * (GROUP // 16) + i
@@ -239,7 +231,7 @@ def _encode_group(
             else:
                 p_scale = p_scales + (group * D + (sub + t) * COLUMNS + column)
             tl.store(p_scale, b_scale.to(DTYPE), mask=real)
-            if HAS_ZERO and not is_paired(DTYPE):
+            if params_per_group(HAS_ZERO, DTYPE) == 2:
                 tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
     return planes
 
@@ -255,7 +247,10 @@ def encode_blocks(
     left,
     NB: tl.constexpr,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    ENCODER: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    USES_ANCHOR: tl.constexpr,
+    USES_QUERIES: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -272,9 +267,10 @@ def encode_blocks(
             broadcast to a tile, and what is not real is anything (``real`` None: all are). Tokens count from the first
             block's first. ``numbers`` are what ``of_channels(source, channel, real, shape)`` gave for a tile of that
             shape: what elements of a channel share.
-        queries: pointer to what mode ``steered`` knows of the queries, the row of `reference.query_rows`.
+        queries: pointer to the query profile of the head, where ``USES_QUERIES``.
         left: how many blocks there are, 1 or more; those behind ``NB`` are left alone.
         NB: how many blocks a program takes at most.
+        ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES: of the mode, see ``support.mode_constants``.
     """
     DTYPE: tl.constexpr = scales.dtype.element_ty
     PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
@@ -282,12 +278,12 @@ def encode_blocks(
     COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
     HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
     START: tl.constexpr = start_of_plane(BITS)
-    RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+    RUN: tl.constexpr = column_run(COLUMNS)
     column, block = _columns(IS_KEY, NB, PADDED)
     real = (column < COLUMNS) & (block < left)
     pair = tl.arange(0, 8)
     p_codes = codes + block * block_words(BITS, BLOCK, D)
-    p_scales = scales + block * block_params(BITS, MODE, GROUP, BLOCK, D, DTYPE)
+    p_scales = scales + block * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, DTYPE)
     for hi in range(HI):
         planes = ()
         for _ in tl.static_range(BITS):
@@ -297,13 +293,13 @@ def encode_blocks(
             for group in range(SLICES * 16 // GROUP):
                 planes = _encode_group(
                     load, of_channels, source, queries, p_scales, left, hi, group, planes,
-                    NB, IS_KEY, MODE, BITS, GROUP, BLOCK, D, LO, PADDED,
+                    NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, LO, PADDED,
                 )  # fmt: skip
         else:
             for group in tl.static_range(SLICES * 16 // GROUP):
                 planes = _encode_group(
                     load, of_channels, source, queries, p_scales, left, hi, group, planes,
-                    NB, IS_KEY, MODE, BITS, GROUP, BLOCK, D, LO, PADDED,
+                    NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, LO, PADDED,
                 )  # fmt: skip
         p_word = p_codes + (hi * (BITS * COLUMNS * 8) + column // RUN * (RUN * 8) + column % RUN)
         p_word = p_word[:, None] + pair[None, :] * RUN

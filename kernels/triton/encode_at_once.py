@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 
 from ..formats import CacheFormat
-from .encode import least_tokens, start_of_plane, tile_columns
+from .constants import column_run, params_per_group, spare_bits, spare_mask, start_of_plane, whole_fields
+from .encode import least_tokens, tile_columns
 from .quantize import quantize_set
-from .steer import query_words
+from .queries import query_words
 from .support import next_power_of_2, side_constants
-from .unpack import has_zero, is_paired
 
 #: Warps a program has at most; a thread has several groups then.
 MOST_WARPS = 8
@@ -47,8 +47,8 @@ def warps_for(fmt: CacheFormat, head_dim: int) -> int:
 @triton.jit
 def _field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
     """What ``b_codes`` (``both_halves``) of fields ``field [rows]`` add to a plane's words, ``layout.field_bits``."""
-    WHOLE: tl.constexpr = 16 // BITS
-    SPARE: tl.constexpr = 16 - WHOLE * BITS
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
     shift = tl.where(field // WHOLE == PLANE, field % WHOLE * BITS, 0)
     b_word = tl.where((field // WHOLE == PLANE)[:, None], b_codes << shift[:, None], 0)
     if SPARE > 0:
@@ -57,7 +57,7 @@ def _field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
         meets = (field >= WHOLE * BITS) & (below < BITS) & (below > -SPARE)
         below = tl.where(meets, below, 0)
         b_bits = (b_codes >> tl.maximum(below, 0)[:, None]) << tl.maximum(-below, 0)[:, None]
-        b_bits = (b_bits & (((1 << SPARE) - 1) * 0x10001)) << (WHOLE * BITS)
+        b_bits = (b_bits & spare_mask(BITS)) << (WHOLE * BITS)
         b_word += tl.where(meets[:, None], b_bits, 0)
     return b_word
 
@@ -102,7 +102,10 @@ def encode_block(
     codes,
     scales,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    ENCODER: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    USES_ANCHOR: tl.constexpr,
+    USES_QUERIES: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -112,7 +115,7 @@ def encode_block(
 ):
     """Write a block to ``codes`` and ``scales``, pointers to its first word and first scale.
 
-    ``load``, ``of_channels``, ``source`` and ``queries`` are those of ``encode.encode_blocks``.
+    The other arguments are those of ``encode.encode_blocks``.
     """
     DTYPE: tl.constexpr = scales.dtype.element_ty
     PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
@@ -123,7 +126,7 @@ def encode_block(
     HIGH: tl.constexpr = ROWS // (GROUPS * SUBS * PADDED)
     COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
     HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
-    RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+    RUN: tl.constexpr = column_run(COLUMNS)
     # [slice_hi, columns, sub-ranges, groups of a slice_hi]: the fields of a word lie in neighbouring threads
     row = tl.arange(0, ROWS)
     group = row % GROUPS
@@ -149,24 +152,24 @@ def encode_block(
             b_second = load(source, numbers, token + 1, place[:, None], there)
         tiles = tiles + (b_first, b_second)
     b_anchor = None
-    if MODE == "anchored":
+    if USES_ANCHOR:
         begins = tl.arange(0, GROUPS) * GROUP
         least = least_tokens(load, of_channels, source, begins, GROUPS, GROUP, D)
         least = tl.reshape(tl.broadcast_to(least[None, :], (PADDED * SUBS, GROUPS)), (ROWS,))
         numbers = of_channels(source, place, present, (ROWS,))
         b_anchor = load(source, numbers, group * GROUP + least, place, present).to(tl.float32)
-    asked = None
-    if MODE == "steered":
+    known = None
+    if USES_QUERIES:
         channel = (hi * (16 * LO) + group * GROUP)[:, None]
-        asked = query_words(queries, channel, ROWS, GROUP, D)
-    set_codes, b_scale, b_zero = quantize_set(tiles, b_anchor, asked, MODE, BITS, DTYPE)
+        known = query_words(queries, channel, ROWS, GROUP, D)
+    set_codes, b_scale, b_zero = quantize_set(tiles, b_anchor, known, ENCODER, BITS, DTYPE)
 
     real = row // (PADDED * SUBS * GROUPS) < HI
     if present is not None:
         real = real & present
     p_scale = scales + (hi * (16 * LO // GROUP) + group) * BLOCK + place if IS_KEY else scales + group * D + place
     tl.store(p_scale, b_scale.to(DTYPE), mask=real)
-    if has_zero(MODE) and not is_paired(DTYPE):
+    if params_per_group(HAS_ZERO, DTYPE) == 2:
         tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
     planes = ()
     for j in tl.static_range(BITS):

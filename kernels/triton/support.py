@@ -68,8 +68,8 @@ def next_power_of_2(n: int) -> int:
 def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[str, object]:
     """A format as the compile-time constants of a kernel, their names led by ``prefix``.
 
-    ``BITS`` is 0 for mode ``none``. ``LO`` is the number of 16-channel slices that share a word (keys only), ``COLS``
-    the power-of-two width of a tile of all channels, see ``unpack.tile_channels``.
+    ``BITS`` is 0 where there are no codes. ``LO`` is the number of 16-channel slices that share a word (keys only),
+    ``COLS`` the power-of-two width of a tile of all channels, see ``unpack.tile_channels``.
     """
     low = layout.key_slices(head_dim)[1]
     if fmt.is_key:
@@ -79,7 +79,7 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
         columns = subs * next_power_of_2(head_dim // subs)
     constants = {
         "IS_KEY": fmt.is_key,
-        "MODE": fmt.mode,
+        "HAS_ZERO": fmt.has_zero,
         "BITS": fmt.bits if fmt.quantized else 0,
         "GROUP": fmt.group_size,
         "BLOCK": fmt.block,
@@ -88,6 +88,19 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
         "D": head_dim,
         "LO": low,
         "COLS": columns,
+        "QUERY_ROWS": fmt.window_rows - fmt.window,
+    }
+    return {prefix + name: value for name, value in constants.items()}
+
+
+def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
+    """What kernels that quantize have to know of a format's mode, as their compile-time constants."""
+    from .modes import encoder  # imports Triton, which this module is asked about before
+
+    constants = {
+        "ENCODER": encoder(fmt),
+        "USES_ANCHOR": fmt.quantization.uses_anchor,
+        "USES_QUERIES": fmt.uses_queries,
     }
     return {prefix + name: value for name, value in constants.items()}
 

@@ -10,25 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..formats import MODES_WITH_ZERO, QUERY_ROWS
-
-
-@triton.constexpr_function
-def has_zero(mode):
-    """Whether the groups of a mode carry a zero point."""
-    return mode in MODES_WITH_ZERO
-
-
-@triton.constexpr_function
-def is_paired(dtype):
-    """Whether scale and zero point of a group are one word, see ``kernels/short_scales.py``."""
-    return str(dtype) == "int16"
-
-
-@triton.constexpr_function
-def window_rows(mode, sink, recent, block):
-    """Rows of a head's windows, `CacheFormat.window_rows`."""
-    return sink + recent + block + (QUERY_ROWS if mode == "steered" else 0)
+from .constants import PAIR_SCALE, PAIR_STEPS, column_run, spare_bits, whole_fields, zero_step
 
 
 @triton.jit
@@ -51,7 +33,7 @@ def tile_channels(IS_KEY: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, CO
 @triton.jit
 def place_in_plane(lane, column, COLUMNS: tl.constexpr):
     """Where the half-word of (lane, column) lies in a plane of ``COLUMNS * 8`` words, in int16 halves."""
-    RUN: tl.constexpr = 8 if COLUMNS % 8 == 0 else COLUMNS
+    RUN: tl.constexpr = column_run(COLUMNS)
     return column // RUN * (RUN * 16) + lane // 2 * (RUN * 2) + column % RUN * 2 + lane % 2
 
 
@@ -87,8 +69,8 @@ def locate(
 @triton.jit
 def load_codes(p_halves, field, PLANE: tl.constexpr, mask, BITS: tl.constexpr):
     """Unsigned codes, int32, of ``field`` where plane 0 lies at ``p_halves`` (int16 pointers)."""
-    WHOLE: tl.constexpr = 16 // BITS  # fields that fit a half
-    SPARE: tl.constexpr = 16 - WHOLE * BITS
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
     SPREAD: tl.constexpr = WHOLE * BITS  # first field that is spread over the spare bits
     MASK: tl.constexpr = (1 << BITS) - 1
     spread = field >= SPREAD
@@ -105,11 +87,10 @@ def load_codes(p_halves, field, PLANE: tl.constexpr, mask, BITS: tl.constexpr):
 
 @triton.jit
 def pair_numbers(b_word, BITS: tl.constexpr):
-    """``(scale, zero)`` float32 of words int16, see ``kernels/short_scales.py``."""
-    STEP: tl.constexpr = 2.0 ** (BITS - 6)
-    b_scale = (b_word & 0x7F80).to(tl.float16, bitcast=True).to(tl.float32)
-    b_steps = (b_word & 0x7F).to(tl.float32)
-    return b_scale, tl.where(b_word < 0, -b_steps, b_steps) * STEP * b_scale
+    """``(scale, zero)`` float32 of words int16, see ``kernels/scale_types.py``."""
+    b_scale = (b_word & PAIR_SCALE).to(tl.float16, bitcast=True).to(tl.float32)
+    b_steps = (b_word & PAIR_STEPS).to(tl.float32)
+    return b_scale, tl.where(b_word < 0, -b_steps, b_steps) * zero_step(BITS) * b_scale
 
 
 @triton.jit
@@ -131,7 +112,7 @@ def load_tokens(
     ANY_QUANTIZED,
     ANY_WINDOW,
     IS_KEY: tl.constexpr,
-    MODE: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -140,6 +121,7 @@ def load_tokens(
     D: tl.constexpr,
     LO: tl.constexpr,
     COLS: tl.constexpr,
+    QUERY_ROWS: tl.constexpr,
 ):
     """What a cache side holds at ``position [T]``, ``[T, COLS]`` float32, from its blocks and windows.
 
@@ -160,7 +142,6 @@ def load_tokens(
             )
         else:
             GROUPS: tl.constexpr = BLOCK * D // GROUP
-            HAS_ZERO: tl.constexpr = has_zero(MODE)
             field, offset, plane = locate(token[:, None], channel[None, :], IS_KEY, BITS, BLOCK, D, LO)
             halves = codes.to(tl.pointer_type(tl.int16))
             b_code = load_codes(halves + at * (BLOCK * D * BITS // 16) + offset, field, plane, mask, BITS)
@@ -185,6 +166,6 @@ def load_tokens(
         RING: tl.constexpr = RECENT + BLOCK
         slot = tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)
         mask = (held & ((position < SINK) | (position >= q_end)))[:, None] & real[None, :]
-        at = (bh * window_rows(MODE, SINK, RECENT, BLOCK) + slot)[:, None]
+        at = (bh * (SINK + RING + QUERY_ROWS) + slot)[:, None]
         b_x += tl.load(window + at * D + channel[None, :], mask, other=0.0).to(tl.float32)
     return b_x

@@ -12,15 +12,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from emulation.zero_points import anchored, decoded, spanned, steered
 
-from innerq_compile.kernels import short_scales
+from innerq_compile.kernels import scale_types
 
 
 def levels(x, bits, shift):
     """All numbers that groups ``x`` can be decoded to, through the words of a cache, ``[..., 2^bits]``."""
     scale, zero = spanned(x, bits)
-    steps = torch.round((zero + shift * scale) / scale / short_scales.zero_step(bits)).clamp(-127, 127)
-    words = short_scales.to_pair(scale, steps)
-    scale, zero = short_scales.from_pair(words, bits, torch.float32)
+    steps = torch.round((zero + shift * scale) / scale / scale_types.zero_step(bits)).clamp(-127, 127)
+    words = scale_types.to_pair(scale, steps)
+    scale, zero = scale_types.from_pair(words, bits, torch.float32)
     return torch.arange(2**bits) * scale + zero
 
 
@@ -40,7 +40,7 @@ def test_the_token_of_least_norm_is_nearly_exact(bits):
     x[:, :, 7] *= 0.1
     scale, _ = spanned(x, bits)
     error = (anchored(x, bits) - x).abs()
-    assert (error[:, :, 7] <= scale[..., 0] * short_scales.zero_step(bits) * 0.5001).all()
+    assert (error[:, :, 7] <= scale[..., 0] * scale_types.zero_step(bits) * 0.5001).all()
     assert (error.amax(-1) <= 1.2 * scale[..., 0]).all()  # half a scale of shift, half a scale of rounding and of range
 
 

@@ -10,7 +10,8 @@ import torch
 
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
-from innerq_compile.kernels.formats import MODES, MODES_OF, blocks_for
+from innerq_compile.kernels.formats import blocks_for
+from innerq_compile.kernels.modes import MODES, names_of
 from innerq_compile.kernels.triton.attention import FieldsConfig
 
 from ..kernels.strategies import make_format, mode_of
@@ -34,7 +35,7 @@ def sampled_attentions(count: int, seed: int = 5) -> list[Attention]:
             yield from rng.sample(values, len(values))
 
     head_dims, dtypes = deck(*HEAD_DIMS), deck(F16, BF16, F32)
-    k_modes, v_modes = deck(*MODES_OF["key"]), deck(*MODES_OF["value"])
+    k_modes, v_modes = deck(*names_of("key")), deck(*names_of("value"))
     k_bits, v_bits = deck(2, 3, 4, 5, 6, 7, 8), deck(2, 3, 4, 5, 6, 7, 8)
     windows, groups = deck((32, 96), (4, 20), (0, 0), (5, 128)), deck((1, 1), (4, 1), (3, 1), (8, 2), (2, 9), (16, 1))
     batches, tokens = deck(1, 2, 8), deck(4096, 1000, 333, 40)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from innerq_compile.kernels.formats import GROUP_SIZES, MODES, MODES_OF, CacheFormat, scale_dtypes_of
+from innerq_compile.kernels import modes
+from innerq_compile.kernels.formats import GROUP_SIZES, CacheFormat
+from innerq_compile.kernels.modes import MODES
 
 #: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 272)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-QUANTIZED_MODES = tuple(mode for mode in MODES if mode != "none")
+QUANTIZED_MODES = tuple(name for name, mode in MODES.items() if mode.stores_codes)
 SCALE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "bfloat16"}
 
 seeds = st.integers(0, 2**31 - 1)
@@ -25,7 +27,7 @@ def make_format(
 
 def mode_of(role: str, mode: str) -> str:
     """``mode``, or the one nearest to it where a side of this role has none like it."""
-    return mode if mode in MODES_OF[role] else "asymmetric"
+    return mode if role in modes.named(mode).roles else "asymmetric"
 
 
 def preset_like(role: str, dtype: torch.dtype = torch.float16) -> CacheFormat:
@@ -34,11 +36,12 @@ def preset_like(role: str, dtype: torch.dtype = torch.float16) -> CacheFormat:
 
 
 @st.composite
-def formats(draw, head_dim: int, roles=("key", "value"), modes=MODES, max_window: int = 96, dtype=torch.float16):
+def formats(draw, head_dim: int, roles=("key", "value"), names=tuple(MODES), max_window: int = 96, dtype=torch.float16):
     """Any format that fits a head of ``head_dim`` channels."""
     role = draw(st.sampled_from(roles))
-    mode = draw(st.sampled_from([mode for mode in modes if mode in MODES_OF[role]]))
-    short = [name for name in ("float8_e5m2", "pair8") if mode != "none" and name in scale_dtypes_of(mode)]
+    mode = draw(st.sampled_from([name for name in names if role in modes.named(name).roles]))
+    of_mode = modes.named(mode).scale_types if mode in QUANTIZED_MODES else ()
+    short = [name for name in ("float8_e5m2", "pair8") if name in of_mode]
     sizes = [size for size in GROUP_SIZES if role == "value" or head_dim % size == 0]
     return make_format(
         role,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference
-from innerq_compile.kernels.formats import GROUP_SIZES, MODES_OF, MODES_WITH_ZERO, CacheFormat, FormatError, blocks_for
+from innerq_compile.kernels.formats import GROUP_SIZES, ROLES, CacheFormat, FormatError, blocks_for
+from innerq_compile.kernels.modes import named, names_of
 
 from .strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, preset_like, seeds
 
@@ -19,7 +20,7 @@ from .strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format
 @st.composite
 def packings(draw):
     head_dim = draw(st.sampled_from(HEAD_DIMS))
-    return draw(formats(head_dim, modes=QUANTIZED_MODES)), head_dim
+    return draw(formats(head_dim, names=QUANTIZED_MODES)), head_dim
 
 
 def random_codes(fmt: CacheFormat, head_dim: int, *lead: int) -> torch.Tensor:
@@ -183,7 +184,7 @@ def test_cache_bytes_are_the_bytes_of_prefill(cache, batch, heads, tokens, spare
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize(("role", "mode"), [(r, m) for r, modes in MODES_OF.items() for m in modes if m != "none"])
+@pytest.mark.parametrize(("role", "mode"), [(r, m) for r in ROLES for m in names_of(r) if m != "none"])
 def test_effective_bits(role, mode, bits):
     """A quantized element costs its code and its share of the scale (and of the zero point)."""
     for size in GROUP_SIZES:
@@ -191,7 +192,7 @@ def test_effective_bits(role, mode, bits):
         block = layout.cache_bytes(fmt, 1, 1, 128, torch.float16, 1) - layout.cache_bytes(
             fmt, 1, 1, 128, torch.float16, 0
         )
-        scales = 2 if mode in MODES_WITH_ZERO and mode != "steered" else 1  # which has its zero points in the same word
+        scales = 2 if named(mode).has_zero and mode != "steered" else 1  # which has its zero points in the same word
         assert block * 8 == fmt.block * 128 * (bits + scales * 16 / size)
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from innerq_compile.kernels import layout, reference, short_scales
-from innerq_compile.kernels.formats import MODES_OF, MODES_WITH_ZERO, CacheFormat, blocks_for, scale_dtypes_of
+from innerq_compile.kernels import layout, reference, scale_types
+from innerq_compile.kernels.formats import CacheFormat, blocks_for
+from innerq_compile.kernels.modes import anchored, named, names_of
 
 from . import brute_force
 from .strategies import DTYPES, QUANTIZED_MODES, SCALE_NAMES, assert_same_bits, formats, make_format, seeds
@@ -22,14 +23,14 @@ bit_counts = st.integers(2, 8)
 
 
 def group_format(mode: str, bits: int, size: int = 32, scale: str = "float16") -> CacheFormat:
-    scale = scale if scale in scale_dtypes_of(mode) else "pair8"
+    scale = scale if scale in named(mode).scale_types else "pair8"
     return make_format("key", bits, mode, size, scale_dtype=scale)
 
 
 def default_scale(mode: str, dtype: torch.dtype, short: bool) -> str:
-    if short:
-        return "pair8" if mode in MODES_WITH_ZERO else "float8_e5m2"
-    return SCALE_NAMES[dtype]
+    """The scale type of a cache of ``dtype``, or the ``short`` one of the mode where it has one."""
+    shorts = [name for name in ("pair8", "float8_e5m2") if name in named(mode).scale_types]
+    return shorts[0] if shorts and (short or len(named(mode).scale_types) == 1) else SCALE_NAMES[dtype]
 
 
 def anchor_of(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
@@ -45,15 +46,21 @@ def query_of(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Ten
     return (127 * (place * 0.7).sin()).round().int(), (255 * (place * 0.3).cos().clamp(min=0)).round().int()
 
 
+def side_data_of(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, ...] | None:
+    """What the mode has to know of the elements of groups, as the reference takes it."""
+    anchor = anchor_of(x, fmt)
+    return query_of(x, fmt) if anchor is None else (torch.arange(x.shape[-1]) == anchor[:, None],)
+
+
 def decode(x: torch.Tensor, fmt: CacheFormat, dtype=torch.float32) -> torch.Tensor:
-    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor_of(x, fmt), query_of(x, fmt))
+    codes, scales, zeros = reference.quantize_groups(x, fmt, side_data_of(x, fmt))
     return reference.dequantize_groups(codes, scales, zeros, fmt, dtype)
 
 
 def assert_is_brute_force(x: torch.Tensor, fmt: CacheFormat) -> None:
     """Codes, scales and zero points of groups ``[N, group_size]`` are those of the brute force, bit for bit."""
     anchor, query = anchor_of(x, fmt), query_of(x, fmt)
-    codes, scales, zeros = reference.quantize_groups(x, fmt, anchor, query)
+    codes, scales, zeros = reference.quantize_groups(x, fmt, side_data_of(x, fmt))
     assert codes.dtype == torch.int32 and scales.dtype == fmt.torch_scale_dtype
     assert codes.shape == x.shape and scales.shape == x.shape[:-1]
     wide = x if x.dtype == torch.float64 else x.float()
@@ -92,7 +99,7 @@ def test_quantizer_is_brute_force_on_any_numbers(mode, bits, dtype, short, data)
     assert_is_brute_force(x[None], group_format(mode, bits, 16, default_scale(mode, dtype, short)))
 
 
-@given(modes.flatmap(lambda m: st.tuples(st.just(m), st.sampled_from(scale_dtypes_of(m)))), bit_counts, st.data())
+@given(modes.flatmap(lambda m: st.tuples(st.just(m), st.sampled_from(named(m).scale_types))), bit_counts, st.data())
 def test_any_scale_dtype_decodes_to_finite_numbers(mode_and_scale, bits, data):
     """Of numbers of float32, whichever dtype the scales are asked to have.
 
@@ -112,11 +119,11 @@ def test_error_is_bounded_by_the_scale(mode, bits, dtype, seed):
     torch.manual_seed(seed)
     x = (torch.randn(64, 32) * 3).to(dtype).float()
     fmt = group_format(mode, bits, scale=SCALE_NAMES[dtype])
-    _, scales, zeros = reference.quantize_groups(x, fmt, anchor_of(x, fmt), query_of(x, fmt))
+    _, scales, zeros = reference.quantize_groups(x, fmt, side_data_of(x, fmt))
     steps = 1.0 if mode in ("signed", "hybrid", "anchored") else 0.5
     eps = 2.0**-4 if fmt.is_paired else torch.finfo(fmt.torch_scale_dtype).eps
     if fmt.is_paired:  # the first zero point may be off by half a step, and the best one by half a scale
-        steps = 1.0 + short_scales.zero_step(bits) / 2
+        steps = 1.0 + scale_types.zero_step(bits) / 2
     rounding = (1 << bits) * eps  # of the scale and of the zero point
     bound = reference.scale_numbers(scales, zeros, fmt, torch.float32)[0].abs() * (steps + rounding)
     bound += x.abs().amax(-1) * (0 if fmt.is_paired else eps)
@@ -142,7 +149,7 @@ def test_the_token_of_least_norm_lies_on_a_code(bits, scale):
     error = (reference.decode_blocks(codes, scales, fmt, 48) - x.view(3, 2, 32, 48)).abs()
     zeros = None if fmt.is_paired else scales[..., 48:]
     number, _ = reference.scale_numbers(scales[..., :48], zeros, fmt, torch.float32)
-    bound = number * (short_scales.zero_step(bits) * 0.51 if fmt.is_paired else 0.01)
+    bound = number * (scale_types.zero_step(bits) * 0.51 if fmt.is_paired else 0.01)
     for i, token in enumerate([5, 20, 31]):
         assert bool((error[i, 0, token] <= bound[i, 0]).all())
         assert bool((error[i, 0].mean(0) > bound[i, 0]).all()), "the others are not"
@@ -150,13 +157,12 @@ def test_the_token_of_least_norm_lies_on_a_code(bits, scale):
 
 def test_the_first_of_tokens_of_the_same_norm_is_the_anchor():
     """However they are summed up: a model that normalizes its values has no others."""
-    fmt = make_format("value", 3, "anchored", 32, scale_dtype="pair8")
     x = torch.nn.functional.normalize(torch.randn(4, 32, 128), dim=-1)
-    assert reference.anchors(x, fmt).tolist() == [[0] * 128] * 4
+    assert anchored.anchors(x, 32).tolist() == [[0]] * 4
     x[0, 3:] *= 0.5
     x[1, :, 5] = math.nan
     x[2, :31] = math.inf
-    assert reference.anchors(x, fmt)[:, 0].tolist() == [3, 0, 31, 0]
+    assert anchored.anchors(x, 32)[:, 0].tolist() == [3, 0, 31, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -242,7 +248,7 @@ SCALES = {torch.float16: torch.float16, torch.bfloat16: torch.bfloat16, torch.fl
 
 def precision(mode: str, dtype: torch.dtype) -> float:
     """Of one number that scale and zero point have to hold alone."""
-    return 2.0**-4 if "float16" not in scale_dtypes_of(mode) else torch.finfo(SCALES[dtype]).eps
+    return 2.0**-4 if "float16" not in named(mode).scale_types else torch.finfo(SCALES[dtype]).eps
 
 
 @given(st.sampled_from([16, 48, 64, 80]).flatmap(lambda d: st.tuples(formats(d), st.just(d))), seeds)
@@ -381,7 +387,7 @@ def histories(draw):
     fmt = make_format(
         role,
         draw(bit_counts),
-        draw(st.sampled_from(MODES_OF[role])),
+        draw(st.sampled_from(names_of(role))),
         draw(st.sampled_from([16] if role == "key" else [16, 32, 64])),
         draw(st.sampled_from([0, 3, 8])),
         draw(st.sampled_from([0, 1, 7, 33])),

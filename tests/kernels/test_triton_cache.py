@@ -7,7 +7,8 @@ import torch
 
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
-from innerq_compile.kernels.formats import MODES_OF, blocks_for
+from innerq_compile.kernels.formats import ROLES, blocks_for
+from innerq_compile.kernels.modes import names_of
 
 from .strategies import make_format
 from .triton_cases import assert_repeatable, assert_same_cache, clone, make_cache
@@ -84,7 +85,7 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
         assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt, query), fmt)
 
 
-@pytest.mark.parametrize(("role", "mode"), [(role, mode) for role, modes in MODES_OF.items() for mode in modes])
+@pytest.mark.parametrize(("role", "mode"), [(role, mode) for role in ROLES for mode in names_of(role)])
 @pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
 def test_extreme_groups(role, mode, dtype):
     fmt = make_format(role, 3, mode, 32, 0, 0, dtype)

@@ -14,7 +14,7 @@ PROGRAM = """
 import torch
 from innerq_compile.kernels.formats import CacheFormat
 from innerq_compile.kernels.triton import attention_portable, cache_append, cache_prefill, cache_rewind, offline
-from innerq_compile.kernels.triton.support import side_constants
+from innerq_compile.kernels.triton.support import mode_constants, side_constants
 
 capability, head_dim, mode, bits = {capability}, {head_dim}, {mode!r}, {bits}
 half, single, word = torch.float16, torch.float32, torch.int32
@@ -35,6 +35,9 @@ def strides(*names):
 both = dict(side("k"), **side("v"))
 for p in "kv":
     both |= side_constants(formats[p], head_dim, p.upper() + "_")
+writes = {{}}
+for p in "kv":
+    writes |= mode_constants(formats[p], p.upper() + "_")
 query = strides(*(f"query_stride_{{x}}" for x in "bhnd"))
 mask = strides(*(f"mask_stride_{{x}}" for x in "bhns"))
 compiled = offline.compile_for(
@@ -46,12 +49,12 @@ compiled = offline.compile_for(
 )
 assert "HMMA" in offline.sass(compiled)
 new = strides(*(f"{{p}}_stride_{{x}}" for p in "kv" for x in "bhnd"))
-arguments = dict(both, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True, ROWS=1, **new)
+arguments = dict(both, **writes, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True, ROWS=1, **new)
 offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
 offline.compile_for(
     cache_rewind.rewind_fwd_kernel, dict(both, position=torch.int64), capability, **cache_rewind.OPTIONS
 )
-one = side("k") | side_constants(formats["k"], head_dim)
+one = side("k") | side_constants(formats["k"], head_dim) | mode_constants(formats["k"])
 one = {{name.removeprefix("k_"): value for name, value in one.items()}}
 arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=4096, STRIDE_S=1024, NB=2, WINDOWS=10)
 offline.compile_for(
@@ -59,7 +62,8 @@ offline.compile_for(
 )
 preset = CacheFormat("value", bits, "anchored", 32, 32, 96, "pair8")  # values as presets have them
 constants, options = cache_prefill.launch_options(preset, head_dim)
-arguments |= dict(constants, codes=word, scales=torch.int16, mean=None, inverse=None) | side_constants(preset, head_dim)
+arguments |= dict(constants, codes=word, scales=torch.int16, mean=None, inverse=None)
+arguments |= side_constants(preset, head_dim) | mode_constants(preset)
 offline.compile_for(
     cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability, **options
 )

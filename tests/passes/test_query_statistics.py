@@ -77,7 +77,7 @@ def test_a_prompt_tells_the_cache_of_its_queries(cheap_inductor, padding):
     model = innerq(tiny_llama(layers=2))
     cache = model(**inputs, position_ids=positions_of(inputs), use_cache=True).past_key_values
     for (query, key), layer in zip(calls, cache.layers, strict=True):
-        assert layer.keys.format.mode == "steered"
+        assert layer.keys.format.uses_queries
         assert_knows(layer.keys, query, padding)
         start = torch.tensor(padding, dtype=torch.int32)
         same = InnerQTensor.from_dense(key, "base", role="key", start=start, queries=query)
@@ -132,7 +132,7 @@ def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
     )
     buffer = out.past_key_values.layers[0].keys
     shadow = buffer._innerq_shadow
-    assert shadow.key.format.mode == "steered"
+    assert shadow.key.format.uses_queries
     assert_knows_nothing(reference.held_query_rows(shadow.key.window, shadow.key.format), shadow.key.norm)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from innerq_compile.kernels import reference, short_scales
+from innerq_compile.kernels import reference, scale_types
 
 from . import brute_force
 from .strategies import make_format, seeds
@@ -24,13 +24,13 @@ NAMES = st.sampled_from(["float8_e5m2", "pair8"])
     st.floats(-70000, 70000, width=32) | st.floats(-(2.0**-12), 2.0**-12, width=32),
 )
 def test_scales_are_rounded_to_the_numbers_of_their_dtype(name, bits, scale):
-    rounded = short_scales.round_scale(torch.tensor([scale]), name, bits)
-    largest = short_scales.LARGEST[name]
+    rounded = scale_types.round_scale(torch.tensor([scale]), scale_types.SCALE_TYPES[name], bits)
+    largest = scale_types.SCALE_TYPES[name].largest
     assert rounded.item() == brute_force.round_short(scale, name, bits, largest)
-    again = short_scales.round_scale(rounded, name, bits)
+    again = scale_types.round_scale(rounded, scale_types.SCALE_TYPES[name], bits)
     assert torch.equal(again, rounded)
     if name == "float8_e5m2":
-        assert torch.equal(short_scales.from_bytes(short_scales.to_bytes(rounded), torch.float32), rounded)
+        assert torch.equal(scale_types.from_bytes(scale_types.to_bytes(rounded), torch.float32), rounded)
         if bits <= 4 and abs(scale) <= largest:
             assert torch.equal(rounded, torch.tensor([scale]).to(torch.float8_e5m2).float())
 
@@ -40,17 +40,17 @@ def test_every_word_of_a_pair(bits):
     """Two masks of a word are float16 numbers, and what is read from it is written to it again."""
     words = torch.arange(-(2**15), 2**15).to(torch.int16)
     words = words[(words & 0x7C00) != 0x7C00]  # no infinite or NaN scales
-    scale, zero = short_scales.from_pair(words, bits, torch.float64)
+    scale, zero = scale_types.from_pair(words, bits, torch.float64)
     half = words.numpy().view(np.uint16)
     assert np.array_equal(scale.numpy(), (half & np.uint16(0x7F80)).view(np.float16).astype(np.float64))
     steps = (half & np.uint16(0x807F)).view(np.float16).astype(np.float64) * 2.0**24
     assert np.array_equal(zero.numpy(), steps * 2.0 ** (bits - 6) * scale.numpy())
-    single = short_scales.from_pair(words, bits, torch.float32)
+    single = scale_types.from_pair(words, bits, torch.float32)
     assert torch.equal(single[0].double(), scale) and torch.equal(single[1].double(), zero)
     top = (1 << bits) - 1
     assert torch.equal((top * single[0] + single[1]).double(), top * scale + zero)  # decoding rounds nothing
     canonical = ((words & 0x7F) != 0) | (words >= 0)  # zero has one sign
-    again = short_scales.to_pair(scale.float(), torch.from_numpy(steps).float())
+    again = scale_types.to_pair(scale.float(), torch.from_numpy(steps).float())
     assert torch.equal(again[canonical], words[canonical])
 
 
@@ -83,10 +83,10 @@ def test_a_group_far_from_zero_is_not_cut_off(bits, mode, seed, middle, exponent
     x = middle + torch.randn(4, 32) * 2.0**exponent
     fmt = make_format("key", bits, mode, scale_dtype="pair8")
     codes, words, _ = reference.quantize_groups(x, fmt)
-    scale = short_scales.from_pair(words, bits, torch.float32)[0]
+    scale = scale_types.from_pair(words, bits, torch.float32)[0]
     # half a step, half a step of the zero point, and what a scale rounded down leaves out at the end
-    cut = (1 << bits) / 16 if bits <= short_scales.NEAREST_BITS else 0
-    bound = (1.0 + short_scales.zero_step(bits) + cut) * scale[:, None]
+    cut = (1 << bits) / 16 if bits <= scale_types.NEAREST_BITS else 0
+    bound = (1.0 + scale_types.zero_step(bits) + cut) * scale[:, None]
     assert bool(((reference.dequantize_groups(codes, words, None, fmt) - x).abs() <= bound + 1e-4 * x.abs()).all())
 
 

@@ -1,4 +1,4 @@
-"""Choosing the zero point whose errors the queries see least, ``reference._steer``, four channels an instruction.
+"""Mode ``steered``, see ``kernels/modes/steered.py``: errors of four channels an instruction.
 
 An error is a byte, in 256ths of a scale past the nearest code, and four of them share a word. A zero point that moves
 by half a scale flips their signs; by a quarter, it takes 64 from them; so one look at the elements serves all
@@ -12,22 +12,79 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import short_scales
-from .bytes import byte_signs, dot_bytes, dot_unsigned_bytes, low_bytes
-from .casts import fma
-from .codes import F32_MAX
+from ...modes import rounding, steered
+from ..bytes import byte_signs, dot_bytes, dot_unsigned_bytes, low_bytes
+from ..casts import fma, fma_within
+from ..codes import BIAS, F32_MAX, both_halves
+from ..constants import MOST_STEPS, zero_step
+from ..queries import BELOW_SIGNS, channel_numbers
+from . import paired
 
-TO_PARTS = tl.constexpr(short_scales.TO_PARTS)
-MOST_STEPS = tl.constexpr(float(short_scales.MOST_STEPS))
-#: Bits 7, 6, 0 to 6, and 0 of all four bytes.
+CLEARLY = tl.constexpr(rounding.CLEARLY)
+MOST_SIGNED_BITS = tl.constexpr(steered.MOST_SIGNED_BITS)
+TO_PARTS = tl.constexpr(steered.TO_PARTS)
+#: The bits of TO_PARTS.
+ZERO = tl.constexpr(steered.TO_PARTS_BITS)
+#: Bits 7, 6, and 0 of all four bytes.
 SIGNS = tl.constexpr(0x80808080 - 2**32)
 QUARTERS = tl.constexpr(0x40404040)
-BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
 ONES = tl.constexpr(0x01010101)
-#: The bits of TO_PARTS.
-ZERO = tl.constexpr(short_scales.TO_PARTS_BITS)
 
-product_shift = triton.constexpr_function(short_scales.product_shift)
+product_shift = triton.constexpr_function(steered.product_shift)
+
+
+@triton.constexpr_function
+def steps_of_scale(bits):
+    """Steps of the zero point in a scale; 1 where a step is more than that."""
+    return max(1, round(1 / zero_step(bits)))
+
+
+@triton.jit
+def encode(tiles, b_high, b_low, b_anchor, queries, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    b_scale, b_steps = paired.asymmetric(b_high, b_low, None, BITS)
+    b_inverse = paired.reciprocal(paired.unit(b_scale))
+    b_steps = _steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS)
+    if BITS <= MOST_SIGNED_BITS:
+        b_signed, b_signed_steps = paired.signed(b_high, b_low, BITS)
+        b_signed_cost = _cost(tiles, queries, b_signed, b_signed_steps, BITS)
+        less = b_signed_cost * CLEARLY < _cost(tiles, queries, b_scale, b_steps, BITS)
+        b_scale = tl.where(less, b_signed, b_scale)
+        b_steps = tl.where(less, b_signed_steps, b_steps)
+        b_inverse = paired.reciprocal(paired.unit(b_scale))
+    b_word = paired.word(b_scale, b_steps)
+    return _codes_within(tiles, b_inverse, b_steps, BITS), b_word, b_word
+
+
+@triton.jit
+def _codes_within(tiles, b_inverse, b_steps, BITS: tl.constexpr):
+    """Codes as shares of the largest one, which are limited for nothing; as ``codes.both_halves`` has them."""
+    LEVELS: tl.constexpr = (1 << BITS) - 1.0
+    b_inverse = tl.expand_dims(b_inverse * (1.0 / LEVELS), 1)
+    b_offset = tl.expand_dims(b_steps * zero_step(BITS) * (1.0 / LEVELS), 1)
+    b_levels, b_bias = tl.full(tiles[0].shape, LEVELS, tl.float32), tl.full(tiles[0].shape, BIAS, tl.float32)
+    pairs = ()
+    for i in tl.static_range(0, len(tiles), 2):
+        b_first = fma(fma_within(tiles[i], b_inverse, -b_offset), b_levels, b_bias)
+        b_second = fma(fma_within(tiles[i + 1], b_inverse, -b_offset), b_levels, b_bias)
+        pairs = pairs + (both_halves(b_first, b_second),)
+    return pairs
+
+
+@triton.jit
+def _cost(tiles, queries, b_scale, b_steps, BITS: tl.constexpr):
+    """What the errors of groups cost, in float32, to compare with those of signed ones."""
+    b_unit = paired.unit(b_scale)
+    b_inverse, b_offset = tl.expand_dims(paired.reciprocal(b_unit), 1), tl.expand_dims(b_steps * zero_step(BITS), 1)
+    b_product = tl.zeros_like(tiles[0])
+    b_rest = tl.zeros_like(tiles[0])
+    for i in tl.static_range(len(tiles)):
+        b_mean, b_weight = channel_numbers(queries, i)
+        b_ratio = fma(tiles[i], b_inverse, -b_offset)
+        b_error = b_ratio - (paired.unsigned_code(b_ratio, BITS) - BIAS)
+        b_product += b_mean * b_error
+        b_rest += b_weight * (b_error * b_error)
+    b_product = tl.sum(b_product, 1)
+    return (b_product * b_product + tl.sum(b_rest, 1)) * (b_unit * b_unit)
 
 
 @triton.jit
@@ -41,7 +98,7 @@ def _quarters(b_words):
 
 @triton.jit
 def _low_bytes_of(tiles):
-    """Words of the low bytes of int32 tiles ``[groups, 8]``, in the order of :func:`query_words`."""
+    """Words of the low bytes of int32 tiles ``[groups, 8]``, in the order of ``queries.query_words``."""
     words = ()
     for i in tl.static_range(0, len(tiles), 4):
         if len(tiles) > 2:
@@ -50,36 +107,6 @@ def _low_bytes_of(tiles):
             b_words = low_bytes(tiles[i], tiles[i + 1], tiles[i], tiles[i + 1])
         words = words + _quarters(b_words)
     return words
-
-
-@triton.jit
-def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
-    """What is known of the queries for the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
-
-    ``queries`` points to the bytes of ``reference.query_rows``. Returns ``(means, weights)``, each a tuple of words
-    ``[ROWS, 8]`` of four channels: two neighbours, and the same two of the next slice, as tiles of elements have them.
-    """
-    p_pairs = queries.to(tl.pointer_type(tl.int16), bitcast=True) + (channel // 2 + tl.arange(0, 8)[None, :])
-    p_pairs = tl.broadcast_to(p_pairs, (ROWS, 8))
-    means, weights = (), ()
-    for i in tl.static_range(0, GROUP // 16, 2):
-        b_means = tl.load(p_pairs + i * 8).to(tl.int32) & 0xFFFF
-        b_weights = tl.load(p_pairs + (D // 2 + i * 8)).to(tl.int32) & 0xFFFF
-        if GROUP > 16:
-            b_means |= tl.load(p_pairs + (i + 1) * 8).to(tl.int32) << 16
-            b_weights |= tl.load(p_pairs + (D // 2 + (i + 1) * 8)).to(tl.int32) << 16
-        b_means ^= byte_signs(b_means) & BELOW_SIGNS  # those below zero are one's complements
-        means, weights = means + (b_means,), weights + (b_weights,)
-    return means, weights
-
-
-@triton.jit
-def channel_numbers(queries, TILE: tl.constexpr):
-    """Mean and weight of the channels of a tile of elements, float32."""
-    means, weights = queries
-    b_mean = (means[TILE // 4] << (24 - TILE % 4 * 8)) >> 24
-    b_weight = (weights[TILE // 4] >> (TILE % 4 * 8)) & 0xFF
-    return b_mean.to(tl.float32), b_weight.to(tl.float32)
 
 
 @triton.jit
@@ -97,7 +124,7 @@ def _in_parts(b_x, b_inverse, b_offset):
 
 
 @triton.jit
-def _cost(b_product, b_rest, b_beyond, b_weight, GROUP: tl.constexpr):
+def _whole_cost(b_product, b_rest, b_beyond, b_weight, GROUP: tl.constexpr):
     SHIFT: tl.constexpr = product_shift(GROUP)
     b_product = tl.sum(b_product, 1) >> SHIFT
     b_rest += tl.minimum(tl.maximum(b_beyond, 0), 255) * b_weight * 8 // GROUP
@@ -111,24 +138,24 @@ def _cheaper(b_cost, b_trial, b_least, b_steps):
 
 
 @triton.jit
-def steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr):
+def _steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr):
     """Steps of the zero point of least cost, of those near ``b_steps``.
 
-    ``queries`` is of :func:`query_words`, ``b_inverse`` is 1 / scale. With ``e`` the
+    ``queries`` is of ``queries.query_words``, ``b_inverse`` is 1 / scale. With ``e`` the
     error of an element under the first zero point, ``a = |e|``, ``a'`` that under the second and ``f`` the distance of
     ``e`` from the nearest half of a scale, sums of ``a``, ``a'`` and ``f`` are all that is needed of
-    ``reference._steer``'s bent squares: those under the second zero point are ``2 (a' - a + f) - 63`` more than those
+    the reference's bent squares: those under the second zero point are ``2 (a' - a + f) - 63`` more than those
     under the first, under the third ``254 - 4 a``, and under the fourth ``191 - 2 (a' + a - f)``.
     """
     GROUP: tl.constexpr = 8 * len(tiles)
-    SCALE: tl.constexpr = 2 ** (6 - BITS) if BITS < 6 else 1  # in steps
+    SCALE: tl.constexpr = steps_of_scale(BITS)
     QUARTER: tl.constexpr = SCALE >= 4
     means, weights = _split_words(queries[0]), _split_words(queries[1])
     b_weight = tl.zeros_like(weights[0])
     for i in tl.static_range(len(weights)):  # once for all tokens of a program: LLVM sees that it is the same
         b_weight = dot_unsigned_bytes(weights[i], tl.full(b_weight.shape, ONES, tl.int32), b_weight)
     b_weight = tl.sum(b_weight, 1)
-    b_offset = TO_PARTS - b_steps * 2.0 ** (BITS - 6)
+    b_offset = TO_PARTS - b_steps * zero_step(BITS)
     parts = ()
     for i in tl.static_range(len(tiles)):
         parts = parts + (_in_parts(tiles[i], tl.expand_dims(b_inverse, 1), tl.expand_dims(b_offset, 1)),)
@@ -152,19 +179,19 @@ def steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr)
     b_above = _in_parts(b_high, b_inverse, b_offset) - (ZERO + ((1 << BITS) - 1) * 256 + 128)
     b_below = (ZERO - 128) - _in_parts(b_low, b_inverse, b_offset)
     b_chosen = b_steps
-    b_least = _cost(b_product, 0, tl.maximum(b_above, b_below), b_weight, GROUP)
+    b_least = _whole_cost(b_product, 0, tl.maximum(b_above, b_below), b_weight, GROUP)
     if QUARTER:
         b_fold = tl.sum(b_fold, 1)
         b_moved_size = tl.sum(b_moved_size, 1)
         b_rest = 2 * (b_moved_size - b_size + b_fold) - 63 * b_weight
-        b_cost = _cost(b_moved, b_rest, tl.maximum(b_above - 64, b_below + 64), b_weight, GROUP)
+        b_cost = _whole_cost(b_moved, b_rest, tl.maximum(b_above - 64, b_below + 64), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps + SCALE // 4, b_least, b_chosen)
     if SCALE > 1:
         b_rest = 254 * b_weight - 4 * b_size
-        b_cost = _cost(b_half, b_rest, tl.maximum(b_above - 128, b_below + 128), b_weight, GROUP)
+        b_cost = _whole_cost(b_half, b_rest, tl.maximum(b_above - 128, b_below + 128), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps + SCALE // 2, b_least, b_chosen)
     if QUARTER:
         b_rest = 191 * b_weight - 2 * (b_moved_size + b_size - b_fold)
-        b_cost = _cost(b_back, b_rest, tl.maximum(b_above + 64, b_below - 64), b_weight, GROUP)
+        b_cost = _whole_cost(b_back, b_rest, tl.maximum(b_above + 64, b_below - 64), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps - SCALE // 4, b_least, b_chosen)
     return tl.where(tl.maximum(b_high, -b_low) == F32_MAX, b_steps, b_chosen)  # infinities have no error to speak of

@@ -1,0 +1,32 @@
+"""Presets: named choices of :class:`~innerq_compile.config.InnerQConfig`, as its fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_QUANTIZED = {"sink": 32, "recent": 96, "centre_keys": True, "normalize_keys": True}
+_PAPER = {"sink": 32, "recent": 96, "centre_keys": False, "normalize_keys": True, "key_norm": "paper"}
+
+#: By name. Bits of keys / values: base 3/3, small 3/2, int4 4/4, tiny 2/2, lossless none. ``hybrid`` is the same as
+#: ``small``: what the paper calls so has these bits. Those that begin with ``paper_`` are the number formats of InnerQ
+#: as published, to compare with.
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": {"key_bits": 3, "value_bits": 3, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "small": {"key_bits": 3, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "int4": {"key_bits": 4, "value_bits": 4, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "tiny": {"key_bits": 2, "value_bits": 2, "key_mode": "steered", "value_mode": "anchored", **_QUANTIZED},
+    "paper_base": {"key_bits": 3, "value_bits": 3, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
+    "paper_small": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "symmetric", **_PAPER},
+    "paper_hybrid": {"key_bits": 3, "value_bits": 2, "key_mode": "symmetric", "value_mode": "paper_hybrid", **_PAPER},
+    "lossless": {
+        "key_bits": 8,
+        "value_bits": 8,
+        "key_mode": "none",
+        "value_mode": "none",
+        "sink": 32,
+        "recent": 96,
+        "centre_keys": False,
+        "normalize_keys": False,
+    },
+}

@@ -1,0 +1,62 @@
+// append_: new tokens behind the end of a cache, as kernels/reference/caches.py has it.
+
+namespace {
+
+template <class T> INLINE void copy_row(T* to, const T* from, int64_t stride, int64_t count) {
+  if (stride == 1) std::memcpy(to, from, count * sizeof(T));
+  else for (int64_t c = 0; c < count; ++c) to[c] = from[c * stride];
+}
+
+struct AppendSide {
+  Cache cache;
+  const void* rows;   // [B, H, N, D]
+  int64_t stride[4];  // of rows, in elements
+};
+struct AppendArgs {
+  int64_t batch, heads, count, threads;
+  AppendSide side[2];
+};
+
+// Returns false if a block has no room; nothing of that head is quantized then.
+template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, int64_t b, int64_t h) {
+  using T = typename F::T;
+  const Cache& cache = s.cache;
+  const int64_t i = b * a.heads + h, ring = cache.ring<F>();
+  int32_t* state = cache.state + i * 4;
+  T* window = cache.rows<F>(i);
+  const T* rows = (const T*)s.rows + b * s.stride[0] + h * s.stride[1];
+  for (int64_t n = 0; n < a.count; ++n) {
+    const int64_t length = state[1];
+    const int64_t slot = length < cache.sink ? length : cache.sink + (length - cache.sink) % ring;
+    copy_row(window + slot * F::D, rows + n * s.stride[2], s.stride[3], F::D);
+    const int64_t before = cache.blocks<F>(i);
+    state[1] = (int32_t)(length + 1);
+    if (state[2] < state[1]) state[2] = state[1];
+    if (cache.blocks<F>(i) == before) continue;
+    if (before >= cache.capacity) return false;
+    char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;
+    for (int64_t j = 0; j < F::BLOCK; ++j) {
+      const T* row = window + (cache.sink + (before * F::BLOCK + j) % ring) * F::D;
+      if constexpr (F::QUANTIZED) put_token<F>((float*)memory, (int)j, row);
+      else std::memcpy(cache.elements<F>(i, before) + j * F::D, row, F::D * sizeof(T));
+    }
+    if constexpr (F::QUANTIZED) write_block<F>(cache, i, before, memory);
+  }
+  return true;
+}
+
+template <class F> int append_side(const AppendArgs& a, const AppendSide& s) {
+  const int64_t total = a.batch * a.heads;
+  // one token is a copy of a row, and a block once in a while: not worth waking threads up
+  const int threads = total > 1 && a.count * total * F::D > 32768 ? (int)a.threads : 1;
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(| : failed)
+  for (int64_t i = 0; i < total; ++i) failed |= !append_head<F>(a, s, i / a.heads, i % a.heads);
+  return failed;
+}
+
+template <class K, class V> int append_pair(const AppendArgs* a) {
+  return append_side<K>(*a, a->side[0]) | append_side<V>(*a, a->side[1]);
+}
+
+}  // namespace

@@ -1,0 +1,71 @@
+"""InnerQ in plain torch: what every kernel is held to.
+
+Nothing here is fast. Arithmetic is float32 (float64 where the inputs are float64), and every function works on any
+device, under fake tensors excepted where it reads the state (eager only).
+"""
+
+from .attention import (
+    decode_attention,
+)
+from .caches import (
+    append_,
+    dequantize,
+    empty_cache,
+    prefill,
+    quantized_blocks,
+    real_tokens,
+    truncate_,
+)
+from .groups import (
+    decode_blocks,
+    dequantize_groups,
+    encode_blocks,
+    quantize_groups,
+    scale_numbers,
+)
+from .statistics import (
+    LEAST_QUERY,
+    MAX_DIVIDED_KEY,
+    MAX_QUERY,
+    MIN_KEY_NORM,
+    MIN_STATISTICS_TOKENS,
+    MOST_KNOWN,
+    MOST_QUERIES,
+    held_query_rows,
+    key_statistics,
+    normalize_keys,
+    query_rows,
+    query_statistics,
+    query_weight,
+    set_query_rows_,
+)
+
+__all__ = [
+    "LEAST_QUERY",
+    "MAX_DIVIDED_KEY",
+    "MAX_QUERY",
+    "MIN_KEY_NORM",
+    "MIN_STATISTICS_TOKENS",
+    "MOST_KNOWN",
+    "MOST_QUERIES",
+    "append_",
+    "decode_attention",
+    "decode_blocks",
+    "dequantize",
+    "dequantize_groups",
+    "empty_cache",
+    "encode_blocks",
+    "held_query_rows",
+    "key_statistics",
+    "normalize_keys",
+    "prefill",
+    "quantize_groups",
+    "quantized_blocks",
+    "query_rows",
+    "query_statistics",
+    "query_weight",
+    "real_tokens",
+    "scale_numbers",
+    "set_query_rows_",
+    "truncate_",
+]

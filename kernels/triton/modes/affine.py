@@ -1,0 +1,102 @@
+"""Groups whose scale, and zero point where there is one, are elements of their own: ``kernels/modes/affine.py``."""
+
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..casts import fma, round_to
+from ..codes import BIAS, both_halves, clamp, past_code
+
+F32_TINY = tl.constexpr(1.1754943508222875e-38)
+
+
+@triton.constexpr_function
+def largest(dtype, reach=1):
+    """The largest number of a scale dtype of which ``reach`` times is finite too."""
+    limits = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": 3.4028234663852886e38}
+    return limits[str(dtype)] / reach
+
+
+@triton.jit
+def stored_scale(b_scale, REACH: tl.constexpr, DTYPE: tl.constexpr):
+    """``(scale as it is stored in DTYPE, its inverse)``, float32.
+
+    The scale is limited so that ``REACH`` of it is finite. Zero and subnormal scales become zero, and the inverse of
+    those, and of NaN, is NaN, which stands for a group whose codes are all zero.
+    """
+    b_stored = round_to(clamp(b_scale, largest(DTYPE, REACH)), DTYPE).to(tl.float32)
+    empty = tl.abs(b_stored) < F32_TINY
+    b_inverse = tl.div_rn(tl.full(b_stored.shape, 1.0, tl.float32), tl.where(empty, float("nan"), b_stored))
+    return tl.where(empty, 0.0, b_stored), b_inverse
+
+
+@triton.jit
+def code(b_ratio, b_inverse, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """``round(ratio)`` within ``[LOW, HIGH]``, zero where the inverse of the scale is NaN, and plus ``BIAS`` and what
+    makes the code unsigned, which is even, so that ties stay even."""
+    OFFSET: tl.constexpr = BIAS - (LOW // 2 * 2 if LOW < 0 else 0)
+    b_code = tl.minimum(tl.maximum(b_ratio, LOW), HIGH) + OFFSET
+    return tl.where(tl.expand_dims(b_inverse == b_inverse, 1), b_code, OFFSET)
+
+
+@triton.jit
+def difference(b_code, b_scale, b_zero, b_x):
+    """How far what a code decodes to is from the element."""
+    return (b_code - BIAS) * tl.expand_dims(b_scale, 1) + tl.expand_dims(b_zero, 1) - b_x
+
+
+@triton.jit
+def signed(tiles, b_high, b_low, REACH: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes over ``[-HALF, HALF)`` and the scale, whose sign puts the extreme value on the longer side."""
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    b_most = tl.where(b_high > -b_low, -b_high, -b_low)
+    b_scale, b_inverse = stored_scale(b_most * (1.0 / HALF), REACH, DTYPE)
+    codes = ()
+    for i in tl.static_range(len(tiles)):
+        b_ratio = tiles[i] * tl.expand_dims(b_inverse, 1)
+        codes = codes + (code(b_ratio, b_inverse, -HALF, HALF - 1),)
+    return codes, b_scale
+
+
+@triton.jit
+def asymmetric(tiles, b_high, b_low, b_anchor, BITS: tl.constexpr, DTYPE: tl.constexpr):
+    """Codes from the least element of a group to its largest; ``b_anchor`` is to lie on a code, None for none."""
+    LEVELS: tl.constexpr = (1 << BITS) - 1
+    # code * scale alone reaches high - low, for which float32 may be too small
+    SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
+    b_levels = tl.full(b_high.shape, LEVELS, tl.float32)
+    b_scale = tl.div_rn(b_high, b_levels) - tl.div_rn(b_low, b_levels)
+    b_scale, b_inverse = stored_scale(b_scale, SPAN, DTYPE)
+    b_zero = b_low
+    if b_anchor is not None:
+        b_past = past_code(b_anchor, b_low, b_inverse, BITS)
+        b_zero = fma(tl.where(b_inverse == b_inverse, b_past, 0.0), b_scale, b_low)
+        b_most = largest(DTYPE) - b_scale * LEVELS  # so that the largest code decodes to a finite number, too
+        b_zero = tl.where(b_zero > b_most, b_most, b_zero)
+    b_zero = round_to(clamp(b_zero, largest(DTYPE)), DTYPE).to(tl.float32)
+    codes = ()
+    for i in tl.static_range(len(tiles)):
+        b_ratio = (tiles[i] - tl.expand_dims(b_zero, 1)) * tl.expand_dims(b_inverse, 1)
+        codes = codes + (code(b_ratio, b_inverse, 0, LEVELS),)
+    return codes, b_scale, b_zero
+
+
+@triton.jit
+def squared_error(tiles, codes, b_scale, b_zero):
+    b_error = tl.zeros_like(tiles[0])
+    for i in tl.static_range(len(tiles)):
+        b_difference = difference(codes[i], b_scale, b_zero, tiles[i])
+        b_error += b_difference * b_difference
+    return tl.sum(b_error, 1)
+
+
+@triton.jit
+def in_words(codes):
+    """Codes of neighbouring tiles as the halves of words."""
+    pairs = ()
+    for i in tl.static_range(0, len(codes), 2):
+        pairs = pairs + (both_halves(codes[i], codes[i + 1]),)
+    return pairs

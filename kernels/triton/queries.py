@@ -1,0 +1,43 @@
+"""The query profile inside a Triton kernel, four channels a word."""
+
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .bytes import byte_signs
+
+#: Bits 0 to 6 of all four bytes.
+BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
+
+
+@triton.jit
+def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
+    """What is known of the queries for the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
+
+    ``queries`` points to the bytes of ``reference.query_rows``. Returns ``(means, weights)``, each a tuple of words
+    ``[ROWS, 8]`` of four channels: two neighbours, and the same two of the next slice, as tiles of elements have them.
+    """
+    p_pairs = queries.to(tl.pointer_type(tl.int16), bitcast=True) + (channel // 2 + tl.arange(0, 8)[None, :])
+    p_pairs = tl.broadcast_to(p_pairs, (ROWS, 8))
+    means, weights = (), ()
+    for i in tl.static_range(0, GROUP // 16, 2):
+        b_means = tl.load(p_pairs + i * 8).to(tl.int32) & 0xFFFF
+        b_weights = tl.load(p_pairs + (D // 2 + i * 8)).to(tl.int32) & 0xFFFF
+        if GROUP > 16:
+            b_means |= tl.load(p_pairs + (i + 1) * 8).to(tl.int32) << 16
+            b_weights |= tl.load(p_pairs + (D // 2 + (i + 1) * 8)).to(tl.int32) << 16
+        b_means ^= byte_signs(b_means) & BELOW_SIGNS  # those below zero are one's complements
+        means, weights = means + (b_means,), weights + (b_weights,)
+    return means, weights
+
+
+@triton.jit
+def channel_numbers(queries, TILE: tl.constexpr):
+    """Mean and weight of the channels of a tile of elements, float32."""
+    means, weights = queries
+    b_mean = (means[TILE // 4] << (24 - TILE % 4 * 8)) >> 24
+    b_weight = (weights[TILE // 4] >> (TILE % 4 * 8)) & 0xFF
+    return b_mean.to(tl.float32), b_weight.to(tl.float32)
