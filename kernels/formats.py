@@ -140,7 +140,7 @@ class CacheFormat:
         if len(values) not in (len(fields), len(fields) - 1):
             raise FormatError(f"{spec!r} is no cache format: expected {len(fields) - 1} fields, and perhaps a norm")
         word, bits, mode, group_size, sink, recent, *words = values
-        role = next((role for role in ROLES if role == word), None)
+        role: Role | None = next((role for role in ROLES if role == word), None)
         if role is None:
             raise FormatError(f"{spec!r} is no cache format: it has to begin with {' or '.join(ROLES)}")
         if mode not in modes.names_of(role):

@@ -52,7 +52,7 @@ def profile_numbers(blocks: torch.Tensor, query_profile: torch.Tensor | None, gr
         return None
     means, weights = query_profile.to(torch.int32).unbind(-2)
     means = torch.where(means > 0x7F, 0x7F - means, means)  # those below zero are one's complements
-    return tuple(row.unsqueeze(-2).expand_as(blocks) for row in (means, weights))
+    return means.unsqueeze(-2).expand_as(blocks), weights.unsqueeze(-2).expand_as(blocks)
 
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
