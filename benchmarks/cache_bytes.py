@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from innerq_compile import PRESETS, InnerQConfig
-from innerq_compile.cache.storage import storage_bytes
+from innerq_compile.cache.quantizing import storage_bytes
 from innerq_compile.kernels import formats
 
 

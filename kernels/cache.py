@@ -20,6 +20,8 @@ U = TypeVar("U")
 ENCODED = ("codes", "scales", "window", "state")
 #: What was measured on the prompt; a cache has those that its format and its config ask for.
 STATISTICS = ("query_profile", "mean", "norm")
+#: What has a place for each block, ``[B, H, capacity, ...]``, and grows with the cache.
+GROWING = ("codes", "scales")
 #: All inner tensors, in the order in which compiled graphs take and return them.
 INNER_TENSORS = (*ENCODED, *STATISTICS)
 

@@ -24,20 +24,21 @@ def unwrap_caches(gm: GraphModule, context: PassContext) -> GraphModule:
     write = Writer(gm.graph)
     for index, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         cache: Any = example_or_none(node)
-        storage = getattr(cache, "_storage", None)
-        if storage is None:
+        traced = getattr(cache, "_storage", None)  # a TracedCache
+        if traced is None:
             continue
         examples = cache_examples(
-            storage.format,
-            storage.codes.shape[:2],
-            storage.head_dim,
-            storage.codes.shape[2],
-            storage.dtype,
-            storage.codes,
-            mean=storage.mean is not None,
-            norm=storage.norm is not None,
+            traced.format,
+            (traced.batch, traced.heads),
+            traced.head_dim,
+            traced.capacity,
+            traced.dtype,
+            traced.new_empty((), traced.dtype),
+            mean="mean" in traced.statistics,
+            norm="norm" in traced.statistics,
         )
         source = source_of(node)
-        tensors = add_placeholders(write, node.name, examples, source and AttrSource(source, "_storage"))
+        source = source and AttrSource(AttrSource(source, "_storage"), "tensors")
+        tensors = add_placeholders(write, node.name, examples, source)
         context.caches[node] = ProgramCache(tensors, node, index, cache._tokens_dim)
     return gm

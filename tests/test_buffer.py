@@ -117,7 +117,7 @@ def test_a_write_before_the_start_is_an_error(compiled, cheap_inductor):
     call = torch.compile(write, backend="innerq", options={"preset": "lossless"}) if compiled else write
     with pytest.raises(Exception, match=r"positions are counted from its start|before its start"):
         call(buffer, torch.tensor([-1]))
-    assert buffer._storage.state[0, 0].tolist()[:2] == [0, 5]
+    assert buffer._storage.tensors.state[0, 0].tolist()[:2] == [0, 5]
 
 
 def test_the_capacity_of_a_buffer_is_no_symbol():

@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from transformers import DynamicCache
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, UnsupportedOperation
-from innerq_compile.cache.storage import storage_bytes
+from innerq_compile.cache.quantizing import storage_bytes
 from innerq_compile.kernels import cpu, reference
 
 from .cache_models import DenseCache, MethodCache, bytes_needed

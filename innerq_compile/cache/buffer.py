@@ -16,12 +16,19 @@ import torch
 from ..config import InnerQConfig
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import layout, reference
+from ..kernels.cache import CacheTensors
 from ..kernels.formats import Role, preallocated_capacity
-from ..kernels.internals.tensors import FakeTensor, make_wrapper, schema_of, tree_map_only, unmark_sizes
+from ..kernels.internals.tensors import make_wrapper, schema_of, tree_map_only, unmark_sizes
+from .dispatch import Operations
+from .indexing import consecutive, token_index, token_range
 from .storage import CacheStorage
 from .tensor import InnerQTensor
+from .traced import TracedCache, is_traced
 
 aten = torch.ops.aten
+
+#: What writes to a buffer, or keeps its quantized form.
+OPERATIONS = Operations()
 
 
 def empty_cache(
@@ -56,13 +63,13 @@ def empty_cache(
     fmt = config.format_for(role, head_dim, dtype)
     device = torch.empty((), device=device).device
     capacity = preallocated_capacity(fmt, max_tokens)
-    tensors = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
+    encoded = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
     mean = norm = None
     if role == "key":
         zeros = torch.zeros((batch, heads, head_dim), device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
-    storage = CacheStorage(fmt, *tensors, mean, norm, dtype, head_dim, max_tokens)
+    storage = CacheStorage(CacheTensors(fmt, *encoded, mean=mean, norm=norm), max_tokens)
     return InnerQBuffer(storage, max_tokens)
 
 
@@ -72,13 +79,12 @@ class InnerQBuffer(InnerQTensor):
     _offset: int
 
     @staticmethod
-    def __new__(cls, storage: CacheStorage, length: int, offset: int = 0):
-        batch, heads = storage.state.shape[:2]
+    def __new__(cls, storage: CacheStorage | TracedCache, length: int, offset: int = 0):
         tensor = make_wrapper(
             cls,
-            (batch, heads, length, storage.head_dim),
+            (storage.batch, storage.heads, length, storage.head_dim),
             dtype=storage.dtype,
-            device=storage.state.device,
+            device=storage.device,
             requires_grad=False,
         )
         tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
@@ -86,13 +92,13 @@ class InnerQBuffer(InnerQTensor):
         unmark_sizes(storage.blocks)
         return tensor
 
-    def __init__(self, storage: CacheStorage, length: int, offset: int = 0) -> None:
+    def __init__(self, storage: CacheStorage | TracedCache, length: int, offset: int = 0) -> None:
         pass
 
     @property
     def tokens_held(self) -> int:
         """How many tokens are held. Waits for the device."""
-        return int(self._state[..., layout.LENGTH].max())
+        return int(self._storage.tensors.state[..., layout.LENGTH].max())
 
     def dequantize(self) -> torch.Tensor:
         """The dense tensor; what has not been written is zero."""
@@ -107,13 +113,12 @@ class InnerQBuffer(InnerQTensor):
 
     @staticmethod
     def __tensor_unflatten__(inner, context, outer_size, outer_stride):
-        handle = InnerQTensor.__tensor_unflatten__(inner, context, outer_size, outer_stride)
-        return InnerQBuffer(handle._storage, outer_size[2])
+        return InnerQBuffer(TracedCache.of(inner, context, outer_size), outer_size[2])
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        handler = _HANDLERS.get(func)
+        handler = OPERATIONS.handler(func, args)
         if handler is not None and isinstance(args[0], InnerQBuffer):
             result = handler(*args, **kwargs)
             if result is not NotImplemented:
@@ -126,23 +131,23 @@ class InnerQBuffer(InnerQTensor):
         return func(*args, **kwargs)
 
     def __getitem__(self, index):
-        if not self._storage.handle:
-            window = _token_range(index, self.shape)
+        if not is_traced(self):
+            window = token_range(index, self.shape)
             if window is not None:
                 return InnerQBuffer(self._storage, window[1] - window[0], self._offset + window[0])
         return torch.Tensor.__getitem__(self, index)
 
     def __setitem__(self, index, value):
-        if self._storage.handle:
+        if is_traced(self):
             return  # Dynamo asks for shapes only
-        position = _token_index(index, self.shape)
+        position = token_index(index, self.shape)
         if position is None:
             raise _refusal(f"tensor[{index}] = value", self)
         write(self, *position, value)
 
     def narrow(self, dim, start, length):
         """``torch.Tensor.narrow``; along the tokens the result can be written to."""
-        if dim not in (2, -2) or self._storage.handle:
+        if dim not in (2, -2) or is_traced(self):
             return _dense(self).narrow(dim, start, length)
         return self[:, :, start : start + length]
 
@@ -164,8 +169,8 @@ torch.serialization.add_safe_globals([InnerQBuffer])
 
 def _dense(tensor: InnerQBuffer) -> torch.Tensor:
     storage = tensor._storage
-    if storage.handle and isinstance(storage.state, FakeTensor):
-        return storage.state.new_empty(tensor.shape, dtype=tensor.dtype)
+    if isinstance(storage, TracedCache):
+        return storage.dense(tensor.shape)
     end = tensor._offset + tensor.shape[2]
     return storage.dequantize(end)[:, :, tensor._offset :]
 
@@ -182,7 +187,7 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
     if isinstance(value, InnerQTensor):
         value = value.dequantize()
     value = torch.as_tensor(value, device=tensor.device).expand(*tensor.shape[:2], count, tensor.shape[3])
-    held = int((storage.state[..., layout.START] + storage.state[..., layout.LENGTH]).min())
+    held = int((storage.tensors.state[..., layout.START] + storage.tensors.state[..., layout.LENGTH]).min())
     first += tensor._offset
     if first > held:
         raise UnsupportedOperation(
@@ -193,7 +198,8 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
 
 
 def write_(storage: CacheStorage, value: torch.Tensor, position: torch.Tensor) -> None:
-    torch.ops.innerq.write_(*storage.four(), storage.mean, storage.norm, value, position, storage.format.spec)
+    tensors = storage.tensors
+    torch.ops.innerq.write_(*tensors.encoded, tensors.mean, tensors.norm, value, position, storage.format.spec)
 
 
 def _refusal(what: Any, tensor: InnerQBuffer) -> UnsupportedOperation:
@@ -204,126 +210,80 @@ def _refusal(what: Any, tensor: InnerQBuffer) -> UnsupportedOperation:
     )
 
 
-def _token_range(index: Any, shape) -> tuple[int, int] | None:
-    """``(a, b)`` where ``index`` is ``[:, :, a:b]``, else None."""
-    index = index if isinstance(index, tuple) else (index,)
-    if any(not isinstance(item, slice) for item in index) or len(index) > 4:
-        return None
-    bounds = [item.indices(size) for item, size in zip(index, shape, strict=False)]
-    whole = all(bound == (0, size, 1) for d, (bound, size) in enumerate(zip(bounds, shape, strict=False)) if d != 2)
-    if not whole or any(bound[2] != 1 for bound in bounds):
-        return None
-    start, end, _ = bounds[2] if len(bounds) > 2 else (0, shape[2], 1)
-    return start, max(start, end)
-
-
-def _token_index(index: Any, shape) -> tuple[int, int] | None:
-    """``(first, count)`` of the tokens that ``index`` names, which have to be whole and consecutive; else None."""
-    window = _token_range(index, shape)
-    if window is not None:
-        return window[0], window[1] - window[0]
-    if not isinstance(index, tuple) or len(index) < 3 or not isinstance(index[2], torch.Tensor):
-        return None
-    if _token_range((*index[:2], slice(None), *index[3:]), shape) is None:
-        return None
-    return _consecutive(index[2], shape[2])
-
-
-def _consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
-    """``(first, count)`` of the places that an integer index names, or a mask ``[tokens]`` selects; else None."""
-    if index.dtype in (torch.bool, torch.uint8):
-        if index.shape != (tokens,):
-            return None
-        index = index.nonzero()
-    places = index.reshape(-1).tolist()
-    if not places:
-        return 0, 0
-    if places != list(range(places[0], places[0] + len(places))):
-        return None
-    return places[0], len(places)
-
-
 # --- operations -------------------------------------------------------------------------------------------------------
 
-_HANDLERS: dict[Any, Any] = {}
 
-
-def _handles(*overloads):
-    def register(fn):
-        for overload in overloads:
-            _HANDLERS[overload] = fn
-        return fn
-
-    return register
-
-
-@_handles(aten.index_copy_.default)
+@OPERATIONS.held(aten.index_copy_.default)
 def _index_copy_(tensor, dim, index, source):
-    if tensor._storage.handle:
-        return tensor
-    places = _consecutive(index, tensor.shape[2]) if dim in (2, -2) else None
+    places = consecutive(index, tensor.shape[2]) if dim in (2, -2) else None
     if places is None:
         return NotImplemented
     write(tensor, *places, source)
     return tensor
 
 
-@_handles(aten.index_put_.default, aten._index_put_impl_.default)
+@OPERATIONS.held(aten.index_put_.default, aten._index_put_impl_.default)
 def _index_put_(tensor, indices, values, accumulate=False, *unsafe):
-    if tensor._storage.handle:
-        return tensor
     if accumulate or len(indices) != 3 or indices[0] is not None or indices[1] is not None:
         return NotImplemented
-    places = _consecutive(indices[2], tensor.shape[2])
+    places = consecutive(indices[2], tensor.shape[2])
     if places is None:
         return NotImplemented
     write(tensor, *places, values)
     return tensor
 
 
-@_handles(aten.copy_.default)
+@OPERATIONS.held(aten.copy_.default)
 def _copy_(tensor, source, non_blocking=False):
-    if not tensor._storage.handle:
-        write(tensor, 0, tensor.shape[2], source)
+    write(tensor, 0, tensor.shape[2], source)
     return tensor
 
 
-@_handles(aten.zero_.default)
+@OPERATIONS.held(aten.zero_.default)
 def _zero_(tensor):
     if tensor._offset:
         return NotImplemented
-    if not tensor._storage.handle:
-        tensor._storage.state.zero_()
+    tensor._storage.tensors.state.zero_()
     return tensor
 
 
-@_handles(aten.slice.Tensor)
+@OPERATIONS.held(aten.slice.Tensor)
 def _slice(tensor, dim=0, start=None, end=None, step=1):
-    if tensor._storage.handle or dim % 4 != 2 or step != 1:
+    if dim % 4 != 2 or step != 1:
         return NotImplemented
     return tensor[:, :, slice(start, end)]
 
 
-@_handles(aten.alias.default, aten.detach.default)
+@OPERATIONS.traced(aten.alias.default, aten.detach.default)
+@OPERATIONS.held(aten.alias.default, aten.detach.default)
 def _alias(tensor):
     return InnerQBuffer(tensor._storage, tensor.shape[2], tensor._offset)
 
 
-@_handles(aten.clone.default)
+@OPERATIONS.held(aten.clone.default)
 def _clone(tensor, *, memory_format=None):
-    if tensor._storage.handle:
-        return NotImplemented
     return InnerQBuffer(tensor._storage.copy(), tensor.shape[2], tensor._offset)
 
 
-@_handles(aten._to_copy.default)
+@OPERATIONS.held(aten._to_copy.default)
 def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
-    if tensor._storage.handle or layout not in (None, torch.strided):
+    if layout not in (None, torch.strided):
         return NotImplemented
     if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return NotImplemented
     storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
     return InnerQBuffer(storage, tensor.shape[2], tensor._offset)
+
+
+@OPERATIONS.traced(
+    aten.index_copy_.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten.copy_.default,
+    aten.zero_.default,
+)
+def _written(tensor, *args, **kwargs):
+    return tensor
 
 
 __all__ = ["InnerQBuffer", "empty_cache", "write"]

@@ -114,7 +114,7 @@ class _Seen:
         """What the caches of the longest sequence take; those that it was copied from are not counted."""
         found = []
         for storage in self.storages.values():
-            state = storage.state
+            state = storage.tensors.state
             found.append((int((state[..., layout.START] + state[..., layout.LENGTH]).max()), storage))
         tokens = max((length for length, _ in found), default=0)
         if not tokens:
@@ -124,9 +124,9 @@ class _Seen:
         for length, storage in found:
             if length != tokens:
                 continue
-            batch, heads = storage.state.shape[:2]
+            batch, heads = storage.batch, storage.heads
             fmt, head_dim = storage.format, storage.head_dim
-            statistics = (storage.mean is not None) + (storage.norm is not None)
+            statistics = (storage.tensors.mean is not None) + (storage.tensors.norm is not None)
             sums["held"] += storage.nbytes
             sums["fp16"] += 2 * batch * heads * head_dim * length
             sums["at_context"] += layout.cache_bytes(

@@ -64,7 +64,7 @@ def describe_input(value: Any, example: Any, saved: list[torch.Tensor]) -> dict[
 
 def _describe_cache(cache: InnerQTensor) -> dict[str, Any]:
     storage = cache._storage
-    starts, lengths = storage.state[..., layout.START], storage.state[..., layout.LENGTH]
+    starts, lengths = storage.tensors.state[..., layout.START], storage.tensors.state[..., layout.LENGTH]
     is_buffer = isinstance(cache, InnerQBuffer)
     return {
         "kind": "buffer" if is_buffer else "cache",
@@ -75,8 +75,8 @@ def _describe_cache(cache: InnerQTensor) -> dict[str, Any]:
         "device": str(cache.device),
         "start": starts[:, 0].tolist(),
         "held": int((starts + lengths).max()) if is_buffer else cache.shape[cache.tokens_dim],
-        "mean": storage.mean is not None,
-        "norm": storage.norm is not None,
+        "mean": storage.tensors.mean is not None,
+        "norm": storage.tensors.norm is not None,
     }
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..cache.storage import CHANGES, CacheStorage
+from ..cache.changes import CHANGES
+from ..cache.storage import CacheStorage
 from ..cache.tensor import InnerQTensor
 
 
@@ -44,7 +45,7 @@ class NextCall:
 
     They are known where the arguments are the tensors that :meth:`expect` was told, of whose extents
     only the ids are compared. That is enough: another extent with the id of one that has died would have been made in
-    between, and once a cache was made or changed (``storage.CHANGES``) nothing is known. Inner tensors are let go with
+    between, and once a cache was made or changed (``cache/changes.py``) nothing is known. Inner tensors are let go with
     the first of the storages, and before one of them grows.
 
     Args:

@@ -77,5 +77,5 @@ class Outputs:
 def _new_cache(results: Sequence[torch.Tensor], at: int, plan: Quantized, length: int) -> InnerQTensor:
     """The cache whose inner tensors are the results from ``at`` on."""
     tensors = plan.tensors.rebuilt(results[at : at + len(plan.tensors.present())])
-    storage = CacheStorage.adopt(plan.format, tensors.encoded, tensors.mean, tensors.norm, length)
+    storage = CacheStorage.adopt(tensors, length)
     return InnerQTensor(storage, length, plan.tokens_dim)

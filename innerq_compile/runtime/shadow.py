@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..cache.storage import CacheStorage, quantize
+from ..cache.quantizing import quantize
+from ..cache.storage import CacheStorage
 from ..errors import InnerQError
 from ..kernels.formats import CacheFormat, preallocated_capacity
 from ..passes.context import Config, ShadowInput
@@ -72,7 +73,7 @@ class ShadowReader:
         """The shadow for a call with ``args``, holding at least the tokens before the position of this call."""
         key, value = args[self._key], args[self._value]
         shadow = getattr(key, _ATTRIBUTE, None)
-        if shadow is not None and shadow.key.state.is_inference() and not torch.is_inference_mode_enabled():
+        if shadow is not None and shadow.key.tensors.state.is_inference() and not torch.is_inference_mode_enabled():
             shadow = None  # made in inference mode, where it may be changed, and only there
         if (
             shadow is None
@@ -114,7 +115,7 @@ class ShadowReader:
 
 def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:
     """``storage`` in the memory of ``into``, or as it is where that is of another form."""
-    source, target = storage.tensors(), into.tensors()
+    source, target = storage.tensors.present(), into.tensors.present()
     alike = source.keys() == target.keys() and all(
         (new.shape, new.dtype, new.device) == (target[name].shape, target[name].dtype, target[name].device)
         for name, new in source.items()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQTensor
-from innerq_compile.cache.storage import CHANGES, ChangeClock
+from innerq_compile.cache.changes import CHANGES, ChangeClock
 
 
 class Holder:

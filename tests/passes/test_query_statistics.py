@@ -133,7 +133,9 @@ def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
     buffer = out.past_key_values.layers[0].keys
     shadow = buffer._innerq_shadow
     assert shadow.key.format.uses_queries
-    assert_knows_nothing(reference.held_query_rows(shadow.key.window, shadow.key.format), shadow.key.norm)
+    assert_knows_nothing(
+        reference.held_query_rows(shadow.key.tensors.window, shadow.key.format), shadow.key.tensors.norm
+    )
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def test_a_step(model, tokens_dim):
         assert cache.tokens_dim == tokens_dim and before[cache.index] is cache.placeholder
         storage = inputs[cache.index]._storage
         for name, node in cache.tensors.present().items():
-            held = getattr(storage, name)
+            held = getattr(storage.tensors, name)
             assert (tuple(example(node).shape), example(node).dtype) == (tuple(held.shape), held.dtype), name
             assert source_of(node) is not None
     added = gm.graph.find_nodes(op="placeholder")[len(before) :]

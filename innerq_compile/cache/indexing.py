@@ -1,0 +1,61 @@
+"""What an index means along the tokens of a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def cropped_length(index, shape, tokens_dim: int) -> int | None:
+    """``S'`` where ``index`` is ``[:, :, :S']`` (or ``[:, :S']``) in any spelling, else None."""
+    index = index if isinstance(index, tuple) else (index,)
+    if any(not isinstance(item, slice) and item is not Ellipsis for item in index) or index.count(Ellipsis) > 1:
+        return None
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *[slice(None)] * (5 - len(index)), *index[at + 1 :])
+    index = (*index, *[slice(None)] * (4 - len(index)))
+    if len(index) != 4 or any(item != slice(None) for dim, item in enumerate(index) if dim != tokens_dim):
+        return None
+    start, end, step = index[tokens_dim].indices(shape[tokens_dim])
+    return max(end, 0) if start == 0 and step == 1 else None
+
+
+def token_range(index: Any, shape) -> tuple[int, int] | None:
+    """``(a, b)`` where ``index`` is ``[:, :, a:b]``, else None."""
+    index = index if isinstance(index, tuple) else (index,)
+    if any(not isinstance(item, slice) for item in index) or len(index) > 4:
+        return None
+    bounds = [item.indices(size) for item, size in zip(index, shape, strict=False)]
+    whole = all(bound == (0, size, 1) for d, (bound, size) in enumerate(zip(bounds, shape, strict=False)) if d != 2)
+    if not whole or any(bound[2] != 1 for bound in bounds):
+        return None
+    start, end, _ = bounds[2] if len(bounds) > 2 else (0, shape[2], 1)
+    return start, max(start, end)
+
+
+def token_index(index: Any, shape) -> tuple[int, int] | None:
+    """``(first, count)`` of the tokens that ``index`` names, which have to be whole and consecutive; else None."""
+    window = token_range(index, shape)
+    if window is not None:
+        return window[0], window[1] - window[0]
+    if not isinstance(index, tuple) or len(index) < 3 or not isinstance(index[2], torch.Tensor):
+        return None
+    if token_range((*index[:2], slice(None), *index[3:]), shape) is None:
+        return None
+    return consecutive(index[2], shape[2])
+
+
+def consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
+    """``(first, count)`` of the places that an integer index names, or a mask ``[tokens]`` selects; else None."""
+    if index.dtype in (torch.bool, torch.uint8):
+        if index.shape != (tokens,):
+            return None
+        index = index.nonzero()
+    places = index.reshape(-1).tolist()
+    if not places:
+        return 0, 0
+    if places != list(range(places[0], places[0] + len(places))):
+        return None
+    return places[0], len(places)

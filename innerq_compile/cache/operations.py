@@ -1,0 +1,136 @@
+"""What keeps the quantized form of an :class:`InnerQTensor`: a function for each operator of ATen.
+
+They take the operator's arguments. Those that they cannot follow give ``NotImplemented``, and the dense tensor serves.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from ..errors import InnerQError, UnsupportedOperation
+from ..kernels import reference
+from .tensor import (
+    OPERATIONS,
+    InnerQTensor,
+    copied,
+    dense,
+    is_along_tokens,
+    length_of,
+    of_length,
+    of_own_length,
+    select_batch,
+    with_tokens_at,
+)
+
+aten = torch.ops.aten
+
+
+@OPERATIONS.held(aten.cat.default)
+def _cat(tensors, dim=0):
+    past, *rest = _without_empty(tensors)
+    if not isinstance(past, InnerQTensor) or not is_along_tokens(past, dim):
+        return NotImplemented
+    if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
+        return NotImplemented
+    storage, tokens = past._storage, past._tokens_dim
+    for new in rest:
+        if new.dim() != 4 or any(new.shape[d] != past.shape[d] for d in range(4) if d != tokens):
+            raise InnerQError(
+                f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
+                f"{('second', 'third')[tokens - 1]} size may differ"
+            )
+    news = [dense(new) if isinstance(new, InnerQTensor) else new for new in rest]
+    storage = storage.writable_from(past._extent, sum(new.shape[tokens] for new in news))
+    for new in news:
+        storage.append(with_tokens_at(new, 2, tokens))
+    return InnerQTensor(storage, storage.length, tokens)
+
+
+def _without_empty(tensors):
+    """What ``torch.cat`` joins: a list may begin with the tensors without elements that programs start a cache with."""
+    return [tensor for tensor in tensors if tensor.numel() or isinstance(tensor, InnerQTensor)] or tensors
+
+
+@OPERATIONS.held(aten.slice.Tensor)
+def _slice(tensor, dim=0, start=None, end=None, step=1):
+    size = tensor.shape[dim]
+    if step != 1:
+        return NotImplemented
+    start, end, _ = slice(start, end).indices(size)
+    if start == 0 and end >= size:
+        return _alias(tensor)
+    if dim % 4 == tensor._tokens_dim and start == 0:
+        return of_length(tensor, max(end, 0))
+    if dim % 4 == 0:
+        return select_batch(tensor, torch.arange(start, max(start, end), device=tensor.device))
+    return NotImplemented
+
+
+@OPERATIONS.held(aten.alias.default, aten.detach.default)
+@OPERATIONS.traced(aten.alias.default, aten.detach.default)
+def _alias(tensor):
+    return of_length(tensor, length_of(tensor))
+
+
+@OPERATIONS.held(aten.index_select.default)
+def _index_select(tensor, dim, index):
+    if dim % 4 != 0 or not isinstance(tensor, InnerQTensor):
+        return NotImplemented
+    return select_batch(tensor, index)
+
+
+@OPERATIONS.held(aten.index.Tensor)
+def _index(tensor, indices):
+    first, *others = indices
+    if not isinstance(tensor, InnerQTensor):
+        return NotImplemented
+    if first is None or first.dim() != 1 or any(other is not None for other in others):
+        return NotImplemented
+    return copied(tensor, lambda inner: inner[first.to(inner.device)])
+
+
+@OPERATIONS.held(aten.clone.default)
+def _clone(tensor, *, memory_format=None):
+    return copied(tensor)
+
+
+@OPERATIONS.held(aten._to_copy.default)
+def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
+    if layout not in (None, torch.strided):
+        return NotImplemented
+    if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return NotImplemented
+    storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
+    return of_own_length(storage, tensor)
+
+
+@OPERATIONS.held(aten.zero_.default)
+def _zero_(tensor):
+    storage, tensors = tensor._storage, tensor._storage.tensors
+    if any(extent() is not tensor._extent for extent in storage.live_extents()):
+        raise UnsupportedOperation(
+            f"zero_() on a cache of shape {tuple(tensor.shape)} that shares its storage with another tensor, which may "
+            "not change with it: drop the other one, or call .clone().zero_()"
+        )
+    for inner in (tensors.scales, tensors.window, tensors.mean):
+        if inner is not None:
+            inner.zero_()
+    reference.set_query_rows_(tensors.window, storage.format, None, tensors.norm)
+    if not storage.format.quantized:
+        tensors.codes.zero_()
+    return tensor
+
+
+# --- while a program is traced: sizes are symbols, and nothing that depends on their values can be decided ------------
+
+
+@OPERATIONS.traced(aten.cat.default)
+def _traced_cat(tensors, dim=0):
+    past, *rest = tensors
+    if not isinstance(past, InnerQTensor) or not is_along_tokens(past, dim):
+        return NotImplemented
+    if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
+        return NotImplemented
+    return of_length(past, length_of(past) + sum(new.shape[past._tokens_dim] for new in rest))

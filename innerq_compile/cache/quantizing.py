@@ -1,0 +1,82 @@
+"""Dense keys and values as a storage: the steps that ``passes/quantize_prefill.py`` puts into graphs, taken at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+
+from ..kernels import formats, layout, reference
+from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from ..kernels.cache import CacheTensors
+from ..kernels.formats import CacheFormat, Role
+from .storage import CacheStorage
+
+
+class Config(Protocol):
+    """What is needed of ``innerq_compile.InnerQConfig``."""
+
+    @property
+    def centre_keys(self) -> bool: ...
+
+    @property
+    def normalize_keys(self) -> bool: ...
+
+    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat: ...
+
+
+def quantize(
+    x: torch.Tensor,
+    config: Config,
+    role: Role,
+    start: torch.Tensor | None = None,
+    capacity: int | None = None,
+    norm: str | None = None,
+    queries: torch.Tensor | None = None,
+) -> CacheStorage:
+    """A storage made of dense keys or values.
+
+    Args:
+        x: ``[B, H, S, D]``, float16, bfloat16 or float32.
+        config: says what the format is, and which key statistics there are.
+        role: ``"key"`` or ``"value"``.
+        start: ``[B]``, tokens of padding in front of each sequence; None means none.
+        capacity: blocks that it has room for; None takes room for growth, see ``formats.grown_capacity``.
+        norm: what ``CacheFormat.norm`` is to be; None takes what the config says.
+        queries: ``[B, Hq, N, D]``, those that the keys are multiplied with, for mode ``steered``; None: not known.
+
+    Raises:
+        InnerQError: for a dtype or head_dim that a cache cannot have.
+    """
+    fmt = config.format_for(role, x.shape[-1], x.dtype)
+    if norm is not None:
+        fmt = dataclasses.replace(fmt, norm=norm)
+    start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
+    has_statistics = role == "key" and (config.centre_keys or config.normalize_keys)
+    mean = scale = asked = weight = rows = None
+    if queries is not None and fmt.uses_queries:
+        asked = reference.query_statistics(queries, x, start)
+        weight = reference.query_weight(asked, fmt.norm)
+    if has_statistics and x.shape[2] == 0:
+        mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
+        scale = torch.ones_like(mean)
+    elif has_statistics:
+        mean, scale = torch.ops.innerq.key_statistics(
+            x, start, config.centre_keys, config.normalize_keys, fmt.norm, weight
+        )
+    mean, scale = (mean if config.centre_keys else None), (scale if config.normalize_keys else None)
+    if asked is not None:
+        rows = reference.query_rows(asked, scale, fmt.group_size)
+    if capacity is None:
+        capacity = formats.grown_capacity(fmt, x.shape[2])
+    tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
+    return CacheStorage.adopt(CacheTensors(fmt, *tensors, mean=mean, norm=scale), x.shape[2])
+
+
+def storage_bytes(
+    fmt: CacheFormat, batch: int, heads: int, head_dim: int, dtype: torch.dtype, capacity: int, config: Config
+) -> int:
+    """Bytes of one cache side, key statistics included: what ``CacheStorage.nbytes`` of such a cache is."""
+    statistics = (config.centre_keys + config.normalize_keys) if fmt.is_key else 0
+    return layout.cache_bytes(fmt, batch, heads, head_dim, dtype, capacity, statistics=statistics)
