@@ -290,7 +290,7 @@ def exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causa
 @st.composite
 def attentions(draw):
     dtype = draw(st.sampled_from(DTYPES))
-    mode = draw(st.sampled_from(MODES))
+    mode = draw(st.sampled_from([*MODES]))
     k_fmt, v_fmt = small_formats(dtype, mode, draw(st.integers(2, 8)))
     rows = draw(st.sampled_from([1, 1, 2, 5]))
     tokens = draw(st.integers(rows, 150))
