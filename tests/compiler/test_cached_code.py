@@ -51,10 +51,11 @@ def test_a_renamed_file_is_another_key(copied):
 def test_all_files_are_found():
     """From the package as it was imported: through a checkout's links, or where it is installed."""
     root = Path(__file__).resolve().parents[2]
-    expected = [path for folder in ("kernels", "passes") for path in (root / folder).rglob("*.py")]
+    folders = [root / name for name in ("kernels", "passes")]
+    expected = [path for folder in folders for ending in ("py", "h") for path in folder.rglob(f"*.{ending}")]
     found = {path.resolve() for path in cached_code.source_files().values()}
     assert set(expected) <= found
-    assert {path.name for path in found if path.suffix == ".h"} == {"vec.h", "encode.h", "decode.h"}
+    assert {"vec.h", "steered.h"} <= {path.name for path in expected}  # templates, and those of modes, are on the disk
 
 
 @pytest.fixture(params=["inductor", "autograd"])
