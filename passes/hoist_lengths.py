@@ -101,10 +101,10 @@ def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node
             continue
         moving.add(node)
         pending += node.all_input_nodes
+    if moving & caches:
+        raise _Stays("something of the length of the cache is computed from a cache")
     changes = Writes(gm.graph)
-    for node in moving:
-        if node in caches:
-            raise _Stays("something of the length of the cache is computed from a cache")
+    for node in (node for node in gm.graph.nodes if node in moving):  # in order, so that the reason is always the same
         if node.op == "placeholder" and isinstance(example_or_none(node), torch.nn.Parameter):
             raise _Stays("something of the length of the cache is computed from a parameter")
         if changes.of(node):
