@@ -114,7 +114,7 @@ PIPELINE = Pipeline(
             hoist_lengths,
             "for CUDA graphs: what depends on the length goes into a graph of its own",
             reads=("static_lengths", "caches", "shadows"),
-            writes=("prelude", "lengths_stay", "notes"),
+            writes=("prelude", "lengths_not_hoisted", "notes"),
         ),
     )
 )

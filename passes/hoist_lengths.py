@@ -42,8 +42,8 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     try:
         moving, targets = _moving(gm, context)
     except _Stays as reason:
-        context.lengths_stay = str(reason)
-        context.notes.append(Reason(f"no CUDA graph serves all lengths: {reason}"))
+        context.lengths_not_hoisted = str(reason)
+        context.notes.append(Reason(f"no CUDA graph can serve all lengths: {reason}"))
         return gm
     if targets:
         context.prelude = _split(gm, context, moving, targets)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..runtime.report import GraphReport, LayerReport
 from .pages import explanation_page
-from .words import bits, text_table
+from .formatting import bits, text_table
 
 COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
 

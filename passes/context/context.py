@@ -60,7 +60,7 @@ class PassContext:
         norm_places: where they are.
         outputs: an entry for each output of the original graph.
         prelude: what is computed before the graph, if anything.
-        lengths_stay: why lengths stay in a graph that is to be recorded, or an empty string.
+        lengths_not_hoisted: why lengths stay in a graph that is to be recorded, or an empty string.
         reasons: why attentions, or what looks like one, stay as they are.
         refused: those of the reasons that concern an attention that was found.
         notes: what else a user may want to know.
@@ -84,7 +84,7 @@ class PassContext:
     norm_places: dict[AttentionMatch, NormPlaces] = dataclasses.field(default_factory=dict)
     outputs: list[OutputPlan] = dataclasses.field(default_factory=list)
     prelude: Prelude | None = None
-    lengths_stay: str = ""
+    lengths_not_hoisted: str = ""
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     refused: dict[AttentionMatch, Reason] = dataclasses.field(default_factory=dict)
     notes: list[Reason] = dataclasses.field(default_factory=list)

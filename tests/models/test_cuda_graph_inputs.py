@@ -129,7 +129,7 @@ def test_a_position_that_is_advanced_in_place_is_so_once(recorded):
     assert torch.equal(moved, place) and place.item() == 69
     assert not recorded, "the mask stays in the graph, behind the change"
     said = [str(report.cuda_graphs) for report in compiled_graphs() if report.kind == "decode"]
-    assert said == ["no: none serves all lengths: what a length is computed from is changed in place"]
+    assert said == ["no: no CUDA graph can serve all lengths: what a length is computed from is changed in place"]
 
 
 class TellsPlaces(torch.nn.Module):

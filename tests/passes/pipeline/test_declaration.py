@@ -73,11 +73,11 @@ def test_a_method_of_the_context_reads_no_more_than_the_pass():
 
 def test_setting_what_was_not_declared():
     def sets(gm, context):
-        context.lengths_stay = "because"
+        context.lengths_not_hoisted = "because"
         return gm
 
-    assert run(Pass(sets, "", writes=("lengths_stay",))).lengths_stay == "because"
-    with pytest.raises(DeclarationError, match="sets writes lengths_stay of the context without declaring it"):
+    assert run(Pass(sets, "", writes=("lengths_not_hoisted",))).lengths_not_hoisted == "because"
+    with pytest.raises(DeclarationError, match="sets writes lengths_not_hoisted of the context without declaring it"):
         run(FINDS, Pass(sets, ""))
 
 
