@@ -71,8 +71,8 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and ids.shape[1] + args.tokens > limit:
         raise CommandError(
-            f"the prompt has {ids.shape[1]} tokens; {args.tokens} more exceed the {limit} positions of the model: use a "
-            "shorter prompt or fewer --tokens",
+            f"the prompt has {ids.shape[1]} tokens; {args.tokens} more exceed the {limit} positions of the model: use "
+            "a shorter prompt or fewer --tokens",
             usage=True,
         )
     sides = {}

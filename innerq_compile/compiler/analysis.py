@@ -11,10 +11,10 @@ from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..passes import PIPELINE, PassContext
 from ..runtime.report import GraphReport
+from .observers import Observers
 from .options import CUDA_GRAPHS
 from .reporting import make_report
 from .reports import record
-from .observers import Observers
 
 
 @dataclasses.dataclass(frozen=True)

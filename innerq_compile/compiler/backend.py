@@ -70,7 +70,7 @@ def innerq_backend(
 
 
 def _reset() -> None:
-    """Release recorded CUDA graphs, as ``torch.compiler.reset`` does for Inductor: NCCL cannot shut down before that."""
+    """Release recorded CUDA graphs, as Inductor does on reset: NCCL cannot shut down while they exist."""
     release_all()
     if torch.cuda.is_available():
         inductor.release_cuda_graphs()

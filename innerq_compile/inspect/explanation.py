@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.report import GraphReport, LayerReport
-from .pages import explanation_page
 from .formatting import bits, text_table
+from .pages import explanation_page
 
 COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
 

@@ -8,7 +8,7 @@ import itertools
 import linecache
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .formatting import bits
 
@@ -23,9 +23,9 @@ AROUND = 3
 
 _WHERE = re.compile(r'File "(.+)", line (\d+), in ([^:]+)')
 
-#: A row of a side-by-side view: its kind, and the left and right line as ``(text, link)`` or None. In a row of kind
-#: ``folded`` the left item is the number of lines that are left out.
-DiffRow = tuple[Literal["same", "changed", "folded"], Any, Any]
+#: A row of a side-by-side view: its kind (``same``, ``changed`` or ``folded``), and the left and right line as
+#: ``(text, link)`` or None. In a row of kind ``folded`` the left item is the number of lines that are left out.
+DiffRow = tuple[str, Any, Any]
 
 
 @functools.cache

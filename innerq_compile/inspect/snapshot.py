@@ -57,7 +57,7 @@ def snapshot(name: str, gm: GraphModule) -> Snapshot:
 
 
 def _short(text: str) -> str:
-    """``text`` with parameters named as in the program: ``self.layers.0.q.weight``, not ``l_self_modules_layers_...``."""
+    """``text`` with parameters named as in the program: ``self.layers.0.q``, not ``l_self_modules_layers_...``."""
 
     def path(match: re.Match[str]) -> str:
         return "self." + re.sub(r"_?(modules|parameters|buffers)_", ".", match[1]).strip("._").replace("_.", ".")
