@@ -125,7 +125,7 @@ def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: l
     if prelude is None:
         return None
     by_name = _by_placeholder(analysis.captured, example_inputs)
-    examples = [by_name[name] for name in prelude.inputs] + prelude.places()
+    examples = [by_name[name] for name in prelude.inputs] + prelude.buffers()
     with cached_by_source():  # not recorded: the prelude runs before the CUDA graph
         return inductor.compile_graph(prelude.graph, examples, without_cuda_graphs(execution.inductor_options))
 

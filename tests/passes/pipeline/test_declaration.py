@@ -8,7 +8,7 @@ import torch
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE, Pass, PassContext, Pipeline
 from innerq_compile.passes.pipeline import DeclarationError
-from innerq_compile.passes.pipeline.declaration import FIELDS, GIVEN
+from innerq_compile.passes.pipeline.declaration import FIELDS, INPUTS
 
 
 def finds(gm, context):
@@ -37,7 +37,7 @@ def test_what_is_declared_may_be_read_and_written():
 
 def test_every_field_of_the_context_is_given_or_written_by_a_pass():
     written = {name for graph_pass in PIPELINE.passes for name in graph_pass.writes}
-    assert written | GIVEN == FIELDS and not written & GIVEN
+    assert written | INPUTS == FIELDS and not written & INPUTS
 
 
 @pytest.mark.parametrize(
