@@ -87,7 +87,7 @@ class Writer:
         return self.method("size", tensor, dim)
 
     def by_head(self, node: Node, tokens_dim: int) -> Node:
-        """Keys or values as ``[B, H, S, D]``; ``tokens_dim`` (2 or 1) is the dimension of ``node`` that counts tokens."""
+        """Keys or values as ``[B, H, S, D]``; ``tokens_dim`` (2 or 1) is the dimension that counts tokens."""
         return node if tokens_dim == 2 else self.method("transpose", node, 1, 2)
 
     def cast(self, node: Node, dtype: torch.dtype) -> Node:
