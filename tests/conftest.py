@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
-from . import fast_interpreter
+from tests.helpers import fast_interpreter
 
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
@@ -123,7 +123,7 @@ def tiny_model(tmp_path_factory):
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from .models.helpers import tiny_llama
+    from tests.helpers.models import tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny_model")
     model = tiny_llama(layers=2)
