@@ -156,8 +156,8 @@ def test_a_wrong_option_fails_at_once(target, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"config": LOSSLESS, "preset": "base"}, "config and preset='base' exclude one another"),
-        ({"config": LOSSLESS, "recent": 3}, "config and recent exclude one another"),
+        ({"config": LOSSLESS, "preset": "base"}, "config and preset='base' exclude each other"),
+        ({"config": LOSSLESS, "recent": 3}, "config and recent exclude each other"),
         ({"config": "base"}, "config='base' is not allowed.*preset="),
     ],
     ids=["preset", "field", "type"],

@@ -71,7 +71,7 @@ def test_passes_that_cannot_be_switched_off(name):
 
 
 def test_wrong_names_of_passes():
-    with pytest.raises(InnerQError, match="there is no pass 'rewrite_everything': allowed are match_attention"):
+    with pytest.raises(InnerQError, match="'rewrite_everything' is not a pass: allowed are match_attention"):
         innerq(TinyAttention(), disabled_passes=["rewrite_everything"])
     with pytest.raises(InnerQError, match="disabled_passes=3 is not allowed"):
         InnerQConfig(disabled_passes=3)

@@ -173,7 +173,7 @@ def test_graph_breaks_and_cuda_graphs_on_a_cpu():
 
 
 def test_wrong_arguments():
-    with pytest.raises(InnerQError, match="cannot be explained: it has to be a model, or a function"):
+    with pytest.raises(InnerQError, match="cannot be explained: it has to be a model or a function"):
         explain(3)
     with pytest.raises(InnerQError, match="context_length=0 is not allowed"):
         explain(nn.Linear(2, 2), torch.ones(2), context_length=0)
