@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,7 +237,13 @@ def api() -> str:
                 parts += class_text(item)
             else:
                 parts += constant_text(item)
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return formatted("\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def formatted(page: str) -> str:
+    """A page whose blocks of code are as ruff, which checks them too, formats them."""
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(API), "-"]
+    return subprocess.run(command, input=page, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def options() -> str:

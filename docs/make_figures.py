@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _results() -> str:
         results("generate-8b-h200-recorded"),
         figures()["demo"],
         figures()["fidelity"]["smollm2"],
-        figures()["attention"],
+        figures()["kernels"]["attention"],
     )
     cpu = next(row for row in figures()["cpu"]["step"]["rows"] if (row["tokens"], row["dtype"]) == (8192, "float32"))
     shapes = ("1x32768", "4x32768")
@@ -69,8 +70,8 @@ def _results() -> str:
         ["Memory of that cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
         [
             f"Attention of one layer, {attention['device']}, {attention['shape']}",
-            f"{attention['dense_us']:.0f} us (cuDNN)",
-            f"{attention['base_us']:.0f} us",
+            f"{attention['rows'][0]['dense_us']:.0f} us (cuDNN)",
+            f"{attention['rows'][0]['us']:.0f} us",
         ],
         [
             "Decode step, SmolLM2-135M in float32, one CPU thread, 8,192 tokens",
@@ -133,6 +134,72 @@ def _presets() -> str:
         )
     columns = ["preset", "bits, keys / values", "modes", "size at 4,096 tokens", "size at 32,768 tokens"]
     return table(columns, rows)
+
+
+@region("decode-steps")
+def _decode_steps() -> str:
+    """Whole decode steps on a GPU and on a CPU, of docs/performance.md."""
+    step, rows = results("generate-8b-h200-recorded"), []
+    for index, row in enumerate(("1x4096", "1x32768", "4x32768", "1x122880")):
+        batch, context = map(int, row.split("x"))
+        dense, ours = step[row, "static"], step[row, "innerq"]
+        rows.append(
+            [
+                "" if index else "H200, 8B Llama shape, float16",
+                f"{batch} x {context:,}",
+                *_speedup(dense["ms"], ours["ms"], "ms", 2),
+                *(f"{side['cache_gib']:.2f} GiB" for side in (dense, ours)),
+            ]
+        )
+    cpu, last = figures()["cpu"]["step"], ""
+    for row in sorted(cpu["rows"], key=lambda row: (row["dtype"] != "float32", row["tokens"])):
+        machine = f"CPU, {cpu['model']}, {row['dtype']}"
+        rows.append(
+            [
+                "" if machine == last else machine,
+                f"1 x {row['tokens']:,}",
+                *_speedup(row["inductor_ms"], row["innerq_ms"], "ms", 1),
+                *(f"{row[side]:.1f} MB" for side in ("inductor_mb", "innerq_mb")),
+            ]
+        )
+        last = machine
+    columns = ["machine and model", "batch x context", "full precision", "innerq, `base`", "speedup"]
+    return table([*columns, "cache, full precision", "cache, innerq"], rows)
+
+
+@region("kernels")
+def _kernels() -> str:
+    """Single kernels, of docs/kernels.md."""
+    kernels, rows = figures()["kernels"], []
+    for index, row in enumerate(kernels["attention"]["rows"]):
+        dense, ours, faster = _speedup(row["dense_us"], row["us"], "us", 1)
+        rows.append(["" if index else "`decode_attention`", row["case"], ours, f"{row['share']}%", dense, faster])
+    for row in kernels["encoding"]["rows"]:
+        rows.append([row["kernel"], row["case"], row["result"], row["bandwidth"], "", ""])
+    for index, row in enumerate(kernels["linear"]["rows"]):
+        dense, ours, faster = _speedup(row["dense_us"], row["us"], "us", 1)
+        share = f"{100 * row['rate'] / kernels['linear']['peak']:.0f}%"
+        rows.append(["" if index else "`row_linear`", row["case"], ours, share, dense, faster])
+    return table(["kernel", "case", "result", "bandwidth", "baseline", "speedup"], rows)
+
+
+def _speedup(dense: float, ours: float, unit: str, digits: int) -> list[str]:
+    """A time in full precision, ours, and how many times as fast that is."""
+    return [f"{dense:.{digits}f} {unit}", f"{ours:.{digits}f} {unit}", f"{dense / ours:.1f}"]
+
+
+@region("cache-bytes")
+def _cache_bytes() -> str:
+    """What `base` takes of a float16 cache, of docs/formats.md."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from cache_bytes import shares
+
+    rows = []
+    for tokens in (4096, 8192, 32768):
+        rows.append([f"{tokens:,}", *(f"{share:.3f}" for share in shares("base", tokens, 128, torch.float16))])
+    return table(["tokens", "needed", "allocated after prefill"], rows)
 
 
 def wanted() -> dict[Path, str]:

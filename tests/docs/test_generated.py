@@ -5,34 +5,34 @@ from __future__ import annotations
 import pytest
 
 import innerq_compile
-from tests.helpers.docs_scripts import ROOT, docs_script
+from tests.helpers.scripts import ROOT, script
 
-regions = docs_script("regions")
+regions = script("docs/regions")
 
 
-def stale(script: str) -> list[str]:
-    wanted = docs_script(script).wanted()
+def stale(name: str) -> list[str]:
+    wanted = script(name).wanted()
     return [str(path.relative_to(ROOT)) for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
 
 
 def test_tables_made_from_data():
     pytest.importorskip("tomllib")
-    assert stale("make_figures") == [], "run python docs/make_figures.py"
+    assert stale("docs/make_figures") == [], "run python docs/make_figures.py"
 
 
 def test_pages_made_from_docstrings():
     pytest.importorskip("griffe")
-    assert stale("make_api") == [], "run python docs/make_api.py"
+    assert stale("docs/make_api") == [], "run python docs/make_api.py"
 
 
 def test_api_page_has_the_exported_names():
     pytest.importorskip("griffe")
-    assert sorted(docs_script("make_api").EXPORTED) == sorted(innerq_compile.__all__)
+    assert sorted(script("docs/make_api").EXPORTED) == sorted(innerq_compile.__all__)
 
 
 def test_each_region_is_filled_by_a_script():
     pytest.importorskip("tomllib")
-    known = {*docs_script("make_figures").REGIONS, "options", "families"}
+    known = {*script("docs/make_figures").REGIONS, "options", "families"}
     for page in regions.pages():
         text = page.read_text(encoding="utf-8")
         assert text.count("<!-- begin: ") == text.count("<!-- end: ") == len(regions.names(text)), page.name

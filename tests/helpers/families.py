@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
-from tests.helpers.docs_scripts import docs_script
 from tests.helpers.models import assert_same_tokens, generate, prompt
+from tests.helpers.scripts import script
 
 VOCAB = 61
 LAYERS = 2
@@ -292,7 +292,7 @@ def table(results: dict[str, dict[str, Result]]) -> str:
 
 def page(results: dict[str, dict[str, Result]]) -> str:
     """The support matrix with the table of these results."""
-    return docs_script("regions").filled(MATRIX.read_text(encoding="utf-8"), {"families": lambda: table(results)})
+    return script("docs/regions").filled(MATRIX.read_text(encoding="utf-8"), {"families": lambda: table(results)})
 
 
 def main() -> None:
