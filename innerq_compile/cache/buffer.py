@@ -30,7 +30,13 @@ OPERATIONS = Operations()
 
 
 class InnerQBuffer(InnerQTensor):
-    """A preallocated quantized cache, or a slice of one along the tokens. Made by :func:`empty_cache`."""
+    """A preallocated quantized cache ``[B, H, max_tokens, D]``, or a slice of one along the tokens.
+
+    Created by :func:`empty_cache`. Programs write it as they write a dense buffer: ``buffer[:, :, position] = k``,
+    ``buffer[:, :, a:b] = k``, ``buffer[:, :, a:b].copy_(k)``, ``buffer.index_copy_(2, position, k)``. Tokens have to be
+    written in order, without a gap; writing before the end of the tokens held discards those after the written ones.
+    Positions that hold no token read as zero.
+    """
 
     _offset: int
 
@@ -53,11 +59,11 @@ class InnerQBuffer(InnerQTensor):
 
     @property
     def tokens_held(self) -> int:
-        """How many tokens are held. Waits for the device."""
+        """Number of tokens held by the longest sequence. Synchronizes with the device."""
         return int(self._storage.tensors.state[..., layout.LENGTH].max())
 
     def dequantize(self) -> torch.Tensor:
-        """The dense tensor; what has not been written is zero."""
+        """A dense copy ``[B, H, max_tokens, D]``. Positions that hold no token are zero."""
         return dense_buffer(self)
 
     def __tensor_flatten__(self):

@@ -25,17 +25,27 @@ def empty_cache(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> InnerQBuffer:
-    """A preallocated quantized cache ``[batch, heads, max_tokens, head_dim]`` that holds no token yet.
+    """Create an empty preallocated quantized cache, in place of ``torch.zeros(batch, heads, max_tokens, head_dim)``.
 
     Args:
-        batch, heads, max_tokens, head_dim: its shape; ``heads`` counts key/value heads.
+        batch: Number of sequences.
+        heads: Number of KV heads.
+        max_tokens: Number of tokens that there is room for.
+        head_dim: Elements of a key or value: a multiple of 16, up to 256.
         role: ``"key"`` or ``"value"``.
-        config: a config or the name of a preset.
-        dtype: dtype of the dense buffer that it stands for: float16, bfloat16 or float32.
-        device: where it lives.
+        config: A config or the name of a preset.
+        dtype: The dtype that it has for the program: float16, bfloat16 or float32.
+        device: The device of the inner tensors; torch's default device if None.
+
+    Returns:
+        A buffer ``[batch, heads, max_tokens, head_dim]`` that reads as zero.
 
     Raises:
-        InnerQError: for a size, dtype or format that a cache cannot have.
+        InnerQError: If a cache cannot have this size, dtype or format.
+
+    Example:
+        >>> keys = empty_cache(1, 8, 4096, 128, role="key", dtype=torch.bfloat16, device="cuda")
+        >>> keys[:, :, :100] = prompt_keys
     """
     check_role(role)
     for name, size in (("batch", batch), ("heads", heads), ("max_tokens", max_tokens)):

@@ -7,16 +7,22 @@ import enum
 
 
 class CudaGraphUse(enum.Enum):
-    """Whether a graph runs as a CUDA graph."""
+    """Whether a graph runs as a CUDA graph.
+
+    Attributes:
+        NOT_ASKED_FOR: CUDA graphs were not requested.
+        USED: It does.
+        NOT_USED: It does not, although requested.
+        SKIPPED: Inductor skipped CUDA graphs; Dynamo's metrics give the reason once the compilation is over.
+    """
 
     NOT_ASKED_FOR = enum.auto()
     USED = enum.auto()
     NOT_USED = enum.auto()
-    SKIPPED = enum.auto()  # by Inductor, which says why in Dynamo's compilation metrics once the compilation is over
+    SKIPPED = enum.auto()
 
 
-#: For people.
-_NAMES = {
+_USES = {
     CudaGraphUse.NOT_ASKED_FOR: "not asked for",
     CudaGraphUse.USED: "yes",
     CudaGraphUse.NOT_USED: "no",
@@ -26,11 +32,11 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class CudaGraphs:
-    """Whether a graph runs as a CUDA graph. ``str`` gives it in words, as ``yes`` or ``no: why``.
+    """Whether a graph runs as a CUDA graph. ``str`` gives ``yes``, ``no: REASON`` or ``not asked for``.
 
     Attributes:
-        use: whether it does.
-        detail: why it does not; where it does, anything else worth knowing. May be empty.
+        use: Whether it does.
+        detail: The reason if it does not; a note if it does. May be empty.
     """
 
     use: CudaGraphUse = CudaGraphUse.NOT_ASKED_FOR
@@ -38,4 +44,4 @@ class CudaGraphs:
 
     def __str__(self) -> str:
         between = "; " if self.use is CudaGraphUse.USED else ": "
-        return between.join(filter(None, (_NAMES[self.use], self.detail)))
+        return between.join(filter(None, (_USES[self.use], self.detail)))

@@ -1,4 +1,4 @@
-"""The report of one graph. The compiler writes it, calls of the graph are counted in it."""
+"""The report of a compiled graph: written by the compiler, counted in by calls, read by ``inspect`` and users."""
 
 from __future__ import annotations
 
@@ -12,41 +12,46 @@ from ...passes.context import Reason
 from ...scoped import Scoped
 from .cuda_graphs import CudaGraphs
 from .layer import LayerReport
-from .words import Word
+from .words import StrEnum
 
 
-class GraphKind(Word):
-    """What a graph does with quantized caches."""
+class GraphKind(StrEnum):
+    """What a graph does with quantized caches.
 
-    PREFILL = "prefill"  # it makes them
-    DECODE = "decode"  # it takes them as inputs
-    PLAIN = "plain"  # it has none
+    Attributes:
+        PREFILL: It creates them.
+        DECODE: It takes them as inputs.
+        PLAIN: It has none.
+    """
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    PLAIN = "plain"
 
 
-#: Guards the counters of all reports: threads that run the same graph count in the same report.
+#: Guards the counters of all reports: several threads may run the same graph.
 _COUNTING = threading.Lock()
 
 
 @dataclasses.dataclass(eq=False)
 class GraphReport:
-    """What the compiler made of one graph.
+    """How one graph was compiled, and how often it has run.
 
     Attributes:
-        kind: what the graph does with quantized caches: ``"prefill"`` makes them, ``"decode"`` takes them, ``"plain"``
-            has none.
-        attentions: number of places in the graph that look like attention.
-        rewritten: number of attentions that were rewritten.
-        reasons: why the others were not, or why there is none.
-        index: the number of the graph in this process, from 0.
-        layers: one report for each attention.
-        config: the config in words.
-        rewrite: ``InnerQConfig.rewrite``; where it is False, rewritten attentions read dequantized caches.
-        left_out: names of passes that were switched off, or that needed one that was.
-        cuda_graphs: whether CUDA graphs were asked for and are used, and why not.
-        compile_id: Dynamo's id of the compilation, ``frame/recompilation``.
-        compiled_at: time of the compilation, in microseconds since the epoch.
-        calls: how often the graph has run.
-        recorded: how many CUDA graphs this package has recorded of it; those of Inductor are not counted.
+        kind: What the graph does with quantized caches.
+        attentions: How many attentions it has, recognized or not.
+        rewritten: How many of them were rewritten.
+        reasons: Why the others were not rewritten, or why the graph has no attention.
+        index: Number of the graph in this process, from 0.
+        layers: A report for each attention.
+        config: The config in short, as ``"base, recent=128"``.
+        rewrite: ``InnerQConfig.rewrite``; if False, the attentions counted as rewritten read dequantized caches.
+        left_out: Passes that did not run: those switched off, and those that depend on one of them.
+        cuda_graphs: Whether the graph runs as a CUDA graph.
+        compile_id: Dynamo's id of the compilation, ``FRAME/COUNT``.
+        compiled_at: Time of the compilation, in microseconds since the epoch.
+        calls: How often the graph has run.
+        recorded: How many CUDA graphs innerq-compile has recorded of it; those of Inductor are not counted.
     """
 
     kind: GraphKind
@@ -77,7 +82,7 @@ class GraphReport:
         return "\n  ".join([self.headline, *map(str, self.reasons)])
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes as strings, numbers, lists and dicts, ready for JSON."""
+        """The report as a dict of JSON values."""
         shown = {
             "kind": str(self.kind),
             "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
@@ -87,10 +92,10 @@ class GraphReport:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | shown
 
     def has_run(self, storages: list[CacheStorage]) -> None:
-        """Count a call of the graph, and tell :data:`RUN_OBSERVERS`.
+        """Count a call and notify the observers.
 
         Args:
-            storages: of the graph's caches; may be empty where there is no observer.
+            storages: The storages of the graph's caches; may be empty if there is no observer.
         """
         with _COUNTING:
             self.calls += 1
@@ -99,10 +104,10 @@ class GraphReport:
                 observer(self, storages)
 
     def has_recorded(self) -> None:
-        """Count a CUDA graph that was recorded of the graph."""
+        """Count a recorded CUDA graph."""
         with _COUNTING:
             self.recorded += 1
 
 
-#: Functions that are called with a graph's report and the storages of its caches whenever a compiled graph has run.
+#: Called after each run of a compiled graph, with its report and the storages of its caches.
 RUN_OBSERVERS: Scoped[Callable[[GraphReport, list[CacheStorage]], None]] = Scoped("innerq_run_observers")

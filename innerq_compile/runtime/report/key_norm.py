@@ -7,21 +7,27 @@ import enum
 
 
 class KeyNormOrigin(enum.Enum):
-    """How keys get their normalization in a graph that multiplies no query and divides no new key by it."""
+    """Where the key normalization is applied in a graph that applies it neither to a query nor to a new key.
+
+    Attributes:
+        ABSENT: The keys are not normalized.
+        FROM_PROMPT: It is computed here, from the keys of the prompt.
+        WITH_DEQUANTIZED: Dequantization undoes it.
+    """
 
     ABSENT = "none"
-    FROM_PROMPT = "taken from the prompt"
-    WITH_DEQUANTIZED = "in the dequantized keys"
+    FROM_PROMPT = "computed from the prompt"
+    WITH_DEQUANTIZED = "undone by dequantization"
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyNormReport:
-    """Where the key normalization of an attention is applied. ``str`` gives it in words.
+    """Where the key normalization of an attention is applied. ``str`` describes it.
 
     Attributes:
-        query: where the query is multiplied by it, such as ``query projection``; empty where it is not.
-        new_key: where the new key is divided by it; empty where it is not.
-        origin: how keys get it where both are empty.
+        query: Where the query is multiplied by it; empty if it is not.
+        new_key: Where the new keys are divided by it; empty if they are not.
+        origin: Where it is applied if both are empty.
     """
 
     query: str = ""
@@ -35,7 +41,7 @@ class KeyNormReport:
 
     @property
     def short(self) -> str:
-        """The first of the places."""
+        """The first part of the description."""
         return self._parts[0]
 
     def __str__(self) -> str:

@@ -7,11 +7,19 @@ from typing import Any
 
 from .kernel import AttentionKernel
 from .key_norm import KeyNormReport
-from .words import Word
+from .words import StrEnum
 
 
-class CacheForm(Word):
-    """How the keys and values of an attention are cached."""
+class CacheForm(StrEnum):
+    """How an attention gets its keys and values.
+
+    Attributes:
+        APPENDED: Cached tokens and new ones, concatenated.
+        READ: Cached tokens only, as in cross-attention.
+        FRESH: The tokens of a prompt, which become a new cache.
+        BUFFER: An :class:`InnerQBuffer`.
+        SHADOW: A preallocated dense buffer of the program, of which a quantized copy is kept.
+    """
 
     APPENDED = "grows by cat"
     READ = "read, not written"
@@ -22,24 +30,24 @@ class CacheForm(Word):
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What became of one attention of one graph.
+    """How one attention of a graph was compiled.
 
     Attributes:
-        layer: the module that runs it, as ``model.layers.0.self_attn``; may be empty.
-        where: the line of the user's program, ``File "...", line N, in f: code``; may be empty.
-        match: ``sdpa`` or ``eager``, the form that was recognized; empty where the attention was not recognized.
-        cache: how its keys and values are cached; None where it was not rewritten.
-        mask: its mask, in words.
-        key: the format of its key cache (``CacheFormat.spec``); empty where it has none.
-        value: the same for values.
-        heads: number of KV heads.
-        head_dim: channels of a key.
-        value_dim: channels of a value.
-        dtype: dtype of the tensors that the caches stand for, as ``float16``.
-        key_norm: where the key normalization is applied; None where the attention was not rewritten.
-        kernel: what computes it, and why nothing faster does.
-        rewritten: whether it reads quantized caches, or makes them.
-        reason: why it was not rewritten; empty where it was.
+        layer: The module that calls it, as ``model.layers.0.self_attn``; may be empty.
+        where: The line of the user's program, as ``File "...", line N, in f: code``; may be empty.
+        match: ``sdpa`` or ``eager``; empty if the attention was not recognized.
+        cache: How it gets its keys and values; None if it was not rewritten.
+        mask: A description of its mask, such as ``none``.
+        key: The format of its key cache (``CacheFormat.spec``); empty if it has none.
+        value: The format of its value cache; empty if it has none.
+        heads: Number of KV heads.
+        head_dim: Elements of a key.
+        value_dim: Elements of a value.
+        dtype: The dtype of keys and values before quantization, as ``bfloat16``.
+        key_norm: Where the key normalization is applied; None if it was not rewritten.
+        kernel: What computes it.
+        rewritten: Whether it reads or creates quantized caches.
+        reason: Why it was not rewritten; empty if it was.
     """
 
     layer: str
@@ -60,12 +68,12 @@ class LayerReport:
 
     @property
     def line(self) -> str:
-        """``where`` in short: the file's name and the number of the line."""
+        """``where`` in short: ``FILE:LINE`` without folders."""
         path, _, rest = self.where.removeprefix('File "').partition('", line ')
         number = rest.split(",")[0]
         return f"{path.rsplit('/', 1)[-1]}:{number}" if number else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes as strings, numbers and booleans, ready for JSON."""
+        """The report as a dict of JSON values."""
         shown = {name: str(getattr(self, name) or "") for name in ("cache", "key_norm", "kernel")}
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | shown

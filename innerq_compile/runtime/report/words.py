@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 
 
-class Word(str, enum.Enum):
-    """One of a few words. It is equal to the word, prints as it, and can be written to JSON."""
+class StrEnum(str, enum.Enum):
+    """An enum whose members equal their string values, print as them, and serialize to JSON as them."""
 
     def __str__(self) -> str:
         return str(self.value)
