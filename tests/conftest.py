@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
-from . import fast_interpreter
+from tests.helpers import fast_interpreter
 
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             families.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for family in families.values():
         of = family[0].get_closest_marker("sampled").args[0]
-        # by the checksum of the name, so that neighbours in a product of parameters do not go together
-        family.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        # by the checksum of the name: neighbours in a product of parameters do not go together, and a file may be moved
+        family.sort(key=lambda item: zlib.crc32(item.name.encode()))
         for item in family[-(-len(family) // of) :]:
             item.add_marker(pytest.mark.slow)
 
@@ -77,6 +77,27 @@ def no_pass_fails(request: pytest.FixtureRequest) -> Iterator[None]:
     log.removeHandler(handler)
     if failed and request.node.get_closest_marker("passes_fail") is None:
         pytest.fail(failed[0])
+
+
+@pytest.fixture(scope="module")
+def plain_torch() -> Iterator[None]:
+    """The operators run in plain torch: C++ for each of the formats here would take its time to compile."""
+    from innerq_compile.kernels import cpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "available", lambda: False)
+        yield
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Dynamo has compiled nothing, nothing is reported of other graphs, and what the test compiles is forgotten."""
+    import innerq_compile
+
+    torch._dynamo.reset()
+    innerq_compile.clear_reports()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -123,7 +144,7 @@ def tiny_model(tmp_path_factory):
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from .models.helpers import tiny_llama
+    from tests.helpers.models import tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny_model")
     model = tiny_llama(layers=2)

@@ -11,8 +11,7 @@ from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.compile_error import CompileError
-
-from .programs import TinyAttention
+from tests.helpers.programs import TinyAttention
 
 WIDTH = 32  # of TinyAttention
 
@@ -207,14 +206,6 @@ def test_found_by_name_with_no_import_of_ours(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["InnerQTensor", "1", "1", "41", "16"]
-
-
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    clear_reports()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
