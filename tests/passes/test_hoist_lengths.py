@@ -100,7 +100,7 @@ def test_the_prelude_gives_what_the_graph_computed():
 def test_a_length_that_reaches_something_else_stays_with_a_reason():
     result = PIPELINE.rewrite(graph_of_a_step(extra=2), PLAIN, static_lengths=True)
     assert result.context.prelude is None and result.context.rewritten
-    assert result.context.lengths_not_hoisted == "something of the length of the cache is computed from a cache"
+    assert result.context.lengths_not_hoisted == "a tensor with the length of the cache is computed from a cache"
     assert [str(note) for note in result.context.notes] == [
         f"no CUDA graph can serve all lengths: {result.context.lengths_not_hoisted}"
     ]

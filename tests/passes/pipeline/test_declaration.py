@@ -43,11 +43,11 @@ def test_every_field_of_the_context_is_given_or_written_by_a_pass():
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ((Pass(reads, "", reads=("attentions",)), FINDS), "reads declares to read attentions, which no pass in front"),
-        ((Pass(reads, "", reads=("atentions",)),), "reads declares atentions, and the context has .*attentions"),
-        ((Pass(finds, "", writes=("config",)),), "finds declares to write config, which is given"),
+        ((Pass(reads, "", reads=("attentions",)), FINDS), "reads declares to read attentions, which no earlier pass"),
+        ((Pass(reads, "", reads=("atentions",)),), "reads declares atentions, but the context has only .*attentions"),
+        ((Pass(finds, "", writes=("config",)),), "finds declares to write config, an input"),
         ((FINDS, FINDS), "two passes are called 'finds'"),
-        ((Pass(finds, "", writes=("attentions",), needs=("reads",)),), "finds needs reads: there is no pass of"),
+        ((Pass(finds, "", writes=("attentions",), needs=("reads",)),), "finds needs reads, but there is no pass of"),
     ],
 )
 def test_a_list_that_cannot_be_right(passes, message):
