@@ -1,7 +1,4 @@
-"""A side of a cache as the product holds it: config, statistics, coding and bytes are all the product's own.
-
-Nothing here knows what a format is made of, so a new one is measured without a change.
-"""
+"""A side of a cache as the library holds it, with the library's own statistics, quantization and byte count."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ class ProductSide:
         return stored_bits(self.format(head_dim), head_dim)
 
     def held(self, x: torch.Tensor, prompt: int, asked: torch.Tensor | None = None) -> tuple[torch.Tensor, CacheFormat]:
-        """What a cache gives back of ``x [B, H, S, D]`` when its first ``prompt`` tokens were the prompt.
+        """``x [B, H, S, D]`` quantized and dequantized, with the statistics of its first ``prompt`` tokens.
 
-        ``asked`` is what `reference.query_statistics` gave of the prompt's queries.
+        ``asked`` are the query moments of the prompt.
         """
         fmt = self.format(x.shape[-1], x.dtype)
         start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
@@ -56,6 +53,6 @@ class ProductSide:
 
 
 def stored_bits(fmt: CacheFormat, head_dim: int) -> float:
-    """Bits of an element of the quantized region, all that a block takes over all its elements."""
+    """Bits of an element of the quantized region: all bytes of a block over its elements."""
     sizes = [layout.cache_bytes(fmt, 1, 1, head_dim, torch.float32, blocks) for blocks in (1, 2)]
     return 8 * (sizes[1] - sizes[0]) / (fmt.block * head_dim)
