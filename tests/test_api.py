@@ -11,8 +11,7 @@ from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.compile_error import CompileError
-
-from .programs import TinyAttention
+from tests.helpers.programs import TinyAttention
 
 WIDTH = 32  # of TinyAttention
 
