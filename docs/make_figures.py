@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _results() -> str:
         results("generate-8b-h200-recorded"),
         figures()["demo"],
         figures()["fidelity"]["smollm2"],
-        figures()["attention"],
+        figures()["kernels"]["attention"],
     )
     cpu = next(row for row in figures()["cpu"]["step"]["rows"] if (row["tokens"], row["dtype"]) == (8192, "float32"))
     shapes = ("1x32768", "4x32768")
@@ -62,33 +63,33 @@ def _results() -> str:
 
     rows = [
         [
-            "8B Llama shape, H200, 1 / 4 x 32,768 tokens: a decode step",
+            "Decode step, 8B Llama shape, H200, 1 / 4 sequences of 32,768 tokens",
             both("static", "ms", "ms"),
             both("innerq", "ms", "ms"),
         ],
-        ["the same: memory of the cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
+        ["Memory of that cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
         [
-            f"attention of one layer, {attention['shape']}, {attention['device']}",
-            f"{attention['dense_us']:.0f} us",
-            f"{attention['base_us']:.0f} us",
+            f"Attention of one layer, {attention['device']}, {attention['shape']}",
+            f"{attention['rows'][0]['dense_us']:.0f} us (cuDNN)",
+            f"{attention['rows'][0]['us']:.0f} us",
         ],
         [
-            "SmolLM2-135M, one CPU thread, 8,192 tokens, float32: a decode step",
+            "Decode step, SmolLM2-135M in float32, one CPU thread, 8,192 tokens",
             f"{cpu['inductor_ms']:.0f} ms",
             f"{cpu['innerq_ms']:.0f} ms",
         ],
         [
-            f"SmolLM2-135M, `make demo`, {demo['tokens'] - 1:,} tokens of prompt: the same next token",
+            f"Same next token, SmolLM2-135M behind a prompt of {demo['tokens'] - 1:,} tokens (`make demo`)",
             "",
             f"{demo['same_token']} of {demo['new_tokens']}",
         ],
         [
-            f"SmolLM2-135M, {fidelity['positions']:,} positions: mean KL divergence from full precision",
+            f"Mean KL divergence from full precision, SmolLM2-135M, {fidelity['positions']:,} positions",
             "",
-            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} as published)",
+            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} for the paper's format)",
         ],
     ]
-    return table(["", "dense cache, Inductor", "innerq, `base`"], rows)
+    return table(["measurement", "dense cache", "preset `base`"], rows)
 
 
 @region("presets")
@@ -133,6 +134,85 @@ def _presets() -> str:
         )
     columns = ["preset", "bits, keys / values", "modes", "size at 4,096 tokens", "size at 32,768 tokens"]
     return table(columns, rows)
+
+
+@region("decode-steps")
+def _decode_steps() -> str:
+    """Whole decode steps on a GPU and on a CPU, of docs/performance.md."""
+    step, rows = results("generate-8b-h200-recorded"), []
+    for index, row in enumerate(("1x4096", "1x32768", "4x32768", "1x122880")):
+        batch, context = map(int, row.split("x"))
+        dense, ours = step[row, "static"], step[row, "innerq"]
+        rows.append(
+            [
+                "" if index else "H200, 8B Llama shape, float16",
+                f"{batch} x {context:,}",
+                *_speedup(dense["ms"], ours["ms"], "ms", 2),
+                *(f"{side['cache_gib']:.2f} GiB" for side in (dense, ours)),
+            ]
+        )
+    cpu, last = figures()["cpu"]["step"], ""
+    for row in sorted(cpu["rows"], key=lambda row: (row["dtype"] != "float32", row["tokens"])):
+        machine = f"CPU, {cpu['model']}, {row['dtype']}"
+        rows.append(
+            [
+                "" if machine == last else machine,
+                f"1 x {row['tokens']:,}",
+                *_speedup(row["inductor_ms"], row["innerq_ms"], "ms", 1),
+                *(f"{row[side]:.1f} MB" for side in ("inductor_mb", "innerq_mb")),
+            ]
+        )
+        last = machine
+    columns = ["machine and model", "batch x context", "full precision", "innerq, `base`", "speedup"]
+    return table([*columns, "cache, full precision", "cache, innerq"], rows)
+
+
+@region("kernels")
+def _kernels() -> str:
+    """Single kernels, of docs/kernels.md."""
+    kernels, rows = figures()["kernels"], []
+    for index, row in enumerate(kernels["attention"]["rows"]):
+        dense, ours, faster = _speedup(row["dense_us"], row["us"], "us", 1)
+        rows.append(["" if index else "`decode_attention`", row["case"], ours, f"{row['share']}%", dense, faster])
+    for row in kernels["encoding"]["rows"]:
+        rows.append([row["kernel"], row["case"], row["result"], row["bandwidth"], "", ""])
+    for index, row in enumerate(kernels["linear"]["rows"]):
+        dense, ours, faster = _speedup(row["dense_us"], row["us"], "us", 1)
+        share = f"{100 * row['rate'] / kernels['linear']['peak']:.0f}%"
+        rows.append(["" if index else "`row_linear`", row["case"], ours, share, dense, faster])
+    return table(["kernel", "case", "result", "bandwidth", "baseline", "speedup"], rows)
+
+
+def _speedup(dense: float, ours: float, unit: str, digits: int) -> list[str]:
+    """A time in full precision, ours, and how many times as fast that is."""
+    return [f"{dense:.{digits}f} {unit}", f"{ours:.{digits}f} {unit}", f"{dense / ours:.1f}"]
+
+
+@region("cache-bytes")
+def _cache_bytes() -> str:
+    """What `base` takes of a float16 cache, of docs/formats.md."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from cache_bytes import shares
+
+    rows = []
+    for tokens in (4096, 8192, 32768):
+        rows.append([f"{tokens:,}", *(f"{share:.3f}" for share in shares("base", tokens, 128, torch.float16))])
+    return table(["tokens", "needed", "allocated after prefill"], rows)
+
+
+@region("passes")
+def _passes() -> str:
+    """The passes in order, of docs/how-it-works.md."""
+    from innerq_compile.passes import PIPELINE
+
+    rows = []
+    for graph_pass in PIPELINE.passes:
+        left_out = ", ".join(f"`{name}`" for name in PIPELINE.left_out([graph_pass.name]) if name != graph_pass.name)
+        without = "required" if graph_pass.required else f"also left out: {left_out}" if left_out else ""
+        rows.append([f"`{graph_pass.name}`", graph_pass.summary, without])
+    return table(["pass", "what it does", "without it"], rows)
 
 
 def wanted() -> dict[Path, str]:
