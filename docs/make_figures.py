@@ -202,6 +202,19 @@ def _cache_bytes() -> str:
     return table(["tokens", "needed", "allocated after prefill"], rows)
 
 
+@region("passes")
+def _passes() -> str:
+    """The passes in order, of docs/how-it-works.md."""
+    from innerq_compile.passes import PIPELINE
+
+    rows = []
+    for graph_pass in PIPELINE.passes:
+        left_out = ", ".join(f"`{name}`" for name in PIPELINE.left_out([graph_pass.name]) if name != graph_pass.name)
+        without = "required" if graph_pass.required else f"also left out: {left_out}" if left_out else ""
+        rows.append([f"`{graph_pass.name}`", graph_pass.summary, without])
+    return table(["pass", "what it does", "without it"], rows)
+
+
 def wanted() -> dict[Path, str]:
     """The text that each page should have."""
     return {path: filled(path.read_text(encoding="utf-8"), REGIONS) for path in pages()}

@@ -19,7 +19,8 @@ from ..kernels.cache import GROWING, STATISTICS, CacheTensors
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import mark_sizes, without_modes
 from .changes import CHANGES
-from .traced import Extent, Flattened, flattened
+from .extents import Extent
+from .traced import Flattened, flattened
 
 
 @dataclasses.dataclass(eq=False)
