@@ -16,7 +16,10 @@ PAGES = script("docs/regions").pages()
 LAB = ROOT / "docs/lab"
 
 #: Words of plans and of earlier versions; what was tried and when stands in docs/lab.
-HISTORY = re.compile(r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?)\b", re.I)
+HISTORY = re.compile(
+    r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?|previously|formerly|(?:first|second|third) version)\b",
+    re.I,
+)
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
