@@ -249,3 +249,9 @@ def test_passes_read_and_write_nodes_in_one_place(raw):
         if re.search(raw, line.replace("failed.args", ""))  # of an exception
     ]
     assert not found
+
+
+def test_example_values_are_read_in_one_place():
+    """The rest of the package asks ``passes/graph/values.py`` for them."""
+    folder = Path(innerq_compile.__file__).parent
+    assert not [path for path in folder.glob("[!kp]*/*.py") if "example_value" in path.read_text()]
