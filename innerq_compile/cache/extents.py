@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import weakref
 
+from .changes import CHANGES
+
 #: References that are kept before those to extents that have died are taken out.
-_MAX_REFERENCES = 5
+_MAX_REFERENCES = 16
 
 
 class Extent:
@@ -38,6 +40,7 @@ class Extents:
         references.append(weakref.ref(made))  # atomic: what others append at the same time stands behind or before it
         if len(references) > _MAX_REFERENCES:
             self._remove_dead()
+        CHANGES.tick()
         return made
 
     def is_one_longer_than(self, length: int) -> bool:

@@ -66,11 +66,6 @@ class CacheStorage:
 
     # --- making one ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def adopt(tensors: CacheTensors[torch.Tensor], length: int) -> CacheStorage:
-        """A storage around inner tensors that hold ``length`` tokens, and that nobody else writes to."""
-        return CacheStorage(tensors, length)
-
     def copy(
         self, capacity: int | None = None, transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> CacheStorage:
@@ -162,12 +157,6 @@ class CacheStorage:
 
     # --- tensors and writing ------------------------------------------------------------------------------------
 
-    def extent(self, length: int) -> Extent:
-        """The extent of a tensor of ``length`` tokens that is being made."""
-        made = self.extents.add(length)
-        CHANGES.tick()
-        return made
-
     def writable_from(self, extent: Extent, count: int) -> CacheStorage:
         """The storage that takes ``count`` more tokens behind the tensor of ``extent``: this one, or a copy of it.
 
@@ -219,4 +208,4 @@ def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheSt
             f"a saved cache of format {spec} has {rows} rows of windows where this version has {fmt.window_rows}: it "
             "was written by another version of innerq-compile; make the cache anew from its prompt"
         )
-    return CacheStorage.adopt(CacheTensors.of(fmt, tensors), length)
+    return CacheStorage(CacheTensors.of(fmt, tensors), length)

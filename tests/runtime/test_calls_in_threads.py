@@ -11,7 +11,7 @@ from tests.helpers.small_caches import assert_equal
 from tests.helpers.threads import at_once
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor_of_module")
-PROMPT, THREADS, ROUNDS = 70, 3, 6
+PROMPT, THREADS, ROUNDS = 70, 3, 25
 
 
 @pytest.fixture(scope="module")
