@@ -104,7 +104,7 @@ class CacheFormat:
     @property
     def ring(self) -> int:
         """Slots of the recent window: it holds ``recent`` to ``recent + block - 1`` tokens after an append."""
-        return self.recent + self.block
+        return ring_slots(self.recent, self.block)
 
     @property
     def window(self) -> int:
@@ -119,7 +119,7 @@ class CacheFormat:
     @property
     def code_offset(self) -> int:
         """What is taken from an unsigned code before the scale, in modes without a zero point."""
-        return 0 if self.has_zero else decoding.offset(self.bits)
+        return 0 if self.has_zero else decoding.code_offset(self.bits)
 
     @property
     def torch_scale_dtype(self) -> torch.dtype:
@@ -146,6 +146,11 @@ class CacheFormat:
         if mode not in modes.names_of(role):
             raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(modes.names_of(role))}")
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
+
+
+def ring_slots(recent: int, block: int) -> int:
+    """Slots of the recent window: a ring that holds ``recent`` tokens and those of a block that is not full yet."""
+    return recent + block
 
 
 def default_scale_dtype(dtype: torch.dtype, mode: str = "signed") -> str:

@@ -51,29 +51,58 @@ STATE_FIELDS = ("start", "length", "peak", "reserved")
 START, LENGTH, PEAK = 0, 1, 2
 
 
+# --- fields of a word -------------------------------------------------------------------------------------------------
+#
+# Triton kernels call the functions of integers here while they are compiled (``triton/constants.py``). Such a function
+# stands alone, its numbers written out: Triton caches a kernel by the text of each function that it calls, but not by
+# the values of Python's global variables.
+
+
 def whole_fields(bits: int) -> int:
-    """Fields that fit a half whole."""
+    """How many codes of ``bits`` bits fit in a half of a word as a whole."""
     return 16 // bits
 
 
 def spare_bits(bits: int) -> int:
-    """Bits of a half that its whole fields leave: the upper ones, over which the other fields are spread."""
+    """How many bits of a half its whole fields leave: the upper ones, over which the other fields are spread."""
     return 16 % bits
+
+
+def first_spare_bit(bits: int) -> int:
+    """The lowest of the spare bits of a half."""
+    return 16 // bits * bits
+
+
+def first_spread_field(bits: int) -> int:
+    """The first of the 16 fields that is spread over the spare bits of all halves; 16 if none is."""
+    return 16 // bits * bits
+
+
+def half_of_bit(bits: int, field: int, bit: int) -> int:
+    """Which of the ``bits`` halves holds a bit (0: the lowest) of the code in a field."""
+    whole = 16 // bits
+    if field < whole * bits:
+        return field // whole
+    return ((field - whole * bits) * bits + bit) // (16 % bits)
+
+
+def place_of_bit(bits: int, field: int, bit: int) -> int:
+    """Which bit of its half (:func:`half_of_bit`) holds a bit of the code in a field."""
+    whole = 16 // bits
+    if field < whole * bits:
+        return field % whole * bits + bit
+    return whole * bits + ((field - whole * bits) * bits + bit) % (16 % bits)
 
 
 @functools.cache
 def field_bits(bits: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     """For each of 16 fields, the ``(half, bit)`` that holds each of its ``bits`` bits, lowest first."""
-    whole, spare = whole_fields(bits), spare_bits(bits)
-    fields = []
-    for field in range(16):
-        if field < whole * bits:
-            half, position = divmod(field, whole)
-            fields.append(tuple((half, position * bits + m) for m in range(bits)))
-        else:
-            first = (field - whole * bits) * bits
-            fields.append(tuple(((first + m) // spare, whole * bits + (first + m) % spare) for m in range(bits)))
-    return tuple(fields)
+    return tuple(
+        tuple((half_of_bit(bits, field, m), place_of_bit(bits, field, m)) for m in range(bits)) for field in range(16)
+    )
+
+
+# --- words of a block -------------------------------------------------------------------------------------------------
 
 
 def key_slices(head_dim: int) -> tuple[int, int]:
@@ -83,9 +112,39 @@ def key_slices(head_dim: int) -> tuple[int, int]:
     return slices // low, low
 
 
+def word_slices(fmt: CacheFormat, head_dim: int) -> int:
+    """How many slices of 16 lanes share a word: ``slice_lo`` of keys, all slices of a block of values."""
+    return key_slices(head_dim)[1] if fmt.is_key else fmt.block // LANES
+
+
+def sub_ranges(slices: int) -> int:
+    """How many sub-ranges (of tokens for keys, of channels for values) share a word with ``slices`` slices."""
+    return 16 // slices
+
+
+def plane_columns(is_key: bool, slices: int, block: int, head_dim: int) -> int:
+    """Columns of a plane: the tokens of a sub-range of keys, the channels of one of values."""
+    return (block if is_key else head_dim) * slices // 16
+
+
+def sub_range_stride(is_key: bool, slices: int) -> int:
+    """How many fields further the next sub-range lies. A field is the tokens' part, then the channels' part."""
+    return slices if is_key else 1
+
+
+def slice_stride(is_key: bool, slices: int) -> int:
+    """How many fields further the next slice lies."""
+    return 1 if is_key else 16 // slices
+
+
 def column_run(columns: int) -> int:
     """How many of the columns of a plane lie side by side: 8, or all where 8 does not divide them."""
     return 8 if columns % 8 == 0 else columns
+
+
+def plane_words(columns: int) -> int:
+    """Words of a plane: a half of all lanes, so 8 for each column."""
+    return columns * 8
 
 
 def words_per_block(fmt: CacheFormat, head_dim: int) -> int:
@@ -98,8 +157,25 @@ def block_words(bits: int, block: int, head_dim: int) -> int:
     return block * head_dim * bits // 32 if bits else block * head_dim
 
 
+# --- scales of a block ------------------------------------------------------------------------------------------------
+
+
+def block_groups(group_size: int, block: int, head_dim: int) -> int:
+    """Groups of a block."""
+    return block * head_dim // group_size
+
+
+def group_row(is_key: bool, block: int, head_dim: int) -> int:
+    """How many groups lie side by side in `scales`: one for each token of keys, for each channel of values.
+
+    The groups of the next channels (keys) or tokens (values) lie so many elements behind.
+    """
+    return block if is_key else head_dim
+
+
 def groups_per_block(fmt: CacheFormat, head_dim: int) -> int:
-    return fmt.block * head_dim // fmt.group_size
+    """Groups of a block of this format."""
+    return block_groups(fmt.group_size, fmt.block, head_dim)
 
 
 def scales_per_block(fmt: CacheFormat, head_dim: int) -> int:
@@ -135,31 +211,25 @@ def join_groups(groups: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.
 def _to_fields(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     """Codes ``[N, block, D]`` as ``[N, hi, lane pair, column, half, field]``."""
     n, block, head_dim = codes.shape
+    low = word_slices(fmt, head_dim)
+    subs, columns = sub_ranges(low), plane_columns(fmt.is_key, low, block, head_dim)
     if fmt.is_key:
-        hi, lo = key_slices(head_dim)
-        subs = 16 // lo
-        x = codes.reshape(n, subs, block // subs, hi, lo, LANES // 2, 2)
-        x = x.permute(0, 3, 5, 2, 6, 1, 4)  # [n, hi, pair, token_lo, half, token_sub, slice_lo]
-        return x.reshape(n, hi, LANES // 2, block // subs, 2, 16)
-    slices = block // LANES
-    subs = 16 // slices
-    x = codes.reshape(n, slices, LANES // 2, 2, subs, head_dim // subs)
-    x = x.permute(0, 2, 5, 3, 1, 4)  # [n, pair, channel_lo, half, slice, channel_sub]
-    return x.reshape(n, 1, LANES // 2, head_dim // subs, 2, 16)
+        x = codes.reshape(n, subs, columns, head_dim // (low * LANES), low, LANES // 2, 2)
+        x = x.permute(0, 3, 5, 2, 6, 1, 4)  # [n, hi, pair, column, half, token_sub, slice_lo]
+    else:
+        x = codes.reshape(n, 1, low, LANES // 2, 2, subs, columns)
+        x = x.permute(0, 1, 3, 6, 4, 2, 5)  # [n, 1, pair, column, half, slice, channel_sub]
+    return x.flatten(-2)
 
 
 def _from_fields(fields: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.Tensor:
     """The inverse of :func:`_to_fields`."""
-    n, block = fields.shape[0], fmt.block
+    low = word_slices(fmt, head_dim)
     if fmt.is_key:
-        hi, lo = key_slices(head_dim)
-        subs = 16 // lo
-        x = fields.reshape(n, hi, LANES // 2, block // subs, 2, subs, lo)
-        return x.permute(0, 5, 3, 1, 6, 2, 4).reshape(n, block, head_dim)
-    slices = block // LANES
-    subs = 16 // slices
-    x = fields.reshape(n, LANES // 2, head_dim // subs, 2, slices, subs)
-    return x.permute(0, 4, 1, 3, 5, 2).reshape(n, block, head_dim)
+        x = fields.unflatten(-1, (sub_ranges(low), low)).permute(0, 5, 3, 1, 6, 2, 4)
+    else:
+        x = fields.unflatten(-1, (low, sub_ranges(low))).permute(0, 1, 5, 2, 4, 6, 3)
+    return x.reshape(fields.shape[0], fmt.block, head_dim)
 
 
 def pack(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:

@@ -99,7 +99,7 @@ def leaves_room(fmt: GroupFormat) -> bool:
 
 def signed_with_zero(x: torch.Tensor, fmt: GroupFormat) -> Encoded:
     """A signed group as an asymmetric one, whose zero point is ``-2^(bits-1)`` scales: a group may have either."""
-    half = decoding.offset(fmt.bits)
+    half = decoding.code_offset(fmt.bits)
     # its codes reach 2 * half - 1 scales, and its zero point half of that
     codes, scale = signed(x, fmt, half if leaves_room(fmt) else 2 * half)
     return codes + half, scale, (-half * scale.to(x.dtype)).to(scale.dtype)

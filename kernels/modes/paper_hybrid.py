@@ -15,7 +15,7 @@ from .mode import ORDINARY, Encoded, GroupFormat, QuantizationMode, SideData
 
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
-    half = decoding.offset(fmt.bits)
+    half = decoding.code_offset(fmt.bits)
     top, roomy = half - 1, affine.leaves_room(fmt)
     zero = affine.stored_zero(x.amin(-1), fmt)
     wide = (x.amax(-1) - x.amin(-1)) / top

@@ -12,9 +12,9 @@ from .mode import WITHOUT_ZERO, Encoded, GroupFormat, QuantizationMode, SideData
 
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
-    top = decoding.offset(fmt.bits) - 1
+    top = decoding.code_offset(fmt.bits) - 1
     codes, scale = affine.codes_for(x, x.abs().amax(-1) / top, None, -top, top, top, fmt, divide=True)
-    return codes + decoding.offset(fmt.bits), scale, None
+    return codes + decoding.code_offset(fmt.bits), scale, None
 
 
 MODE = QuantizationMode(

@@ -260,7 +260,7 @@ def plan_partials(
             "K_ZERO": k_fmt.has_zero,
             "K_WINDOW": k_fmt.window_rows,
             "K_D": head_dim,
-            "K_LO": layout.key_slices(head_dim)[1],
+            "K_SLICES": layout.word_slices(k_fmt, head_dim),
             "V_BITS": v_fmt.bits,
             "V_ZERO": v_fmt.has_zero,
             "V_D": value_dim,

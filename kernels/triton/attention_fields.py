@@ -27,10 +27,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_portable import LOG2E, row_scores
+from .addresses import quantized_end
+from .attention_portable import row_scores
 from .casts import INTERPRETED, round_to
-from .constants import PAIR_SCALE, PAIR_ZERO, STEPS_OF_FLOAT16, is_paired, whole_fields, zero_step
-from .unpack import quantized_end
+from .constants import LOG2E, PAIR_SCALE, PAIR_ZERO, SUBNORMAL, is_paired, whole_fields, zero_step
 
 #: Exponent of the largest probability when the base is set, and how far scores may then grow: p stays below 2^15.
 START = tl.constexpr(6.0)
@@ -203,7 +203,7 @@ def load_params(p_scales, SIZE: tl.constexpr, HAS_ZERO: tl.constexpr, PAIRED: tl
 def pair_unit(bits, paired):
     """What the zero points of :func:`load_params` are multiplied by: those of pairs are steps that were read
     as float16."""
-    return zero_step(bits) * STEPS_OF_FLOAT16 if paired else 1.0
+    return zero_step(bits) / SUBNORMAL if paired else 1.0
 
 
 @triton.jit
@@ -454,7 +454,7 @@ def decode_partial_fields_kernel(
     K_GROUP: tl.constexpr,
     K_ZERO: tl.constexpr,
     K_D: tl.constexpr,
-    K_LO: tl.constexpr,
+    K_SLICES: tl.constexpr,
     K_WINDOW: tl.constexpr,
     V_BITS: tl.constexpr,
     V_ZERO: tl.constexpr,
@@ -519,11 +519,11 @@ def decode_partial_fields_kernel(
         b_scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)  # 2^14 / 2^floor(log2(most))
         b_unit = ((exponent - 14) << 23).to(tl.float32, bitcast=True) * 2.0**24
         slices = ()
-        for i in tl.static_range(K_LO if K_LO > 8 else 8):
-            slices = slices + ((raw[i % K_LO] * (b_scale * 2.0 ** -field_at(K_BITS, i))[None, :]).to(tl.float16),)
+        for i in tl.static_range(K_SLICES if K_SLICES > 8 else 8):
+            slices = slices + ((raw[i % K_SLICES] * (b_scale * 2.0 ** -field_at(K_BITS, i))[None, :]).to(tl.float16),)
         starts = ()
         sums = ()
-        K_ROWS: tl.constexpr = 2 * K_LO if K_LO > 8 else 16
+        K_ROWS: tl.constexpr = 2 * K_SLICES if K_SLICES > 8 else 16
         for group in tl.static_range(K_D // K_GROUP):
             b_total = tl.zeros((K_ROWS, HEADS), tl.float32)
             for s in tl.static_range(K_GROUP // 16):
@@ -536,7 +536,7 @@ def decode_partial_fields_kernel(
             else:
                 starts = starts + (b_total * -(2.0 ** (K_BITS - 1)),)
         b_query_sum = stack(sums)
-        token = key_positions(K_LO)
+        token = key_positions(K_SLICES)
 
         b_out = tl.zeros((V_D, HEADS), tl.float32)
         b_sum = tl.zeros((V_ROWS, HEADS), tl.float32)
@@ -569,13 +569,13 @@ def decode_partial_fields_kernel(
                 logits = ()
                 for i in tl.static_range(BLOCKS):
                     block = tl.minimum(block0 + i, end - 1).to(tl.int64)
-                    planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_LO)
+                    planes = load_planes(k_codes + block * K_WORDS, K_BITS, 2 * K_SLICES)
                     b_k_scale, b_k_zero = load_params(k_scales + block * K_PARAMS, K_SCALES, K_ZERO, K_PAIRED)
-                    b_k_scale = key_row_order(b_k_scale, K_D, K_GROUP, K_LO)
-                    b_k_zero = key_row_order(b_k_zero, K_D, K_GROUP, K_LO)
+                    b_k_scale = key_row_order(b_k_scale, K_D, K_GROUP, K_SLICES)
+                    b_k_zero = key_row_order(b_k_zero, K_D, K_GROUP, K_SLICES)
                     b_s = key_scores(
                         planes, b_k_scale, b_k_zero, slices, starts, b_query_sum,
-                        K_D, K_BITS, K_GROUP, K_LO, K_ZERO, K_PAIRED,
+                        K_D, K_BITS, K_GROUP, K_SLICES, K_ZERO, K_PAIRED,
                     )  # fmt: skip
                     if not (PLAIN or (phase == 1 and not SOFTCAP)):
                         b_s *= b_unit[None, :]
@@ -613,7 +613,7 @@ def decode_partial_fields_kernel(
                     exponents = again
                 for i in tl.static_range(BLOCKS):
                     block = tl.minimum(block0 + i, end - 1).to(tl.int64)
-                    p_slices = token_slices(tl.exp2(exponents[i]).to(tl.float16), K_LO)
+                    p_slices = token_slices(tl.exp2(exponents[i]).to(tl.float16), K_SLICES)
                     b_total = tl.dot(b_ones, p_slices[0], tl.zeros_like(b_sum))
                     b_total = tl.dot(b_ones, p_slices[1], b_total)
                     b_sum += b_total
