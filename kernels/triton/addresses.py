@@ -39,7 +39,7 @@ def tile_channels(IS_KEY: tl.constexpr, SLICES: tl.constexpr, D: tl.constexpr, C
 
 @triton.jit
 def first_word(column, COLUMNS: tl.constexpr):
-    """Offset in a plane of the word of lanes 0 and 1 of a column; the other words follow every ``column_run(COLUMNS)``."""
+    """Offset of the first word of a column in a plane; its others follow at distances of ``column_run(COLUMNS)``."""
     RUN: tl.constexpr = column_run(COLUMNS)
     return column // RUN * plane_words(RUN) + column % RUN
 
