@@ -102,6 +102,12 @@ def quantized_end(state, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
+def ring_slot(position, SINK: tl.constexpr, RING: tl.constexpr):
+    """The row of the windows that holds the token at ``position``, which is none of the sinks."""
+    return SINK + tl.maximum(position - SINK, 0) % RING
+
+
+@triton.jit
 def window_slot(position, SINK: tl.constexpr, RING: tl.constexpr):
-    """The row of the windows that holds the token at ``position``: its own for a sink, else one of the ring's."""
-    return tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)
+    """The row of the windows that holds the token at ``position``."""
+    return tl.where(position < SINK, position, ring_slot(position, SINK, RING))

@@ -264,6 +264,7 @@ def plan_partials(
             "V_BITS": v_fmt.bits,
             "V_ZERO": v_fmt.has_zero,
             "V_D": value_dim,
+            "V_SLICES": layout.word_slices(v_fmt, value_dim),
         }
         kernel, options = decode_partial_fields_kernel, {"num_warps": config.num_warps}
         if config.maxnreg is not None:

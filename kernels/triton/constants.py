@@ -35,6 +35,12 @@ code_offset = triton.constexpr_function(decoding.code_offset)
 
 
 @triton.constexpr_function
+def field_number(is_key, slices, sub, slice_lo):
+    """The field of a sub-range and a slice, both known at compile time."""
+    return sub * sub_range_stride(is_key, slices) + slice_lo * slice_stride(is_key, slices)
+
+
+@triton.constexpr_function
 def spare_mask(bits):
     """As many ones as a half has spare bits, at the bottom of both halves of a word."""
     return ((1 << spare_bits(bits)) - 1) * 0x10001

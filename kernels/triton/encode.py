@@ -22,6 +22,7 @@ from .constants import (
     block_params,
     block_words,
     column_run,
+    field_number,
     group_row,
     params_per_group,
     plane_columns,
@@ -185,7 +186,7 @@ def _encode_group(
                 else:
                     # an expression, and no name for it: Triton would make a number of the kernel's run time of that
                     planes = add_to_planes(
-                        planes, set_codes[i], (sub + t) * SUB + (group * (GROUP // 16) + i) * SLICE, BITS
+                        planes, set_codes[i], field_number(IS_KEY, SLICES, sub + t, group * (GROUP // 16) + i), BITS
                     )
             row = (hi * (16 * SLICES // GROUP) + group) * group_row(IS_KEY, BLOCK, D)
             p_scale = p_scales + (row + (sub + t) * COLUMNS + column)
