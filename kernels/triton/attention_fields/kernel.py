@@ -134,7 +134,7 @@ def decode_partial_fields_kernel(
         K_WORDS: tl.constexpr = block_words(K_BITS, BLOCK_TOKENS, K_D)
         V_WORDS: tl.constexpr = block_words(V_BITS, BLOCK_TOKENS, V_D)
         K_GROUPS: tl.constexpr = block_groups(K_GROUP, BLOCK_TOKENS, K_D)
-        V_GROUPS: tl.constexpr = block_groups(BLOCK_TOKENS, BLOCK_TOKENS, V_D)
+        V_GROUPS: tl.constexpr = block_groups(BLOCK_TOKENS, BLOCK_TOKENS, V_D)  # one a channel
         K_PAIRED: tl.constexpr = is_paired(k_scales.dtype.element_ty)
         V_PAIRED: tl.constexpr = is_paired(v_scales.dtype.element_ty)
         K_PARAMS: tl.constexpr = K_GROUPS * params_per_group(K_ZERO, k_scales.dtype.element_ty)

@@ -40,11 +40,13 @@ def masked_field(planes, FIELD: tl.constexpr, BITS: tl.constexpr):
     """Field ``FIELD`` of words ``planes`` (a tuple of ``BITS`` tensors), all other bits zero."""
     PLACE: tl.constexpr = place_in_operand(BITS, FIELD)
     if first_spread_field(BITS) <= FIELD:
-        b_field = planes[half_of_bit(BITS, FIELD, 0)] >> (place_of_bit(BITS, FIELD, 0) - PLACE)
-        b_field = b_field & in_both_halves(1 << PLACE)
-        for m in tl.static_range(1, BITS):
+        bits = ()
+        for m in tl.static_range(BITS):
             b_bit = planes[half_of_bit(BITS, FIELD, m)] >> (place_of_bit(BITS, FIELD, m) - PLACE - m)
-            b_field = (b_bit & in_both_halves(1 << (PLACE + m))) | b_field
+            bits = bits + (b_bit & in_both_halves(1 << (PLACE + m)),)
+        b_field = bits[BITS - 1]
+        for m in tl.static_range(1, BITS):
+            b_field = b_field | bits[BITS - 1 - m]
         return b_field
     else:
         b_word = planes[half_of_bit(BITS, FIELD, 0)]
