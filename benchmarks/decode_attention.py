@@ -388,19 +388,19 @@ def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> di
 def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_warps=None) -> dict[str, float]:
     """GB/s of quantizing a prompt: bytes of the prompt read and of the cache written.
 
-    What is known of the queries is there already: in a model, Inductor makes it in the prompt's graph.
+    The query profile is there already: in a model, Inductor makes it in the prompt's graph.
     """
     out = {}
-    asked = torch.rand(batch, heads, 2, head_dim, device="cuda")
+    moments = torch.rand(batch, heads, 2, head_dim, device="cuda")
     start = torch.zeros(batch, dtype=torch.int32, device="cuda")
     x = torch.randn(batch, heads, tokens, head_dim, device="cuda", dtype=torch.float16)
     mean = torch.randn(batch, heads, head_dim, device="cuda")
     norm = torch.rand(batch, heads, head_dim, device="cuda") + 0.5
     for fmt in preset_formats(bits, head_dim):
         steered = fmt.uses_queries
-        rows = reference.query_rows(asked, norm, fmt.group_size) if steered else None
+        profile = reference.query_profile(moments, norm, fmt.group_size) if steered else None
         statistics_of = (mean, norm) if fmt.is_key else (None, None)
-        arguments = (x, start, *statistics_of, blocks_for(fmt, tokens), fmt, rows, num_warps)
+        arguments = (x, start, *statistics_of, blocks_for(fmt, tokens), fmt, profile, num_warps)
         size = x.nbytes + sum(t.nbytes for t in kernels.prefill(*arguments[:-1]))
         us = graph_us([lambda given=arguments: cache_prefill.prefill(*given)])
         out[fmt.role] = size / us / 1e3

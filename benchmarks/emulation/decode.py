@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from innerq_compile.kernels.reference import query_statistics
+from innerq_compile.kernels.reference import query_moments
 
 from .product import ProductSide
 from .quantizers import Prompt, Side, quantize_keys, quantize_values
@@ -110,7 +110,7 @@ class Emulation:
         self.layers[layer] = {"k": k, "v": v, "query_moment": moment, "query_mean": q.mean((2, 3))}
         self.layers[layer]["q_tail"] = q[..., -256:, :]
         start = torch.zeros(q.shape[0], dtype=torch.int32, device=q.device)
-        self.layers[layer]["asked"] = query_statistics(q.flatten(1, 2), k, start)
+        self.layers[layer]["query_moments"] = query_moments(q.flatten(1, 2), k, start)
         return _attend(q, k, v, None, None, None, None, 0, scaling, window)
 
     def attention_moment(self, layer: int, size: int, scaling: float) -> torch.Tensor:
@@ -135,17 +135,17 @@ class Emulation:
             return _attend(q, k, v, None, None, None, None, self.prompt, scaling, window)
         fmt = self._format
         key_side, value_side = fmt.sides(layer)
-        asked = Prompt(seen["k"], seen["query_moment"], fmt.sink, seen["query_mean"])
-        khat, key_end = self._held(k, fmt, key_side, quantize_keys, asked, seen["asked"])
+        prompt = Prompt(seen["k"], seen["query_moment"], fmt.sink, seen["query_mean"])
+        khat, key_end = self._held(k, fmt, key_side, quantize_keys, prompt, seen["query_moments"])
         measured = isinstance(value_side, Side) and value_side.feedback == "measured"
         moment = self.attention_moment(layer, value_side.group, scaling) if measured else None
         vhat, value_end = self._held(v, fmt, value_side, quantize_values, Prompt(seen["v"], moment, fmt.sink))
         return _attend(q, k, v, khat, vhat, key_end, value_end, self.prompt, scaling, window)
 
-    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt, asked=None):
+    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt, moments=None):
         """``x`` as the quantized region gives it back (exact outside), and where that region lies."""
         if isinstance(side, ProductSide):
-            out, held = side.held(x, self.prompt, asked)
+            out, held = side.held(x, self.prompt, moments)
             return out, (held.sink, lambda length: quantized_end(length, held.sink, held.recent, held.block))
         if side.mode == "none":
             return None, None
