@@ -1,4 +1,4 @@
-"""How a group's codes become numbers again; attention computes the same without writing the numbers down."""
+"""Decoding: from the codes of a group to numbers. Attention computes the same without storing the numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def code_offset(bits: int) -> int:
-    """What is taken from a code before the scale in modes without a zero point: codes are stored without a sign."""
+    """Subtracted from an unsigned code before it is multiplied by the scale, in modes without a zero point."""
     return 1 << (bits - 1)
 
 

@@ -1,4 +1,4 @@
-"""``signed``: all ``2^bits`` levels; the sign of the scale says on which side of zero the extra one lies."""
+"""``signed``: all ``2^bits`` levels; the sign of the scale says on which side of zero the additional level lies."""
 
 from __future__ import annotations
 

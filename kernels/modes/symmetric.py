@@ -1,4 +1,4 @@
-"""``symmetric``, as published: ``2^bits - 1`` levels on both sides of zero, elements divided by the scale.
+"""``symmetric``, as published: ``2^bits - 1`` levels, symmetric around zero; elements are divided by the scale.
 
 Source: InnerQ, arXiv 2602.23200.
 """

@@ -36,6 +36,15 @@ def in_both_halves(mask):
 
 
 @triton.jit
+def joined(words):
+    """The bits of all of some words."""
+    b_all = words[len(words) - 1]
+    for m in tl.static_range(1, len(words)):
+        b_all = b_all | words[len(words) - 1 - m]
+    return b_all
+
+
+@triton.jit
 def masked_field(planes, FIELD: tl.constexpr, BITS: tl.constexpr):
     """Field ``FIELD`` of words ``planes`` (a tuple of ``BITS`` tensors), all other bits zero."""
     PLACE: tl.constexpr = place_in_operand(BITS, FIELD)
@@ -44,10 +53,7 @@ def masked_field(planes, FIELD: tl.constexpr, BITS: tl.constexpr):
         for m in tl.static_range(BITS):
             b_bit = planes[half_of_bit(BITS, FIELD, m)] >> (place_of_bit(BITS, FIELD, m) - PLACE - m)
             bits = bits + (b_bit & in_both_halves(1 << (PLACE + m)),)
-        b_field = bits[BITS - 1]
-        for m in tl.static_range(1, BITS):
-            b_field = b_field | bits[BITS - 1 - m]
-        return b_field
+        return joined(bits)
     else:
         b_word = planes[half_of_bit(BITS, FIELD, 0)]
         SHIFT: tl.constexpr = place_of_bit(BITS, FIELD, 0) - PLACE
