@@ -1,7 +1,4 @@
-"""A side of a cache as the product holds it: config, statistics, coding and bytes are all the product's own.
-
-Nothing here knows what a format is made of, so a new one is measured without a change.
-"""
+"""A side of a cache as the library holds it, with the library's own statistics, quantization and byte count."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ class ProductSide:
     def held(
         self, x: torch.Tensor, prompt: int, moments: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, CacheFormat]:
-        """What a cache gives back of ``x [B, H, S, D]`` when its first ``prompt`` tokens were the prompt.
+        """``x [B, H, S, D]`` quantized and dequantized, with the statistics of its first ``prompt`` tokens.
 
         ``moments`` are the query moments of the prompt.
         """
@@ -58,6 +55,6 @@ class ProductSide:
 
 
 def stored_bits(fmt: CacheFormat, head_dim: int) -> float:
-    """Bits of an element of the quantized region, all that a block takes over all its elements."""
+    """Bits of an element of the quantized region: all bytes of a block over its elements."""
     sizes = [layout.cache_bytes(fmt, 1, 1, head_dim, torch.float32, blocks) for blocks in (1, 2)]
     return 8 * (sizes[1] - sizes[0]) / (fmt.block * head_dim)
