@@ -134,9 +134,12 @@ def _encode_group(
     WIDTH: tl.constexpr = NB * PADDED
     column, block = _columns(IS_KEY, NB, PADDED)
     real = (column < COLUMNS) & (block < left)
-    # every column is there in most formats, and a load without a mask costs less
-    present = None if COLUMNS == PADDED else column < COLUMNS
-    there = None if COLUMNS == PADDED else present[:, None]
+    # without padding, as in most formats, there is no mask: a load without one costs less
+    present = None
+    there = None
+    if COLUMNS != PADDED:
+        present = column < COLUMNS
+        there = present[:, None]
     pair = tl.arange(0, 8)
     # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
     b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]

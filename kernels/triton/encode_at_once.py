@@ -130,8 +130,12 @@ def encode_block(
     column = row // (GROUPS * SUBS) % PADDED
     hi = tl.minimum(row // (PADDED * SUBS * GROUPS), HI - 1)  # slices that are not there are read as the last one
     place = sub * COLUMNS + column  # tokens of keys, channels of values
-    present = None if COLUMNS == PADDED else column < COLUMNS
-    there = None if COLUMNS == PADDED else present[:, None]
+    # without padding, as in most formats, there is no mask: a load without one costs less
+    present = None
+    there = None
+    if COLUMNS != PADDED:
+        present = column < COLUMNS
+        there = present[:, None]
     pair = tl.arange(0, 8)
     lane = tl.arange(0, 16)[None, :]  # 16 bytes a load, and neighbouring threads have the halves of a slice
     tiles = ()
