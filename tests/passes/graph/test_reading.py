@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-import innerq_compile.kernels.ops  # noqa: F401  (registers the operators)
+import innerq_compile.kernels.ops
 from innerq_compile.passes.graph.constants import constant
 from innerq_compile.passes.graph.dimensions import order_of
 from innerq_compile.passes.graph.operations import OPERATIONS, Kind, of_attribute, of_function, of_method, of_operator
