@@ -1,11 +1,11 @@
-"""The one place for API of torch and Triton that they do not document: Dynamo, Inductor, fake tensors, launchers.
+"""All uses of private API of torch and Triton: Dynamo, Inductor, fake tensors, launchers.
 
-Such names may change with any version. No other file of the package uses one: they come from the modules here, one a
-topic, and ``table/`` says of each what it is needed for, in which versions of torch it was read, and what happens
-without it. ``python -m innerq_compile env`` lists those that the installed torch does not have.
+Private API may change in any version. No other file of the package uses it: there is a module for each topic here, and
+``table/`` says for each name why it is needed, which versions of torch have it, and what happens without it.
+``python -m innerq_compile env`` lists the names that the installed torch lacks.
 
-To support another version of torch: run ``env`` there, read what the table says of each name that is missing, and
-bridge the difference in its module here.
+To support another version of torch: run ``env`` with it, read the entries of the missing names, and handle the
+difference in the module of their topic.
 
 This package is imported while torch itself is being imported (``TORCH_LOGS=innerq_compile``), so it imports nothing.
 """

@@ -1,4 +1,4 @@
-"""How Dynamo runs what it compiled, counts, and gives up. See ``table/dynamo_calls.py``. Imports Dynamo."""
+"""Dynamo's compiled modules, limits, counters and metrics. See ``table/dynamo_calls.py``. Imports Dynamo."""
 
 from __future__ import annotations
 
@@ -30,55 +30,55 @@ __all__ = [
 
 
 def recompile_limit() -> int:
-    """How many graphs of one code object Dynamo keeps before it runs what comes next uncompiled."""
+    """How many graphs Dynamo compiles for one code object before it runs it uncompiled."""
     return config.recompile_limit
 
 
 def accumulated_recompile_limit() -> int:
-    """The same for a code object that several modules share, all of them together."""
+    """The same limit for a code object that several modules share, counted over all of them."""
     return config.accumulated_recompile_limit
 
 
 def forget_compiled() -> None:
-    """Forget all graphs: what is called next is compiled anew."""
+    """Discard all compiled graphs, so that functions are compiled again when they are called."""
     torch._dynamo.reset()
 
 
 def fix_size(tensor: torch.Tensor, dim: int) -> None:
-    """A size of an input is to be a number in the graph, and another graph to be compiled for another size."""
+    """Make a size of an input a constant of the graph; other sizes are compiled separately."""
     torch._dynamo.mark_static(tensor, dim)
 
 
-# --- modules that are compiled ----------------------------------------------------------------------------------------
+# --- compiled modules -------------------------------------------------------------------------------------------------
 
 
 def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
-    """What a module runs when it is called, where ``module.compile()`` has compiled it."""
+    """The function that a call of a module runs after ``module.compile()``; None if it is not compiled."""
     return module._compiled_call_impl
 
 
 def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
-    """What a module runs when it is called and nothing has compiled it: its ``forward``, and its hooks."""
+    """The function that a call of a module runs without compilation: its ``forward`` and its hooks."""
     return module._call_impl
 
 
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
-    """What a module runs when it is called; None: its ``forward``, uncompiled."""
+    """Set the function that a call of a module runs; None for its uncompiled ``forward`` and hooks."""
     module._compiled_call_impl = call
 
 
 def original(module: OptimizedModule) -> torch.nn.Module:
-    """The module that ``torch.compile`` has wrapped."""
+    """The module that an ``OptimizedModule`` wraps."""
     return module._orig_mod
 
 
 def backend_of(module: OptimizedModule) -> Any:
-    """The backend that a wrapped module was compiled with."""
+    """The backend that an ``OptimizedModule`` was compiled with."""
     callback: Any = module.dynamo_ctx.callback
     backend = innermost_backend(callback)
     return getattr(backend, "compiler_fn", backend)
 
 
 def compiled_form(module: OptimizedModule) -> Callable[..., Any]:
-    """A compiled form of the module that is wrapped, its hooks included, which can be set as its compiled call."""
+    """The compiled form of the wrapped module, hooks included, for use as its compiled call."""
     return module.dynamo_ctx(uncompiled_call(original(module)))

@@ -1,4 +1,4 @@
-"""What Dynamo notes on the graphs that it hands to a backend. See ``table/dynamo_graphs.py``."""
+"""Metadata of the graphs that Dynamo passes to a backend. See ``table/dynamo_graphs.py``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,39 @@ from torch._dynamo.source import AttrSource, ConstantSource
 from torch._guards import Source
 from torch.fx import GraphModule, Node
 
-__all__ = ["AttrSource", "ConstantSource", "Source", "copy_notes", "mark_static", "set_source", "source_of", "static"]
+__all__ = [
+    "AttrSource",
+    "ConstantSource",
+    "Source",
+    "copy_metadata",
+    "mark_static",
+    "set_source",
+    "source_of",
+    "static",
+]
 
 _ON_MODULES = ("_param_name_to_source", "_source_to_user_stacks")
 
 
 def source_of(node: Node) -> Source | None:
-    """Where in the user's program an input of a graph comes from, if Dynamo says."""
+    """Dynamo's source of a placeholder: where in the user's program it comes from. None if it has none."""
     return getattr(node, "_dynamo_source", None)
 
 
 def set_source(node: Node, source: Source | None) -> None:
-    """Say where an input of a graph comes from. Those without a source stay as they are."""
+    """Set Dynamo's source of a placeholder. Does nothing if ``source`` is None."""
     if source is not None:
         node._dynamo_source = source  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) -> None:
-    """Give a copy of Dynamo's graph what Dynamo has noted on the original. ``nodes``: from old nodes to new ones."""
+def copy_metadata(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) -> None:
+    """Copy Dynamo's metadata, which copying a graph does not.
+
+    Args:
+        old: the original graph.
+        new: its copy.
+        nodes: the copy of each original node.
+    """
     for name in _ON_MODULES:
         if hasattr(old, name):
             setattr(new, name, getattr(old, name))
@@ -35,10 +50,10 @@ def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) ->
 
 
 def mark_static(node: Node) -> None:
-    """Tell Inductor that an input keeps its address from call to call; another address is right, and recorded anew."""
+    """Mark an input that keeps its address between calls. If the address does change, Inductor records again."""
     node.meta["tensor_dict"] = {**node.meta.get("tensor_dict", {}), "_dynamo_static_input_type": "unguarded"}
 
 
 def static(node: Node) -> str | None:
-    """Whether an input keeps its address: ``guarded``, ``unguarded``, or None where nobody says so."""
+    """The mark of an input that keeps its address, ``guarded`` or ``unguarded``; None if it has no mark."""
     return node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")

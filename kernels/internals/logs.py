@@ -10,6 +10,6 @@ __all__ = ["artifact_logger", "compile_id", "register_artifact", "register_log",
 
 
 def compile_id() -> str:
-    """The compilation that is going on as torch's logs name it, such as ``0/1``; empty outside of one."""
+    """The id of the current compilation in torch's logs, such as ``0/1``; empty outside of a compilation."""
     current = CompileContext.current_compile_id()
     return "" if current is None else str(current)

@@ -1,4 +1,4 @@
-"""What lowerings ask of Inductor, and where the Inductors of torch 2.11 to 2.13 differ. See ``table/templates.py``.
+"""Inductor's API for lowerings and Triton templates, with its differences between versions. See ``table/templates.py``.
 
 Imports Inductor and Triton.
 """
@@ -49,10 +49,10 @@ __all__ = [
 
 
 def register(functions: Mapping[Any, Callable[..., Any]]) -> None:
-    """Register lowerings of operators: all of them, or none where one fails.
+    """Register lowerings of operators. If one fails, none is registered.
 
     Args:
-        functions: for each operator, an overload, the function from nodes of Inductor's to a node.
+        functions: for each operator overload, the function that maps Inductor's nodes to a node.
     """
     known = set(lowerings)
     try:
@@ -65,17 +65,17 @@ def register(functions: Mapping[Any, Callable[..., Any]]) -> None:
 
 
 def fall_back(operator: Any, *args: Any) -> Any:
-    """The call of an operator as it stands."""
+    """A call of an operator that is not lowered."""
     return fallback_handler(operator, add_to_fallback_set=False)(*args)
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether Inductor makes Triton kernels for a device."""
+    """Whether Inductor generates Triton kernels for a device."""
     return device.type == "cuda" or (device.type == "cpu" and config.cpu_backend == "triton")
 
 
 def realized(node: Any, contiguous: bool = False) -> Any:
-    """A buffer or a view of one, with the strides that it will have: what a template takes."""
+    """A node as a buffer, or a view of one, with fixed strides, as templates require."""
     node = ir.ExternKernel.realize_input(node)
     if contiguous:
         node = ir.ExternKernel.require_contiguous(node)
@@ -84,12 +84,12 @@ def realized(node: Any, contiguous: bool = False) -> Any:
 
 
 def fixed_layout(device: torch.device, dtype: torch.dtype, sizes: Sequence[Any]) -> ir.FixedLayout:
-    """The layout of a result of ``sizes`` that is contiguous."""
+    """A contiguous layout of shape ``sizes``."""
     return ir.FixedLayout(device, dtype, list(sizes), ir.FlexibleLayout.contiguous_strides(list(sizes)))
 
 
 def size_hint(expr: Any) -> int:
-    """A likely value of a size, without a guard. ``optimization_hint`` is the newer name."""
+    """A likely value of a size. Adds no guard. Newer versions call it ``optimization_hint``."""
     sizevars = V.graph.sizevars
     hint = getattr(sizevars, "optimization_hint", None) or sizevars.size_hint  # pyright: ignore
     return int(hint(expr))
@@ -101,20 +101,20 @@ def upper_bound(expr: Any) -> int:
 
 
 def symint(expr: Any) -> torch.SymInt:
-    """A symbolic size as Python's arithmetic takes it. No operation on it makes a guard."""
+    """A symbolic size as a SymInt. Operations on it add no guards."""
     return V.graph.sizevars.shape_env.create_symintnode(expr, hint=None)  # pyright: ignore[reportReturnType]
 
 
 def template_options() -> dict[str, Any]:
-    """``always_freeze_layout`` where templates know it; elsewhere they always do."""
+    """``always_freeze_layout=True`` for versions of torch with this option; others always freeze layouts."""
     known = inspect.signature(TritonTemplate.__init__).parameters
     return {"always_freeze_layout": True} if "always_freeze_layout" in known else {}
 
 
 def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
-    """Give the text of a template the hook ``output_argument``: the name of the pointer to the output.
+    """Make the hook ``output_argument`` available to a template: the name of the pointer to the output.
 
-    For kernels that store their output themselves. The pointer becomes an argument of the kernel.
+    For kernels that store their output themselves. Calling the hook makes the pointer an argument of the kernel.
     """
 
     def output_argument() -> str:
@@ -125,17 +125,17 @@ def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
 
 
 def select(name: str, choices: list[Any], inputs: Sequence[Any], layout: ir.Layout, generators: Any = None) -> Any:
-    """The result of one of ``choices``: of the only one, or of the fastest.
+    """The result of the fastest of ``choices``, which are timed if there are several.
 
-    ``autotune_select_algorithm`` gives a node; since torch 2.12 it gives the choice with it.
+    ``autotune_select_algorithm`` returns a node, and since torch 2.12 a node and its choice.
 
     Args:
-        generators: for some of the inputs, by their place, how to make a tensor to time the choices on.
+        generators: functions that make the tensors for timing, by the index of the input; others are random.
     """
     result: Any = autotune_select_algorithm(name, choices, list(inputs), layout, input_gen_fns=generators)
     return result[0] if isinstance(result, tuple) else result
 
 
 def example_value(node: Any) -> torch.Tensor:
-    """A tensor like ``node``, with random contents, to time choices on."""
+    """A random tensor like ``node``, for timing choices."""
     return AlgorithmSelectorCache.benchmark_example_value(node)

@@ -1,4 +1,4 @@
-"""An entry of the table, and the check of what it names."""
+"""An entry of the table, and the check whether the installed torch has its names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-#: The versions of torch that are supported: in the source of each every entry was read, unless it names others.
+#: The supported versions of torch. Every entry was read in the source of each, unless it lists other versions.
 READ_IN = ("2.11", "2.12", "2.13")
 
 
@@ -21,15 +21,15 @@ class Internal:
     """Names of one module that are used for one purpose.
 
     Attributes:
-        module: where the names are: ``torch._inductor.ir``.
-        names: ``FixedLayout``, ``TritonTemplate.maybe_append_choice`` or, with the parameters that calls name,
-            ``compile_fx(config_patches)``.
-        why: what they are needed for.
-        without: what happens where they are missing.
-        on_objects: the names are attributes of objects, written or read by ``module``. No class declares them, so they
-            count as there if the module's text mentions them.
-        needs: ``cuda`` or ``triton``: a build of torch, or a package, without which nobody uses the names.
-        versions: of torch, in whose source the names were read.
+        module: the module that has them, such as ``torch._inductor.ir``.
+        names: such as ``FixedLayout`` or ``TritonTemplate.maybe_append_choice``; with the keyword arguments that are
+            used in brackets, as ``compile_fx(config_patches)``.
+        why: why they are needed.
+        without: what happens without them.
+        on_objects: whether the names are attributes that ``module`` sets or reads on objects, and that no class
+            declares. They are then looked for in the source of the module.
+        needs: ``cuda`` or ``triton`` if the names are used only with a CUDA build of torch, or only with Triton.
+        versions: the versions of torch in whose source the names were read.
     """
 
     module: str
@@ -41,7 +41,7 @@ class Internal:
     versions: tuple[str, ...] = READ_IN
 
     def missing(self) -> list[str]:
-        """Those of the names that are not there, or that lack a parameter, with their module in front."""
+        """The names that are missing or lack a parameter, each preceded by its module."""
         if not _usable(self.needs):
             return []
         if self.on_objects:
