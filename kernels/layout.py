@@ -27,13 +27,13 @@ A lane has sixteen fields in each column, one for each slice and sub-range; thei
 
 Words are ordered ``[slice_hi, bits, column / 8, lane / 2, column % 8]``. A *plane* is all words of one of the ``bits``
 halves, side by side, so that a load of a plane reads whole cache lines. Within it, runs of eight columns are offset by
-a quarter of the banks of a GPU's shared memory (``docs/kernels.md``). Where 8 does not divide the number of columns,
-there is one run of all columns.
+a quarter of the banks of a GPU's shared memory (``docs/lab/attention-kernels.md``). Where 8 does not divide the number
+of columns, there is one run of all columns.
 
 The token's part comes first in a field (its sub-range for keys, its slice for values), so that fields f and f + 8 lie
 at the same bit of their halves. The power of two that a field's bit position stands for then depends only on the query
 slice (keys) or only on the channel (values), and the kernels correct for it without extra instructions
-(``docs/kernels.md``).
+(``docs/lab/attention-kernels.md``).
 
 16 is not a multiple of 3, 5, 6 and 7. A half then holds as many whole fields as fit, and the other fields are spread
 over the *spare* bits that are left of all halves, see :func:`field_bits`: 16 codes of b bits always take b halves.

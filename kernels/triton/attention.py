@@ -67,7 +67,10 @@ class FieldsConfig:
 
 
 def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> FieldsConfig:
-    """The best measured configuration (``docs/kernels.md``) for ``sequences`` (b, h) of ``rows`` query rows each."""
+    """The best measured configuration for ``sequences`` (b, h) of ``rows`` query rows each.
+
+    The measurements are in ``docs/lab/attention-kernels.md``.
+    """
     programs = sequences * triton.cdiv(rows, 16)
     # with few of them each takes little of the blocks, and the windows must not last longer than that
     windows = 1 if programs >= 64 else 2 if programs > 16 else 5

@@ -4,7 +4,7 @@ What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU bu
 falls due in a decode step, which somebody waits for. There a thread has whole groups, one after the other; here two
 threads share a group, and the fields of a word, which lie in different threads then, are added up across them. Threads
 that exchange much have to be those of one warp: through shared memory, with its barriers, it took most of the time
-(``docs/kernels.md``). The order of rows and the shapes of tiles are chosen for that.
+(``docs/lab/encoding-kernels.md``). The order of rows and the shapes of tiles are chosen for that.
 """
 
 # ruff: noqa: RUF005

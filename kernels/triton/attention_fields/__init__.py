@@ -1,6 +1,6 @@
 """Decode attention straight from packed words: the fast partial kernel.
 
-What makes it fast (``docs/kernels.md`` has the instruction counts):
+What makes it fast (``docs/lab/attention-kernels.md`` has the instruction counts):
 
 * Both products are transposed, keys times query and values times probabilities, so that codes are the 16 rows of the
   tensor core's A operand and the query heads its 8 columns: ``S^T = K Q^T``, ``O^T = V^T P^T``.
