@@ -228,8 +228,8 @@ def encode_blocks(
 
     Args:
         load: ``load(source, numbers, token, channel, real)`` returns elements in the dtype of the cache. ``token``,
-            ``channel`` and the mask ``real`` (None: all true) broadcast to the shape of a tile; elements that are masked
-            out are unspecified. Tokens are counted from the first token of the first block.
+            ``channel`` and the mask ``real`` (None: all true) broadcast to the shape of a tile; elements where it is
+            false are unspecified. Tokens are counted from the first token of the first block.
         of_channels: ``of_channels(source, channel, real, shape)`` returns ``numbers`` for ``load``, for tiles of this
             shape: values that all tokens of a channel share.
         source: passed to ``load`` and ``of_channels``.

@@ -57,7 +57,7 @@ def encode(tiles, b_high, b_low, b_anchor, queries, BITS: tl.constexpr, DTYPE: t
 
 @triton.jit
 def _codes_within(tiles, b_inverse, b_steps, BITS: tl.constexpr):
-    """Codes, rounded from fractions of the largest one (clamping to [0, 1] is free), packed by ``codes.both_halves``."""
+    """Codes, rounded from fractions of the largest (clamping to [0, 1] is free), packed by ``codes.both_halves``."""
     LEVELS: tl.constexpr = (1 << BITS) - 1.0
     b_inverse = tl.expand_dims(b_inverse * (1.0 / LEVELS), 1)
     b_offset = tl.expand_dims(b_steps * zero_step(BITS) * (1.0 / LEVELS), 1)
