@@ -39,7 +39,7 @@ class Graphs:
 
 
 @pytest.fixture
-def graphs(cheap_inductor) -> Graphs:
+def graphs(no_inductor) -> Graphs:
     return Graphs()
 
 

@@ -20,7 +20,7 @@ from tests.helpers.models import prompt, tiny_llama
 
 from .test_generate_features import assert_same_logits, feed, tokens_of
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor", "emulated")
+pytestmark = pytest.mark.usefixtures("no_inductor", "emulated")
 OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}
 
 

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from innerq_compile import InnerQError, clear_reports, compiled_graphs
+from innerq_compile import InnerQError, compiled_graphs
 from innerq_compile.compiler.backend import innerq_backend
-from tests.helpers.programs import run_graphs_eagerly
 
 B, HEADS, KV_HEADS, D = 2, 4, 2, 16
 GROUP = HEADS // KV_HEADS
@@ -399,13 +398,8 @@ def run(model, steps=(6, 1, 1, 3, 1)):
 
 
 @pytest.fixture
-def compiled(monkeypatch):
+def compiled(graphs_as_they_are, one_thread):
     """Compile a module with lossless caches, its graphs run eagerly."""
-    run_graphs_eagerly(monkeypatch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices as small as these take longer to share among threads than to multiply
-    torch._dynamo.reset()
-    clear_reports()
 
     def compile_module(module, **options):
         config = {"preset": "lossless", **options}
@@ -414,7 +408,6 @@ def compiled(monkeypatch):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield compile_module
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.sampled(2)

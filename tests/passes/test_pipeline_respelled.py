@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx import GraphModule
 
-from innerq_compile import InnerQConfig, clear_reports, compiled_graphs
+from innerq_compile import InnerQConfig, compiled_graphs
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.passes import PIPELINE, PassContext
 from innerq_compile.passes.graph.copying import copy_graph
 from tests.helpers.buffer_loop import BufferDecoder
-from tests.helpers.programs import LateTransposing, TinyAttention, capture, run_graphs_eagerly
+from tests.helpers.programs import LateTransposing, TinyAttention, capture
 from tests.helpers.respelling import respell
 
 from .test_match_attention import SPELLINGS, Decoder, run
@@ -117,11 +117,7 @@ def test_the_same_rewrite(program, random):
 
 
 @pytest.mark.parametrize("program", ["bshd_einsum", "sdpa_on_five_dimensions", "fill_and_bias", "sinks"])
-def test_the_same_numbers(program, monkeypatch):
-    run_graphs_eagerly(monkeypatch)
-    torch._dynamo.reset()
-    clear_reports()
-    torch.manual_seed(0)
+def test_the_same_numbers(program, graphs_as_they_are, one_thread):
     random, changed = Random(1), set()
 
     def backend(gm, example_inputs):

@@ -10,7 +10,7 @@ from torch import nn
 from innerq_compile import InnerQConfig, innerq
 from innerq_compile.passes import PIPELINE, PassContext
 from innerq_compile.passes.graph.copying import copy_graph
-from tests.helpers.programs import TinyAttention, capture, code_of, run_graphs_eagerly
+from tests.helpers.programs import TinyAttention, capture, code_of
 
 
 class TwoLayers(nn.Module):
@@ -85,12 +85,9 @@ decode_attention_default_1 = decode_attention(..., hoisted_0, open_from_default,
 
 
 @pytest.mark.parametrize("inductor", [False, True])
-def test_showing_hidden_tokens_fails_loudly(inductor, monkeypatch):
+def test_showing_hidden_tokens_fails_loudly(inductor, request):
     """The prompt hides three tokens, and a later step shows them: they have not been stored."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    if not inductor:
-        run_graphs_eagerly(monkeypatch)
+    request.getfixturevalue("fresh_dynamo" if inductor else "graphs_as_they_are")
     model, reference = TwoLayers(), TwoLayers()
     reference.load_state_dict(model.state_dict())
     innerq(model, preset="lossless")
