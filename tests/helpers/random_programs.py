@@ -377,7 +377,7 @@ class Verdict:
 
 
 def check(program: Program) -> Verdict:
-    """Run a program eagerly and compiled, and compare. For calls within :func:`without_inductor`: Inductor takes long."""
+    """Run a program eagerly and compiled, and compare. To be called within :func:`without_inductor`."""
     began = time.perf_counter()
     forget_graphs()
     expected = Runner(program, compiled=False).run()
