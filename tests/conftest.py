@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import fast_interpreter
-from tests.helpers.threads import threads
+from tests.helpers.torch_threads import threads
 from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
 
 if "TRITON_INTERPRET" in os.environ:

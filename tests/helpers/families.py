@@ -17,7 +17,7 @@ import torch
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
 from tests.helpers.models import assert_same_tokens, generate, prompt
-from tests.helpers.threads import threads
+from tests.helpers.torch_threads import threads
 from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
 
 VOCAB = 61

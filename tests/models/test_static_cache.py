@@ -10,12 +10,19 @@ import pickle
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from innerq_compile import clear_reports, compiled_graphs
+from tests.helpers.generation import (
+    Case,
+    assert_all_rewritten,
+    assert_same_logits,
+    compile_config,
+    feed,
+    models,
+    tokens_of,
+)
 from tests.helpers.models import prompt, tiny_llama
-
-from .test_generate_features import Case, assert_all_rewritten, assert_same_logits, feed, models, tokens_of
 
 CASES = [
     Case("greedy", {}),
@@ -24,13 +31,6 @@ CASES = [
     Case("beams", {"num_beams": 3}),
     Case("chunked-prefill", {"prefill_chunk_size": 40}),
 ]
-
-
-def compile_config(preset: str = "lossless") -> CompileConfig:
-    """transformers' own way to a backend. It compiles on accelerators alone, unless it is told so."""
-    config = CompileConfig(backend="innerq", mode=None, options={"preset": preset})
-    config._compile_all_devices = True
-    return config
 
 
 @pytest.mark.sampled(2)

@@ -8,7 +8,7 @@ import torch
 from innerq_compile.kernels import cpu, layout, ops, reference  # noqa: F401  (ops registers innerq::*)
 from innerq_compile.kernels.cpu import build, codegen
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
-from tests.helpers.threads import threads
+from tests.helpers.torch_threads import threads
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler, or INNERQ_CPU_KERNELS=0")
 
