@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,15 +46,21 @@ def results(name: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["row"], row["side"]): row for row in json.loads(text)["results"]}
 
 
+def fidelity(model: str) -> tuple[str, dict[str, str]]:
+    """Of a model's results in docs/fidelity.md, which fidelity.py writes: positions, and KL by format."""
+    text = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
+    section = text.partition(f"### {model}\n")[2].partition("\n##")[0]
+    rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| "))
+    positions = re.search(r"([\d,]+) decoded positions", section)
+    assert positions is not None, f"docs/fidelity.md has no results of {model}"
+    return positions[1], {cells[0]: cells[2] for cells in rows if len(cells) == 6 and "/" in cells[1]}
+
+
 @region("results")
 def _results() -> str:
     """The README's table: one row a claim."""
-    step, demo, fidelity, attention = (
-        results("generate-8b-h200-recorded"),
-        figures()["demo"],
-        figures()["fidelity"]["smollm2"],
-        figures()["kernels"]["attention"],
-    )
+    step, demo, attention = results("generate-8b-h200-recorded"), figures()["demo"], figures()["kernels"]["attention"]
+    positions, divergence = fidelity("SmolLM2-135M-Instruct")
     cpu = next(row for row in figures()["cpu"]["step"]["rows"] if (row["tokens"], row["dtype"]) == (8192, "float32"))
     shapes = ("1x32768", "4x32768")
 
@@ -63,75 +70,59 @@ def _results() -> str:
 
     rows = [
         [
-            "8B Llama shape, H200, 1 / 4 x 32,768 tokens: a decode step",
+            "Decode step, 8B Llama shape, H200, 1 / 4 sequences of 32,768 tokens",
             both("static", "ms", "ms"),
             both("innerq", "ms", "ms"),
         ],
-        ["the same: memory of the cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
+        ["Memory of that cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
         [
-            f"attention of one layer, {attention['shape']}, {attention['device']}",
-            f"{attention['rows'][0]['dense_us']:.0f} us",
+            f"Attention of one layer, {attention['device']}, {attention['shape']}",
+            f"{attention['rows'][0]['dense_us']:.0f} us (cuDNN)",
             f"{attention['rows'][0]['us']:.0f} us",
         ],
         [
-            "SmolLM2-135M, one CPU thread, 8,192 tokens, float32: a decode step",
+            "Decode step, SmolLM2-135M in float32, one CPU thread, 8,192 tokens",
             f"{cpu['inductor_ms']:.0f} ms",
             f"{cpu['innerq_ms']:.0f} ms",
         ],
         [
-            f"SmolLM2-135M, `make demo`, {demo['tokens'] - 1:,} tokens of prompt: the same next token",
+            f"Same next token, SmolLM2-135M behind a prompt of {demo['tokens'] - 1:,} tokens (`make demo`)",
             "",
             f"{demo['same_token']} of {demo['new_tokens']}",
         ],
         [
-            f"SmolLM2-135M, {fidelity['positions']:,} positions: mean KL divergence from full precision",
+            f"Mean KL divergence from full precision, SmolLM2-135M, {positions} positions",
             "",
-            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} as published)",
+            f"{divergence['preset base']} ({divergence['paper innerq_base 3/3']} for the paper's format)",
         ],
     ]
-    return table(["", "dense cache, Inductor", "innerq, `base`"], rows)
+    return table(["measurement", "dense cache", "preset `base`"], rows)
+
+
+@functools.cache
+def cache_shares(preset: str, tokens: int) -> tuple[str, str]:
+    """What a preset's keys and values take of a float16 cache at head_dim 128: needed, and allocated after prefill."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from cache_bytes import shares
+
+    needed, allocated = shares(preset, tokens, 128, torch.float16)
+    return f"{needed:.3f}", f"{allocated:.3f}"
 
 
 @region("presets")
 def _presets() -> str:
     """Every preset, with the share of a 16-bit cache that it takes."""
-    import torch
-
     from innerq_compile import PRESETS, InnerQConfig
-    from innerq_compile.kernels import layout
-    from innerq_compile.kernels.formats import blocks_for
-
-    head_dim = 128
-
-    def share(config: InnerQConfig, tokens: int) -> float:
-        sides = [config.format_for(role, head_dim, torch.float16) for role in ("key", "value")]
-        statistics = config.centre_keys + config.normalize_keys
-        sizes = [
-            layout.cache_bytes(
-                side,
-                1,
-                1,
-                head_dim,
-                torch.float16,
-                blocks_for(side, tokens),
-                statistics=statistics if side.role == "key" else 0,
-            )
-            for side in sides
-        ]
-        return sum(sizes) / (2 * 2 * head_dim * tokens)
 
     rows = []
     for name in PRESETS:
         config = InnerQConfig.preset(name)
         exact = config.key_mode == config.value_mode == "none"
-        rows.append(
-            [
-                f"`{name}`",
-                "not quantized" if exact else f"{config.key_bits} / {config.value_bits}",
-                "" if exact else f"{config.key_mode} / {config.value_mode}",
-                *(f"{share(config, tokens):.3f}" for tokens in (4096, 32768)),
-            ]
-        )
+        bits = "not quantized" if exact else f"{config.key_bits} / {config.value_bits}"
+        modes = "" if exact else f"{config.key_mode} / {config.value_mode}"
+        rows.append([f"`{name}`", bits, modes, *(cache_shares(name, tokens)[0] for tokens in (4096, 32768))])
     columns = ["preset", "bits, keys / values", "modes", "size at 4,096 tokens", "size at 32,768 tokens"]
     return table(columns, rows)
 
@@ -191,15 +182,21 @@ def _speedup(dense: float, ours: float, unit: str, digits: int) -> list[str]:
 @region("cache-bytes")
 def _cache_bytes() -> str:
     """What `base` takes of a float16 cache, of docs/formats.md."""
-    import torch
+    rows = [[f"{tokens:,}", *cache_shares("base", tokens)] for tokens in (4096, 8192, 32768)]
+    return table(["tokens", "needed", "allocated after prefill"], rows)
 
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from cache_bytes import shares
+
+@region("passes")
+def _passes() -> str:
+    """The passes in order, of docs/how-it-works.md."""
+    from innerq_compile.passes import PIPELINE
 
     rows = []
-    for tokens in (4096, 8192, 32768):
-        rows.append([f"{tokens:,}", *(f"{share:.3f}" for share in shares("base", tokens, 128, torch.float16))])
-    return table(["tokens", "needed", "allocated after prefill"], rows)
+    for graph_pass in PIPELINE.passes:
+        left_out = ", ".join(f"`{name}`" for name in PIPELINE.left_out([graph_pass.name]) if name != graph_pass.name)
+        without = "required" if graph_pass.required else f"also left out: {left_out}" if left_out else ""
+        rows.append([f"`{graph_pass.name}`", graph_pass.summary, without])
+    return table(["pass", "what it does", "without it"], rows)
 
 
 def wanted() -> dict[Path, str]:

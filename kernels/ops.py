@@ -24,15 +24,15 @@ _CACHE = "Tensor {0}codes, Tensor {0}scales, Tensor {0}window, Tensor {0}state"
 _CACHE_MUT = "Tensor({1}!) {0}codes, Tensor({2}!) {0}scales, Tensor({3}!) {0}window, Tensor({4}!) {0}state"
 
 SCHEMAS = {
-    "query_statistics": "(Tensor query, Tensor keys, Tensor start) -> Tensor",
-    "query_weight": "(Tensor query, str norm) -> Tensor",
-    "query_rows": "(Tensor query, Tensor? norm, int group_size) -> Tensor",
+    "query_moments": "(Tensor query, Tensor keys, Tensor start) -> Tensor",
+    "norm_divisor": "(Tensor moments, str norm) -> Tensor",
+    "query_profile": "(Tensor moments, Tensor? norm, int group_size) -> Tensor",
     "key_statistics": (
-        "(Tensor keys, Tensor start, bool centre, bool normalize, str norm='channel', Tensor? weight=None)"
+        "(Tensor keys, Tensor start, bool centre, bool normalize, str norm='channel', Tensor? divisor=None)"
         " -> (Tensor, Tensor)"
     ),
     "prefill": (
-        "(Tensor x, Tensor start, Tensor? mean, Tensor? norm, SymInt capacity, str format, Tensor? rows=None)"
+        "(Tensor x, Tensor start, Tensor? mean, Tensor? norm, SymInt capacity, str format, Tensor? query_profile=None)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "append_": (
@@ -47,7 +47,7 @@ SCHEMAS = {
     ),
     "write_": (
         f"({_CACHE_MUT.format('', *'abcd')}, Tensor(e!)? mean, Tensor(f!)? norm, Tensor x, Tensor position,"
-        " str format, Tensor? query=None) -> ()"
+        " str format, Tensor? moments=None) -> ()"
     ),
     "open_from": "(Tensor mask, Tensor state, SymInt rows) -> Tensor",
     "decode_attention": (
@@ -104,23 +104,23 @@ def _backend(device: torch.device):
 # --- statistics of a prompt -------------------------------------------------------------------------------------
 
 # have no kernels of their own: a graph that is traced holds what they are made of, and Inductor fuses it
-for _fn in (reference.query_statistics, reference.query_weight, reference.query_rows):
+for _fn in (reference.query_moments, reference.norm_divisor, reference.query_profile):
     _lib.impl(_fn.__name__, _fn, "CompositeImplicitAutograd")
 
 
 @_impl("key_statistics")
-def key_statistics(keys, start, centre, normalize, norm="channel", weight=None):
+def key_statistics(keys, start, centre, normalize, norm="channel", divisor=None):
     """Key mean and normalization of a prompt, each ``[B, H, D]`` float32. See ``reference.key_statistics``."""
     if keys.device.type == "cuda":
         from . import triton as backend
 
         if backend.supports_key_statistics(keys):
-            return backend.key_statistics(keys, start, centre, normalize, norm, weight)
-    return reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
+            return backend.key_statistics(keys, start, centre, normalize, norm, divisor)
+    return reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
 
 
 @_fake("key_statistics")
-def _(keys, start, centre, normalize, norm="channel", weight=None):
+def _(keys, start, centre, normalize, norm="channel", divisor=None):
     shape = (keys.shape[0], keys.shape[1], keys.shape[3])
     return keys.new_empty(shape, dtype=torch.float32), keys.new_empty(shape, dtype=torch.float32)
 
@@ -129,17 +129,17 @@ def _(keys, start, centre, normalize, norm="channel", weight=None):
 
 
 @_impl("prefill")
-def prefill(x, start, mean, norm, capacity, format, rows=None):
+def prefill(x, start, mean, norm, capacity, format, query_profile=None):
     """Make a cache side of ``x [B, H, S, D]``; ``start [B]`` int32 counts padding tokens. See ``reference.prefill``."""
     fmt = CacheFormat.parse(format)
     backend = _backend(x.device)
     if backend is not None and backend.supports_prefill(fmt, x):
-        return backend.prefill(x, start, mean, norm, capacity, fmt, rows)
-    return reference.prefill(x, start, mean, norm, capacity, fmt, rows)
+        return backend.prefill(x, start, mean, norm, capacity, fmt, query_profile)
+    return reference.prefill(x, start, mean, norm, capacity, fmt, query_profile)
 
 
 @_fake("prefill")
-def _(x, start, mean, norm, capacity, format, rows=None):
+def _(x, start, mean, norm, capacity, format, query_profile=None):
     fmt = CacheFormat.parse(format)
     batch, heads, _, head_dim = x.shape
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
@@ -226,11 +226,11 @@ def rewind_(k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v
 
 
 @_impl("write_")
-def write_(codes, scales, window, state, mean, norm, x, position, format, query=None):
+def write_(codes, scales, window, state, mean, norm, x, position, format, moments=None):
     """Write ``x [B, H, N, D]`` (keys not normalized) into a preallocated cache.
 
     ``position`` holds the place of the first token, or of each. What was held from there on is forgotten. Where nothing
-    is left, the key statistics are taken from ``x`` and ``query``, what `query_statistics` gave. Waits for the device.
+    is left, the key statistics and the query profile are made of ``x`` and the query ``moments``. Waits for the device.
     """
     fmt, places = CacheFormat.parse(format), position.reshape(-1).tolist()
     place = places[0]
@@ -243,14 +243,14 @@ def write_(codes, scales, window, state, mean, norm, x, position, format, query=
     reference.truncate_(codes, scales, window, state, place, fmt)
     if place == 0 and (mean is not None or norm is not None):
         start = x.new_zeros(x.shape[0], dtype=torch.int32)
-        weight = None if query is None else reference.query_weight(query, fmt.norm)
-        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm, weight)
+        divisor = None if moments is None else reference.norm_divisor(moments, fmt.norm)
+        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm, divisor)
         for statistic, new in zip((mean, norm), found, strict=True):
             if statistic is not None:
                 statistic.copy_(new)
     if place == 0:
-        rows = None if query is None else reference.query_rows(query, norm, fmt.group_size)
-        reference.set_query_rows_(window, fmt, rows, norm)
+        profile = None if moments is None else reference.query_profile(moments, norm, fmt.group_size)
+        reference.set_query_profile_(window, fmt, profile, norm)
     append_one_(codes, scales, window, state, reference.normalize_keys(x, mean, norm), format)
 
 

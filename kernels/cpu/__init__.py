@@ -219,12 +219,12 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
-    rows: torch.Tensor | None = None,
+    query_profile: torch.Tensor | None = None,
 ) -> Cache:
     """A cache side made of ``x [B, H, S, D]``. See ``reference.prefill``; blocks past a sequence's own end are zero."""
     batch, heads, tokens, head_dim = x.shape
     cache = reference.empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
-    reference.set_query_rows_(cache[2], fmt, rows, norm)
+    reference.set_query_profile_(cache[2], fmt, query_profile, norm)
     start = start.to(torch.int32).contiguous()
     mean = None if mean is None else mean.to(torch.float32).contiguous()
     norm = None if norm is None else norm.to(torch.float32).contiguous()

@@ -8,7 +8,7 @@ from .. import layout
 from ..formats import CacheFormat, blocks_for
 from .groups import decode_blocks, encode_blocks
 from .numbers import to_finite
-from .statistics import held_query_rows, normalize_keys, set_query_rows_
+from .statistics import held_query_profile, normalize_keys, set_query_profile_
 
 
 def empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device):
@@ -17,7 +17,7 @@ def empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device):
         torch.zeros(shape, dtype=own or dtype, device=device)
         for shape, own in layout.shapes(fmt, batch, heads, head_dim, capacity).values()
     )
-    set_query_rows_(cache[2], fmt)
+    set_query_profile_(cache[2], fmt)
     return cache
 
 
@@ -30,14 +30,14 @@ def _profile(window: torch.Tensor, fmt: CacheFormat, dims: int = 0) -> torch.Ten
     """The query profile of a cache whose mode uses one, with ``dims`` dimensions of blocks behind its heads."""
     if not fmt.uses_queries:
         return None
-    profile = held_query_rows(window, fmt)
+    profile = held_query_profile(window, fmt)
     return profile[:, :, None] if dims else profile
 
 
-def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, rows=None):
+def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, query_profile=None):
     """A cache side made of ``x [B, H, S, D]``, whose sequence b begins at position ``start[b]``.
 
-    ``rows``: for mode ``steered``, the bytes that :func:`query_rows` gave; None where it is not known. Returns
+    ``query_profile``: that of the prompt, in modes that use one; None where it is not known. Returns
     ``(codes, scales, window, state)`` with room for ``capacity`` blocks.
     """
     batch, heads, tokens, head_dim = x.shape
@@ -50,7 +50,7 @@ def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, rows=None):
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
     state[..., layout.PEAK] = length
-    set_query_rows_(window, fmt, rows, norm)
+    set_query_profile_(window, fmt, query_profile, norm)
     blocks = blocks_for(fmt, tokens)
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]

@@ -93,11 +93,11 @@ def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: Ca
     return f"Triton, portable: {reason}" if reason else "Triton, on packed fields"
 
 
-def key_statistics(keys, start, centre, normalize, norm="channel", weight=None):
+def key_statistics(keys, start, centre, normalize, norm="channel", divisor=None):
     """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
     from . import key_moments
 
-    return key_moments.key_statistics(keys, start, centre, normalize, norm, weight)
+    return key_moments.key_statistics(keys, start, centre, normalize, norm, divisor)
 
 
 def prefill(x, start, mean, norm, capacity, fmt, rows=None):
