@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from innerq_compile.passes import PIPELINE
-
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 #: Folders of tests that mirror a folder of the source.
@@ -54,12 +52,6 @@ def test_a_mirror_is_found_by_its_longest_name():
     assert mirror_of(TESTS / "passes/test_match_attention.py") == ROOT / "passes/match_attention.py"
     assert mirror_of(TESTS / "passes/test_pipeline_graphs.py") == ROOT / "passes/pipeline/__init__.py"
     assert mirror_of(TESTS / "passes/graph/test_nothing_of_the_kind.py") is None
-
-
-@pytest.mark.parametrize("name", PIPELINE.names())
-def test_a_pass_has_tests_of_its_name(name):
-    assert (ROOT / "passes" / f"{name}.py").is_file()
-    assert (TESTS / "passes" / f"test_{name}.py").is_file()
 
 
 def test_helpers_stand_in_one_place():
