@@ -71,7 +71,7 @@ def quantize(
     if capacity is None:
         capacity = formats.grown_capacity(fmt, x.shape[2])
     tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, profile)
-    return CacheStorage.adopt(CacheTensors(fmt, *tensors, mean=mean, norm=scale), x.shape[2])
+    return CacheStorage(CacheTensors(fmt, *tensors, mean=mean, norm=scale), x.shape[2])
 
 
 def storage_bytes(
