@@ -20,7 +20,10 @@ from .view import view_for
 
 log = logging.getLogger("innerq_compile.passes")
 
-#: Called with the name ``captured`` and the captured graph, and after each pass with the pass's name and the graph.
+#: The name under which an observer gets the graph before the first pass.
+CAPTURED = "captured"
+
+#: Called with the name `CAPTURED` and the captured graph, and after each pass with the pass's name and the graph.
 #: Called again from the start each time that the pipeline starts over.
 Observer = Callable[[str, GraphModule], None]
 
@@ -76,7 +79,7 @@ class Pipeline:
         """
         context.left_out = self.left_out(context.config.disabled_passes)
         if observe is not None:
-            observe("captured", gm)
+            observe(CAPTURED, gm)
         try:
             return self._run(gm, context, observe)
         except _Failed as failed:
@@ -104,7 +107,7 @@ class Pipeline:
             gm = copy_graph(captured)
             context = PassContext(config, static_lengths, left_out=left_out, failures=failures)
             if observe is not None:
-                observe("captured", gm)
+                observe(CAPTURED, gm)
             if not self.required.isdisjoint(left_out):
                 context.left_out = self.names()
                 return Rewritten(gm, context, whole=False)
