@@ -1,4 +1,4 @@
-"""Of ``internals/launchers.py``."""
+"""Undocumented API that ``internals/launchers.py`` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of ``internals/tensors.py``."""
+"""Undocumented API that ``internals/tensors.py`` uses."""
 
 from __future__ import annotations
 
