@@ -76,7 +76,7 @@ def wrappers_loaded() -> Iterator[list[str]]:
 
 
 def compiled_at_once() -> contextlib.AbstractContextManager[Any]:
-    """A context in which code is loaded when a graph is compiled; AOTAutograd's cache would load it at the first call."""
+    """A context in which compiling a graph loads its code; AOTAutograd's cache would load it at the first call."""
     from torch._functorch import config
 
     return config.patch(enable_autograd_cache=False)
