@@ -21,7 +21,9 @@ seeds = st.integers(0, 2**31 - 1)
 def make_format(
     role="key", bits=3, mode="signed", group_size=32, sink=32, recent=96, dtype=torch.float16, scale_dtype=None
 ) -> CacheFormat:
-    scale_dtype = scale_dtype or ("pair8" if mode == "steered" else SCALE_NAMES[dtype])
+    if scale_dtype is None:
+        allowed = modes.named(mode).scale_types
+        scale_dtype = SCALE_NAMES[dtype] if SCALE_NAMES[dtype] in allowed else allowed[0]
     return CacheFormat(role, bits, mode, group_size, sink, recent, scale_dtype)
 
 
