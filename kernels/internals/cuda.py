@@ -1,4 +1,4 @@
-"""Private API for recording CUDA graphs, in addition to ``torch.cuda.CUDAGraph``. See ``table/cuda.py``."""
+"""What recording CUDA graphs needs in addition to ``torch.cuda.CUDAGraph``. See ``table/cuda.py``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ copy_each: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsag
 
 
 def same_addresses(inputs: Sequence[Any], addresses: Sequence[Any], places: Sequence[int]) -> bool:
-    """Whether ``inputs[i]`` has the address ``addresses[i]`` for each ``i`` in ``places``."""
+    """Whether ``inputs[i].data_ptr() == addresses[i]`` for all ``i`` in ``places``."""
     return torch._C._tensors_data_ptrs_at_indices_equal(inputs, addresses, places)  # pyright: ignore
 
 
 def forget_cublas_workspaces() -> None:
-    """Release the workspaces of cuBLAS. It allocates new ones when it needs them."""
+    """Free the workspaces of cuBLAS. It allocates new ones when it needs them."""
     torch._C._cuda_clearCublasWorkspaces()
 
 
 def end_allocation_to_pool(device: int, pool: tuple[int, int]) -> None:
-    """Let the allocator stop allocating from ``pool``.
+    """Make the allocator stop allocating from ``pool``, the memory pool of a recording.
 
     Raises:
-        RuntimeError: if it does not allocate from this pool.
+        RuntimeError: if it was not allocating from it.
     """
     torch._C._cuda_endAllocateToPool(device, pool)

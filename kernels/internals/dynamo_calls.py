@@ -1,4 +1,4 @@
-"""Dynamo's compiled modules, limits, counters and metrics. See ``table/dynamo_calls.py``. Imports Dynamo."""
+"""Compiled code in Dynamo: limits, counters, compiled modules. See ``table/dynamo_calls.py``. Imports Dynamo."""
 
 from __future__ import annotations
 
@@ -30,55 +30,55 @@ __all__ = [
 
 
 def recompile_limit() -> int:
-    """How many graphs Dynamo compiles for one code object before it runs it uncompiled."""
+    """How many times Dynamo compiles a code object; beyond that it runs it uncompiled."""
     return config.recompile_limit
 
 
 def accumulated_recompile_limit() -> int:
-    """The same limit for a code object that several modules share, counted over all of them."""
+    """The same limit for all modules together that share a code object."""
     return config.accumulated_recompile_limit
 
 
 def forget_compiled() -> None:
-    """Discard all compiled graphs, so that functions are compiled again when they are called."""
+    """Discard all compiled code of Dynamo."""
     torch._dynamo.reset()
 
 
 def fix_size(tensor: torch.Tensor, dim: int) -> None:
-    """Make a size of an input a constant of the graph; other sizes are compiled separately."""
+    """Make a size of an input a constant of the graph, so that another size is compiled again."""
     torch._dynamo.mark_static(tensor, dim)
 
 
-# --- compiled modules -------------------------------------------------------------------------------------------------
+# --- modules that are compiled ----------------------------------------------------------------------------------------
 
 
 def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
-    """The function that a call of a module runs after ``module.compile()``; None if it is not compiled."""
+    """The function that a call of the module runs if ``module.compile()`` has compiled it, else None."""
     return module._compiled_call_impl
 
 
 def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
-    """The function that a call of a module runs without compilation: its ``forward`` and its hooks."""
+    """The function that a call of the uncompiled module runs: its ``forward`` and its hooks."""
     return module._call_impl
 
 
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
-    """Set the function that a call of a module runs; None for its uncompiled ``forward`` and hooks."""
+    """Set the function that a call of the module runs; None: its ``forward`` and hooks, uncompiled."""
     module._compiled_call_impl = call
 
 
 def original(module: OptimizedModule) -> torch.nn.Module:
-    """The module that an ``OptimizedModule`` wraps."""
+    """The module that ``torch.compile`` wrapped."""
     return module._orig_mod
 
 
 def backend_of(module: OptimizedModule) -> Any:
-    """The backend that an ``OptimizedModule`` was compiled with."""
+    """The backend that was passed to ``torch.compile`` for this module."""
     callback: Any = module.dynamo_ctx.callback
     backend = innermost_backend(callback)
     return getattr(backend, "compiler_fn", backend)
 
 
 def compiled_form(module: OptimizedModule) -> Callable[..., Any]:
-    """The compiled form of the wrapped module, hooks included, for use as its compiled call."""
+    """A compiled function for the wrapped module, hooks included, for :func:`set_compiled_call`."""
     return module.dynamo_ctx(uncompiled_call(original(module)))

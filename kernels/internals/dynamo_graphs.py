@@ -1,4 +1,4 @@
-"""Metadata of the graphs that Dynamo passes to a backend. See ``table/dynamo_graphs.py``."""
+"""Metadata that Dynamo attaches to the graphs of a backend. See ``table/dynamo_graphs.py``."""
 
 from __future__ import annotations
 
@@ -9,39 +9,24 @@ from torch._dynamo.source import AttrSource, ConstantSource
 from torch._guards import Source
 from torch.fx import GraphModule, Node
 
-__all__ = [
-    "AttrSource",
-    "ConstantSource",
-    "Source",
-    "copy_metadata",
-    "mark_static",
-    "set_source",
-    "source_of",
-    "static",
-]
+__all__ = ["AttrSource", "ConstantSource", "Source", "copy_notes", "mark_static", "set_source", "source_of", "static"]
 
 _ON_MODULES = ("_param_name_to_source", "_source_to_user_stacks")
 
 
 def source_of(node: Node) -> Source | None:
-    """Dynamo's source of a placeholder: where in the user's program it comes from. None if it has none."""
+    """Dynamo's source of an input of a graph (where in the user's program it comes from), or None."""
     return getattr(node, "_dynamo_source", None)
 
 
 def set_source(node: Node, source: Source | None) -> None:
-    """Set Dynamo's source of a placeholder. Does nothing if ``source`` is None."""
+    """Set the source of an input of a graph. Does nothing if ``source`` is None."""
     if source is not None:
         node._dynamo_source = source  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def copy_metadata(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) -> None:
-    """Copy Dynamo's metadata, which copying a graph does not.
-
-    Args:
-        old: the original graph.
-        new: its copy.
-        nodes: the copy of each original node.
-    """
+def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) -> None:
+    """Copy Dynamo's metadata from a graph module to a copy of it. ``nodes`` maps old nodes to new ones."""
     for name in _ON_MODULES:
         if hasattr(old, name):
             setattr(new, name, getattr(old, name))
@@ -50,10 +35,10 @@ def copy_metadata(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any])
 
 
 def mark_static(node: Node) -> None:
-    """Mark an input that keeps its address between calls. If the address does change, Inductor records again."""
+    """Tell Inductor that an input usually keeps its address; if it does not, CUDA graphs are recorded again."""
     node.meta["tensor_dict"] = {**node.meta.get("tensor_dict", {}), "_dynamo_static_input_type": "unguarded"}
 
 
 def static(node: Node) -> str | None:
-    """The mark of an input that keeps its address, ``guarded`` or ``unguarded``; None if it has no mark."""
+    """Whether an input keeps its address: ``guarded``, ``unguarded`` (see :func:`mark_static`), or None: unknown."""
     return node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")

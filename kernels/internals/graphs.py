@@ -1,4 +1,4 @@
-"""Operators, symbolic sizes and generated code of graphs, in addition to ``torch.fx``. See ``table/graphs.py``."""
+"""What passes need in addition to ``torch.fx`` to read graphs, sizes and operators. See ``table/graphs.py``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "statically_known_true",
 ]
 
-#: The functions that ``torch.nn.functional`` exports; graphs may call them directly.
+#: The functions behind the names in ``torch.nn.functional``; a graph may call them directly.
 linear: Any = torch._C._nn.linear  # pyright: ignore[reportAttributeAccessIssue]
 scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -40,5 +40,5 @@ def as_python(expression: Any) -> str:
 
 
 def node_of_line(code: Any, line: int) -> int | None:
-    """The index of the node that a line of ``Graph.python_code(...)`` was generated from; None if there is none."""
+    """The index of the node that a line of ``Graph.python_code(...)`` was generated from, or None."""
     return code._lineno_map.get(line - code._prologue_start + 1) if code._lineno_map else None

@@ -1,4 +1,4 @@
-"""Inductor's API for lowerings and Triton templates, with its differences between versions. See ``table/templates.py``.
+"""What lowerings use of Inductor, with the differences between torch 2.11 and 2.13. See ``table/templates.py``.
 
 Imports Inductor and Triton.
 """
@@ -49,10 +49,10 @@ __all__ = [
 
 
 def register(functions: Mapping[Any, Callable[..., Any]]) -> None:
-    """Register lowerings of operators. If one fails, none is registered.
+    """Register lowerings of operators. If one cannot be registered, none is, and its exception is raised.
 
     Args:
-        functions: for each operator overload, the function that maps Inductor's nodes to a node.
+        functions: for each operator (an overload), a function of Inductor's IR nodes that returns a node.
     """
     known = set(lowerings)
     try:
@@ -65,7 +65,7 @@ def register(functions: Mapping[Any, Callable[..., Any]]) -> None:
 
 
 def fall_back(operator: Any, *args: Any) -> Any:
-    """A call of an operator that is not lowered."""
+    """A call of the operator itself, not lowered."""
     return fallback_handler(operator, add_to_fallback_set=False)(*args)
 
 
@@ -75,7 +75,7 @@ def runs_triton(device: torch.device) -> bool:
 
 
 def realized(node: Any, contiguous: bool = False) -> Any:
-    """A node as a buffer, or a view of one, with fixed strides, as templates require."""
+    """A buffer, or a view of one, with fixed strides: an input of a template."""
     node = ir.ExternKernel.realize_input(node)
     if contiguous:
         node = ir.ExternKernel.require_contiguous(node)
@@ -84,37 +84,37 @@ def realized(node: Any, contiguous: bool = False) -> Any:
 
 
 def fixed_layout(device: torch.device, dtype: torch.dtype, sizes: Sequence[Any]) -> ir.FixedLayout:
-    """A contiguous layout of shape ``sizes``."""
+    """The layout of a contiguous result."""
     return ir.FixedLayout(device, dtype, list(sizes), ir.FlexibleLayout.contiguous_strides(list(sizes)))
 
 
 def size_hint(expr: Any) -> int:
-    """A likely value of a size. Adds no guard. Newer versions call it ``optimization_hint``."""
+    """A likely value of a size. Adds no guard. ``optimization_hint`` is the name in newer versions."""
     sizevars = V.graph.sizevars
     hint = getattr(sizevars, "optimization_hint", None) or sizevars.size_hint  # pyright: ignore
     return int(hint(expr))
 
 
 def upper_bound(expr: Any) -> int:
-    """The largest value that a size can have."""
+    """The largest possible value of a size."""
     return int(V.graph.sizevars.shape_env.bound_sympy(expr).upper)
 
 
 def symint(expr: Any) -> torch.SymInt:
-    """A symbolic size as a SymInt. Operations on it add no guards."""
+    """A symbolic size as a SymInt without a hint: arithmetic on it adds no guards."""
     return V.graph.sizevars.shape_env.create_symintnode(expr, hint=None)  # pyright: ignore[reportReturnType]
 
 
 def template_options() -> dict[str, Any]:
-    """``always_freeze_layout=True`` for versions of torch with this option; others always freeze layouts."""
+    """``always_freeze_layout`` for versions that have the option. In others, templates always freeze layouts."""
     known = inspect.signature(TritonTemplate.__init__).parameters
     return {"always_freeze_layout": True} if "always_freeze_layout" in known else {}
 
 
 def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
-    """Make the hook ``output_argument`` available to a template: the name of the pointer to the output.
+    """Define the hook ``output_argument`` for the source of a template: the name of the pointer to the output.
 
-    For kernels that store their output themselves. Calling the hook makes the pointer an argument of the kernel.
+    For kernels that store their output themselves. The pointer becomes an argument of the kernel.
     """
 
     def output_argument() -> str:
@@ -125,17 +125,17 @@ def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
 
 
 def select(name: str, choices: list[Any], inputs: Sequence[Any], layout: ir.Layout, generators: Any = None) -> Any:
-    """The result of the fastest of ``choices``, which are timed if there are several.
+    """The result of the fastest of ``choices``; with a single one nothing is timed.
 
-    ``autotune_select_algorithm`` returns a node, and since torch 2.12 a node and its choice.
+    ``autotune_select_algorithm`` returns a node; since torch 2.12 it returns the node and the choice.
 
     Args:
-        generators: functions that make the tensors for timing, by the index of the input; others are random.
+        generators: for indices of inputs, functions that make the tensor on which choices are timed.
     """
     result: Any = autotune_select_algorithm(name, choices, list(inputs), layout, input_gen_fns=generators)
     return result[0] if isinstance(result, tuple) else result
 
 
 def example_value(node: Any) -> torch.Tensor:
-    """A random tensor like ``node``, for timing choices."""
+    """A tensor with the sizes and strides of ``node`` and random contents, for timing."""
     return AlgorithmSelectorCache.benchmark_example_value(node)

@@ -1,4 +1,4 @@
-"""Private API for tensor subclasses, fake tensors and operator schemas. See ``table/tensors.py``.
+"""What a tensor subclass and its storage need from torch. See ``table/tensors.py``.
 
 Imports neither Dynamo nor Inductor.
 """
@@ -30,33 +30,33 @@ __all__ = [
     "without_modes",
 ]
 
-#: ``assert_async(condition, message)``: an assertion on the device, without synchronization.
+#: ``assert_async(condition, message)`` fails if the tensor ``condition`` is False; the host does not wait for that.
 assert_async: Any = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
-#: Creates a tensor of a subclass that has a shape, a dtype and a device, but no memory.
+#: Makes a tensor of a subclass, with a shape, dtype and device but no memory.
 make_wrapper: Any = torch.Tensor._make_wrapper_subclass
 
 
 def mark_sizes(tensor: Any, growing: set[int], fixed: set[int]) -> None:
-    """Tell Dynamo how to treat the dimensions of a tensor. Cheap enough for tensors that are created at every step.
+    """Tell Dynamo how to treat sizes of a tensor.
 
     Args:
-        growing: dimensions that are symbolic from the first graph on, unless the program specializes them.
-        fixed: dimensions that are constants in every graph, even with ``dynamic=True``.
+        growing: dimensions whose sizes are symbols from the first graph on, unless the program specializes on them.
+        fixed: dimensions whose sizes are constants in every graph, also with ``dynamic=True``.
     """
     tensor._dynamo_weak_dynamic_indices = growing
     tensor._dynamo_static_indices = fixed
 
 
 def unmark_sizes(tensor: Any) -> None:
-    """Remove the mark that :func:`mark_sizes` puts on growing dimensions."""
+    """Undo :func:`mark_sizes` for the growing dimensions."""
     vars(tensor).pop("_dynamo_weak_dynamic_indices", None)
 
 
 def schema_of(operator: OpOverload) -> torch.FunctionSchema:
-    """The schema of an operator: names, defaults and mutability of its arguments."""
+    """The schema of an operator: names and defaults of its arguments, and which of them it mutates."""
     return operator._schema
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """A number that identifies the storage of a tensor, even of a fake tensor, which has no address."""
+    """A number that identifies the storage of a tensor. Fake tensors, whose storage has no address, have one too."""
     return tensor.untyped_storage()._cdata

@@ -56,8 +56,22 @@ def attend(
         out = attention
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", attention, example(form.node).dtype, like=form.node)
+        out = _laid_out(write, out, form.node)
     write.replace(form.node, out)
     context.key_norms.append(KeyNormUse(attention, "query", form.query, key, match, is_key=False))
+
+
+def _laid_out(write: Writer, out: Node, program: Node) -> Node:
+    """The output with the heads of a token side by side in memory, where the ``program`` has it so.
+
+    PyTorch's fused attention does, and programs view such an output as ``[B, N, H * D]`` without a copy.
+    """
+    _, heads, rows, dim = sizes_of(program)
+    strides = example(program).stride()
+    if same_size(rows, 1) or not (same_size(strides[1], dim) and same_size(strides[2], heads * dim)):
+        return out
+    tokens_first = write.method("contiguous", write.method("transpose", out, 1, 2))
+    return write.method("transpose", tokens_first, 1, 2, like=program)
 
 
 def _opened(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule
 
-from ...kernels.internals.dynamo_graphs import copy_metadata
+from ...kernels.internals.dynamo_graphs import copy_notes
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
@@ -18,5 +18,5 @@ def copy_graph(gm: GraphModule) -> GraphModule:
     graph.output_node().meta = dict(gm.graph.output_node().meta)
     copy = GraphModule(gm, graph, gm.__class__.__name__)
     copy.meta = dict(gm.meta)
-    copy_metadata(gm, copy, nodes)
+    copy_notes(gm, copy, nodes)
     return copy

@@ -1,6 +1,6 @@
-"""The table of private API of torch and Triton that is used: a file of entries for each module of ``internals``.
+"""The list of undocumented API of torch and Triton that is used: one file of entries per module of ``internals``.
 
-Entries are separate from the code that uses them, so that they can be read even if that code cannot be imported.
+The entries are separate from the code that uses them, so that they can be read where that code cannot be imported.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ TOPICS: dict[str, tuple[Internal, ...]] = {
 
 
 def missing(*topics: str) -> dict[str, Internal]:
-    """The names that the installed torch lacks, such as ``torch._inductor.ir.FixedLayout``, with their entries.
+    """Names that do not exist, or lack a parameter, in the installed versions; with their entries.
 
     Imports the modules that it checks, Inductor among them.
 
     Args:
         topics: keys of :data:`TOPICS`; all of them if none is given.
+
+    Returns:
+        Entries by full name, such as ``torch._inductor.ir.FixedLayout``.
     """
     found: dict[str, Internal] = {}
     for topic in topics or TOPICS:

@@ -1,4 +1,4 @@
-"""Entries of ``internals/cuda.py``."""
+"""Undocumented API that ``internals/cuda.py`` uses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ENTRIES = (
         module="torch._C",
         names=("_cuda_clearCublasWorkspaces",),
         needs="cuda",
-        why="During a recording cuBLAS allocates its workspaces from the pool of the recording. They must neither be "
-        "used outside of it nor be freed with it. Inductor's own CUDA graphs release them, too.",
+        why="Workspaces of cuBLAS that are allocated during a recording are in its memory pool, and must neither be "
+        "used outside of it nor be freed with it. Inductor's own CUDA graphs do the same.",
         without="Nothing can be recorded: the first decode step fails with an AttributeError.",
     ),
     Internal(

@@ -1,4 +1,4 @@
-"""Entries of ``internals/dynamo_calls.py``."""
+"""Undocumented API that ``internals/dynamo_calls.py`` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries of ``internals/dynamo_graphs.py``."""
+"""Undocumented API that ``internals/dynamo_graphs.py`` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An entry of the table, and the check whether the installed torch has its names."""
+"""An entry of the table, and the check that its names exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-#: The supported versions of torch. Every entry was read in the source of each, unless it lists other versions.
+#: The supported versions of torch. All names were read in the source of each, unless an entry says otherwise.
 READ_IN = ("2.11", "2.12", "2.13")
 
 
@@ -21,15 +21,15 @@ class Internal:
     """Names of one module that are used for one purpose.
 
     Attributes:
-        module: the module that has them, such as ``torch._inductor.ir``.
-        names: such as ``FixedLayout`` or ``TritonTemplate.maybe_append_choice``; with the keyword arguments that are
-            used in brackets, as ``compile_fx(config_patches)``.
-        why: why they are needed.
-        without: what happens without them.
-        on_objects: whether the names are attributes that ``module`` sets or reads on objects, and that no class
-            declares. They are then looked for in the source of the module.
-        needs: ``cuda`` or ``triton`` if the names are used only with a CUDA build of torch, or only with Triton.
-        versions: the versions of torch in whose source the names were read.
+        module: the module that defines the names, such as ``torch._inductor.ir``.
+        names: such as ``FixedLayout`` or ``TritonTemplate.maybe_append_choice``; with the keyword parameters that calls
+            use: ``compile_fx(config_patches)``.
+        why: what they are used for.
+        without: what happens if they are missing.
+        on_objects: the names are attributes that ``module`` writes to or reads from objects. No class declares them, so
+            the check is whether the source of the module mentions them.
+        needs: ``cuda`` (a build of torch) or ``triton`` (a package), if the names are not used without it.
+        versions: versions of torch in whose source the names were read.
     """
 
     module: str
@@ -41,7 +41,7 @@ class Internal:
     versions: tuple[str, ...] = READ_IN
 
     def missing(self) -> list[str]:
-        """The names that are missing or lack a parameter, each preceded by its module."""
+        """The names that do not exist, or lack a parameter, with the name of the module."""
         if not _usable(self.needs):
             return []
         if self.on_objects:

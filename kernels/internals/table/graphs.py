@@ -1,4 +1,4 @@
-"""Entries of ``internals/graphs.py``."""
+"""Undocumented API that ``internals/graphs.py`` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries of ``internals/inductor.py``."""
+"""Undocumented API that ``internals/inductor.py`` uses."""
 
 from __future__ import annotations
 

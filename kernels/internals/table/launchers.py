@@ -1,4 +1,4 @@
-"""Entries of ``internals/launchers.py``."""
+"""Undocumented API that ``internals/launchers.py`` uses."""
 
 from __future__ import annotations
 

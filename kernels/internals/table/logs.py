@@ -1,4 +1,4 @@
-"""Entries of ``internals/logs.py``."""
+"""Undocumented API that ``internals/logs.py`` uses."""
 
 from __future__ import annotations
 

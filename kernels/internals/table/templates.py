@@ -1,4 +1,4 @@
-"""Entries of ``internals/templates.py``. If one is missing, no lowering is registered (``lowering/__init__.py``)."""
+"""Undocumented API that ``internals/templates.py`` uses. Without one of them no lowering is registered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries of ``internals/tensors.py``."""
+"""Undocumented API that ``internals/tensors.py`` uses."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ ENTRIES = (
         module="torch._dynamo.variables.builder",
         names=("_dynamo_weak_dynamic_indices",),
         on_objects=True,
-        why="A cache is longer at every step, and its storage larger now and then. Dynamo would specialize on the first "
-        "size and compile a second time. torch._dynamo.maybe_mark_dynamic sets the same attribute, but it imports "
+        why="A cache is longer at every step, and its storage larger now and then. Dynamo would specialize on the "
+        "first size and compile a second time. torch._dynamo.maybe_mark_dynamic sets the same attribute, but it imports "
         "Dynamo, and checks each of the tensors that are created at every step.",
         without="One more compilation for every decode graph.",
     ),

@@ -1,4 +1,4 @@
-"""Entries of ``internals/triton_compiler.py``."""
+"""Undocumented API that ``internals/triton_compiler.py`` uses."""
 
 from __future__ import annotations
 
