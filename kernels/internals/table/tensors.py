@@ -55,7 +55,7 @@ ENTRIES = (
         names=("_dynamo_weak_dynamic_indices",),
         on_objects=True,
         why="A cache is longer at every step, and its storage larger now and then. Dynamo would specialize on the "
-        "first size and compile a second time. torch._dynamo.maybe_mark_dynamic sets the same attribute, but it imports "
+        "first size and compile a second time. torch._dynamo.maybe_mark_dynamic sets the same attribute, but imports "
         "Dynamo, and checks each of the tensors that are created at every step.",
         without="One more compilation for every decode graph.",
     ),
