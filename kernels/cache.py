@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
+import torch
+
 from .formats import CacheFormat
 
 T = TypeVar("T")
@@ -75,3 +77,7 @@ class CacheTensors(Generic[T]):
     def rebuilt(self, tensors: Sequence[U]) -> CacheTensors[U]:
         """The same side made of other ``tensors``, given in the order in which :meth:`present` names them."""
         return CacheTensors.of(self.format, dict(zip(self.present(), tensors, strict=True)))
+
+
+#: A cache side as kernels take it.
+Cache = CacheTensors[torch.Tensor]
