@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from innerq_compile import PRESETS, InnerQConfig
 from innerq_compile.cache.quantizing import storage_bytes
@@ -77,20 +75,20 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    import tables
+
     args = parsed()
     if args.ranks:
-        header = ["ranks", "batch x tokens", "KV heads a rank", args.dtype, *args.presets]
-        table = Table(*header, title=f"GiB a rank, {args.layers} layers, {args.kv_heads} KV heads")
-        for row in rank_rows(args):
-            table.add_row(*row)
-        Console().print(table)
+        columns = ["ranks", "batch x tokens", "KV heads a rank", args.dtype, *args.presets]
+        title = f"GiB a rank, {args.layers} layers, {args.kv_heads} KV heads"
+        tables.show(columns, rank_rows(args), title=title, words=2)
         return
-    table = Table("preset", "tokens", "needed", "allocated", title=f"share of a {args.dtype} cache")
+    rows = []
     for preset in args.presets:
         for tokens in args.tokens:
             needed, allocated = shares(preset, tokens, args.head_dim, getattr(torch, args.dtype))
-            table.add_row(preset, f"{tokens:,}", f"{needed:.3f}", f"{allocated:.3f}")
-    Console().print(table)
+            rows.append((preset, f"{tokens:,}", f"{needed:.3f}", f"{allocated:.3f}"))
+    tables.show(("preset", "tokens", "needed", "allocated"), rows, title=f"share of a {args.dtype} cache")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 
+import tables
+
 SIDES = ("inductor", "innerq")
 
 
@@ -76,20 +78,14 @@ def main() -> None:
     if args.once:
         print(json.dumps(run_once(args)))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"seconds of compiling, {args.layers} layers, hidden size {args.hidden}, {args.device}")
-    for column in ("", "cold", "warm", "graphs found warm", "not found"):
-        table.add_column(column, justify="right" if column else "left")
-    results = {}
+    rows, results = [], {}
     for side in SIDES:
         with tempfile.TemporaryDirectory() as folder:
             cold, warm = measure(side, folder), measure(side, folder)
         results[side] = {"cold": cold, "warm": warm}
-        row = (f"{cold['seconds']:.1f}", f"{warm['seconds']:.1f}", f"{warm['hits']}", f"{warm['misses']}")
-        table.add_row(side, *row)
-    Console().print(table)
+        rows.append((side, f"{cold['seconds']:.1f}", f"{warm['seconds']:.1f}", f"{warm['hits']}", f"{warm['misses']}"))
+    title = f"seconds of compiling, {args.layers} layers, hidden size {args.hidden}, {args.device}"
+    tables.show(("side", "cold", "warm", "graphs from the cache, warm", "compiled, warm"), rows, title=title)
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"arguments": vars(args), "results": results}, file, indent=1)

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 
+import tables
 import torch
 
 from innerq_compile.kernels import layout, ops, reference  # noqa: F401  (registers innerq::*)
@@ -97,26 +98,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {args.threads} threads, {args.mode} {args.bits}/{args.bits}, ms a layer")
-    columns = (
-        "tokens",
-        "dtype",
-        "innerq",
-        "attend",
-        "append",
-        "cat+sdpa",
-        "sdpa",
-        "faster",
-        "GB/s",
-        "dense GB/s",
-        "size",
-    )
-    print(" ".join(f"{c:>10}" for c in columns))
+    rows = []
     for tokens in args.tokens:
         for dtype in (torch.float32, torch.bfloat16):
             r = measure(tokens, dtype, args.mode, args.bits, args.layers, args.steps, args.lowest)
             row = (
-                tokens,
+                f"{tokens:,}",
                 str(dtype).removeprefix("torch."),
                 f"{r['innerq']:.3f}",
                 f"{r['attend']:.3f}",
@@ -128,7 +115,23 @@ def main() -> None:
                 f"{r['dense_bytes'] / r['cat_sdpa'] / 1e6:.2f}",
                 f"{r['bytes'] / r['dense_bytes']:.3f}",
             )
-            print(" ".join(f"{c:>10}" for c in row))
+            tables.console.print(*row)
+            rows.append(row)
+    columns = (
+        "tokens",
+        "dtype",
+        "innerq",
+        "attend",
+        "append",
+        "cat+sdpa",
+        "sdpa",
+        "speedup",
+        "GB/s",
+        "dense GB/s",
+        "size",
+    )
+    title = f"torch {torch.__version__}, {args.threads} threads, {args.mode} {args.bits}/{args.bits}, ms a layer"
+    tables.show(columns, rows, title=title, words=2)
 
 
 if __name__ == "__main__":

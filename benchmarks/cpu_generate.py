@@ -26,6 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
+import tables  # noqa: E402
 from smollm2 import load, prose  # noqa: E402
 
 import innerq_compile  # noqa: E402
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=8, help="steps before them, which compile (default 8)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--limit", type=float, help="fail if innerq takes more than this many times as long")
+    parser.add_argument("--limit", type=float, help="exit with 1 if innerq takes more than this many times as long")
     args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -146,7 +147,7 @@ def main() -> None:
     model, tokenizer = load(torch.float32)
     text = tokenizer(prose()[: 8 * max(args.context)], return_tensors="pt")["input_ids"]
     report: dict[str, Any] = {"machine": machine(), "preset": args.preset, "steps": args.steps, "results": []}
-    print("dtype     context   inductor ms   innerq ms   ratio   cache bytes, inductor / innerq", flush=True)
+    rows = []
     for dtype in args.dtype:
         for context in args.context:
             if text.shape[1] < context:
@@ -160,11 +161,12 @@ def main() -> None:
             )
             report["results"].append({"dtype": dtype, "context": context, **result})
             plain, ours = result["inductor"], result["innerq"]
-            print(
-                f"{dtype:<9} {context:>7}   {plain['median_ms']:>11.2f}   {ours['median_ms']:>9.2f}   "
-                f"{result['ratio']:>5.2f}   {plain['cache_bytes']:,} / {ours['cache_bytes']:,}",
-                flush=True,
-            )
+            row = (dtype, f"{context:,}", f"{plain['median_ms']:.2f}", f"{ours['median_ms']:.2f}")
+            row += (f"{result['ratio']:.2f}", f"{plain['cache_bytes'] / 1e6:.1f}", f"{ours['cache_bytes'] / 1e6:.1f}")
+            tables.console.print(*row)
+            rows.append(row)
+    columns = ("dtype", "context", "Inductor, ms", "innerq, ms", "ratio", "cache of Inductor, MB", "of innerq, MB")
+    tables.show(columns, rows)
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     worst = max(result["ratio"] for result in report["results"])

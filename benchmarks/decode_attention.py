@@ -24,12 +24,12 @@ import os
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
 
+import tables
 import torch
 import triton
 import triton.language as tl
-from rich.console import Console
-from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -40,13 +40,13 @@ from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scal
 from innerq_compile.kernels.triton import attention, cache_append, cache_prefill
 from innerq_compile.kernels.triton.attention import FieldsConfig
 
-console = Console(width=150, highlight=False, markup=False)
+console = tables.console
 L2_BYTES = 60 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A shape and a format, with the ratios to float16 that issue 5 asks for."""
+    """A shape and a format."""
 
     name: str
     key_bits: int
@@ -61,8 +61,6 @@ class Row:
     dtype: str = "float16"
     scale_dtype: str = ""
     rows: int = 1
-    target: float | None = None
-    least: float | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -95,13 +93,13 @@ class Row:
 
 K = 1024
 ROWS = [
-    Row("base-32K", 3, 3, 4, 8, 4, 128, 32 * K, target=3.9, least=3.3),
-    Row("int4-32K", 4, 4, 4, 8, 4, 128, 32 * K, target=3.2, least=2.8),
-    Row("small-32K", 3, 2, 4, 8, 4, 128, 32 * K, target=4.5, least=3.7),
-    Row("two-32K", 2, 2, 4, 8, 4, 128, 32 * K, target=5.2, least=4.2),
-    Row("base-B1-128K", 3, 3, 1, 8, 4, 128, 128 * K, target=3.9, least=3.3),
-    Row("base-B1-8K", 3, 3, 1, 8, 4, 128, 8 * K, target=1.6, least=1.2),
-    Row("base-B32-4K", 3, 3, 32, 8, 4, 128, 4 * K, target=3.2, least=2.6),
+    Row("base-32K", 3, 3, 4, 8, 4, 128, 32 * K),
+    Row("int4-32K", 4, 4, 4, 8, 4, 128, 32 * K),
+    Row("small-32K", 3, 2, 4, 8, 4, 128, 32 * K),
+    Row("two-32K", 2, 2, 4, 8, 4, 128, 32 * K),
+    Row("base-B1-128K", 3, 3, 1, 8, 4, 128, 128 * K),
+    Row("base-B1-8K", 3, 3, 1, 8, 4, 128, 8 * K),
+    Row("base-B32-4K", 3, 3, 32, 8, 4, 128, 4 * K),
     Row("mha-32K", 3, 3, 1, 32, 1, 128, 32 * K),
     Row("base-D64-G3", 3, 3, 4, 8, 3, 64, 32 * K),
     Row("base-D256", 3, 3, 4, 8, 2, 256, 32 * K),
@@ -109,17 +107,17 @@ ROWS = [
     Row("hybrid-32K", 3, 2, 4, 8, 4, 128, 32 * K, value_mode="hybrid"),
     Row("int8-32K", 8, 8, 4, 8, 4, 128, 32 * K),
     *(
-        Row(f"{name}-pair8", *shape, "hybrid", "hybrid", scale_dtype="pair8", target=target, least=least)
-        for name, *shape, target, least in [
-            ("base-32K", 3, 3, 4, 8, 4, 128, 32 * K, 3.9, 3.3),
-            ("int4-32K", 4, 4, 4, 8, 4, 128, 32 * K, 3.2, 2.8),
-            ("small-32K", 3, 2, 4, 8, 4, 128, 32 * K, 4.5, 3.7),
-            ("two-32K", 2, 2, 4, 8, 4, 128, 32 * K, 5.2, 4.2),
-            ("base-B1-128K", 3, 3, 1, 8, 4, 128, 128 * K, 3.9, 3.3),
-            ("base-B1-8K", 3, 3, 1, 8, 4, 128, 8 * K, 1.6, 1.2),
-            ("base-B32-4K", 3, 3, 32, 8, 4, 128, 4 * K, 3.2, 2.6),
-            ("base-D64-G3", 3, 3, 4, 8, 3, 64, 32 * K, None, None),
-            ("base-D256", 3, 3, 4, 8, 2, 256, 32 * K, None, None),
+        Row(f"{name}-pair8", *shape, "hybrid", "hybrid", scale_dtype="pair8")
+        for name, *shape in [
+            ("base-32K", 3, 3, 4, 8, 4, 128, 32 * K),
+            ("int4-32K", 4, 4, 4, 8, 4, 128, 32 * K),
+            ("small-32K", 3, 2, 4, 8, 4, 128, 32 * K),
+            ("two-32K", 2, 2, 4, 8, 4, 128, 32 * K),
+            ("base-B1-128K", 3, 3, 1, 8, 4, 128, 128 * K),
+            ("base-B1-8K", 3, 3, 1, 8, 4, 128, 8 * K),
+            ("base-B32-4K", 3, 3, 32, 8, 4, 128, 4 * K),
+            ("base-D64-G3", 3, 3, 4, 8, 3, 64, 32 * K),
+            ("base-D256", 3, 3, 4, 8, 2, 256, 32 * K),
         ]
     ),
     Row("base-G16", 3, 3, 4, 4, 16, 128, 32 * K),
@@ -411,134 +409,151 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_w
 
 # --- main -------------------------------------------------------------------------------------------------------
 
+COLUMNS = ("row", "error", "us", "partial, us", "GB/s", "% of read", "dense, us", "by", "ratio")
+
 
 def describe(config: FieldsConfig, defaults: FieldsConfig) -> str:
     changed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return " ".join(f"{k}={v}" for k, v in changed.items() if v != getattr(defaults, k.strip())) or "default"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="all", help="names, comma separated")
-    parser.add_argument("--sweep", action="store_true", help="try configurations on each row")
-    parser.add_argument(
-        "--sweep-rows",
-        default="base-32K,two-32K,base-B1-8K,base-B32-4K,base-D64-G3,base-D256,base-G16",
-        help="rows to sweep",
-    )
-    parser.add_argument("--compiled", action="store_true", help="time the operator as Inductor compiles it, too")
-    parser.add_argument("--time-budget", type=float, default=420.0, help="seconds after which nothing new is begun")
-    parser.add_argument("--json", type=pathlib.Path, help="where to write all results")
-    parser.add_argument("--no-append", action="store_true", help="leave out append and prefill")
-    parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)))
-    options = parser.parse_args()
-    begin = time.time()
+class Run:
+    """One run of the benchmark: the rows that were chosen, the time that is left, and the results so far."""
 
-    def left() -> float:
-        return options.time_budget - (time.time() - begin)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.end = time.time() + options.time_budget
+        self.rows = [row for row in ROWS if options.rows == "all" or row.name in options.rows.split(",")]
+        self.swept = [row for row in self.rows if options.sweep and row.name in options.sweep_rows.split(",")]
+        self.results: dict = {"device": torch.cuda.get_device_name(), "rows": {}, "sweep": {}}
 
-    chosen = [row for row in ROWS if options.rows == "all" or row.name in options.rows.split(",")]
-    swept = [row for row in chosen if options.sweep and row.name in options.sweep_rows.split(",")]
-    results: dict = {"device": torch.cuda.get_device_name(), "rows": {}, "sweep": {}}
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.time()
 
-    def save() -> None:
-        if options.json:
-            options.json.write_text(json.dumps(results, indent=1))
+    def save(self) -> None:
+        if self.options.json:
+            self.options.json.write_text(json.dumps(self.results, indent=1))
 
-    jobs = [(row, default_config(row)) for row in chosen] + [(row, c) for row in swept for c in sweep_configs(row)]
-    precompile(jobs, options.workers)
-    results["ceilings"] = ceilings()
-    console.print(f"{results['device']}: {results['ceilings']}")
-    save()
+    def everything(self) -> None:
+        jobs = [(row, default_config(row)) for row in self.rows]
+        precompile(jobs + [(row, c) for row in self.swept for c in sweep_configs(row)], self.options.workers)
+        self.results["ceilings"] = ceilings()
+        console.print(f"{self.results['device']}: {self.results['ceilings']}")
+        self.save()
+        for row in self.rows:
+            if self.left() < 20:
+                console.print(f"no time left for {row.name}")
+                continue
+            self.decode(row)
+        tables.show(COLUMNS, [cells(name, entry) for name, entry in self.results["rows"].items()])
+        if not self.options.no_append and self.left() > 10:
+            self.append_and_prefill()
 
-    headings = ["row", "error", "us", "partial", "GB/s", "% read", "fp16 us", "by", "ratio", "target", "at least"]
-    table = Table(*headings, box=None)
-    for row in chosen:
-        if left() < 20:
-            console.print(f"no time left for {row.name}")
-            continue
+    def decode(self, row: Row) -> None:
+        """Measure decode attention at one row, and sweep it if asked."""
         torch.cuda.empty_cache()
         dense = measure_dense(row)
         torch.cuda.empty_cache()
-        generator = torch.Generator(device="cuda").manual_seed(1)
-        first = make_caches(row, generator)
+        first = make_caches(row, torch.Generator(device="cuda").manual_seed(1))
         sets = [first]
         for _ in range(copies_for(row.read_bytes) - 1):
             sets.append((first[0].clone(), *(tuple(t.clone() for t in cache) for cache in first[1:])))
         expected = reference_output(row, *first)
-        reason = attention.fields_reason(*first, *row.formats)
-        best_dense = min(dense, key=dense.get) if dense else ""
 
-        def report(us, part, wrong, expected_row=row, dense=dense, best_dense=best_dense):
-            rate = expected_row.read_bytes / us / 1e3
+        def measured(config: FieldsConfig, repeats: int = 30) -> dict:
+            got = attention.decode_attention(*arguments(row, *first), config=config)
+            us, part = measure_decode(row, sets, config, repeats=repeats)
+            rate = row.read_bytes / us / 1e3
             return {
                 "us": us,
                 "partial_us": part,
-                "error": wrong,
+                "error": error(got, expected),
                 "gbps": rate,
-                "share": rate / results["ceilings"]["read"],
-                "ratio": dense[best_dense] / us if dense else math.nan,
+                "share": rate / self.results["ceilings"]["read"],
+                "ratio": min(dense.values(), default=math.nan) / us,
             }
 
-        got = attention.decode_attention(*arguments(row, *first))
-        whole, part = measure_decode(row, sets, default_config(row))
-        entry = report(whole, part, error(got, expected)) | {"dense_us": dense, "portable": reason}
-        if options.compiled:
+        reason = attention.fields_reason(*first, *row.formats)
+        entry = measured(default_config(row)) | {"dense_us": dense, "portable": reason}
+        if self.options.compiled:
             entry["compiled_us"] = measure_compiled(row, sets)
             entry["autotuned_us"] = measure_compiled(row, sets, max_autotune=True)
             console.print(
-                f"{row.name}: eager {whole:.1f} us ({whole - part:.1f} our combination), compiled "
-                f"{entry['compiled_us']:.1f} us, with max_autotune {entry['autotuned_us']:.1f} us"
+                f"{row.name}: eager {entry['us']:.1f} us ({entry['us'] - entry['partial_us']:.1f} of it the "
+                f"combination), compiled {entry['compiled_us']:.1f} us, with max_autotune "
+                f"{entry['autotuned_us']:.1f} us"
             )
-        results["rows"][row.name] = entry
-        table.add_row(
-            row.name, f"{entry['error']:.1e}", f"{whole:.1f}", f"{part:.1f}", f"{entry['gbps']:.0f}",
-            f"{100 * entry['share']:.0f}", f"{dense.get(best_dense, math.nan):.1f}", best_dense,
-            f"{entry['ratio']:.2f}", f"{row.target or ''}", f"{row.least or ''}",
-        )  # fmt: skip
-        console.print(
-            f"{row.name}: {whole:.1f} us ({part:.1f} partial), error {entry['error']:.1e}, {entry['gbps']:.0f} GB/s = "
-            f"{100 * entry['share']:.0f}% of the read ceiling, {entry['ratio']:.2f}x of fp16 "
-            f"({', '.join(f'{k} {v:.1f}' for k, v in dense.items())} us){' PORTABLE: ' + reason if reason else ''}"
-        )
-        save()
-        if row not in swept:
-            continue
+        self.results["rows"][row.name] = entry
+        console.print(*cells(row.name, entry), f"portable: {reason}" if reason else "")
+        self.save()
+        if row in self.swept:
+            self.sweep(row, measured)
+
+    def sweep(self, row: Row, measured: Callable[..., dict]) -> None:
+        """Try other launch configurations, and print the best twelve and the worst two."""
         found = []
         for config in sweep_configs(row):
-            if left() < 30:
+            if self.left() < 30:
                 console.print("no time left for the rest of the sweep")
                 break
+            words = describe(config, default_config(row))
             try:
-                got = attention.decode_attention(*arguments(row, *first), config=config)
-                entry = report(*measure_decode(row, sets, config, repeats=12), error(got, expected))
+                entry = measured(config, repeats=12)
             except Exception as failure:
-                console.print(f"  {describe(config, default_config(row))}: {failure!r}"[:200])
+                console.print(f"  {words}: {failure!r}"[:200])
                 continue
             entry["config"] = dataclasses.asdict(config)
-            found.append((entry["us"], describe(config, default_config(row)), entry))
-            results["sweep"].setdefault(row.name, []).append(entry)
-        for us, words, entry in sorted(found, key=lambda f: f[0])[:12] + sorted(found, key=lambda f: f[0])[-2:]:
+            found.append((entry["us"], words, entry))
+            self.results["sweep"].setdefault(row.name, []).append(entry)
+        found.sort(key=lambda each: each[0])
+        for us, words, entry in found[:12] + found[-2:]:
             wrong = "" if entry["error"] < 2e-2 else f" WRONG {entry['error']:.1e}"
             console.print(f"    {us:7.1f} us  {entry['partial_us']:7.1f} partial  {words}{wrong}")
-        save()
-    console.print(table)
-    if not options.no_append and left() > 10:
+        self.save()
+
+    def append_and_prefill(self) -> None:
         torch.cuda.empty_cache()
-        copy = results["ceilings"]["copy"]
-        for warps in (None, 1, 2, 4, 8) if options.sweep else (None,):
-            if left() < 5:
+        copy = self.results["ceilings"]["copy"]
+        for warps in (None, 1, 2, 4, 8) if self.options.sweep else (None,):
+            if self.left() < 5:
                 break
             append_us, prefill_gbps = measure_append(num_warps=warps), measure_prefill(num_warps=warps)
-            results.setdefault("append_us", {})[str(warps)] = append_us
-            results.setdefault("prefill_gbps", {})[str(warps)] = prefill_gbps
+            self.results.setdefault("append_us", {})[str(warps)] = append_us
+            self.results.setdefault("prefill_gbps", {})[str(warps)] = prefill_gbps
             shares = [f"{k} {v:.0f} GB/s = {100 * v / copy:.0f}%" for k, v in prefill_gbps.items()]
             console.print(
                 f"num_warps {warps}: append_ of one layer, B=4, 8 KV heads, D=128: "
                 f"{', '.join(f'{k} {v:.2f} us' for k, v in append_us.items())}; "
                 f"prefill: {', '.join(shares)} of the copy bandwidth"
             )
-        save()
+        self.save()
+
+
+def cells(name: str, entry: dict) -> list[str]:
+    """One line of the table, see :data:`COLUMNS`."""
+    dense = entry["dense_us"]
+    best = min(dense, key=dense.get) if dense else ""
+    numbers = [f"{entry[key]:.1f}" for key in ("us", "partial_us")]
+    numbers += [f"{entry['gbps']:.0f}", f"{100 * entry['share']:.0f}", f"{dense.get(best, math.nan):.1f}"]
+    return [name, f"{entry['error']:.1e}", *numbers, best, f"{entry['ratio']:.2f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="all", help="names, comma separated")
+    parser.add_argument("--sweep", action="store_true", help="try other launch configurations")
+    parser.add_argument("--sweep-rows", default=SWEPT, help="names of the rows that --sweep tries them on")
+    parser.add_argument("--compiled", action="store_true", help="time the operator as Inductor compiles it, too")
+    parser.add_argument("--time-budget", type=float, default=420.0, help="seconds after which nothing new is begun")
+    parser.add_argument("--json", type=pathlib.Path, help="file for all results")
+    parser.add_argument("--no-append", action="store_true", help="leave out append and prefill")
+    parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    begin = time.time()
+    Run(options).everything()
     console.print(f"done in {time.time() - begin:.0f} s")
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/format_search.py --data ../fidelity-data --device cuda --time-budget 400 --json search.json
 
-``--data`` is what ``benchmarks/pack_model.py`` wrote. Formats come in order of importance; those that the time
-does not reach are left out. ``chosen on`` documents are the first half, ``held out`` the others.
+``--data`` is what ``benchmarks/pack_model.py`` wrote. Formats are tried in order of importance until the time is
+over. ``held out`` is the mean over the second half of the documents, on which no format was chosen.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
+import tables
 from emulation.bench import Bench, add_options
 from emulation.variants import variants
 
@@ -32,26 +33,27 @@ def short(name: str) -> str:
     return name
 
 
-def table(rows: list[dict], lines: int) -> None:
+def show(rows: list[dict], lines: int) -> None:
     """Known formats and pairs in the order tried; single sides by bits and KL, the best first."""
     pairs = [r for r in rows if r["key_bits"] < 16 and r["value_bits"] < 16 and " exact" not in r["name"]]
     keys = sorted((r for r in rows if r["key_bits"] < 16 <= r["value_bits"]), key=lambda r: r["kl"])
     values = sorted((r for r in rows if r["value_bits"] < 16 <= r["key_bits"]), key=lambda r: r["kl"])
 
-    def show(title, chosen):
-        print(f"-- {title}: K/V bits, KL, KL held out, top-1 %")
+    def part(title, chosen):
+        found = []
         for r in chosen:
-            held = r["kl_held_out"] if r["kl_held_out"] is not None else float("nan")
+            held = "-" if r["kl_held_out"] is None else f"{r['kl_held_out']:.5f}"
             bits = f"{r['key_bits']:.2f}/{r['value_bits']:.2f}"
-            print(f"{bits:11s} {r['kl']:.5f} {held:.5f} {100 * r['top1']:.1f}  {short(r['name'])[:95]}")
+            found.append((short(r["name"])[:95], bits, f"{r['kl']:.5f}", held, f"{100 * r['top1']:.1f}"))
+        tables.show(("format", "bits K/V", "KL", "KL, held out", "top-1 %"), found, title=title)
 
-    show("both sides", pairs[: lines * 5 // 10])
+    part("both sides", pairs[: lines * 5 // 10])
     left = lines - min(len(pairs), lines * 5 // 10)
     for title, side in (("keys", keys), ("values", values)):
         for codes in (2, 3, 4):
             some = [r for r in side if re.search(rf"\[[a-z_]+{codes}[ \]]", r["name"])]
             if some:
-                show(f"{title} alone, {codes}-bit codes, best", some[: max(3, left // 6)])
+                part(f"{title} alone, {codes}-bit codes, best", some[: max(3, left // 6)])
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
             write(args.json, bench, rows, failed)
     if args.json:
         write(args.json, bench, rows, failed)
-    table(rows, args.lines)
+    show(rows, args.lines)
     print(f"{len(rows)} of {len(formats)} formats in {time.perf_counter() - began:.0f} s, {len(failed)} failed")
 
 

@@ -30,12 +30,11 @@ import statistics
 import tempfile
 import time
 
+import tables
 import torch
 import torch._inductor.config
 import torch.distributed as dist
 import transformers
-from rich.console import Console
-from rich.table import Table
 from transformers import Cache, DynamicCache, DynamicLayer, LlamaConfig, LlamaForCausalLM, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -49,7 +48,6 @@ TINY = {
     "vocab_size": 1024,
 }
 RANKS = int(os.environ.get("WORLD_SIZE", 1))
-console = Console(width=150, highlight=False, markup=False)
 GIB = 2**30
 
 
@@ -311,7 +309,7 @@ def main() -> None:
             results.append(result)
             if RANKS > 1 and dist.get_rank() > 0:
                 continue
-            console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
+            tables.console.print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
             if options.json:
                 with open(options.json, "w") as file:
                     json.dump({**head, "results": results}, file, indent=1)
@@ -326,11 +324,11 @@ def main() -> None:
 
 def show(results: list[dict], ranks: int) -> None:
     columns = ("row", "side", "ms", "cache_gib", "room", "prefill_peak_gib", "decode_peak_gib", "tokens_per_s")
-    table = Table(*columns, title=f"{ranks} devices")
-    for result in results:
-        cells = (result.get(name, "") for name in columns)
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in cells))
-    console.print(table)
+    rows = [
+        [f"{cell:.2f}" if isinstance(cell, float) else str(cell or "") for cell in map(result.get, columns)]
+        for result in results
+    ]
+    tables.show(columns, rows, title=f"{ranks} devices", words=2)
 
 
 def plot(found: dict, file: str) -> None:

@@ -19,10 +19,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import tables
 import torch
 from generate_8b import model_8b
-from rich.console import Console
-from rich.table import Table
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from innerq_compile import innerq
@@ -172,14 +171,13 @@ def main() -> None:
         torch.set_num_threads(1)
     results = {side: measure(side, args) for side in args.sides}
     where = torch.cuda.get_device_name() if args.device == "cuda" else "CPU, one thread"
-    table = Table(title=f"a decode step of {args.layers} layers, hidden size {args.hidden}, {where}")
-    for column in ("", "ms a step", "ms outside of kernels", "more than static", "kernels"):
-        table.add_column(column, justify="right" if column else "left")
+    rows = []
     for side, result in results.items():
         more = result["host_ms"] - results["static"]["host_ms"] if "static" in results else float("nan")
         kernels = f"{result['kernels']:.0f}" if "kernels" in result else "-"
-        table.add_row(side, f"{result['ms']:.2f}", f"{result['host_ms']:.2f}", f"{more:+.2f}", kernels)
-    Console().print(table)
+        rows.append((side, f"{result['ms']:.2f}", f"{result['host_ms']:.2f}", f"{more:+.2f}", kernels))
+    title = f"a decode step of {args.layers} layers, hidden size {args.hidden}, {where}"
+    tables.show(("side", "ms a step", "ms outside of kernels", "more than static", "kernels"), rows, title=title)
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"arguments": vars(args), "results": results}, file, indent=1)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 
+import tables
 import torch
-from decode_attention import ROWS, arguments, console, copies_for, error, graph_us, make_caches, reference_output
-from rich.table import Table
+from decode_attention import ROWS, arguments, copies_for, error, graph_us, make_caches, reference_output
 
 from innerq_compile.kernels import masks
 from innerq_compile.kernels.triton import attention
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="base-32K,base-B1-8K,base-D64-G3,base-G16")
     names = parser.parse_args().rows.split(",")
-    table = Table("row", "mask", "read everywhere, us", "with open_from, us", "open_from itself, us", "error")
+    table = []
     opened_of = torch.compile(masks.open_from, fullgraph=True)
     for row in (row for row in ROWS if row.name in names):
         generator = torch.Generator(device="cuda").manual_seed(0)
@@ -44,11 +44,11 @@ def main() -> None:
             wrong = error(attention.decode_attention(*calls[0], open_from=opened), wanted)
             assert wrong < 3e-3, f"{row.name}, mask {name}: error {wrong:.1e}"
             cells = (row.name, name, *(f"{us:.1f}" for us in (everywhere, skipped, own)), f"{wrong:.1e}")
-            console.print(*cells)
-            table.add_row(*cells)
+            tables.console.print(*cells)
+            table.append(cells)
         del sets
-    console.print(torch.cuda.get_device_name(), torch.__version__)
-    console.print(table)
+    columns = ("row", "mask", "read everywhere, us", "with open_from, us", "open_from itself, us", "error")
+    tables.show(columns, table, title=f"{torch.cuda.get_device_name()}, torch {torch.__version__}", words=2)
 
 
 if __name__ == "__main__":

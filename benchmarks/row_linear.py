@@ -14,11 +14,10 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import tables
 import torch
 import torch.nn.functional as F
 import triton
-from rich.console import Console
-from rich.table import Table
 
 from innerq_compile.kernels.triton import linear
 
@@ -88,15 +87,7 @@ def main() -> None:
     torch.manual_seed(0)
     results = [measure(shape, getattr(torch, args.dtype), args.sweep) for shape in args.shapes]
     head = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-    table = Table("layers", title=", ".join(head.values()))
-    for name in (
-        "library, us",
-        "row_linear, us",
-        "ratio",
-        "GB/s",
-        *(["best and worst launch, us"] if args.sweep else []),
-    ):
-        table.add_column(name, justify="right")
+    rows = []
     for row in results:
         cells = [f"{row['library_us']:.1f}", f"{row['us']:.1f}", f"{row['library_us'] / row['us']:.2f}"]
         cells.append(f"{row['gb_per_s']:.0f}")
@@ -104,8 +95,9 @@ def main() -> None:
             ordered = sorted(row["launches"], key=lambda launch: launch["us"])
             best = "{outputs}, {inputs}, {num_warps}: {us:.1f}".format(**ordered[0])
             cells.append(f"{best} to {ordered[-1]['us']:.1f}")
-        table.add_row(row["shape"], *cells)
-    Console().print(table)
+        rows.append((row["shape"], *cells))
+    columns = ["layers", "library, us", "row_linear, us", "ratio", "GB/s"]
+    tables.show([*columns, "best and worst launch, us"][: 5 + args.sweep], rows, title=", ".join(head.values()))
     if args.json:
         args.json.write_text(json.dumps({**head, "dtype": args.dtype, "results": results}, indent=1))
 

@@ -1,9 +1,10 @@
-"""innerq-compile: a quantized KV cache for any PyTorch decoder, put in by ``torch.compile``.
+"""innerq-compile: a quantized KV cache for PyTorch decoders, inserted by a ``torch.compile`` backend.
 
-    model = innerq(model)                   # in place: transformers' generate runs compiled
-    model.generate(**inputs)                # with a quantized cache
+Example:
+    >>> model = innerq(model)  # compiled in place
+    >>> model.generate(**inputs)  # transformers' generate now runs with a quantized cache
 
-The names below are imported on first use; importing the package costs little.
+The exported names are imported on first use, so that importing the package is cheap.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The decorator: :func:`innerq`."""
+"""The entry point :func:`innerq`: compiles a model, class or function with the backend."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .kernels.internals import dynamo_calls
 
 install_dumps()
 
-#: Graphs of one code object that Dynamo keeps before it gives up and runs it as it stands. The code object is the same
-#: for all models of transformers, a decorator's wrapper, and each of them needs a prefill and a decode graph for every
-#: form of its inputs: one sequence or several, padded or not. Dynamo's own limit of 8 is soon reached, and the caches
-#: of whatever comes then would be dense.
+#: How many graphs Dynamo may compile for one code object before it falls back to running it uncompiled. All models of
+#: transformers share one code object (the wrapper of a decorator), and each needs a prefill and a decode graph for each
+#: kind of input: one sequence or several, padded or not. Dynamo's default of 8 is soon reached, and models that run
+#: after that would have dense caches.
 RECOMPILE_LIMIT = 64
 
-#: The target of ``@innerq(...)``, which is called without one.
-_LATER = object()
+#: Default of ``target``: innerq was called as ``@innerq(...)``, and the target follows in a second call.
+_NO_TARGET = object()
 
 
 def innerq(
-    target: Any = _LATER,
+    target: Any = _NO_TARGET,
     /,
     config: InnerQConfig | None = None,
     *,
@@ -41,29 +41,42 @@ def innerq(
     fullgraph: bool = False,
     **options: Any,
 ) -> Any:
-    """Compile a decoder so that its key/value cache is quantized.
+    """Compile a decoder with ``torch.compile`` so that its KV cache is quantized.
 
-    Use it on a model instance, ``model = innerq(model)``, on a class, ``@innerq class Decoder(nn.Module)``, or on a
-    function that runs a decoder, ``@innerq def step(...)``; bare, or with options: ``@innerq(preset="small")``.
-
-    A model instance is compiled in place and returned, so that everything that calls it runs compiled, transformers'
-    ``generate`` among it.
+    A model instance is compiled in place and returned; everything that calls it, transformers' ``generate`` included,
+    then runs compiled. A class is changed in place, and its instances are compiled when they are created. A function
+    is wrapped as ``torch.compile`` does it.
 
     Args:
-        target: an ``nn.Module`` instance, an ``nn.Module`` class, or a function.
-        config: an :class:`InnerQConfig`, instead of ``preset`` and fields.
-        preset: name of a preset, ``"base"`` where nothing is given.
-        mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
-        dynamic, fullgraph: as in ``torch.compile``.
-        options: fields of :class:`InnerQConfig` and options of Inductor.
+        target: An ``nn.Module`` instance, an ``nn.Module`` subclass, or a function that runs a decoder. Without it,
+            ``innerq(...)`` returns a decorator, as in ``@innerq(preset="small")``.
+        config: An :class:`InnerQConfig`. Excludes ``preset`` and config fields among ``options``.
+        preset: Name of a preset, see :data:`PRESETS`; ``"base"`` by default.
+        mode: A mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        dynamic: As in ``torch.compile``.
+        fullgraph: As in ``torch.compile``.
+        **options: Fields of :class:`InnerQConfig` and options of Inductor.
+
+    Returns:
+        The model itself, the class itself, the compiled function, or a decorator if ``target`` was left out.
 
     Raises:
-        InnerQError: for a wrong option, and for a model whose KV heads its ranks cannot share.
+        InnerQError: If an option is unknown or has a value that is not allowed, if ``target`` cannot be compiled, or if
+            the KV heads of a tensor-parallel model cannot be divided among its ranks.
+
+    Example:
+        >>> model = innerq(model, preset="small", recent=128)
+        >>> model.generate(**inputs, max_new_tokens=100)
+
+        >>> @innerq
+        ... def step(tokens, cache): ...
     """
     if config is not None and not isinstance(config, InnerQConfig):
-        raise InnerQError(f"config={config!r} is not allowed: it has to be an InnerQConfig; name a preset with preset=")
+        raise InnerQError(
+            f"config={config!r} is not allowed: it has to be an InnerQConfig; to name a preset, use preset="
+        )
     if config is not None and preset is not None:
-        raise InnerQError(f"config and preset={preset!r} exclude one another: use config=InnerQConfig.preset(...)")
+        raise InnerQError(f"config and preset={preset!r} exclude each other: use config=InnerQConfig.preset(...)")
     if preset is not None:
         options["preset"] = preset
     if mode is not None:
@@ -71,18 +84,20 @@ def innerq(
     if config is not None:
         own = {name for name in options if name in InnerQConfig.__dataclass_fields__}
         if own:
-            raise InnerQError(f"config and {sorted(own)[0]} exclude one another: use dataclasses.replace(config, ...)")
+            raise InnerQError(f"config and {sorted(own)[0]} exclude each other: use dataclasses.replace(config, ...)")
         options = {**{name: getattr(config, name) for name in InnerQConfig.__dataclass_fields__}, **options}
-    split_options(options)  # a wrong option fails here, not at the first call
+    split_options(options)  # so that a wrong option raises here, not at the first call of the model
     arguments = {"backend": innerq_backend, "options": options, "dynamic": dynamic, "fullgraph": fullgraph}
     arguments |= recompile_limit()
-    return functools.partial(_apply, arguments=arguments) if target is _LATER else _apply(target, arguments)
+    return functools.partial(_apply, arguments=arguments) if target is _NO_TARGET else _apply(target, arguments)
 
 
 def recompile_limit(breaks: int = 0) -> dict[str, int]:
-    """The argument of ``torch.compile`` that sets :data:`RECOMPILE_LIMIT`; torch 2.11 has none.
+    """The keyword argument of ``torch.compile`` that raises the recompile limit; empty for torch 2.11, which has none.
 
-    ``breaks``: modules of the model with a graph break of their own, which share the code of one wrapper.
+    Args:
+        breaks: How many modules of the model break the graph. Their wrappers share one code object, so that each of
+            them adds to the number of graphs compiled for it.
     """
     limit = max(RECOMPILE_LIMIT, breaks * GRAPHS_PER_BREAK, dynamo_calls.recompile_limit())
     return {"recompile_limit": limit} if limit_is_an_argument() else {}
@@ -99,11 +114,11 @@ def _apply(target: Any, arguments: dict[str, Any]) -> Any:
         return _compiled_class(target, arguments)
     if callable(target):
         return torch.compile(target, **arguments)
-    raise InnerQError(f"{target!r} is not allowed: it has to be a module, a subclass of nn.Module, or a function")
+    raise InnerQError(f"{target!r} is not allowed: it has to be an nn.Module, a subclass of it, or a function")
 
 
 def _compiled_class(cls: type, arguments: dict[str, Any]) -> type:
-    """The same class, whose instances are compiled as soon as they are made."""
+    """Patch ``cls.__init__`` so that instances compile themselves when they are created. Returns ``cls``."""
     original: Callable[..., None] = cls.__init__
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""The error of a compilation. A file of its own: it imports Dynamo, which the other errors do without."""
+"""The exception raised by the backend. In a file of its own because it imports Dynamo, which ``errors.py`` avoids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .kernels.internals.dynamo_calls import ShortenTraceback
 
 
 class CompileError(InnerQError, ShortenTraceback):
-    """An InnerQError raised while compiling. Dynamo lets it pass as it is, without its own frames."""
+    """An InnerQError raised during compilation. Dynamo re-raises it unwrapped and without its own stack frames."""
 
     def __init__(self, message: str) -> None:
         Exception.__init__(self, message)

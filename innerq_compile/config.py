@@ -1,7 +1,7 @@
-"""What a user can choose: :class:`InnerQConfig`.
+"""The user-facing configuration: :class:`InnerQConfig`.
 
-The config is frozen and validated when it is made, so that a wrong value fails where it was written. Everything that
-depends on the model (dtype, head_dim) is resolved later, by :meth:`InnerQConfig.format_for`.
+A config is frozen and validated at construction, so that a wrong value raises where it was written. Values that depend
+on the model (dtype, head_dim) are resolved later, by :meth:`InnerQConfig.format_for`.
 """
 
 from __future__ import annotations
@@ -19,50 +19,72 @@ from .kernels.modes import Role
 from .kernels.scale_types import FLOAT8, SCALE_TYPES
 from .presets import PRESETS
 
-#: dtypes of caches that can be quantized.
+#: dtypes that a cache may have before it is quantized.
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 
-#: How the key normalization is taken: shared by rotary pairs, by channel, or as published.
+#: Allowed values of ``InnerQConfig.key_norm``.
 KEY_NORMS = ("pair", "channel", "paper")
 
 
 @dataclasses.dataclass(frozen=True)
 class InnerQConfig:
-    """How caches are quantized. Start from a preset: ``InnerQConfig.preset("base", recent=128)``.
+    """How caches are quantized. Immutable; use ``dataclasses.replace`` to change a field.
 
     Attributes:
-        key_bits, value_bits: bits of a code, 2 to 8 (ignored by mode ``none``).
-        key_mode, value_mode: how a group is coded: ``symmetric`` (as published: 2^b - 1 levels), ``signed`` (all 2^b
-            levels, the sign of the scale says on which side the extra one lies), ``asymmetric`` (scale and zero
-            point), ``anchored`` (values only: asymmetric, with the token of least norm on a code; ``hybrid`` where
-            ``pair8`` words of 6 or more bits have too coarse a zero point for it), ``steered`` (keys only: asymmetric,
-            with the zero point whose errors the prompt's queries see least; ``hybrid`` for 6 or more bits, and where
-            ``scale_dtype`` asks for others than ``pair8`` words), ``hybrid`` (signed or asymmetric,
-            whichever is closer, per group), ``paper_hybrid`` (as published: symmetric, or asymmetric with one bit
-            less), ``none`` (not quantized).
-        group_size: elements that share a scale: 16, 32, 64 or 128. None takes 32, and 16 for keys whose head_dim 32
-            does not divide.
-        sink: tokens at the start of each sequence that stay in full precision.
-        recent: tokens at the end of each sequence that stay in full precision, at least.
-        centre_keys: take each channel's mean over the prompt out of the keys. The softmax does not see it.
-        normalize_keys: divide each key channel by its normalization (square root of the largest magnitude in the
-            prompt), and multiply the query by it.
-        key_norm: how that is taken. ``pair``: the two channels of a rotary pair share it where the rotary embedding is
-            recognized, so that it can be folded into the projections of query and key. ``channel``: each channel by
-            itself, behind the rotary embedding. ``paper``: the same without limits, as published.
-        scale_dtype: how scales are stored: ``float16``, ``bfloat16``, ``float32``; ``float8_e5m2``, for modes without a
-            zero point; ``pair8``, scale and zero point of a group in one word of 16 bits, for modes with one. A side
-            whose mode does not go with it takes the default (None): ``pair8`` for modes with a zero point, else
-            float16 for float16 caches and bfloat16 for others.
-            Numbers beyond what a short scale reaches saturate (``docs/formats.md``).
-        strict: raise an error for an attention that cannot be rewritten, instead of leaving it as it is.
-        rewrite: False keeps the quantized cache and leaves attention to the program, which reads it dequantized: slow,
-            and a way to tell the quantizer from the rewrite (``docs/debugging.md``).
-        disabled_passes: names of passes that are switched off, see ``passes/__init__.py``.
+        key_bits: Bits of a key code, 2 to 8. Ignored by mode ``none``.
+        value_bits: Bits of a value code, 2 to 8. Ignored by mode ``none``.
+        key_mode: How a group of keys is coded, see ``docs/formats.md``. One of
+
+            - ``symmetric``: a scale; 2^bits - 1 levels around zero, as published.
+            - ``signed``: a scale; all 2^bits levels. The sign of the scale puts the extra level on the side of the
+              element of largest magnitude.
+            - ``asymmetric``: a scale and a zero point; levels from the smallest element of the group to the largest.
+            - ``steered`` (keys only): asymmetric, with the zero point that gives the least error in the attention
+              scores of the prompt's queries. ``hybrid`` is used instead for 6 bits or more, and for a ``scale_dtype``
+              other than ``pair8``.
+            - ``hybrid``: signed or asymmetric for each group, whichever has the smaller squared error.
+            - ``paper_hybrid``: symmetric, or asymmetric with one bit less, for each group, as published.
+            - ``none``: elements are stored as they are, in the dtype of the cache.
+        value_mode: How a group of values is coded: as ``key_mode``, but instead of ``steered``
+
+            - ``anchored`` (values only): asymmetric, with the zero point shifted so that the token of smallest norm in
+              each group lies exactly on a level. ``hybrid`` is used instead for 6 bits or more in ``pair8`` words,
+              whose zero points are too coarse for it.
+        group_size: Number of elements that share a scale: 16, 32, 64 or 128. By default (None) 32, or 16 for keys whose
+            head_dim is not a multiple of 32.
+        sink: Number of tokens at the start of each sequence that stay in full precision.
+        recent: Least number of tokens at the end of each sequence that stay in full precision.
+        centre_keys: Whether to subtract each channel's mean over the prompt from the keys. Softmax is invariant to it:
+            it shifts all scores of a query by the same amount.
+        normalize_keys: Whether to divide each key channel by a norm, the square root of its largest magnitude in the
+            prompt, and to multiply the query by it.
+        key_norm: How that norm is computed. One of
+
+            - ``channel``: for each channel by itself, applied after the rotary embedding.
+            - ``pair``: one norm for the two channels of a rotary pair, where the rotary embedding is recognized, so
+              that it can be folded into the query and key projections.
+            - ``paper``: as ``channel``, without limits on its size, as published.
+        scale_dtype: How scales are stored. One of
+
+            - ``float16``, ``bfloat16``, ``float32``.
+            - ``float8_e5m2``: for modes without a zero point.
+            - ``pair8``: scale and zero point of a group together in a 16-bit word, for modes with a zero point.
+
+            By default (None), and for the side of the cache whose mode does not allow the given one: ``pair8`` for
+            modes with a zero point; otherwise float16 for float16 caches, and bfloat16 for others. Scales beyond the
+            range of their dtype saturate.
+        strict: Whether an attention that cannot be rewritten is an error. By default it is left as it is.
+        rewrite: If False, caches are quantized but the program's own attention reads them dequantized. Slow; use it to
+            tell an error of quantization from one of the rewrite (``docs/debugging.md``).
+        disabled_passes: Names of compiler passes to switch off, see ``passes/__init__.py``.
 
     Raises:
-        InnerQError: for a value that is not allowed; the message says what is.
+        InnerQError: If a value is not allowed; the message lists the allowed ones.
+
+    Example:
+        >>> config = InnerQConfig.preset("base", recent=128)
+        >>> model = innerq(model, config)
     """
 
     key_bits: int = 3
@@ -120,10 +142,14 @@ class InnerQConfig:
 
     @staticmethod
     def preset(name: str, **changes: Any) -> InnerQConfig:
-        """The named preset, with single fields changed.
+        """The config of a preset, with some fields changed.
+
+        Args:
+            name: A key of :data:`PRESETS`.
+            **changes: Fields of the config that replace those of the preset.
 
         Raises:
-            InnerQError: for an unknown preset or field.
+            InnerQError: If the preset or a field is unknown, or a value is not allowed.
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise InnerQError(f"preset={name!r} is unknown: allowed are {', '.join(PRESETS)}")
@@ -131,7 +157,14 @@ class InnerQConfig:
 
     @staticmethod
     def from_options(options: Mapping[str, Any]) -> InnerQConfig:
-        """A config from a mapping of field names, with ``preset`` as a start (``base`` where it is left out)."""
+        """The config for a mapping of options.
+
+        Args:
+            options: Fields of the config, and optionally ``preset``, whose fields they replace.
+
+        Raises:
+            InnerQError: If a preset or field is unknown, or a value is not allowed.
+        """
         options = dict(options)
         if "preset" in options:
             return InnerQConfig.preset(options.pop("preset"), **options)
@@ -139,15 +172,20 @@ class InnerQConfig:
         if unknown:
             raise InnerQError(
                 f"option {unknown[0]!r} is unknown: allowed are preset, {', '.join(field_names())}, "
-                "and for torch.compile(options=...) also mode and the options of Inductor"
+                "and for innerq() and torch.compile(options=...) also mode and the options of Inductor"
             )
         return InnerQConfig(**options)
 
     def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
-        """The cache format of one side of a layer.
+        """The cache format of the keys or the values of a layer.
+
+        Args:
+            role: ``"key"`` or ``"value"``.
+            head_dim: Elements of a head: a multiple of 16, up to 256.
+            dtype: The dtype before quantization: float16, bfloat16 or float32.
 
         Raises:
-            InnerQError: for a dtype, head_dim or group size that the kernels cannot hold.
+            InnerQError: If the kernels do not support the dtype, the head_dim or the group size.
         """
         if dtype not in CACHE_DTYPES:
             allowed = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
@@ -165,7 +203,7 @@ class InnerQConfig:
             divisors = [str(g) for g in GROUP_SIZES if head_dim % g == 0]
             raise InnerQError(
                 f"group_size={group_size} does not divide head_dim {head_dim}: allowed here are "
-                f"{', '.join(divisors)}; leave group_size out to have it chosen"
+                f"{', '.join(divisors)}; leave group_size out to have it chosen automatically"
             )
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
         served, scale_dtype = modes.serving(mode, bits, self.scale_dtype, default_scale_dtype(dtype))
@@ -182,15 +220,17 @@ class InnerQConfig:
 
     @property
     def has_key_statistics(self) -> bool:
+        """Whether keys are centred or normalized, so that their mean and norm have to be computed."""
         return self.centre_keys or self.normalize_keys
 
 
 def field_names() -> list[str]:
+    """Names of the fields of :class:`InnerQConfig`."""
     return [field.name for field in dataclasses.fields(InnerQConfig)]
 
 
 def describe(config: InnerQConfig) -> str:
-    """A config in few words: the preset that it is closest to, and what differs from it."""
+    """A config in short: the closest preset and the fields that differ from it, as ``"base, recent=128"``."""
 
     def changes(preset: str) -> list[str]:
         base = InnerQConfig.preset(preset)
@@ -202,23 +242,23 @@ def describe(config: InnerQConfig) -> str:
 
 
 def _pass_names(names: Any) -> tuple[str, ...]:
-    """``disabled_passes``, checked; a single name may stand without brackets."""
-    from .passes import PIPELINE  # imports Dynamo, which a config does without otherwise
+    """``disabled_passes`` validated, as a tuple in pipeline order. Accepts a single name, too."""
+    from .passes import PIPELINE  # here, because it imports Dynamo, which a config does not need otherwise
 
     optional = [name for name in PIPELINE.names() if name not in PIPELINE.required]
     names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, (list, tuple, set)) else names
     if not isinstance(names, tuple):
         raise InnerQError(
-            f"disabled_passes={names!r} is not allowed: it has to be names of passes, as ('hoist_lengths',)"
+            f"disabled_passes={names!r} is not allowed: it has to be a tuple of pass names, as ('hoist_lengths',)"
         )
     for name in names:
         if name in PIPELINE.required:
             raise InnerQError(
-                f"disabled_passes: {name!r} cannot be switched off, because without it a graph with a quantized cache "
-                f"cannot run: allowed are {', '.join(optional)}; to compile without any, use backend='inductor'"
+                f"disabled_passes: {name!r} cannot be switched off, because a graph with a quantized cache cannot run "
+                f"without it: allowed are {', '.join(optional)}; to compile without passes, use backend='inductor'"
             )
         if name not in optional:
-            raise InnerQError(f"disabled_passes: there is no pass {name!r}: allowed are {', '.join(optional)}")
+            raise InnerQError(f"disabled_passes: {name!r} is not a pass: allowed are {', '.join(optional)}")
     return tuple(name for name in optional if name in names)
 
 

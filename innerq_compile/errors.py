@@ -1,11 +1,11 @@
-"""Errors that users see."""
+"""Exceptions of the public API."""
 
 from __future__ import annotations
 
 
 class InnerQError(ValueError):
-    """A request that cannot be served. The message names the value, what is allowed, and a way out."""
+    """A request that cannot be fulfilled. The message names the value, what is allowed, and what to do instead."""
 
 
 class UnsupportedOperation(InnerQError, NotImplementedError):
-    """An operation that would have to change a quantized cache in a way it cannot represent."""
+    """An in-place operation that a quantized cache cannot represent, such as writing single elements."""

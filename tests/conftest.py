@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from hypothesis import HealthCheck, settings
 
-from . import fast_interpreter
+from tests.helpers import fast_interpreter
 
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             families.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for family in families.values():
         of = family[0].get_closest_marker("sampled").args[0]
-        # by the checksum of the name, so that neighbours in a product of parameters do not go together
-        family.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        # by the checksum of the name: neighbours in a product of parameters do not go together, and a file may be moved
+        family.sort(key=lambda item: zlib.crc32(item.name.encode()))
         for item in family[-(-len(family) // of) :]:
             item.add_marker(pytest.mark.slow)
 
@@ -123,7 +123,7 @@ def tiny_model(tmp_path_factory):
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from .models.helpers import tiny_llama
+    from tests.helpers.models import tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny_model")
     model = tiny_llama(layers=2)

@@ -11,8 +11,7 @@ from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.compile_error import CompileError
-
-from .programs import TinyAttention
+from tests.helpers.programs import TinyAttention
 
 WIDTH = 32  # of TinyAttention
 
@@ -156,8 +155,8 @@ def test_a_wrong_option_fails_at_once(target, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"config": LOSSLESS, "preset": "base"}, "config and preset='base' exclude one another"),
-        ({"config": LOSSLESS, "recent": 3}, "config and recent exclude one another"),
+        ({"config": LOSSLESS, "preset": "base"}, "config and preset='base' exclude each other"),
+        ({"config": LOSSLESS, "recent": 3}, "config and recent exclude each other"),
         ({"config": "base"}, "config='base' is not allowed.*preset="),
     ],
     ids=["preset", "field", "type"],

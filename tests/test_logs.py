@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from innerq_compile import clear_reports, innerq
-
-from .programs import TinyAttention
+from tests.helpers.programs import TinyAttention
 
 #: Compiles a prefill graph, a decode graph and a graph without attention; Inductor stays out.
 PROGRAM = """
@@ -23,7 +22,7 @@ from torch._dynamo.backends.debugging import aot_eager
 compile_fx.compile_fx = lambda gm, ex, *args, config_patches=None, **kwargs: aot_eager(gm, ex)
 sys.path.insert(0, {root!r})
 {setup}
-from tests.programs import TinyAttention
+from tests.helpers.programs import TinyAttention
 model = torch.compile(TinyAttention(), backend="innerq")
 with torch.no_grad():
     _, cache = model(torch.randn(1, 20, 32))

@@ -108,7 +108,7 @@ def test_the_sdist_holds_what_tests_need(built):
         "passes/__init__.py",
         "kernels/__init__.py",
         "docs/method.md",
-        "tests/kernels/golden/row-linear.txt",
+        "tests/kernels/lowering/golden/row-linear.txt",
     } <= names
 
 

@@ -26,14 +26,12 @@ def _figures(rows: list[dict]) -> list[str]:
 def _compared(entries: list[dict]) -> list[str]:
     made = []
     for e in entries:
-        cells = [e["name"].removeprefix("preset "), f"{e['bits']:.2f}", str(e["bits_at_most"] or "-")]
-        held = "ratio" in e
-        cells += [e["against"], f"{e['ratio']:.2f}", f"{e['target']:.2f} / {e['at_least']:.2f}"] if held else ["-"] * 3
-        cells += [e.get("verdict", "-")]
+        cells = [e["name"].removeprefix("preset "), f"{e['bits']:.2f}"]
+        cells += [e["baseline"], f"{e['ratio']:.2f}"] if "ratio" in e else ["-"] * 2
         cells += [f"{e['peer']} ({e['peer_bits']:.2f})", f"{e['peer_ratio']:.2f}"] if "peer" in e else ["-"] * 2
         made.append(cells)
-    head = ["preset", "bits", "at most", "held against", "KL, ratio", "target / at least", ""]
-    return _table([*head, "best KIVI-like of no more bits", "KL, ratio"], made)
+    head = ["preset", "bits", "published format", "KL, relative to it", "best KIVI-like of no more bits"]
+    return _table([*head, "KL, relative to it"], made)
 
 
 def _retrieval(found: dict[str, dict]) -> list[str]:

@@ -42,17 +42,27 @@ def empty_cache(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> InnerQBuffer:
-    """A preallocated quantized cache ``[batch, heads, max_tokens, head_dim]`` that holds no token yet.
+    """Create an empty preallocated quantized cache, in place of ``torch.zeros(batch, heads, max_tokens, head_dim)``.
 
     Args:
-        batch, heads, max_tokens, head_dim: its shape; ``heads`` counts key/value heads.
+        batch: Number of sequences.
+        heads: Number of KV heads.
+        max_tokens: Number of tokens that there is room for.
+        head_dim: Elements of a key or value: a multiple of 16, up to 256.
         role: ``"key"`` or ``"value"``.
-        config: a config or the name of a preset.
-        dtype: dtype of the dense buffer that it stands for: float16, bfloat16 or float32.
-        device: where it lives.
+        config: A config or the name of a preset.
+        dtype: The dtype that it has for the program: float16, bfloat16 or float32.
+        device: The device of the inner tensors; torch's default device if None.
+
+    Returns:
+        A buffer ``[batch, heads, max_tokens, head_dim]`` that reads as zero.
 
     Raises:
-        InnerQError: for a size, dtype or format that a cache cannot have.
+        InnerQError: If a cache cannot have this size, dtype or format.
+
+    Example:
+        >>> keys = empty_cache(1, 8, 4096, 128, role="key", dtype=torch.bfloat16, device="cuda")
+        >>> keys[:, :, :100] = prompt_keys
     """
     if role not in ("key", "value"):
         raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
@@ -74,7 +84,13 @@ def empty_cache(
 
 
 class InnerQBuffer(InnerQTensor):
-    """A preallocated quantized cache, or a slice of one along the tokens. Made by :func:`empty_cache`."""
+    """A preallocated quantized cache ``[B, H, max_tokens, D]``, or a slice of one along the tokens.
+
+    Created by :func:`empty_cache`. Programs write it as they write a dense buffer: ``buffer[:, :, position] = k``,
+    ``buffer[:, :, a:b] = k``, ``buffer[:, :, a:b].copy_(k)``, ``buffer.index_copy_(2, position, k)``. Tokens have to be
+    written in order, without a gap; writing before the end of the tokens held discards those after the written ones.
+    Positions that hold no token read as zero.
+    """
 
     _offset: int
 
@@ -97,11 +113,11 @@ class InnerQBuffer(InnerQTensor):
 
     @property
     def tokens_held(self) -> int:
-        """How many tokens are held. Waits for the device."""
+        """Number of tokens held by the longest sequence. Synchronizes with the device."""
         return int(self._storage.tensors.state[..., layout.LENGTH].max())
 
     def dequantize(self) -> torch.Tensor:
-        """The dense tensor; what has not been written is zero."""
+        """A dense copy ``[B, H, max_tokens, D]``. Positions that hold no token are zero."""
         return _dense(self)
 
     def __tensor_flatten__(self):

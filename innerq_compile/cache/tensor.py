@@ -34,16 +34,18 @@ OPERATIONS = Operations()
 
 
 class InnerQTensor(torch.Tensor):
-    """A quantized key or value cache with the logical shape ``[B, H, S, D]``, or ``[B, S, H, D]``.
+    """A quantized key or value cache with the shape and dtype of the dense cache that it replaces.
 
-    Programs keep their caches in either layout; ``tokens_dim`` (2 or 1) says which. The storage is the same for both.
+    Its shape is ``[B, H, S, D]`` or ``[B, S, H, D]``: batch, KV heads, tokens, head_dim. Created by compiled prefill
+    graphs, or from a dense tensor by :meth:`from_dense`.
 
-    Made by compiled prefill graphs, or from a dense tensor by :meth:`from_dense`. Several tensors may share one
-    storage; appending to the longest of them writes in place, appending to a stale one copies first. A shorter view of
-    a storage that has grown since reads tokens that have meanwhile left the recent window in their quantized form.
+    ``torch.cat`` along the tokens, crops (``cache[:, :, :n]``), batch selection, copies, moves and saving keep the
+    cache quantized. Any other operation reads the dequantized tensor; its result is dense, and what is written to such
+    a result (``cache[0]``, ``cache.transpose(1, 2)``) does not reach the cache.
 
-    Views other than crops (``cache[0]``, ``cache.transpose(1, 2)``) are dense copies: what is written to them does not
-    reach the cache.
+    Several tensors may share one storage. Appending to the longest of them writes in place; appending to a shorter one
+    copies the storage first. If the storage has grown meanwhile, a shorter tensor reads tokens that have left the
+    recent window in quantized form.
     """
 
     #: a :class:`TracedCache` while a program is traced, see :func:`is_traced`
@@ -89,19 +91,27 @@ class InnerQTensor(torch.Tensor):
         """Quantize a dense cache tensor.
 
         Args:
-            dense: ``[B, H, S, D]``, float16, bfloat16 or float32.
-            config: a config or the name of a preset.
+            dense: ``[B, H, S, D]``, or ``[B, S, H, D]`` with ``tokens_dim=1``; float16, bfloat16 or float32.
+            config: A config or the name of a preset.
             role: ``"key"`` or ``"value"``.
-            start: ``[B]``, the number of padding tokens in front of each sequence. They are dropped and read as zero.
-            tokens_dim: the dimension of ``dense`` that the tokens are along: 2, or 1 for ``[B, S, H, D]``.
-            norm: of keys, which channels share a normalization: ``channel`` (each by itself), ``half<n>`` or
-                ``interleaved<n>`` (the pairs of a rotary embedding on the first n channels, so that the normalization
-                can be folded into the projections). None takes ``channel``, or ``paper`` where the config says so.
-            queries: for keys, ``[B, Hq, N, D]``, those of the last ``N`` tokens as they are multiplied with the keys.
-                Mode ``steered`` keeps small what they see of the errors. None: nothing is known of them.
+            start: ``[B]`` integers, the number of padding tokens before each sequence. They are not stored and read as
+                zero.
+            tokens_dim: The dimension of ``dense`` that counts tokens: 2 or 1.
+            norm: For keys, which channels share a normalization: ``channel`` (none do), or ``half<n>`` or
+                ``interleaved<n>`` (the two channels of each pair of a rotary embedding on the first n channels, so that
+                the normalization can be folded into the projections). None means ``channel``, or ``paper`` if the
+                config says so.
+            queries: For keys, ``[B, Hq, N, D]``, the queries of the last ``N`` tokens as they are multiplied with the
+                keys. Mode ``steered`` minimizes the error of their scores. Without them it weights all channels alike.
+
+        Returns:
+            A tensor of the shape and dtype of ``dense``.
 
         Raises:
-            InnerQError: for a shape, dtype or format that a cache cannot have.
+            InnerQError: If a cache cannot have this shape, dtype or format.
+
+        Example:
+            >>> keys = InnerQTensor.from_dense(torch.randn(1, 8, 500, 128), "small", role="key")
         """
         if role not in ("key", "value"):
             raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
@@ -126,34 +136,34 @@ class InnerQTensor(torch.Tensor):
         storage = quantize(by_head, config, role, start, norm=norm, queries=queries)
         return cls(storage, dense.shape[tokens_dim], tokens_dim)
 
-    # --- what a user may ask ------------------------------------------------------------------------------------
+    # --- public properties --------------------------------------------------------------------------------------
 
     @property
     def format(self) -> CacheFormat:
-        """The cache format, see :class:`CacheFormat`."""
+        """The cache format: role, mode, bits, group size, windows."""
         return self._storage.format
 
     @property
     def nbytes_held(self) -> int:
-        """Bytes of all inner tensors, spare capacity included."""
+        """Bytes of all inner tensors, unused capacity included."""
         return _held(self).nbytes
 
     @property
     def room(self) -> int:
-        """Tokens of the longest sequence that it has room for before its storage grows."""
+        """The number of tokens, padding not counted, that fit into its storage without reallocation."""
         return _held(self).room
 
     @property
     def tokens_dim(self) -> int:
-        """The dimension that the tokens are along: 2 in ``[B, H, S, D]``, 1 in ``[B, S, H, D]``."""
+        """The dimension that counts tokens: 2 in ``[B, H, S, D]``, 1 in ``[B, S, H, D]``."""
         return self._tokens_dim
 
     def dequantize(self) -> torch.Tensor:
-        """The dense tensor, in the layout of this one. Padding tokens are zero."""
+        """A dense copy with the shape and dtype of this tensor. Padding tokens are zero."""
         return dense(self)
 
     def inner_tensors(self) -> dict[str, torch.Tensor]:
-        """The inner tensors by name, see ``kernels/layout.py``."""
+        """The inner tensors (codes, scales, windows, ...) by name, see ``kernels/layout.py``. Not copied."""
         return _held(self).tensors.present()
 
     def __repr__(self, *, tensor_contents=None) -> str:

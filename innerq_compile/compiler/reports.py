@@ -1,4 +1,4 @@
-"""The reports of the graphs that this process has compiled."""
+"""The process-wide list of reports of compiled graphs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..runtime.report import GraphKind, GraphReport
 
 log = logging.getLogger(__name__)
 
-#: Reports that are kept.
+#: How many reports are kept.
 MAX_REPORTS = 1000
 
 
 class _Reports:
-    """The last reports, oldest first. Threads compile at the same time."""
+    """The latest reports, oldest first. Has a lock because threads compile concurrently."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,10 +25,10 @@ class _Reports:
         self._warned: set[tuple[str, ...]] = set()
 
     def add(self, report: GraphReport) -> bool:
-        """Number a report and keep it; whether users are to be warned that nothing was rewritten.
+        """Assign the next index to a report and keep it. Returns whether to warn that nothing was rewritten.
 
-        They are once for the same reasons: other graphs of the program would say the same again. Nor are they for a
-        graph without attention where another was rewritten: it is a piece of a whole.
+        The same reasons are warned of once, because other graphs of the program would repeat them. A graph without
+        attention is not warned of if an attention of another graph was rewritten: graph breaks split the program.
         """
         with self._lock:
             report.index = self._count
@@ -55,7 +55,7 @@ _REPORTS = _Reports()
 
 
 def record(report: GraphReport) -> None:
-    """Number a report, keep it, and log it."""
+    """Assign the next index to a report, keep it and log it."""
     warn = _REPORTS.add(report)
     trace_json("innerq_report", report.to_dict)
     log.info("%s", report.headline)
@@ -67,10 +67,14 @@ def record(report: GraphReport) -> None:
 
 
 def compiled_graphs() -> list[GraphReport]:
-    """Reports of the graphs that this process compiled, oldest first (the last 1000)."""
+    """Reports of the graphs that this process has compiled.
+
+    Returns:
+        The latest 1000 reports, oldest first.
+    """
     return _REPORTS.all()
 
 
 def clear_reports() -> None:
-    """Forget the reports; the next graph is number 0, and what was warned of once is warned of again."""
+    """Delete all reports. The next graph has index 0, and warnings that were given once are given again."""
     _REPORTS.clear()

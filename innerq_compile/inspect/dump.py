@@ -1,14 +1,14 @@
-"""Graph dumps: :func:`dump_graphs`, and ``INNERQ_DUMP=dir`` in the environment.
+"""Graph dumps, by :func:`dump_graphs` or the environment variable ``INNERQ_DUMP=dir``.
 
-    dir/index.html                   all graphs, their passes side by side, on one page
-    dir/graph_003/00_captured.py     the graph as Dynamo captured it
-    dir/graph_003/01_unwrap_caches.py ...   after each pass
-    dir/graph_003/inductor_input.py  as it was handed to Inductor; prelude.py, if lengths were taken out
-    dir/graph_003/output_code.py     what Inductor made of it
-    dir/graph_003/graph.json         the report, the matches, where the output code lies, what index.html shows
-    dir/graph_003/repro.py           runs the captured graph, on inputs like those of its first call
+    dir/index.html                        all graphs on one page, each pass side by side
+    dir/graph_003/00_captured.py          the graph as Dynamo captured it
+    dir/graph_003/01_unwrap_caches.py ... the graph after each pass
+    dir/graph_003/inductor_input.py       the graph that Inductor compiled; prelude.py if it has a prelude
+    dir/graph_003/output_code.py          Inductor's output
+    dir/graph_003/graph.json              the report, the path of the output code, and the data of index.html
+    dir/graph_003/repro.py                runs the captured graph on inputs like those of its first call
 
-The compiler knows nothing of it: :func:`install` makes :class:`GraphDump` one of those that watch compilations
+The compiler does not import this module: :func:`install` registers :class:`GraphDump` as an observer of compilations
 (``compiler/watching.py``).
 """
 
@@ -45,15 +45,24 @@ _FOLDERS: Scoped[Path] = Scoped("innerq_dump_folders")
 
 @contextlib.contextmanager
 def dump_graphs(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write every graph that is compiled inside the ``with`` block to ``directory``.
+    """Write every graph that is compiled inside the ``with`` block to a directory.
 
-    Graphs that were compiled before are not compiled again: call ``torch._dynamo.reset()`` first to see them too.
-    Threads may have blocks of their own at the same time; graphs compiled by a thread that has none, such as one
-    started inside the block, are written as well. Yields the path of the page ``index.html``, which is there as soon
-    as a graph has been compiled.
+    Graphs that were compiled before are not compiled again: call ``torch._dynamo.reset()`` first to dump them too.
+    Blocks of several threads may overlap: each writes the graphs that its thread compiles. A thread without a block,
+    such as one started inside the block, writes to the block that was opened last.
+
+    Args:
+        directory: Where to write; it is created if needed.
+
+    Yields:
+        The path of ``index.html``. The file exists once a graph has been compiled.
 
     Raises:
-        InnerQError: if the directory cannot be made.
+        InnerQError: If the directory cannot be created.
+
+    Example:
+        >>> with dump_graphs("/tmp/graphs") as page:
+        ...     model.generate(**inputs)
     """
     install()
     folder = make_folder(Path(directory).absolute())
@@ -62,7 +71,7 @@ def dump_graphs(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def install() -> None:
-    """Let the compiler ask, at each graph, whether anybody wants a dump of it."""
+    """Register the dumps as an observer of compilations."""
     watching.install(_begin_dump)
 
 
@@ -82,12 +91,13 @@ def _target() -> Path | None:
 
 
 class GraphDump:
-    """What is collected about one graph, from its capture to its first call.
+    """The observer of one graph, from its capture to its first call.
 
     Args:
-        gm: the graph as captured.
-        config, inductor_options: what it is compiled with.
-        target: the folder of the dump; None where only the log wants the graph.
+        gm: The graph as captured.
+        config: The config that it is compiled with.
+        inductor_options: The options of Inductor that it is compiled with.
+        target: The directory of the dump; None if the graph is only logged.
     """
 
     def __init__(
@@ -104,14 +114,14 @@ class GraphDump:
         self._folder: Path | None = None
 
     def after_pass(self, name: str, gm: GraphModule) -> None:
-        """Take the graph as it is behind the pass ``name``."""
-        if name == "captured":  # the first, or the passes start anew
+        """Record the graph as it is after the pass ``name``."""
+        if name == "captured":  # the first call, or the pipeline starts over on a new copy
             self._snapshots.clear()
         self._snapshots.append(snapshot(name, gm))
 
     @contextlib.contextmanager
     def compiling(self, gm: GraphModule, report: GraphReport, prelude: GraphModule | None) -> Iterator[None]:
-        """Around Inductor's compilation of ``gm``: writes what is known before, and what came out."""
+        """Wraps Inductor's compilation of ``gm``: writes its input before, and its output after."""
         captured = [f"    {line}" for line in self._snapshots[0].texts]
         graphs_log.debug("%s", "\n".join([report.headline, "captured:", *captured, *changes(self._snapshots)]))
         if self._target is None:

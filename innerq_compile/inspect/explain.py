@@ -1,4 +1,4 @@
-"""``innerq_compile.explain``: run a model for a few steps, and say what was done with each attention."""
+"""``innerq_compile.explain``: run a model for a few steps and report how each of its attentions was compiled."""
 
 from __future__ import annotations
 
@@ -25,22 +25,29 @@ from .explanation import CacheSize, Explanation, Recompile, Row
 
 
 def explain(target: Any, /, *args: Any, context_length: int = 32768, **kwargs: Any) -> Explanation:
-    """Run a model for a prompt and two more tokens, and say what the compiler did with it.
+    """Run a model for a few steps and report how each of its attentions was compiled.
 
     Args:
-        target: a model, compiled with innerq or not (then it is compiled, with preset ``base``, for this run only). A
-            model with a ``generate`` makes three tokens with it; any other is called once. Or a function that runs a
-            compiled model as it likes.
-        args, kwargs: what ``generate``, the model, or the function is called with.
-        context_length: tokens at which the size of the cache is given, too.
+        target: A model, or a function that runs a compiled model. A model that is not compiled yet is compiled with
+            preset ``base`` for this run only. A model with a method ``generate`` generates three tokens; any other
+            model is called once.
+        *args: Positional arguments of ``generate``, the model or the function.
+        context_length: A number of tokens for which to compute the size of the cache, besides its size after the run.
+        **kwargs: Keyword arguments of ``generate``, the model or the function.
+
+    Returns:
+        An :class:`Explanation`. ``print`` shows it as a table.
 
     Raises:
-        InnerQError: if ``target`` cannot be called, or ``context_length`` is no positive number.
+        InnerQError: If ``target`` is not callable, or ``context_length`` is not a positive whole number.
+
+    Example:
+        >>> print(explain(model, **tokenizer("Hello", return_tensors="pt")))
     """
     if not isinstance(context_length, int) or context_length < 1:
         raise InnerQError(f"context_length={context_length!r} is not allowed: it has to be a whole number, 1 or more")
     if not callable(target):
-        raise InnerQError(f"{target!r} cannot be explained: it has to be a model, or a function that runs one")
+        raise InnerQError(f"{target!r} cannot be explained: it has to be a model or a function that runs one")
     remarks: list[str] = []
     breaks = dict(counters["graph_break"])
     with _observed() as seen, _compiled(target, remarks), torch.no_grad():
@@ -52,7 +59,7 @@ def explain(target: Any, /, *args: Any, context_length: int = 32768, **kwargs: A
             graph.cuda_graphs = CudaGraphs(CudaGraphUse.NOT_USED, metrics.cudagraph_skip_reason)
     if not graphs:
         remarks.append(
-            "no graph of the backend 'innerq' ran: compile the model with innerq(model), or call a compiled one"
+            "no graph compiled with backend='innerq' ran: compile the model with innerq(model), or call a compiled one"
         )
     elif all(graph.kind is not GraphKind.DECODE for graph in graphs):
         remarks.append("no decode step ran on a quantized cache")
@@ -65,7 +72,7 @@ def explain(target: Any, /, *args: Any, context_length: int = 32768, **kwargs: A
         cache=seen.size(context_length, any(row.report.cache is CacheForm.SHADOW for row in rows)),
         remarks=remarks,
     )
-    del result  # held until here: the caches in it are those that were measured
+    del result  # kept alive until here, because it may hold the caches whose sizes are reported
     return explanation
 
 
@@ -75,18 +82,18 @@ def _run(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], remarks: li
         tokens = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
         return generate(*args, **{**tokens, **kwargs})
     if isinstance(target, torch.nn.Module):
-        remarks.append("the model was called once: pass a function that also decodes to see decode steps")
+        remarks.append("the model was called once: to see decode steps, pass a function that runs them")
     return target(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def _compiled(target: Any, remarks: list[str]) -> Iterator[None]:
-    """Compile a model that is not, for the time being."""
+    """Compile ``target`` temporarily if it is a model that is not compiled yet."""
     plain = isinstance(target, torch.nn.Module) and not isinstance(target, OptimizedModule)
     if not plain or compiled_call(target) is not None:
         yield
         return
-    remarks.append("the model was not compiled: it was, with preset 'base', for this run only")
+    remarks.append("the model was not compiled yet: it was compiled with preset 'base' for this run only")
     innerq(target)
     try:
         yield
@@ -98,7 +105,7 @@ def _compiled(target: Any, remarks: list[str]) -> Iterator[None]:
 
 
 class _Seen:
-    """The graphs that ran, and the storages of their caches."""
+    """Collects the graphs that run, in the order of their last call, and the storages of their caches."""
 
     def __init__(self) -> None:
         self.graphs: dict[GraphReport, None] = {}
@@ -106,12 +113,12 @@ class _Seen:
 
     def __call__(self, report: GraphReport, storages: list[CacheStorage]) -> None:
         self.graphs.pop(report, None)
-        self.graphs[report] = None  # the one that ran last stands last
+        self.graphs[report] = None  # re-inserted, so that it is last
         for storage in storages:
             self.storages[id(storage)] = storage
 
     def size(self, context_length: int, beside_dense: bool) -> CacheSize | None:
-        """What the caches of the longest sequence take; those that it was copied from are not counted."""
+        """The total size of the longest caches. Shorter ones are earlier copies of the same caches, and not counted."""
         found = []
         for storage in self.storages.values():
             state = storage.tensors.state
@@ -154,8 +161,8 @@ def _recompiles(graphs: list[GraphReport]) -> list[Recompile]:
 
 
 def compilation_metrics(graph: GraphReport) -> Any:
-    """What Dynamo measured while it compiled a graph; None for a graph so old that Dynamo has forgotten it."""
-    for metrics in get_compilation_metrics():  # ids begin anew after a reset, so the time tells which one it is
+    """Dynamo's metrics of the compilation of a graph; None if Dynamo, which keeps the latest ones, has dropped them."""
+    for metrics in get_compilation_metrics():  # compile ids restart after a reset, so the time is compared as well
         began, ended = metrics.start_time_us or 0, metrics.end_time_us or 0
         if metrics.compile_id == graph.compile_id and began <= graph.compiled_at <= ended:
             return metrics
@@ -163,7 +170,7 @@ def compilation_metrics(graph: GraphReport) -> Any:
 
 
 def _rows(graphs: list[GraphReport]) -> list[Row]:
-    """One row an attention, from the graph that decides its speed: decode before prefill, later before earlier."""
+    """One row for each attention, from the graph that matters most for speed: decode before prefill, latest first."""
     rows: dict[tuple[str, str, int], Row] = {}
     rank = {GraphKind.PLAIN: 0, GraphKind.PREFILL: 1, GraphKind.DECODE: 2}
     chosen: dict[tuple[str, str, int], int] = {}

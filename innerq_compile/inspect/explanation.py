@@ -1,4 +1,4 @@
-"""What :func:`innerq_compile.explain` gives back: rows, graphs, sizes, as a table, JSON and a page."""
+"""The result of :func:`innerq_compile.explain`: rows, graphs and sizes, as a table, JSON or an HTML page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values
 
 @dataclasses.dataclass(frozen=True)
 class Recompile:
-    """A graph that was compiled because an earlier one of the same function did not fit.
+    """A graph that was compiled because a guard of an earlier one of the same function failed.
 
     Attributes:
-        graph: the number of the graph.
-        function: ``name (file:line)`` of the function that was compiled again.
-        cause: the guard that failed, in Dynamo's words.
+        graph: Index of the graph, see :attr:`GraphReport.index`.
+        function: The function that was recompiled, as ``name (file:line)``.
+        cause: The guard that failed, as Dynamo reports it.
     """
 
     graph: int
@@ -32,16 +32,17 @@ class Recompile:
 
 @dataclasses.dataclass(frozen=True)
 class CacheSize:
-    """Bytes of the quantized caches, as they are and as they would be.
+    """Bytes of all quantized caches of a model, now and at a given number of tokens.
 
     Attributes:
-        tokens, batch: of the longest cache.
-        held: bytes of all inner tensors, spare capacity included.
-        fp16: bytes of the same tokens in float16.
-        context_length: a number of tokens.
-        at_context: bytes needed for that many, spare capacity left out.
-        fp16_at_context: bytes of as many in float16.
-        beside_dense: True where the program keeps its dense buffers, too.
+        tokens: Length of the caches.
+        batch: Number of sequences.
+        held: Bytes of all inner tensors, unused capacity included.
+        fp16: Bytes that the same tokens would take in float16.
+        context_length: The number of tokens for which ``at_context`` is given.
+        at_context: Bytes needed for ``context_length`` tokens, without unused capacity.
+        fp16_at_context: Bytes that ``context_length`` tokens would take in float16.
+        beside_dense: Whether the program keeps its dense cache as well, so that no memory is saved.
     """
 
     tokens: int
@@ -56,12 +57,12 @@ class CacheSize:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One attention of the program: what became of it in the graph that decides its speed.
+    """One attention of the program, as it was compiled in the graph that matters most for speed.
 
     Attributes:
-        report: what became of it, see :class:`LayerReport`.
-        graph: the number of that graph: a decode graph where there is one.
-        preset: the config in words.
+        report: How it was compiled.
+        graph: Index of the graph: that of a decode graph if one ran.
+        preset: The config in short, as ``"base, recent=128"``.
     """
 
     report: LayerReport
@@ -71,15 +72,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found. Prints as a table.
+    """The result of :func:`explain`. ``str`` gives it as a table.
 
     Attributes:
-        rows: one for each attention of the program.
-        graphs: the graphs that ran, in the order in which they were compiled.
-        recompiles: those of them that replaced an earlier one, and why.
-        graph_breaks: why Dynamo split the program, in its words.
-        cache: how large the caches are; None where none is quantized.
-        remarks: what else a user has to know to read it.
+        rows: One for each attention of the program.
+        graphs: Reports of the graphs that ran, in the order in which they were compiled.
+        recompiles: The graphs among them that are recompilations, and the guards that failed.
+        graph_breaks: Reasons of the graph breaks, as Dynamo reports them.
+        cache: Sizes of the caches; None if no cache is quantized.
+        remarks: Notes on the run, such as that the model was compiled for this run only.
     """
 
     rows: list[Row]
@@ -91,11 +92,11 @@ class Explanation:
 
     @property
     def rewritten(self) -> int:
-        """How many of the rows were rewritten."""
+        """Number of attentions that were rewritten."""
         return sum(row.report.rewritten for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """The whole explanation as a dict of JSON values."""
         return {
             "rewritten": self.rewritten,
             "attentions": len(self.rows),
@@ -108,14 +109,22 @@ class Explanation:
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Everything as JSON text, also written to ``path`` where one is given."""
+        """The whole explanation as JSON text.
+
+        Args:
+            path: A file to write it to as well.
+        """
         text = json.dumps(self.to_dict(), indent=2)
         if path is not None:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one page with everything; it needs no network."""
+        """Write the whole explanation as one self-contained HTML page.
+
+        Args:
+            path: The file to write.
+        """
         Path(path).write_text(explanation_page(self.rows, self.graphs, self.summary()), encoding="utf-8")
 
     def __str__(self) -> str:
@@ -135,7 +144,7 @@ class Explanation:
         return "\n".join(parts).rstrip()
 
     def summary(self) -> list[str]:
-        """Recompiles, graph breaks, sizes and remarks, a line each."""
+        """Recompilations, graph breaks, sizes and remarks, one line each."""
         lines = [
             f"recompiled: graph {recompile.graph}, {recompile.function}: {recompile.cause}"
             for recompile in self.recompiles
@@ -143,7 +152,7 @@ class Explanation:
         lines += [f"graph break: {reason}" for reason in self.graph_breaks]
         if self.cache is not None:
             size = self.cache
-            beside = ", beside the program's own dense buffers" if size.beside_dense else ""
+            beside = ", in addition to the program's own dense buffers" if size.beside_dense else ""
             lines.append(
                 f"cache now: {size.held:,} bytes for {size.batch} x {size.tokens:,} tokens, "
                 f"{size.held / size.fp16:.2f} of float16 ({size.fp16:,}){beside}"
@@ -156,7 +165,7 @@ class Explanation:
 
 
 def _cells(row: Row, notes: list[str]) -> tuple[str, ...]:
-    """A line of the table. What is too long for it becomes one of the ``notes`` below."""
+    """The cells of a row. Texts too long for the table are appended to ``notes`` and referred to by number."""
     report = row.report
 
     def noted(short: str, long: str) -> str:

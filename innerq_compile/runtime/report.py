@@ -1,4 +1,4 @@
-"""What is recorded of each graph: the compiler writes it, calls count in it, ``inspect`` and users read it."""
+"""The report of a compiled graph: written by the compiler, counted in by calls, read by ``inspect`` and users."""
 
 from __future__ import annotations
 
@@ -13,23 +13,37 @@ from ..passes.context import Reason
 from ..scoped import Scoped
 
 
-class _Word(str, enum.Enum):
-    """One of a few words. It is equal to the word, prints as it, and JSON takes it."""
+class _StrEnum(str, enum.Enum):
+    """An enum whose members equal their string values, print as them, and serialize to JSON as them."""
 
     def __str__(self) -> str:
         return str(self.value)
 
 
-class GraphKind(_Word):
-    """What a graph does with quantized caches."""
+class GraphKind(_StrEnum):
+    """What a graph does with quantized caches.
 
-    PREFILL = "prefill"  # they leave it
-    DECODE = "decode"  # they enter it
-    PLAIN = "plain"  # it has none
+    Attributes:
+        PREFILL: It creates them.
+        DECODE: It takes them as inputs.
+        PLAIN: It has none.
+    """
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    PLAIN = "plain"
 
 
-class CacheForm(_Word):
-    """How the keys and values of an attention come about."""
+class CacheForm(_StrEnum):
+    """How an attention gets its keys and values.
+
+    Attributes:
+        APPENDED: Cached tokens and new ones, concatenated.
+        READ: Cached tokens only, as in cross-attention.
+        FRESH: The tokens of a prompt, which become a new cache.
+        BUFFER: An :class:`InnerQBuffer`.
+        SHADOW: A preallocated dense buffer of the program, of which a quantized copy is kept.
+    """
 
     APPENDED = "grows by cat"
     READ = "read, not written"
@@ -39,19 +53,29 @@ class CacheForm(_Word):
 
 
 class ServedBy(enum.Enum):
-    """What computes an attention."""
+    """What computes an attention.
 
-    PROGRAM = enum.auto()  # which was not rewritten
-    PROGRAM_EXACT = enum.auto()  # a prompt, on the keys and values before they are quantized
-    PROGRAM_DEQUANTIZED = enum.auto()  # where rewriting is switched off
+    Attributes:
+        PROGRAM: The program's own attention; it was not rewritten.
+        PROGRAM_EXACT: The program's own attention, on a prompt's keys and values before they are quantized.
+        PROGRAM_DEQUANTIZED: The program's own attention on dequantized caches, because rewriting is switched off.
+        TRITON_FIELDS: The Triton kernel that computes on packed fields.
+        TRITON_PORTABLE: The portable Triton kernel.
+        CPP: The C++ kernel.
+        REFERENCE: The reference implementation in plain torch.
+    """
+
+    PROGRAM = enum.auto()
+    PROGRAM_EXACT = enum.auto()
+    PROGRAM_DEQUANTIZED = enum.auto()
     TRITON_FIELDS = enum.auto()
     TRITON_PORTABLE = enum.auto()
     CPP = enum.auto()
-    REFERENCE = enum.auto()  # plain torch
+    REFERENCE = enum.auto()
 
 
-#: In words: in short, and what is added where there is room.
-_SERVERS = {
+#: The short text of each, and what the long text adds.
+_SERVED_BY_TEXTS = {
     ServedBy.PROGRAM: ("the program's own attention", ""),
     ServedBy.PROGRAM_EXACT: ("the program's own attention", "on exact keys and values"),
     ServedBy.PROGRAM_DEQUANTIZED: ("the program's own attention", "on dequantized keys and values"),
@@ -64,11 +88,11 @@ _SERVERS = {
 
 @dataclasses.dataclass(frozen=True)
 class AttentionKernel:
-    """What computes an attention. Prints in words.
+    """What computes an attention. ``str`` describes it.
 
     Attributes:
-        served_by: what does.
-        reason: why nothing faster does; may be empty.
+        served_by: What computes it.
+        reason: Why no faster kernel is used; empty if this is the fastest.
     """
 
     served_by: ServedBy = ServedBy.PROGRAM
@@ -76,29 +100,36 @@ class AttentionKernel:
 
     @property
     def short(self) -> str:
-        """In few words."""
-        return _SERVERS[self.served_by][0]
+        """The description without the reason."""
+        return _SERVED_BY_TEXTS[self.served_by][0]
 
     def __str__(self) -> str:
-        name = ", ".join(filter(None, _SERVERS[self.served_by]))
+        name = ", ".join(filter(None, _SERVED_BY_TEXTS[self.served_by]))
         return f"{name}: {self.reason}" if self.reason else name
 
 
 class KeyNormOrigin(enum.Enum):
-    """How a key normalization comes about where no query and no new key of the graph are multiplied by it."""
+    """Where the key normalization is applied in a graph that applies it neither to a query nor to a new key.
+
+    Attributes:
+        ABSENT: The keys are not normalized.
+        FROM_PROMPT: It is computed here, from the keys of the prompt.
+        WITH_DEQUANTIZED: Dequantization undoes it.
+    """
 
     ABSENT = "none"
-    FROM_PROMPT = "taken from the prompt"
-    WITH_DEQUANTIZED = "in the dequantized keys"
+    FROM_PROMPT = "computed from the prompt"
+    WITH_DEQUANTIZED = "undone by dequantization"
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyNormReport:
-    """Where the key normalization of an attention went. Prints in words.
+    """Where the key normalization of an attention is applied. ``str`` describes it.
 
     Attributes:
-        query, new_key: where the query is multiplied by it and the new key divided; empty where they are not.
-        origin: how it comes about where both are empty.
+        query: Where the query is multiplied by it; empty if it is not.
+        new_key: Where the new keys are divided by it; empty if they are not.
+        origin: Where it is applied if both are empty.
     """
 
     query: str = ""
@@ -112,7 +143,7 @@ class KeyNormReport:
 
     @property
     def short(self) -> str:
-        """In few words."""
+        """The first part of the description."""
         return self._parts[0]
 
     def __str__(self) -> str:
@@ -120,12 +151,19 @@ class KeyNormReport:
 
 
 class CudaGraphUse(enum.Enum):
-    """Whether a graph runs as a CUDA graph."""
+    """Whether a graph runs as a CUDA graph.
+
+    Attributes:
+        NOT_ASKED_FOR: CUDA graphs were not requested.
+        USED: It does.
+        NOT_USED: It does not, although requested.
+        SKIPPED: Inductor skipped CUDA graphs; Dynamo's metrics give the reason once the compilation is over.
+    """
 
     NOT_ASKED_FOR = enum.auto()
     USED = enum.auto()
     NOT_USED = enum.auto()
-    SKIPPED = enum.auto()  # by Inductor: Dynamo's metrics say why once the compilation is over
+    SKIPPED = enum.auto()
 
 
 _USES = {
@@ -138,11 +176,11 @@ _USES = {
 
 @dataclasses.dataclass(frozen=True)
 class CudaGraphs:
-    """Whether a graph runs as a CUDA graph. Prints as ``yes`` or ``no: why``.
+    """Whether a graph runs as a CUDA graph. ``str`` gives ``yes``, ``no: REASON`` or ``not asked for``.
 
     Attributes:
-        use: whether it does.
-        detail: why it does not; what else is to be known where it does. May be empty.
+        use: Whether it does.
+        detail: The reason if it does not; a note if it does. May be empty.
     """
 
     use: CudaGraphUse = CudaGraphUse.NOT_ASKED_FOR
@@ -155,21 +193,24 @@ class CudaGraphs:
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What became of one attention of one graph.
+    """How one attention of a graph was compiled.
 
     Attributes:
-        layer: the module that runs it, as ``model.layers.0.self_attn``; may be empty.
-        where: the line of the user's program, ``File "...", line N, in f: code``; may be empty.
-        match: ``sdpa`` or ``eager``; empty where the attention was not understood.
-        cache: how its keys and values come about; None where it was not rewritten.
-        mask: what its mask is, in words.
-        key, value: the formats of its caches (``CacheFormat.spec``); empty where it has none.
-        heads, head_dim, value_dim: of its caches.
-        dtype: of what the caches stand for.
-        key_norm: where the key normalization went; None where it was not rewritten.
-        kernel: what computes it, and why nothing faster does.
-        rewritten: whether it works on quantized caches, or makes them.
-        reason: why it does not.
+        layer: The module that calls it, as ``model.layers.0.self_attn``; may be empty.
+        where: The line of the user's program, as ``File "...", line N, in f: code``; may be empty.
+        match: ``sdpa`` or ``eager``; empty if the attention was not recognized.
+        cache: How it gets its keys and values; None if it was not rewritten.
+        mask: A description of its mask, such as ``none``.
+        key: The format of its key cache (``CacheFormat.spec``); empty if it has none.
+        value: The format of its value cache; empty if it has none.
+        heads: Number of KV heads.
+        head_dim: Elements of a key.
+        value_dim: Elements of a value.
+        dtype: The dtype of keys and values before quantization, as ``bfloat16``.
+        key_norm: Where the key normalization is applied; None if it was not rewritten.
+        kernel: What computes it.
+        rewritten: Whether it reads or creates quantized caches.
+        reason: Why it was not rewritten; empty if it was.
     """
 
     layer: str
@@ -190,40 +231,40 @@ class LayerReport:
 
     @property
     def line(self) -> str:
-        """``where`` in short: the file's name and the number of the line."""
+        """``where`` in short: ``FILE:LINE`` without folders."""
         path, _, rest = self.where.removeprefix('File "').partition('", line ')
         number = rest.split(",")[0]
         return f"{path.rsplit('/', 1)[-1]}:{number}" if number else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Itself in words and numbers, as JSON takes it."""
+        """The report as a dict of JSON values."""
         shown = {name: str(getattr(self, name) or "") for name in ("cache", "key_norm", "kernel")}
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | shown
 
 
-#: Threads count their calls in the same report.
+#: Guards the counters of all reports: several threads may run the same graph.
 _COUNTING = threading.Lock()
 
 
 @dataclasses.dataclass(eq=False)
 class GraphReport:
-    """What became of one graph.
+    """How one graph was compiled, and how often it has run.
 
     Attributes:
-        kind: what it does with quantized caches.
-        attentions: places that look like attention.
-        rewritten: how many of them were rewritten.
-        reasons: why the others were not, or why there is none.
-        index: the number of the graph in this process.
-        layers: what became of each attention.
-        config: the config in words.
-        rewrite: the config's switch; without it, "rewritten" attentions read dequantized caches.
-        left_out: passes that were switched off, or needed one that was.
-        cuda_graphs: whether CUDA graphs were asked for and are used, and why not.
-        compile_id: Dynamo's id of the compilation, ``frame/how often``.
-        compiled_at: time of the compilation, microseconds since the epoch.
-        calls: how often the graph has run.
-        recorded: how many CUDA graphs were recorded of it (``recordings.py``; those of Inductor are not counted).
+        kind: What the graph does with quantized caches.
+        attentions: How many attentions it has, recognized or not.
+        rewritten: How many of them were rewritten.
+        reasons: Why the others were not rewritten, or why the graph has no attention.
+        index: Number of the graph in this process, from 0.
+        layers: A report for each attention.
+        config: The config in short, as ``"base, recent=128"``.
+        rewrite: ``InnerQConfig.rewrite``; if False, the attentions counted as rewritten read dequantized caches.
+        left_out: Passes that did not run: those switched off, and those that depend on one of them.
+        cuda_graphs: Whether the graph runs as a CUDA graph.
+        compile_id: Dynamo's id of the compilation, ``FRAME/COUNT``.
+        compiled_at: Time of the compilation, in microseconds since the epoch.
+        calls: How often the graph has run.
+        recorded: How many CUDA graphs innerq-compile has recorded of it; those of Inductor are not counted.
     """
 
     kind: GraphKind
@@ -254,7 +295,7 @@ class GraphReport:
         return "\n  ".join([self.headline, *map(str, self.reasons)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Itself in words and numbers, as JSON takes it."""
+        """The report as a dict of JSON values."""
         shown = {
             "kind": str(self.kind),
             "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
@@ -264,7 +305,11 @@ class GraphReport:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | shown
 
     def has_run(self, storages: list[CacheStorage]) -> None:
-        """Note that the graph was called; ``storages`` are those of its caches, as far as anybody asks for them."""
+        """Count a call and notify the observers.
+
+        Args:
+            storages: The storages of the graph's caches; may be empty if there is no observer.
+        """
         with _COUNTING:
             self.calls += 1
         if RUN_OBSERVERS.opened:
@@ -272,10 +317,10 @@ class GraphReport:
                 observer(self, storages)
 
     def has_recorded(self) -> None:
-        """Note that a CUDA graph of the graph was recorded."""
+        """Count a recorded CUDA graph."""
         with _COUNTING:
             self.recorded += 1
 
 
-#: Called with the report of a graph and the storages of its caches whenever a compiled graph has run.
+#: Called after each run of a compiled graph, with its report and the storages of its caches.
 RUN_OBSERVERS: Scoped[Callable[[GraphReport, list[CacheStorage]], None]] = Scoped("innerq_run_observers")

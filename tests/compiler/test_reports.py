@@ -94,7 +94,7 @@ def test_in_words():
     norm = KeyNormReport("projection", "after rotary (no linear layer)")
     assert str(norm) == "query: projection, new key: after rotary (no linear layer)"
     assert norm.short == "query: projection"
-    assert str(KeyNormReport(origin=KeyNormOrigin.FROM_PROMPT)) == "taken from the prompt"
+    assert str(KeyNormReport(origin=KeyNormOrigin.FROM_PROMPT)) == "computed from the prompt"
     uses = [CudaGraphs(use, "why") for use in CudaGraphUse]
     assert [str(use) for use in uses] == ["not asked for: why", "yes; why", "no: why", "no: Inductor skipped them: why"]
     assert str(CudaGraphs()) == "not asked for"

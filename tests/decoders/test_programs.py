@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig, InnerQTensor, clear_reports, compiled_graphs, innerq
-
-from ..programs import TinyAttention
-from .programs import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
+from tests.helpers.decoders import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
+from tests.helpers.programs import TinyAttention
 
 PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs
-
-from ..parallel.launch import ROOT, environment, torchrun
+from tests.helpers.torchrun import ROOT, environment, torchrun
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -96,7 +95,7 @@ def test_static_cache():
 @pytest.mark.slow  # tests/parallel has ranks, too
 def test_tensor_parallel(tiny_model):
     arguments = ("--model", str(tiny_model), "--prompt", "hello world", "--tokens", "6")
-    script = ("-m", "tests.parallel.cheaply", str(EXAMPLES / "tensor_parallel.py"))
+    script = ("-m", "tests.helpers.cheaply", str(EXAMPLES / "tensor_parallel.py"))
     command = torchrun(2, *script, *arguments)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

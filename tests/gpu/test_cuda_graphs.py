@@ -15,9 +15,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.runtime.recording import Recording
-
-from ..buffer_loop import BufferDecoder, compiled_loops
-from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
+from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
+from tests.helpers.models import assert_same_tokens, generate, prompt, tiny_llama
 
 pytestmark = [
     pytest.mark.gpu,
@@ -284,7 +283,7 @@ def test_behind_the_end_of_a_buffer():
     program = """
 import torch
 from innerq_compile import empty_cache, innerq
-from tests.buffer_loop import BufferDecoder, decode
+from tests.helpers.buffer_loop import BufferDecoder, decode
 model = innerq(BufferDecoder(layers=1, heads=2, head_dim=64, where="tensor").cuda().eval(), preset="lossless",
                mode="reduce-overhead")
 buffers = [empty_cache(1, 2, 300, 64, role=role, config="lossless", device="cuda") for role in ("key", "value")]

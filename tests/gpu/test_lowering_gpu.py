@@ -13,11 +13,10 @@ from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from innerq_compile import innerq
 from innerq_compile.kernels import lowering
-
-from ..kernels.lowering_cases import Layer
-from ..kernels.strategies import make_format
-from ..kernels.triton_cases import Attention
-from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
+from tests.helpers.lowering_cases import Layer
+from tests.helpers.models import assert_same_tokens, generate, prompt, tiny_llama
+from tests.helpers.strategies import make_format
+from tests.helpers.triton_cases import Attention
 
 pytest.importorskip("triton")
 pytestmark = [

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
-
-from ..models.helpers import assert_close_in_rms, assert_same_tokens, generate, prompt, tiny_llama
-from ..parallel.launch import Ranks
+from tests.helpers.models import assert_close_in_rms, assert_same_tokens, generate, prompt, tiny_llama
+from tests.helpers.torchrun import Ranks
 
 GPUS = torch.cuda.device_count()
 

@@ -13,9 +13,8 @@ from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import blocks_for
 from innerq_compile.kernels.modes import MODES, names_of
 from innerq_compile.kernels.triton.attention import FieldsConfig
-
-from ..kernels.strategies import make_format, mode_of
-from ..kernels.triton_cases import Attention, assert_repeatable, assert_same_cache, clone, make_cache
+from tests.helpers.strategies import make_format, mode_of
+from tests.helpers.triton_cases import Attention, assert_repeatable, assert_same_cache, clone, make_cache
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("triton")

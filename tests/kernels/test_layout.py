@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels.formats import GROUP_SIZES, ROLES, CacheFormat, FormatError, blocks_for
 from innerq_compile.kernels.modes import named, names_of
-
-from .strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, preset_like, seeds
+from tests.helpers.strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, preset_like, seeds
 
 
 @st.composite

@@ -13,9 +13,8 @@ from torch.library import opcheck
 
 from innerq_compile.kernels import cpu, layout, ops, reference
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
-
-from . import brute_force
-from .strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, mode_of, seeds
+from tests.helpers import brute_force
+from tests.helpers.strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, mode_of, seeds
 
 innerq = torch.ops.innerq
 #: Of an attention output against float64, for inputs of about unit size: rounding of the output and of the query.
@@ -35,7 +34,7 @@ def kernels(request, monkeypatch) -> str:
     """Whether a test runs on the plain-torch implementation (the default) or on the kernels of the device too.
 
     Kernels are compiled for each pair of formats, which takes seconds: only tests that stay with a few formats use
-    them here. All their formats are tested in ``test_cpu_kernels.py``, ``test_triton_*.py``.
+    them here. All their formats are tested in ``tests/kernels/cpu`` and ``tests/kernels/triton``.
     """
     choice = getattr(request, "param", "reference")
     if choice == "reference":

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import reference, scale_types
-
-from . import brute_force
-from .strategies import make_format, seeds
+from tests.helpers import brute_force
+from tests.helpers.strategies import make_format, seeds
 
 NAMES = st.sampled_from(["float8_e5m2", "pair8"])
 

@@ -10,11 +10,11 @@ import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import clear_reports, compiled_graphs, innerq
+from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
+from tests.helpers.cuda_graphs import recordings
+from tests.helpers.models import prompt, tiny_llama
+from tests.helpers.programs import TinyAttention
 
-from ..buffer_loop import BufferDecoder, compiled_loops
-from ..cuda_graphs import recordings
-from ..programs import TinyAttention
-from .helpers import prompt, tiny_llama
 from .test_generate_features import assert_same_logits, feed, tokens_of
 
 OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig, InnerQTensor, innerq
-
-from .helpers import assert_close_in_rms, generate, reference_logits
+from tests.helpers.models import assert_close_in_rms, generate, reference_logits
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gguf")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from . import families
-from .families import FAMILIES, LAYERS, MATRIX, Result, check
+from tests.helpers import families
+from tests.helpers.families import FAMILIES, LAYERS, MATRIX, Result, check
 
 RESULTS: dict[str, dict[str, Result]] = {}
 
@@ -35,4 +35,4 @@ def test_family(family, attn):
 def test_support_matrix_is_up_to_date():
     if sum(map(len, RESULTS.values())) != len(ROWS):
         pytest.skip("needs the results of all families")
-    assert MATRIX.read_text() == families.table(RESULTS), "run python -m tests.models.families --write"
+    assert MATRIX.read_text() == families.table(RESULTS), "run python -m tests.helpers.families --write"

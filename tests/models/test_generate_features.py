@@ -18,8 +18,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
-
-from .helpers import attended, prompt, tiny_llama
+from tests.helpers.models import attended, prompt, tiny_llama
 
 Inputs = dict[str, torch.Tensor]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from innerq_compile import clear_reports
+from tests.helpers.models import prompt
 
-from .helpers import prompt
 from .test_generate_features import CASES, assert_all_rewritten, models, tokens_of
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig, InnerQTensor, clear_reports, compiled_graphs, innerq
-
-from .helpers import assert_close_in_rms, assert_same_tokens, generate, prompt, reference_logits, tiny_llama
+from tests.helpers.models import assert_close_in_rms, assert_same_tokens, generate, prompt, reference_logits, tiny_llama
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 

@@ -15,8 +15,8 @@ from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+from tests.helpers.models import prompt, tiny_llama
 
-from .helpers import prompt, tiny_llama
 from .test_generate_features import feed, models, run
 from .test_static_cache import compile_config
 

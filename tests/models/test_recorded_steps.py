@@ -14,10 +14,10 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime.hoisted_inputs import HoistedInputs
 from innerq_compile.runtime.recording import Recording
+from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
+from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
+from tests.helpers.models import prompt, tiny_llama
 
-from ..buffer_loop import BufferDecoder, compiled_loops
-from ..emulated_graphs import Stream, emulated  # noqa: F401
-from .helpers import prompt, tiny_llama
 from .test_generate_features import assert_same_logits, feed, tokens_of
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor", "emulated")

@@ -13,8 +13,8 @@ import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from innerq_compile import clear_reports, compiled_graphs
+from tests.helpers.models import prompt, tiny_llama
 
-from .helpers import prompt, tiny_llama
 from .test_generate_features import Case, assert_all_rewritten, assert_same_logits, feed, models, tokens_of
 
 CASES = [

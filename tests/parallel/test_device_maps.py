@@ -9,8 +9,7 @@ import torch
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
 from innerq_compile.integrations.device_maps import trace_hooks
-
-from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
+from tests.helpers.models import assert_same_tokens, generate, prompt, tiny_llama
 
 accelerate = pytest.importorskip("accelerate")
 LAYERS, NEW = 2, 4

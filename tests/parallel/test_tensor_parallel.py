@@ -7,9 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from innerq_compile import innerq
-
-from ..models.helpers import assert_same_tokens, generate, prompt, tiny_llama
-from .launch import Ranks
+from tests.helpers.models import assert_same_tokens, generate, prompt, tiny_llama
+from tests.helpers.torchrun import Ranks
 
 pytest.importorskip("accelerate")
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig
-
-from ..programs import LateTransposing, TinyAttention, brief_code_of, capture, changes_by_pass
+from tests.helpers.programs import LateTransposing, TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

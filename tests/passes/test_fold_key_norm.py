@@ -15,8 +15,7 @@ from innerq_compile import InnerQConfig, InnerQTensor
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.passes import PIPELINE, PassContext
 from innerq_compile.passes.graph.copying import copy_graph
-
-from ..programs import capture, changes_by_pass, run_graphs_eagerly
+from tests.helpers.programs import capture, changes_by_pass, run_graphs_eagerly
 
 D, ROTARY = 32, 16
 # a cache made of a dense tensor knows nothing of the queries, which `hybrid` does not ask for

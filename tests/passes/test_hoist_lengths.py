@@ -8,8 +8,7 @@ import torch
 
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
-
-from ..programs import SlicedBuffers, TinyAttention, brief_code_of, capture, changes_by_pass
+from tests.helpers.programs import SlicedBuffers, TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

@@ -11,8 +11,7 @@ from innerq_compile import InnerQConfig
 from innerq_compile.kernels.triton import support
 from innerq_compile.passes import PassContext
 from innerq_compile.passes.join_linears import join_linears
-
-from ..programs import TinyAttention, capture, changes_by_pass
+from tests.helpers.programs import TinyAttention, capture, changes_by_pass
 
 pytest.importorskip("triton")
 

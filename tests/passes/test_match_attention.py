@@ -17,8 +17,7 @@ from torch import nn
 
 from innerq_compile import InnerQError, clear_reports, compiled_graphs
 from innerq_compile.compiler.backend import innerq_backend
-
-from ..programs import run_graphs_eagerly
+from tests.helpers.programs import run_graphs_eagerly
 
 B, HEADS, KV_HEADS, D = 2, 4, 2, 16
 GROUP = HEADS // KV_HEADS

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from innerq_compile import InnerQConfig, empty_cache
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.context import CacheSource
-
-from ..programs import BufferAttention, LateTransposing, TinyAttention, capture
+from tests.helpers.programs import BufferAttention, LateTransposing, TinyAttention, capture
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

@@ -9,8 +9,7 @@ from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.context import Appended, ProgramCache, Quantized
 from innerq_compile.passes.graph.reading import outputs
-
-from ..programs import TinyAttention, capture
+from tests.helpers.programs import TinyAttention, capture
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

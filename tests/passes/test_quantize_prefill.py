@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.context import CacheSource
-
-from ..programs import TinyAttention, brief_code_of, capture, changes_by_pass
+from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

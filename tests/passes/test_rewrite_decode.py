@@ -1,4 +1,4 @@
-"""Cache write and attention of a step, on the quantized cache. The plain cases are in test_graphs.py."""
+"""Cache write and attention of a step, on the quantized cache. The plain cases are in test_pipeline_graphs.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch.nn.functional as F
 
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
-
-from ..programs import TinyAttention, brief_code_of, capture, changes_by_pass
+from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

@@ -10,8 +10,7 @@ from innerq_compile.kernels.internals.dynamo_graphs import source_of
 from innerq_compile.passes import PassContext
 from innerq_compile.passes.graph.values import example
 from innerq_compile.passes.unwrap_caches import unwrap_caches
-
-from ..programs import LateTransposing, TinyAttention, capture
+from tests.helpers.programs import LateTransposing, TinyAttention, capture
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig, empty_cache
-
-from ..programs import brief_code_of, capture, changes_by_pass
+from tests.helpers.programs import brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("cheap_inductor")
 

@@ -9,8 +9,7 @@ import pytest
 
 from innerq_compile.kernels.internals.table import TOPICS, missing
 from innerq_compile.kernels.internals.table.entry import READ_IN, Internal
-
-from .usage import uses
+from tests.helpers.undocumented_api import uses
 
 ROOT = Path(__file__).resolve().parents[3]
 INTERNALS = ROOT / "kernels" / "internals"

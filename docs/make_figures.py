@@ -1,0 +1,211 @@
+"""Fill the tables of pages that are made from data: from docs/figures.toml, benchmarks/results, and the package itself.
+
+    python docs/make_figures.py            # rewrite the regions of all pages (docs/regions.py)
+    python docs/make_figures.py --check    # exit with 1 where a page is out of date
+
+A table is a function of this file with the decorator :func:`region`, whose name it goes by in the pages.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomllib
+from regions import ROOT, filled, main, pages, table
+
+#: By name, what fills a region.
+REGIONS: dict[str, Callable[[], str]] = {}
+
+
+def region(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """Register a function that gives the text of the region ``name``."""
+
+    def register(make: Callable[[], str]) -> Callable[[], str]:
+        REGIONS[name] = make
+        return make
+
+    return register
+
+
+@functools.cache
+def figures() -> dict[str, Any]:
+    """docs/figures.toml."""
+    return tomllib.loads((ROOT / "docs/figures.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def results(name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """A file of benchmarks/results: its rows by batch x context and side, as ``("1x4096", "innerq")``."""
+    text = (ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8")
+    return {(row["row"], row["side"]): row for row in json.loads(text)["results"]}
+
+
+@region("results")
+def _results() -> str:
+    """The README's table: one row a claim."""
+    step, demo, fidelity, attention = (
+        results("generate-8b-h200-recorded"),
+        figures()["demo"],
+        figures()["fidelity"]["smollm2"],
+        figures()["kernels"]["attention"],
+    )
+    cpu = next(row for row in figures()["cpu"]["step"]["rows"] if (row["tokens"], row["dtype"]) == (8192, "float32"))
+    shapes = ("1x32768", "4x32768")
+
+    def both(side: str, field: str, unit: str) -> str:
+        digits = 1 if field == "ms" else 2
+        return " / ".join(f"{step[shape, side][field]:.{digits}f}" for shape in shapes) + f" {unit}"
+
+    rows = [
+        [
+            "8B Llama shape, H200, 1 / 4 x 32,768 tokens: a decode step",
+            both("static", "ms", "ms"),
+            both("innerq", "ms", "ms"),
+        ],
+        ["the same: memory of the cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
+        [
+            f"attention of one layer, {attention['shape']}, {attention['device']}",
+            f"{attention['rows'][0]['dense_us']:.0f} us",
+            f"{attention['rows'][0]['us']:.0f} us",
+        ],
+        [
+            "SmolLM2-135M, one CPU thread, 8,192 tokens, float32: a decode step",
+            f"{cpu['inductor_ms']:.0f} ms",
+            f"{cpu['innerq_ms']:.0f} ms",
+        ],
+        [
+            f"SmolLM2-135M, `make demo`, {demo['tokens'] - 1:,} tokens of prompt: the same next token",
+            "",
+            f"{demo['same_token']} of {demo['new_tokens']}",
+        ],
+        [
+            f"SmolLM2-135M, {fidelity['positions']:,} positions: mean KL divergence from full precision",
+            "",
+            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} as published)",
+        ],
+    ]
+    return table(["", "dense cache, Inductor", "innerq, `base`"], rows)
+
+
+@region("presets")
+def _presets() -> str:
+    """Every preset, with the share of a 16-bit cache that it takes."""
+    import torch
+
+    from innerq_compile import PRESETS, InnerQConfig
+    from innerq_compile.kernels import layout
+    from innerq_compile.kernels.formats import blocks_for
+
+    head_dim = 128
+
+    def share(config: InnerQConfig, tokens: int) -> float:
+        sides = [config.format_for(role, head_dim, torch.float16) for role in ("key", "value")]
+        statistics = config.centre_keys + config.normalize_keys
+        sizes = [
+            layout.cache_bytes(
+                side,
+                1,
+                1,
+                head_dim,
+                torch.float16,
+                blocks_for(side, tokens),
+                statistics=statistics if side.role == "key" else 0,
+            )
+            for side in sides
+        ]
+        return sum(sizes) / (2 * 2 * head_dim * tokens)
+
+    rows = []
+    for name in PRESETS:
+        config = InnerQConfig.preset(name)
+        exact = config.key_mode == config.value_mode == "none"
+        rows.append(
+            [
+                f"`{name}`",
+                "not quantized" if exact else f"{config.key_bits} / {config.value_bits}",
+                "" if exact else f"{config.key_mode} / {config.value_mode}",
+                *(f"{share(config, tokens):.3f}" for tokens in (4096, 32768)),
+            ]
+        )
+    columns = ["preset", "bits, keys / values", "modes", "size at 4,096 tokens", "size at 32,768 tokens"]
+    return table(columns, rows)
+
+
+@region("decode-steps")
+def _decode_steps() -> str:
+    """Whole decode steps on a GPU and on a CPU, of docs/performance.md."""
+    step, rows = results("generate-8b-h200-recorded"), []
+    for index, row in enumerate(("1x4096", "1x32768", "4x32768", "1x122880")):
+        batch, context = map(int, row.split("x"))
+        dense, ours = step[row, "static"], step[row, "innerq"]
+        rows.append(
+            [
+                "" if index else "H200, 8B Llama shape, float16",
+                f"{batch} x {context:,}",
+                *_speedup(dense["ms"], ours["ms"], "ms", 2),
+                *(f"{side['cache_gib']:.2f} GiB" for side in (dense, ours)),
+            ]
+        )
+    cpu, last = figures()["cpu"]["step"], ""
+    for row in sorted(cpu["rows"], key=lambda row: (row["dtype"] != "float32", row["tokens"])):
+        machine = f"CPU, {cpu['model']}, {row['dtype']}"
+        rows.append(
+            [
+                "" if machine == last else machine,
+                f"1 x {row['tokens']:,}",
+                *_speedup(row["inductor_ms"], row["innerq_ms"], "ms", 1),
+                *(f"{row[side]:.1f} MB" for side in ("inductor_mb", "innerq_mb")),
+            ]
+        )
+        last = machine
+    columns = ["machine and model", "batch x context", "full precision", "innerq, `base`", "speedup"]
+    return table([*columns, "cache, full precision", "cache, innerq"], rows)
+
+
+@region("kernels")
+def _kernels() -> str:
+    """Single kernels, of docs/kernels.md."""
+    kernels, rows = figures()["kernels"], []
+    for index, row in enumerate(kernels["attention"]["rows"]):
+        dense, ours, faster = _speedup(row["dense_us"], row["us"], "us", 1)
+        rows.append(["" if index else "`decode_attention`", row["case"], ours, f"{row['share']}%", dense, faster])
+    for row in kernels["encoding"]["rows"]:
+        rows.append([row["kernel"], row["case"], row["result"], row["bandwidth"], "", ""])
+    for index, row in enumerate(kernels["linear"]["rows"]):
+        dense, ours, faster = _speedup(row["dense_us"], row["us"], "us", 1)
+        share = f"{100 * row['rate'] / kernels['linear']['peak']:.0f}%"
+        rows.append(["" if index else "`row_linear`", row["case"], ours, share, dense, faster])
+    return table(["kernel", "case", "result", "bandwidth", "baseline", "speedup"], rows)
+
+
+def _speedup(dense: float, ours: float, unit: str, digits: int) -> list[str]:
+    """A time in full precision, ours, and how many times as fast that is."""
+    return [f"{dense:.{digits}f} {unit}", f"{ours:.{digits}f} {unit}", f"{dense / ours:.1f}"]
+
+
+@region("cache-bytes")
+def _cache_bytes() -> str:
+    """What `base` takes of a float16 cache, of docs/formats.md."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from cache_bytes import shares
+
+    rows = []
+    for tokens in (4096, 8192, 32768):
+        rows.append([f"{tokens:,}", *(f"{share:.3f}" for share in shares("base", tokens, 128, torch.float16))])
+    return table(["tokens", "needed", "allocated after prefill"], rows)
+
+
+def wanted() -> dict[Path, str]:
+    """The text that each page should have."""
+    return {path: filled(path.read_text(encoding="utf-8"), REGIONS) for path in pages()}
+
+
+if __name__ == "__main__":
+    main(__doc__.partition("\n")[0], wanted)

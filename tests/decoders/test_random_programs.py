@@ -1,0 +1,47 @@
+"""A fixed sample of random programs, compiled against eager.
+
+``python -m tests.helpers.random_programs`` runs many more.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.random_programs import cheap_compiler, check, is_refusal, random_program
+
+SAMPLE = range(32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("seed", SAMPLE, ids=lambda seed: f"seed{seed}")
+def test_random_program(seed):
+    with cheap_compiler(aot=seed % 8 == 0):
+        verdict = check(random_program(seed))
+    assert verdict.outcome in ("right", "refused"), str(verdict)
+
+
+def test_generator_is_deterministic():
+    assert [random_program(seed) for seed in SAMPLE] == [random_program(seed) for seed in SAMPLE]
+
+
+def test_plain_programs_are_rewritten():
+    """The comparison would say nothing if the compiler left everything alone."""
+    plain = [p for p in map(random_program, range(400)) if p.ordinary and len(p.steps) == 3 and not p.buffers][:3]
+    for program in plain:
+        with cheap_compiler(aot=False):
+            verdict = check(program)
+        assert verdict.outcome == "right" and verdict.rewritten == "fully", str(verdict)
+
+
+def test_refusals_are_for_users():
+    assert is_refusal(RuntimeError("innerq: no")) and not is_refusal(RuntimeError("no")) and not is_refusal(KeyError())

@@ -1,0 +1,65 @@
+"""A layer's attention around ``innerq::decode_attention``, as decode graphs hold it, for the tests of its lowering."""
+
+from __future__ import annotations
+
+import torch
+
+from innerq_compile.kernels import reference
+from tests.helpers.triton_cases import TOLERANCE, Attention, rms_ratio
+
+
+class Layer:
+    """``o_proj(decode_attention(rope(q) * norm, cache))`` of a case, with its inputs and its reference.
+
+    ``call`` takes the inputs as a list of tensors: query, cosines, sines, key norm, eight cache tensors, then the mask
+    and the sink logits, where the case has them.
+    """
+
+    def __init__(self, case: Attention, device: str = "cpu", seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.case = case
+        query, k_cache, v_cache, mask, self.scale, self.causal, self.softcap, sinks, *self.formats = case.arguments(
+            device, generator
+        )
+        batch, heads, rows, head_dim = query.shape
+        angles = torch.rand((batch, 1, rows, head_dim), generator=generator).to(case.dtype).to(device)
+        norm = (torch.rand((batch, heads, 1, head_dim), generator=generator) + 0.5).to(case.dtype).to(device)
+        self.inputs = [query, angles.cos(), angles.sin(), norm, *k_cache, *v_cache]
+        self.optional = {"mask": mask, "sink_logits": sinks}
+        self.opened = case.mask.startswith("open")
+        self.inputs += [tensor for tensor in self.optional.values() if tensor is not None]
+        self.names = [name for name, tensor in self.optional.items() if tensor is not None]
+        self.specs = [fmt.spec for fmt in self.formats]
+
+    @staticmethod
+    def query_of(query, cos, sin, norm):
+        half = query.shape[-1] // 2
+        rotated = torch.cat((-query[..., half:], query[..., :half]), -1)
+        return (query * cos + rotated * sin) * norm
+
+    def call(self, query, cos, sin, norm, *rest):
+        caches, optional = rest[:8], dict(zip(self.names, rest[8:], strict=True))
+        mask, opened = optional.get("mask"), None
+        if self.opened:
+            opened = torch.ops.innerq.open_from(mask, caches[3], query.shape[2])
+        out = torch.ops.innerq.decode_attention(
+            self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits"),
+            self.scale, self.softcap, self.causal, *self.specs,
+        )  # fmt: skip
+        return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1).to(torch.float32)
+
+    def expected(self) -> torch.Tensor:
+        """In float64, from the query as it is rounded to the model's dtype."""
+        query = self.query_of(*self.inputs[:4])
+        out = reference.decode_attention(
+            query, self.inputs[4:8], self.inputs[8:12], self.optional["mask"], self.scale, self.causal, self.softcap,
+            self.optional["sink_logits"], *self.formats, dtype=torch.float64,
+        )  # fmt: skip
+        return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
+
+    def check(self, actual: torch.Tensor) -> None:
+        expected = self.expected()
+        assert actual.shape == expected.shape
+        # a fused query is not rounded between its operations, which costs the tolerance once more
+        ratio = rms_ratio(actual, expected)
+        assert ratio < 2 * TOLERANCE[self.case.dtype], f"error {ratio:.2e}"

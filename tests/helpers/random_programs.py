@@ -1,0 +1,513 @@
+"""Random small decoders, compiled against eager: no rewrite may ever be wrong.
+
+    python -m tests.helpers.random_programs --count 500 --seed 0 --jobs 2
+    python -m tests.helpers.random_programs --replay 1234
+
+:func:`random_program` draws a :class:`Program` from a seed; :func:`check` runs it eagerly and compiled in ``lossless``
+and compares everything that it returns, and its cache. A program may be refused, with an error that is meant for the
+user; it may never compute something else, and the compiler may never break.
+
+Actions on the cache between two steps: ``crop`` (forget the last tokens; for buffers a position that goes back),
+``reorder`` (beams), ``swap`` (layers), ``swap_sides``, ``clone``, ``branch`` (run a step, then again from before it),
+``scale`` and ``drop_front`` (dense from then on), ``alias`` (all layers go on from one cache), ``restart`` (a new
+prompt in the same buffers), ``zero``,
+``overwrite`` (by other tokens), ``new`` (other buffers), ``gap`` (a position that jumps ahead).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import copy
+import dataclasses
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from innerq_compile import GraphReport, InnerQError, clear_reports, compiled_graphs, empty_cache
+from innerq_compile.compiler.backend import innerq_backend
+from innerq_compile.config import InnerQConfig
+from tests.helpers.random_decoder import MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack
+
+_GROWN_TRICKS_NAMES = (
+    "two_readers keys_mean values_feature return_scaled return_transposed return_last return_weights causal_flag "
+    "append_twice append_both cat_of_cat cat_three values_from_keys values_are_keys past_only window_read "
+    "keep_window prepend ignore_cache values_longer scaled_past inplace_past inplace_keys late_inplace cloned_past "
+    "contiguous_past late_rotary late_norm duplicated keep_swapped keep_same keep_scaled keep_cloned shared_layer "
+    "branch_on_length graph_crop graph_reorder mixed_pasts append_itself heads_rolled past_and_all view_changed "
+    "crossed soft_fill"
+)
+GROWN_TRICKS = _GROWN_TRICKS_NAMES.split()
+_BUFFER_TRICKS_NAMES = (
+    "two_readers keys_mean values_feature return_scaled return_transposed return_weights causal_flag "
+    "values_from_keys values_are_keys late_norm shared_layer write_after one_head one_sequence reversed "
+    "values_elsewhere broadcast write_twice written_behind read_before read_far window_read decayed return_buffer "
+    "swapped_sides cleared_after view_changed view_cleared crossed"
+)
+BUFFER_TRICKS = _BUFFER_TRICKS_NAMES.split()
+#: Tricks after which there are not as many keys as positions, so that the mask is made in the graph, or left out.
+_OTHER_LENGTHS = [
+    "cat_of_cat",
+    "cat_three",
+    "past_only",
+    "window_read",
+    "keep_window",
+    "values_longer",
+    "graph_crop",
+    "append_itself",
+]
+#: Tricks that padding goes together with.
+_PADDED = ("none", "two_readers", "keys_mean", "return_scaled", "duplicated", "shared_layer", "values_feature")
+GROWN_ACTIONS = ["crop", "reorder", "swap", "swap_sides", "clone", "branch", "scale", "drop_front", "alias"]
+BUFFER_ACTIONS = ["crop", "restart", "zero", "overwrite", "new", "gap", "swap", "reorder", "clone"]
+
+
+# --- drawing one ------------------------------------------------------------------------------------------------------
+
+
+def random_program(seed: int) -> Program:
+    """The program of a seed. Half of them are plain, the others have a trick or an action that is unusual."""
+    rng = random.Random(seed)
+    pick = rng.choice
+    spelling = pick(["sdpa", "sdpa", "sdpa", "matmul", "at", "bmm", "baddbmm", "einsum", "einsum_grouped", "grouped"])
+    fused = spelling == "sdpa"
+    cache = pick(["tuple", "tuple", "list", "dict", "dataclass", "empty", "static", "static", "static", "typed"])
+    buffers = cache in ("static", "typed")
+    heads = pick([1, 2, 4])
+    trick = "none"
+    if rng.random() < 0.45:
+        trick = pick(BUFFER_TRICKS if buffers else GROWN_TRICKS)
+    mask = pick("none bool add flag" if fused else ["none", "bool", "add", "masked_fill", "where", "alibi"])
+    if fused:
+        mask = pick(["none", "bool", "add", "flag", "masked_fill", "where"])
+    position = pick(["int", "tensor"])
+    writes = "slice slice_copy narrow_copy" if position == "int" else "index_copy setitem index_put"
+    both = rng.random() < 0.15
+    p = Program(
+        seed=seed,
+        spelling=spelling,
+        cache=cache,
+        trick="none" if trick == "soft_fill" else trick,
+        batch=pick([1, 2, 3]),
+        heads=heads,
+        kv_heads=pick([n for n in (1, 2, 4) if n <= heads]),
+        head_dim=8 if rng.random() < 0.03 else pick([16, 16, 32]),
+        layers=2 if trick == "shared_layer" else pick([1, 1, 2]),
+        scale=pick(
+            ["default", "default", "query", "scores"] if fused else ["default", "query", "key", "scores", "divide"]
+        ),
+        mask="soft_fill" if trick == "soft_fill" and not fused else mask,
+        mask_from=pick(["input", "input", "graph"]),
+        fill=pick([MIN, MIN, -1e9, -1e4]),
+        banded=rng.random() < 0.15,
+        softmax=pick(["function", "method", "float32", "cast"]),
+        softcap=not fused and rng.random() < 0.2,
+        dropout=not fused and rng.random() < 0.2,
+        layout=pick(["BHSD", "BHSD", "BSHD"]),
+        cache_layout="BSHD" if rng.random() < (0.08 if cache == "typed" else 0.4) else "BHSD",
+        fused=rng.random() < 0.3,
+        repeat=pick(["expand", "repeat_interleave", "gqa"]),
+        rotary=rng.random() < 0.5 or trick == "late_rotary",
+        qk_norm=rng.random() < 0.25,
+        write=pick(writes.split() if not both else ["index_copy", "setitem"]),
+        read=pick(["slice", "whole"]) if position == "int" else "whole",
+        held=pick(["attribute", "argument"]),
+        position="both" if both else position,
+        windows=pick([(32, 96), (0, 8), (4, 16)]),
+    )
+    changes: dict[str, Any] = {}
+    if p.buffers and p.read == "whole" and p.mask in ("none", "flag") and rng.random() < 0.8:
+        changes["mask"] = "bool"
+    if trick == "broadcast" and p.write == "index_copy":  # which does not broadcast
+        changes["write"] = "setitem"
+    if trick in _OTHER_LENGTHS and p.mask != "none":
+        changes |= {"mask_from": "graph", "banded": False} if rng.random() < 0.5 else {"mask": "none"}
+    if trick == "return_weights" and fused:
+        changes["spelling"] = "matmul"
+    p = dataclasses.replace(p, **changes)
+    # -inf makes NaN of a padding row in eager mode, of which a second layer makes keys that reach every row
+    masks = ("bool", "add", "masked_fill") if fused else ("add", "masked_fill")
+    if trick in _PADDED and p.batch > 1 and not p.buffers and p.mask in masks:
+        p = dataclasses.replace(p, padding=pick([0, 0, 2]), mask_from="input", banded=False)
+    return dataclasses.replace(p, steps=_random_steps(rng, p))
+
+
+def _random_steps(rng: random.Random, p: Program) -> tuple[Step, ...]:
+    prompt = rng.choice([1, 3, 5, 7, 12, 20, 40])
+    steps = [Step(max(prompt, p.padding + 1, 2 if p.trick in _OTHER_LENGTHS else 1))]
+    unusual = rng.random() < 0.5 and not p.padding
+    for _ in range(rng.randint(2, 5)):
+        action = "none"
+        if unusual and rng.random() < 0.5:
+            action = rng.choice(BUFFER_ACTIONS if p.buffers else GROWN_ACTIONS)
+        steps.append(Step(rng.choice([1, 1, 1, 2, 3]), action, rng.randint(1, 3)))
+    return tuple(steps)
+
+
+# --- running one ------------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """A program and its inputs, run with the decoder as it is or compiled.
+
+    Attributes:
+        outputs: what each step returned, dense: pairs of a name and a tensor.
+    """
+
+    def __init__(self, program: Program, compiled: bool) -> None:
+        self.p, self.compiled = program, compiled
+        self.decoder = RandomDecoder(program).eval()
+        self.config = lossless(program)
+        self.generator = torch.Generator().manual_seed(program.seed + 1)
+        self.outputs: list[tuple[str, torch.Tensor]] = []
+        self.step = self.decoder
+        if compiled:
+            options = {name: getattr(self.config, name) for name in self.config.__dataclass_fields__}
+            self.step = torch.compile(self.decoder, backend=innerq_backend, options=options)
+        self.caches: Any = self.new_buffers() if program.buffers else None
+        self.position = 0
+
+    def run(self) -> list[tuple[str, torch.Tensor]]:
+        for index, step in enumerate(self.p.steps):
+            with torch.no_grad():
+                self.act(step)
+                self.one(index, step.tokens)
+        self.record_caches("end")
+        return self.outputs
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    # --- a step
+
+    def one(self, index: int, tokens: int) -> None:
+        p = self.p
+        x = self.random(p.batch, tokens, WIDTH)
+        positions = torch.arange(self.position, self.position + tokens) if p.position != "int" else None
+        start = self.position if p.position != "tensor" else None
+        caches = self.caches
+        if p.buffers and p.held == "attribute":
+            self.decoder.buffers_, caches = caches, None
+        x, made, extras = self.step(x, caches, positions, start, self.seen(tokens))
+        if not p.buffers:
+            self.caches = made
+        self.outputs.append((f"step {index}", dense(x).clone()))
+        self.outputs += [(f"step {index}, extra {n}", dense(extra).clone()) for n, extra in enumerate(extras)]
+        self.position += tokens
+
+    def seen(self, tokens: int) -> torch.Tensor | None:
+        p = self.p
+        if p.mask in ("none", "flag"):
+            return None
+        rows = torch.arange(self.position, self.position + tokens)[:, None]
+        keys = self.position + tokens
+        if p.buffers and p.read == "whole":
+            keys = p.max_tokens
+        elif p.buffers:
+            first = max(self.position - 4, 0) if p.trick == "window_read" else 0
+            keys += (2 if p.trick == "read_far" else 0) - first
+        elif p.trick == "ignore_cache":
+            keys, rows = tokens, torch.arange(tokens)[:, None]
+        elif self.caches is not None:
+            keys = self.cached + tokens
+            rows = torch.arange(self.cached, self.cached + tokens)[:, None]
+        columns = torch.arange(keys)
+        if p.trick == "window_read" and p.buffers:
+            columns = columns + max(self.position - 4, 0)
+        seen = columns <= rows
+        if p.banded:
+            seen = seen & (columns > rows - 6)
+        if p.padding:
+            hidden = torch.zeros(p.batch, 1, tokens, keys, dtype=torch.bool)
+            hidden[-1, :, :, : p.padding] = True
+            seen = seen & ~hidden
+        return seen
+
+    @property
+    def cached(self) -> int:
+        """Tokens in a cache that grows."""
+        return unpack(self.p.cache, self.caches[0])[0].shape[self.decoder.token_dim]
+
+    # --- between steps
+
+    def new_buffers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        p, pairs = self.p, []
+        for _ in range(p.layers):
+            shape = (p.batch, p.kv_heads, p.max_tokens, p.head_dim)
+            if p.cache == "typed" and self.compiled and p.cache_layout == "BHSD":
+                pairs.append(tuple(empty_cache(*shape, role=role, config=self.config) for role in ("key", "value")))
+            else:
+                shape = shape if p.cache_layout == "BHSD" else (shape[0], shape[2], shape[1], shape[3])
+                pairs.append((torch.zeros(shape), torch.zeros(shape)))
+        return pairs
+
+    def act(self, step: Step) -> None:
+        if step.action == "none" or self.caches is None:
+            return
+        getattr(self, "_act_on_buffers" if self.p.buffers else "_act_on_grown")(step.action, step.amount)
+
+    def _act_on_grown(self, action: str, amount: int) -> None:
+        p, dim = self.p, self.decoder.token_dim
+        if action == "swap":
+            self.caches = self.caches[::-1]
+            return
+        if action == "alias":  # all layers append to what is one storage
+            keys, values = unpack(p.cache, self.caches[0])
+            self.caches = [pack(p.cache, keys[:, :], values[:, :]) for _ in self.caches]
+            return
+        if action == "branch":
+            before, position = self.caches, self.position
+            held = [copy.copy(cache) for cache in before]  # nothing may change the older cache
+            self.one(-1, amount)
+            self.record_caches("branch")
+            self.caches, self.position = held, position
+            return
+        index = torch.randint(0, p.batch, (p.batch,), generator=self.generator)
+
+        def changed(x):
+            if action == "crop":
+                end = max(x.shape[dim] - amount, 1)
+                return x[:, :, :end] if dim == 2 else x[:, :end]
+            if action == "reorder":
+                return x.index_select(0, index)
+            if action == "clone":
+                return x.clone() if amount % 2 else copy.deepcopy(x)
+            if action == "scale":
+                return x * 1.25
+            if action == "drop_front":
+                return x.narrow(dim, 1, x.shape[dim] - 1) if x.shape[dim] > 1 else x
+            return x
+
+        pairs = [unpack(p.cache, cache) for cache in self.caches]
+        if action == "crop":
+            self.position = max(self.position - amount, 1)
+        if action == "swap_sides":
+            pairs = [(v, k) for k, v in pairs]
+        self.caches = [pack(p.cache, changed(k), changed(v)) for k, v in pairs]
+
+    def _act_on_buffers(self, action: str, amount: int) -> None:
+        p = self.p
+        if action == "crop":
+            self.position = max(self.position - amount, 0)
+        elif action == "restart":
+            self.position = 0
+            self.one(-1, 5)
+        elif action == "zero":
+            for buffer in self.all_buffers():
+                buffer.zero_()
+            self.position = 0
+            self.one(-1, 4)
+        elif action == "new":
+            self.caches, self.position = self.new_buffers(), 0
+            self.one(-1, 6)
+        elif action == "gap":
+            self.position += amount
+        elif action == "overwrite":
+            for buffer in self.all_buffers():
+                if p.cache_layout == "BHSD":
+                    buffer[:, :, : self.position] = self.random(p.batch, p.kv_heads, self.position, p.head_dim)
+                else:
+                    buffer[:, : self.position] = self.random(p.batch, self.position, p.kv_heads, p.head_dim)
+        elif action == "swap":
+            self.caches = self.caches[::-1]
+        elif action == "reorder":
+            index = torch.randint(0, p.batch, (p.batch,), generator=self.generator)
+            for buffer in self.all_buffers():
+                buffer.copy_(buffer[index])
+        elif action == "clone":
+            self.caches = [(k.clone(), copy.deepcopy(v)) for k, v in self.caches]
+
+    def all_buffers(self) -> list[torch.Tensor]:
+        return [buffer for pair in self.caches for buffer in pair]
+
+    def record_caches(self, when: str) -> None:
+        if self.caches is None:
+            return
+        for layer, cache in enumerate(self.caches):
+            for side, x in zip(("keys", "values"), unpack(self.p.cache, cache), strict=True):
+                x = dense(x).clone()
+                if self.p.cache == "typed":  # what was written, and is not forgotten
+                    x = x.narrow(self.decoder.token_dim, 0, self.position)
+                if self.p.padding:  # a quantized cache drops padding tokens
+                    x[-1].narrow(self.decoder.token_dim - 1, 0, self.p.padding).zero_()
+                self.outputs.append((f"{when}: {side} of layer {layer}", x))
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    return x.dequantize() if hasattr(x, "_storage") else x
+
+
+def lossless(program: Program) -> InnerQConfig:
+    sink, recent = program.windows
+    return InnerQConfig.preset("lossless", sink=sink, recent=recent)
+
+
+# --- judging one ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a program.
+
+    Attributes:
+        outcome: ``right``, ``refused`` or ``wrong``.
+        rewritten: ``fully``, ``partly`` or ``not``; of the graphs that hold an attention.
+        text: the refusal or the failure, in words.
+        reasons: why attentions were not rewritten.
+        seconds: how long it took.
+    """
+
+    program: Program
+    outcome: str
+    rewritten: str
+    text: str = ""
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        head = f"{self.outcome}, {self.rewritten} rewritten: {self.program}"
+        return "\n  ".join([head, *self.text.splitlines(), *(f"reason: {reason}" for reason in self.reasons)])
+
+
+def check(program: Program) -> Verdict:
+    """Run a program eagerly and compiled, and compare. Compiles cheaply only under :func:`cheap_compiler`."""
+    began = time.perf_counter()
+    torch._dynamo.reset()
+    clear_reports()
+    expected = Runner(program, compiled=False).run()
+    outcome, text, outputs = "right", "", []
+    try:
+        runner = Runner(program, compiled=True)
+        outputs = runner.outputs
+        with torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=1000):
+            runner.run()
+    except Exception as error:
+        outcome = "refused" if is_refusal(error) else "wrong"
+        text = f"{type(error).__name__}: {error}" if outcome == "refused" else traceback.format_exc()
+    differences = _differences(outputs, expected, whole=outcome == "right")
+    if differences:
+        outcome, text = "wrong", "\n".join([*differences[:4], text])
+    seen = [report for report in compiled_graphs() if report.attentions and not _is_prompt(report)]
+    counts = [(report.rewritten, report.attentions) for report in seen]
+    full = bool(counts) and all(done == found for done, found in counts)
+    rewritten = "fully" if full else "partly" if any(done for done, _ in counts) else "not"
+    reasons = tuple(dict.fromkeys(reason.text for report in seen for reason in report.reasons))
+    return Verdict(program, outcome, rewritten, text, reasons, time.perf_counter() - began)
+
+
+def _is_prompt(report: GraphReport) -> bool:
+    """Whether a graph writes a prompt to a buffer, whose attention is exact on purpose."""
+    return bool(report.reasons) and all("many tokens are written at once" in str(r) for r in report.reasons)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is one that tells the user what cannot be done."""
+    return isinstance(error, InnerQError) or (isinstance(error, RuntimeError) and str(error).startswith("innerq"))
+
+
+def _differences(got: list, expected: list, whole: bool) -> list[str]:
+    found = []
+    for (name, x), (_, y) in zip(got, expected, strict=False):
+        if x.shape != y.shape or x.dtype != y.dtype:
+            found.append(f"{name}: {tuple(x.shape)} {x.dtype} instead of {tuple(y.shape)} {y.dtype}")
+            continue
+        try:
+            torch.testing.assert_close(x, y, atol=2e-4, rtol=2e-4, equal_nan=True)
+        except AssertionError:
+            found.append(f"{name}: differs by {(x - y).abs().max():.3g} of {y.abs().max():.3g}")
+    if whole and len(got) != len(expected):
+        found.append(f"{len(got)} outputs instead of {len(expected)}")
+    return found
+
+
+@contextlib.contextmanager
+def cheap_compiler(aot: bool = True):
+    """Graphs run operator by operator instead of being compiled by Inductor, through AOTAutograd or as they are."""
+    from unittest import mock
+
+    from torch._dynamo.backends.debugging import aot_eager
+
+    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
+        if aot:
+            return aot_eager(gm, example_inputs)
+        gm.recompile()
+        return gm.forward
+
+    with mock.patch("torch._inductor.compile_fx.compile_fx", compile_fx):
+        yield
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def _judge(seed: int) -> Verdict:
+    import logging
+    import warnings
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    program = random_program(seed)
+    try:
+        with cheap_compiler(aot=seed % 4 == 0):
+            return check(program)
+    except Exception:  # the program is wrong in eager mode: a mistake of the generator
+        return Verdict(program, "invalid", "not", traceback.format_exc())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.helpers.random_programs", description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=100, help="how many programs")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="worker processes")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one program, and show all about it")
+    parser.add_argument("--all", action="store_true", help="show refused and ordinary unrewritten programs, too")
+    chosen = parser.parse_args(arguments)
+    if chosen.replay is not None:
+        verdict = _judge(chosen.replay)
+        print(verdict)
+        return verdict.outcome not in ("right", "refused")
+    verdicts = []
+    with multiprocessing.get_context("spawn").Pool(chosen.jobs, maxtasksperchild=50) as pool:
+        for verdict in pool.imap_unordered(_judge, range(chosen.seed, chosen.seed + chosen.count)):
+            verdicts.append(verdict)
+            missed = verdict.program.ordinary and verdict.rewritten != "fully"
+            if verdict.outcome in ("wrong", "invalid") or (chosen.all and (missed or verdict.outcome == "refused")):
+                print(verdict, flush=True)
+    print(summary(verdicts))
+    return any(verdict.outcome in ("wrong", "invalid") for verdict in verdicts)
+
+
+def summary(verdicts: list[Verdict]) -> str:
+    def counted(chosen: list[Verdict]) -> str:
+        outcomes = collections.Counter(verdict.outcome for verdict in chosen)
+        done = collections.Counter(verdict.rewritten for verdict in chosen if verdict.outcome == "right")
+        words = [f"{count} {outcome}" for outcome, count in sorted(outcomes.items())]
+        return f"{', '.join(words)}; of those right, " + ", ".join(f"{done[k]} {k}" for k in ("fully", "partly", "not"))
+
+    ordinary = [verdict for verdict in verdicts if verdict.program.ordinary]
+    others = [verdict for verdict in verdicts if not verdict.program.ordinary]
+    reasons = collections.Counter(reason for verdict in ordinary for reason in verdict.reasons)
+    refusals = collections.Counter(v.text.split("\n")[0][:150] for v in verdicts if v.outcome == "refused")
+    lines = [
+        f"{len(verdicts)} programs: {counted(verdicts)} rewritten",
+        f"  {len(ordinary)} ordinary: {counted(ordinary)} rewritten",
+        f"  {len(others)} with a trick: {counted(others)} rewritten",
+        f"  slowest: {max(verdict.seconds for verdict in verdicts):.1f} s",
+        "reasons in ordinary programs:",
+        *(f"  {count:4} {reason}" for reason, count in reasons.most_common(12)),
+        "refusals:",
+        *(f"  {count:4} {text}" for text, count in refusals.most_common(12)),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The kernels compile for GPUs that are not there, with and without Hopper's features."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+PROGRAM = """
+import torch
+from innerq_compile.kernels.formats import CacheFormat
+from innerq_compile.kernels.triton import attention_portable, cache_append, cache_prefill, cache_rewind, offline
+from innerq_compile.kernels.triton.support import mode_constants, side_constants
+
+capability, head_dim, mode, bits = {capability}, {head_dim}, {mode!r}, {bits}
+half, single, word = torch.float16, torch.float32, torch.int32
+group = 16 if head_dim % 32 else 32
+formats = dict(k=CacheFormat("key", bits, mode, group, 32, 96, "float16"))
+formats["v"] = CacheFormat("value", bits, mode, 32, 32, 96, "float16")
+codes = half if mode == "none" else word
+
+
+def side(p):
+    return {{p + "_codes": codes, p + "_scales": half, p + "_window": half, p + "_state": word, p + "_capacity": 100}}
+
+
+def strides(*names):
+    return {{name: 1 if name.endswith("_d") else 1024 for name in names}}
+
+
+both = dict(side("k"), **side("v"))
+for p in "kv":
+    both |= side_constants(formats[p], head_dim, p.upper() + "_")
+writes = {{}}
+for p in "kv":
+    writes |= mode_constants(formats[p], p.upper() + "_")
+query = strides(*(f"query_stride_{{x}}" for x in "bhnd"))
+mask = strides(*(f"mask_stride_{{x}}" for x in "bhns"))
+compiled = offline.compile_for(
+    attention_portable.decode_partial_portable_kernel,
+    dict(both, query=half, mask=half, part_out=single, part_max=single, part_sum=single, H=8, G=4, N=1, mask_tokens=0,
+         **query, **mask,
+         scale=0.1, softcap=0.0, CAUSAL=True, SOFTCAP=True, MASK=2, PRECISION="tf32", ROWS=16, TOKENS=32),
+    capability,
+)
+assert "HMMA" in offline.sass(compiled)
+new = strides(*(f"{{p}}_stride_{{x}}" for p in "kv" for x in "bhnd"))
+arguments = dict(both, **writes, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True, ROWS=1, **new)
+offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
+offline.compile_for(
+    cache_rewind.rewind_fwd_kernel, dict(both, position=torch.int64), capability, **cache_rewind.OPTIONS
+)
+one = side("k") | side_constants(formats["k"], head_dim) | mode_constants(formats["k"])
+one = {{name.removeprefix("k_"): value for name, value in one.items()}}
+arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=4096, STRIDE_S=1024, NB=2, WINDOWS=10)
+offline.compile_for(
+    cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability
+)
+preset = CacheFormat("value", bits, "anchored", 32, 32, 96, "pair8")  # values as presets have them
+constants, options = cache_prefill.launch_options(preset, head_dim)
+arguments |= dict(constants, codes=word, scales=torch.int16, mean=None, inverse=None)
+arguments |= side_constants(preset, head_dim) | mode_constants(preset)
+offline.compile_for(
+    cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability, **options
+)
+"""
+
+
+SLOW_CASES = [(128, "signed", 3, 80), (64, "none", 2, 90), (80, "hybrid", 4, 80), (80, "hybrid", 4, 90)]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "mode", "bits", "capability"),
+    [
+        (128, "signed", 3, 90),
+        (64, "none", 2, 80),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES),
+    ],
+)
+def test_kernels_compile(head_dim, mode, bits, capability):
+    program = PROGRAM.format(capability=capability, head_dim=head_dim, mode=mode, bits=bits)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [300, 33_000])  # a mask in one piece, and one in a loop
+def test_kernels_of_a_step_compile(tokens):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.helpers.compile_step", str(tokens)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
