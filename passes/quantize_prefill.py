@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..kernels.cache import CacheTensors
+from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from .analysis.shared_norm import shared_norm
 from .attention.views import behind_factor, behind_view
@@ -82,8 +82,8 @@ def _quantize(
         rows = (write.call(ops.query_rows.default, query_statistics, norm, fmt.group_size),)
     capacity = _capacity(write, dense, fmt)
     packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *rows)
-    codes, scales, window, state = (write.call(operator.getitem, packed, index) for index in range(4))
-    tensors = CacheTensors(fmt, codes, scales, window, state, mean=mean, norm=norm)
+    encoded = {name: write.call(operator.getitem, packed, index) for index, name in enumerate(ENCODED)}
+    tensors = dataclasses.replace(CacheTensors.of(fmt, encoded), mean=mean, norm=norm)
     return Quantized(tensors, value.shape[2], use.tokens_dim)
 
 

@@ -9,6 +9,7 @@ zero.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ import torch
 from ..config import InnerQConfig
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import layout, reference
-from ..kernels.cache import CacheTensors
 from ..kernels.formats import Role, preallocated_capacity
 from ..kernels.internals.tensors import make_wrapper, schema_of, tree_map_only, unmark_sizes
+from ..kernels.schemas import arguments_of
 from .dispatch import Operations
 from .indexing import consecutive, token_index, token_range
 from .storage import CacheStorage
@@ -73,13 +74,13 @@ def empty_cache(
     fmt = config.format_for(role, head_dim, dtype)
     device = torch.empty((), device=device).device
     capacity = preallocated_capacity(fmt, max_tokens)
-    encoded = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
+    tensors = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
     mean = norm = None
     if role == "key":
         zeros = torch.zeros((batch, heads, head_dim), device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
-    storage = CacheStorage(CacheTensors(fmt, *encoded, mean=mean, norm=norm), max_tokens)
+    storage = CacheStorage(dataclasses.replace(tensors, mean=mean, norm=norm), max_tokens)
     return InnerQBuffer(storage, max_tokens)
 
 
@@ -214,8 +215,7 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
 
 
 def write_(storage: CacheStorage, value: torch.Tensor, position: torch.Tensor) -> None:
-    tensors = storage.tensors
-    torch.ops.innerq.write_(*tensors.encoded, tensors.mean, tensors.norm, value, position, storage.format.spec)
+    torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value, position))
 
 
 def _refusal(what: Any, tensor: InnerQBuffer) -> UnsupportedOperation:

@@ -9,7 +9,7 @@ import torch
 
 from ..kernels import formats, layout, reference
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
-from ..kernels.cache import CacheTensors
+from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role
 from .storage import CacheStorage
 
@@ -70,8 +70,9 @@ def quantize(
         rows = reference.query_rows(asked, scale, fmt.group_size)
     if capacity is None:
         capacity = formats.grown_capacity(fmt, x.shape[2])
-    tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
-    return CacheStorage.adopt(CacheTensors(fmt, *tensors, mean=mean, norm=scale), x.shape[2])
+    encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
+    tensors = CacheTensors.of(fmt, dict(zip(ENCODED, encoded, strict=True)))
+    return CacheStorage.adopt(dataclasses.replace(tensors, mean=mean, norm=scale), x.shape[2])
 
 
 def storage_bytes(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..cache.storage import CacheStorage
+from ..kernels.backend import Kernel, KernelChoice
 from ..passes.context import Reason
 from ..scoped import Scoped
 
@@ -74,6 +75,13 @@ class ServedBy(enum.Enum):
     REFERENCE = enum.auto()
 
 
+_KERNELS = {
+    Kernel.TRITON_FIELDS: ServedBy.TRITON_FIELDS,
+    Kernel.TRITON_PORTABLE: ServedBy.TRITON_PORTABLE,
+    Kernel.CPP: ServedBy.CPP,
+    Kernel.REFERENCE: ServedBy.REFERENCE,
+}
+
 #: The short text of each, and what the long text adds.
 _SERVED_BY_TEXTS = {
     ServedBy.PROGRAM: ("the program's own attention", ""),
@@ -97,6 +105,11 @@ class AttentionKernel:
 
     served_by: ServedBy = ServedBy.PROGRAM
     reason: str = ""
+
+    @staticmethod
+    def of(choice: KernelChoice) -> AttentionKernel:
+        """The kernel that serves an attention to a quantized cache."""
+        return AttentionKernel(_KERNELS[choice.kernel], choice.reason)
 
     @property
     def short(self) -> str:

@@ -148,7 +148,7 @@ class Tiling:
 
 
 def choose_tiling(
-    device: torch.device, fields: bool, sequences: int, rows: int, tokens: int, config: FieldsConfig, splits: int | None
+    device: torch.device, fields: bool, sequences: int, rows: int, tokens: Any, config: FieldsConfig, splits: int | None
 ) -> Tiling:
     """The tiling for ``sequences`` (b, h) of ``rows`` query rows each.
 
@@ -160,9 +160,10 @@ def choose_tiling(
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
     per_multiprocessor = config.programs if fields else 4
+    shares: Any = splits
     if splits is None:
-        splits = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
-    return Tiling(fields, tile, row_tiles, splits + windows, windows)
+        shares = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
+    return Tiling(fields, tile, row_tiles, shares + windows, windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +274,8 @@ def _mask_strides(mask) -> tuple[Any, Any, Any, Any]:
         return 0, 0, 0, 0
     strides = [0 if isinstance(n, int) and n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True)]
     strides[-1] = mask.stride()[-1]
-    return (*[0] * (4 - len(strides)), *strides)
+    b, h, n, s = [0] * (4 - len(strides)) + strides
+    return b, h, n, s
 
 
 def decode_partials(
