@@ -63,33 +63,33 @@ def _results() -> str:
 
     rows = [
         [
-            "8B Llama shape, H200, 1 / 4 x 32,768 tokens: a decode step",
+            "Decode step, 8B Llama shape, H200, 1 / 4 sequences of 32,768 tokens",
             both("static", "ms", "ms"),
             both("innerq", "ms", "ms"),
         ],
-        ["the same: memory of the cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
+        ["Memory of that cache", both("static", "cache_gib", "GiB"), both("innerq", "cache_gib", "GiB")],
         [
-            f"attention of one layer, {attention['shape']}, {attention['device']}",
-            f"{attention['rows'][0]['dense_us']:.0f} us",
+            f"Attention of one layer, {attention['device']}, {attention['shape']}",
+            f"{attention['rows'][0]['dense_us']:.0f} us (cuDNN)",
             f"{attention['rows'][0]['us']:.0f} us",
         ],
         [
-            "SmolLM2-135M, one CPU thread, 8,192 tokens, float32: a decode step",
+            "Decode step, SmolLM2-135M in float32, one CPU thread, 8,192 tokens",
             f"{cpu['inductor_ms']:.0f} ms",
             f"{cpu['innerq_ms']:.0f} ms",
         ],
         [
-            f"SmolLM2-135M, `make demo`, {demo['tokens'] - 1:,} tokens of prompt: the same next token",
+            f"Same next token, SmolLM2-135M behind a prompt of {demo['tokens'] - 1:,} tokens (`make demo`)",
             "",
             f"{demo['same_token']} of {demo['new_tokens']}",
         ],
         [
-            f"SmolLM2-135M, {fidelity['positions']:,} positions: mean KL divergence from full precision",
+            f"Mean KL divergence from full precision, SmolLM2-135M, {fidelity['positions']:,} positions",
             "",
-            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} as published)",
+            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} for the paper's format)",
         ],
     ]
-    return table(["", "dense cache, Inductor", "innerq, `base`"], rows)
+    return table(["measurement", "dense cache", "preset `base`"], rows)
 
 
 @region("presets")
@@ -200,6 +200,19 @@ def _cache_bytes() -> str:
     for tokens in (4096, 8192, 32768):
         rows.append([f"{tokens:,}", *(f"{share:.3f}" for share in shares("base", tokens, 128, torch.float16))])
     return table(["tokens", "needed", "allocated after prefill"], rows)
+
+
+@region("passes")
+def _passes() -> str:
+    """The passes in order, of docs/how-it-works.md."""
+    from innerq_compile.passes import PIPELINE
+
+    rows = []
+    for graph_pass in PIPELINE.passes:
+        left_out = ", ".join(f"`{name}`" for name in PIPELINE.left_out([graph_pass.name]) if name != graph_pass.name)
+        without = "required" if graph_pass.required else f"also left out: {left_out}" if left_out else ""
+        rows.append([f"`{graph_pass.name}`", graph_pass.summary, without])
+    return table(["pass", "what it does", "without it"], rows)
 
 
 def wanted() -> dict[Path, str]:

@@ -16,7 +16,8 @@ from .logs import register
 
 if TYPE_CHECKING:
     from .api import innerq
-    from .cache.buffer import InnerQBuffer, empty_cache
+    from .cache.buffer import InnerQBuffer
+    from .cache.empty_cache import empty_cache
     from .cache.tensor import InnerQTensor
     from .compiler.reports import clear_reports, compiled_graphs
     from .config import InnerQConfig
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "innerq": "api",
     "InnerQBuffer": "cache.buffer",
-    "empty_cache": "cache.buffer",
+    "empty_cache": "cache.empty_cache",
     "PRESETS": "presets",
     "InnerQConfig": "config",
     "dump_graphs": "inspect.dump",

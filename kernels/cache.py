@@ -8,7 +8,7 @@ is said in ``kernels/layout.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -56,6 +56,11 @@ class CacheTensors(Generic[T]):
     def of(cls, fmt: CacheFormat, tensors: Mapping[str, T]) -> CacheTensors[T]:
         """From a mapping of names in :data:`INNER_TENSORS`; what is left out is None."""
         return cls(fmt, **tensors)
+
+    @classmethod
+    def of_encoded(cls, fmt: CacheFormat, tensors: Iterable[T]) -> CacheTensors[T]:
+        """From the tensors named in :data:`ENCODED`, in this order, as ``innerq::prefill`` returns them."""
+        return cls.of(fmt, dict(zip(ENCODED, tensors, strict=True)))
 
     @property
     def encoded(self) -> tuple[T, T, T, T]:

@@ -82,8 +82,8 @@ def _quantize(
         rows = (write.call(ops.query_rows.default, query_statistics, norm, fmt.group_size),)
     capacity = _capacity(write, dense, fmt)
     packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *rows)
-    encoded = {name: write.call(operator.getitem, packed, index) for index, name in enumerate(ENCODED)}
-    tensors = dataclasses.replace(CacheTensors.of(fmt, encoded), mean=mean, norm=norm)
+    encoded = [write.call(operator.getitem, packed, index) for index in range(len(ENCODED))]
+    tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), mean=mean, norm=norm)
     return Quantized(tensors, value.shape[2], use.tokens_dim)
 
 

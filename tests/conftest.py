@@ -79,6 +79,27 @@ def no_pass_fails(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(failed[0])
 
 
+@pytest.fixture(scope="module")
+def plain_torch() -> Iterator[None]:
+    """The operators run in plain torch: C++ for each of the formats here would take its time to compile."""
+    from innerq_compile.kernels import cpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "available", lambda: False)
+        yield
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Dynamo has compiled nothing, nothing is reported of other graphs, and what the test compiles is forgotten."""
+    import innerq_compile
+
+    torch._dynamo.reset()
+    innerq_compile.clear_reports()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def cheap_inductor() -> Iterator[None]:
     """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.

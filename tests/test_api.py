@@ -208,14 +208,6 @@ def test_found_by_name_with_no_import_of_ours(tmp_path):
     assert done.stdout.split() == ["InnerQTensor", "1", "1", "41", "16"]
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    clear_reports()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("name", WRONG_OPTIONS)
 def test_a_wrong_option_of_torch_compile(name):

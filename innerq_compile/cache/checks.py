@@ -1,4 +1,4 @@
-"""What :meth:`InnerQTensor.from_dense` asks of its arguments. Errors name the value, what is allowed and a way out."""
+"""Checks of what users pass to make a cache. Errors name the value, what is allowed and a way out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,27 @@ from ..kernels.formats import Role
 from ..kernels.pairs import Pairs
 
 
+def check_role(role: str) -> None:
+    """Raise InnerQError for anything but ``"key"`` and ``"value"``."""
+    if role not in ("key", "value"):
+        raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
+
+
+def check_layout(dense: torch.Tensor, tokens_dim: int) -> None:
+    """Raise InnerQError where ``dense`` is not ``[B, H, S, D]``, or ``[B, S, H, D]`` with ``tokens_dim=1``."""
+    if tokens_dim not in (1, 2):
+        raise InnerQError(
+            f"tokens_dim={tokens_dim!r} is not allowed: it has to be 2 for a cache [B, H, S, D], or 1 for "
+            "[B, S, H, D]; permute other layouts"
+        )
+    if dense.dim() != 4:
+        raise InnerQError(
+            f"a cache has the shape [B, H, S, D], or [B, S, H, D] with tokens_dim=1; got {tuple(dense.shape)}"
+        )
+
+
 def check_start(start: torch.Tensor, dense: torch.Tensor) -> None:
+    """Raise InnerQError where ``start`` is not ``[B]`` integers, each at most the tokens of ``dense [B, H, S, D]``."""
     batch, tokens = dense.shape[0], dense.shape[2]
     whole = isinstance(start, torch.Tensor) and not start.is_floating_point() and start.shape == (batch,)
     if not whole or (batch and not 0 <= int(start.min()) <= int(start.max()) <= tokens):
@@ -20,6 +40,7 @@ def check_start(start: torch.Tensor, dense: torch.Tensor) -> None:
 
 
 def check_norm(norm: str, role: Role, head_dim: int) -> None:
+    """Raise InnerQError where ``norm`` is not a key normalization (``CacheFormat.norm``) for this ``head_dim``."""
     try:
         pairs = Pairs.parse(norm)
         if role == "key" and pairs.first + pairs.count <= head_dim:
@@ -33,6 +54,7 @@ def check_norm(norm: str, role: Role, head_dim: int) -> None:
 
 
 def check_queries(queries: torch.Tensor, role: Role, keys: torch.Tensor) -> None:
+    """Raise InnerQError where ``queries`` are not ``[B, Hq, N, D]`` for ``keys [B, H, S, D]``, with N at most S."""
     batch, heads, tokens, head_dim = keys.shape
     if role != "key":
         raise InnerQError("queries are not allowed for values: leave them out")

@@ -1,11 +1,16 @@
-"""Which function serves an operator of ATen on a quantized cache."""
+"""What serves an operator of ATen on a quantized cache: a function for it, the dense tensor, or an error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from ..kernels.internals.tensors import schema_of, tree_map_only
+from .refusals import written_arguments
 from .traced import is_traced
+
+if TYPE_CHECKING:
+    from .tensor import InnerQTensor
 
 Handler = Callable[..., Any]
 
@@ -32,6 +37,27 @@ class Operations:
         first = args[0] if args else None
         tensors = first if isinstance(first, (list, tuple)) else (first,)
         return (self._traced if any(map(is_traced, tensors)) else self._held).get(overload)
+
+
+def dispatch(
+    kind: type[InnerQTensor], operations: Operations, overload: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The result of an operator with arguments of class ``kind`` among its own.
+
+    Raises:
+        UnsupportedOperation: where it would write to one of them and no function of ``operations`` serves it.
+    """
+    handler = operations.handler(overload, args)
+    if handler is not None and isinstance(args[0], (kind, list, tuple)):
+        result = handler(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    if schema_of(overload).is_mutable:
+        for value in written_arguments(overload, args, kwargs):
+            if isinstance(value, kind):
+                raise kind._refusal(overload, value)
+    args, kwargs = tree_map_only(kind, kind.dequantize, (args, kwargs))
+    return overload(*args, **kwargs)
 
 
 def _register(table: dict[Any, Handler], overloads: tuple[Any, ...]) -> Callable[[Handler], Handler]:

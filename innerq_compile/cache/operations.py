@@ -11,18 +11,10 @@ import torch
 
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import reference
-from .tensor import (
-    OPERATIONS,
-    InnerQTensor,
-    copied,
-    dense,
-    is_along_tokens,
-    length_of,
-    of_length,
-    of_own_length,
-    select_batch,
-    with_tokens_at,
-)
+from .derived import copied, of_length, on_own_storage, select_batch
+from .layouts import is_along_tokens, length_of, with_tokens_at
+from .reading import as_dense
+from .tensor import OPERATIONS, InnerQTensor
 
 aten = torch.ops.aten
 
@@ -41,7 +33,7 @@ def _cat(tensors, dim=0):
                 f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
                 f"{('second', 'third')[tokens - 1]} size may differ"
             )
-    news = [dense(new) if isinstance(new, InnerQTensor) else new for new in rest]
+    news = [as_dense(new) for new in rest]
     storage = storage.writable_from(past._extent, sum(new.shape[tokens] for new in news))
     for new in news:
         storage.append(with_tokens_at(new, 2, tokens))
@@ -76,16 +68,12 @@ def _alias(tensor):
 
 @OPERATIONS.held(aten.index_select.default)
 def _index_select(tensor, dim, index):
-    if dim % 4 != 0 or not isinstance(tensor, InnerQTensor):
-        return NotImplemented
-    return select_batch(tensor, index)
+    return select_batch(tensor, index) if dim % 4 == 0 else NotImplemented
 
 
 @OPERATIONS.held(aten.index.Tensor)
 def _index(tensor, indices):
     first, *others = indices
-    if not isinstance(tensor, InnerQTensor):
-        return NotImplemented
     if first is None or first.dim() != 1 or any(other is not None for other in others):
         return NotImplemented
     return copied(tensor, lambda inner: inner[first.to(inner.device)])
@@ -103,7 +91,7 @@ def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, n
     if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return NotImplemented
     storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
-    return of_own_length(storage, tensor)
+    return on_own_storage(storage, tensor)
 
 
 @OPERATIONS.held(aten.zero_.default)

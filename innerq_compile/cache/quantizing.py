@@ -9,7 +9,7 @@ import torch
 
 from ..kernels import formats, layout, reference
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
-from ..kernels.cache import ENCODED, CacheTensors
+from ..kernels.cache import CacheTensors
 from ..kernels.formats import CacheFormat, Role
 from .storage import CacheStorage
 
@@ -71,7 +71,7 @@ def quantize(
     if capacity is None:
         capacity = formats.grown_capacity(fmt, x.shape[2])
     encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
-    tensors = CacheTensors.of(fmt, dict(zip(ENCODED, encoded, strict=True)))
+    tensors = CacheTensors.of_encoded(fmt, encoded)
     return CacheStorage.adopt(dataclasses.replace(tensors, mean=mean, norm=scale), x.shape[2])
 
 

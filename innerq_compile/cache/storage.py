@@ -20,7 +20,8 @@ from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import mark_sizes, without_modes
 from ..kernels.schemas import arguments_of
 from .changes import CHANGES
-from .traced import Extent, Flattened, flattened
+from .extents import Extent
+from .traced import Flattened, flattened
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,8 +1,9 @@
 """The cache as a tensor: :class:`InnerQTensor` has the shape and dtype of what it replaces and holds it quantized.
 
 It gives a program with quantized caches its meaning; the compiler gives it speed. What programs do with caches
-(``cat``, crop, beam reorder, copies, moves, saving) acts on the quantized form. Any other operation sees the
-dequantized tensor: slower, never wrong. In-place operations that the quantized form cannot follow raise an error.
+(``cat``, crop, beam reorder, copies, moves, saving) acts on the quantized form, see ``operations.py``. Any other
+operation sees the dequantized tensor: slower, never wrong. In-place operations that the quantized form cannot follow
+raise an error.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from typing import Any
 import torch
 
 from ..config import InnerQConfig
-from ..errors import InnerQError, UnsupportedOperation
+from ..errors import UnsupportedOperation
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.formats import CacheFormat, Role
-from ..kernels.internals.tensors import (
-    make_wrapper,
-    mark_sizes,
-    no_torch_function,
-    schema_of,
-    tree_map_only,
-)
-from .checks import check_norm, check_queries, check_start
-from .dispatch import Operations
+from ..kernels.internals.tensors import make_wrapper, mark_sizes, no_torch_function
+from .checks import check_layout, check_norm, check_queries, check_role, check_start
+from .derived import copied, of_length, select_batch
+from .dispatch import Operations, dispatch
+from .extents import Extent
 from .indexing import cropped_length
+from .layouts import is_along_tokens, length_of, with_tokens_at
 from .quantizing import quantize
+from .reading import dense, held_storage
+from .refusals import tensor_refusal
 from .storage import CacheStorage, restore
-from .traced import Extent, TracedCache, is_traced
+from .traced import TracedCache, is_traced
 
 #: What keeps the quantized form, see ``operations.py``.
 OPERATIONS = Operations()
@@ -113,17 +113,8 @@ class InnerQTensor(torch.Tensor):
         Example:
             >>> keys = InnerQTensor.from_dense(torch.randn(1, 8, 500, 128), "small", role="key")
         """
-        if role not in ("key", "value"):
-            raise InnerQError(f"role={role!r} is not allowed: it has to be 'key' or 'value'")
-        if tokens_dim not in (1, 2):
-            raise InnerQError(
-                f"tokens_dim={tokens_dim!r} is not allowed: it has to be 2 for a cache [B, H, S, D], or 1 for "
-                "[B, S, H, D]; permute other layouts"
-            )
-        if dense.dim() != 4:
-            raise InnerQError(
-                f"a cache has the shape [B, H, S, D], or [B, S, H, D] with tokens_dim=1; got {tuple(dense.shape)}"
-            )
+        check_role(role)
+        check_layout(dense, tokens_dim)
         by_head = with_tokens_at(dense.detach(), 2, tokens_dim)
         if not isinstance(config, InnerQConfig):
             config = InnerQConfig.preset(config)
@@ -146,12 +137,12 @@ class InnerQTensor(torch.Tensor):
     @property
     def nbytes_held(self) -> int:
         """Bytes of all inner tensors, unused capacity included."""
-        return _held(self).nbytes
+        return held_storage(self).nbytes
 
     @property
     def room(self) -> int:
         """The number of tokens, padding not counted, that fit into its storage without reallocation."""
-        return _held(self).room
+        return held_storage(self).room
 
     @property
     def tokens_dim(self) -> int:
@@ -164,7 +155,7 @@ class InnerQTensor(torch.Tensor):
 
     def inner_tensors(self) -> dict[str, torch.Tensor]:
         """The inner tensors (codes, scales, windows, ...) by name, see ``kernels/layout.py``. Not copied."""
-        return _held(self).tensors.present()
+        return held_storage(self).tensors.present()
 
     def __repr__(self, *, tensor_contents=None) -> str:
         shape = ", ".join(str(size) for size in self.shape)
@@ -191,16 +182,11 @@ class InnerQTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        handler = OPERATIONS.handler(func, args)
-        if handler is not None:
-            result = handler(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        if schema_of(func).is_mutable:
-            _refuse_mutation(func, args, kwargs)
-        args, kwargs = tree_map_only(InnerQTensor, dense, (args, kwargs))
-        return func(*args, **kwargs)
+        return dispatch(cls, OPERATIONS, func, args, kwargs or {})
+
+    @staticmethod
+    def _refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
+        return tensor_refusal(what, tensor)
 
     def __getitem__(self, index):
         # Cropping through the ordinary view operation would make autograd keep the longer tensor alive as the base of
@@ -215,7 +201,7 @@ class InnerQTensor(torch.Tensor):
         return of_length(self, length)
 
     def __setitem__(self, index, value):
-        raise refusal("tensor[...] = value", self)
+        raise tensor_refusal("tensor[...] = value", self)
 
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
         """``torch.Tensor.repeat_interleave``; along the batch the result stays quantized."""
@@ -256,89 +242,3 @@ class InnerQTensor(torch.Tensor):
 
 
 torch.serialization.add_safe_globals([InnerQTensor, restore])
-
-
-# --- layouts --------------------------------------------------------------------------------------------------------
-
-
-def with_tokens_at(dense: torch.Tensor, wanted: int, tokens_dim: int) -> torch.Tensor:
-    """``dense``, whose tokens are along ``tokens_dim`` (1 or 2), with them along ``wanted`` instead; a view."""
-    return dense if wanted == tokens_dim else dense.transpose(1, 2)
-
-
-def length_of(tensor: InnerQTensor) -> int:
-    """Tokens of the logical tensor, padding included."""
-    return tensor.shape[tensor._tokens_dim]
-
-
-def is_along_tokens(tensor: InnerQTensor, dim: int) -> bool:
-    """Whether ``dim``, which may count from the end, is the dimension of the tokens."""
-    return dim in (tensor._tokens_dim, tensor._tokens_dim - 4)
-
-
-def of_length(tensor: InnerQTensor, length: int) -> InnerQTensor:
-    """A tensor of ``length`` tokens on the same storage, in the same layout."""
-    return InnerQTensor(tensor._storage, length, tensor._tokens_dim)
-
-
-def _held(tensor: InnerQTensor) -> CacheStorage:
-    """The storage of a tensor that holds data.
-
-    Raises:
-        CompileError: while a program is traced.
-    """
-    if isinstance(tensor._storage, TracedCache):
-        raise tensor._storage.refusal()
-    return tensor._storage
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def dense(tensor: InnerQTensor) -> torch.Tensor:
-    """The dense tensor of a cache, in its layout and dtype; of a traced one a fake tensor of its shape."""
-    storage = tensor._storage
-    if isinstance(storage, TracedCache):
-        return storage.dense(tensor.shape)
-    by_head = storage.dequantize(length_of(tensor))
-    if tensor._tokens_dim == 2:
-        return by_head
-    # with the very strides of the wrapper, also along dimensions of size 1: a program may have been traced with them
-    return by_head.transpose(1, 2).reshape(-1).view(tensor.shape)
-
-
-def copied(tensor: InnerQTensor, transform=None) -> InnerQTensor:
-    """An independent tensor with the same content, its storage cut to the tensor's length."""
-    return of_own_length(tensor._storage.copy(transform=transform), tensor)
-
-
-def of_own_length(storage: CacheStorage, tensor: InnerQTensor) -> InnerQTensor:
-    """A tensor like ``tensor`` on a ``storage`` that only it has, cut to its length."""
-    if storage.length != length_of(tensor):
-        storage.truncate(length_of(tensor))
-    return InnerQTensor(storage, length_of(tensor), tensor._tokens_dim)
-
-
-def select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
-    """An independent tensor of the sequences that an integer ``index [N]`` names."""
-    return copied(tensor, lambda inner: inner.index_select(0, index.to(inner.device)))
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
-
-
-def _refuse_mutation(func, args, kwargs) -> None:
-    for position, argument in enumerate(schema_of(func).arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        for item in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(item, InnerQTensor):
-                raise refusal(func, item)
-
-
-def refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
-    return UnsupportedOperation(
-        f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are appending with "
-        "torch.cat, cropping, batch selection and zero_(); call .dequantize() for a dense copy to write into"
-    )

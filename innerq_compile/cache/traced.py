@@ -15,6 +15,7 @@ import torch
 
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import FakeTensor
+from .extents import Extent
 
 #: What a compiled graph is made for, besides sizes: the format's spec, the dtype, the statistics that there are
 #: (``kernels.cache.STATISTICS``), the device.
@@ -30,19 +31,6 @@ def flattened(*kind: Any) -> dict[int, Flattened]:
     Guards ask each cache twice a step: objects that are the same compare fast.
     """
     return {tokens_dim: (["_blocks"], (kind, tokens_dim)) for tokens_dim in (1, 2)}
-
-
-class Extent:
-    """How many tokens of a storage one tensor shows.
-
-    It lives as long as the tensor; the storage has weak references to all of them, and so knows which of its tokens
-    somebody can still read.
-    """
-
-    __slots__ = ("__weakref__", "length")
-
-    def __init__(self, length: int) -> None:
-        self.length = length
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,7 +15,7 @@ from ..config import InnerQConfig
 from ..kernels import dispatch, layout
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.attention_call import AttentionCall
-from ..kernels.cache import ENCODED, CacheTensors
+from ..kernels.cache import CacheTensors
 from ..kernels.formats import blocks_for
 from ..kernels.schemas import arguments_of
 from ..runtime.report import AttentionKernel
@@ -105,17 +105,16 @@ def attention(
     new_key, new_value = (torch.randn(batch, kv_heads, 1, head_dim, device=device).to(dtype) for _ in range(2))
     start = torch.zeros(batch, dtype=torch.int32, device=device)
     capacity = blocks_for(formats[0], context + steps + 64) + 1
-    sides = [
-        CacheTensors.of(
-            fmt, dict(zip(ENCODED, torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec), strict=True))
-        )
+    key_cache, value_cache = (
+        CacheTensors.of_encoded(fmt, torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec))
         for x, fmt in zip((keys, values), formats, strict=True)
-    ]
-    call = AttentionCall(query, *sides, None, None, None, head_dim**-0.5)
-    append_arguments, arguments = arguments_of("append_", *sides, new_key, new_value), call.arguments()
+    )
+    new = arguments_of("append_", key_cache, value_cache, new_key, new_value)
+    call = AttentionCall(query, key_cache, value_cache, None, None, None, head_dim**-0.5)
+    arguments = call.arguments()
 
     def quantized() -> torch.Tensor:
-        torch.ops.innerq.append_(*append_arguments)
+        torch.ops.innerq.append_(*new)
         return torch.ops.innerq.decode_attention(*arguments)
 
     def grown() -> torch.Tensor:

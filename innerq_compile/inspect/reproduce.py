@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cache.buffer import InnerQBuffer, empty_cache
+from ..cache.buffer import InnerQBuffer
+from ..cache.empty_cache import empty_cache
 from ..cache.tensor import InnerQTensor
 from ..compiler.reports import compiled_graphs
 from ..config import InnerQConfig

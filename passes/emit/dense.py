@@ -13,9 +13,8 @@ from ..graph.writing import Writer, size_node
 
 def dequantized(write: Writer, cache: CacheInput, length: Node | int, like: Node | None = None) -> Node:
     """The dense tensor ``[B, H, S, D]`` of the first ``length`` tokens of a cache."""
-    return write.call(
-        torch.ops.innerq.dequantize.default, *arguments_of("dequantize", cache.tensors, length), like=like
-    )
+    arguments = arguments_of("dequantize", cache.tensors, length)
+    return write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
 
 
 def cache_as_dense(write: Writer, cache: ProgramCache) -> Node:

@@ -369,3 +369,14 @@ def attention(query, keys, values, *, scale, visible, bias=None, softcap=0.0, si
     for position, score in scores:
         out += math.exp(score - top) / total * values[position].astype(np.float64)
     return out
+
+
+def quantizer_of(fmt) -> dict:
+    """What a format says of the quantizer, as :func:`quantize_block` takes it."""
+    return {
+        "key": fmt.is_key,
+        "mode": fmt.mode,
+        "bits": fmt.bits,
+        "group_size": fmt.group_size,
+        "scale_dtype": fmt.scale_dtype,
+    }

@@ -1,6 +1,7 @@
 """Decoder families of transformers: tiny random models, what of them is rewritten, and the table in the docs.
 
-``python -m tests.helpers.families --write`` runs every row and writes ``docs/support-matrix.md`` from what it finds.
+``python -m tests.helpers.families --write`` runs every row and writes the table of ``docs/support-matrix.md`` from what
+it finds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
 from tests.helpers.models import assert_same_tokens, generate, prompt
+from tests.helpers.scripts import script
 
 VOCAB = 61
 LAYERS = 2
@@ -271,20 +273,8 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
 
 
 def table(results: dict[str, dict[str, Result]]) -> str:
-    """The support matrix as Markdown."""
-    lines = [
-        "# Support matrix",
-        "",
-        "Written by `python -m tests.helpers.families --write` from what the tests find; do not edit it by hand.",
-        "",
-        f"Each row is a random model of {LAYERS} layers from transformers, in `lossless`: a prompt of 40 tokens and",
-        "12 new ones, a left-padded batch with sdpa, one sequence with eager, both where there is only one of the two.",
-        "Tokens are equal to those of the eager model. A cell says how many attention layers of a decode step read a",
-        "quantized cache.",
-        "",
-        "| family | class | sdpa | eager | remarks |",
-        "|---|---|---|---|---|",
-    ]
+    """The table of families as Markdown, and the reasons why layers are not rewritten."""
+    lines = ["| family | class | sdpa | eager | remarks |", "|---|---|---|---|---|"]
     for family in FAMILIES:
         cells = [results[family.name].get(attn) for attn in ("sdpa", "eager")]
         shown = [f"{cell.rewritten} of {LAYERS}" if cell else "not in transformers" for cell in cells]
@@ -295,9 +285,14 @@ def table(results: dict[str, dict[str, Result]]) -> str:
         for reason in sorted({text for cell in results[family.name].values() for text in cell.reasons})
     ]
     if kept:
-        lines += ["", "What is not rewritten stays as it was, exactly. The reasons that `explain` gives:", ""]
+        lines += ["", "The reasons that `explain` gives for layers that are not rewritten:", ""]
         lines += [f"- {name}: {reason}" for name, reason in kept]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def page(results: dict[str, dict[str, Result]]) -> str:
+    """The support matrix with the table of these results."""
+    return script("docs/regions").filled(MATRIX.read_text(encoding="utf-8"), {"families": lambda: table(results)})
 
 
 def main() -> None:
@@ -313,7 +308,7 @@ def main() -> None:
             results.setdefault(family.name, {})[attn] = result = check(family, attn)
             print(family.name, result)
     if args.write:
-        MATRIX.write_text(table(results))
+        MATRIX.write_text(page(results))
 
 
 if __name__ == "__main__":

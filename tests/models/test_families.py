@@ -35,4 +35,4 @@ def test_family(family, attn):
 def test_support_matrix_is_up_to_date():
     if sum(map(len, RESULTS.values())) != len(ROWS):
         pytest.skip("needs the results of all families")
-    assert MATRIX.read_text() == families.table(RESULTS), "run python -m tests.helpers.families --write"
+    assert MATRIX.read_text() == families.page(RESULTS), "run python -m tests.helpers.families --write"

@@ -1,0 +1,42 @@
+"""Cache tensors made from another one: of another length on the same storage, or independent copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from .layouts import length_of
+from .storage import CacheStorage
+
+if TYPE_CHECKING:
+    from .tensor import InnerQTensor
+
+
+def of_length(tensor: InnerQTensor, length: int) -> InnerQTensor:
+    """A tensor of ``length`` tokens on the same storage, in the same layout."""
+    return type(tensor)(tensor._storage, length, tensor._tokens_dim)
+
+
+def copied(tensor: InnerQTensor, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> InnerQTensor:
+    """An independent tensor with the same content.
+
+    Args:
+        tensor: what is copied.
+        transform: applied to each inner tensor; has to return a new tensor. None clones them.
+    """
+    return on_own_storage(tensor._storage.copy(transform=transform), tensor)
+
+
+def select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
+    """An independent tensor of the sequences that an integer ``index [N]`` names."""
+    return copied(tensor, lambda inner: inner.index_select(0, index.to(inner.device)))
+
+
+def on_own_storage(storage: CacheStorage, tensor: InnerQTensor) -> InnerQTensor:
+    """A tensor like ``tensor`` on ``storage``, which nothing else uses and which is cut to the tensor's length."""
+    length = length_of(tensor)
+    if storage.length != length:
+        storage.truncate(length)
+    return type(tensor)(storage, length, tensor._tokens_dim)

@@ -1,0 +1,36 @@
+"""Writing tokens to a preallocated cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import UnsupportedOperation
+from ..kernels import layout
+from ..kernels.schemas import arguments_of
+from .reading import as_dense
+
+if TYPE_CHECKING:
+    from .buffer import InnerQBuffer
+
+
+def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> None:
+    """Write ``value``, which broadcasts to ``[B, H, count, D]``, at the tokens ``first .. first + count``.
+
+    Raises:
+        UnsupportedOperation: where that would leave a gap behind the tokens that are held.
+    """
+    storage = tensor._storage
+    if count == 0:
+        return
+    value = torch.as_tensor(as_dense(value), device=tensor.device).expand(*tensor.shape[:2], count, tensor.shape[3])
+    held = int((storage.tensors.state[..., layout.START] + storage.tensors.state[..., layout.LENGTH]).min())
+    first += tensor._offset
+    if first > held:
+        raise UnsupportedOperation(
+            f"a write at token {first} would leave a gap in a quantized cache that holds {held} tokens: write tokens "
+            "in order, or use a dense buffer"
+        )
+    position = torch.tensor([first], device=tensor.device)
+    torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))

@@ -1,0 +1,47 @@
+"""Whether a graph runs as a CUDA graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class CudaGraphUse(enum.Enum):
+    """Whether a graph runs as a CUDA graph.
+
+    Attributes:
+        NOT_ASKED_FOR: CUDA graphs were not requested.
+        USED: It does.
+        NOT_USED: It does not, although requested.
+        SKIPPED: Inductor skipped CUDA graphs; Dynamo's metrics give the reason once the compilation is over.
+    """
+
+    NOT_ASKED_FOR = enum.auto()
+    USED = enum.auto()
+    NOT_USED = enum.auto()
+    SKIPPED = enum.auto()
+
+
+_USES = {
+    CudaGraphUse.NOT_ASKED_FOR: "not asked for",
+    CudaGraphUse.USED: "yes",
+    CudaGraphUse.NOT_USED: "no",
+    CudaGraphUse.SKIPPED: "no: Inductor skipped them",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaGraphs:
+    """Whether a graph runs as a CUDA graph. ``str`` gives ``yes``, ``no: REASON`` or ``not asked for``.
+
+    Attributes:
+        use: Whether it does.
+        detail: The reason if it does not; a note if it does. May be empty.
+    """
+
+    use: CudaGraphUse = CudaGraphUse.NOT_ASKED_FOR
+    detail: str = ""
+
+    def __str__(self) -> str:
+        between = "; " if self.use is CudaGraphUse.USED else ": "
+        return between.join(filter(None, (_USES[self.use], self.detail)))
