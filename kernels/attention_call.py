@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from .cache import CacheTensors
 from .schemas import SCHEMAS
 
 T = TypeVar("T")
+U = TypeVar("U")
 _SCHEMA = SCHEMAS["decode_attention"]
 
 
@@ -50,3 +51,21 @@ class AttentionCall(Generic[T]):
     def arguments(self) -> tuple[Any, ...]:
         """The arguments of ``innerq::decode_attention``."""
         return _SCHEMA.arguments(*(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    def map(self, function: Callable[[T], U]) -> AttentionCall[U]:
+        """The same with ``function`` applied to each tensor that there is."""
+
+        def optional(tensor: T | None) -> U | None:
+            return None if tensor is None else function(tensor)
+
+        return AttentionCall(
+            function(self.query),
+            self.keys.map(function),
+            self.values.map(function),
+            optional(self.mask),
+            optional(self.open_from),
+            optional(self.sink_logits),
+            self.scale,
+            self.softcap,
+            self.causal,
+        )

@@ -52,7 +52,7 @@ class ProductSide:
             rows = reference.query_rows(asked, norm, fmt.group_size)
         tokens = x.shape[2]
         cache = reference.prefill(x, start, mean, norm, blocks_for(fmt, tokens), fmt, rows)
-        return reference.dequantize(*cache, mean, norm, tokens, fmt), fmt
+        return reference.dequantize(cache, tokens), fmt
 
 
 def stored_bits(fmt: CacheFormat, head_dim: int) -> float:
