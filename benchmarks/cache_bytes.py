@@ -1,7 +1,7 @@
-"""Bytes of a quantized cache as a share of a dense one: needed by the tokens, and allocated after prefill.
+"""Size of a quantized cache relative to a dense one: what the tokens need, and what is allocated after prefill.
 
 python benchmarks/cache_bytes.py --head-dim 128 --tokens 4096 32768
-python benchmarks/cache_bytes.py --ranks 1 2 4 8 16 --layers 80 --kv-heads 8 --batch 4 --tokens 131072   # GiB a rank
+python benchmarks/cache_bytes.py --ranks 1 2 4 8 16 --layers 80 --batch 4 --tokens 131072     # GiB a rank
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from innerq_compile.kernels import formats
 
 
 def layer_bytes(preset: str, tokens: int, head_dim: int, dtype: torch.dtype, heads: int = 1) -> tuple[int, int]:
-    """``(needed, allocated)`` bytes of the keys and values of one layer and sequence, ``heads`` KV heads of them."""
+    """Bytes ``(needed, allocated)`` of the keys and values of one layer and one sequence with ``heads`` KV heads."""
     config = InnerQConfig.preset(preset)
     needed = allocated = 0
     for role in ("key", "value"):
@@ -36,19 +36,19 @@ def dense_bytes(tokens: int, head_dim: int, dtype: torch.dtype, heads: int = 1) 
 
 
 def shares(preset: str, tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[float, float]:
-    """``(needed, allocated)`` of keys and values together, as shares of the dense cache."""
+    """The same for one KV head, relative to the dense cache."""
     dense = dense_bytes(tokens, head_dim, dtype)
     needed, allocated = layer_bytes(preset, tokens, head_dim, dtype)
     return needed / dense, allocated / dense
 
 
 def heads_on_rank(kv_heads: int, ranks: int) -> int:
-    """KV heads that a rank holds: its part of them, and one at least, of which several ranks then hold a copy."""
+    """Number of KV heads that a rank holds, at least one: with more ranks than heads several ranks hold a copy."""
     return max(1, -(-kv_heads // ranks))
 
 
 def rank_rows(args: argparse.Namespace) -> list[list[str]]:
-    """For each number of ranks: KV heads a rank, and GiB a rank of a dense cache and of each preset's (needed)."""
+    """Rows of the table for ``--ranks``: KV heads a rank, then GiB a rank of a dense cache and of each preset."""
     dtype, rows = getattr(torch, args.dtype), []
     for ranks in args.ranks:
         for tokens in args.tokens:
@@ -67,7 +67,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
-    parser.add_argument("--ranks", type=int, nargs="+", help="GiB of a whole model's cache on each of so many ranks")
+    parser.add_argument("--ranks", type=int, nargs="+", help="numbers of ranks: show GiB a rank of a whole model")
     parser.add_argument("--layers", type=int, default=80)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)

@@ -1,9 +1,9 @@
-"""Seconds of compiling a model: cold, and warm with Inductor's caches on disk; against plain Inductor.
+"""Time to compile a model, with empty caches on disk (cold) and with full ones (warm); innerq and plain Inductor.
 
     python benchmarks/compile_cost.py --layers 4
     python benchmarks/compile_cost.py --layers 32 --hidden 4096 --device cuda
 
-Each figure is that of a process of its own. Plain Inductor runs with the same DynamicCache.
+Each figure is measured in a process of its own. Both sides use a DynamicCache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIDES = ("inductor", "innerq")
 
 
 def run_once(args: argparse.Namespace) -> dict[str, float]:
-    """In the process that is measured: seconds of a prompt and two steps, less what they take again."""
+    """What the measured process runs: seconds of a prompt and two steps, less those of the same calls a second time."""
     import torch
     from host_cost import make_model
     from torch._dynamo.utils import counters

@@ -1,9 +1,9 @@
-"""One layer's share of a decode step on a CPU: write a token, attend to all of them.
+"""One layer of a decode step on a CPU: append a token, then attend to the whole cache.
 
 Compares ``innerq::append_`` + ``innerq::decode_attention`` with what transformers' DynamicCache does: ``torch.cat`` of
 keys and of values, then ``scaled_dot_product_attention`` on the dense cache. Shape of SmolLM2-135M: 9 query heads, 3 KV
-heads, head_dim 64, batch 1. ``layers`` caches are cycled through, as a model does, so that the cores' own caches do not
-hold what the next call reads.
+heads, head_dim 64, batch 1. Calls go through the caches of several layers, as in a model, so that the CPU's caches do
+not hold what the next call reads.
 
     python benchmarks/cpu_decode.py [--threads N] [--layers N] [--steps N] [--lowest]
 """
@@ -29,7 +29,7 @@ def formats(mode: str, bits: int, dtype: torch.dtype) -> tuple[CacheFormat, Cach
 
 
 def layer_ms(step, layers: int, steps: int, lowest: bool) -> float:
-    """Time of a call, each step calling ``step(layer)`` for every layer: median, or lowest, over the steps."""
+    """Milliseconds of ``step(layer)``. Each step calls it for every layer; the median, or minimum, over the steps."""
     times = []
     for i in range(steps + 3):
         begin = time.perf_counter()
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--mode", default="signed")
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
-    parser.add_argument("--lowest", action="store_true", help="lowest instead of median: for a machine that others use")
+    parser.add_argument("--lowest", action="store_true", help="report the minimum, not the median")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""Milliseconds per decode step on a CPU: torch.compile with Inductor and DynamicCache, against the quantized cache.
+"""Milliseconds per decode step on a CPU: torch.compile with Inductor and a DynamicCache, and innerq.
 
     python benchmarks/cpu_generate.py --context 4096 8192 --dtype float32 bfloat16 --json result.json
 
-Both models are compiled, hold the same prompt in their caches and are called as transformers' ``generate`` calls them.
-They take turns, one step each, so that whatever else the machine does meets both. Caches are those of real text.
+Both models are compiled, have the same prompt in their caches and are called as transformers' ``generate`` calls them.
+They take turns, one step each, so that other load on the machine affects both. The caches are those of real text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from innerq_compile import PRESETS, InnerQTensor, innerq  # noqa: E402
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on beside the code."""
+    """The machine and versions, for the results file."""
     import transformers
 
     cpu = platform.processor()
@@ -83,7 +83,7 @@ class Runner:
         return out.logits[:, -1].argmax(-1, keepdim=True)
 
     def step(self) -> float:
-        """Seconds that one step took."""
+        """Run one step; returns its seconds."""
         began = time.perf_counter()
         self.next = self._call(self.next, self.cache, self.position)
         self.position += 1
@@ -110,7 +110,7 @@ def summary(runner: Runner, seconds: list[float]) -> dict[str, float]:
 def measure(
     make_model: Callable[[], torch.nn.Module], prompt: torch.Tensor, preset: str, warmup: int, steps: int
 ) -> dict[str, Any]:
-    """Both sides at one context and dtype."""
+    """Both sides at one context length and dtype."""
     torch._dynamo.reset()
     plain, ours = make_model(), make_model()
     plain.compile()

@@ -1,14 +1,14 @@
-"""Decode attention, append and prefill of the Triton kernels on a GPU, against what the bytes allow.
+"""Speed of the Triton kernels for decode attention, append and prefill on a GPU.
 
-For each row: is the result right (float32 reference on the dequantized cache), the median time of a call, the time
-against the better of SDPA's flash and cuDNN kernels on a float16 cache of the same shape, and the bytes that had to be
-read against the read ceiling measured in the same run. Calls are captured into one CUDA graph that goes through enough
-copies of the inputs for the L2 cache not to hold them, so neither launches nor the L2 are in the times.
+For each row: the error relative to the float32 reference, the median time of a call, the bandwidth relative to a plain
+read measured in the same run, and the time of the faster of SDPA's flash and cuDNN kernels on a dense cache of the same
+shape. Calls are captured into one CUDA graph that goes through so many copies of the inputs that the L2 cache cannot
+hold them, so that the times include neither launches nor hits in L2.
 
     python benchmarks/decode_attention.py [--rows base-32K,int4-32K] [--sweep] [--compiled]
         [--time-budget 400] [--json out.json]
 
-Results are printed as they come; the JSON file is rewritten after each row.
+Results are printed as they are measured; the JSON file is rewritten after each row.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ ROWS = [
     ),
     Row("base-G16", 3, 3, 4, 4, 16, 128, 32 * K),
 ]
-#: Rows that --sweep sweeps unless told.
+#: Default of --sweep-rows.
 SWEPT = "base-32K,two-32K,base-B1-8K,base-B32-4K,base-D64-G3,base-D256,base-G16"
 
 
 def graph_us(calls: list, repeats: int = 30, least_us: float = 400.0) -> float:
-    """Median time of one of ``calls``, microseconds: all of them captured in one CUDA graph, several times over."""
+    """Median microseconds of one of ``calls``, all of which are captured in one CUDA graph, several times."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -167,7 +167,7 @@ def graph_us(calls: list, repeats: int = 30, least_us: float = 400.0) -> float:
 
 
 def copies_for(size: int) -> int:
-    """Copies of inputs of ``size`` bytes that the L2 cache does not hold between uses."""
+    """Number of copies of ``size`` bytes that is too much for the L2 cache."""
     return max(2, min(48, math.ceil(5 * L2_BYTES / size)))
 
 
@@ -182,7 +182,7 @@ def read_kernel(x, out, PER: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def ceilings() -> dict[str, float]:
-    """GB/s of a device-to-device copy (read + write) and of the faster of two ways to only read."""
+    """GB/s of a device-to-device copy (read + write), and of the fastest of several kernels that only read."""
     x = torch.randint(-9, 9, (1 << 29,), device="cuda", dtype=torch.int32)  # 2 GiB
     y = torch.empty_like(x)
     copy = 2 * x.nbytes / graph_us([lambda: y.copy_(x)]) / 1e3
@@ -197,7 +197,7 @@ def ceilings() -> dict[str, float]:
 
 
 def make_call(row: Row, generator: torch.Generator) -> AttentionCall[torch.Tensor]:
-    """A call over caches of random numbers with the bytes the row says."""
+    """A call of a row, over caches of random numbers."""
     start = torch.zeros(row.batch, dtype=torch.int32, device="cuda")
     caches = []
     for fmt in row.formats:
@@ -211,7 +211,7 @@ def make_call(row: Row, generator: torch.Generator) -> AttentionCall[torch.Tenso
 
 
 def reference_output(row: Row, call: AttentionCall[torch.Tensor]) -> torch.Tensor:
-    """The reference in float32, one sequence at a time so that it fits."""
+    """The reference in float32, one sequence at a time to save memory."""
     outs = []
     for b in range(row.batch):
         heads = []
@@ -232,7 +232,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def measure_dense(row: Row) -> dict[str, float]:
-    """SDPA on a float16 (or bfloat16) cache, microseconds by backend."""
+    """Microseconds of SDPA on a dense cache, by backend."""
     count = copies_for(row.dense_bytes)
     shape = (row.batch, row.heads, row.tokens, row.head_dim)
     keys, values = ([torch.randn(shape, device="cuda", dtype=row.torch_dtype) for _ in range(count)] for _ in range(2))
@@ -256,14 +256,14 @@ def measure_dense(row: Row) -> dict[str, float]:
 def measure_decode(
     calls: list[AttentionCall[torch.Tensor]], config: FieldsConfig, splits: int | None = None, repeats: int = 30
 ):
-    """Microseconds of a call and of its first half (without the combination)."""
+    """Microseconds of a call, and of its partial kernel alone."""
     whole = graph_us([lambda c=c: attention.decode_attention(c, splits, config) for c in calls], repeats)
     part = graph_us([lambda c=c: attention.decode_partials(c, splits, config) for c in calls], repeats)
     return whole, part
 
 
 def measure_compiled(row: Row, calls: list[AttentionCall[torch.Tensor]], max_autotune: bool = False) -> float:
-    """Microseconds of the operator as Inductor compiles it: a template, and the combination with a transposition."""
+    """Microseconds of the operator as Inductor compiles it, with a transposition behind it."""
     lowering.register()
     torch._dynamo.reset()
 
@@ -283,12 +283,12 @@ def measure_compiled(row: Row, calls: list[AttentionCall[torch.Tensor]], max_aut
 
 
 def default_config(row: Row) -> FieldsConfig:
-    """What a call without a configuration gets."""
+    """The launch configuration of a call that names none."""
     return attention.choose_config(row.batch * row.heads, row.group * row.rows, row.head_dim, row.head_dim)
 
 
 def sweep_configs(row: Row) -> list[FieldsConfig]:
-    """What --sweep tries on a row; configurations that differ in launch numbers only share their machine code."""
+    """The launch configurations that --sweep tries on a row."""
     best = default_config(row)
     change = functools.partial(dataclasses.replace, best)
     wide = row.head_dim > 128
@@ -318,7 +318,7 @@ def sweep_configs(row: Row) -> list[FieldsConfig]:
 
 
 def _compile(job) -> str:
-    """Run one configuration on a tiny cache, so that its machine code is in Triton's cache on disk."""
+    """Run one configuration on a tiny cache, which puts its machine code into Triton's cache on disk."""
     row, config = job
     small = dataclasses.replace(row, batch=1, heads=1, tokens=400)
     try:
@@ -355,7 +355,7 @@ def preset_formats(bits: int, head_dim: int) -> list[CacheFormat]:
 
 
 def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> dict[str, float]:
-    """Microseconds of one layer's append_ of one token: a step that quantizes 32 tokens, and one that does not."""
+    """Microseconds of appending a token to one layer, in a step that quantizes a block and in one that does not."""
     out = {}
     tokens = 4096 + 128
     for name, length in (("flush", tokens + 31), ("no flush", tokens + 5)):
@@ -383,21 +383,21 @@ def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> di
 
 
 def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_warps=None) -> dict[str, float]:
-    """GB/s of quantizing a prompt: bytes of the prompt read and of the cache written.
+    """GB/s of quantizing a prompt: bytes of the prompt and of the cache.
 
-    What is known of the queries is there already: in a model, Inductor makes it in the prompt's graph.
+    The query profile is given: in a model Inductor computes it in the prompt's graph.
     """
     out = {}
-    asked = torch.rand(batch, heads, 2, head_dim, device="cuda")
+    moments = torch.rand(batch, heads, 2, head_dim, device="cuda")
     start = torch.zeros(batch, dtype=torch.int32, device="cuda")
     x = torch.randn(batch, heads, tokens, head_dim, device="cuda", dtype=torch.float16)
     mean = torch.randn(batch, heads, head_dim, device="cuda")
     norm = torch.rand(batch, heads, head_dim, device="cuda") + 0.5
     for fmt in preset_formats(bits, head_dim):
         steered = fmt.uses_queries
-        rows = reference.query_rows(asked, norm, fmt.group_size) if steered else None
+        profile = reference.query_profile(moments, norm, fmt.group_size) if steered else None
         statistics_of = (mean, norm) if fmt.is_key else (None, None)
-        arguments = (x, start, *statistics_of, blocks_for(fmt, tokens), fmt, rows, num_warps)
+        arguments = (x, start, *statistics_of, blocks_for(fmt, tokens), fmt, profile, num_warps)
         size = x.nbytes + sum(t.nbytes for t in kernels.prefill(*arguments[:-1]).encoded)
         us = graph_us([lambda given=arguments: cache_prefill.prefill(*given)])
         out[fmt.role] = size / us / 1e3
@@ -425,7 +425,7 @@ class Run:
         self.results: dict = {"device": torch.cuda.get_device_name(), "rows": {}, "sweep": {}}
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds until the time budget is used up."""
         return self.end - time.time()
 
     def save(self) -> None:

@@ -1,11 +1,11 @@
-"""Fidelity of the presets on a real model, against the paper's formats and KIVI-like grouping.
+"""Fidelity of the presets, the paper's formats and KIVI-like grouping on a real model.
 
     python benchmarks/fidelity.py                                       # the demo model on this CPU: slow
     python benchmarks/fidelity.py --data DIR --device cuda --json fidelity.json
     python benchmarks/fidelity.py --from-json smollm2.json gemma3.json --page docs/fidelity.md --plot fidelity.png
 
 The second half of each document is decoded through the quantized cache, teacher-forced, and compared with full
-precision. The decoding is emulated in one pass, exactly (docs/fidelity.md); ``--step-by-step`` checks that.
+precision. The decoding is emulated in one pass (docs/fidelity.md); ``--step-by-step`` checks that.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ BASELINES = {
     "preset int4": "paper 4/4 symmetric",
     "preset tiny": "paper innerq_small 3/2",
 }
-#: First word of a format's name -> label of its series.
+#: Labels of the series of the plot, by the first word of a format's name.
 SERIES = {"preset": "innerq-compile", "paper": "paper, repaired", "kivi-like": "KIVI-like grouping"}
-#: Other names of formats that the plot has already.
+#: Formats that would lie on others in the plot.
 NOT_PLOTTED = ("preset hybrid", "preset paper_base", "preset paper_small", "preset paper_hybrid")
 QUESTIONS_FILE = "questions.pt"
 
@@ -109,7 +109,7 @@ def compared(rows: list[dict]) -> list[dict]:
 
 
 def plot(results: list[dict], file: Path) -> None:
-    """KL against effective bits, a panel a model."""
+    """Plot KL by effective bits, a panel for each model."""
     try:
         import matplotlib
     except ImportError:
@@ -139,7 +139,7 @@ def plot(results: list[dict], file: Path) -> None:
 
 @torch.no_grad()
 def stepped(bench: Bench, fmt: Format, count: int, tick) -> torch.Tensor:
-    """Logits ``[1, count, vocab]`` of the first document, decoded one token at a time through caches of the product."""
+    """Logits ``[1, count, vocab]`` of the first document, decoded one token at a time through the library's caches."""
     from transformers import DynamicCache
 
     emulation, model = bench.sets[0], bench.model
@@ -167,11 +167,11 @@ def stepped(bench: Bench, fmt: Format, count: int, tick) -> torch.Tensor:
 
 @torch.no_grad()
 def check_steps(bench: Bench, formats: list[Format], count: int) -> list[dict]:
-    """The emulation against the product, by preset: mean KL of the first document's first ``count`` decoded tokens."""
+    """Compare the emulation with the library's caches: mean KL of the first document's first ``count`` tokens."""
     chosen = [f for f in formats if isinstance(f.key, ProductSide)]
     if not chosen:
         raise SystemExit(
-            "--step-by-step needs a preset among the formats: only the product's caches decode step by step"
+            "--step-by-step needs a preset among the formats: only the library's caches decode step by step"
         )
     emulation = bench.sets[0]
     decoded = emulation.tokens[:1, emulation.prompt :][:, :count]
@@ -194,7 +194,7 @@ def check_steps(bench: Bench, formats: list[Format], count: int) -> list[dict]:
 
 
 def ask(bench: Bench, args: argparse.Namespace, formats: list[Format]) -> dict[str, dict]:
-    """Right answers of each format by task; ``full precision`` among the formats."""
+    """Right answers by format (``full precision`` among them) and task."""
     from emulation.retrieval import Questions, answers, questions
 
     if args.data:
@@ -232,13 +232,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="TEXT", help="only formats whose name holds one of these"
+        "--only", nargs="+", default=[], metavar="TEXT", help="only formats whose name contains one of these"
     )
     parser.add_argument(
         "--from-json",
         type=Path,
         nargs="+",
-        help="measure nothing: print what --json wrote, a file a model, as Markdown",
+        help="measure nothing: print results that --json wrote, one file for each model, as Markdown",
     )
     parser.add_argument("--page", type=Path, help="with --from-json: the page whose results are replaced")
     parser.add_argument("--plot", type=Path, help="file for KL against effective bits (needs matplotlib)")
@@ -280,7 +280,7 @@ def main() -> None:
     show_figures(bench, rows)
     if result["compared"]:
         show_compared(result["compared"])
-    if args.json:  # what follows may take long
+    if args.json:  # what follows may take a long time
         args.json.write_text(json.dumps(result))
     if args.plot:
         plot([result], args.plot)

@@ -22,7 +22,7 @@ from emulation.variants import variants
 
 
 def short(name: str) -> str:
-    """Keys are centred and normalized unless told; ``8+8`` is an e4m3 scale and a zero point relative to it."""
+    """A shorter name, without defaults; ``8+8`` is an e4m3 scale and a zero point relative to it."""
     for long, brief in (
         (" centre=mean power=0.5", ""),
         ("scale=e4m3 zero=rel8", "8+8"),
@@ -34,7 +34,7 @@ def short(name: str) -> str:
 
 
 def show(rows: list[dict], lines: int) -> None:
-    """Known formats and pairs in the order tried; single sides by bits and KL, the best first."""
+    """Print known formats and pairs in the order tried, then single sides, the best first."""
     pairs = [r for r in rows if r["key_bits"] < 16 and r["value_bits"] < 16 and " exact" not in r["name"]]
     keys = sorted((r for r in rows if r["key_bits"] < 16 <= r["value_bits"]), key=lambda r: r["kl"])
     values = sorted((r for r in rows if r["value_bits"] < 16 <= r["key_bits"]), key=lambda r: r["kl"])
@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--time-budget", type=float, default=400.0, help="seconds from start")
-    parser.add_argument("--only", default="", help="only formats whose name holds this")
-    parser.add_argument("--limit", type=int, default=10**6, help="at most so many formats")
+    parser.add_argument("--only", default="", help="only formats whose name contains this")
+    parser.add_argument("--limit", type=int, default=10**6, help="number of formats to try")
     parser.add_argument("--lines", type=int, default=84, help="lines of the table")
     args = parser.parse_args()
     began = time.perf_counter()

@@ -1,21 +1,21 @@
-"""ms a decode step, peak memory and tokens a second at the shape of an 8B Llama with random weights.
+"""Milliseconds a decode step, memory and tokens a second of a model with the shape of an 8B Llama and random weights.
 
     python benchmarks/generate_8b.py --rows 1x4096 1x32768 4x32768 1x122880 --sides eager static innerq --json out.json
     python benchmarks/generate_8b.py --rows 16x32768 --sides innerq --chunk 2048
     python benchmarks/generate_8b.py --rows 1x32768 --sides eager innerq --generate
     torchrun --nproc-per-node 2 benchmarks/generate_8b.py --rows 1x32768 4x32768 1x122880
     torchrun --nproc-per-node 2 benchmarks/generate_8b.py --tiny --device cpu --rows 1x300      # a smoke test
-    python benchmarks/generate_8b.py --from-json out.json --plot docs/performance.png           # of figures made before
+    python benchmarks/generate_8b.py --from-json out.json --plot docs/performance.png           # plot earlier results
 
 Under torchrun the model is sharded by transformers (``tp_plan="auto"``): its weights are written to a folder first.
 Figures are those of rank 0.
 
-Sides: ``eager`` is transformers as it comes, with a DynamicCache; ``static`` a StaticCache under
+Sides: ``eager`` is transformers without compilation and with a DynamicCache; ``static`` a StaticCache under
 ``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend in the same mode, with a DynamicCache. Prompts are
-random tokens, prefilled at once (``--chunk``: in pieces), but for ``static`` (with ``--fill`` for all): its cache is
-filled with random numbers, since a decode step takes as long with any. Times are wall-clock, from call to the end of
-the GPU's work. ``--generate`` measures ``model.generate``, too: ``static`` is ``cache_implementation="static"`` there,
-whose steps generate compiles itself. ``eager`` has plans of cuDNN for the lengths of the steps measured before.
+random tokens, prefilled at once (with ``--chunk`` in pieces). The cache of ``static``, and with ``--fill`` those of all
+sides, is filled with random numbers instead. Times are wall-clock, from the call to the end of the GPU's work.
+``--generate`` also measures ``model.generate``: ``static`` is ``cache_implementation="static"`` there, whose steps
+generate compiles itself, and ``eager`` finds cuDNN's plans for the lengths that were measured before.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def prefill(model, cache, batch: int, context: int, chunk: int) -> None:
     for position in range(0, context, chunk):
         size = min(chunk, context - position)
         places = torch.arange(position, position + size, device=model.device).expand(batch, -1)
-        # As generate does it. A mask that only decode steps have looks fixed at first, and compiles twice.
+        # As generate does it: a mask that only decode steps have looks static at first, and compiles twice.
         mask = torch.ones(batch, position + size, dtype=torch.long, device=model.device)
         inputs = {"position_ids": places, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
         model(random_ids(model, batch, size), **inputs, logits_to_keep=1)
@@ -141,9 +141,9 @@ def decode(
 ) -> tuple[list[float], float]:
     """Milliseconds of each of ``count`` steps behind ``context`` tokens, and the seconds of ``warmup`` steps before.
 
-    A mask grows by a column a step; without a prompt before, Dynamo is told so, or it would compile twice. A
-    StaticCache gets none, or Inductor would record a graph a step for it; transformers makes one of the cache's own
-    length inside of the graph.
+    The mask grows by a column a step; without a prompt before, its length is marked as dynamic, to compile once. A
+    StaticCache gets no mask, because Inductor would record a graph for each length; transformers makes one of the
+    cache's own length inside the graph.
     """
     grows = not isinstance(cache, StaticCache)
     times = []
@@ -178,7 +178,7 @@ def held_gib(cache) -> float:
 
 
 def room_of(cache) -> int:
-    """Tokens that a cache has room for as it is."""
+    """Tokens that a cache can hold before it grows."""
     return min(getattr(side, "room", side.shape[2]) for side in tensors_of(cache))
 
 
@@ -214,7 +214,7 @@ def measure(model, side: str, batch: int, context: int, options: argparse.Namesp
 
 
 class Clock(BaseStreamer):
-    """When ``generate`` handed over the prompt and each token."""
+    """The times at which ``generate`` returned the prompt and each token."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -228,7 +228,7 @@ class Clock(BaseStreamer):
 
 @torch.no_grad()
 def generated(model, side: str, batch: int, context: int, first: int = 16, tokens: int = 80) -> dict:
-    """Tokens a second of ``model.generate`` as a user calls it, from token ``first`` on, which leaves compiling out."""
+    """Tokens a second of ``model.generate`` from token ``first`` on, after compilation."""
     ids = random_ids(model, batch, context)
     compiled, clock = model._compiled_call_impl, Clock()
     arguments = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "streamer": clock}
@@ -238,7 +238,7 @@ def generated(model, side: str, batch: int, context: int, first: int = 16, token
     peak_gib()
     try:
         model.generate(ids, attention_mask=torch.ones_like(ids), **arguments)
-    finally:  # a row that does not fit is no reason to measure the next ones uncompiled
+    finally:  # the next rows are compiled even if this one runs out of memory
         model._compiled_call_impl = compiled
     clock.at.pop(0)  # the prompt's tokens
     steps = [after - before for before, after in itertools.pairwise(clock.at[first:])]
@@ -255,15 +255,15 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0, help="prefill this many tokens at a time (0: all)")
     parser.add_argument("--fill", action="store_true", help="no prompts: fill every cache with random numbers")
     parser.add_argument("--sides", nargs="+", default=["static", "innerq"], choices=["eager", "static", "innerq"])
-    parser.add_argument("--generate", action="store_true", help="model.generate's tokens a second, too")
+    parser.add_argument("--generate", action="store_true", help="also measure model.generate")
     parser.add_argument(
         "--inductor", nargs="+", default=[], metavar="NAME", help="switches of Inductor to turn on, for both sides"
     )
     parser.add_argument("--preset", default="base")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="two small layers in float32, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="two small layers in float32, as a smoke test")
     parser.add_argument("--json", help="file for the figures")
-    parser.add_argument("--from-json", metavar="FILE", help="measure nothing: show the figures of an earlier --json")
+    parser.add_argument("--from-json", metavar="FILE", help="show results that --json wrote, instead of measuring")
     parser.add_argument("--plot", metavar="FILE", help="file for ms a step by context and by batch (needs matplotlib)")
     options = parser.parse_args()
     if options.from_json:
@@ -332,7 +332,7 @@ def show(results: list[dict], ranks: int) -> None:
 
 
 def plot(found: dict, file: str) -> None:
-    """ms a step by context at the smallest batch, and by batch at the context that most batches have."""
+    """Plot milliseconds a step by context at the smallest batch, and by batch at the most common context."""
     try:
         import matplotlib
     except ImportError:

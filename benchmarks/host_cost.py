@@ -1,10 +1,10 @@
-"""What a decode step costs outside of its kernels: innerq against plain Inductor with a StaticCache.
+"""Host time of a decode step: innerq, and plain Inductor with a StaticCache.
 
     python benchmarks/host_cost.py                                    # this CPU, a small model of 32 layers
     python benchmarks/host_cost.py --device cuda --hidden 4096        # a GPU, with mode="reduce-overhead"
 
-On a CPU that is the time of a step outside of the code that Inductor made: Dynamo's guards, AOTAutograd's wrappers and
-what innerq does around them. On a GPU it is the time of a step less what its kernels take.
+On a CPU this is the time of a step outside of the code that Inductor generated: Dynamo's guards, AOTAutograd's wrappers
+and innerq's runtime. On a GPU it is the time of a step less that of its kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIDES = ("static", "innerq", "innerq-static")
 
 
 def make_model(args: argparse.Namespace) -> LlamaForCausalLM:
-    """Random weights of the size that ``--layers``, ``--hidden`` and ``--head-dim`` say."""
+    """A model with random weights, of the size given by ``--layers``, ``--hidden`` and ``--head-dim``."""
     return model_8b(
         args.layers,
         args.device,
@@ -45,7 +45,7 @@ def make_model(args: argparse.Namespace) -> LlamaForCausalLM:
 
 
 class Inside:
-    """Seconds spent in the code that Inductor made."""
+    """Seconds spent in the code that Inductor generated."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -90,7 +90,7 @@ def stepper(model: LlamaForCausalLM, cache, args: argparse.Namespace) -> Callabl
 
 
 def on_cpu(step: Callable[[], None], inside: Inside, count: int) -> dict[str, float]:
-    """Milliseconds of a step, and of what is in it besides compiled code; medians."""
+    """Median milliseconds of a step, and of what is not compiled code in it."""
     walls, hosts = [], []
     for _ in range(count):
         inside.seconds, start = 0.0, time.perf_counter()
@@ -101,7 +101,7 @@ def on_cpu(step: Callable[[], None], inside: Inside, count: int) -> dict[str, fl
 
 
 def on_cuda(step: Callable[[], None], count: int) -> dict[str, float]:
-    """Milliseconds of a step by the wall clock, and less the time in which a kernel runs."""
+    """Milliseconds of a step by the wall clock, and the same less the time of its kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=8)
     parser.add_argument("--preset", default="base")
     parser.add_argument("--sides", nargs="+", default=["static", "innerq"], choices=SIDES)
-    parser.add_argument("--profile", type=int, default=0, metavar="LINES", help="print so many lines of a profile")
+    parser.add_argument("--profile", type=int, default=0, metavar="LINES", help="print this many lines of a profile")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
     if args.device == "cpu":

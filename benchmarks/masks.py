@@ -1,9 +1,9 @@
-"""What a mask costs decode attention on a GPU, with and without ``open_from``; every result is checked.
+"""Time of decode attention on a GPU with a mask, with and without ``open_from``. Every result is checked.
 
     python benchmarks/masks.py [--rows base-32K,base-B1-8K]
 
-Masks hide a little padding in front (left-padded batches) and nothing else. Times are of the operator in a CUDA graph,
-as in ``decode_attention.py``; those of ``open_from`` itself, compiled, are once a step for all layers.
+Masks hide nothing, like those of a batch without padding. Times are of the operator in a CUDA graph, as in
+``decode_attention.py``; ``open_from`` itself, compiled, runs once a step for all layers.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Packs a GGUF model, documents and questions in a few files for a machine without a network.
+"""Pack a GGUF model, documents and questions into a few files, for a machine without a network.
 
     python benchmarks/pack_model.py --out ../fidelity-data                     # here: SmolLM2
     python benchmarks/pack_model.py --model gemma3 --out ../fidelity-data-gemma
     python benchmarks/fidelity.py --data ../fidelity-data --device cuda        # there
 
-The quantized bytes of the GGUF file are kept as they are (lossless), under the names that transformers uses. What is
-written is read back, and held to what transformers loads from the GGUF file.
+The quantized bytes of the GGUF file are kept, under the names that transformers uses. The files are read back and
+compared with what transformers loads from the GGUF file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from emulation.models import MODELS, load, model_file
 from emulation.packed import load_packed
 from emulation.retrieval import questions
 
-#: Bytes of weights in a file, at most: what is carried to the other machine is limited.
+#: Most bytes of weights in a file.
 PART_BYTES = 50_000_000
-#: transformers' names by those of GGUF, within a layer.
+#: transformers' names of the weights of a layer, by those of GGUF.
 LLAMA = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -43,7 +43,7 @@ GEMMA3 = LLAMA | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 NAMES = {"llama": LLAMA, "gemma3_text": GEMMA3}
-#: What a config says of the files that it came from, and not of the model.
+#: Fields of a config that are about its files and not about the model.
 FOREIGN = ("_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version")
 
 
@@ -55,7 +55,7 @@ def _name(name: str, layer_names: dict[str, str]) -> str:
 
 
 def _tensors(gguf_file: Path, config) -> dict[str, tuple[str, list[int], torch.Tensor]]:
-    """Name -> GGML type, shape and blocks ``[blocks, bytes]``, as transformers has the weights."""
+    """GGML type, shape and blocks ``[blocks, bytes]`` by name, laid out as transformers has the weights."""
     import gguf
     import numpy
 
@@ -75,10 +75,10 @@ def _tensors(gguf_file: Path, config) -> dict[str, tuple[str, list[int], torch.T
 
 
 def pack(gguf_file: Path, config, out: Path) -> None:
-    """Write ``model-0.pt ...`` of a GGUF file. A tensor may lie in several files, which load in the order of names.
+    """Write ``model-0.pt ...`` of a GGUF file. A tensor may be in several files, loaded in the order of their names.
 
     Raises:
-        SystemExit: a model whose names or rotary layout are not known here.
+        SystemExit: for a model whose names or rotary layout are not known.
     """
     if config.model_type not in NAMES:
         raise SystemExit(f"{config.model_type} cannot be packed: known are {', '.join(NAMES)}")

@@ -1,10 +1,10 @@
-"""What quantizing the cache adds to a prefill: torch.compile with Inductor and DynamicCache, against innerq.
+"""What quantizing the cache adds to a prefill: torch.compile with Inductor and a DynamicCache, and innerq.
 
     python benchmarks/prefill_cost.py --json prefill.json                 # 8B Llama shape, 8,192 tokens, CUDA
     python benchmarks/prefill_cost.py --tiny --device cpu                 # a smoke test
 
-Random weights. Both sides are compiled from one model and take turns, so that clocks and heat meet both alike. Each
-prefill fills a cache of its own, and only the last position's logits are made, as ``generate`` does.
+Random weights. Both sides are compiled from one model and take turns, so that clock changes affect both. Each prefill
+fills a cache of its own, and only the last position's logits are computed, as in ``generate``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from innerq_compile import PRESETS, InnerQTensor
 
-#: What is in the name of a kernel that only quantization launches: in CUDA's list, and in that of operators on a CPU.
+#: Parts of the names of kernels (CUDA) or operators (CPU) that only quantization runs.
 QUANTIZATION = {
     "cuda": ("prefill_fwd_kernel", "key_moments_kernel", "key_statistics_kernel"),
     "cpu": ("innerq::prefill", "innerq::key_statistics"),
@@ -30,7 +30,7 @@ QUANTIZATION = {
 
 
 class Side:
-    """A compiled model and what its prefills took."""
+    """A compiled model and the times of its prefills."""
 
     def __init__(self, name: str, model, ids: torch.Tensor, quantized: bool) -> None:
         self.name, self.model, self.ids, self.quantized = name, model, ids, quantized
@@ -46,7 +46,7 @@ class Side:
         return out.logits, out.past_key_values
 
     def check(self, logits: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """What is timed has to be what the name says."""
+        """Exit if the caches are not of the kind that is to be measured."""
         kinds = {isinstance(t, InnerQTensor) for layer in cache.layers for t in (layer.keys, layer.values)}
         if kinds != {self.quantized}:
             raise SystemExit(f"side {self.name}: quantized caches {sorted(kinds)}, expected only {self.quantized}")
@@ -72,7 +72,7 @@ class Side:
 
 
 def profile(side: Side) -> dict:
-    """Milliseconds of one prefill by torch.profiler: in quantization, in all, and by name of kernel."""
+    """Milliseconds of one prefill by torch.profiler: of quantization, of all kernels, and of each kernel."""
     from torch.profiler import ProfilerActivity
 
     device = side.ids.device.type
@@ -83,7 +83,7 @@ def profile(side: Side) -> dict:
             torch.cuda.synchronize()
     total, ours = 0.0, {}
     for event in found.key_averages():
-        # on a CPU an operator contains those that it calls: all of it counts where it is named, its own time in the sum
+        # on a CPU an operator's time contains that of what it calls: the sum takes own times, named operators the whole
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
         total += own / 1e3
         if any(name in event.key for name in QUANTIZATION[device]):
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--tiny", action="store_true", help="hidden size 128 in place of 4,096")
-    parser.add_argument("--warmup", type=int, default=3, help="repetitions of each side that do not count")
+    parser.add_argument("--warmup", type=int, default=3, help="repetitions of each side that are not measured")
     parser.add_argument("--repetitions", type=int, default=15, help="of each side")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Linear layers of one row against the library's: ``innerq::row_linear`` at the shapes of a model, and its launches.
+"""Linear layers of one row: ``innerq::row_linear`` and cuBLAS at the shapes of a model.
 
     python benchmarks/row_linear.py                                       # 8B Llama
     python benchmarks/row_linear.py --shapes 6144x4096 4096,1024,1024x4096 --sweep
 
-Weights are rotated through more than the L2 cache holds, and calls are recorded in CUDA graphs, as in a decode step.
+Calls go through more weights than the L2 cache holds, and are recorded in CUDA graphs, as in a decode step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE = 2e-3
 
 
 def microseconds(call: Callable[[list[torch.Tensor]], object], rotated: list[list[torch.Tensor]]) -> float:
-    """Median of a call, over graphs that call it with all of ``rotated``."""
+    """Median microseconds of a call, in graphs that call it with each of ``rotated``."""
     call(rotated[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -47,7 +47,7 @@ def microseconds(call: Callable[[list[torch.Tensor]], object], rotated: list[lis
 
 
 def measure(shape: str, dtype: torch.dtype, sweep: bool) -> dict:
-    """Figures of one shape, ``N,N,...xK``; wrong results end the program."""
+    """Figures of one shape, ``N,N,...xK``. Exits if a result is wrong."""
     outputs, inputs = shape.split("x")
     widths, inputs = [int(width) for width in outputs.split(",")], int(inputs)
     count = dtype.itemsize * sum(widths) * inputs
@@ -79,7 +79,7 @@ def main() -> None:
         "--shapes", nargs="+", default=LLAMA_8B, help="outputs of the layers x inputs, as 4096,1024x512"
     )
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
-    parser.add_argument("--sweep", action="store_true", help="all launches that max_autotune times")
+    parser.add_argument("--sweep", action="store_true", help="also time the other launches that max_autotune tries")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not torch.cuda.is_available():

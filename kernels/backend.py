@@ -61,7 +61,7 @@ class KernelBackend(Protocol):
         centre: bool,
         normalize: bool,
         norm: str = "channel",
-        weight: torch.Tensor | None = None,
+        divisor: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and normalization of the keys of a prompt ``[B, H, S, D]``, each ``[B, H, D]`` float32."""
         ...
@@ -76,7 +76,7 @@ class KernelBackend(Protocol):
         norm: torch.Tensor | None,
         capacity: int,
         fmt: CacheFormat,
-        rows: torch.Tensor | None = None,
+        query_profile: torch.Tensor | None = None,
     ) -> Cache:
         """A cache side made of a prompt ``x [B, H, S, D]``; spare capacity may hold anything."""
         ...

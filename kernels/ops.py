@@ -63,7 +63,7 @@ for _schema in SCHEMAS.values():
         _fake(_schema.name)(_writes_in_place)
 
 # have no kernels of their own: a graph that is traced holds what they are made of, and Inductor fuses it
-for _made_of in (reference.query_statistics, reference.query_weight, reference.query_rows, masks.open_from):
+for _made_of in (reference.query_moments, reference.norm_divisor, reference.query_profile, masks.open_from):
     _lib.impl(_made_of.__name__, _made_of, "CompositeImplicitAutograd")
 
 
@@ -77,11 +77,11 @@ def key_statistics(
     centre: bool,
     normalize: bool,
     norm: str = "channel",
-    weight: torch.Tensor | None = None,
+    divisor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32. See ``reference.key_statistics``."""
     backend = dispatch.choose(keys.device, lambda b: b.supports_key_statistics(keys))
-    return backend.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
+    return backend.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
 
 
 @_fake("key_statistics")
@@ -98,12 +98,12 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     format: str,
-    rows: torch.Tensor | None = None,
+    query_profile: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """A cache made of a prompt ``x [B, H, S, D]``, see ``reference.prefill``: its tensors of ``cache.ENCODED``."""
     fmt = CacheFormat.parse(format)
     backend = dispatch.choose(x.device, lambda b: b.supports_prefill(fmt, x))
-    return backend.prefill(x, start, mean, norm, capacity, fmt, rows).encoded
+    return backend.prefill(x, start, mean, norm, capacity, fmt, query_profile).encoded
 
 
 @_fake("prefill")
@@ -151,17 +151,17 @@ def rewind_(keys: Cache, values: Cache, position: torch.Tensor) -> None:
 
 
 @_impl("write_")
-def write_(cache: Cache, x: torch.Tensor, position: torch.Tensor, query: torch.Tensor | None = None) -> None:
+def write_(cache: Cache, x: torch.Tensor, position: torch.Tensor, moments: torch.Tensor | None = None) -> None:
     """Write ``x [B, H, N, D]`` (keys not normalized) into a preallocated cache. Waits for the device.
 
-    What was held from there on is forgotten. Where nothing is left, the key statistics are taken from ``x`` and
-    ``query``.
+    What was held from there on is forgotten. Where nothing is left, the key statistics and the query profile are made
+    of ``x`` and of ``moments``.
 
     Args:
         cache: the cache.
         x: the tokens.
         position: the place of the first token, or of each.
-        query: what `query_statistics` gave, or None where it is not known.
+        moments: ``[B, H, 2, D]`` of ``reference.query_moments``, or None where they were not measured.
 
     Raises:
         RuntimeError: where that would leave a gap, or positions do not follow one another.
@@ -177,14 +177,14 @@ def write_(cache: Cache, x: torch.Tensor, position: torch.Tensor, query: torch.T
     reference.truncate_(cache, place)
     if place == 0 and (mean is not None or norm is not None):
         start = x.new_zeros(x.shape[0], dtype=torch.int32)
-        weight = None if query is None else reference.query_weight(query, fmt.norm)
-        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm, weight)
+        divisor = None if moments is None else reference.norm_divisor(moments, fmt.norm)
+        found = key_statistics(x, start, mean is not None, norm is not None, fmt.norm, divisor)
         for statistic, new in zip((mean, norm), found, strict=True):
             if statistic is not None:
                 statistic.copy_(new)
     if place == 0:
-        rows = None if query is None else reference.query_rows(query, norm, fmt.group_size)
-        reference.set_query_rows_(cache.window, fmt, rows, norm)
+        profile = None if moments is None else reference.query_profile(moments, norm, fmt.group_size)
+        reference.set_query_profile_(cache.window, fmt, profile, norm)
     append_one_(cache, reference.normalize_keys(x, mean, norm))
 
 

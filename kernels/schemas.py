@@ -148,14 +148,14 @@ _BOTH_FORMATS = ("str k_format", "str v_format")
 SCHEMAS = {
     schema.name: schema
     for schema in (
-        OperatorSchema("query_statistics", ("Tensor query", "Tensor keys", "Tensor start"), "Tensor"),
-        OperatorSchema("query_weight", ("Tensor query", "str norm"), "Tensor"),
-        OperatorSchema("query_rows", ("Tensor query", "Tensor? norm", "int group_size"), "Tensor"),
+        OperatorSchema("query_moments", ("Tensor query", "Tensor keys", "Tensor start"), "Tensor"),
+        OperatorSchema("norm_divisor", ("Tensor moments", "str norm"), "Tensor"),
+        OperatorSchema("query_profile", ("Tensor moments", "Tensor? norm", "int group_size"), "Tensor"),
         OperatorSchema(
             "key_statistics",
             (
                 *("Tensor keys", "Tensor start", "bool centre", "bool normalize"),
-                *("str norm='channel'", "Tensor? weight=None"),
+                *("str norm='channel'", "Tensor? divisor=None"),
             ),
             "(Tensor, Tensor)",
         ),
@@ -163,7 +163,7 @@ SCHEMAS = {
             "prefill",
             (
                 *("Tensor x", "Tensor start", "Tensor? mean", "Tensor? norm", "SymInt capacity", "str format"),
-                "Tensor? rows=None",
+                "Tensor? query_profile=None",
             ),
             f"({', '.join('Tensor' for _ in ENCODED)})",
         ),
@@ -175,7 +175,7 @@ SCHEMAS = {
             "write_",
             (
                 CacheArguments(writes=(*ENCODED, *_STATISTICS), optional=_STATISTICS),
-                *("Tensor x", "Tensor position", "str format", "Tensor? query=None"),
+                *("Tensor x", "Tensor position", "str format", "Tensor? moments=None"),
             ),
             "()",
         ),

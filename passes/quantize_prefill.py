@@ -2,9 +2,9 @@
 
 out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
 return k, v, out                            ->   start = padding tokens, from the mask
-                                                 seen = query_statistics(q, k, start)
-                                                 mean, norm = key_statistics(k, start, query_weight(seen))
-                                                 k4 = prefill(k, start, mean, norm, query_rows(seen, norm, 32))
+                                                 moments = query_moments(q, k, start)
+                                                 mean, norm = key_statistics(k, start, norm_divisor(moments))
+                                                 k4 = prefill(k, start, mean, norm, query_profile(moments, norm, 32))
                                                  v4 = prefill(v, start)
                                                  return (k4, mean, norm), v4, out
 """
@@ -67,21 +67,21 @@ def _quantize(
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     ops = torch.ops.innerq
-    mean = norm = query_statistics = None
-    weight, rows = (), ()
+    mean = norm = moments = None
+    divisor, profile = (), ()
     query = _query(write, match) if fmt.uses_queries else None
     if query is not None:
-        query_statistics = write.call(ops.query_statistics.default, query, dense, start)
-        weight = (write.call(ops.query_weight.default, query_statistics, fmt.norm),)
+        moments = write.call(ops.query_moments.default, query, dense, start)
+        divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
         wanted = (config.centre_keys, config.normalize_keys, fmt.norm)
-        key_statistics = write.call(ops.key_statistics.default, dense, start, *wanted, *weight)
+        key_statistics = write.call(ops.key_statistics.default, dense, start, *wanted, *divisor)
         mean = write.call(operator.getitem, key_statistics, 0) if config.centre_keys else None
         norm = write.call(operator.getitem, key_statistics, 1) if config.normalize_keys else None
-    if query_statistics is not None:
-        rows = (write.call(ops.query_rows.default, query_statistics, norm, fmt.group_size),)
+    if moments is not None:
+        profile = (write.call(ops.query_profile.default, moments, norm, fmt.group_size),)
     capacity = _capacity(write, dense, fmt)
-    packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *rows)
+    packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *profile)
     encoded = [write.call(operator.getitem, packed, index) for index in range(len(ENCODED))]
     tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), mean=mean, norm=norm)
     return Quantized(tensors, value.shape[2], use.tokens_dim)

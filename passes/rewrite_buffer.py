@@ -152,15 +152,15 @@ def _follow(
 ) -> None:
     """Write what the program writes to the buffers to the quantized caches.
 
-    ``query`` is the attention's, or None where it is not there yet, so that its statistics cannot be taken.
+    ``query`` is the attention's, or None where it is not there yet, so that its moments cannot be taken.
     """
     new_key, new_value = by_head_in_dtype(write, key_use), by_head_in_dtype(write, value_use)
     if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
-        statistics = ()
+        moments = ()
         if key.format.uses_queries and query is not None:
             start = write.method("new_zeros", new_key, (write.method("size", new_key, 0),), dtype=torch.int32)
-            statistics = (write.call(torch.ops.innerq.query_statistics.default, query, new_key, start),)
-        write_at(write, key, new_key, position, *statistics)
+            moments = (write.call(torch.ops.innerq.query_moments.default, query, new_key, start),)
+        write_at(write, key, new_key, position, *moments)
         write_at(write, value, new_value, position)
         return
     write.call(torch.ops.innerq.rewind_.default, *arguments_of("rewind_", key.tensors, value.tensors, position))

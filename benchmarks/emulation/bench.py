@@ -1,4 +1,4 @@
-"""Shared by ``format_search.py`` and ``fidelity.py``: options, model and documents, and a row of figures a format."""
+"""What ``format_search.py`` and ``fidelity.py`` share: options, model and documents, and the figures of a format."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A model and documents, with full precision measured: ``nll_full`` is the mean negative log-likelihood of each.
+    """A model and documents, and what full precision gives on them.
 
-    ``title`` is what the model is called in tables.
+    Attributes:
+        title: name of the model in tables.
+        nll_full: mean negative log-likelihood of each document in full precision.
     """
 
     title: str
@@ -71,7 +73,7 @@ class Bench:
         return self.model.config.num_hidden_layers
 
     def row(self, fmt: Format) -> dict:
-        """Figures of a format: bits, means over the documents, and single documents."""
+        """Figures of a format: bits, means over the documents, and the values of each document."""
         parts = [measure(s, fmt) for s in self.sets]
         result = {name: [x for part in parts for x in part[name]] for name in parts[0]}
         key_bits, value_bits = fmt.effective_bits(self.layers, self.model.config.head_dim)
@@ -91,7 +93,7 @@ class Bench:
         }
 
     def head(self) -> dict:
-        """What a file of rows begins with."""
+        """The fields of a results file before its rows."""
         device = self.sets[0].tokens.device
         types = getattr(self.model.config, "layer_types", None) or ["full_attention"] * self.layers
         return {

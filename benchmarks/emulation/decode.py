@@ -2,8 +2,8 @@
 
 Decoding one token at a time, the query of position t sees key j as the cache holds it after t was appended: quantized
 where ``sink <= j < sink + block * floor((t + 1 - sink - recent) / block)``, exact otherwise. All hidden states of a
-layer are known once the layer below is done, so one pass over all positions does what hundreds of steps would.
-What comes before the first decoded position (the prompt) is attended to exactly and is the same for every format.
+layer are known once the layer below is done, so one pass over all positions gives the same as hundreds of steps.
+Attention within the prompt is exact and the same for every format.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from innerq_compile.kernels.reference import query_statistics
+from innerq_compile.kernels.reference import query_moments
 
 from .product import ProductSide
 from .quantizers import Prompt, Side, quantize_keys, quantize_values
@@ -23,7 +23,7 @@ IMPLEMENTATION = "innerq_fidelity"
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A cache format under test. ``special`` gives single layers other sides: ``((layers, key, value), ...)``."""
+    """A cache format to measure. ``special`` gives some layers other formats: ``((layers, key, value), ...)``."""
 
     name: str
     key: Side | ProductSide
@@ -73,7 +73,7 @@ def _attend(q, k, v, khat, vhat, key_end, value_end, first, scaling, window):
 class Emulation:
     """A model and a batch of documents ``[B, S]``, of which the first ``prompt`` tokens are prefilled.
 
-    Layers with a sliding window stay in full precision, as in the product; ``sliding`` has them quantized too.
+    Layers with a sliding window stay in full precision, as in the library; ``sliding`` quantizes them too.
 
     Attributes:
         reference: full-precision log-probabilities after each decoded position, ``[B, S - prompt, vocab]``, or None.
@@ -110,7 +110,7 @@ class Emulation:
         self.layers[layer] = {"k": k, "v": v, "query_moment": moment, "query_mean": q.mean((2, 3))}
         self.layers[layer]["q_tail"] = q[..., -256:, :]
         start = torch.zeros(q.shape[0], dtype=torch.int32, device=q.device)
-        self.layers[layer]["asked"] = query_statistics(q.flatten(1, 2), k, start)
+        self.layers[layer]["query_moments"] = query_moments(q.flatten(1, 2), k, start)
         return _attend(q, k, v, None, None, None, None, 0, scaling, window)
 
     def attention_moment(self, layer: int, size: int, scaling: float) -> torch.Tensor:
@@ -123,7 +123,7 @@ class Emulation:
             scores = (state["q_tail"] @ state["k"][:, :, None, :last].mT) * scaling
             weights = scores.softmax(-1)[..., 32:end]
             weights = weights.unflatten(-1, (-1, size)).flatten(2, 4)
-            # each group counts alike: a group that is looked at hard says no more about shape than another
+            # groups have equal weight: a group with large attention weights says no more about their shape than another
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
             state[key] = weights.mT @ weights / weights.shape[2]
         return state[key]
@@ -135,17 +135,17 @@ class Emulation:
             return _attend(q, k, v, None, None, None, None, self.prompt, scaling, window)
         fmt = self._format
         key_side, value_side = fmt.sides(layer)
-        asked = Prompt(seen["k"], seen["query_moment"], fmt.sink, seen["query_mean"])
-        khat, key_end = self._held(k, fmt, key_side, quantize_keys, asked, seen["asked"])
+        prompt = Prompt(seen["k"], seen["query_moment"], fmt.sink, seen["query_mean"])
+        khat, key_end = self._held(k, fmt, key_side, quantize_keys, prompt, seen["query_moments"])
         measured = isinstance(value_side, Side) and value_side.feedback == "measured"
         moment = self.attention_moment(layer, value_side.group, scaling) if measured else None
         vhat, value_end = self._held(v, fmt, value_side, quantize_values, Prompt(seen["v"], moment, fmt.sink))
         return _attend(q, k, v, khat, vhat, key_end, value_end, self.prompt, scaling, window)
 
-    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt, asked=None):
-        """``x`` as the quantized region gives it back (exact outside), and where that region lies."""
+    def _held(self, x, fmt: Format, side: Side | ProductSide, quantize: Callable, prompt: Prompt, moments=None):
+        """``x`` with the quantized region dequantized, and where that region lies."""
         if isinstance(side, ProductSide):
-            out, held = side.held(x, self.prompt, asked)
+            out, held = side.held(x, self.prompt, moments)
             return out, (held.sink, lambda length: quantized_end(length, held.sink, held.recent, held.block))
         if side.mode == "none":
             return None, None
@@ -177,7 +177,7 @@ def queries_of(model, tokens: torch.Tensor) -> list[torch.Tensor]:
     return found
 
 
-# --- how transformers' models come here ----------------------------------------------------------------------------
+# --- hooks into transformers --------------------------------------------------------------------------------------
 
 _current: list[Callable] = []
 
@@ -192,7 +192,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
 
 
 def install(model) -> None:
-    """Have a transformers model call the emulation instead of its attention."""
+    """Make a transformers model call the emulation instead of its attention."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 

@@ -1,4 +1,4 @@
-"""Documents to measure on: natural text and code that Python and its packages carry."""
+"""Documents to measure on: natural text and code that come with Python and its packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _topics(*names: str) -> str:
 
 
 def _docstrings(module: str, *more: str) -> str:
-    """Docstrings of a module, its classes and functions, one behind the other."""
+    """Docstrings of a module, its classes and functions, concatenated."""
     found = []
     for name in (module, *more):
         m = importlib.import_module(name)
@@ -45,7 +45,7 @@ def _license(package: str) -> str:
     return "\n\n".join(f.read_text(encoding="utf-8") for f in texts)
 
 
-#: Name -> text. The first half chooses formats, the second half is only looked at afterwards: each holds all kinds.
+#: Text by name. Formats are chosen on the first half; the second half is held out. Both halves have all kinds of text.
 SOURCES = {
     "prose: with, try, for, while": lambda: _topics("with", "try", "for", "while"),
     "docstrings: datetime": lambda: _docstrings("datetime", "calendar", "logging", "argparse", "pathlib"),
@@ -76,12 +76,12 @@ SOURCES = {
 
 
 def first_tokens(tokenizer) -> list[int]:
-    """What the tokenizer puts in front of every text (Gemma is lost without it)."""
+    """The tokens that the tokenizer puts in front of every text, without which Gemma gives nonsense."""
     return tokenizer("").input_ids
 
 
 def documents(tokenizer, tokens: int = TOKENS) -> tuple[list[str], torch.Tensor]:
-    """Names and tokens ``[N, tokens]`` of the documents that are long enough here."""
+    """Names and tokens ``[N, tokens]`` of the documents that have at least so many tokens."""
     names, rows = [], []
     for name, make in SOURCES.items():
         try:

@@ -1,4 +1,4 @@
-"""Numbers of GGML's quantized blocks in torch, for machines without the gguf package."""
+"""Dequantization of GGML's blocks in torch, for machines without the gguf package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _q5_0(raw: torch.Tensor) -> torch.Tensor:
 
 def _q4_k(raw: torch.Tensor) -> torch.Tensor:
     scale, low = _number(raw[:, :2], torch.float16), _number(raw[:, 2:4], torch.float16)
-    # eight factors and eight offsets of 6 bits: four of each whole, of the others the upper two bits beside those
+    # eight factors and eight offsets of 6 bits: four of each in a byte of their own, with upper two bits of the others
     first, second, rest = raw[:, 4:16].unflatten(1, (3, 4)).unbind(1)
     factors = torch.cat((first & 63, (rest & 15) | (first >> 6 << 4)), 1)
     offsets = torch.cat((second & 63, (rest >> 4) | (second >> 6 << 4)), 1)

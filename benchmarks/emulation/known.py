@@ -1,4 +1,4 @@
-"""Formats that are compared with: the product's presets, the paper's, and KIVI-like outer grouping."""
+"""The formats that are measured by name: the presets, those of the paper, and KIVI-like outer grouping."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .quantizers import Side
 
 
 def preset_format(name: str, **changes) -> Format:
-    """A preset of the product as it is, with single options changed."""
+    """A preset, with some options changed."""
     config = InnerQConfig.preset(name, **changes)
     return Format(f"preset {name}", ProductSide(config, "key"), ProductSide(config, "value"))
 
 
 def paper_formats() -> list[Format]:
-    """The authors' formats with the recent window held ("repaired"): float16 scales, keys divided by sqrt(max|k|)."""
+    """The authors' formats with a recent window that never runs empty: float16 scales, keys divided by sqrt(max|k|)."""
 
     def key(bits):
         return Side("symmetric", bits, power=0.5)
@@ -40,7 +40,7 @@ def kivi_formats() -> list[Format]:
 
 
 def preset_formats() -> list[Format]:
-    """All presets that quantize anything."""
+    """All presets that quantize."""
     configs = {name: InnerQConfig.preset(name) for name in PRESETS}
     return [preset_format(n) for n, c in configs.items() if (c.key_mode, c.value_mode) != ("none", "none")]
 

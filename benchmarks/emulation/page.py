@@ -1,4 +1,4 @@
-"""Results of ``fidelity.py`` as the Markdown of ``docs/fidelity.md``, a section a model."""
+"""Results of ``fidelity.py`` as the Markdown of ``docs/fidelity.md``, a section for each model."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def section(result: dict) -> str:
     """One model's results.
 
     Raises:
-        SystemExit: results that an earlier ``fidelity.py`` wrote, which do not say whose they are.
+        SystemExit: for results without the name of their model.
     """
     if "model" not in result:
-        raise SystemExit("the file does not say of which model it is: measure again with this fidelity.py")
+        raise SystemExit("the results do not name their model: measure again with this fidelity.py")
     full = math.exp(sum(result["nll_full"]) / len(result["nll_full"]))
     lines = [
         f"### {result['model']}",
@@ -80,10 +80,10 @@ def section(result: dict) -> str:
 
 
 def write(page: Path, results: list[dict]) -> None:
-    """Put the sections of ``results`` between the two marks of a page.
+    """Replace what is between the two marks of a page by the sections of ``results``.
 
     Raises:
-        SystemExit: a page without the marks, or with one of them twice.
+        SystemExit: for a page without the marks, or with one of them twice.
     """
     text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):

@@ -1,6 +1,6 @@
-"""Formats to measure: those of the product by ``kernels.reference``, the paper's, a peer's, and variants for research.
+"""Quantizers to measure: the library's, the paper's, KIVI-like ones, and variants for experiments.
 
-Everything is a map of numbers to the numbers that a cache would give back, over groups in the last dimension.
+Each maps numbers to what a cache would dequantize to, over groups in the last dimension.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STORED_BYTES = {"exact": 4, "float16": 2, "bfloat16": 2, "e4m3": 1, "e5m2": 1, "
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """How one side of a cache (keys or values) is held.
+    """The format of one side of a cache (keys or values).
 
     Attributes:
-        mode: ``none``, a mode of the product, or ``paper_hybrid`` (the paper's rule: b-1 bits asymmetric against b
+        mode: ``none``, a mode of the library, or ``paper_hybrid`` (the paper's rule: b-1 bits asymmetric against b
             bits symmetric, by absolute error).
         bits, group: as in :class:`CacheFormat`.
         along: ``inner`` (keys: channels of a token, values: tokens of a channel) or ``outer`` (the other way, as KIVI).
@@ -81,7 +81,7 @@ class Side:
         if self.mode == "none":
             return 16.0
         kinds = [self.scale] + ([self.zero] if named(self.mode).has_zero else [])
-        if set(kinds) <= {"float16", "bfloat16"}:  # the product has room for as many numbers, wherever they belong
+        if set(kinds) <= {"float16", "bfloat16"}:  # the library stores as many numbers
             mode = "hybrid" if self.mode == "paper_hybrid" else self.mode
             return stored_bits(CacheFormat("value", self.bits, mode, self.group, 0, 0, self.scale), head_dim)
         return self.bits + 8 * sum(STORED_BYTES[kind] for kind in kinds) / self.group
@@ -98,7 +98,7 @@ class Side:
 
 
 def stored(x: torch.Tensor, kind: str, bias: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """Scales as they come back from storage. ``bias`` is the power of two that 8-bit kinds are relative to."""
+    """Scales as they are read back. ``bias`` is the power of two that 8-bit kinds are relative to."""
     if kind == "exact":
         return x
     if kind in ("float16", "bfloat16"):
@@ -134,7 +134,7 @@ def _number(value, like):
 
 
 def _candidates(x, side: Side, mode: str):
-    """Ways to code groups ``x [..., g]``: each is (scale, zero, low code, high code), ``[..., 1]`` and not rounded."""
+    """Candidate encodings of groups ``x [..., g]``: (scale, zero, low code, high code), ``[..., 1]``, not rounded."""
     high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
     extreme, none = torch.maximum(high, -low), torch.zeros_like(high)
     half, full = 2 ** (side.bits - 1), 2**side.bits - 1
@@ -225,7 +225,7 @@ def round_with_feedback(x, scale, zero, low, high, factor):
 
 
 def quantized_groups(x: torch.Tensor, side: Side, weight=None) -> torch.Tensor:
-    """Groups ``x [B, H, ..., g]`` as they come back, without feedback. ``weight`` broadcasts to x."""
+    """Groups ``x [B, H, ..., g]`` quantized and dequantized, without feedback. ``weight`` broadcasts to x."""
     if side.is_product_rounding:
         fmt = CacheFormat("key", side.bits, side.mode, side.group, 0, 0, side.scale)
         return product_numbers(*product_groups(x, fmt), fmt, x.dtype)
@@ -273,7 +273,7 @@ def _linear(x, side: Side, moment):
 
 @dataclasses.dataclass
 class Prompt:
-    """What quantization may know of the prompt.
+    """What is measured of the prompt.
 
     Its keys or values ``x [B, H, S, D]``, second moments ``[B, H, n, n]`` (keys: of the queries; values: of the
     attention), and for keys the mean query ``[B, H, D]``.
@@ -326,7 +326,7 @@ def _prepared(x, side: Side, prompt: Prompt):
 
 
 def quantize_keys(k: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
-    """Keys ``[B, H, T, D]`` (whole blocks) as a cache gives them back."""
+    """Keys ``[B, H, T, D]`` (whole blocks) quantized and dequantized."""
     if side.mode == "none":
         return k
     x, back, moment, query = _prepared(k, side, prompt)
@@ -360,7 +360,7 @@ def quantize_keys(k: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
 
 
 def quantize_values(v: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
-    """Values ``[B, H, T, D]`` (whole blocks) as a cache gives them back."""
+    """Values ``[B, H, T, D]`` (whole blocks) quantized and dequantized."""
     if side.mode == "none":
         return v
     x, back, *_ = _prepared(v, side, dataclasses.replace(prompt, moment=None))

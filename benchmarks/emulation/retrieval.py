@@ -1,7 +1,7 @@
 """Questions with discrete answers about a long context: a needle, a list of keys and values, a list of numbers.
 
-The context is prefilled; question and answer go through the cache. An answer counts when the model, given the question
-and what the answer should be so far, would say each of its tokens next.
+The context is prefilled; question and answer go through the cache. An answer is right if each of its tokens is the most
+likely one, given the question and the tokens of the answer before it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _prose(rng: random.Random, filler: str) -> str:
     return ". ".join(sentences[begin : begin + 150])
 
 
-# Each task gives what stands somewhere in the prose, the question, and its answer.
+# Each task gives what is inserted into the text, the question, and its answer.
 
 
 def _needle(rng: random.Random) -> tuple[str, str, str]:
@@ -95,7 +95,7 @@ def _needle(rng: random.Random) -> tuple[str, str, str]:
 
 
 def _pairs(rng: random.Random) -> tuple[str, str, str]:
-    """A list of keys and values. Three that are answered already show what is asked for."""
+    """A list of keys and values, and three examples of questions with answers."""
     lines = {key: f"{key}: {rng.randrange(1000, 10000)}\n" for key in rng.sample(WORDS, len(WORDS))}
     *shown, asked = rng.sample(list(lines), 4)
     question = "\n\n" + "".join(lines[key] for key in shown) + f"{asked}:"
@@ -103,7 +103,7 @@ def _pairs(rng: random.Random) -> tuple[str, str, str]:
 
 
 def _copying(rng: random.Random) -> tuple[str, str, str]:
-    """A list of numbers, and from somewhere in it eight of them: the two behind those are asked for."""
+    """A list of numbers, and eight consecutive ones of it: the answer is the two that follow."""
     numbers = [str(rng.randrange(100, 1000)) for _ in range(48)]
     at = rng.randrange(8, len(numbers) - 2)
     begin, answer = " ".join(numbers[at - 8 : at]), " ".join(numbers[at : at + 2])
@@ -129,7 +129,7 @@ def _fitted(tokenize, task: str, rng: random.Random, filler: str) -> tuple[list[
 
 
 def questions(tokenizer, filler: str, count: int, seed: int = 0) -> dict[str, Questions]:
-    """``count`` questions of each task. ``filler``: prose, long."""
+    """``count`` questions of each task, in contexts of text from ``filler``."""
     begin = first_tokens(tokenizer)
 
     def tokenize(text: str) -> list[int]:
@@ -153,7 +153,7 @@ def questions(tokenizer, filler: str, count: int, seed: int = 0) -> dict[str, Qu
 
 @torch.no_grad()
 def answers(model, asked: Questions, formats: list[Format | None], batch: int, device: str, tick, sliding=False):
-    """For each format (None: full precision) which answers are right, bool ``[N]``. ``tick`` is called after each."""
+    """Which answers are right, bool ``[N]``, for each format (None: full precision). ``tick`` is called each batch."""
     right: list[list[torch.Tensor]] = [[] for _ in formats]
     for begin in range(0, len(asked.tokens), batch):
         rows = slice(begin, begin + batch)

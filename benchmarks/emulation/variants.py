@@ -1,4 +1,4 @@
-"""What ``format_search.py`` tries, most important first."""
+"""The formats that ``format_search.py`` tries, most important first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def V(mode: str, bits: int, **changes) -> Side:
 
 
 def describe(side: Side) -> str:
-    """A side as words: mode and bits, then what differs from the defaults."""
+    """Mode and bits of a side, then what differs from the defaults."""
     if side.mode == "none":
         return "fp"
     words = [f"{side.mode}{side.bits}"]
@@ -45,12 +45,12 @@ def make(key: Side, value: Side, **windows) -> Format:
 
 
 def steered(bits: int, **changes) -> Side:
-    """Keys whose zero points and divisors know the prompt's queries."""
+    """Keys whose zero points and divisors are chosen by the prompt's queries."""
     return K("asymmetric", bits, **{**P8, "query_power": 0.25, "zero_search": 2 ** (6 - bits), **changes})
 
 
 def anchored(bits: int) -> Side:
-    """Values that are coded around the token of least norm."""
+    """Values with the token of least norm on a code."""
     return V("asymmetric", bits, **P8, zero_search=1)
 
 
@@ -123,7 +123,7 @@ def value_sides(bits: int) -> list[Side]:
 
 
 def combinations() -> list[Format]:
-    """Candidates for presets: both sides at once."""
+    """Candidates for presets."""
     made = []
     for kb, vb in ((3, 3), (3, 2), (4, 4), (2, 2), (4, 2), (4, 3), (2, 3)):
         plain, search8 = V("signed", vb), V("hybrid", vb, **E8, search=SHRINK)
@@ -153,7 +153,7 @@ def windows() -> list[Format]:
 
 
 def layered(layers: int) -> list[Format]:
-    """Which layers want more bits: single layers and thirds held exactly, everything else 2/2."""
+    """Which layers are most sensitive: single layers and thirds exact, everything else 2/2."""
     key, value = K("signed", 2), V("signed", 2)
     made = []
     third = layers // 3
@@ -171,7 +171,7 @@ def layered(layers: int) -> list[Format]:
 
 
 def variants(layers: int) -> list[Format]:
-    """All of them, in order of importance; the names are unique."""
+    """All formats, in order of importance and with unique names."""
     made = known_formats() + combinations()
     made += [make(side, NONE) for side in key_sides(3)] + [make(NONE, side) for side in value_sides(2)]
     made += [make(side, NONE) for side in key_sides(2)] + [make(NONE, side) for side in value_sides(3)]

@@ -1,7 +1,7 @@
-"""Asymmetric groups in ``pair8`` words whose zero point is chosen: nothing that decoding reads or does changes.
+"""Ways to choose the zero point of asymmetric groups in ``pair8`` words. Decoding is the same for all of them.
 
-The zero point of a word lies on a grid of ``2^(6-b)`` steps a scale, so that many alignments of the codes to a group
-are to be had. All of them span the group; which elements come out nearly exact differs.
+The zero point lies on a grid of ``2^(6-b)`` steps a scale, so that the codes can be aligned to a group in many ways.
+All span the group; they differ in which elements are nearly exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def spanned(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def decoded(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    """``x`` as groups of this scale and zero point give it back."""
+    """``x`` quantized with this scale and zero point, and dequantized."""
     inverse = torch.where(scale > 0, 1 / scale, 0.0)
     step = scale_types.zero_step(bits)
     most = scale_types.MOST_STEPS
@@ -31,7 +31,7 @@ def decoded(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int)
 def anchored(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Groups of values ``[..., D, 32]`` with the token of least norm on a code.
 
-    That token is the one that attention likes to rest on: a tenth of the others' norm, and up to a third of the weight.
+    Such a token often gets much of the attention weight.
     """
     fmt = CacheFormat("value", bits, "anchored", x.shape[-1], 0, 0, "pair8")
     (chosen,) = is_anchor(x.mT, None, x.shape[-1])
@@ -40,7 +40,7 @@ def anchored(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def steered(x: torch.Tensor, bits: int, query: torch.Tensor, spread: torch.Tensor, tried: int) -> torch.Tensor:
-    """Groups of keys ``[..., G, 32]`` with the zero point, of ``tried`` within half a scale, of the least cost.
+    """Groups of keys ``[..., G, 32]`` with the zero point of least cost, of ``tried`` ones within half a scale.
 
     An error ``e`` costs ``(query . e)^2 + sum over c of spread_c e_c^2``. ``query`` is the mean of the prompt's queries
     and ``spread`` their variance; both broadcast to ``x``.

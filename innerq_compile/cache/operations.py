@@ -105,7 +105,7 @@ def _zero_(tensor):
     for inner in (tensors.scales, tensors.window, tensors.mean):
         if inner is not None:
             inner.zero_()
-    reference.set_query_rows_(tensors.window, storage.format, None, tensors.norm)
+    reference.set_query_profile_(tensors.window, storage.format, None, tensors.norm)
     if not storage.format.quantized:
         tensors.codes.zero_()
     return tensor

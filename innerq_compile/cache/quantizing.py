@@ -54,23 +54,23 @@ def quantize(
         fmt = dataclasses.replace(fmt, norm=norm)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     has_statistics = role == "key" and (config.centre_keys or config.normalize_keys)
-    mean = scale = asked = weight = rows = None
+    mean = scale = moments = divisor = profile = None
     if queries is not None and fmt.uses_queries:
-        asked = reference.query_statistics(queries, x, start)
-        weight = reference.query_weight(asked, fmt.norm)
+        moments = reference.query_moments(queries, x, start)
+        divisor = reference.norm_divisor(moments, fmt.norm)
     if has_statistics and x.shape[2] == 0:
         mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
         scale = torch.ones_like(mean)
     elif has_statistics:
         mean, scale = torch.ops.innerq.key_statistics(
-            x, start, config.centre_keys, config.normalize_keys, fmt.norm, weight
+            x, start, config.centre_keys, config.normalize_keys, fmt.norm, divisor
         )
     mean, scale = (mean if config.centre_keys else None), (scale if config.normalize_keys else None)
-    if asked is not None:
-        rows = reference.query_rows(asked, scale, fmt.group_size)
+    if moments is not None:
+        profile = reference.query_profile(moments, scale, fmt.group_size)
     if capacity is None:
         capacity = formats.grown_capacity(fmt, x.shape[2])
-    encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, rows)
+    encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, profile)
     tensors = CacheTensors.of_encoded(fmt, encoded)
     return CacheStorage.adopt(dataclasses.replace(tensors, mean=mean, norm=scale), x.shape[2])
 

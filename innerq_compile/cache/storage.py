@@ -105,9 +105,9 @@ class CacheStorage:
             return moved.pin_memory() if pin_memory else moved
 
         copy = self.copy(transform=move)
-        if copy.dtype != self.dtype and self.format.uses_queries:  # bytes lie behind the windows
-            rows = reference.held_query_rows(self.tensors.window, self.format)
-            reference.set_query_rows_(copy.tensors.window, self.format, rows.to(copy.device))
+        if copy.dtype != self.dtype and self.format.uses_queries:  # it lies behind the windows, as bytes
+            profile = reference.held_query_profile(self.tensors.window, self.format)
+            reference.set_query_profile_(copy.tensors.window, self.format, profile.to(copy.device))
         return copy
 
     def __reduce__(self):

@@ -76,7 +76,7 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
-    rows: torch.Tensor | None = None,
+    query_profile: torch.Tensor | None = None,
 ) -> Cache:
     """A cache side made of a prompt. See ``reference.prefill``; blocks past a sequence's own end are zero.
 
@@ -88,7 +88,7 @@ def prefill(
     assert functions is not None, "supports_prefill was not asked"
     cache = reference.empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
     cache = dataclasses.replace(cache, mean=mean, norm=norm)
-    reference.set_query_rows_(cache.window, fmt, rows, norm)
+    reference.set_query_profile_(cache.window, fmt, query_profile, norm)
     start = start.to(torch.int32).contiguous()
     mean = None if mean is None else mean.to(torch.float32).contiguous()
     norm = None if norm is None else norm.to(torch.float32).contiguous()

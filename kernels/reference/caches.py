@@ -13,7 +13,7 @@ from ..formats import CacheFormat, blocks_for
 from ..internals.tensors import assert_async
 from .groups import decode_blocks, encode_blocks
 from .numbers import to_finite
-from .statistics import held_query_rows, normalize_keys, set_query_rows_
+from .statistics import held_query_profile, normalize_keys, set_query_profile_
 
 #: Of a write to a static cache that would leave a gap.
 MISSED = "a static cache was written behind the tokens that it holds"
@@ -32,7 +32,7 @@ def empty_cache(
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
     tensors = {name: torch.zeros(s, dtype=own or dtype, device=device) for name, (s, own) in shapes.items()}
     cache = CacheTensors.of(fmt, tensors)
-    set_query_rows_(cache.window, fmt)
+    set_query_profile_(cache.window, fmt)
     return cache
 
 
@@ -45,7 +45,7 @@ def _profile(cache: Cache, dims: int = 0) -> torch.Tensor | None:
     """The query profile of a cache whose mode uses one, with ``dims`` dimensions of blocks behind its heads."""
     if not cache.format.uses_queries:
         return None
-    profile = held_query_rows(cache.window, cache.format)
+    profile = held_query_profile(cache.window, cache.format)
     return profile[:, :, None] if dims else profile
 
 
@@ -56,7 +56,7 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
-    rows: torch.Tensor | None = None,
+    query_profile: torch.Tensor | None = None,
 ) -> Cache:
     """A cache side made of a prompt.
 
@@ -66,7 +66,7 @@ def prefill(
         mean, norm: ``[B, H, D]`` of :func:`key_statistics`, what is taken out of keys; None where nothing is.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
         fmt: the format.
-        rows: for mode ``steered``, the bytes that :func:`query_rows` gave; None where it is not known.
+        query_profile: that of the prompt, in modes that use one; None where it is not known.
     """
     batch, heads, tokens, head_dim = x.shape
     x = normalize_keys(x, mean, norm)
@@ -80,7 +80,7 @@ def prefill(
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
     state[..., layout.PEAK] = length
-    set_query_rows_(window, fmt, rows, norm)
+    set_query_profile_(window, fmt, query_profile, norm)
     blocks = blocks_for(fmt, tokens)
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]

@@ -1,4 +1,4 @@
-"""What is measured on a prompt: mean and normalization of its keys, and what its queries are like."""
+"""What is measured on a prompt: mean and normalization of its keys, moments of its queries and what is kept of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ..formats import CacheFormat
 from ..pairs import Pairs
 from .numbers import as_float
 
-#: Largest mean, and square of a deviation, that :func:`query_rows` gives: bytes below those of float16's infinities.
-MOST_KNOWN = 123
+#: Largest mean, and squared deviation, in a query profile: bytes below those of float16's infinities.
+MAX_PROFILE = 123
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
 MIN_STATISTICS_TOKENS = 32
 #: So many of a prompt's last queries say what queries are like; to read all of a long prompt's would cost more.
@@ -25,11 +25,12 @@ MIN_KEY_NORM = 2.0**-6
 MAX_DIVIDED_KEY = 8192.0
 
 
-def query_statistics(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def query_moments(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
 
     Taken over the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
-    count as zero. Queries of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1: nothing is known.
+    count as zero. Queries of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1, as if all channels were
+    alike.
 
     Args:
         query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt.
@@ -56,72 +57,72 @@ def query_statistics(query: torch.Tensor, keys: torch.Tensor, start: torch.Tenso
     return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
 
 
-def query_weight(query: torch.Tensor, norm: str) -> torch.Tensor:
-    """By what the normalization of keys is divided, for what is known of the queries: the fourth root of their size.
+def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
+    """By what the normalization of keys is divided: the fourth root of the size of the queries.
 
-    ``query [B, H, 2, D]`` is what :func:`query_statistics` gave; returns ``[B, H, D]`` float32. The size of a channel
+    ``moments [B, H, 2, D]`` are those of :func:`query_moments`; returns ``[B, H, D]`` float32. The size of a channel
     is the root mean square of its queries, over the channels that share a normalization (``CacheFormat.norm``),
     relative to the largest of the head.
     """
-    square = query.square().sum(2)
+    square = moments.square().sum(2)
     square = (square + Pairs.parse(norm).swapped(square)) * 0.5
     largest = square.amax(-1, keepdim=True)
     relative = square / largest.clamp(min=torch.finfo(torch.float32).tiny)
-    weight = relative.clamp(min=LEAST_QUERY**2).sqrt().sqrt().sqrt()
-    return torch.where(largest > 0, weight, 1.0)
+    divisor = relative.clamp(min=LEAST_QUERY**2).sqrt().sqrt().sqrt()
+    return torch.where(largest > 0, divisor, 1.0)
 
 
-def query_rows(query: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
-    """What mode ``steered`` keeps of the queries behind the windows of a cache: two bytes a channel.
+def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
+    """The query profile: what mode ``steered`` keeps of the query moments, two bytes a channel.
 
     Mean and square of the deviation of the queries as held keys meet them (times the normalization), in units of their
-    own for each group, in which neither is above :data:`MOST_KNOWN`. Only ratios within a group count. A mean below
+    own for each group, in which neither is above :data:`MAX_PROFILE`. Only ratios within a group count. A mean below
     zero is its one's complement and the sign bit, so that no two bytes read as a NaN where they lie among numbers.
 
     Args:
-        query: ``[B, H, 2, D]`` float32 of :func:`query_statistics`.
+        moments: ``[B, H, 2, D]`` float32 of :func:`query_moments`.
         norm: ``[B, H, D]`` or None.
         group_size: channels that share a scale.
 
     Returns:
         ``[B, H, 2, D]`` uint8.
     """
-    rows = torch.nan_to_num(query if norm is None else query * norm.unsqueeze(2))
-    mean, deviation = rows.unflatten(-1, (-1, group_size)).unbind(2)
+    held = torch.nan_to_num(moments if norm is None else moments * norm.unsqueeze(2))
+    mean, deviation = held.unflatten(-1, (-1, group_size)).unbind(2)
     least = 1e-30  # so that what is divided by it is finite
     unit = torch.minimum(
-        MOST_KNOWN / mean.abs().amax(-1, keepdim=True).clamp(min=least),
-        MOST_KNOWN**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
+        MAX_PROFILE / mean.abs().amax(-1, keepdim=True).clamp(min=least),
+        MAX_PROFILE**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
     )
-    means = torch.round(mean * unit).clamp(-MOST_KNOWN, MOST_KNOWN).to(torch.int32)
+    means = torch.round(mean * unit).clamp(-MAX_PROFILE, MAX_PROFILE).to(torch.int32)
     means = torch.where(means < 0, ~means + 0x80, means)
-    weights = torch.round((deviation * unit).square()).clamp(max=MOST_KNOWN).to(torch.int32)
+    weights = torch.round((deviation * unit).square()).clamp(max=MAX_PROFILE).to(torch.int32)
     return torch.stack((means, weights), 2).flatten(-2).to(torch.uint8)
 
 
-def set_query_rows_(
-    window: torch.Tensor, fmt: CacheFormat, rows: torch.Tensor | None = None, norm: torch.Tensor | None = None
+def set_query_profile_(
+    window: torch.Tensor, fmt: CacheFormat, profile: torch.Tensor | None = None, norm: torch.Tensor | None = None
 ) -> None:
-    """Write ``rows [B, H, 2, D]`` of :func:`query_rows` behind the windows ``[B, H, R, D]``, in mode ``steered``.
+    """Write a :func:`query_profile` ``[B, H, 2, D]`` behind the windows ``[B, H, R, D]``, in mode ``steered``.
 
-    They are bytes there, whatever the dtype of the windows. Where they are not known (None), all channels of the
-    queries are alike.
+    It is bytes there, whatever the dtype of the windows. Where there is none, it is that of queries whose channels are
+    all alike.
     """
     if not fmt.uses_queries:
         return
-    if rows is None:
-        rows = torch.zeros((*window.shape[:2], 2, window.shape[3]), dtype=torch.float32, device=window.device)
-        rows[:, :, 1] = 1
-        rows = query_rows(rows, norm, fmt.group_size)
-    if rows.dtype is not torch.uint8:
-        raise TypeError(f"what is known of the queries is bytes (torch.uint8), see query_rows, and not {rows.dtype}")
+    if profile is None:
+        moments = torch.zeros((*window.shape[:2], 2, window.shape[3]), dtype=torch.float32, device=window.device)
+        moments[:, :, 1] = 1
+        profile = query_profile(moments, norm, fmt.group_size)
+    if profile.dtype is not torch.uint8:
+        raise TypeError(f"a query profile is bytes (torch.uint8), see query_profile, and not {profile.dtype}")
     held = window.view(torch.uint8)[:, :, fmt.window]
-    held[..., : 2 * window.shape[3]] = rows.flatten(-2)
+    held[..., : 2 * window.shape[3]] = profile.flatten(-2)
     held[..., 2 * window.shape[3] :] = 0
 
 
-def held_query_rows(window: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """The bytes ``[B, H, 2, D]`` that :func:`set_query_rows_` has written."""
+def held_query_profile(window: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
+    """The query profile ``[B, H, 2, D]`` that :func:`set_query_profile_` has written."""
     held = window[:, :, fmt.window].contiguous().view(torch.uint8)
     return held[..., : 2 * window.shape[3]].unflatten(-1, (2, -1))
 
@@ -133,12 +134,12 @@ def key_statistics(
     centre: bool,
     normalize: bool,
     norm: str = "channel",
-    weight: torch.Tensor | None = None,
+    divisor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32.
 
     Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
-    tokens and over the channels that share it, divided by ``weight`` where something is known of the queries, and
+    tokens and over the channels that share it, divided by ``divisor`` where the query moments are known, and
     relative to the largest channel of the head so that neither the scaled query nor the divided key can overflow.
     Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
 
@@ -147,7 +148,7 @@ def key_statistics(
         start: ``[B]``, tokens of padding in front.
         centre, normalize: whether to take the mean, the normalization; where not, they are 0 and 1.
         norm: ``CacheFormat.norm``. ``paper`` gives ``sqrt(max|k - mean|)`` as it is, and 1 where that is 0.
-        weight: ``[B, H, D]`` of :func:`query_weight`, or None. ``paper`` takes no notice of it.
+        divisor: ``[B, H, D]`` of :func:`norm_divisor`, or None. ``paper`` takes no notice of it.
 
     Source: InnerQ, arXiv 2602.23200, key normalization; centring, sharing and queries: ``docs/method.md``.
     """
@@ -172,8 +173,8 @@ def key_statistics(
     relative = largest / largest.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     least = shared / shared.amax(-1, keepdim=True).clamp(min=MAX_DIVIDED_KEY)
     relative = relative.sqrt()
-    if weight is not None:
-        relative = relative / weight
+    if divisor is not None:
+        relative = relative / divisor
         relative = relative / relative.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     found = torch.maximum(relative, least).clamp(min=MIN_KEY_NORM)
     return mean, torch.where(enough, found, 1.0)

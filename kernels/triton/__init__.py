@@ -45,12 +45,12 @@ def key_statistics(
     centre: bool,
     normalize: bool,
     norm: str = "channel",
-    weight: torch.Tensor | None = None,
+    divisor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
     from . import key_moments
 
-    return key_moments.key_statistics(keys, start, centre, normalize, norm, weight)
+    return key_moments.key_statistics(keys, start, centre, normalize, norm, divisor)
 
 
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
@@ -65,12 +65,12 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
-    rows: torch.Tensor | None = None,
+    query_profile: torch.Tensor | None = None,
 ) -> Cache:
     """A cache side made of a prompt, see ``reference.prefill`` and :func:`cache_prefill.prefill`."""
     from . import cache_prefill
 
-    return cache_prefill.prefill(x, start, mean, norm, capacity, fmt, rows)
+    return cache_prefill.prefill(x, start, mean, norm, capacity, fmt, query_profile)
 
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:

@@ -156,7 +156,7 @@ def prefill(
     norm: torch.Tensor | None,
     capacity: int,
     fmt: CacheFormat,
-    rows: torch.Tensor | None = None,
+    query_profile: torch.Tensor | None = None,
     num_warps: int | None = None,
 ) -> Cache:
     """A cache side made of ``x [B, H, S, D]``, see ``reference.prefill``. Spare capacity is left uninitialized.
@@ -166,7 +166,7 @@ def prefill(
         start: ``[B]`` integers, padding tokens before each sequence.
         mean, norm: ``[B, H, D]`` float32 or None.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
-        rows: ``[B, H, 2, D]`` of ``reference.query_rows`` for mode ``steered``, or None where nothing is known.
+        query_profile: ``[B, H, 2, D]`` of ``reference.query_profile``, in modes that use one; None: not known.
         num_warps: warps a block, instead of the default.
 
     Raises:
@@ -179,7 +179,7 @@ def prefill(
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
     tensors = {name: torch.empty(s, dtype=own or x.dtype, device=x.device) for name, (s, own) in shapes.items()}
     cache = dataclasses.replace(CacheTensors.of(fmt, tensors), mean=mean, norm=norm)
-    reference.set_query_rows_(cache.window, fmt, rows, norm)
+    reference.set_query_profile_(cache.window, fmt, query_profile, norm)
     mean = None if mean is None else mean.float().contiguous()
     inverse = None if norm is None else norm.float().reciprocal().contiguous()
     constants, options = launch_options(fmt, head_dim)

@@ -107,7 +107,7 @@ def _reach(parts, bh, count, channel, unit, D: tl.constexpr, COLS: tl.constexpr,
 def key_statistics_kernel(
     parts,
     start,
-    weight,
+    divisor,
     mean,
     norm,
     H,
@@ -148,8 +148,8 @@ def key_statistics_kernel(
             b_largest = tl.maximum(tl.max(b_most, 0), F32_TINY) + tl.zeros((COLS,), tl.float32)
             b_limit = tl.maximum(tl.max(b_whole, 0), MAX_KEY) + tl.zeros((COLS,), tl.float32)
             b_norm = tl.sqrt_rn(tl.div_rn(b_most, b_largest))
-            if weight is not None:
-                b_norm = tl.div_rn(b_norm, tl.load(weight + bh * D + channel, channel < D, other=1.0))
+            if divisor is not None:
+                b_norm = tl.div_rn(b_norm, tl.load(divisor + bh * D + channel, channel < D, other=1.0))
                 b_norm = tl.div_rn(b_norm, tl.maximum(tl.max(b_norm, 0), F32_TINY) + tl.zeros((COLS,), tl.float32))
             b_norm = tl.maximum(tl.maximum(b_norm, tl.div_rn(b_whole, b_limit)), MIN_NORM)
     tl.store(norm + bh * D + channel, tl.where(enough, b_norm, 1.0), channel < D)
@@ -161,7 +161,7 @@ def key_statistics(
     centre: bool,
     normalize: bool,
     norm: str = "channel",
-    weight: torch.Tensor | None = None,
+    divisor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Key mean and normalization ``[B, H, D]`` float32 of ``keys [B, H, S, D]``, see ``reference.key_statistics``."""
     batch, heads, tokens, head_dim = keys.shape
@@ -170,7 +170,7 @@ def key_statistics(
     mean = torch.empty((batch, heads, head_dim), dtype=torch.float32, device=keys.device)
     out = torch.empty_like(mean)
     pairs = Pairs.parse(norm)
-    weight = None if weight is None else weight.contiguous()
+    divisor = None if divisor is None else divisor.contiguous()
     start = start.contiguous()
     unit = 1.0 / next_power_of_2(tokens)
     sizes = {"D": head_dim, "COLS": next_power_of_2(head_dim)}
@@ -181,7 +181,7 @@ def key_statistics(
         key_statistics_kernel[(batch * heads,)](
             parts,
             start,
-            weight,
+            divisor,
             mean,
             out,
             heads,

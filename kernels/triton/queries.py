@@ -15,9 +15,9 @@ BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
 
 @triton.jit
 def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
-    """What is known of the queries for the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
+    """The query profile of the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
 
-    ``queries`` points to the bytes of ``reference.query_rows``. Returns ``(means, weights)``, each a tuple of words
+    ``queries`` points to it, see ``reference.query_profile``. Returns ``(means, weights)``, each a tuple of words
     ``[ROWS, 8]`` of four channels: two neighbours, and the same two of the next slice, as tiles of elements have them.
     """
     p_pairs = queries.to(tl.pointer_type(tl.int16), bitcast=True) + (channel // 2 + tl.arange(0, 8)[None, :])

@@ -31,12 +31,12 @@ def append(
     context.key_norms.append(KeyNormUse(op, "key", new_key, key, match, is_key=True))
 
 
-def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *statistics: Node) -> None:
+def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *moments: Node) -> None:
     """A write of ``new [B, H, N, D]`` into a preallocated cache at a position, a tensor.
 
-    ``statistics`` is what `query_statistics` gives for a prompt's queries, where it was measured.
+    ``moments`` are the query moments of a prompt, where they were measured.
     """
-    arguments = arguments_of("write_", cache.tensors, new, position, *statistics)
+    arguments = arguments_of("write_", cache.tensors, new, position, *moments)
     write.call(torch.ops.innerq.write_.default, *arguments)
 
 

@@ -48,7 +48,7 @@ def test_what_a_steered_cache_knows_of_queries_stays():
     """Bytes lie behind the windows, which are no numbers of the windows' dtype."""
     buffer = filled("base", "key", torch.float32, 200)
     assert buffer.format.uses_queries
-    known = [reference.held_query_rows(b.inner_tensors()["window"], b.format) for b in (buffer, buffer.half())]
+    known = [reference.held_query_profile(b.inner_tensors()["window"], b.format) for b in (buffer, buffer.half())]
     assert torch.equal(*known) and known[0].any()
 
 

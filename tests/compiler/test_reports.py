@@ -94,6 +94,7 @@ def test_in_words():
     norm = KeyNormReport("projection", "after rotary (no linear layer)")
     assert str(norm) == "query: projection, new key: after rotary (no linear layer)"
     assert norm.short == "query: projection"
+    assert KeyNormReport(query="after rotary (channels are mixed)").short == "query: after rotary"
     assert str(KeyNormReport(origin=KeyNormOrigin.FROM_PROMPT)) == "computed from the prompt"
     uses = [CudaGraphs(use, "why") for use in CudaGraphUse]
     assert [str(use) for use in uses] == ["not asked for: why", "yes; why", "no: why", "no: Inductor skipped them: why"]

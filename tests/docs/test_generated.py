@@ -25,6 +25,10 @@ def test_pages_made_from_docstrings():
     assert stale("docs/make_api") == [], "run python docs/make_api.py"
 
 
+def test_commands():
+    assert stale("docs/make_cli") == [], "run python docs/make_cli.py"
+
+
 def test_api_page_has_the_exported_names():
     pytest.importorskip("griffe")
     assert sorted(script("docs/make_api").EXPORTED) == sorted(innerq_compile.__all__)
@@ -32,7 +36,7 @@ def test_api_page_has_the_exported_names():
 
 def test_each_region_is_filled_by_a_script():
     pytest.importorskip("tomllib")
-    known = {*script("docs/make_figures").REGIONS, "options", "families"}
+    known = {*script("docs/make_figures").REGIONS, "options", "commands", "families"}
     for page in regions.pages():
         text = page.read_text(encoding="utf-8")
         assert text.count("<!-- begin: ") == text.count("<!-- end: ") == len(regions.names(text)), page.name

@@ -14,8 +14,6 @@ from tests.helpers.scripts import ROOT, script
 
 PAGES = script("docs/regions").pages()
 LAB = ROOT / "docs/lab"
-#: Pages that are being rewritten.
-PENDING = (ROOT / "docs/how-it-works.md", ROOT / "docs/kernels.md")
 
 #: Words of plans and of earlier versions; what was tried and when stands in docs/lab.
 HISTORY = re.compile(r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?)\b", re.I)
@@ -48,8 +46,6 @@ def anchors(page: Path) -> frozenset[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    if page in PENDING:
-        pytest.skip("pending")
     for link in LINK.findall(prose(page.read_text(encoding="utf-8"))):
         if re.match(r"https?:", link):
             continue
@@ -68,7 +64,7 @@ def test_pages_speak_of_the_project_as_it_is(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_exist(page):
-    if LAB not in page.parents and page not in PENDING:
+    if LAB not in page.parents:
         paths = PATH.findall(page.read_text(encoding="utf-8"))
         assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
 

@@ -91,8 +91,8 @@ class _Row:
             block = self.tokens[:, first : first + fmt.block]
             # all that is known of the queries: held keys meet them times the normalization
             window = torch.zeros(1, len(block), fmt.window_rows, block.shape[-1], dtype=self.dtype)
-            reference.set_query_rows_(window, fmt, None, None if self.norm is None else self.norm[None])
-            profile = reference.held_query_rows(window, fmt)[0] if fmt.uses_queries else None
+            reference.set_query_profile_(window, fmt, None, None if self.norm is None else self.norm[None])
+            profile = reference.held_query_profile(window, fmt)[0] if fmt.uses_queries else None
             codes, scales = reference.encode_blocks(block, fmt, profile)
             block.copy_(reference.decode_blocks(codes, scales, fmt, block.shape[-1]))
             self.blocks += 1

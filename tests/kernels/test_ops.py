@@ -71,7 +71,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     mean, norm = reference.key_statistics(keys, start, centre=True, normalize=True)
     k_cache, v_cache = make_cache(k_fmt, keys, start, mean, norm, 64), make_cache(v_fmt, values, start, None, None, 64)
     new_key, new_value = torch.randn(2, 2, 40, 32).to(dtype), torch.randn(2, 2, 40, 32).to(dtype)
-    asked = torch.rand(2, 2, 2, 32)
+    moments = torch.rand(2, 2, 2, 32)
     query = torch.randn(2, 4, 3, 32).to(dtype)
     mask = torch.rand(2, 1, 3, 96) > 0.2
     bias = torch.randn(1, 4, 1, 96).to(dtype)
@@ -85,17 +85,17 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     real = torch.arange(96) >= start[:, None, None, None]
     writes = ((k_cache, mean, norm, 90, k_fmt.spec), (v_cache, None, None, 50, v_fmt.spec))
     return {
-        "query_statistics": ((torch.randn(2, 4, 90, 32).to(dtype), keys, start), (query, keys, start)),
-        "query_weight": ((asked, "channel"), (asked, "interleaved16@8")),
-        "query_rows": ((asked, norm, 16), (asked, None, 32)),
+        "query_moments": ((torch.randn(2, 4, 90, 32).to(dtype), keys, start), (query, keys, start)),
+        "norm_divisor": ((moments, "channel"), (moments, "interleaved16@8")),
+        "query_profile": ((moments, norm, 16), (moments, None, 32)),
         "key_statistics": (
             (keys, start, True, True),
             (keys[:, :, :20], start, False, True),
-            (keys, start, True, True, "half16", asked[:, :, 1] + 0.5),
+            (keys, start, True, True, "half16", moments[:, :, 1] + 0.5),
         ),
         "prefill": (
             (keys, start, mean, norm, 5, k_fmt.spec),
-            (keys, start, mean, norm, 5, k_fmt.spec, reference.query_rows(asked, norm, 16)),
+            (keys, start, mean, norm, 5, k_fmt.spec, reference.query_profile(moments, norm, 16)),
             (values, start, None, None, 5, v_fmt.spec),
         ),
         "append_": (
@@ -107,7 +107,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         "rewind_": tuple((*k_cache, *v_cache, torch.tensor([at]), *formats) for at in (90, 50)),
         "write_": (
             *((*cache, m, n, new_key, torch.tensor([at]), spec) for cache, m, n, at, spec in writes),
-            (*k_cache, mean, norm, new_key, torch.tensor([0]), k_fmt.spec, asked),
+            (*k_cache, mean, norm, new_key, torch.tensor([0]), k_fmt.spec, moments),
         ),
         "open_from": ((mask & real, k_cache[3], 3), (torch.where(real, bias, -torch.inf), k_cache[3], 1)),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
@@ -130,7 +130,7 @@ def check(name, mode, dtypes):
             assert set(results.values()) == {"SUCCESS"}, results
 
 
-_OF_QUERIES = ("query_statistics", "query_weight", "query_rows", "key_statistics", "prefill", "append_one_", "write_")
+_OF_QUERIES = ("query_moments", "norm_divisor", "query_profile", "key_statistics", "prefill", "append_one_", "write_")
 
 
 @pytest.mark.sampled(2)

@@ -61,13 +61,13 @@ class TestSdpaGraphs(expecttest.TestCase):
 + eq = cumsum == 0
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand = sum_1.expand(1)
-+ query_statistics_default = torch.ops.innerq.query_statistics.default(q, k, expand)
-+ query_weight_default = torch.ops.innerq.query_weight.default(query_statistics_default, 'channel')
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True, 'channel', query_weight_default)
++ query_moments_default = torch.ops.innerq.query_moments.default(q, k, expand)
++ norm_divisor_default = torch.ops.innerq.norm_divisor.default(query_moments_default, 'channel')
++ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand, True, True, 'channel', norm_divisor_default)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1, 16)
-+ prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
++ query_profile_default = torch.ops.innerq.query_profile.default(query_moments_default, getitem_1, 16)
++ prefill_default = torch.ops.innerq.prefill.default(k, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_profile_default)
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]
 + getitem_4 = prefill_default[2]
@@ -164,13 +164,13 @@ class TestEagerGraphs(expecttest.TestCase):
 + eq = cumsum == 0
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand_2 = sum_1.expand(1)
-+ query_statistics_default = torch.ops.innerq.query_statistics.default(q, k, expand_2)
-+ query_weight_default = torch.ops.innerq.query_weight.default(query_statistics_default, 'channel')
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True, 'channel', query_weight_default)
++ query_moments_default = torch.ops.innerq.query_moments.default(q, k, expand_2)
++ norm_divisor_default = torch.ops.innerq.norm_divisor.default(query_moments_default, 'channel')
++ key_statistics_default = torch.ops.innerq.key_statistics.default(k, expand_2, True, True, 'channel', norm_divisor_default)
 + getitem_2 = key_statistics_default[0]
 + getitem_3 = key_statistics_default[1]
-+ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_3, 16)
-+ prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
++ query_profile_default = torch.ops.innerq.query_profile.default(query_moments_default, getitem_3, 16)
++ prefill_default = torch.ops.innerq.prefill.default(k, expand_2, getitem_2, getitem_3, 4, 'key:3:steered:16:32:96:pair8', query_profile_default)
 + getitem_4 = prefill_default[0]
 + getitem_5 = prefill_default[1]
 + getitem_6 = prefill_default[2]
@@ -251,13 +251,13 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 + sum_1 = eq.sum(-1, dtype = torch.int32)
 + expand = sum_1.expand(1)
 + transpose = k.transpose(1, 2)
-+ query_statistics_default = torch.ops.innerq.query_statistics.default(q, transpose, expand)
-+ query_weight_default = torch.ops.innerq.query_weight.default(query_statistics_default, 'channel')
-+ key_statistics_default = torch.ops.innerq.key_statistics.default(transpose, expand, True, True, 'channel', query_weight_default)
++ query_moments_default = torch.ops.innerq.query_moments.default(q, transpose, expand)
++ norm_divisor_default = torch.ops.innerq.norm_divisor.default(query_moments_default, 'channel')
++ key_statistics_default = torch.ops.innerq.key_statistics.default(transpose, expand, True, True, 'channel', norm_divisor_default)
 + getitem = key_statistics_default[0]
 + getitem_1 = key_statistics_default[1]
-+ query_rows_default = torch.ops.innerq.query_rows.default(query_statistics_default, getitem_1, 16)
-+ prefill_default = torch.ops.innerq.prefill.default(transpose, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_rows_default)
++ query_profile_default = torch.ops.innerq.query_profile.default(query_moments_default, getitem_1, 16)
++ prefill_default = torch.ops.innerq.prefill.default(transpose, expand, getitem, getitem_1, 4, 'key:3:steered:16:32:96:pair8', query_profile_default)
 + getitem_2 = prefill_default[0]
 + getitem_3 = prefill_default[1]
 + getitem_4 = prefill_default[2]

@@ -41,8 +41,8 @@ class KeyNormReport:
 
     @property
     def short(self) -> str:
-        """The first part of the description."""
-        return self._parts[0]
+        """The first part of the description, without the reason in brackets."""
+        return self._parts[0].partition(" (")[0]
 
     def __str__(self) -> str:
         return ", ".join(self._parts)

@@ -156,9 +156,9 @@ def test_prefill(formats, tokens, statistics):
         query = torch.stack((torch.randn(3, 2, dim), torch.rand(3, 2, dim)), 2) if statistics else None
         capacity = blocks_for(fmt, tokens) + 1
         assert cpu.supports_prefill(fmt, x)
-        rows = None if query is None or not fmt.is_key else reference.query_rows(query, norm, fmt.group_size)
-        cache = cpu.prefill(x, start, mean, norm, capacity, fmt, rows)
-        expected = reference.prefill(x, start, mean, norm, capacity, fmt, rows)
+        profile = None if query is None or not fmt.is_key else reference.query_profile(query, norm, fmt.group_size)
+        cache = cpu.prefill(x, start, mean, norm, capacity, fmt, profile)
+        expected = reference.prefill(x, start, mean, norm, capacity, fmt, profile)
         assert torch.equal(bits(cache.window[:, :, fmt.window :]), bits(expected.window[:, :, fmt.window :]))
         assert [t.dtype for t in cache] == [t.dtype for t in expected]
         assert [t.shape for t in cache] == [t.shape for t in expected]

@@ -52,14 +52,14 @@ def test_a_channel_that_queries_make_much_of_is_divided_by_less():
     ):
         _, plain = reference.key_statistics(keys, start, centre=True, normalize=True, norm=norm)
         _, found = reference.key_statistics(
-            keys, start, centre=True, normalize=True, norm=norm, weight=reference.query_weight(query, norm)
+            keys, start, centre=True, normalize=True, norm=norm, divisor=reference.norm_divisor(query, norm)
         )
         square = [float(query[0, 0, 0, c] ** 2 + query[0, 0, 1, c] ** 2) for c in range(8)]
         shared = [(square[c] + square[pairs[c]]) / 2 for c in range(8)]
         size = [max(s / max(shared), 2.0**-24) ** 0.125 for s in shared]
         wanted = plain[0, 0] / torch.tensor(size)
         torch.testing.assert_close(found[0, 0], wanted / wanted.max(), rtol=1e-5, atol=1e-6)
-    assert torch.equal(reference.query_weight(torch.zeros(1, 1, 2, 8), "channel"), torch.ones(1, 1, 8))
+    assert torch.equal(reference.norm_divisor(torch.zeros(1, 1, 2, 8), "channel"), torch.ones(1, 1, 8))
 
 
 def test_key_statistics_of_a_dead_head():

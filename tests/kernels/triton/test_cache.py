@@ -75,7 +75,7 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
     if fmt.is_key:
         mean, norm = normal(2, heads, head_dim, dtype=F32), torch.rand(2, heads, head_dim).to(DEVICE) + 0.5
         query = torch.stack((normal(2, heads, head_dim, dtype=F32), torch.rand(2, heads, head_dim).to(DEVICE)), 2)
-        query = reference.query_rows(query, norm, fmt.group_size)
+        query = reference.query_profile(query, norm, fmt.group_size)
     capacity = blocks_for(fmt, tokens) + 1
     assert kernels.supports_prefill(fmt, x)
     actual = kernels.prefill(x, start, mean, norm, capacity, fmt, query)

@@ -19,16 +19,16 @@ CASES = [(torch.float16, 600, norm) for norm in ("channel", "half64", "half32@16
 CASES += [(torch.bfloat16, 33, "interleaved64"), (torch.float32, 33, "channel")]
 
 
-def check(keys, start, centre, normalize, norm, weight=None):
+def check(keys, start, centre, normalize, norm, divisor=None):
     assert kernels.supports_key_statistics(keys)
-    actual = kernels.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
-    expected = reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
+    actual = kernels.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
+    expected = reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
     for ours, theirs in zip(actual, expected, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         # the sum is taken in another order; where the keys of a channel nearly cancel, so does what is left of it
         largest = float(keys.float().nan_to_num(0, 0, 0).abs().amax().clamp(max=1e30)) if keys.numel() else 0.0
         torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-6 * largest)
-    again = kernels.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, weight=weight)
+    again = kernels.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 

@@ -28,11 +28,11 @@ def statistics(query: torch.Tensor, heads: int, start) -> torch.Tensor:
 
 def known(cache: InnerQTensor) -> torch.Tensor:
     """What a cache of keys holds of the queries, bytes."""
-    return reference.held_query_rows(cache.inner_tensors()["window"], cache.format)
+    return reference.held_query_profile(cache.inner_tensors()["window"], cache.format)
 
 
 def numbers(rows: torch.Tensor) -> torch.Tensor:
-    """The numbers that bytes of `reference.query_rows` stand for."""
+    """The numbers that bytes of `reference.query_profile` stand for."""
     rows = rows.int()
     return torch.where(rows > 0x7F, 0x7F - rows, rows)
 
@@ -42,12 +42,12 @@ def test_what_is_known_reads_as_no_nan(dtype):
     """Bytes among numbers: whoever looks at the windows, or copies them as numbers, finds finite ones."""
     fmt = InnerQConfig.preset("base").format_for("key", 32, dtype)
     query = torch.stack((torch.randn(64, 8, 32), torch.rand(64, 8, 32) * 0.2), 2)
-    rows, window = reference.query_rows(query, None, 32), torch.zeros(64, 8, fmt.window_rows, 32, dtype=dtype)
-    reference.set_query_rows_(window, fmt, rows)
+    rows, window = reference.query_profile(query, None, 32), torch.zeros(64, 8, fmt.window_rows, 32, dtype=dtype)
+    reference.set_query_profile_(window, fmt, rows)
     assert bool(window.isfinite().all())
-    assert torch.equal(reference.held_query_rows(window, fmt), rows)
+    assert torch.equal(reference.held_query_profile(window, fmt), rows)
     known = numbers(rows).float()
-    assert bool((known.abs() <= reference.MOST_KNOWN).all()) and float(known[:, :, 0].min()) < -60
+    assert bool((known.abs() <= reference.MAX_PROFILE).all()) and float(known[:, :, 0].min()) < -60
     scale = known[:, :, 0].abs().amax(-1, keepdim=True) / query[:, :, 0].abs().amax(-1, keepdim=True)
     torch.testing.assert_close(known[:, :, 0], query[:, :, 0] * scale, rtol=0, atol=1.1)
 
@@ -55,7 +55,7 @@ def test_what_is_known_reads_as_no_nan(dtype):
 def assert_knows_nothing(rows: torch.Tensor, norm: torch.Tensor) -> None:
     """All channels of the queries count alike, before the normalization; the largest of a group has most."""
     groups = norm.unflatten(-1, (-1, 32 if norm.shape[-1] % 32 == 0 else 16))
-    expected = reference.MOST_KNOWN * (groups / groups.amax(-1, keepdim=True)).square().flatten(-2)
+    expected = reference.MAX_PROFILE * (groups / groups.amax(-1, keepdim=True)).square().flatten(-2)
     assert bool((rows[:, :, 0] == 0).all())
     torch.testing.assert_close(rows[:, :, 1].float(), expected, rtol=0, atol=0.51)
 
@@ -64,7 +64,7 @@ def assert_knows(cache: InnerQTensor, query: torch.Tensor, start) -> None:
     """A cache of keys carries the statistics of ``query``, behind its windows and in its normalization."""
     inner = cache.inner_tensors()
     asked = statistics(query, cache.shape[1], start)
-    rows = reference.query_rows(asked, inner["norm"], cache.format.group_size)
+    rows = reference.query_profile(asked, inner["norm"], cache.format.group_size)
     assert int((numbers(known(cache)) - numbers(rows)).abs().max()) <= 1  # sums in another order
 
 
@@ -133,7 +133,7 @@ def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
     shadow = buffer._innerq_shadow
     assert shadow.key.format.uses_queries
     assert_knows_nothing(
-        reference.held_query_rows(shadow.key.tensors.window, shadow.key.format), shadow.key.tensors.norm
+        reference.held_query_profile(shadow.key.tensors.window, shadow.key.format), shadow.key.tensors.norm
     )
 
 
@@ -151,7 +151,7 @@ def test_a_preallocated_cache_is_told(cheap_inductor):
 def test_of_a_short_prompt_nothing_is_known(cheap_inductor):
     cache = innerq(tiny_llama())(**prompt(1, 31), use_cache=True).past_key_values
     rows = known(cache.layers[0].keys)
-    assert bool((rows[:, :, 0] == 0).all()) and bool((rows[:, :, 1] == reference.MOST_KNOWN).all())
+    assert bool((rows[:, :, 0] == 0).all()) and bool((rows[:, :, 1] == reference.MAX_PROFILE).all())
 
 
 def test_statistics_leave_out_what_is_no_query():
@@ -159,9 +159,9 @@ def test_statistics_leave_out_what_is_no_query():
     query, keys = torch.randn(2, 6, 40, 16), torch.randn(2, 2, 90, 16)
     start = torch.tensor([0, 58], dtype=torch.int32)
     expected = torch.stack([statistics(query[b : b + 1], 2, [s])[0] for b, s in enumerate((0, 8))])
-    torch.testing.assert_close(torch.ops.innerq.query_statistics(query, keys, start), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.ops.innerq.query_moments(query, keys, start), expected, rtol=1e-4, atol=1e-5)
     query[0, 3, 7, 5], query[1, 0, 20, 2] = math.inf, math.nan
-    found = torch.ops.innerq.query_statistics(query, keys, start)
+    found = torch.ops.innerq.query_moments(query, keys, start)
     assert bool(found.isfinite().all())
     group = query[0, 3:, :, 5].reshape(-1).nan_to_num(0, 0, 0)  # they count as zero
     torch.testing.assert_close(found[0, 1, :, 5], torch.stack((group.mean(), group.std(correction=0))))
@@ -172,7 +172,7 @@ def test_of_a_long_prompt_the_last_queries_count(cheap_inductor):
     """And one graph serves prompts of more and of fewer."""
     start = torch.zeros(1, dtype=torch.int32)
     counter = CompileCounterWithBackend("inductor")
-    compiled = torch.compile(torch.ops.innerq.query_statistics, backend=counter, dynamic=True)
+    compiled = torch.compile(torch.ops.innerq.query_moments, backend=counter, dynamic=True)
     for tokens in (reference.MOST_QUERIES + 60, 500, reference.MOST_QUERIES):
         query, keys = torch.randn(1, 4, tokens, 16), torch.randn(1, 2, tokens, 16)
         expected = statistics(query[:, :, -reference.MOST_QUERIES :], 2, [0])
@@ -196,7 +196,7 @@ def test_queries_see_less_of_the_errors(bits):
 
 def test_of_a_few_queries_nothing_is_known():
     """A prompt of one token that looks at many keys, as a decoder's at those of an encoder."""
-    found = reference.query_statistics(
+    found = reference.query_moments(
         torch.randn(2, 4, 31, 16), torch.randn(2, 2, 90, 16), torch.zeros(2, dtype=torch.int32)
     )
     assert bool((found[:, :, 0] == 0).all()) and bool((found[:, :, 1] == 1).all())
