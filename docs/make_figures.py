@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,15 +46,21 @@ def results(name: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["row"], row["side"]): row for row in json.loads(text)["results"]}
 
 
+def fidelity(model: str) -> tuple[str, dict[str, str]]:
+    """Of a model's results in docs/fidelity.md, which fidelity.py writes: positions, and KL by format."""
+    text = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
+    section = text.partition(f"### {model}\n")[2].partition("\n##")[0]
+    rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| "))
+    positions = re.search(r"([\d,]+) decoded positions", section)
+    assert positions is not None, f"docs/fidelity.md has no results of {model}"
+    return positions[1], {cells[0]: cells[2] for cells in rows if len(cells) == 6 and "/" in cells[1]}
+
+
 @region("results")
 def _results() -> str:
     """The README's table: one row a claim."""
-    step, demo, fidelity, attention = (
-        results("generate-8b-h200-recorded"),
-        figures()["demo"],
-        figures()["fidelity"]["smollm2"],
-        figures()["kernels"]["attention"],
-    )
+    step, demo, attention = results("generate-8b-h200-recorded"), figures()["demo"], figures()["kernels"]["attention"]
+    positions, divergence = fidelity("SmolLM2-135M-Instruct")
     cpu = next(row for row in figures()["cpu"]["step"]["rows"] if (row["tokens"], row["dtype"]) == (8192, "float32"))
     shapes = ("1x32768", "4x32768")
 
@@ -84,54 +91,38 @@ def _results() -> str:
             f"{demo['same_token']} of {demo['new_tokens']}",
         ],
         [
-            f"Mean KL divergence from full precision, SmolLM2-135M, {fidelity['positions']:,} positions",
+            f"Mean KL divergence from full precision, SmolLM2-135M, {positions} positions",
             "",
-            f"{fidelity['base_kl']:.4f} ({fidelity['paper_base_kl']:.4f} for the paper's format)",
+            f"{divergence['preset base']} ({divergence['paper innerq_base 3/3']} for the paper's format)",
         ],
     ]
     return table(["measurement", "dense cache", "preset `base`"], rows)
 
 
+@functools.cache
+def cache_shares(preset: str, tokens: int) -> tuple[str, str]:
+    """What a preset's keys and values take of a float16 cache at head_dim 128: needed, and allocated after prefill."""
+    import torch
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from cache_bytes import shares
+
+    needed, allocated = shares(preset, tokens, 128, torch.float16)
+    return f"{needed:.3f}", f"{allocated:.3f}"
+
+
 @region("presets")
 def _presets() -> str:
     """Every preset, with the share of a 16-bit cache that it takes."""
-    import torch
-
     from innerq_compile import PRESETS, InnerQConfig
-    from innerq_compile.kernels import layout
-    from innerq_compile.kernels.formats import blocks_for
-
-    head_dim = 128
-
-    def share(config: InnerQConfig, tokens: int) -> float:
-        sides = [config.format_for(role, head_dim, torch.float16) for role in ("key", "value")]
-        statistics = config.centre_keys + config.normalize_keys
-        sizes = [
-            layout.cache_bytes(
-                side,
-                1,
-                1,
-                head_dim,
-                torch.float16,
-                blocks_for(side, tokens),
-                statistics=statistics if side.role == "key" else 0,
-            )
-            for side in sides
-        ]
-        return sum(sizes) / (2 * 2 * head_dim * tokens)
 
     rows = []
     for name in PRESETS:
         config = InnerQConfig.preset(name)
         exact = config.key_mode == config.value_mode == "none"
-        rows.append(
-            [
-                f"`{name}`",
-                "not quantized" if exact else f"{config.key_bits} / {config.value_bits}",
-                "" if exact else f"{config.key_mode} / {config.value_mode}",
-                *(f"{share(config, tokens):.3f}" for tokens in (4096, 32768)),
-            ]
-        )
+        bits = "not quantized" if exact else f"{config.key_bits} / {config.value_bits}"
+        modes = "" if exact else f"{config.key_mode} / {config.value_mode}"
+        rows.append([f"`{name}`", bits, modes, *(cache_shares(name, tokens)[0] for tokens in (4096, 32768))])
     columns = ["preset", "bits, keys / values", "modes", "size at 4,096 tokens", "size at 32,768 tokens"]
     return table(columns, rows)
 
@@ -191,14 +182,7 @@ def _speedup(dense: float, ours: float, unit: str, digits: int) -> list[str]:
 @region("cache-bytes")
 def _cache_bytes() -> str:
     """What `base` takes of a float16 cache, of docs/formats.md."""
-    import torch
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from cache_bytes import shares
-
-    rows = []
-    for tokens in (4096, 8192, 32768):
-        rows.append([f"{tokens:,}", *(f"{share:.3f}" for share in shares("base", tokens, 128, torch.float16))])
+    rows = [[f"{tokens:,}", *cache_shares("base", tokens)] for tokens in (4096, 8192, 32768)]
     return table(["tokens", "needed", "allocated after prefill"], rows)
 
 

@@ -23,7 +23,8 @@ _REGION = re.compile(r"(?P<begin><!-- begin: (?P<name>[\w-]+) -->\n).*?(?P<end><
 
 def pages() -> list[Path]:
     """Every page of the documentation, those at the root of the repository first."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    folders = (ROOT / name for name in ("docs", "examples", "benchmarks"))
+    return [*sorted(ROOT.glob("*.md")), *(page for folder in folders for page in sorted(folder.rglob("*.md")))]
 
 
 def filled(text: str, makers: Mapping[str, Callable[[], str]]) -> str:

@@ -16,7 +16,10 @@ PAGES = script("docs/regions").pages()
 LAB = ROOT / "docs/lab"
 
 #: Words of plans and of earlier versions; what was tried and when stands in docs/lab.
-HISTORY = re.compile(r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?)\b", re.I)
+HISTORY = re.compile(
+    r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?|previously|formerly|(?:first|second|third) version)\b",
+    re.I,
+)
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -73,6 +76,12 @@ def test_the_index_names_every_page():
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     linked = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in LINK.findall(index)}
     assert {page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"} <= linked
+
+
+def test_every_example_is_listed():
+    text = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples").glob("*.py"):
+        assert path.name in text, path.name
 
 
 def test_every_pass_is_in_the_debugging_page():
