@@ -1,4 +1,4 @@
-"""``python -m innerq_compile``."""
+"""Runs the command line: ``python -m innerq_compile``."""
 
 from __future__ import annotations
 

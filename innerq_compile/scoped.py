@@ -1,4 +1,4 @@
-"""Values that hold inside a ``with`` block, in a process whose threads have blocks of their own."""
+"""Values set by ``with`` blocks that several threads may enter independently."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ T = TypeVar("T")
 
 
 class Scoped(Generic[T]):
-    """What was given in the ``with`` blocks that are open.
+    """A stack of values, one for each open ``with`` block.
 
-    Code inside a block sees the values of its own thread (or asynchronous task). A thread without a block, such as one
-    that was started inside of a block, sees those of all others.
+    Code inside a block sees the values of the blocks of its own thread or asynchronous task. A thread without a block,
+    such as one started inside a block, sees the values of all open blocks.
 
     Attributes:
-        opened: the values of all blocks that are open in this process, oldest first. Empty costs nothing to ask.
+        opened: the values of all blocks open in this process, oldest first. Read it first where speed matters: if it
+            is empty, :meth:`values` is empty, too.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,12 +28,12 @@ class Scoped(Generic[T]):
         self._lock = threading.Lock()
 
     def values(self) -> tuple[T, ...]:
-        """The values that hold here, the innermost last."""
+        """The values visible to the caller, innermost last."""
         return self._own.get() or self.opened
 
     @contextlib.contextmanager
     def holding(self, value: T) -> Iterator[None]:
-        """``value`` holds inside."""
+        """Context in which ``value`` is visible."""
         with self._lock:
             self.opened = (*self.opened, value)
         token = self._own.set((*self._own.get(), value))

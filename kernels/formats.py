@@ -1,8 +1,8 @@
-"""What a quantized cache tensor looks like: the one description that every kernel, pass and test reads.
+"""The format of a quantized cache: the one description that passes, kernels and tests read.
 
-A :class:`CacheFormat` is resolved from an ``InnerQConfig`` for one side (keys or values) of one cache, when its
-dtype and head_dim are known. It travels through graphs as a short string, ``CacheFormat.spec``, so that an operator
-call names its format in full and two formats never share a compiled graph.
+A :class:`CacheFormat` is made from an ``InnerQConfig`` for one side (keys or values) of one cache, once its dtype and
+head_dim are known. In graphs it is a string, ``CacheFormat.spec``: a call of an operator names its format completely,
+and caches of different formats never share a compiled graph.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .modes import QuantizationMode, Role, decoding
 from .scale_types import SCALE_TYPES, ScaleType
 
 ROLES: tuple[Role, ...] = ("key", "value")
-#: Rows behind the windows of keys whose mode uses queries, for the two bytes a channel of the query profile.
+#: Rows behind the windows that hold the query profile (two bytes per channel), in modes that use queries.
 QUERY_ROWS = 1
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
-#: Codes that are packed together, and the step in which head_dim may vary (one tensor-core slice).
+#: Lanes of a slice: what a tensor core contracts at a time. head_dim is a multiple of it.
 LANES = 16
-#: Blocks that a storage has to spare, at least, when it is made or grows.
+#: Spare blocks that a cache is allocated with at least, when it is made and when it grows.
 SPARE_BLOCKS = 4
 
 
 class FormatError(ValueError):
-    """A cache format that cannot be built. The message names the value, what is allowed and a way out."""
+    """An invalid cache format. The message names the value, what is allowed, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +38,14 @@ class CacheFormat:
     """The format of one side of a quantized cache.
 
     Attributes:
-        role: ``key`` (groups run over the channels of a token) or ``value`` (groups run over the tokens of a channel).
+        role: ``key`` (a group is channels of one token) or ``value`` (a group is tokens of one channel).
         bits: bits of a code, 2 to 8. Ignored by mode ``none``.
         mode: name of the quantization mode, see ``kernels/modes`` and ``docs/formats.md``.
         group_size: elements that share one scale.
         sink: tokens at the start of a sequence that stay in full precision.
-        recent: tokens at the end of a sequence that stay in full precision, at least.
-        scale_dtype: how scales and zero points are stored, one of ``scale_types.SCALE_TYPES`` that goes with the mode.
-        norm: how the key normalization is taken, and which channels share it, see ``kernels/pairs.py``.
+        recent: least number of tokens at the end of a sequence that stay in full precision.
+        scale_dtype: how scales and zero points are stored: a name in ``scale_types.SCALE_TYPES`` that the mode allows.
+        norm: how the key normalization is computed, and which channels share it, see ``kernels/pairs.py``.
     """
 
     role: Role
@@ -83,17 +83,17 @@ class CacheFormat:
 
     @property
     def uses_queries(self) -> bool:
-        """Whether the cache holds a query profile, which its codes are chosen by."""
+        """Whether codes are chosen with the query profile, which the cache then holds."""
         return self.quantization.uses_queries
 
     @property
     def is_paired(self) -> bool:
-        """Whether scale and zero point of a group share a word."""
+        """Whether one element of the scales holds both the scale and the zero point of a group."""
         return self.scale_type.holds_zero
 
     @property
     def scales_per_group(self) -> int:
-        """Elements that a group has in the tensor of scales: its scale, and its zero point where that is one more."""
+        """Elements per group in the tensor of scales: 2 where the zero point is an element of its own, else 1."""
         return 2 if self.has_zero and not self.is_paired else 1
 
     @property
@@ -103,23 +103,23 @@ class CacheFormat:
 
     @property
     def ring(self) -> int:
-        """Slots of the recent window: it holds ``recent`` to ``recent + block - 1`` tokens after an append."""
-        return self.recent + self.block
+        """Slots of the recent window. After an append it holds ``recent`` to ``recent + block - 1`` tokens."""
+        return ring_slots(self.recent, self.block)
 
     @property
     def window(self) -> int:
-        """Slots of the high-precision windows, the sinks first and the ring of recent tokens behind them."""
+        """Slots of the windows: the sinks, then the ring of recent tokens."""
         return self.sink + self.ring
 
     @property
     def window_rows(self) -> int:
-        """Rows of the tensor of windows: their slots, and behind them the query profile where there is one."""
+        """Rows of the tensor of windows: their slots, then the query profile in modes that use queries."""
         return self.window + (QUERY_ROWS if self.uses_queries else 0)
 
     @property
     def code_offset(self) -> int:
-        """What is taken from an unsigned code before the scale, in modes without a zero point."""
-        return 0 if self.has_zero else decoding.offset(self.bits)
+        """Subtracted from a code before it is multiplied by the scale, in modes without a zero point; else 0."""
+        return 0 if self.has_zero else decoding.code_offset(self.bits)
 
     @property
     def torch_scale_dtype(self) -> torch.dtype:
@@ -128,7 +128,7 @@ class CacheFormat:
 
     @functools.cached_property
     def spec(self) -> str:
-        """The format as one word, ``CacheFormat.parse(f.spec) == f``."""
+        """The format as a string without spaces: ``CacheFormat.parse(f.spec) == f``."""
         words = [str(getattr(self, field.name)) for field in dataclasses.fields(self)]
         return ":".join(words[:-1] if self.norm == "channel" else words)
 
@@ -148,45 +148,51 @@ class CacheFormat:
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
 
 
-def default_scale_dtype(dtype: torch.dtype, mode: str = "signed") -> str:
-    """The scale type of a cache of ``dtype`` whose config names none: 16 bits a group in every mode.
+def ring_slots(recent: int, block: int) -> int:
+    """Slots of the recent window: a ring of ``recent`` tokens and those of a block that is not complete yet."""
+    return recent + block
 
-    Groups with a zero point take ``pair8``, whose scales have the range of float16 in every cache: numbers beyond about
-    1e5 saturate, and those below about 1e-5 are coarse or zero; ``bfloat16`` holds more. Scales of others have the
-    range of the elements: a float32 cache takes bfloat16. Codes are chosen for the rounded scale, so its short mantissa
-    costs nothing, while float16 would overflow.
+
+def default_scale_dtype(dtype: torch.dtype, mode: str = "signed") -> str:
+    """The scale type of a cache of ``dtype`` where the config gives none. All of them take 16 bits per group.
+
+    Groups with a zero point use ``pair8``, whose scales have the range of float16 whatever the dtype of the cache:
+    numbers above about 1e5 saturate, and those below about 1e-5 become coarse or zero. Other groups use scales with the
+    range of the elements: float16 in a float16 cache, else bfloat16. Its short mantissa costs no accuracy, since codes
+    are chosen for the scale as it is stored.
     """
     return modes.default_scale_type(modes.named(mode), "float16" if dtype == torch.float16 else "bfloat16")
 
 
 def default_group_size(role: Role, head_dim: int) -> int:
-    """32 as published, or 16 for the keys of a head_dim that 32 does not divide."""
+    """32, as in the paper, or 16 for keys whose head_dim is no multiple of 32."""
     return 16 if role == "key" and head_dim % 32 else 32
 
 
 def blocks_for(fmt: CacheFormat, length: Any) -> Any:
-    """Blocks that a sequence of ``length`` real tokens has behind its sinks and before its recent window."""
+    """Quantized blocks of a sequence of ``length`` real tokens: those between its sinks and its recent window."""
     return torch.sym_max((length - fmt.sink - fmt.recent) // fmt.block, 0)
 
 
 def longest(fmt: CacheFormat, capacity: int) -> int:
-    """Real tokens of the longest sequence for which ``capacity`` blocks are enough."""
+    """Length, in real tokens, of the longest sequence that ``capacity`` blocks can hold."""
     return fmt.sink + fmt.recent + (capacity + 1) * fmt.block - 1
 
 
 def preallocated_capacity(fmt: CacheFormat, tokens: Any) -> Any:
-    """Blocks of a cache that never holds more than ``tokens`` tokens.
+    """Blocks to allocate for a cache that never holds more than ``tokens`` tokens.
 
-    Two at least: compilers take sizes of 0 and 1 for constants, and one graph is to serve caches of all sizes.
+    At least two: ``torch.compile`` specializes on sizes 0 and 1, and one graph should serve caches of all sizes.
     """
     return blocks_for(fmt, tokens) + 2
 
 
 def grown_capacity(fmt: CacheFormat, length: Any) -> Any:
-    """Blocks to allocate for ``length`` real tokens and those to come: a sixteenth more than they need, and
-    :data:`SPARE_BLOCKS` more at least, so that appending token by token stays linear.
+    """Blocks to allocate for ``length`` real tokens when a cache is made or has to grow.
 
-    Takes and returns whatever does integer arithmetic (an int, a SymInt, a graph's proxy).
+    A sixteenth more than they need, and at least :data:`SPARE_BLOCKS` more, so that appending token by token copies a
+    number of blocks that is linear in the length. ``length`` may be an int, a SymInt or an ``fx.Proxy``; so is the
+    result.
     """
     blocks = blocks_for(fmt, length)
     return blocks + torch.sym_max(blocks // 16, SPARE_BLOCKS)

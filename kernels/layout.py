@@ -1,4 +1,4 @@
-"""Where every bit of a quantized cache lies: the one place that knows, for packing, kernels and size accounting.
+"""The memory layout of a quantized cache, down to the bit: for packing, for kernels, and for counting bytes.
 
 A cache side (keys or values, ``[B, H, S, D]``) is four tensors, all with batch and head leading:
 
@@ -7,8 +7,8 @@ name     shape                        dtype        holds
 ======== ============================ ============ =======================================================
 codes    ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
 scales   ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
-window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens (and in mode
-                                                   ``steered`` a row of bytes about the queries)
+window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens (and, in modes
+                                                   that use queries, one more row: the query profile)
 state    ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
 ======== ============================ ============ =======================================================
 
@@ -16,24 +16,27 @@ In mode ``none`` the codes are the elements themselves, ``[B, H, NB, 32 * D]`` i
 token, and there are no scales.
 
 Packing. Decode attention contracts keys over channels and values over tokens, sixteen at a time on tensor cores. The
-sixteen positions of such a slice are the *lanes*. A 32-bit word belongs to two neighbouring lanes, one a half, so that
-masking a field of the word in place yields a pair of operands as the tensor core wants them. The sixteen *fields* of a
-lane are sixteen (slice, column) pairs; they fill ``bits`` halves:
+sixteen positions of such a *slice* are its *lanes*. A 32-bit word holds codes of two neighbouring lanes, one lane in
+each 16-bit half, so that masking a *field* of the word in place yields the pair of operands that the tensor core takes.
+A lane has sixteen fields in each column, one for each slice and sub-range; their codes of b bits fill b halves:
 
 * keys: ``channel = (slice_hi, slice_lo, lane)``, ``token = (token_sub, column)``, field = ``(token_sub, slice_lo)``;
 * values: ``token = (slice, lane)``, ``channel = (channel_sub, column)``, field = ``(slice, channel_sub)``, slice_hi 0.
 
-Words are ordered ``[slice_hi, bits, column / 8, lane / 2, column % 8]``. The first halves of all lanes, a *plane*, lie
-together, so that a load of a plane reads whole cache lines; within it runs of eight columns lie apart from one another
-by a quarter of the banks of a GPU's shared memory (``docs/kernels.md``). Where 8 does not divide the columns, a run is
-all of them.
+(The first of a tuple is the most significant: ``channel = (slice_hi * low + slice_lo) * 16 + lane``.)
 
-The part of the token leads in a field (its sub-range for keys, its slice for values), so that fields f and f + 8 lie at
-the same bit of their halves: what a field's position is worth then depends on the query slice alone, or on the channel
-alone, and costs the kernels nothing (``docs/kernels.md``).
+Words are ordered ``[slice_hi, bits, column / 8, lane / 2, column % 8]``. A *plane* is all words of one of the ``bits``
+halves, side by side, so that a load of a plane reads whole cache lines. Within it, runs of eight columns are offset by
+a quarter of the banks of a GPU's shared memory (``docs/lab/attention-kernels.md``). Where 8 does not divide the number
+of columns, there is one run of all columns.
 
-Fields that do not fit a half whole (16 is not a multiple of 3, 5, 6, 7) are spread over the spare bits of the halves,
-see :func:`field_bits`: 16 codes of b bits always take exactly b halves.
+The token's part comes first in a field (its sub-range for keys, its slice for values), so that fields f and f + 8 lie
+at the same bit of their halves. The power of two that a field's bit position stands for then depends only on the query
+slice (keys) or only on the channel (values), and the kernels correct for it without extra instructions
+(``docs/lab/attention-kernels.md``).
+
+16 is not a multiple of 3, 5, 6 and 7. A half then holds as many whole fields as fit, and the other fields are spread
+over the *spare* bits that are left of all halves, see :func:`field_bits`: 16 codes of b bits always take b halves.
 """
 
 from __future__ import annotations
@@ -45,35 +48,64 @@ import torch
 
 from .formats import LANES, CacheFormat
 
-#: Columns of the state tensor: padding tokens before the sequence, real tokens held, real tokens up to which the
-#: quantized region has been decided (`peak >= length`; larger only after a crop), unused.
+#: Columns of the state tensor: padding tokens before the sequence; real tokens held; the number of real tokens that
+#: determines how many blocks are quantized (``peak >= length``, larger only after a crop); unused.
 STATE_FIELDS = ("start", "length", "peak", "reserved")
 START, LENGTH, PEAK = 0, 1, 2
 
 
+# --- fields of a word -------------------------------------------------------------------------------------------------
+#
+# Triton kernels call these functions of integers at compile time (``triton/constants.py``). They call no other function
+# and use literal numbers: Triton's cache identifies a kernel by the text of the functions it calls, but not by the
+# values of Python's global variables.
+
+
 def whole_fields(bits: int) -> int:
-    """Fields that fit a half whole."""
+    """How many codes of ``bits`` bits fit in a half of a word as a whole."""
     return 16 // bits
 
 
 def spare_bits(bits: int) -> int:
-    """Bits of a half that its whole fields leave: the upper ones, over which the other fields are spread."""
+    """How many bits of a half its whole fields leave: the upper ones, over which the other fields are spread."""
     return 16 % bits
+
+
+def first_spare_bit(bits: int) -> int:
+    """The lowest of the spare bits of a half."""
+    return 16 // bits * bits
+
+
+def first_spread_field(bits: int) -> int:
+    """The first of the 16 fields that is spread over the spare bits of all halves; 16 if none is."""
+    return 16 // bits * bits
+
+
+def half_of_bit(bits: int, field: int, bit: int) -> int:
+    """Which of the ``bits`` halves holds a bit (0: the lowest) of the code in a field."""
+    whole = 16 // bits
+    if field < whole * bits:
+        return field // whole
+    return ((field - whole * bits) * bits + bit) // (16 % bits)
+
+
+def place_of_bit(bits: int, field: int, bit: int) -> int:
+    """Which bit of its half (:func:`half_of_bit`) holds a bit of the code in a field."""
+    whole = 16 // bits
+    if field < whole * bits:
+        return field % whole * bits + bit
+    return whole * bits + ((field - whole * bits) * bits + bit) % (16 % bits)
 
 
 @functools.cache
 def field_bits(bits: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     """For each of 16 fields, the ``(half, bit)`` that holds each of its ``bits`` bits, lowest first."""
-    whole, spare = whole_fields(bits), spare_bits(bits)
-    fields = []
-    for field in range(16):
-        if field < whole * bits:
-            half, position = divmod(field, whole)
-            fields.append(tuple((half, position * bits + m) for m in range(bits)))
-        else:
-            first = (field - whole * bits) * bits
-            fields.append(tuple(((first + m) // spare, whole * bits + (first + m) % spare) for m in range(bits)))
-    return tuple(fields)
+    return tuple(
+        tuple((half_of_bit(bits, field, m), place_of_bit(bits, field, m)) for m in range(bits)) for field in range(16)
+    )
+
+
+# --- words of a block -------------------------------------------------------------------------------------------------
 
 
 def key_slices(head_dim: int) -> tuple[int, int]:
@@ -83,35 +115,82 @@ def key_slices(head_dim: int) -> tuple[int, int]:
     return slices // low, low
 
 
+def word_slices(fmt: CacheFormat, head_dim: int) -> int:
+    """How many slices of 16 lanes share a word: ``slice_lo`` of keys, all slices of a block of values."""
+    return key_slices(head_dim)[1] if fmt.is_key else fmt.block // LANES
+
+
+def sub_ranges(slices: int) -> int:
+    """How many sub-ranges (of tokens for keys, of channels for values) share a word with ``slices`` slices."""
+    return 16 // slices
+
+
+def plane_columns(is_key: bool, slices: int, block: int, head_dim: int) -> int:
+    """Columns of a plane: the tokens of a sub-range of keys, the channels of one of values."""
+    return (block if is_key else head_dim) * slices // 16
+
+
+def sub_range_stride(is_key: bool, slices: int) -> int:
+    """How many fields further the next sub-range lies. A field is the tokens' part, then the channels' part."""
+    return slices if is_key else 1
+
+
+def slice_stride(is_key: bool, slices: int) -> int:
+    """How many fields further the next slice lies."""
+    return 1 if is_key else 16 // slices
+
+
 def column_run(columns: int) -> int:
-    """How many of the columns of a plane lie side by side: 8, or all where 8 does not divide them."""
+    """Columns that lie side by side in a plane: 8, or all of them where 8 does not divide their number."""
     return 8 if columns % 8 == 0 else columns
 
 
+def plane_words(columns: int) -> int:
+    """Words of a plane: a half of all lanes, so 8 for each column."""
+    return columns * 8
+
+
 def words_per_block(fmt: CacheFormat, head_dim: int) -> int:
-    """Width ``W`` of `codes`: 32-bit words a block (elements of the cache's dtype in mode ``none``)."""
+    """Width ``W`` of `codes`: 32-bit words per block (elements of the cache's dtype in mode ``none``)."""
     return block_words(fmt.bits if fmt.quantized else 0, fmt.block, head_dim)
 
 
 def block_words(bits: int, block: int, head_dim: int) -> int:
-    """Words of a block of codes of ``bits`` bits; elements where there are no codes (``bits`` 0)."""
+    """32-bit words of a block of codes of ``bits`` bits; with ``bits`` 0 (no codes), its number of elements."""
     return block * head_dim * bits // 32 if bits else block * head_dim
 
 
+# --- scales of a block ------------------------------------------------------------------------------------------------
+
+
+def block_groups(group_size: int, block: int, head_dim: int) -> int:
+    """Groups of a block."""
+    return block * head_dim // group_size
+
+
+def group_row(is_key: bool, block: int, head_dim: int) -> int:
+    """How many groups lie side by side in `scales`: one for each token of keys, for each channel of values.
+
+    The groups of the next channels (keys) or tokens (values) lie so many elements behind.
+    """
+    return block if is_key else head_dim
+
+
 def groups_per_block(fmt: CacheFormat, head_dim: int) -> int:
-    return fmt.block * head_dim // fmt.group_size
+    """Groups of a block of this format."""
+    return block_groups(fmt.group_size, fmt.block, head_dim)
 
 
 def scales_per_block(fmt: CacheFormat, head_dim: int) -> int:
-    """Width ``P`` of `scales`: one a group, and a zero point each behind all scales where those are held apart."""
+    """Width ``P`` of `scales`: one per group, then one zero point per group where those are elements of their own."""
     return groups_per_block(fmt, head_dim) * fmt.scales_per_group if fmt.quantized else 0
 
 
 def split_groups(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     """Blocks ``[..., block, D]`` as groups ``[..., groups, group_size]`` in the order of the scales.
 
-    Keys: group ``(channel group, token)``, so that a row of scales serves a row of tokens. Values: ``(token group,
-    channel)``.
+    Keys are ordered ``(channel group, token)``, so that the scales of all tokens lie side by side; values are ordered
+    ``(token group, channel)``.
     """
     *lead, block, head_dim = x.shape
     groups = groups_per_block(fmt, head_dim)
@@ -135,35 +214,29 @@ def join_groups(groups: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.
 def _to_fields(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     """Codes ``[N, block, D]`` as ``[N, hi, lane pair, column, half, field]``."""
     n, block, head_dim = codes.shape
+    low = word_slices(fmt, head_dim)
+    subs, columns = sub_ranges(low), plane_columns(fmt.is_key, low, block, head_dim)
     if fmt.is_key:
-        hi, lo = key_slices(head_dim)
-        subs = 16 // lo
-        x = codes.reshape(n, subs, block // subs, hi, lo, LANES // 2, 2)
-        x = x.permute(0, 3, 5, 2, 6, 1, 4)  # [n, hi, pair, token_lo, half, token_sub, slice_lo]
-        return x.reshape(n, hi, LANES // 2, block // subs, 2, 16)
-    slices = block // LANES
-    subs = 16 // slices
-    x = codes.reshape(n, slices, LANES // 2, 2, subs, head_dim // subs)
-    x = x.permute(0, 2, 5, 3, 1, 4)  # [n, pair, channel_lo, half, slice, channel_sub]
-    return x.reshape(n, 1, LANES // 2, head_dim // subs, 2, 16)
+        x = codes.reshape(n, subs, columns, head_dim // (low * LANES), low, LANES // 2, 2)
+        x = x.permute(0, 3, 5, 2, 6, 1, 4)  # [n, hi, pair, column, half, token_sub, slice_lo]
+    else:
+        x = codes.reshape(n, 1, low, LANES // 2, 2, subs, columns)
+        x = x.permute(0, 1, 3, 6, 4, 2, 5)  # [n, 1, pair, column, half, slice, channel_sub]
+    return x.flatten(-2)
 
 
 def _from_fields(fields: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.Tensor:
     """The inverse of :func:`_to_fields`."""
-    n, block = fields.shape[0], fmt.block
+    low = word_slices(fmt, head_dim)
     if fmt.is_key:
-        hi, lo = key_slices(head_dim)
-        subs = 16 // lo
-        x = fields.reshape(n, hi, LANES // 2, block // subs, 2, subs, lo)
-        return x.permute(0, 5, 3, 1, 6, 2, 4).reshape(n, block, head_dim)
-    slices = block // LANES
-    subs = 16 // slices
-    x = fields.reshape(n, LANES // 2, head_dim // subs, 2, slices, subs)
-    return x.permute(0, 4, 1, 3, 5, 2).reshape(n, block, head_dim)
+        x = fields.unflatten(-1, (sub_ranges(low), low)).permute(0, 5, 3, 1, 6, 2, 4)
+    else:
+        x = fields.unflatten(-1, (low, sub_ranges(low))).permute(0, 1, 5, 2, 4, 6, 3)
+    return x.reshape(fields.shape[0], fmt.block, head_dim)
 
 
 def pack(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """Unsigned codes ``[..., block, D]`` (any integer dtype, below ``2**bits``) as words ``[..., W]`` int32."""
+    """Pack unsigned codes ``[..., block, D]`` (any integer dtype, below ``2**bits``) to words ``[..., W]`` int32."""
     *lead, block, head_dim = codes.shape
     fields = _to_fields(codes.reshape(-1, block, head_dim).to(torch.int64), fmt)
     halves = [torch.zeros_like(fields[..., 0]) for _ in range(fmt.bits)]
@@ -178,7 +251,7 @@ def pack(codes: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
 
 
 def unpack(words: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.Tensor:
-    """Words ``[..., W]`` int32 as unsigned codes ``[..., block, D]`` int32. The inverse of :func:`pack`."""
+    """Unpack words ``[..., W]`` int32 to unsigned codes ``[..., block, D]`` int32: the inverse of :func:`pack`."""
     *lead, _ = words.shape
     hi = key_slices(head_dim)[0] if fmt.is_key else 1
     columns = words.shape[-1] // (hi * LANES // 2 * fmt.bits)
@@ -199,7 +272,7 @@ def unpack(words: torch.Tensor, fmt: CacheFormat, head_dim: int) -> torch.Tensor
 def shapes(
     fmt: CacheFormat, batch: int, heads: int, head_dim: int, capacity: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-    """Shape and dtype (None: the cache's own) of each tensor of a cache with room for ``capacity`` blocks."""
+    """Shape and dtype (None: that of the cache) of each tensor of a cache side with room for ``capacity`` blocks."""
     lead = (batch, heads)
     return {
         "codes": ((*lead, capacity, words_per_block(fmt, head_dim)), torch.int32 if fmt.quantized else None),
@@ -219,14 +292,14 @@ def cache_bytes(
     *,
     statistics: int = 0,
 ) -> int:
-    """Bytes of one cache side whose storage has room for ``capacity`` blocks.
+    """Bytes of one cache side with room for ``capacity`` blocks.
 
     Args:
         fmt: the format.
         batch, heads, head_dim: as of the logical tensor ``[B, H, S, D]``.
         dtype: dtype of the logical tensor, in which the windows are held.
-        capacity: blocks allocated; ``blocks_for(fmt, length)`` gives what ``length`` tokens need.
-        statistics: how many float32 vectors ``[B, H, D]`` it carries (key mean and key normalization).
+        capacity: blocks allocated; ``blocks_for(fmt, length)`` is how many ``length`` tokens need.
+        statistics: number of float32 vectors ``[B, H, D]`` stored with it (key mean and key normalization).
     """
     total = statistics * batch * heads * head_dim * 4
     for shape, own in shapes(fmt, batch, heads, head_dim, capacity).values():

@@ -1,4 +1,4 @@
-"""What a mask says about a cache: from where on it hides nothing, and that it shows nothing that the cache lacks."""
+"""Properties of a mask, computed once for all layers: where it hides nothing, and that it shows only stored tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from . import layout
 from .internals.tensors import assert_async
 
-#: A number this low in place of a score, or added to one, is a mask: no weight is left of it.
+#: Where a mask adds a number as low as this, the token is hidden: its softmax weight is zero.
 MASKED = -1e4
 
 _HIDDEN_BEFORE = (
@@ -17,15 +17,14 @@ _HIDDEN_BEFORE = (
 
 
 def open_from(mask: torch.Tensor, state: torch.Tensor, rows: int) -> torch.Tensor:
-    """From which position on a mask is *open*: hides no token from any row or head, and adds nothing.
+    """From which position on a mask is *open*: it hides no token from any row or head, and adds nothing.
 
-    The causal part of a mask, among the last ``rows`` tokens, does not count. What is computed here once for all
-    layers lets each of them leave the mask of most of its tokens unread (``decode_attention``). In a graph it is a
-    few nodes that Inductor makes one reduction of.
+    The causal part of the mask, among the last ``rows`` tokens, is not looked at. ``decode_attention`` need not read
+    the mask of blocks behind that position. In a graph this is a few nodes, which Inductor fuses to one reduction.
 
     Args:
-        mask: broadcasts to ``[B, Hq, N, S]``; boolean (True: seen) or added to the scores. Positions behind the end of
-            a sequence may hold anything.
+        mask: broadcasts to ``[B, Hq, N, S]``; boolean (True: seen) or added to the scores. Values at positions past
+            the end of a sequence do not matter.
         state: the state of the key cache, ``[B, H, 4]``, with the ``rows`` newest tokens.
         rows: query tokens, N.
 
@@ -38,7 +37,7 @@ def open_from(mask: torch.Tensor, state: torch.Tensor, rows: int) -> torch.Tenso
     """
     mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
     plain, shown = (mask, mask) if mask.dtype == torch.bool else (mask == 0, mask > MASKED)
-    # int64 throughout: where Inductor counts columns so, torch 2.11 does not narrow them, and a reduction has one type
+    # all int64: a reduction in Inductor has one index type, and torch 2.11 does not narrow that of the columns
     column = torch.arange(mask.shape[-1], device=mask.device)
     start, length = state[:, 0, layout.START, None], state[:, 0, layout.LENGTH, None]
     lacking = (shown.any(1).any(1) & (column < start)).any(-1)

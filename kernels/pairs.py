@@ -1,13 +1,13 @@
-"""Which channels of a key share one normalization: the pairs that a rotary embedding turns into one another.
+"""Which channels of a key share one normalization factor: the pairs that a rotary embedding rotates.
 
-A factor can move through a rotary embedding only if both channels of a pair have it. How a cache's normalization is
-taken is one word, ``CacheFormat.norm``:
+A factor commutes with a rotary embedding only if both channels of a pair have the same one. ``CacheFormat.norm`` names
+how the factors of a cache are computed, and which channels share one:
 
-    channel              each channel by itself
-    half64               channels c and c + 32 of the first 64 share one (rotate-half), the others are alone
-    interleaved64        channels 2c and 2c + 1 of the first 64
-    half64@16            the same with the 64 channels from 16 on
-    paper                each channel by itself, as published (see ``reference.key_statistics``)
+    channel              each channel has its own
+    half64               channels c and c + 32 of the first 64 share one (rotate-half); the other channels do not
+    interleaved64        channels 2c and 2c + 1 of the first 64 share one
+    half64@16            as half64, for the 64 channels from channel 16 on
+    paper                each channel has its own, by the formula of the paper (see ``reference.key_statistics``)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORD = re.compile(r"(half|interleaved)(\d+)(?:@(\d+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """The pairs among the channels ``[first, first + count)``; none where ``count`` is 0."""
+    """The pairs of channels among ``[first, first + count)``; no pairs where ``count`` is 0."""
 
     interleaved: bool = False
     count: int = 0
@@ -32,10 +32,10 @@ class Pairs:
     @staticmethod
     @functools.cache
     def parse(word: str) -> Pairs:
-        """The pairs of a ``CacheFormat.norm``.
+        """Parse a ``CacheFormat.norm``.
 
         Raises:
-            ValueError: for a word that is none.
+            ValueError: if ``word`` is none of those above.
         """
         if word in ("channel", "paper"):
             return Pairs()
@@ -51,7 +51,7 @@ class Pairs:
         return f"{'interleaved' if self.interleaved else 'half'}{self.count}" + f"@{self.first}" * bool(self.first)
 
     def partners(self, head_dim: int) -> tuple[int, ...]:
-        """For each channel the other one of its pair, or itself."""
+        """For each channel the other channel of its pair, or itself where it has none."""
         out = list(range(head_dim))
         for c in range(self.count):
             other = c ^ 1 if self.interleaved else (c + self.count // 2) % self.count
@@ -59,9 +59,9 @@ class Pairs:
         return tuple(out)
 
     def swapped(self, x: torch.Tensor) -> torch.Tensor:
-        """``x [..., D]`` with the two channels of each pair in each other's place.
+        """``x [..., D]`` with the two channels of each pair exchanged.
 
-        Without an index, which a graph would copy to the device at every call.
+        Made of slices: an index tensor would be copied to the device at every call of a graph.
         """
         if not self.count:
             return x
@@ -75,7 +75,7 @@ class Pairs:
 
 
 def pairs_of(partners: tuple[int, ...]) -> Pairs | None:
-    """The `Pairs` with these partners, or None where no word says it."""
+    """The :class:`Pairs` with these :meth:`Pairs.partners`, or None where no ``CacheFormat.norm`` describes them."""
     paired = [c for c, other in enumerate(partners) if other != c]
     if not paired:
         return Pairs()

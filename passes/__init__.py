@@ -1,9 +1,10 @@
-"""The pipeline: from the graph of a program with a key/value cache to the graph with a quantized one.
+"""The pass pipeline: rewrites the graph of a program with a KV cache into one with a quantized KV cache.
 
-Each pass is a function ``(graph module, context) -> graph module`` in a file of its own, which opens with what it turns
-into what. It changes the graph that it gets, a copy of Dynamo's. Passes depend on the graph and the config alone; what
-they find is left in the context (``context/``) for those behind them. The list says what each reads there and writes,
-and is checked: see ``pipeline/``. To add a pass, write its file and its entry here.
+A pass is a function ``(graph module, context) -> graph module`` in a file of its own, whose docstring shows the graph
+before and after. It changes the graph in place; that graph is a copy of the one that Dynamo captured. Passes depend on
+nothing but the graph and the config, and hand results to later passes through the context (``context/``). The list
+below is the order in which they run, and declares which fields of the context each pass reads and writes; ``pipeline/``
+checks that. To add a pass, write its file and add it to the list.
 """
 
 from __future__ import annotations
@@ -31,90 +32,90 @@ PIPELINE = Pipeline(
     (
         Pass(
             unwrap_caches,
-            "placeholders for the inner tensors of quantized caches",
+            "add placeholders for the inner tensors of quantized caches",
             writes=("caches",),
             required=True,
         ),
         Pass(
             match_attention,
-            "find attentions: query, key, value, masks, scale",
+            "find attentions with their query, key, value, masks and scale",
             reads=("caches",),
             writes=("attentions", *_REFUSALS),
         ),
         Pass(
             match_cache,
-            "where their keys and values come from",
+            "find where the keys and values of each attention come from",
             reads=("caches", "attentions"),
             writes=("uses", *_REFUSALS),
         ),
         Pass(
             standard_form,
-            "their query, masks and output in one layout",
+            "bring query, masks and output of attentions with a cache into one layout",
             writes=("uses", "standard", *_REFUSALS),
         ),
         Pass(
             rewrite_decode,
-            "cache write + attention -> append_ + decode_attention",
+            "replace cat and attention by append_ and decode_attention",
             reads=("config", "uses", "standard"),
             writes=("rewritten", "appended", "key_norms", "opened", *_REFUSALS),
             needs=("standard_form", "fold_key_norm"),
         ),
         Pass(
             rewrite_buffer,
-            "attention over a buffer written in place -> over a quantized shadow of it",
+            "let attentions over a preallocated buffer read a quantized shadow of it",
             reads=("config", "caches", "uses", "standard"),
             writes=("rewritten", "shadows", "key_norms", "opened", "positions", *_REFUSALS),
             needs=("standard_form", "fold_key_norm"),
         ),
         Pass(
             fold_key_norm,
-            "query and new key normalized, at their projections where RoPE allows it",
+            "apply the key normalization to query and new key, at their projections if RoPE allows it",
             reads=("key_norms", "appended"),
             writes=("norm_places", "notes"),
         ),
         Pass(
             write_preallocated,
-            "other writes to, and readers of, a buffer that is quantized itself",
+            "replace the remaining writes to and reads of quantized buffers",
             reads=("caches",),
             writes=("positions",),
             required=True,
         ),
         Pass(
             quantize_prefill,
-            "fresh keys and values leave the graph quantized",
+            "quantize keys and values that a prefill returns",
             reads=("config", "attentions", "uses", "standard"),
             writes=("rewritten", "quantized"),
             needs=("standard_form",),
         ),
         Pass(
             dequantize_rest,
-            "any other reader of a cache reads it dequantized",
+            "let all remaining readers of a quantized cache read it dequantized",
             reads=("caches", "appended"),
             required=True,
         ),
         Pass(
             plan_outputs,
-            "outputs of the new graph, and how the program's are made of them",
+            "return inner tensors instead of caches, and plan how to rebuild the program's outputs",
             reads=("caches", "appended", "quantized"),
             writes=("outputs",),
             required=True,
         ),
         Pass(
             join_linears,
-            "of a single token on a GPU: linear layers of one input, side by side",
+            "join linear layers with the same single-row input on a GPU",
             reads=("caches", "shadows"),
         ),
         Pass(
             index_writes,
-            "for CUDA graphs: positions of writes as tensors",
+            "for CUDA graphs: hold the positions of writes in tensors",
             reads=("static_lengths", "shadows"),
             writes=("positions",),
         ),
         Pass(
             hoist_lengths,
-            "for CUDA graphs: what depends on the length goes into a graph of its own",
+            "for CUDA graphs: move what depends on the length of the cache to a prelude",
             reads=("static_lengths", "caches", "shadows"),
-            writes=("prelude", "lengths_stay", "notes"),
+            writes=("prelude", "lengths_not_hoisted", "notes"),
         ),
     )
 )

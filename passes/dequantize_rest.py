@@ -1,8 +1,8 @@
-"""Whatever else reads a quantized cache reads its dequantized form.
+"""Let all remaining readers of a quantized cache read it dequantized.
 
     y = f(past)        ->        y = f(dequantize(past_codes, ..., length))
 
-This is what makes every graph right, rewritten or not: an attention that no pass understood still sees its keys.
+This keeps every graph correct: an attention that was not rewritten still reads its keys and values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
 
 
 def _is_appended(node: Node, context: PassContext) -> bool:
-    """Whether a node is an append that the new graph makes on the cache itself, and that nothing else reads."""
+    """Whether a node is a cat that has been replaced by an append in place, and that nothing but the output reads."""
     return node in context.appended and all(user.op == "output" for user in node.users)
 
 

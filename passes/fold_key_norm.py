@@ -1,4 +1,4 @@
-"""Put the key normalization where it costs nothing: on the projections of query and key, where RoPE allows it.
+"""Apply the key normalization to query and new key, at their projections if RoPE allows it.
 
 q = linear(x).view(...)                              q = linear(x).view(...) * norm
 q = q * cos + rotate_half(q) * sin                   q = q * cos + rotate_half(q) * sin
@@ -6,11 +6,12 @@ k = linear(x).view(...)                         ->   k = linear(x).view(...) / n
 k = k * cos + rotate_half(k) * sin                   k = k * cos + rotate_half(k) * sin
 append_(past..., k, v); decode_attention(q, ...)     append_(past..., k - mean / norm, v); decode_attention(q, ...)
 
-A factor moves through the rotary embedding if both channels of each pair have it: the normalization of the cache says
-which channels share it (``kernels/pairs.py``), the graph which it mixes (``channel_paths.py``). Without a rotary
-embedding nothing is mixed, and any normalization moves. Where the way to the projection is not understood, or mixes
-what does not share, the factor stands behind the rotary embedding, which is right for any normalization:
-``q * norm`` and ``(k - mean) / norm``.
+At the projections it is free, because Inductor fuses it. A factor commutes with the rotary embedding if both channels
+of each rotary pair have the same one. The format of the cache says which channels share a normalization
+(``kernels/pairs.py``), and the graph which channels the rotary embedding mixes (``analysis/channel_paths.py``). Without
+a rotary embedding no channels are mixed, and any normalization can be moved. If the operations between projection and
+attention are not supported, or mix channels with different factors, the normalization is applied after the rotary
+embedding, which is always correct: ``q * norm`` and ``(k - mean) / norm``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.fx import GraphModule, Node
 
 from ..kernels.pairs import Pairs, pairs_of
 from .analysis.channel_paths import ChannelPath, find_path
-from .attention.views import behind_factor, behind_view
+from .attention.views import split_factor, view_source
 from .context import KeyNormUse, NormPlace, NormPlaces, NormSite, PassContext, Reason
 from .graph.aliases import Writes
 from .graph.locations import source_line
@@ -32,10 +33,10 @@ from .graph.reading import op_name, read
 from .graph.values import example, sizes_of
 from .graph.writing import Writer, replace_argument
 
-#: What a projection, or the normalization behind it, is computed by.
+#: Operations that compute a projection, or a normalization after it.
 _PRODUCERS = ("linear", "addmm", "matmul", "bmm", "einsum", "rms_norm", "layer_norm")
 
-_UNKNOWN = "the way from the projection is not understood, or something else reads it"
+_UNKNOWN = "the operations after the projection are not supported, or something else reads their results"
 
 
 def fold_key_norm(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -59,9 +60,9 @@ def _fold(write: Writer, use: KeyNormUse, changes: Writes, context: PassContext)
         _apply(write, use, target, None)
         return NormPlace(NormSite.NONE)
     if any(op_name(user) == "innerq::write_" for user in norm.users):
-        # it has to be read behind the write, and the projections stand before it
+        # the norm is computed by the write, which comes after the projections
         _apply(write, use, target, norm)
-        return NormPlace(NormSite.AFTER_ROTARY, "the statistics of the cache are taken in this graph")
+        return NormPlace(NormSite.AFTER_ROTARY, "the statistics of the cache are computed in this graph")
     readers = {use.op, *(user for user in target.users if user in context.appended)}
     path = find_path(target, readers, changes)
     if path is None:
@@ -73,8 +74,8 @@ def _fold(write: Writer, use: KeyNormUse, changes: Writes, context: PassContext)
         mixed = pairs_of(path.partners)
         return NormPlace(
             NormSite.AFTER_ROTARY,
-            f"the rotary embedding mixes channels by {mixed.word if mixed else 'other pairs'}, and those of the cache "
-            f"share their normalization by {use.cache.format.norm}",
+            f"the rotary embedding mixes channels by {mixed.word if mixed else 'other pairs'}, but the channels of the "
+            f"cache share their normalization by {use.cache.format.norm}",
         )
     _scale_source(write, use, path, norm)
     rotated = path.partners != tuple(range(len(path.partners)))
@@ -84,18 +85,18 @@ def _fold(write: Writer, use: KeyNormUse, changes: Writes, context: PassContext)
 
 
 def _is_produced(node: Node) -> bool:
-    """Whether a node is a projection or a normalization, up to views and pieces of it."""
+    """Whether a node is the result of a projection or a normalization, or a view or a part of it."""
     while True:
-        source, call = behind_view(node), read(node)
+        source, call = view_source(node), read(node)
         if source is None and call is not None and (call.name == "getitem" or call.kinds & Kind.PIECES):
             source = call.source()
         if source is None:
             break
         node = source
-    if (scaled := behind_factor(node)) is not None:
+    if (scaled := split_factor(node)) is not None:
         return _is_produced(scaled[0])
     name, inputs = op_name(node), node.all_input_nodes
-    if name == "mul":  # a normalization written out
+    if name == "mul":  # a normalization in single operations
         return any(op_name(operand) == "rsqrt" for operand in inputs)
     if name == "add":  # a bias
         return any(i.op == "placeholder" for i in inputs) and any(_is_produced(i) for i in inputs)
@@ -106,7 +107,7 @@ def _is_produced(node: Node) -> bool:
 
 
 def _apply(write: Writer, use: KeyNormUse, tensor: Node, norm: Node | None) -> None:
-    """The normalization right before what reads the query or key: ``q * norm``, ``(k - mean) / norm``."""
+    """Normalize ``tensor`` directly before ``use.op``: ``q * norm`` or ``(k - mean) / norm``."""
     mean = use.cache.tensors.mean if use.is_key else None
     if mean is None and norm is None:
         return
@@ -122,7 +123,7 @@ def _apply(write: Writer, use: KeyNormUse, tensor: Node, norm: Node | None) -> N
 
 
 def _scale_source(write: Writer, use: KeyNormUse, path: ChannelPath, norm: Node) -> None:
-    """The factor on the source of a path, and what is left to do behind the rotary embedding: ``k - mean / norm``."""
+    """Apply the factor to the source of ``path``; for a key, subtract ``mean / norm`` directly before ``use.op``."""
     source = path.source
     with write.after(source):
         x = write.method("to", source, torch.float32)
@@ -149,7 +150,11 @@ def _scale(write: Writer, use: KeyNormUse, x: Node, norm: Node, order: tuple[int
 
 
 def _column(write: Writer, statistic: Node, order: tuple[int, int, int, int]) -> Node:
-    """A statistic ``[B, H, D]`` for a tensor whose batch, heads, tokens and channels are the dimensions ``order``."""
+    """A view of a statistic ``[B, H, D]`` that broadcasts to a tensor.
+
+    Args:
+        order: the dimensions of that tensor that are batch, heads, tokens and channels.
+    """
     batch, heads, tokens, channels = order
     if batch < heads < channels:
         return write.method("unsqueeze", statistic, tokens)

@@ -1,14 +1,14 @@
-"""Take what depends on the length of the cache out of a decode graph, so that one CUDA graph serves all lengths.
+"""Move everything that depends on the length of the cache to a prelude, so that one CUDA graph serves all lengths.
 
-    s = the length so far (a SymInt)                 prelude(s, attention_mask):
+    s = the length so far (a symbolic int)           prelude(s, attention_mask):
     mask = f(s, attention_mask)                          return f(s, attention_mask)
-    out = decode_attention(q, past..., mask)    ->   graph(..., mask: a static buffer, as long as the storage):
+    out = decode_attention(q, past..., mask)    ->   graph(..., mask: a buffer with room for the whole capacity):
                                                          out = decode_attention(q, past..., mask)
 
-The prelude is a small graph of its own, run before the main one, whose results go into buffers with fixed addresses. A
-mask may be longer than the cache: the operator reads it up to the device-side length only. The pass runs where CUDA
-graphs were asked for. Where a length reaches anything but masks and small tensors of fixed shape, the graph stays as it
-is, with a reason.
+The prelude is a small graph that runs before the main one and writes its results to buffers with fixed addresses. A
+mask may be longer than the cache: the operators read it up to the device-side length only. The pass does something only
+if CUDA graphs were requested. If a length affects anything but masks and small tensors of fixed shape, the graph is not
+changed, and the reason is noted.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from .graph.writing import Writer
 _READS_MASK = ("innerq::decode_attention", "innerq::open_from")
 
 
-class _Stays(Exception):
-    """Why the length cannot be taken out."""
+class _NotHoistable(Exception):
+    """Why length-dependent nodes cannot be moved to a prelude."""
 
 
 def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     if not context.static_lengths or not (context.caches or context.shadows) or is_prompt(gm):
         return gm
     try:
-        moving, targets = _moving(gm, context)
-    except _Stays as reason:
-        context.lengths_stay = str(reason)
-        context.notes.append(Reason(f"no CUDA graph serves all lengths: {reason}"))
+        hoisted, targets = _hoistable(gm, context)
+    except _NotHoistable as reason:
+        context.lengths_not_hoisted = str(reason)
+        context.notes.append(Reason(f"no CUDA graph can serve all lengths: {reason}"))
         return gm
     if targets:
-        context.prelude = _split(gm, context, moving, targets)
+        context.prelude = _split(gm, context, hoisted, targets)
     else:
-        _drop_unused(gm, moving)
+        _erase_unused(gm, hoisted)
     return gm
 
 
-def _beside_mask(node: Node) -> list[Node] | None:
-    """The arguments but the mask of an operator that reads a mask up to the device-side length; None for others."""
+def _arguments_without_mask(node: Node) -> list[Node] | None:
+    """All arguments except the mask, for an operator in ``_READS_MASK``; None for any other node."""
     call = read(node)
     if call is None or call.name not in _READS_MASK:
         return None
@@ -61,78 +61,85 @@ def _beside_mask(node: Node) -> list[Node] | None:
 
 
 def _batch_symbols(context: PassContext) -> set[sympy.Symbol]:
-    """Symbols of batch sizes. Each value has a CUDA graph of its own; what varies with them is no length."""
+    """The symbols of the batch size. They are not lengths: each batch size has its own CUDA graph."""
     return set().union(*(free_symbols(example(cache.tensors.state).shape[0]) for cache in context.cache_inputs()))
 
 
 def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
-    """Whether a size, or one of a tensor's, is symbolic besides the batch size."""
+    """Whether a size, or a size of a tensor, has a symbol other than those of the batch size."""
     sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
     return any(isinstance(size, torch.SymInt) and not free_symbols(size) <= batch for size in sizes)
 
 
-def _moving(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
-    """The nodes that depend on a length, with all that they are computed from; those whose values the rest needs."""
+def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
+    """The nodes to move to the prelude, and those of them that the main graph needs, in order.
+
+    The former are the nodes that depend on a length, and everything that they are computed from.
+
+    Raises:
+        _NotHoistable: if they cannot be moved.
+    """
     caches = {node for cache in context.cache_inputs() for node in cache.tensors}
     batch = _batch_symbols(context)
-    symbolic: set[Node] = set()  # of symbolic size
-    edge: set[Node] = set()  # of fixed size, computed from those
+    symbolic: set[Node] = set()  # nodes whose size depends on a length
+    edge: set[Node] = set()  # nodes of fixed size that are computed from those
     for node in gm.graph.nodes:
         if node in caches:
             continue
         if node.op == "output":
             if any(arg in symbolic for arg in node.all_input_nodes):
-                raise _Stays("an output has the length of the cache")
+                raise _NotHoistable("an output has the length of the cache")
         elif node.op == "placeholder" and _has_length(example_or_none(node), batch):
             symbolic.add(node)
-        elif (others := _beside_mask(node)) is not None:
+        elif (others := _arguments_without_mask(node)) is not None:
             if any(other in symbolic for other in others):
-                raise _Stays("an attention has a query of symbolic size")
+                raise _NotHoistable("an attention has a query of symbolic size")
         elif node.op == "placeholder":
             continue
         elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(example_or_none(node), batch):
             if not has_example(node):
-                raise _Stays(f"the size of {node} is not known")
+                raise _NotHoistable(f"the size of {node} is not known")
             (symbolic if _has_length(example(node), batch) else edge).add(node)
-    moving, pending = set(), [*symbolic, *edge]
+    hoisted, pending = set(), [*symbolic, *edge]
     while pending:
         node = pending.pop()
-        if node in moving:
+        if node in hoisted:
             continue
-        moving.add(node)
+        hoisted.add(node)
         pending += node.all_input_nodes
-    if moving & caches:
-        raise _Stays("something of the length of the cache is computed from a cache")
+    if hoisted & caches:
+        raise _NotHoistable("a tensor with the length of the cache is computed from a cache")
     changes = Writes(gm.graph)
-    for node in (node for node in gm.graph.nodes if node in moving):  # in order, so that the reason is always the same
+    for node in (node for node in gm.graph.nodes if node in hoisted):  # in order, so that the reason is deterministic
         if node.op == "placeholder" and isinstance(example_or_none(node), torch.nn.Parameter):
-            raise _Stays("something of the length of the cache is computed from a parameter")
+            raise _NotHoistable("a tensor with the length of the cache is computed from a parameter")
         if changes.of(node):
-            raise _Stays("what a length is computed from is changed in place")
+            raise _NotHoistable("a tensor that depends on the length of the cache is changed in place")
     needed = [
         node
         for node in gm.graph.nodes
-        if node in moving
+        if node in hoisted
         and node.op != "placeholder"
         and (node in symbolic or node in edge)
-        and any(user not in moving for user in node.users)
+        and any(user not in hoisted for user in node.users)
     ]
     for node in needed:
         if not isinstance(example(node), torch.Tensor):
-            raise _Stays(f"the number {node} has the length of the cache, and more than masks are made of it")
+            raise _NotHoistable(f"the number {node} depends on the length of the cache, and not only masks use it")
         *lead, last = example(node).shape or (1,)
         if any(_has_length(size, batch) for size in lead) or (node in symbolic) != _has_length(last, batch):
-            raise _Stays("a mask is symbolic in another dimension than its last")
-    return moving, needed
+            raise _NotHoistable("a mask has a symbolic size in a dimension that is not its last")
+    return hoisted, needed
 
 
-def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: list[Node]) -> Prelude:
+def _split(gm: GraphModule, context: PassContext, hoisted: set[Node], targets: list[Node]) -> Prelude:
+    """Move ``hoisted`` to a prelude, and replace each of ``targets`` by a placeholder of the main graph."""
     write, graph, nodes = Writer(gm.graph), Graph(), {}
     for node in gm.graph.nodes:
-        if node in moving:
+        if node in hoisted:
             nodes[node] = graph.node_copy(node, lambda old: nodes[old])
             set_source(nodes[node], source_of(node))
-    inputs = [node.name for node in gm.graph.nodes if node in moving and node.op == "placeholder"]
+    inputs = [node.name for node in gm.graph.nodes if node in hoisted and node.op == "placeholder"]
     results = [example(target) for target in targets]
     batch = _batch_symbols(context)
     masks = [_has_length(result, batch) for result in results]
@@ -142,28 +149,28 @@ def _split(gm: GraphModule, context: PassContext, moving: set[Node], targets: li
     placeholders = []
     for index, (target, is_mask) in enumerate(zip(targets, masks, strict=True)):
         value = example(target)
-        value = _as_long_as_storage(value, cache) if is_mask else value.new_empty(value.shape)
+        value = _mask_buffer(value, cache) if is_mask else value.new_empty(value.shape)
         placeholder = write.placeholder(f"hoisted_{index}", value, ConstantSource(f"innerq_hoisted_{index}"))
         for user in list(target.users):
-            if user.op == "output":  # whoever gets it keeps it, and the next step writes the buffer anew
+            if user.op == "output":  # a copy, because the next step overwrites the buffer
                 with write.before(user):
                     user.replace_input_with(target, write.method("clone", placeholder))
-            elif user not in moving:
+            elif user not in hoisted:
                 user.replace_input_with(target, placeholder)
         placeholders.append(placeholder)
-    _drop_unused(gm, moving)
+    _erase_unused(gm, hoisted)
     module = GraphModule(gm, graph, "Prelude")
     return Prelude(module, inputs, placeholders, results, masks, written)
 
 
 def _is_one_row(mask: torch.Tensor) -> bool:
-    """Whether a mask's elements lie behind one another, and as many as arguments of the graph say."""
+    """Whether a mask has one row, so that it is contiguous in a longer buffer, of a size that the inputs determine."""
     *lead, last = mask.shape
     return all(isinstance(size, int) and size == 1 for size in lead) and not free_unbacked_symbols(last)
 
 
 def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> None:
-    """Let the graph copy what is ``written`` to further inputs, and return the rest."""
+    """Let ``graph`` copy the results that are ``written`` to additional inputs, and return the others."""
     write = Writer(graph)
     for index, (result, here) in enumerate(zip(results, written, strict=True)):
         if here:
@@ -172,14 +179,15 @@ def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> No
     graph.output(tuple(result for result, here in zip(results, written, strict=True) if not here))
 
 
-def _as_long_as_storage(mask: torch.Tensor, cache: CacheInput) -> torch.Tensor:
+def _mask_buffer(mask: torch.Tensor, cache: CacheInput) -> torch.Tensor:
+    """A fake tensor like ``mask`` with a column for each token that the storage of ``cache`` has room for."""
     lead = mask.shape[:-1]
     codes = example(cache.tensors.codes)
     tokens = codes.shape[2] * cache.format.block + cache.format.window
     return codes.new_empty((*lead, tokens), dtype=mask.dtype)
 
 
-def _drop_unused(gm: GraphModule, moving: set[Node]) -> None:
+def _erase_unused(gm: GraphModule, hoisted: set[Node]) -> None:
     for node in reversed(list(gm.graph.nodes)):
-        if node in moving and not node.users:
+        if node in hoisted and not node.users:
             gm.graph.erase_node(node)

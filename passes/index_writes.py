@@ -1,12 +1,12 @@
-"""Write to a buffer at positions that a tensor holds, where the program gives them as numbers.
+"""Replace writes to a dense buffer at a symbolic position by writes at positions held in a tensor.
 
-    s = the length so far (a SymInt)                     s = the length so far
+    s = the length so far (a symbolic int)               s = the length so far
     buffer[:, :, s : s + 1] = k                  ->      at = full((1,), s) + arange(1)
     rewind_(shadow..., full((1,), s))                    buffer.index_copy_(2, at, k)
                                                          rewind_(shadow..., full((1,), s))
 
-A number is a constant of a CUDA graph; a tensor is not, and `hoist_lengths` takes it out. The pass runs where CUDA
-graphs were asked for, on writes that `rewrite_buffer` has followed.
+A CUDA graph records a number as a constant, but reads a tensor anew; `hoist_lengths` then moves the tensor to the
+prelude. The pass does something only if CUDA graphs were requested, and only for buffers with a shadow.
 """
 
 from __future__ import annotations

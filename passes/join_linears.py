@@ -1,12 +1,12 @@
-"""Linear layers of a single token on a GPU, those of one input side by side, as an operator with a kernel for one row.
+"""Join linear layers with the same single-row input on a GPU into one operator, whose kernel is made for one row.
 
     q = linear(x, w_q)                     y = row_linear(x, [w_q, w_k, w_v], [None, None, None])
     k = linear(x, w_k)            ->       q, k, v = split(y, [N_q, N_k, N_v], -1)
     v = linear(x, w_v)
 
-At batch 1 a decode step is mostly weights on their way from memory, each read once. A library's kernel for matrices has
-nothing to gain from its tiles there, and short weights end before it is at speed. The pass runs on graphs that read a
-quantized cache; a prompt and larger batches keep the library's products.
+At batch size 1 the time of a decode step is mostly that of reading weights from memory. A matrix-matrix kernel of a
+library gains nothing from its tiles there, and small weights are read before it reaches full bandwidth. The pass
+changes only graphs that read a quantized cache; prefills and larger batches keep the library's kernels.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .graph.reading import Call, read
 from .graph.values import example, shape, sizes_of, tensor_of
 from .graph.writing import Writer
 
-#: Layers in one operator at most.
-MOST = 4
+#: The largest number of layers in one operator.
+MAX_JOINED = 4
 
 
 def join_linears(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -40,7 +40,7 @@ def join_linears(gm: GraphModule, context: PassContext) -> GraphModule:
     for call in found:
         x = call["input"]
         group = open_groups.get(x)
-        if group is None or len(group) == MOST or not _may_join(group, call, writes):
+        if group is None or len(group) == MAX_JOINED or not _may_join(group, call, writes):
             group = open_groups[x] = []
             groups.append(group)
         group.append(call)
@@ -51,7 +51,7 @@ def join_linears(gm: GraphModule, context: PassContext) -> GraphModule:
 
 
 def _is_row_linear(call: Call) -> bool:
-    """A linear layer with one row of inputs, of a dtype and on a device that the kernel takes."""
+    """Whether a call is a linear layer with one row of input, of a dtype and on a device that the kernel supports."""
     if call.name != "linear":
         return False
     tensors = [tensor_of(call[name]) for name in ("input", "weight", "bias") if call[name] is not None]
@@ -63,18 +63,18 @@ def _is_row_linear(call: Call) -> bool:
         return False
     if any(tensor is None or _is_subclass(tensor) or tensor.dtype != row.dtype for tensor in tensors):
         return False
-    if out.dtype != row.dtype:  # as under autocast, which casts what it is given
+    if out.dtype != row.dtype:  # autocast casts the arguments
         return False
     return support.on_gpu(row) and row.dtype in support.DTYPES and example(call["weight"]).is_contiguous()
 
 
 def _is_subclass(tensor: torch.Tensor) -> bool:
-    """A tensor of a kind of its own, such as a DTensor, which knows what a linear layer is to it."""
+    """Whether a tensor is of a subclass with its own implementation of linear layers, such as a DTensor."""
     return type(tensor) not in (torch.Tensor, torch.nn.Parameter, FakeTensor)
 
 
 def _may_join(group: list[Call], call: Call, writes: Writes) -> bool:
-    """Whether a layer may be computed where the first layer of its input is."""
+    """Whether a layer may be computed at the position of the first layer of ``group``."""
     first = group[0].node
     if writes.between(call["input"], first, call.node):
         return False

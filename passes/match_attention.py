@@ -1,11 +1,11 @@
-"""Find the attentions of a graph. Changes nothing.
+"""Find the attentions of a graph. Does not change the graph.
 
     sdpa(q, repeat(k), repeat(v), mask)                              -> AttentionMatch(q, k, v, masks, scale)
     matmul(dropout(softmax(matmul(q, k^T) * scale + mask)), v)       -> AttentionMatch(q, k, v, masks, scale)
 
-The matcher is structural (``attention/``): from the node that produces the output it walks back through everything
-that does not change what is computed, in any spelling and layout, and gives up with a reason in words at the first
-thing it does not know. Calls of whole attentions in one piece that are not SDPA get a reason, too.
+The matcher is structural (``attention/``): it starts at the node of the output and walks back through operations that
+do not change the result, in any spelling and layout. At the first operation that it does not support it gives up with a
+reason. Calls of other functions that compute a whole attention get a reason, too.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
             if match is not None:
                 match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
                 context.attentions.append(match)
-            elif (name := _foreign_attention(node)) is not None:
-                raise NoMatch(f"{name} is not understood")
+            elif (name := _other_attention_function(node)) is not None:
+                raise NoMatch(f"{name} is not supported")
         except NoMatch as reason:
             context.refuse(node, str(reason))
     return gm
 
 
-def _foreign_attention(node: Node) -> str | None:
-    """The name of a function that computes an attention as a whole, in a way of its own."""
+def _other_attention_function(node: Node) -> str | None:
+    """The name of the function that a node calls, if it computes a whole attention but is not SDPA; else None."""
     if node.op != "call_function" or op_name(node) is not None:
         return None
     name = getattr(node.target, "__name__", "") or str(node.target)

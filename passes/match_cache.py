@@ -1,9 +1,10 @@
-"""For each attention, find where its keys and values come from, and whether a cache is behind them. Changes nothing.
+"""Find where the keys and values of each attention come from. Does not change the graph.
 
-keys = cat([past, k], dim=2)      past: an InnerQTensor     -> append: rewritten by `rewrite_decode` (dim=1 where
-                                                                  caches are [B, S, H, D])
-keys = past                                                 -> read
-keys = k, or cat([empty, k])      returned by the graph     -> fresh: quantized by `quantize_prefill`
+keys = cat([past, k], dim=2)      past: an InnerQTensor     -> APPENDED, rewritten by `rewrite_decode` (dim=1 if
+                                                               caches are [B, S, H, D])
+keys = past                       past: an InnerQTensor     -> READ, rewritten by `rewrite_decode`
+keys = buffer.index_copy_(...)    buffer: an input          -> BUFFER, rewritten by `rewrite_buffer`
+keys = k, or cat([empty, k])      returned by the graph     -> FRESH, quantized by `quantize_prefill`
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
         elif key.node is value.node:
             context.refuse(match, "keys and values are the same tensor")
         elif key.source != value.source:
-            context.refuse(match, f"keys are {key.source.value}, and values are {value.source.value}")
+            context.refuse(match, f"keys are {key.source.value}, but values are {value.source.value}")
         else:
             context.uses[match] = (key, value)
     return gm
@@ -45,9 +46,9 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
         past, *new = call["tensors"]
         if past in context.caches and not is_preallocated(past):
             if len(new) != 1 or call["dim"] not in (tokens_dim, tokens_dim - 4):
-                return "the quantized cache is concatenated in a form that is not an append along the tokens"
+                return "the cat with the quantized cache does not append one tensor of new tokens to it"
             if len([user for user in past.users if op_name(user) == "cat"]) != 1:
-                return "the quantized cache is appended to in two places"
+                return "the quantized cache is appended to more than once"
             if new[0] in context.caches or new[0] is past:
                 return "a quantized cache is appended to a quantized cache"
             if changes.of(node):
@@ -62,23 +63,23 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
     rank = len(sizes_of(node))
     if rank == 4 and not is_output(node) and _computed_from_a_cache(node):
         return (
-            "they are computed in every step from what is cached, as from the latent of MLA or by a rotation behind "
-            "the cache"
+            "they are computed in every step from another cached tensor, such as the latent of MLA or keys before "
+            "their rotary embedding"
         )
     if is_written(node) or changes.after(node, node):
-        return "they are written in place in this graph, as a buffer is; graphs that read it later will follow it"
+        return "they are a buffer that this graph writes in place; graphs that read it later will use a quantized copy"
     if rank == 4 and is_output(node):
         return CacheUse(CacheSource.FRESH, node, tokens_dim)
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
-        return "only a part of them is kept as a cache, as with a sliding window"
-    return "they neither come from a quantized cache nor leave the graph as they are, so there is no cache to quantize"
+        return "only a part of them is returned as a cache, as with a sliding window"
+    return "they neither come from a quantized cache nor are returned by the graph, so there is no cache to quantize"
 
 
 def _computed_from_a_cache(node: Node) -> bool:
-    """Whether keys or values are made of tensors that leave the graph as a cache does, in the layer itself.
+    """Whether keys or values are computed from a tensor of the same layer that the graph returns as a cache.
 
-    Written parts of a new tensor count as what it is made of. Behind an attention, or any other product of two
-    tensors, another layer begins.
+    The search goes back through inputs of each node, and through what is copied into parts of a new tensor. It stops at
+    attentions and other products of two tensors, because these belong to an earlier operation of the layer.
     """
     seen: set[Node] = set()
     pending = [node]

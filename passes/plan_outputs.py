@@ -1,9 +1,9 @@
-"""Make the outputs of the graph those of the quantized program.
+"""Return inner tensors in place of new caches, and nothing in place of caches that are inputs.
 
     return keys, values, logits        ->        return logits                                  (decode)
                                                  return k_codes, ..., v_codes, ..., logits      (prefill)
 
-Returns to the backend, for each output of the original graph, how it is made from those of the new one.
+For each output of the original graph, ``context.outputs`` says how the runtime rebuilds it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
     Writer(gm.graph).set_outputs(values)
     for placeholder in context.caches:
         for user in list(placeholder.users):
-            gm.graph.erase_node(user)  # the appends that `rewrite_decode` replaced
+            gm.graph.erase_node(user)  # a cat that `rewrite_decode` has replaced
         gm.graph.erase_node(placeholder)
     return gm

@@ -1,4 +1,4 @@
-"""Keys and values that leave a prefill graph leave it quantized. Its attention stays exact, on the fresh ones.
+"""Quantize the keys and values that a prefill graph returns. Its attention still reads the dense ones.
 
 out = attention(q, k, v, mask)                   out = attention(q, k, v, mask)
 return k, v, out                            ->   start = padding tokens, from the mask
@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from .analysis.shared_norm import shared_norm
-from .attention.views import behind_factor, behind_view
+from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .emit.query import standard_query
 from .graph.aliases import Writes
@@ -37,10 +37,10 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     for match, (key, value) in context.uses.items():
         if key.source is not CacheSource.FRESH:
             continue
-        if key.node in context.quantized and value.node in context.quantized:  # layers that share a cache
+        if key.node in context.quantized and value.node in context.quantized:  # an earlier layer shares the cache
             context.rewritten.append(match)
             continue
-        with write.after(match.node):  # early, so that dense keys and values die early
+        with write.after(match.node):  # as early as possible, so that the dense keys and values can be freed
             mask = _padding_mask(match, context)
             if mask not in starts:
                 starts[mask] = _padding_start(write, match, mask)
@@ -88,7 +88,7 @@ def _quantize(
 
 
 def _query(write: Writer, match: AttentionMatch) -> Node | None:
-    """The query in the standard form, which a prompt's attention keeps to itself; None where it has none."""
+    """The query as ``[B, Hq, N, D]``; None if it cannot be brought into this layout."""
     try:
         return standard_query(write, match)
     except NoMatch:
@@ -96,15 +96,17 @@ def _query(write: Writer, match: AttentionMatch) -> Node | None:
 
 
 def _capacity(write: Writer, node: Node, fmt: CacheFormat) -> Node | int:
-    """Blocks to allocate, as arithmetic in the graph where the length is a symbol."""
+    """The number of blocks to allocate; computed in the graph if the length is symbolic."""
     length = write.size(node, 2)
     capacity: Any = grown_capacity(fmt, length if isinstance(length, int) else write.traced(length))
     return capacity if isinstance(capacity, int) else capacity.node
 
 
 def _padding_mask(match: AttentionMatch, context: PassContext) -> Node | None:
-    """The mask of a prompt, if it has a column for each key, and a key that it hides from every query is read by
-    nobody else: then it tells which of the first tokens are padding."""
+    """The mask of a prefill, if it can be used to find left padding; else None.
+
+    It can if it has a column for each key and no other reader sees a key that it hides from all queries.
+    """
     mask = context.standard[match].mask
     size = shape(mask)
     if size is None or len(size) != 4 or not same_size(size[3], sizes_of(match.key)[match.tokens_dims[0]]):
@@ -118,21 +120,24 @@ def _padding_mask(match: AttentionMatch, context: PassContext) -> Node | None:
 
 
 def _only_attended(node: Node, cached: bool = False) -> bool:
-    """Whether nothing but attentions reads keys or values, through views and repetitions of them, which do not leave
-    the graph; what is cached itself does."""
+    """Whether only attentions read ``node``, directly or through views and repetitions that are not returned.
+
+    Args:
+        cached: whether ``node`` itself may be returned.
+    """
     for user in node.users:
         if cached and user.op == "output":
             continue
         if is_query(user) or kinds(user) & Kind.PRODUCT or op_name(user) == "sdpa":
             continue
-        same = behind_view(user) is node or kinds(user) & Kind.REPEATS or behind_factor(user) is not None
+        same = view_source(user) is node or kinds(user) & Kind.REPEATS or split_factor(user) is not None
         if not same or not _only_attended(user):
             return False
     return True
 
 
 def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> Node:
-    """``[B]`` int32: how many of the first keys no query of any head sees."""
+    """``[B]`` int32: the number of leading keys that the mask hides from all queries of all heads."""
     batch = write.size(match.key, 0)
     if mask is None:
         return write.method("new_zeros", match.key, (batch,), dtype=torch.int32)

@@ -1,14 +1,18 @@
-"""Attention over a dense buffer that is written in place reads from a quantized shadow of the buffer.
+"""Let attentions over a dense buffer that is written in place read a quantized shadow of the buffer.
 
-    buffer_k.index_copy_(2, at, k)                   buffer_k.index_copy_(2, at, k)            (the user's, kept)
+    buffer_k.index_copy_(2, at, k)                   buffer_k.index_copy_(2, at, k)            (the write is kept)
     buffer_v.index_copy_(2, at, v)                   buffer_v.index_copy_(2, at, v)
     out = attention(q, buffer_k, buffer_v, mask) ->  rewind_(shadow..., at[0])
                                                      append_(shadow..., k, v)
-                                                     assert: the mask hides what lies behind at[-1]
+                                                     assert: the mask hides all tokens after at[-1]
                                                      out = decode_attention(q, shadow..., mask)
 
-The shadow holds the tokens of the buffer up to the write. The backend imports it when it first sees the buffer and
-whenever the buffer was changed by anything but this graph; `rewind_` follows a position that went back.
+The shadow holds the tokens of the buffer up to the last one written. The runtime fills it from the buffer when a graph
+first reads the buffer, and whenever anything but a rewritten graph has changed the buffer. `rewind_` sets the length of
+the shadow to the position of the write, in case the program went back.
+
+The same pass rewrites attentions over buffers that are quantized themselves (``InnerQBuffer``): they have no shadow,
+and the program's writes are replaced.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ from .graph.writing import Writer
 
 _MESSAGE = "innerq: the mask shows tokens of a static cache that have not been written"
 
-#: The dimensions of a buffer as caches have them.
+#: Batch, head, token and channel of a buffer in the order that caches have.
 _ORDER = (0, 1, 2, 3)
 
 
@@ -65,7 +69,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         pair = (key.buffer, value.buffer)
         reason = _obstacle(match, form, key, value, changes, context)
         if reason is None and any(bool({*pair} & {*other}) and pair != other for other in sides):
-            reason = "a buffer is paired with another one in another attention"
+            reason = "another attention reads its key buffer with another value buffer, or the other way round"
         last = max(key.write, value.write, key=changes.order.__getitem__)
         if reason is None and not context.config.rewrite:
             reason = early_reader(match, form, last, changes.order)
@@ -76,23 +80,23 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             with write.after(last):
                 positions[pair] = position_tensor(write, context, key)
                 sides[pair] = _sides(write, key, value, changes, context)
-                known = changes.order[form.query] < changes.order[last]  # the query is there before the writes
+                known = changes.order[form.query] < changes.order[last]  # the query is computed before the writes
                 query = form.query if known else None
-                _follow(write, context, match, query, *sides[pair], key, value, positions[pair])
-        if key.whole and form.mask is not None:  # layers share a check, at the last, of a mask that nothing changes
+                _write_caches(write, context, match, query, *sides[pair], key, value, positions[pair])
+        if key.whole and form.mask is not None:  # layers share one check, in the last one, if the mask is not changed
             shared = (form.mask, key.count, match if changes.of(form.mask) else None)
-            places = checks.get(shared, (match, {}))[1]
-            checks[shared] = match, {**places, positions[pair]: None}
+            checked = checks.get(shared, (match, {}))[1]
+            checks[shared] = match, {**checked, positions[pair]: None}
         attend(write, context, match, *sides[pair], changes, (key.position, key.count))
         context.rewritten.append(match)
         for use in (key, value):
             if is_preallocated(use.buffer):
                 writes[use.write] = use.buffer
-    for (mask, count, _), (match, places) in checks.items():
+    for (mask, count, _), (match, checked) in checks.items():
         with write.before(context.standard[match].node):
-            _check_mask(write, mask, list(places), count)
+            _check_mask(write, mask, list(checked), count)
     write.erase_dead([context.standard[match].node for match in context.rewritten])
-    for node, buffer in writes.items():  # the cache itself has been written
+    for node, buffer in writes.items():  # replaced by writes to the quantized buffer
         write.replace(node, buffer)
         gm.graph.erase_node(node)
     return gm
@@ -102,35 +106,35 @@ def _obstacle(
     match: AttentionMatch, form: StandardForm, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext
 ) -> str | None:
     if match.is_causal:
-        return "is_causal aligns the first query with the first key, which is not what a cache means; pass a mask"
+        return "is_causal aligns the first query with the first key, which is wrong with a cache; pass a mask"
     if key.buffer is value.buffer:
         return "keys and values are the same buffer"
     if not same_position(key.position, value.position) or key.count != value.count or key.whole != value.whole:
-        return "the buffers of keys and values are written or read at different places"
+        return "the buffers of keys and values are written or read at different positions"
     if is_preallocated(key.buffer) != is_preallocated(value.buffer):
         return "only one of keys and values is a quantized buffer"
     if is_preallocated(key.buffer) and key.dims != _ORDER:
-        return "a quantized buffer has the order [batch, heads, tokens, head_dim]"
+        return "the quantized buffer is not read as [batch, heads, tokens, head_dim]"
     if is_preallocated(key.buffer):
         reason = wrong_roles(context.caches[key.buffer], context.caches[value.buffer])
         if reason is not None:
             return reason
     if key.whole:
         if form.mask is None:
-            return "the attention reads a buffer to its end without a mask, so it reads what has not been written"
+            return "the attention reads the whole buffer without a mask, including tokens that have not been written"
         if not same_size(sizes_of(form.mask)[-1], sizes_of(match.key)[match.tokens_dims[0]]):
-            return "the mask has no column for each token of the buffer"
-    return _apart(key, value, changes)
+            return "the mask does not have one column for each token of the buffer"
+    return _delay_obstacle(key, value, changes)
 
 
-def _apart(key: BufferUse, value: BufferUse, changes: Writes) -> str | None:
-    """What keeps two writes, to keys and to values, from being made at once, at the later one."""
+def _delay_obstacle(key: BufferUse, value: BufferUse, changes: Writes) -> str | None:
+    """Why the earlier of the two writes, to keys and to values, cannot be delayed until the later; None if it can."""
     order = changes.order
     first, last = sorted((key.write, value.write), key=order.__getitem__)
     for use in (key, value):
         sources = [use.new, *([use.position] if isinstance(use.position, Node) else [])]
         if any(changes.between(source, use.write, last) for source in sources if tensor_of(source) is not None):
-            return "what is written to a buffer is changed in place before the other buffer is written"
+            return "the tokens written to one buffer are changed in place before the other buffer is written"
     if is_preallocated(key.buffer):
         earlier = key.buffer if first is key.write else value.buffer
         readers = {user for view in possible_views(earlier) for user in view.users} - {key.write, value.write}
@@ -139,7 +143,7 @@ def _apart(key: BufferUse, value: BufferUse, changes: Writes) -> str | None:
     return None
 
 
-def _follow(
+def _write_caches(
     write: Writer,
     context: PassContext,
     match: AttentionMatch,
@@ -150,12 +154,13 @@ def _follow(
     value_use: BufferUse,
     position: Node,
 ) -> None:
-    """Write what the program writes to the buffers to the quantized caches.
+    """Write to the quantized caches what the program writes to the buffers.
 
-    ``query`` is the attention's, or None where it is not there yet, so that its moments cannot be taken.
+    Args:
+        query: the query of the attention; None if it is computed after the writes, so that its moments cannot be used.
     """
     new_key, new_value = by_head_in_dtype(write, key_use), by_head_in_dtype(write, value_use)
-    if key_use.count > MAX_QUERY_TOKENS:  # a prompt, of which the key statistics are taken
+    if key_use.count > MAX_QUERY_TOKENS:  # a prompt, from which the key statistics are computed
         moments = ()
         if key.format.uses_queries and query is not None:
             start = write.method("new_zeros", new_key, (write.method("size", new_key, 0),), dtype=torch.int32)
@@ -170,7 +175,7 @@ def _follow(
 def _sides(
     write: Writer, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext
 ) -> tuple[CacheInput, CacheInput]:
-    """The quantized caches behind two buffers: themselves, or their shadow."""
+    """The quantized caches of two buffers: the buffers themselves if they are quantized, or a new shadow of them."""
     if is_preallocated(key.buffer):
         return context.caches[key.buffer], context.caches[value.buffer]
     shadow = context.shadows[key.buffer, value.buffer] = ShadowInput(
@@ -183,7 +188,7 @@ def _shadow(write: Writer, role: Role, use: BufferUse, changes: Writes, context:
     config, dense = context.config, example(use.buffer)
     batch, heads, tokens, head_dim = (dense.shape[dim] for dim in use.dims)
     fmt = context.format_for(role, head_dim, dense.dtype)
-    if role == "key" and use.dims == _ORDER:  # else what is written is not [B, H, N, D]
+    if role == "key" and use.dims == _ORDER:  # otherwise the written tokens are not [B, H, N, D]
         fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
     examples = cache_examples(
         fmt,
@@ -201,7 +206,7 @@ def _shadow(write: Writer, role: Role, use: BufferUse, changes: Writes, context:
 
 
 def _check_mask(write: Writer, mask: Node, positions: list[Node], count: int) -> None:
-    """Fail loudly where the mask shows a token behind those that were written, to any of the caches."""
+    """Add an assertion that the mask hides all tokens after those written at the smallest of ``positions``."""
     position = positions[0]
     if len(positions) > 1:
         position = write.method("amin", write.call(torch.cat, positions), 0, True)
@@ -209,6 +214,6 @@ def _check_mask(write: Writer, mask: Node, positions: list[Node], count: int) ->
     if dtype_of(mask) != torch.bool:
         visible = write.call(operator.gt, mask, MASKED)
     column = write.call(torch.arange, write.size(mask, -1), device=example(mask).device)
-    behind = write.call(operator.ge, column, write.call(operator.add, position, count))
-    wrong = write.method("any", write.call(operator.and_, visible, behind))
+    unwritten = write.call(operator.ge, column, write.call(operator.add, position, count))
+    wrong = write.method("any", write.call(operator.and_, visible, unwritten))
     write.call(assert_async, write.call(torch.logical_not, wrong), _MESSAGE)

@@ -1,13 +1,13 @@
-"""Cache write and attention of a decode step, on the quantized cache.
+"""Replace append and attention of a decode step by operators on the quantized cache.
 
     keys = cat([past_k, k], 2)                  append_(past_k..., past_v..., k, v)
     values = cat([past_v, v], 2)            ->  opened = open_from(mask, past_k_state, N)      once for all layers
     out = attention(q, keys, values, mask)      out = decode_attention(q, past_k..., past_v..., mask, opened)
-    return keys, values                         return (the same caches, longer)
+    return keys, values                         return (the same caches, appended to in place)
 
-Query and key are what the program has: `fold_key_norm` puts the key normalization on them. ``open_from`` finds out what
-of a mask hides nothing, so that no layer reads it there, and fails loudly where a mask shows tokens in front of the
-first that the cache stores.
+Query and new key are the program's, not normalized: `fold_key_norm` applies the key normalization. ``open_from`` finds
+the position from which on the mask hides nothing, so that no layer has to read the mask there. It raises an error if
+the mask shows padding tokens that the cache does not store.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
         grows = key.source is CacheSource.APPENDED
         reason = _obstacle(match, key, value, changes)
         if reason is None and not grows and (key.cache in growing or value.cache in growing):
-            reason = "it reads a cache without the tokens that the same graph appends to it"
+            reason = "it reads a cache without the tokens that this graph appends to it"
         pair = (key.node, value.node)
         last = max(pair, key=changes.order.__getitem__)
         if reason is None and grows and not context.config.rewrite:
             reason = early_reader(match, context.standard[match], last, changes.order)
         if reason is None and any(bool({*pair} & {*other}) and pair != other for other in written):
-            reason = "keys or values are paired with others in another attention"
+            reason = "another attention reads its keys with other values, or its values with other keys"
         if reason is not None:
             context.refuse(match, reason)
             continue
@@ -59,22 +59,22 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
 
 def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Writes) -> str | None:
     if match.is_causal:
-        return "is_causal aligns the first query with the first key, which is not what a cache means; pass a mask"
+        return "is_causal aligns the first query with the first key, which is wrong with a cache; pass a mask"
     if key.cache is value.cache:
         return "keys and values are the same cache"
     if (reason := wrong_roles(key.cache, value.cache)) is not None:
         return reason
     if key.cache.format.sink != value.cache.format.sink or key.cache.format.ring != value.cache.format.ring:
-        return "the caches of keys and values have different windows"
+        return "key and value cache have different numbers of sink or recent tokens"
     if key.source is not CacheSource.APPENDED:
         return None
     if not same_size(*(sizes_of(use.new)[use.tokens_dim] for use in (key, value))):
-        return "there are not as many new keys as new values"
+        return "the number of new keys differs from that of new values"
     last = max(key.node, value.node, key=changes.order.__getitem__)
     for use, what in ((key, "keys"), (value, "values")):
         new, held = dtype_of(use.new), dtype_of(use.cache.tensors.window)
         if new != held:
-            return f"new {what} of dtype {new} for a cache of dtype {held}"
+            return f"new {what} have dtype {new}, but the cache has dtype {held}"
         if changes.between(use.new, use.node, last):
-            return f"new {what} are changed in place right behind the append"
+            return f"new {what} are changed in place after they were appended"
     return None

@@ -1,4 +1,4 @@
-"""Bring the attentions that have a cache into one form, whatever layout and masks the program has.
+"""Bring attentions with a cache into one layout, with one mask, whatever layout and masks the program has.
 
     scores = bmm(q, k^T)            # [B*H, N, S]          q' = q.reshape(B, H, N, D)
     scores = scores + alibi                           ->   mask' = where(seen, alibi.reshape(B, H, 1, S), -inf)
@@ -6,8 +6,8 @@
     out = bmm(softmax(scores), v)   # [B*H, N, D]          out' = out.reshape(B, H, N, D)
                                                            out = out'.reshape(B*H, N, D)
 
-The match then says ``q'``, ``mask'`` and ``out'``, and the passes behind need to know one form only. What the program
-has in that form already is taken as it is.
+The standard form consists of ``q'``, ``mask'`` and ``out'``; later passes support only this form. Tensors that have the
+right layout already are used as they are.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _sinks(write: Writer, match: AttentionMatch) -> Node | None:
 
 
 def _mask(write: Writer, match: AttentionMatch, merged: dict[object, Node]) -> Node | None:
-    """All masks as one, shared with the layers before where these have the same."""
+    """All masks merged into one, shared with earlier layers that have the same masks; None for no mask."""
     if not match.terms:
         return None
     axes = match.axes
@@ -80,7 +80,7 @@ def _mask(write: Writer, match: AttentionMatch, merged: dict[object, Node]) -> N
 
 
 def _layout(term: MaskTerm, standard: Dims) -> tuple[tuple[int, ...], ...]:
-    """The dimensions of a mask as positions among the axes of the standard form, which are comparable by layer."""
+    """The dimensions of a mask as indices of axes of the standard form, which are comparable between layers."""
     axes = [axis for dim in standard for axis in dim]
     return tuple(tuple(axes.index(axis) for axis in dim) for dim in resolve_dims(term.dims))
 
@@ -106,6 +106,6 @@ def _merge(write: Writer, terms: list[tuple[MaskTerm, Node]]) -> Node:
             seen = write.call(torch.logical_not, node) if term.kind is MaskKind.HIDDEN else node
             visible = seen if visible is None else write.call(torch.logical_and, visible, seen)
     if visible is None:
-        assert bias is not None, "there is a mask, or an attention has no terms"
+        assert bias is not None, "terms must not be empty"
         return bias
     return visible if bias is None else write.call(torch.where, visible, bias, -torch.inf)

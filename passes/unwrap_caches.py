@@ -1,10 +1,10 @@
-"""Give the graph the inner tensors of each quantized cache among its inputs.
+"""Add placeholders for the inner tensors of each quantized cache among the inputs.
 
     past = placeholder            # an InnerQTensor        past = placeholder
     keys = cat([past, k])                             ->   past_codes, past_scales, ... = placeholders
                                                            keys = cat([past, k])
 
-The cache's own placeholder stays until every use of it has been rewritten.
+The original placeholder is erased by `plan_outputs`, after all its uses have been rewritten.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A preallocated quantized cache (``InnerQBuffer``) outside of attentions that were rewritten.
+"""Replace writes to and reads of a quantized buffer (``InnerQBuffer``) that `rewrite_buffer` has not replaced.
 
     buffer[:, :, at] = k                    write_(buffer_codes, ..., k, at)
     y = f(buffer)                    ->     y = f(dequantize(buffer_codes, ...))
 
-A prompt is written this way. A write that is not understood is an error: the cache has nothing else to write to.
+A prefill writes its prompt this way. A write that is not supported is an error, because there is no dense buffer that
+it could go to.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def write_preallocated(gm: GraphModule, context: PassContext) -> GraphModule:
                 _rewrite(write, context, cache, node, index, new)
         except NoBuffer as reason:
             raise GraphError(
-                f"a quantized buffer is written in a way that is not understood: {reason} "
+                f"a write to a quantized buffer is not supported: {reason} "
                 f"({source_line(placeholder)}); write whole tokens in order, or use a dense buffer"
             ) from None
         write.erase_dead(placeholder.users)
@@ -55,7 +56,7 @@ def _rewrite(write: Writer, context: PassContext, cache: ProgramCache, node: Nod
         raise NoBuffer("the result of the write is used")
     use = BufferUse(buffer, _ORDER, new, node, position, count=0, whole=True, consecutive=True)
     with write.before(node):
-        # the operator looks at all positions of an index tensor
+        # The operator takes all positions of an index tensor, and checks that they are consecutive.
         at = position.node if isinstance(position, IndexTensor) else position_tensor(write, context, use)
         write_at(write, cache, by_head_in_dtype(write, use), at)
     write.replace(node, buffer)

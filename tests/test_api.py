@@ -292,7 +292,7 @@ def test_a_module_without_attention_compiles_as_it_is(strict):
     assert x.grad is not None
     (report,) = compiled_graphs()
     assert (report.kind, report.attentions, report.rewritten) == ("plain", 0, 0)
-    assert [str(reason) for reason in report.reasons] == ["the graph holds no attention"]
+    assert [str(reason) for reason in report.reasons] == ["no attention was found in the graph"]
 
 
 class WithoutCache(TinyAttention):

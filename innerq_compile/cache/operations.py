@@ -34,10 +34,11 @@ def _cat(tensors, dim=0):
                 f"{('second', 'third')[tokens - 1]} size may differ"
             )
     news = [as_dense(new) for new in rest]
-    storage = storage.writable_from(past._extent, sum(new.shape[tokens] for new in news))
-    for new in news:
-        storage.append(with_tokens_at(new, 2, tokens))
-    return InnerQTensor(storage, storage.length, tokens)
+    with storage.lock:
+        storage = storage.writable_from(past._extent, sum(new.shape[tokens] for new in news))
+        for new in news:
+            storage.append(with_tokens_at(new, 2, tokens))
+        return InnerQTensor(storage, storage.length, tokens)
 
 
 def _without_empty(tensors):
@@ -97,17 +98,18 @@ def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, n
 @OPERATIONS.held(aten.zero_.default)
 def _zero_(tensor):
     storage, tensors = tensor._storage, tensor._storage.tensors
-    if any(extent() is not tensor._extent for extent in storage.live_extents()):
-        raise UnsupportedOperation(
-            f"zero_() on a cache of shape {tuple(tensor.shape)} that shares its storage with another tensor, which may "
-            "not change with it: drop the other one, or call .clone().zero_()"
-        )
-    for inner in (tensors.scales, tensors.window, tensors.mean):
-        if inner is not None:
-            inner.zero_()
-    reference.set_query_profile_(tensors.window, storage.format, None, tensors.norm)
-    if not storage.format.quantized:
-        tensors.codes.zero_()
+    with storage.lock:
+        if storage.extents.is_one_besides(tensor._extent):
+            raise UnsupportedOperation(
+                f"zero_() on a cache of shape {tuple(tensor.shape)} that shares its storage with another tensor, which "
+                "may not change with it: drop the other one, or call .clone().zero_()"
+            )
+        for inner in (tensors.scales, tensors.window, tensors.mean):
+            if inner is not None:
+                inner.zero_()
+        reference.set_query_profile_(tensors.window, storage.format, None, tensors.norm)
+        if not storage.format.quantized:
+            tensors.codes.zero_()
     return tensor
 
 

@@ -8,7 +8,7 @@ is copied first.
 from __future__ import annotations
 
 import dataclasses
-import weakref
+import threading
 from collections.abc import Callable
 
 import torch
@@ -20,7 +20,7 @@ from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import mark_sizes, without_modes
 from ..kernels.schemas import arguments_of
 from .changes import CHANGES
-from .extents import Extent
+from .extents import Extent, Extents
 from .traced import Flattened, flattened
 
 
@@ -32,7 +32,8 @@ class CacheStorage:
         tensors: the inner tensors, by name.
         length: logical tokens held, padding included; the host's copy of ``state``.
         blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
-        extents: those of the tensors that are alive, and some that were.
+        extents: how many tokens each tensor shows that stands before it.
+        lock: held by whoever appends to it or reads its contents. Storages that are made together may share one.
         format: the cache format.
         dtype, device: of the logical tensor.
         batch, heads, head_dim: sizes of the logical tensor.
@@ -44,7 +45,8 @@ class CacheStorage:
     tensors: CacheTensors[torch.Tensor]
     length: int
     blocks: torch.Tensor | None = None
-    extents: list[weakref.ref[Extent]] = dataclasses.field(default_factory=list)
+    extents: Extents = dataclasses.field(default_factory=Extents)
+    lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
     format: CacheFormat = dataclasses.field(init=False)
     dtype: torch.dtype = dataclasses.field(init=False)
     device: torch.device = dataclasses.field(init=False)
@@ -65,16 +67,12 @@ class CacheStorage:
 
     # --- making one ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def adopt(tensors: CacheTensors[torch.Tensor], length: int) -> CacheStorage:
-        """A storage around inner tensors that hold ``length`` tokens, and that nobody else writes to."""
-        return CacheStorage(tensors, length)
-
     def copy(
         self, capacity: int | None = None, transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> CacheStorage:
         """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
-        made = CacheStorage(self.tensors.map(transform or torch.clone), self.length)
+        with self.lock:
+            made = CacheStorage(self.tensors.map(transform or torch.clone), self.length)
         made.resize(capacity or self.capacity)
         return made
 
@@ -160,31 +158,15 @@ class CacheStorage:
 
     # --- tensors and writing ------------------------------------------------------------------------------------
 
-    def extent(self, length: int) -> Extent:
-        """The extent of a tensor of ``length`` tokens that is being made."""
-        made = Extent(length)
-        if len(self.extents) > 4:  # a step makes one, and the one before it dies soon after
-            self.extents = self.live_extents()
-        self.extents.append(weakref.ref(made))
-        CHANGES.tick()
-        return made
-
-    def live_extents(self) -> list[weakref.ref[Extent]]:
-        return [extent for extent in self.extents if extent() is not None]  # a WeakSet takes ten times as long
-
     def writable_from(self, extent: Extent, count: int) -> CacheStorage:
         """The storage that takes ``count`` more tokens behind the tensor of ``extent``: this one, or a copy of it.
 
-        Brings the device-side length to the tensor's, and makes room.
+        Brings the device-side length to the tensor's, and makes room. The caller holds ``lock`` until the tensor with
+        the new tokens is made: before that nothing shows that they are there.
         """
         if self.length == extent.length and self.length + count <= self.room:  # none is longer than the storage itself
             return self  # every cache, every step: what follows would find the same, in ten times the time
-        target = self
-        for other in self.extents:
-            alive = other()
-            if alive is not None and alive.length > extent.length:
-                target = self.copy()
-                break
+        target = self.copy() if self.extents.is_one_longer_than(extent.length) else self
         if target.length != extent.length:
             target.truncate(extent.length)
         target.reserve(extent.length + count)
@@ -212,7 +194,14 @@ class CacheStorage:
 
     def dequantize(self, length: int) -> torch.Tensor:
         """The first ``length`` tokens, dense: ``[B, H, length, D]`` in the cache's dtype; padding tokens are zero."""
+<<<<<<< HEAD
         return torch.ops.innerq.dequantize(*arguments_of("dequantize", self.tensors, length))
+=======
+        with self.lock:
+            return torch.ops.innerq.dequantize(
+                *self.tensors.encoded, self.tensors.mean, self.tensors.norm, length, self.format.spec
+            )
+>>>>>>> next
 
 
 def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
@@ -224,4 +213,4 @@ def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheSt
             f"a saved cache of format {spec} has {rows} rows of windows where this version has {fmt.window_rows}: it "
             "was written by another version of innerq-compile; make the cache anew from its prompt"
         )
-    return CacheStorage.adopt(CacheTensors.of(fmt, tensors), length)
+    return CacheStorage(CacheTensors.of(fmt, tensors), length)

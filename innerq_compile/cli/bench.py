@@ -1,4 +1,4 @@
-"""Time decode attention and whole decode steps on this machine, against the plain cache."""
+"""Measure the speed of decode attention and of whole decode steps, with a quantized and with a dense cache."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from .decoding import Decoder, median_ms
 from .models import load_model
 from .output import CommandError, Output, need
 
-#: Without a model: query heads, KV heads and head_dim of an 8B Llama on a GPU, of SmolLM2-135M on a CPU.
+#: Query heads, KV heads and head_dim if no model is given: those of Llama 3.1 8B on a GPU, of SmolLM2-135M on a CPU.
 HEADS = {"cuda": (32, 8, 128), "cpu": (9, 3, 64)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, and what is timed."""
+    """Add the arguments of the command."""
     add_model_arguments(parser, optional=True)
     add_backend_arguments(parser)
     parser.add_argument("--context", type=positive, nargs="+", default=[1024, 4096], help="tokens in the cache")
-    parser.add_argument("--batch", type=positive, default=1, help="sequences, default 1")
-    parser.add_argument("--steps", type=positive, default=20, help="timed calls a figure, default 20")
+    parser.add_argument("--batch", type=positive, default=1, help="number of sequences, default 1")
+    parser.add_argument("--steps", type=positive, default=20, help="timed calls for each figure, default 20")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a chart, as bench.png (needs matplotlib)")
-    parser.add_argument("--attention-only", action="store_true", help="no whole decode steps, which have to compile")
+    parser.add_argument("--attention-only", action="store_true", help="skip whole decode steps, which have to compile")
 
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
-    """Milliseconds of one layer's attention, and of whole steps."""
+    """Milliseconds and bytes of one layer's attention and of whole decode steps, for each context length."""
     options = backend_options(args)
     if args.plot is not None:
         need("matplotlib")
@@ -97,7 +97,10 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
 def attention(
     config: InnerQConfig, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, steps: int
 ) -> dict[str, Any]:
-    """One layer: write a token and attend to all of them, quantized; ``cat`` and SDPA; SDPA alone."""
+    """Time one layer's decode attention: append a token and attend to all tokens.
+
+    Three variants are timed: the quantized cache, ``torch.cat`` with SDPA, and SDPA alone.
+    """
     batch, heads, kv_heads, head_dim, context = sizes
     formats = [config.format_for(role, head_dim, dtype) for role in ("key", "value")]
     keys, values = (torch.randn(batch, kv_heads, context, head_dim, device=device).to(dtype) for _ in range(2))
@@ -138,7 +141,7 @@ def attention(
 def steps(
     model: Any, options: dict[str, Any], batch: int, context: int, count: int, advance: Callable[..., None]
 ) -> dict[str, Any]:
-    """Whole decode steps behind a random prompt: the model with a DynamicCache under Inductor, and with innerq."""
+    """Time whole decode steps after a random prompt: compiled with Inductor and a DynamicCache, and with innerq."""
     from ..api import innerq
     from ..kernels.internals.dynamo_calls import forget_compiled
 
@@ -177,7 +180,7 @@ def _random_model(heads: int, kv_heads: int, head_dim: int, device: torch.device
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Milliseconds over context, for attention and for steps."""
+    """Write a chart of milliseconds over context length to ``path``."""
     need("matplotlib").use("Agg")
     figures = [("attention of a layer", result["attention"], {"innerq": "innerq_ms", "cat + SDPA": "cat_sdpa_ms"})]
     if result["steps"]:
@@ -199,7 +202,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def show(result: dict[str, Any], output: Output) -> None:
-    """Both tables."""
+    """Print the result as two tables."""
     shape = result["shape"]
     rows = [
         [

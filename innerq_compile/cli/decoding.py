@@ -1,4 +1,4 @@
-"""Decode steps, the bytes of caches, and clocks."""
+"""Running and timing decode steps, and measuring caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Decoder:
-    """A model with a cache, called as ``generate`` calls it."""
+    """Runs a model with a cache in the way that transformers' ``generate`` does."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.position = model, 0
@@ -19,7 +19,7 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed ``tokens [B, N]``; logits ``[B, vocab]`` behind the last of them."""
+        """Append ``tokens [B, N]`` and return the logits ``[B, vocab]`` of the last one."""
         positions = torch.arange(self.position, self.position + tokens.shape[1], device=tokens.device)[None]
         out = self.model(
             input_ids=tokens,
@@ -34,12 +34,12 @@ class Decoder:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the tensors that the cache holds, measured."""
+        """Bytes of all tensors of the cache, see :func:`cache_bytes`."""
         return cache_bytes(self.cache)
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the tensors that a cache of transformers holds."""
+    """Bytes of all tensors of a transformers cache, unused capacity included."""
     from ..cache.tensor import InnerQTensor
 
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
@@ -47,13 +47,13 @@ def cache_bytes(cache: Any) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what has been launched."""
+    """Wait for all work launched on a CUDA device; does nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def median_ms(call: Callable[[], Any], device: torch.device, steps: int, warmup: int = 3) -> float:
-    """Milliseconds that a call takes, the median of ``steps``."""
+    """The median duration in milliseconds of ``steps`` calls, after ``warmup`` calls that are not measured."""
     times = []
     for index in range(warmup + steps):
         synchronize(device)

@@ -1,4 +1,4 @@
-"""Versions, devices, what is supported here, and what this torch lacks of the API that it does not document."""
+"""Print versions, devices, the kernels in use, and private torch API that this version of torch lacks."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """The command has no arguments of its own."""
 
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
-    """What is here."""
-    fits = ".".join(torch.__version__.split(".")[:2]) in READ_IN
-    compiler = cpu.available()
+    """The environment as a dict."""
+    supported = ".".join(torch.__version__.split(".")[:2]) in READ_IN
     return {
         "innerq_compile": innerq_compile.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "torch_supported": fits,
+        "torch_supported": supported,
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": {
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
-            "kernels": "C++" if compiler else "reference: no C++ compiler, or INNERQ_CPU_KERNELS=0",
+            "kernels": "C++" if cpu.available() else "reference: no C++ compiler, or INNERQ_CPU_KERNELS=0",
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "gpu_kernels": _gpu_kernels(),
@@ -74,13 +73,13 @@ def _gpu_kernels() -> str:
     if not support.installed():
         return "reference: Triton is not installed"
     if not torch.cuda.is_available():
-        return "none needed: no CUDA device"
+        return "none: no CUDA device"
     return "Triton"
 
 
 def show(result: dict[str, Any], output: Output) -> None:
-    """The same as a table."""
-    remark = "" if result["torch_supported"] else f" (not supported: {', '.join(READ_IN)} are)"
+    """Print the environment as a table."""
+    remark = "" if result["torch_supported"] else f" (not supported; supported are {', '.join(READ_IN)})"
     lowerings = result["lowerings"]
     rows = [
         ("innerq-compile", result["innerq_compile"]),
@@ -88,14 +87,14 @@ def show(result: dict[str, Any], output: Output) -> None:
         ("torch", result["torch"] + remark),
         *((name, version or "not installed") for name, version in result["packages"].items()),
         ("CPU", f"{result['cpu']['capability']}, {result['cpu']['threads']} threads"),
-        ("kernels on the CPU", result["cpu"]["kernels"]),
+        ("CPU kernels", result["cpu"]["kernels"]),
         *(
             (f"GPU {index}", f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}")
             for index, gpu in enumerate(result["gpus"])
         ),
-        ("kernels on GPUs", result["gpu_kernels"]),
+        ("GPU kernels", result["gpu_kernels"]),
         ("lowerings", "registered" if lowerings["done"] else f"none: {lowerings['reason']}"),
-        ("caches of", ", ".join(result["dtypes"])),
+        ("cache dtypes", ", ".join(result["dtypes"])),
         *((name, value) for name, value in result["variables"].items()),
     ]
     width = max(len(name) for name, _ in rows)

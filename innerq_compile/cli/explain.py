@@ -1,4 +1,4 @@
-"""Run a model for a prompt and two tokens, and say what was rewritten, what was not, and why."""
+"""Run a model for three tokens and show which attentions were rewritten, which were not, and why."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from .output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the prompt, and where the pages go."""
+    """Add the arguments of the command."""
     add_model_arguments(parser)
     add_backend_arguments(parser)
-    parser.add_argument("--prompt-tokens", type=positive, default=160, help="random tokens of the prompt, default 160")
-    parser.add_argument("--context-length", type=positive, default=32768, help="for the size of the cache")
-    parser.add_argument("--html", metavar="FILE", help="write the explanation as a page")
+    parser.add_argument("--prompt-tokens", type=positive, default=160, help="length of the random prompt, default 160")
+    parser.add_argument(
+        "--context-length",
+        type=positive,
+        default=32768,
+        help="tokens for which the size of the cache is computed, default 32768",
+    )
+    parser.add_argument("--html", metavar="FILE", help="write the explanation as an HTML page")
     parser.add_argument("--dump", metavar="DIR", help="write the graphs to a folder, with a page index.html")
 
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
-    """What :func:`innerq_compile.explain` finds."""
+    """The result of :func:`innerq_compile.explain` as a dict."""
     from ..api import innerq
     from ..inspect.dump import dump_graphs
     from ..inspect.explain import explain
@@ -42,5 +47,5 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], output: Output) -> None:
-    """The explanation as it prints."""
+    """Print the explanation as a table."""
     output.line(result["text"])

@@ -1,4 +1,4 @@
-"""How far a preset moves a model's predictions on a text: KL divergence, top-1 agreement, perplexity."""
+"""Compare a model's predictions on a text with and without quantization: KL divergence, top-1, perplexity."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .output import CommandError, Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the text, the presets."""
+    """Add the arguments of the command."""
     add_model_arguments(parser)
-    parser.add_argument("--text", type=Path, required=True, help="a file with text of the kind that matters to you")
+    parser.add_argument("--text", type=Path, required=True, help="a file with text like that of your application")
     parser.add_argument("--preset", nargs="+", choices=list(PRESETS), default=["base"], help="default: base")
     parser.add_argument("--context", type=positive, default=512, help="tokens before the first prediction, default 512")
-    parser.add_argument("--tokens", type=positive, default=128, help="predictions, default 128")
+    parser.add_argument("--tokens", type=positive, default=128, help="number of predictions, default 128")
 
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
-    """For each preset: the predictions of decode steps over its cache, against those of the model as it is."""
+    """For each preset, how the predictions of its decode steps differ from those of the unquantized model."""
     device = device_of(args)
     try:
         text = args.text.read_text(encoding="utf-8")
@@ -36,13 +36,13 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     wanted = args.context + args.tokens + 1
     if ids.shape[1] < wanted:
         raise CommandError(
-            f"the text has {ids.shape[1]} tokens, and --context {args.context} --tokens {args.tokens} need {wanted}: "
+            f"the text has {ids.shape[1]} tokens, but --context {args.context} --tokens {args.tokens} need {wanted}: "
             "give a longer text, or smaller numbers",
             usage=True,
         )
     ids = ids[:, :wanted]
     model = load_model(args.model, device, dtype_of(args, device), output)
-    with output.progress("the model as it is", args.tokens) as advance:
+    with output.progress("not quantized", args.tokens) as advance:
         exact = _predictions(Decoder(model), ids, args.context, advance)
     result: dict[str, Any] = {
         "model": args.model,
@@ -72,7 +72,7 @@ def _measure(model: Any, preset: str, ids: torch.Tensor, exact: torch.Tensor, co
         set_compiled_call(model, None)
     quantized = sum(isinstance(layer.keys, InnerQTensor) for layer in decoder.cache.layers)
     if not quantized:
-        raise CommandError("no cache of this model was quantized: python -m innerq_compile explain says why")
+        raise CommandError("no cache of this model was quantized: run python -m innerq_compile explain to see why")
     p, q = exact.log_softmax(-1), found.log_softmax(-1)
     divergence = (p.exp() * (p - q)).sum(-1)
     return {
@@ -87,7 +87,7 @@ def _measure(model: Any, preset: str, ids: torch.Tensor, exact: torch.Tensor, co
 
 
 def _predictions(decoder: Decoder, ids: torch.Tensor, context: int, advance: Any) -> torch.Tensor:
-    """Logits ``[tokens, vocab]`` float32 of the steps behind a prompt of ``context`` tokens, the text being given."""
+    """The logits ``[tokens, vocab]``, float32, of decode steps after ``context`` tokens, with the text as input."""
     decoder(ids[:, :context])
     logits = []
     for index in range(context, ids.shape[1] - 1):
@@ -102,8 +102,8 @@ def _perplexity(logits: torch.Tensor, ids: torch.Tensor, context: int) -> float:
 
 
 def show(result: dict[str, Any], output: Output) -> None:
-    """A row a preset."""
-    rows = [["the model as it is", "", "", "", f"{result['perplexity']:.3f}", ""]]
+    """Print a table with a row for each preset."""
+    rows = [["not quantized", "", "", "", f"{result['perplexity']:.3f}", ""]]
     for name, found in result["presets"].items():
         rows.append(
             [
@@ -115,5 +115,5 @@ def show(result: dict[str, Any], output: Output) -> None:
                 f"{found['cache_bytes']:,}",
             ]
         )
-    title = f"{result['tokens']} decode steps behind {result['context']} tokens, {result['dtype']}"
+    title = f"{result['tokens']} decode steps after {result['context']} tokens, {result['dtype']}"
     output.table(title, ["", "KL, mean", "KL, largest", "same top token", "perplexity", "cache, bytes"], rows)

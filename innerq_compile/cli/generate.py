@@ -1,4 +1,4 @@
-"""Generate text with a quantized cache, and compare it with the plain one."""
+"""Generate text with a quantized cache, and compare size and speed with a dense cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .output import CommandError, Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the prompt, and what it is compared with."""
+    """Add the arguments of the command."""
     add_model_arguments(parser)
     add_backend_arguments(parser)
     source = parser.add_mutually_exclusive_group()
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare",
         choices=["inductor", "eager", "none"],
         default="inductor",
-        help="how the plain side runs, default inductor",
+        help="how the model with a dense cache runs, default inductor",
     )
 
 
 class _Stream:
-    """What ``generate`` hands its tokens to; its first call carries the prompt."""
+    """A streamer for transformers' ``generate``: collects tokens and their times. The first call has the prompt."""
 
     def __init__(self, device: torch.device, on_token: Any) -> None:
         self.device, self.on_token = device, on_token
@@ -59,7 +59,7 @@ class _Stream:
 
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
-    """The text, and both sides' bytes and speed."""
+    """The generated text, and bytes and speed with both caches."""
     from ..api import innerq
 
     options = backend_options(args)
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and ids.shape[1] + args.tokens > limit:
         raise CommandError(
-            f"the prompt has {ids.shape[1]} tokens, and {args.tokens} more go beyond the {limit} that the model knows",
+            f"the prompt has {ids.shape[1]} tokens; {args.tokens} more exceed the {limit} positions of the model: use "
+            "a shorter prompt or fewer --tokens",
             usage=True,
         )
     sides = {}
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
         plain = copy.deepcopy(model)
         if args.compare == "inductor":
             plain.compile()
-        sides["plain"] = _side(plain, ids, args.tokens, output, f"plain cache, {args.compare}")
+        sides["plain"] = _side(plain, ids, args.tokens, output, f"dense cache, {args.compare}")
         del plain
     innerq(model, **options)
 
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     def show_new(tokens: list[int]) -> None:
         nonlocal shown
         whole = tokenizer.decode(tokens, skip_special_tokens=True)
-        if not output.as_json and not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # a character still to be completed
+        if not output.as_json and not whole.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete UTF-8 sequence
             sys.stdout.write(whole[shown:])
             sys.stdout.flush()
             shown = len(whole)
@@ -137,7 +138,7 @@ def _tokens(tokenizer: Any, text: str, chat: bool) -> torch.Tensor:
 def _side(
     model: Any, ids: torch.Tensor, count: int, output: Output, title: str, on_token: Any = None
 ) -> dict[str, Any]:
-    """One side's tokens, bytes and speed. The first call, which compiles, is not measured."""
+    """Tokens, bytes and speed of one model. Compiles in a first call, which is not measured."""
 
     def generate(count: int, streamer: Any = None) -> Any:
         return model.generate(
@@ -167,7 +168,7 @@ def _side(
 
 
 def show(result: dict[str, Any], output: Output) -> None:
-    """The comparison."""
+    """Print the comparison as a table."""
     names = [name for name in ("plain", "innerq") if name in result]
     sides = [result[name] for name in names]
 
@@ -180,5 +181,5 @@ def show(result: dict[str, Any], output: Output) -> None:
     ]
     if "equal_from_start" in result:
         rows.append(["equal tokens from the start", "", f"{result['equal_from_start']} of {len(sides[-1]['tokens'])}"])
-    title = f"{result['prompt_tokens']} tokens of prompt, preset {result['options']['preset']}"
+    title = f"prompt of {result['prompt_tokens']} tokens, preset {result['options']['preset']}"
     output.table(title, ["", *names], rows)

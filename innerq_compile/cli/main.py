@@ -1,4 +1,4 @@
-"""The parser, and what becomes of errors.
+"""The main function of the command line: parses arguments, runs a command, reports errors.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 """
@@ -18,10 +18,10 @@ COMMANDS = (generate, explain, bench, fidelity, env)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line: a command for each module in :data:`COMMANDS`."""
+    """The argument parser, with a subcommand for each module in :data:`COMMANDS`."""
     top = argparse.ArgumentParser(
         prog="python -m innerq_compile",
-        description="A quantized KV cache for any PyTorch decoder, put in by torch.compile.",
+        description="A quantized KV cache for PyTorch decoders, inserted by a torch.compile backend.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong arguments.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
@@ -36,7 +36,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command.
+
+    Args:
+        arguments: the command line; None for ``sys.argv[1:]``.
+
+    Returns:
+        The exit code.
+    """
     args = parser().parse_args(arguments)
     output = Output(as_json=args.json)
     try:
@@ -44,16 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # what reads has seen enough
+    except BrokenPipeError:  # the reader of stdout has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # whatever it is, a user of a command line wants one line
+    except Exception as error:  # a user of the command line gets one line instead of a traceback
         if args.debug:
             traceback.print_exc()
         else:
             kind = "" if isinstance(error, (CommandError, ValueError)) else f"{type(error).__name__}: "
             print(f"error: {kind}{str(error).strip() or 'no message'}", file=sys.stderr)
             if not isinstance(error, CommandError):
-                print("(--debug shows where)", file=sys.stderr)
+                print("(--debug shows the traceback)", file=sys.stderr)
         return 2 if isinstance(error, CommandError) and error.usage else 1
     return 0

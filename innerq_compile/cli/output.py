@@ -1,4 +1,4 @@
-"""What commands print: results as tables or JSON, progress, and the error that ends a command."""
+"""Output of commands: results as tables or JSON, progress bars, and the error that ends a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from ..errors import InnerQError
 
 
 class CommandError(InnerQError):
-    """What keeps a command from running. ``usage``: whether the arguments are to blame."""
+    """An error that ends a command.
+
+    Attributes:
+        usage: whether the arguments are wrong; the exit code is then 2.
+    """
 
     def __init__(self, message: str, usage: bool = False) -> None:
         super().__init__(message)
@@ -22,10 +26,10 @@ class CommandError(InnerQError):
 
 
 def need(module: str) -> Any:
-    """Import a module of the extra ``cli``.
+    """Import a module of a package that the extra ``cli`` installs.
 
     Raises:
-        CommandError: if it is not installed.
+        CommandError: if the package is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -37,13 +41,13 @@ def need(module: str) -> Any:
 
 
 class Output:
-    """Where results and progress go: a table on stdout, or JSON; progress and remarks on stderr."""
+    """Writes results to stdout, as text or as JSON, and progress to stderr."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
     def result(self, result: dict[str, Any], show: Callable[[dict[str, Any], Output], None]) -> None:
-        """Print what a command found, as JSON or as ``show`` does."""
+        """Print the result of a command: as JSON, or by ``show``."""
         if self.as_json:
             json.dump(result, sys.stdout, indent=2)
             sys.stdout.write("\n")
@@ -51,12 +55,12 @@ class Output:
             show(result, self)
 
     def line(self, text: str = "") -> None:
-        """A line on stdout, where results are not JSON."""
+        """Print a line, unless results are JSON."""
         if not self.as_json:
             print(text)
 
     def table(self, title: str, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-        """A table on stdout; numbers stand to the right."""
+        """Print a table. The first column is left-aligned, all others are right-aligned."""
         rich_table, console = need("rich.table"), need("rich.console").Console()
         table = rich_table.Table(title=title or None, title_justify="left")
         for index, name in enumerate(header):
@@ -67,7 +71,15 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-        """A bar on stderr; gives ``advance(count=1, description=None)``. ``total=None`` for what cannot be counted."""
+        """Show a progress bar on stderr.
+
+        Args:
+            description: the text beside the bar.
+            total: the number of steps; None if it is not known.
+
+        Yields:
+            A function ``advance(count=1, description=None)``.
+        """
         if self.as_json and importlib.util.find_spec("rich") is None:
             yield lambda count=1, description=None: None
             return

@@ -1,1 +1,1 @@
-"""From a graph that Dynamo captured to a callable: the backend."""
+"""The backend of ``torch.compile``: compiles a graph captured by Dynamo to a callable."""

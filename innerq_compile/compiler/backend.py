@@ -1,13 +1,14 @@
-"""The backend: Dynamo's graph in, a callable with quantized caches out.
+"""The backend: takes a graph captured by Dynamo, returns a callable that works on quantized caches.
 
-    analyse            the passes work on a copy of the graph, in which each quantized cache among the inputs has become
-                       its inner tensors (analysis.py); a report is made
-    choose_execution   single kernels, or a CUDA graph, and whose (execution.py)
-    compile            Inductor compiles that copy, and the prelude where there is one
-    wrap               what is given back to Dynamo takes InnerQTensors apart on the way in, making room for the tokens
-                       that the graph appends, and builds InnerQTensors on the way out (runtime/call.py)
+    analyse            run the passes on a copy of the graph, in which quantized caches among the inputs are replaced by
+                       their inner tensors, and report the result (analysis.py)
+    choose_execution   decide whether the graph runs kernel by kernel or as a CUDA graph, and who records it
+                       (execution.py)
+    compile            Inductor compiles the copy, and its prelude if it has one
+    wrap               the callable returned to Dynamo unwraps InnerQTensors into their inner tensors, allocates space
+                       for the tokens that the graph appends, and wraps the results (runtime/call.py)
 
-A graph that neither takes nor gives quantized caches is compiled as it was captured.
+A graph without quantized caches among its inputs and outputs is compiled as it was captured.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ def innerq_backend(
         gm: the graph as Dynamo captured it; it is not changed.
         example_inputs: its inputs.
         mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
-        options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and Inductor's own options, in one dict.
+        options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and options of Inductor, in one dict.
+
+    Returns:
+        A callable that takes the inputs of the graph and returns its outputs.
 
     Raises:
-        CompileError: for a wrong option, a cache that the config cannot hold, a graph that needs gradients, and in
-            strict mode for the first attention that was not rewritten.
+        CompileError: if an option is wrong, if the config does not support a cache of the graph, if an input of a
+            graph with quantized caches requires a gradient, or, in strict mode, if an attention was not rewritten.
     """
     try:
         config, inductor_options = split_options(options, mode)
@@ -66,13 +70,13 @@ def innerq_backend(
 
 
 def _reset() -> None:
-    """Release recorded CUDA graphs, as resetting ``backend="inductor"`` does: NCCL cannot leave while they live."""
+    """Release recorded CUDA graphs, as Inductor does on reset: NCCL cannot shut down while they exist."""
     release_all()
     if torch.cuda.is_available():
         inductor.release_cuda_graphs()
 
 
-innerq_backend.reset = _reset  # torch.compiler.reset() looks for it
+innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 
 
 def _compile(
@@ -80,17 +84,17 @@ def _compile(
 ) -> Callable[..., Any]:
     analysis = analyse(gm, config, inductor_options)
     if not analysis.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
-        # right without the compiler, and slow: each operation finds its caches as tensors of their own kind
-        return analysis.watches.watched(_counting_calls(gm.forward, analysis.report))
+        # Run eagerly: InnerQTensor's own operations give the right results, slowly.
+        return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))
     execution = choose_execution(analysis, inductor_options)
     if not analysis.holds_caches:
         compiled = _compile_as_captured(analysis, execution, example_inputs)
-        return analysis.watches.watched(_counting_calls(compiled, analysis.report))
+        return analysis.observers.observed(_counting_calls(compiled, analysis.report))
     _refuse_gradients(example_inputs)
     prelude = _compile_prelude(analysis, execution, example_inputs)
     compiled = _compile_rewritten(analysis, execution, example_inputs)
     graph = CompiledGraph(compiled, prelude, analysis.context, gm, analysis.rewritten, analysis.report)
-    return analysis.watches.watched(graph)
+    return analysis.observers.observed(graph)
 
 
 def _refuse_gradients(example_inputs: list[Any]) -> None:
@@ -99,7 +103,7 @@ def _refuse_gradients(example_inputs: list[Any]) -> None:
     for value in example_inputs:
         if isinstance(value, torch.Tensor) and value.requires_grad:
             raise InnerQError(
-                f"a quantized cache has no gradient, and an input of shape {tuple(value.shape)} requires one: call the "
+                f"a quantized cache has no gradient, but an input of shape {tuple(value.shape)} requires one: call the "
                 "model under torch.no_grad() (or model.requires_grad_(False)); train with backend='inductor'"
             )
 
@@ -111,7 +115,7 @@ def _compile_as_captured(analysis: Analysis, execution: Execution, example_input
     trace_graph(f"innerq_graph_{analysis.report.index}", analysis.captured)
     with (
         reporting_inductors_graphs(execution, analysis, example_inputs),
-        analysis.watches.compiling(analysis.captured, analysis.report),
+        analysis.observers.compiling(analysis.captured, analysis.report),
     ):
         return inductor.compile_graph(analysis.captured, example_inputs, execution.inductor_options)
 
@@ -121,15 +125,18 @@ def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: l
     if prelude is None:
         return None
     by_name = _by_placeholder(analysis.captured, example_inputs)
-    examples = [by_name[name] for name in prelude.inputs] + prelude.places()
-    with cached_by_source():  # it is run by itself, before what is recorded
+    examples = [by_name[name] for name in prelude.inputs] + prelude.buffers()
+    with cached_by_source():  # not recorded: the prelude runs before the CUDA graph
         return inductor.compile_graph(prelude.graph, examples, without_cuda_graphs(execution.inductor_options))
 
 
 def _compile_rewritten(
     analysis: Analysis, execution: Execution, example_inputs: list[Any]
 ) -> Callable[[list[Any], list[int]], Any]:
-    """The rewritten graph, called with its inputs and with what says where its caches are (``Caches.memory``)."""
+    """Compile the rewritten graph. The result is called with its inputs and the addresses of its caches.
+
+    The addresses are those of ``Caches.memory``.
+    """
     rewritten, report = analysis.rewritten, analysis.report
     by_name = _by_placeholder(analysis.captured, example_inputs)
     placeholders = rewritten.graph.find_nodes(op="placeholder")
@@ -137,13 +144,13 @@ def _compile_rewritten(
     trace_graph(f"innerq_graph_{report.index}", rewritten)
     with (
         reporting_inductors_graphs(execution, analysis, example_inputs),
-        analysis.watches.compiling(rewritten, report, analysis.prelude),
+        analysis.observers.compiling(rewritten, report, analysis.prelude),
         cached_by_source(),
     ):
         compiled = inductor.compile_graph(rewritten, inputs, execution.inductor_options)
     if execution.inputs is not None:
         return Recordings(compiled, execution.inputs, report)
-    log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.why)
+    log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)
     return lambda inputs, memory: compiled(*inputs)
 
 
@@ -152,7 +159,7 @@ def _by_placeholder(gm: GraphModule, example_inputs: list[Any]) -> dict[str, Any
 
 
 def _counting_calls(compiled: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
-    """A graph that Inductor compiled as it was captured, which notes its calls."""
+    """``compiled``, with its calls counted in ``report``."""
 
     def call(*args: Any) -> Any:
         results = compiled(*args)

@@ -1,7 +1,7 @@
-"""Under what name Inductor and AOTAutograd cache compiled graphs: all source that such graphs are made from.
+"""The key under which Inductor and AOTAutograd cache compiled graphs: a hash of the source that they depend on.
 
-Inductor keys its caches by the graph, by its own source and by the version of Triton. It knows nothing of what stands
-behind the graph on our side: functions of ``kernels`` that are traced into it, lowerings, the text of templates.
+Inductor keys its caches by the graph, its own source and the version of Triton. It does not know the source of this
+package that the compiled code depends on: functions of ``kernels`` that are traced, lowerings, and templates.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .. import kernels, passes
 from ..kernels import lowering
 from ..kernels.internals import inductor
 
-#: Whose source is traced into graphs or generated from. Nothing of the rest of the package is: it runs around graphs.
+#: The packages whose source determines compiled code. The rest of innerq_compile runs outside of compiled graphs.
 _PACKAGES = {"kernels": kernels, "passes": passes}
 _SUFFIXES = (".py", ".h")
 
 
 def source_files() -> dict[str, pathlib.Path]:
-    """All files of these packages by their names, such as ``kernels/triton/attention.py``, in order."""
+    """The source files of these packages by name, such as ``kernels/triton/attention.py``, sorted by name."""
     files = {}
     for name, package in _PACKAGES.items():
         for folder in map(pathlib.Path, package.__path__):
@@ -33,7 +33,7 @@ def source_files() -> dict[str, pathlib.Path]:
 
 @functools.cache
 def source_key() -> str:
-    """A name for the names and contents of :func:`source_files`. Reading them takes a few milliseconds."""
+    """A hash of the names and contents of :func:`source_files`. Reading them takes a few milliseconds."""
     digest = hashlib.sha256()
     for name, path in source_files().items():
         content = path.read_bytes()
@@ -44,9 +44,9 @@ def source_key() -> str:
 
 @contextlib.contextmanager
 def cached_by_source() -> Iterator[None]:
-    """Around every compilation of a graph of ours: lowerings are registered, and caches hold what today's source makes.
+    """Context of every compilation of a rewritten graph: registers the lowerings and keys Inductor's caches by source.
 
-    Graphs that are compiled without the lowerings are other ones, and are cached under another name.
+    Graphs compiled without the lowerings have another key, because their code differs.
     """
     registered = lowering.register().done
     with inductor.cached_under(source_key() if registered else f"{source_key()}-calls"):

@@ -1,8 +1,8 @@
-"""The second step of a compilation: how the graph will run, as single kernels or as a CUDA graph, and whose.
+"""Second step of a compilation: decide whether the graph runs kernel by kernel or as a CUDA graph, and who records it.
 
-A decode step is a thousand small kernels that take less time than their launches. Where CUDA graphs were asked for, we
-record the whole graph ourselves (``runtime/recordings.py``) if all of it can be recorded, and leave it to Inductor,
-which leaves out what cannot, if not.
+A decode step consists of about a thousand small kernels, each faster than its launch. If CUDA graphs were requested and
+the whole graph can be recorded, innerq-compile records it (``runtime/recordings.py``). Otherwise Inductor does, which
+can leave out parts of a graph.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .options import CUDA_GRAPHS, without_cuda_graphs
 
 
 class Recorder(enum.Enum):
-    """Who makes CUDA graphs of a graph."""
+    """Who records CUDA graphs of a graph: nobody, ``runtime/recordings.py`` or Inductor."""
 
-    NOBODY = enum.auto()
-    OURS = enum.auto()  # runtime/recordings.py
+    NONE = enum.auto()
+    INNERQ = enum.auto()
     INDUCTOR = enum.auto()
 
 
@@ -39,61 +39,60 @@ class Execution:
     """How a graph will run.
 
     Attributes:
-        recorder: who makes CUDA graphs of it.
-        inductor_options: the options that it is compiled with.
-        inputs: what our recordings have to know of its inputs; None where they are not made.
-        why: why our recordings are not made although CUDA graphs were asked for; for the log.
+        recorder: who records CUDA graphs of it.
+        inductor_options: the options that Inductor compiles it with.
+        inputs: how recordings treat each input; None unless ``recorder`` is INNERQ.
+        reason: why ``recorder`` is INDUCTOR, for the log; may be empty.
     """
 
     recorder: Recorder
     inductor_options: dict[str, Any]
     inputs: RecordedInputs | None = None
-    why: str = ""
+    reason: str = ""
 
 
 def choose_execution(analysis: Analysis, inductor_options: dict[str, Any]) -> Execution:
-    """Decide how a graph runs, and note in its report what is decided already.
+    """Decide how a graph runs, and set ``cuda_graphs`` of its report where that is known before the compilation.
 
-    Marks inputs of the rewritten graph that keep their address, where CUDA graphs will read them.
+    If it may run as a CUDA graph, marks the inputs of the rewritten graph that keep their address.
     """
     context, report = analysis.context, analysis.report
     if not inductor_options.get(CUDA_GRAPHS):
-        return Execution(Recorder.NOBODY, inductor_options)
-    if reason := _not_recorded(analysis.rewritten, context, report):
+        return Execution(Recorder.NONE, inductor_options)
+    if reason := _refusal(analysis.rewritten, context, report):
         report.cuda_graphs = CudaGraphs(CudaGraphUse.NOT_USED, reason)
-        return Execution(Recorder.NOBODY, without_cuda_graphs(inductor_options))
+        return Execution(Recorder.NONE, without_cuda_graphs(inductor_options))
     if not analysis.holds_caches:
         return Execution(Recorder.INDUCTOR, inductor_options)
-    _mark_inputs_that_stay(analysis.rewritten, context)
+    _mark_static_inputs(analysis.rewritten, context)
     inputs = recorded_inputs(analysis.rewritten, list(context.cache_inputs()))
     if not isinstance(inputs, RecordedInputs):
-        return Execution(Recorder.INDUCTOR, inductor_options, why=str(inputs))
+        return Execution(Recorder.INDUCTOR, inductor_options, reason=str(inputs))
     report.cuda_graphs = _used(context)
-    return Execution(Recorder.OURS, without_cuda_graphs(inductor_options), inputs)
+    return Execution(Recorder.INNERQ, without_cuda_graphs(inductor_options), inputs)
 
 
-def _not_recorded(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
-    """Why a graph is not to become a CUDA graph, whoever would record it; None where it may."""
-    if context.lengths_stay:
-        return f"none serves all lengths: {context.lengths_stay}"
+def _refusal(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
+    """Why a graph must not be recorded as a CUDA graph by anybody; None if it may be."""
+    if context.lengths_not_hoisted:
+        return f"no CUDA graph can serve all lengths: {context.lengths_not_hoisted}"
     if context.attentions and not (context.caches or context.shadows):
         if context.quantized:
-            return "a prefill runs once, and its caches outlive the memory of a CUDA graph"
+            return "a prefill runs once, and its caches outlive the memory pool of a CUDA graph"
         return "no attention of this graph reads a quantized cache"
     if is_prompt(gm):
-        return "a prompt is written to a quantized buffer, which runs once and waits for the device"
+        return "this graph writes a prompt to a quantized buffer, which runs once and synchronizes with the device"
     for layer in report.layers:
         if layer.kernel.served_by is ServedBy.REFERENCE:
-            return f"plain torch serves an attention, and waits for the device ({layer.kernel})"
+            return f"an attention runs in plain torch, which synchronizes with the device ({layer.kernel})"
     return None
 
 
-def _mark_inputs_that_stay(gm: GraphModule, context: PassContext) -> None:
-    """Tell Inductor that caches, hoisted masks and what the program writes in place keep their address.
+def _mark_static_inputs(gm: GraphModule, context: PassContext) -> None:
+    """Mark caches, results of the prelude and inputs written in place as inputs that keep their address.
 
-    CUDA graphs read them where they are. Another address is right, too: it is recorded anew, up to Inductor's limit of
-    recordings, so a program that writes to new tensors in every step gains nothing. Inductor gives up CUDA graphs for a
-    graph that writes to an input of which it does not know that.
+    CUDA graphs then read and write them in place. If an address does change, Inductor records the graph again, up to
+    its limit of recordings. Inductor does not use CUDA graphs for a graph that writes to an input without this mark.
     """
     nodes = [node for cache in context.cache_inputs() for node in cache.tensors]
     if context.prelude is not None:
@@ -112,7 +111,7 @@ def _used(context: PassContext) -> CudaGraphs:
 def reporting_inductors_graphs(
     execution: Execution, analysis: Analysis, example_inputs: Sequence[Any]
 ) -> Iterator[None]:
-    """Around the compilation by Inductor: the report tells whether CUDA graphs that it is to make are made."""
+    """Context of a compilation by Inductor: afterwards the report says whether Inductor uses CUDA graphs."""
     if execution.recorder is not Recorder.INDUCTOR:
         yield
         return

@@ -1,4 +1,4 @@
-"""Options of ``torch.compile``: those of this package, and those of Inductor."""
+"""Splits the options of ``torch.compile`` into those of this package and those of Inductor."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from ..config import InnerQConfig, field_names
 from ..errors import InnerQError
 from ..kernels.internals import inductor
 
-#: Inductor's option that turns on its CUDA graphs, which mode "reduce-overhead" stands for.
+#: Inductor's option for CUDA graphs, which mode "reduce-overhead" sets.
 CUDA_GRAPHS = "triton.cudagraphs"
 
 
 def split_options(options: dict[str, Any] | None, mode: str | None = None) -> tuple[InnerQConfig, dict[str, Any]]:
-    """Options of ``torch.compile`` as the config and the options that go to Inductor.
+    """The config, and the options to pass on to Inductor.
 
     Args:
-        options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and Inductor's own options, in one dict.
-        mode: a mode of ``torch.compile``, where ``options`` has none.
+        options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and options of Inductor, in one dict.
+        mode: a mode of ``torch.compile``; ``mode`` in ``options`` takes precedence.
 
     Raises:
-        InnerQError: for an unknown name, and for a value that is not allowed.
+        InnerQError: if a name is unknown or a value is not allowed.
     """
     options = dict(options or {})
     mode = options.pop("mode", None) or mode
@@ -29,7 +29,7 @@ def split_options(options: dict[str, Any] | None, mode: str | None = None) -> tu
     known = inductor.option_names()
     for name in options:
         if name.replace("-", "_") not in known:
-            InnerQConfig.from_options({name: options[name]})  # raises: the name is nobody's
+            InnerQConfig.from_options({name: options[name]})  # raises, because the name is unknown
     return config, {**_mode_options(mode), **{name.replace("-", "_"): value for name, value in options.items()}}
 
 
@@ -43,5 +43,5 @@ def _mode_options(mode: str | None) -> dict[str, Any]:
 
 
 def without_cuda_graphs(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of Inductor under which it records nothing."""
+    """These options of Inductor with CUDA graphs turned off."""
     return {**options, CUDA_GRAPHS: False}

@@ -1,4 +1,4 @@
-"""The report of a graph, made of what the passes have left in their context."""
+"""Builds the report of a graph from the context of its passes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ..runtime.report import (
 
 
 def make_report(context: PassContext, config: InnerQConfig) -> GraphReport:
-    """The report of a graph that the passes are done with. Not recorded yet."""
-    for match in context.attentions:  # what was found, and whose pass did not run
-        if match not in context.rewritten and match not in context.refused:
-            why = "were left out" if context.failures else "are switched off"
+    """The report of a graph after the passes have run. It is not recorded yet."""
+    for match in context.attentions:
+        if match not in context.rewritten and match not in context.refused:  # its pass did not run
+            why = "depend on a pass that failed" if context.failures else "are switched off"
             context.refuse(match, f"the passes that would rewrite it {why}")
     reasons = [*(Reason(str(failure)) for failure in context.failures), *context.reasons]
     if not reasons and not context.rewritten:
-        off = ", or none was looked for: match_attention is off" if "match_attention" in config.disabled_passes else ""
-        reasons.append(Reason(f"the graph holds no attention{off}"))
+        off = " (match_attention is switched off)" if "match_attention" in config.disabled_passes else ""
+        reasons.append(Reason(f"no attention was found in the graph{off}"))
     layers = _layers(context)
     return GraphReport(
         kind=_kind(context),
@@ -87,7 +87,7 @@ def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
 
 
 def _side(use: CacheUse, context: PassContext) -> CacheInput | Quantized:
-    """The quantized cache that an attention reads, or that is made of what it reads."""
+    """The quantized cache that an attention reads, or that is created from the keys or values that it reads."""
     if use.source is CacheSource.FRESH:
         return context.quantized[use.node]
     if use.source is not CacheSource.BUFFER:
@@ -107,7 +107,7 @@ def _form(use: CacheUse) -> CacheForm:
 
 
 def _mask(match: AttentionMatch) -> str:
-    """All that decides which scores count, in words."""
+    """A description of everything that changes scores before the softmax: mask, causality, softcap, sink logits."""
     parts = list(dict.fromkeys("additive" if term.kind is MaskKind.ADDED else "boolean" for term in match.terms))
     if match.is_causal:
         parts.append("causal")

@@ -1,1 +1,1 @@
-"""What was done to a program, for people: reports, explanations, dumps, reproducers."""
+"""Tools that show how a program was compiled: explanations, graph dumps and reproducers."""

@@ -9,7 +9,7 @@
     dir/graph_003/repro.py                runs the captured graph on inputs like those of its first call
 
 The compiler does not import this module: :func:`install` registers :class:`GraphDump` as an observer of compilations
-(``compiler/watching.py``).
+(``compiler/observers.py``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from ..compiler import watching
+from ..compiler import observers
 from ..config import InnerQConfig, field_names
 from ..kernels.internals import inductor
 from ..kernels.internals.logs import artifact_logger
@@ -72,7 +72,7 @@ def dump_graphs(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 def install() -> None:
     """Register the dumps as an observer of compilations."""
-    watching.install(_begin_dump)
+    observers.install(_begin_dump)
 
 
 def _begin_dump(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, Any]) -> GraphDump | None:

@@ -1,4 +1,4 @@
-"""The files of a dump (``dump.py``): a folder for each graph, and one page for all of them."""
+"""Writes the files of a dump (``dump.py``): a folder for each graph, and one HTML page for all of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .snapshot import Snapshot
 
 
 def make_folder(path: Path) -> Path:
-    """The folder that graphs are written to.
+    """Create the directory ``path`` if needed. Returns ``path``.
 
     Raises:
-        InnerQError: if it cannot be made.
+        InnerQError: if it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -34,21 +34,21 @@ def make_folder(path: Path) -> Path:
 
 
 def numbered_folder(target: Path, index: int) -> Path:
-    """A new folder: the graph's number, or the next free one where an earlier process has left its graphs."""
+    """Create the folder of a graph. If its number is taken by a graph of another process, the next free one is used."""
     taken = [int(path.name[6:]) for path in target.glob("graph_*") if path.name[6:].isdigit()]
     while True:
         number = index if index not in taken else max(taken) + 1
         folder = target / f"graph_{number:03d}"
         try:
             folder.mkdir()
-        except FileExistsError:  # another process, just now
+        except FileExistsError:  # created by another process in the meantime
             taken.append(number)
             continue
         return folder
 
 
 def write_codes(folder: Path, snapshots: list[Snapshot], handed: Snapshot, prelude: GraphModule | None) -> None:
-    """The graph behind each pass, as ``handed`` to Inductor, and the prelude."""
+    """Write the code of the graph after each pass, as ``handed`` to Inductor, and of its prelude."""
     for number, shot in enumerate(snapshots):
         (folder / f"{number:02d}_{shot.name}.py").write_text(shot.readable + "\n", encoding="utf-8")
     (folder / "inductor_input.py").write_text(handed.readable + "\n", encoding="utf-8")
@@ -64,7 +64,7 @@ def write_graph_json(
     output_code: list[str],
     failure: str,
 ) -> None:
-    """What is known of a graph, the page included; ``failure`` is the traceback of a compilation that failed."""
+    """Write ``graph.json``. ``failure`` is the traceback of a compilation that failed, or an empty string."""
     shown = report.to_dict()
     content = {
         "report": shown,
@@ -81,7 +81,7 @@ def write_graph_json(
 
 
 def write_index(target: Path) -> None:
-    """Write ``index.html`` from the graphs that lie in ``target``."""
+    """Write ``index.html`` from all ``graph.json`` files in ``target``."""
     graphs = []
     for path in sorted(target.glob("graph_*/graph.json")):
         graphs.append({"folder": path.parent.name, **json.loads(path.read_text(encoding="utf-8"))})
@@ -91,7 +91,15 @@ def write_index(target: Path) -> None:
 def write_reproducer(
     folder: Path, program: str, options: dict[str, Any], args: tuple[Any, ...], examples: list[Any]
 ) -> None:
-    """A program that runs the captured graph, with inputs like ``args``; ``examples`` are what Dynamo traced with."""
+    """Write ``repro.py``, which runs the captured graph on inputs like ``args``.
+
+    Args:
+        folder: the folder of the graph.
+        program: the source of the graph's module class, see ``snapshot.module_source``.
+        options: the options of the backend.
+        args: the arguments of the graph's first call.
+        examples: the example values of its placeholders.
+    """
     saved: list[torch.Tensor] = []
     inputs = [describe_input(value, example, saved) for value, example in zip(args, examples, strict=True)]
     torch.save(saved, folder / "inputs.pt")
@@ -107,7 +115,8 @@ def write_reproducer(
 _REPRODUCER = '''\
 """{folder}, as Dynamo captured it. Run it: python repro.py [--option NAME=VALUE] [--device cpu]
 
-Integers and small tensors have the values of the first call; large ones are random, of the same mean and spread.
+Integer tensors and small tensors have the values of the first call; large ones are random, with the same mean and
+standard deviation.
 """
 
 from math import inf, nan  # noqa: F401

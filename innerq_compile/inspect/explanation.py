@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.report import GraphReport, LayerReport
+from .formatting import bits, text_table
 from .pages import explanation_page
-from .words import bits, text_table
 
 COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
 

@@ -1,4 +1,4 @@
-"""HTML pages: the index of a dump, and an explanation. Each is one file that needs no network."""
+"""The HTML pages of dumps and explanations. Each is one self-contained file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .words import bits
+from .formatting import bits
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -18,25 +18,26 @@ if TYPE_CHECKING:
     from ..runtime.report import GraphReport
     from .explanation import Row
 
-#: Unchanged lines that are shown around changed ones, and lines of source around those that a graph comes from.
+#: Lines of context shown around changed lines of a graph, and around lines of the user's program.
 AROUND = 3
 
 _WHERE = re.compile(r'File "(.+)", line (\d+), in ([^:]+)')
 
-#: A row of a side-by-side view: kind (same, changed, folded), left and right as (text, where), either may be None.
+#: A row of a side-by-side view: its kind (``same``, ``changed`` or ``folded``), and the left and right line as
+#: ``(text, link)`` or None. In a row of kind ``folded`` the left item is the number of lines that are left out.
 DiffRow = tuple[str, Any, Any]
 
 
 @functools.cache
 def _templates() -> Environment:
-    from jinja2 import Environment, PackageLoader  # torch depends on it, and imports it with Inductor
+    from jinja2 import Environment, PackageLoader  # installed, because torch depends on it
 
     loader = PackageLoader("innerq_compile.inspect")
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def dump_page(graphs: list[dict[str, Any]]) -> str:
-    """The page of a dump, from what its ``graph.json`` files hold."""
+    """The HTML page of a dump, from the contents of its ``graph.json`` files."""
     sources = Sources()
     shown = []
     for graph in graphs:
@@ -57,7 +58,7 @@ def dump_page(graphs: list[dict[str, Any]]) -> str:
 
 
 def explanation_page(rows: Sequence[Row], graphs: Sequence[GraphReport], summary: Sequence[str]) -> str:
-    """The page of an explanation, from its rows, graphs and summary."""
+    """The HTML page of an explanation."""
     sources = Sources()
     shown = [
         {
@@ -74,7 +75,7 @@ def explanation_page(rows: Sequence[Row], graphs: Sequence[GraphReport], summary
 
 
 def side_by_side(before: list[Any], after: list[Any]) -> list[DiffRow]:
-    """The lines of two graphs next to one another; runs of equal lines are folded. Empty where nothing differs."""
+    """The lines of two graphs side by side, with runs of equal lines folded. Empty if the graphs are equal."""
     texts = [[text for text, _ in lines] for lines in (before, after)]
     rows: list[DiffRow] = []
     opcodes = difflib.SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
@@ -101,13 +102,17 @@ def side_by_side(before: list[Any], after: list[Any]) -> list[DiffRow]:
 
 
 class Sources:
-    """The lines of the user's program that a page links to."""
+    """Collects the lines of the user's program that a page links to."""
 
     def __init__(self) -> None:
         self._lines: dict[str, set[int]] = {}
 
     def add(self, where: str) -> dict[str, str] | None:
-        """Note a place, as ``source_line`` writes it; how to link to it, None for no place."""
+        """Add a line and return the link to it; None for an empty ``where``.
+
+        Args:
+            where: a line of the user's program as ``source_line`` describes it.
+        """
         found = _WHERE.match(where)
         if found is None:
             return None
@@ -121,7 +126,7 @@ class Sources:
         }
 
     def excerpts(self) -> list[dict[str, Any]]:
-        """For each file: its path, and runs of ``(number, text, anchor or "")``."""
+        """The excerpts of each file: its path, and runs of adjacent lines as ``(number, text, anchor or "")``."""
         files = []
         for index, (path, wanted) in enumerate(self._lines.items()):
             shown = sorted({n for line in wanted for n in range(line - AROUND, line + AROUND + 1) if n > 0})

@@ -1,7 +1,7 @@
-"""What ``graph_NNN/repro.py`` of a dump runs: one captured graph, on inputs like those of its first call.
+"""Used by ``graph_NNN/repro.py`` of a dump: runs one captured graph on inputs like those of its first call.
 
-The graph runs twice: eagerly, where its InnerQTensors do what they mean, and compiled by the backend ``innerq``. What
-differs between the two is printed for each output.
+The graph runs eagerly, with the operations of InnerQTensor, and compiled by the backend ``innerq``. The difference of
+each output is printed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from ..kernels import layout
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.dynamo_calls import fix_size
 
-#: Floating-point inputs up to this many elements are written out; larger ones are random, of the same mean and spread.
+#: Floating-point inputs of up to this many elements are saved. Larger ones are replaced by random numbers of the same
+#: mean and standard deviation.
 SAVED_ELEMENTS = 4096
 
 
 def describe_input(value: Any, example: Any, saved: list[torch.Tensor]) -> dict[str, Any]:
-    """An argument of a graph as the description that :func:`build` makes it of.
+    """A description of an argument of a graph, from which :func:`build` makes one like it.
 
     Args:
         value: the argument.
-        example: what Dynamo traced with.
-        saved: collects the tensors whose values are kept.
+        example: the example value of its placeholder.
+        saved: a list to which tensors are appended whose values are kept.
     """
     if isinstance(value, InnerQTensor):
         return _describe_cache(value)
@@ -82,7 +83,7 @@ def _describe_cache(cache: InnerQTensor) -> dict[str, Any]:
 
 
 def _is_tame(data: torch.Tensor) -> bool:
-    """Whether normal numbers can stand for these: not for a mask."""
+    """Whether random normal numbers can replace the data; not so for a mask with -inf or very large numbers."""
     return bool(data.isfinite().all()) and float(data.abs().max()) < 1e30
 
 
@@ -91,30 +92,30 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def build(description: dict[str, Any], saved: list[torch.Tensor], device: str | None = None) -> Any:
-    """An argument of a graph.
+    """An argument of a graph, from its description.
 
     Args:
-        description: what :func:`describe_input` wrote.
-        saved: the tensors that it saved.
-        device: where the argument lives, if it is to be another device than it was.
+        description: the result of :func:`describe_input`.
+        saved: the tensors that :func:`describe_input` saved.
+        device: the device of the argument; None for the device that it was on.
 
     Raises:
-        InnerQError: for a cache that this version makes in another format.
+        InnerQError: if this version of the package makes a cache of another format for the same options.
     """
     kind = description["kind"]
     if kind == "number":
         return description["value"]
-    place = device or str(description["device"])
+    device = device or str(description["device"])
     if kind in ("cache", "buffer"):
-        return _build_cache(description, place)
+        return _build_cache(description, device)
     if kind == "saved":
-        data = saved[description["at"]].to(place)
+        data = saved[description["at"]].to(device)
     else:
         shape, dtype = description["shape"], getattr(torch, description["dtype"])
         data = torch.randn(shape) * description["std"] + description["mean"]
-        data = data.to(place, dtype)
+        data = data.to(device, dtype)
         if 0 not in description["stride"]:
-            data = torch.empty_strided(shape, description["stride"], dtype=dtype, device=place).copy_(data)
+            data = torch.empty_strided(shape, description["stride"], dtype=dtype, device=device).copy_(data)
     if description["parameter"]:
         return nn.Parameter(data, requires_grad=False)
     for dim in range(data.dim()):
@@ -124,7 +125,7 @@ def build(description: dict[str, Any], saved: list[torch.Tensor], device: str | 
 
 
 def _build_cache(description: dict[str, Any], device: str) -> InnerQTensor:
-    """A cache of random tokens in exactly the format that is described: another one would be another program."""
+    """A cache of random tokens in exactly the format described, because the format selects the compiled program."""
     fmt = CacheFormat.parse(description["format"])
     options: dict[str, Any] = {f"{fmt.role}_bits": fmt.bits, f"{fmt.role}_mode": fmt.mode}
     if fmt.norm == "paper":
@@ -150,8 +151,8 @@ def _build_cache(description: dict[str, Any], device: str) -> InnerQTensor:
         made = InnerQTensor.from_dense(dense, config, role=fmt.role, start=start, tokens_dim=tokens_dim, norm=norm)
     if made.format != fmt:
         raise InnerQError(
-            f"a cache of format {fmt.spec} cannot be made again: this version of innerq-compile makes "
-            f"{made.format.spec} of the same options; run the reproducer with the version that has dumped it"
+            f"a cache of format {fmt.spec} cannot be reproduced: this version of innerq-compile makes "
+            f"{made.format.spec} of the same options; run the reproducer with the version that wrote the dump"
         )
     return made
 
@@ -159,7 +160,14 @@ def _build_cache(description: dict[str, Any], device: str) -> InnerQTensor:
 def reproduce(
     graph: Callable[..., Any], inputs: list[dict[str, Any]], options: dict[str, Any], folder: str | Path
 ) -> None:
-    """The program of a ``repro.py``: reads its command line, runs the graph both ways, prints what differs."""
+    """Main function of a ``repro.py``: parses its command line, runs the graph eagerly and compiled, compares both.
+
+    Args:
+        graph: the captured graph.
+        inputs: descriptions of its arguments, see :func:`build`.
+        options: options of the backend; ``--option`` overrides them.
+        folder: the folder that holds ``inputs.pt``.
+    """
     parser = argparse.ArgumentParser(description="Run a captured graph eagerly and compiled, and compare the outputs.")
     parser.add_argument(
         "--option",
@@ -203,7 +211,7 @@ def _parse_option(parser: argparse.ArgumentParser, text: str) -> tuple[str, Any]
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value  # a word
+        return name, value  # a string without quotes
 
 
 def _rms_difference(result: torch.Tensor, reference: torch.Tensor) -> float:

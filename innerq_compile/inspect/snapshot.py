@@ -1,4 +1,4 @@
-"""A graph at one point of the pipeline, as text."""
+"""Snapshots of a graph's code between passes, and their differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..passes.graph.locations import source_line
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a graph's code: its text, and the line of the user's program that it comes from."""
+    """A line of a graph's code, and the line of the user's program that it was traced from."""
 
     text: str
     where: str = ""
@@ -24,7 +24,13 @@ class Line:
 
 @dataclasses.dataclass
 class Snapshot:
-    """A graph as it was: the name of that moment, its lines, its code with types and sources."""
+    """The code of a graph after one pass.
+
+    Attributes:
+        name: the name of the pass.
+        lines: the statements of the graph.
+        readable: the code with shapes, dtypes and source lines.
+    """
 
     name: str
     lines: list[Line]
@@ -32,17 +38,17 @@ class Snapshot:
 
     @property
     def texts(self) -> list[str]:
-        """Its lines without their origins."""
+        """The lines without the lines of the user's program."""
         return [line.text for line in self.lines]
 
 
 def snapshot(name: str, gm: GraphModule) -> Snapshot:
-    """The graph as it is now."""
+    """A snapshot of the current code of ``gm``."""
     code = gm.graph.python_code("self")
     nodes = list(gm.graph.nodes)
     lines = []
     for number, text in enumerate(code.src.splitlines()):
-        text = text.split(";  ")[0].rstrip()  # no clearing of variables
+        text = text.split(";  ")[0].rstrip()  # without `;  x = None`, which releases variables
         if not text.strip() or re.fullmatch(r"\s*l_(\w+) = L_\1", text) or text.startswith("def forward"):
             continue
         index = node_of_line(code, number)
@@ -51,7 +57,7 @@ def snapshot(name: str, gm: GraphModule) -> Snapshot:
 
 
 def _short(text: str) -> str:
-    """Names of parameters as in the program: ``self.layers.0.q.weight``, not ``l_self_modules_layers_...``."""
+    """``text`` with parameters named as in the program: ``self.layers.0.q``, not ``l_self_modules_layers_...``."""
 
     def path(match: re.Match[str]) -> str:
         return "self." + re.sub(r"_?(modules|parameters|buffers)_", ".", match[1]).strip("._").replace("_.", ".")
@@ -60,7 +66,7 @@ def _short(text: str) -> str:
 
 
 def changes(snapshots: list[Snapshot]) -> list[str]:
-    """For the log: what each pass took out (``-``) and put in (``+``)."""
+    """The lines that each pass removed (``-``) and added (``+``), for the log."""
     parts: list[str] = []
     for before, after in itertools.pairwise(snapshots):
         if before.texts != after.texts:
@@ -70,7 +76,7 @@ def changes(snapshots: list[Snapshot]) -> list[str]:
 
 
 def module_source(gm: GraphModule) -> str:
-    """The graph as the source of a module class ``Graph``, with the imports that it needs beside torch."""
+    """The source of a module class ``Graph`` that computes the graph, with the imports that it needs besides torch."""
     code = gm.graph.python_code("self")
     names = {"torch", "device", "inf", "nan", "NoneType", "fx_pytree"}
     imports = []

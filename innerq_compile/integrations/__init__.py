@@ -1,1 +1,1 @@
-"""What transformers, accelerate and ``torch.compile`` need from us beside the backend."""
+"""Integration with ``torch.compile``, transformers and accelerate beyond the backend itself."""

@@ -1,10 +1,10 @@
-"""Models whose layers lie on several devices, by accelerate's ``device_map``.
+"""Models whose layers are distributed over several devices by accelerate's ``device_map``.
 
-accelerate wraps the ``forward`` of every module in a hook that moves its inputs to the module's device, and keeps
-Dynamo out of all hooks. Each is a graph break, in every linear layer of every block, and all share the code of one
-wrapper: Dynamo's limit of graphs for a code object is reached after a few blocks, and what is called from there on
-runs uncompiled, with dense caches. Hooks that only move inputs hold nothing but ``tensor.to(device)``: with their plain
-functions the model is one graph again, whose layers lie where they were.
+accelerate wraps the ``forward`` of each module in a hook that moves its inputs to the device of the module, and
+disables Dynamo in all hooks. That breaks the graph in every linear layer. All these wrappers share one code object, so
+that Dynamo's recompile limit is reached after a few blocks, and the blocks that follow run uncompiled with dense
+caches. Hooks that only move inputs can be traced, because they only call ``tensor.to(device)``: they are given the
+functions without accelerate's ``torch._dynamo.disable``, and the model is one graph again.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from ..kernels.internals import dynamo_calls
 
 log = logging.getLogger(__name__)
 
-#: Graphs that a module may need whose hook breaks the graph: of prefill and decode, and each once more where a size
-#: that was taken for a constant turns out not to be one.
+#: How many graphs a module with a graph break may need: prefill and decode, each first with static and then with
+#: dynamic shapes.
 GRAPHS_PER_BREAK = 4
 
 
 def limit_is_an_argument() -> bool:
-    """Whether ``torch.compile`` takes a recompile limit for one function; torch 2.11 has the global one only."""
+    """Whether ``torch.compile`` has the argument ``recompile_limit``; torch 2.11 has a global setting only."""
     return "recompile_limit" in inspect.signature(torch.compile).parameters
 
 
 def trace_hooks(model: torch.nn.Module) -> int:
-    """Let Dynamo trace the hooks of accelerate that only move inputs; gives how many modules keep a graph break.
+    """Let Dynamo trace those hooks of accelerate that only move inputs.
 
-    Those are the modules whose weights are loaded at each call (offload to CPU or disk), and those with hooks of
-    another class. Nothing happens where accelerate has not been imported: no model has its hooks then.
+    Returns:
+        How many modules still break the graph: those whose weights are loaded at each call (offloaded to CPU or disk),
+        and those with hooks of another class.
     """
+    # If accelerate has not been imported, no model has its hooks.
     hooks = sys.modules.get("accelerate.hooks")
     if hooks is None:
         return 0
@@ -52,8 +54,8 @@ def trace_hooks(model: torch.nn.Module) -> int:
         limit, setting = min((limit, setting), (dynamo_calls.recompile_limit(), "recompile_limit"))
     if breaks * GRAPHS_PER_BREAK > limit:
         log.warning(
-            "%d modules have hooks that Dynamo does not trace, such as those that load offloaded weights: what is "
-            "called behind the limit of %d graphs runs uncompiled, with a dense cache; offload fewer modules, or raise "
+            "%d modules have hooks that Dynamo cannot trace, such as those that load offloaded weights: modules beyond "
+            "the limit of %d graphs run uncompiled with dense caches; offload fewer modules, or raise "
             "torch._dynamo.config.%s to %d",
             breaks,
             limit,
@@ -65,6 +67,6 @@ def trace_hooks(model: torch.nn.Module) -> int:
 
 @functools.cache
 def _traced_class(cls: type) -> type:
-    """A hook class whose functions are those that accelerate wrapped to keep Dynamo out."""
+    """A subclass of a hook class whose methods are those without accelerate's ``torch._dynamo.disable``."""
     plain = {name: inspect.unwrap(getattr(cls, name)) for name in ("pre_forward", "post_forward")}
     return type(cls.__name__, (cls,), {**plain, "__module__": cls.__module__})

@@ -1,4 +1,4 @@
-"""What ``torch.compile(..., backend="innerq")`` finds through the entry point ``torch_dynamo_backends``."""
+"""The module that ``torch.compile(..., backend="innerq")`` loads by the entry point ``torch_dynamo_backends``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""``torch.compile(model, backend="innerq").generate(...)`` runs compiled.
+"""Makes ``torch.compile(model, backend="innerq").generate(...)`` run compiled.
 
-``torch.compile`` returns an ``OptimizedModule`` that forwards unknown attributes to the model it wraps: transformers'
-``generate``, reached that way, calls the wrapped model and never the compiled one (seen with torch 2.11 to 2.13). For
-models compiled with this backend, and for no others, the attribute found here makes the wrapped model call its compiled
-form for as long as ``generate`` runs, in the thread that runs it.
+``torch.compile(model)`` returns an ``OptimizedModule`` that forwards unknown attributes to the wrapped model. The
+``generate`` of transformers, reached that way, calls the wrapped model, not the compiled one (torch 2.11 to 2.13). This
+module adds an attribute ``generate`` to ``OptimizedModule``. For models compiled with this backend, the wrapped model
+calls its compiled form while ``generate`` runs, in the thread that runs it; other models are not affected.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ..kernels.internals.dynamo_calls import (
 
 
 def install() -> None:
-    """Give ``OptimizedModule`` the attribute ``generate``. Called when torch looks this backend up."""
+    """Add the attribute ``generate`` to ``OptimizedModule``. Called when torch loads this backend."""
     if "generate" not in vars(OptimizedModule):
-        setattr(OptimizedModule, "generate", property(_generate))  # noqa: B010  (it declares none)
+        setattr(OptimizedModule, "generate", property(_generate))  # noqa: B010  (the class declares no such attribute)
 
 
 def _generate(self: OptimizedModule) -> Callable[..., Any]:
-    generate: Any = original(self).generate  # AttributeError where the model has none, as without this property
+    generate: Any = original(self).generate  # an AttributeError if the model has none, as without this property
     return _compiled_generate(self, generate) if backend_of(self) is innerq_backend else generate
 
 
@@ -53,25 +53,26 @@ def _compiled_generate(module: OptimizedModule, generate: Callable[..., Any]) ->
     return compiled_generate
 
 
-# --- what a model calls ---------------------------------------------------------------------------------------------
+# --- dispatch of the model's calls ----------------------------------------------------------------------------------
 
-#: The calls of ``generate`` that run in this thread, each inside the one before: a model and its compiled form.
+#: The calls of ``generate`` that are running in this thread, outermost first: the model and its compiled form.
 _RUNNING: contextvars.ContextVar[tuple[tuple[nn.Module, Callable[..., Any]], ...]] = contextvars.ContextVar(
     "innerq_generate", default=()
 )
 
-#: Guards the dispatchers of all models.
+#: Guards the installation and removal of dispatchers.
 _LOCK = threading.Lock()
 
 
 class _Dispatcher:
-    """Stands as the compiled call of a model while any ``generate`` of it runs, in whatever thread.
+    """Replaces the compiled call of a model while ``generate`` of its compiled form runs in any thread.
 
-    Where a ``generate`` of the model runs in the calling thread it calls the form that this one was called on, the
-    innermost of several; elsewhere what the model called before.
+    In a thread that runs such a ``generate`` it calls the compiled form, that of the innermost one if several are
+    nested; in other threads it calls what the model called before.
 
     Attributes:
-        users: how many calls of ``generate`` need it.
+        before: the model's compiled call before; None if it had none.
+        users: how many running calls of ``generate`` need it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -88,7 +89,7 @@ class _Dispatcher:
 
 @contextlib.contextmanager
 def _calling(model: nn.Module, form: Callable[..., Any]) -> Iterator[None]:
-    """Inside, ``model`` calls ``form`` in this thread. Other threads may be inside with forms of their own."""
+    """Context in which calls of ``model`` in this thread run ``form``. Other threads may be inside with other forms."""
     with _LOCK:
         dispatcher = compiled_call(model)
         if not isinstance(dispatcher, _Dispatcher):
@@ -102,5 +103,5 @@ def _calling(model: nn.Module, form: Callable[..., Any]) -> Iterator[None]:
         _RUNNING.reset(token)
         with _LOCK:
             dispatcher.users -= 1
-            if not dispatcher.users and compiled_call(model) is dispatcher:  # else it was compiled in the meantime
+            if not dispatcher.users and compiled_call(model) is dispatcher:  # it may have been compiled in the meantime
                 set_compiled_call(model, dispatcher.before)

@@ -57,19 +57,15 @@ class CompiledGraph:
         stream = self._begin()
         if stream is not None and self._hoisted is not None:
             self._hoisted.used_on(stream)
-        caches = self._caches.prepare(args)
-        inputs = self._dense(args)
-        inputs += caches.inner
-        if self._hoisted is not None:
-            inputs += self._hoisted(args, caches.blocks)
-        try:
+        with self._caches.prepare(args) as caches:
+            inputs = self._dense(args)
+            inputs += caches.inner
+            if self._hoisted is not None:
+                inputs += self._hoisted(args, caches.blocks)
             results = self._compiled(inputs, caches.memory)
             caches.commit()
-        except BaseException:  # no memory, or the user has enough
-            caches.roll_back()
-            raise
-        outputs, new_caches = self._outputs(args, results, caches.storages)
-        self._caches.expect(outputs)
+            outputs, new_caches = self._outputs(args, results, caches.storages)
+            self._caches.expect(outputs)
         seen = [*caches.all_storages, *(cache._storage for cache in new_caches)] if RUN_OBSERVERS.opened else []
         self._report.has_run(seen)
         return tuple(outputs)

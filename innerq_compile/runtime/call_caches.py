@@ -1,9 +1,9 @@
 """The caches of one call of a compiled graph, from before it runs until it has worked or failed.
 
-    prepare     every storage has room for what the graph appends, and nobody else's tokens behind its own
+    prepare     every storage is locked, has room for what the graph appends, and nobody else's tokens behind its own
     ...         the graph runs: the device appends, and counts what it appends
     commit      it has worked: the host counts the same tokens
-    roll_back   it has failed: the device counts as many as the host again
+    the end     without commit it has failed: the device counts as many as the host again; storages are unlocked
 
 Nothing but this changes the length of a cache in a call.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from ..cache.buffer import InnerQBuffer
+from ..cache.locking import StorageLocks
 from ..cache.storage import CacheStorage
 from ..errors import UnsupportedOperation
 from ..passes.context import PassContext
@@ -60,18 +61,26 @@ class GraphCaches:
     def prepare(self, args: tuple[Any, ...]) -> CallCaches:
         """The caches of a call with ``args``, fit to be appended to.
 
+        Their storages are locked until the call is closed: threads may call with views of the same storage, and the
+        tokens that one of them appends are to be seen by the next.
+
         Raises:
-            UnsupportedOperation: if a buffer is among the arguments twice.
-            InnerQError: for a buffer whose changes cannot be followed.
+            UnsupportedOperation: If a buffer is among the arguments twice.
+            InnerQError: For a static cache whose changes cannot be followed.
         """
         shadows = [reader(args) for reader in self.shadows]
-        known = self.next.known(args) if self.next is not None else None
-        if known is not None:
-            return CallCaches(self, args, known, None, shadows)
-        counts = self.counts(args)
-        storages = self._writable(args, counts)
-        sides = [side for shadow in shadows for side in (shadow.key, shadow.value)]
-        return CallCaches(self, args, Caches.of([*storages, *sides]), storages, shadows)
+        if self.next is not None and (known := self.next.take(args)) is not None:
+            caches, locks = known
+            return CallCaches(self, args, caches, locks, None, shadows)
+        locks = StorageLocks(args[index]._storage for index in self.arguments)
+        locks.acquire()
+        try:
+            storages = self._writable(args, self.counts(args))
+            sides = [side for shadow in shadows for side in (shadow.key, shadow.value)]
+            return CallCaches(self, args, Caches.of([*storages, *sides]), locks, storages, shadows)
+        except BaseException:
+            locks.release()
+            raise
 
     def counts(self, args: tuple[Any, ...]) -> Sequence[int]:
         """How many tokens a call with ``args`` appends to each cache."""
@@ -80,7 +89,7 @@ class GraphCaches:
         return [0 if count is None else count(args) for count in self._counts]
 
     def expect(self, outputs: Sequence[Any]) -> None:
-        """Get ready for the next call, which as a rule has the caches among these ``outputs`` as arguments."""
+        """Get ready for the next call, whose caches are usually among these ``outputs`` of the last one."""
         if self.next is not None and self._returned is not None:
             self.next.expect(self._returned(outputs))
 
@@ -131,32 +140,48 @@ def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> Cac
 
 
 class CallCaches:
-    """The caches of one call.
+    """The caches of one call, locked for other threads. The graph runs within a ``with`` block of it.
+
+    A block that ends before :meth:`commit` is a call that failed. What the graph may have appended on the device is
+    forgotten then, so that the call can be made again.
 
     Attributes:
-        inner, memory: what the graph takes of them, see :class:`Caches`.
+        inner, memory: What the graph takes of them, see :class:`Caches`.
     """
 
-    __slots__ = ("_args", "_graph", "_shadows", "_storages", "inner", "memory")
+    __slots__ = ("_args", "_committed", "_graph", "_locks", "_shadows", "_storages", "inner", "memory")
 
     def __init__(
         self,
         graph: GraphCaches,
         args: tuple[Any, ...],
         caches: Caches,
+        locks: StorageLocks,
         storages: list[CacheStorage] | None,
         shadows: list[Shadow],
     ) -> None:
         self._graph = graph
         self._args = args
+        self._locks = locks
         self._storages = storages
         self._shadows = shadows
+        self._committed = False
         self.inner, self.memory = caches.inner, caches.memory
+
+    def __enter__(self) -> CallCaches:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            if not self._committed:
+                self._roll_back()
+        finally:
+            self._locks.release()
 
     @property
     def blocks(self) -> int:
-        """The capacity of the first cache, whose first inner tensor are its codes."""
-        return self.inner[0].shape[2]
+        """The capacity of the first cache, in blocks."""
+        return self.inner[0].shape[2]  # its codes are its first inner tensor
 
     @property
     def storages(self) -> list[CacheStorage]:
@@ -167,19 +192,20 @@ class CallCaches:
 
     @property
     def all_storages(self) -> list[CacheStorage]:
-        """Those of shadows behind them."""
+        """The storages of the caches, and behind them those of shadows."""
         return [*self.storages, *(side for shadow in self._shadows for side in (shadow.key, shadow.value))]
 
     def commit(self) -> None:
-        """The graph has run: the tokens that it appended are there for the host, too."""
+        """The graph has run: the host counts the tokens that it appended."""
         for reader, shadow in zip(self._graph.shadows, self._shadows, strict=True):
             reader.followed(self._args, shadow)
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
             if count:
                 storage.advance(count)
+        self._committed = True
 
-    def roll_back(self) -> None:
-        """The graph has failed: what it may have appended on the device is forgotten."""
+    def _roll_back(self) -> None:
+        """The device counts as many tokens as the host again."""
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
             if count:
                 # where the device takes no kernel any more, what happened before says why

@@ -11,11 +11,12 @@ import dataclasses
 import operator
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..cache.changes import CHANGES
+from ..cache.locking import StorageLocks
 from ..cache.storage import CacheStorage
 from ..cache.tensor import InnerQTensor
 
@@ -25,8 +26,8 @@ class Caches:
     """What a graph takes of its caches.
 
     Attributes:
-        inner: their inner tensors, in the order of the graph's inputs.
-        memory: the address of each inner tensor, and then the capacity of each cache in blocks. A recording serves
+        inner: Their inner tensors, in the order of the graph's inputs.
+        memory: The address of each inner tensor, and then the capacity of each cache in blocks. A recording serves
             calls whose caches are in the same memory.
     """
 
@@ -40,6 +41,24 @@ class Caches:
         return cls(inner, [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)])
 
 
+class _Expected(NamedTuple):
+    """What is known of the caches of the next call.
+
+    Attributes:
+        moment: Since when (``ChangeClock.now``).
+        extents: Ids of the extents of the tensors that are expected as arguments.
+        caches: What the graph takes of them.
+        locks: Those of their storages.
+        storages: Weak references to these. Where one dies, its inner tensors are let go.
+    """
+
+    moment: object
+    extents: list[int]
+    caches: Caches
+    locks: StorageLocks
+    storages: list[weakref.ref[CacheStorage]]
+
+
 class NextCall:
     """The inner tensors of the caches that the next call of a graph will append to.
 
@@ -48,23 +67,32 @@ class NextCall:
     between, and once a cache was made or changed (``cache/changes.py``) nothing is known. Inner tensors are let go with
     the first of the storages, and before one of them grows.
 
+    Threads that run the same graph share it: what is expected is one object, replaced as a whole.
+
     Args:
-        places: for each cache its place among the arguments, two at least.
-        counts: how many tokens are appended to each.
+        places: For each cache its place among the arguments, two at least.
+        counts: How many tokens are appended to each.
     """
 
     def __init__(self, places: Sequence[int], counts: Sequence[int]) -> None:
         self._caches = operator.itemgetter(*places)
         self._counts = counts
-        self._storages: list[weakref.ref[CacheStorage]] = []
-        #: the moment, ids of extents, what is known since then; one object, so that threads see all of it or nothing
-        self._state: tuple[object, list[int], Caches | None] = (None, [], None)
+        self._expected: _Expected | None = None
         CHANGES.add_holder(self)
 
-    def known(self, args: tuple[Any, ...]) -> Caches | None:
-        """The caches of a call with ``args``, where there is room for it; None where they are not known."""
-        moment, ids, caches = self._state
-        return caches if moment is CHANGES.now and _extents(self._caches(args)) == ids else None
+    def take(self, args: tuple[Any, ...]) -> tuple[Caches, StorageLocks] | None:
+        """The caches of a call with ``args`` and their locks, which are held from now on; None where not known."""
+        expected = self._expected
+        if expected is None or expected.moment is not CHANGES.now:
+            return None
+        if _extents(self._caches(args)) != expected.extents:
+            return None
+        locks = expected.locks
+        locks.acquire()
+        if expected.moment is CHANGES.now:
+            return expected.caches, locks
+        locks.release()  # another thread had them, and has changed a cache
+        return None
 
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
         """Take these tensors, which a call has just made, for the caches of the next one."""
@@ -72,16 +100,17 @@ class NextCall:
         if any(s.length + count > s.room for s, count in zip(storages, self._counts, strict=True)):
             self.forget()
             return
-        if len(self._storages) != len(storages) or any(
-            ref() is not storage for ref, storage in zip(self._storages, storages, strict=True)
-        ):
+        last = self._expected
+        if last is not None and [ref() for ref in last.storages] == storages:  # they compare by identity
+            locks, references = last.locks, last.storages
+        else:
             forget = self._forgetting()
-            self._storages = [weakref.ref(storage, forget) for storage in storages]
-        self._state = (CHANGES.now, _extents(tensors), Caches.of(storages))
+            locks, references = StorageLocks(storages), [weakref.ref(storage, forget) for storage in storages]
+        self._expected = _Expected(CHANGES.now, _extents(tensors), Caches.of(storages), locks, references)
 
     def forget(self) -> None:
         """Hold nothing any more."""
-        self._storages, self._state = [], (None, [], None)
+        self._expected = None
 
     def _forgetting(self) -> Callable[[Any], None]:
         mine = weakref.ref(self)  # a storage that outlives the graph does not keep it

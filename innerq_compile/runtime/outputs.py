@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,17 +66,20 @@ class Outputs:
         for place, number, tokens_dim in self._appended:
             storage = storages[number]
             outputs[place] = InnerQTensor(storage, storage.length, tokens_dim)
-        caches = []
+        caches: list[InnerQTensor] = []
+        lock = threading.RLock()  # one for all: later calls append to them together
         for at, (places, plan, length) in self._made.items():
-            cache = _new_cache(results, at, plan, length(args))
+            cache = _new_cache(results, at, plan, length(args), lock)
             caches.append(cache)
             for place in places:
                 outputs[place] = cache
         return outputs, caches
 
 
-def _new_cache(results: Sequence[torch.Tensor], at: int, plan: Quantized, length: int) -> InnerQTensor:
+def _new_cache(
+    results: Sequence[torch.Tensor], at: int, plan: Quantized, length: int, lock: threading.RLock
+) -> InnerQTensor:
     """The cache whose inner tensors are the results from ``at`` on."""
     tensors = plan.tensors.rebuilt(results[at : at + len(plan.tensors.present())])
-    storage = CacheStorage.adopt(tensors, length)
+    storage = CacheStorage(tensors, length, lock=lock)
     return InnerQTensor(storage, length, plan.tokens_dim)

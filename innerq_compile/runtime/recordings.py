@@ -2,7 +2,7 @@
 
 Inductor has CUDA graphs of its own, for any program: trees of recordings that share memory, whose outputs live until
 the next step. Here is one graph, the decode step, whose inputs are where they were. What there is to check is less, the
-outputs are the caller's, and the first kernel of a step starts sooner (``docs/performance.md``).
+outputs are the caller's, and the first kernel of a step starts sooner (``docs/lab/host-cost.md``).
 
     first call with these addresses     runs the kernels one by one, which loads and tunes them
     second call                         records them, then replays the recording

@@ -1,7 +1,7 @@
 """Quantization modes by name: the one list of them.
 
-A mode is a file in this folder with its object, ``MODE``, and its encoders under the same name in ``triton/modes`` and
-``cpu/modes``. Everything else asks the object, and never compares a name.
+A mode is a file in this folder that defines its object, ``MODE``, and files of the same name with its encoders in
+``triton/modes`` and ``cpu/modes``. All other code asks the object for a mode's properties, and compares no names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .mode import QuantizationMode, Role
 
 __all__ = ["MODES", "QuantizationMode", "Role", "named", "names_of", "serving"]
 
-#: All modes, by name, in the order in which messages and the documentation name them.
+#: All modes, by name, in the order in which messages and the documentation list them.
 MODES: dict[str, QuantizationMode] = {
     module.MODE.name: module.MODE
     for module in (symmetric, signed, asymmetric, anchored, steered, hybrid, paper_hybrid, none)
@@ -22,7 +22,7 @@ def named(name: str) -> QuantizationMode:
     """The mode of this name.
 
     Raises:
-        ValueError: where there is none; the message names those that there are.
+        ValueError: if there is no such mode; the message lists all names.
     """
     try:
         return MODES[name]
@@ -31,19 +31,22 @@ def named(name: str) -> QuantizationMode:
 
 
 def names_of(role: Role) -> tuple[str, ...]:
-    """Names of the modes that a side of this role may have."""
+    """Names of the modes that keys (``role`` "key") or values may have."""
     return tuple(name for name, mode in MODES.items() if role in mode.roles)
 
 
 def serving(name: str, bits: int, scale_type: str | None, default: str) -> tuple[QuantizationMode, str]:
-    """The mode that serves where a config asks for mode ``name``, and the scale type that it has.
+    """The mode and the scale type that a cache gets where a config asks for mode ``name``.
 
     Args:
-        name: of the mode that is asked for.
-        bits: of a code.
-        scale_type: that is asked for, None for the default. One that goes with neither the mode nor its fallback is
-            meant for the other side of the cache, and is the default here.
-        default: the scale type of a mode that has no word for scale and zero point together, ``pair8``.
+        name: the mode that is asked for. Its fallback takes its place where it does not support the bits or scales.
+        bits: bits of a code.
+        scale_type: the scale type that is asked for, or None. One that neither the mode nor its fallback supports is
+            meant for the other side of the cache, and ignored.
+        default: the default scale type of modes that do not support ``pair8``.
+
+    Returns:
+        The mode, and the name of its scale type.
     """
     mode = named(name)
     fallback = named(mode.fallback) if mode.fallback else mode
@@ -56,6 +59,5 @@ def serving(name: str, bits: int, scale_type: str | None, default: str) -> tuple
 
 
 def default_scale_type(mode: QuantizationMode, default: str) -> str:
-    """The scale type of a mode whose config names none: 16 bits a group, in a word with the zero point where there is
-    one; ``default`` in other modes."""
+    """The scale type of a mode where the config gives none: ``pair8`` if the mode supports it, else ``default``."""
     return "pair8" if "pair8" in mode.scale_types else default

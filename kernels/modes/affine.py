@@ -1,7 +1,7 @@
-"""Groups whose scale, and zero point where there is one, are elements of their own.
+"""Groups whose scale, and zero point if any, are separate elements in the tensor of scales.
 
-Codes are chosen for the scale as it is stored: ``round((x - zero) * inverse)``, with the inverse of the scale rounded
-once a group; ``round(x / scale)`` in the modes of the paper.
+Codes are chosen for the scale as it is stored: ``round((x - zero) * (1 / scale))`` with the inverse rounded to float32,
+or ``round((x - zero) / scale)`` in the modes of the paper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def levels(fmt: GroupFormat) -> int:
 
 
 def stored_scale(scale: torch.Tensor, reach: float, fmt: GroupFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(as it is stored, the number that it is then)``, limited so that ``reach`` times the scale is finite too."""
+    """``(stored scale, its value)``, limited so that ``reach`` times the scale is finite too."""
     limit = fmt.scale_type.largest / reach
     if fmt.scale_type.is_short:
         rounded = scale_types.round_scale(scale, fmt.scale_type, fmt.bits, limit)
@@ -30,7 +30,7 @@ def stored_scale(scale: torch.Tensor, reach: float, fmt: GroupFormat) -> tuple[t
 
 
 def stored_zero(zero: torch.Tensor, fmt: GroupFormat) -> torch.Tensor:
-    """A zero point as it is stored."""
+    """A zero point, limited and in the storage dtype of scales."""
     limit = fmt.scale_type.largest
     return zero.clamp(-limit, limit).to(fmt.scale_type.storage)
 
@@ -45,16 +45,19 @@ def codes_for(
     fmt: GroupFormat,
     divide: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(codes, scale as it is stored)`` for ``x ~ code * scale + zero``, codes from ``low`` to ``high``.
+    """Codes from ``low`` to ``high`` with ``x ~ code * scale + zero``.
 
     Args:
         x: groups ``[..., group_size]``.
-        scale: ``[...]``.
-        zero: ``[...]`` as it is stored, or None.
+        scale: scales ``[...]``, before they are stored.
+        zero: stored zero points ``[...]``, or None.
         low, high: range of the codes.
-        reach: of how many scales a group has to stay finite: the scale is limited to that.
+        reach: the scale is limited so that ``reach * scale`` is finite.
         fmt: the format.
-        divide: whether elements are divided by the scale, and not multiplied with its inverse.
+        divide: divide elements by the scale, instead of multiplying with its inverse.
+
+    Returns:
+        Codes ``[..., group_size]`` int32 and stored scales ``[...]``.
     """
     held, rounded = stored_scale(scale, reach, fmt)
     empty = is_empty(rounded)
@@ -67,8 +70,10 @@ def codes_for(
 
 
 def signed(x: torch.Tensor, fmt: GroupFormat, reach: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes from ``-2^(bits-1)`` to ``2^(bits-1) - 1`` and the scale, whose sign puts the element of largest magnitude
-    on the longer side."""
+    """Codes from ``-2^(bits-1)`` to ``2^(bits-1) - 1`` and the stored scale.
+
+    The sign of the scale is chosen so that the element of largest magnitude has the code ``-2^(bits-1)``.
+    """
     half = 1 << (fmt.bits - 1)
     high, low = x.amax(-1), x.amin(-1)
     scale = torch.where(high > -low, -high, -low) / half
@@ -76,44 +81,44 @@ def signed(x: torch.Tensor, fmt: GroupFormat, reach: float) -> tuple[torch.Tenso
 
 
 def asymmetric(x: torch.Tensor, fmt: GroupFormat, zero: torch.Tensor | None = None) -> Encoded:
-    """Codes from the least element of a group to its largest. ``zero [...]``: a zero point in place of the least."""
+    """Codes from the smallest element of a group (or from ``zero [...]``) to its largest."""
     zero = stored_zero(x.amin(-1) if zero is None else zero, fmt)
     codes, scale = codes_for(x, asymmetric_scale(x, fmt), zero, 0, levels(fmt), asymmetric_reach(fmt), fmt)
     return codes, scale, zero
 
 
 def asymmetric_scale(x: torch.Tensor, fmt: GroupFormat) -> torch.Tensor:
-    """The scale of an asymmetric group, before it is stored."""
+    """The scale of an asymmetric group, not rounded yet."""
     return x.amax(-1) / levels(fmt) - x.amin(-1) / levels(fmt)
 
 
 def asymmetric_reach(fmt: GroupFormat) -> int:
-    """``code * scale`` alone is up to ``high - low``, for which float32 may be too small, unless scales are float16."""
+    """The ``reach`` of an asymmetric group: ``code * scale`` is up to ``high - low``, which may overflow float32."""
     return 1 if leaves_room(fmt) else levels(fmt)
 
 
 def leaves_room(fmt: GroupFormat) -> bool:
-    """Whether scales are so small that twice what a group holds is finite in float32."""
+    """Whether scales are float16, so that ``code * scale`` of any code is finite in float32."""
     return fmt.scale_type.storage is torch.float16
 
 
 def signed_with_zero(x: torch.Tensor, fmt: GroupFormat) -> Encoded:
-    """A signed group as an asymmetric one, whose zero point is ``-2^(bits-1)`` scales: a group may have either."""
-    half = decoding.offset(fmt.bits)
-    # its codes reach 2 * half - 1 scales, and its zero point half of that
+    """A signed group, in the form of an asymmetric one with the zero point ``-2^(bits-1) * scale``."""
+    half = decoding.code_offset(fmt.bits)
+    # unsigned codes are up to 2 * half - 1, and the zero point is half scales
     codes, scale = signed(x, fmt, half if leaves_room(fmt) else 2 * half)
     return codes + half, scale, (-half * scale.to(x.dtype)).to(scale.dtype)
 
 
 def errors(x: torch.Tensor, encoded: Encoded, fmt: GroupFormat) -> torch.Tensor:
-    """Differences of groups from what they decode to, where zero points are stored apart."""
+    """Decoded elements minus ``x``, for groups with separate zero points."""
     codes, scales, zeros = encoded
     found = scale_types.numbers(scales, zeros, fmt.scale_type, fmt.bits, x.dtype)
     return decoding.with_zero(codes, *found, fmt.bits) - x
 
 
 def choose(take: torch.Tensor, first: Encoded, second: Encoded) -> Encoded:
-    """The groups of ``first`` that ``take [...]`` says, else those of ``second``."""
+    """The groups of ``first`` where ``take [...]`` is true, else those of ``second``."""
     codes = torch.where(take[..., None], first[0], second[0])
     zeros = None if first[2] is None or second[2] is None else torch.where(take, first[2], second[2])
     return codes, torch.where(take, first[1], second[1]), zeros

@@ -1,7 +1,7 @@
-"""``anchored``: asymmetric, with the token of least norm of each group on a code.
+"""``anchored``: asymmetric, with a zero point such that one token of each group, the *anchor*, lies exactly on a code.
 
-That token, the *anchor*, is often one that most queries attend to, and its errors count most (``docs/method.md``). Only
-groups of values have one token for all channels, so only values can have this mode.
+The anchor is the token of least norm: often an attention sink, whose errors count most (``docs/method.md``). Groups of
+all channels have the same tokens only for values, so only values can have this mode.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from . import affine, decoding, paired
 from .mode import WITH_ZERO, Encoded, GroupFormat, QuantizationMode, SideData
 from .rounding import CLEARLY, fma, is_empty, unit
 
-#: Most bits of a code beside a zero point in a word: those of wider codes lie a whole scale apart, and move no code.
+#: Most bits of a code with ``pair8``: the zero points of wider codes are whole scales apart, which moves no element
+#: relative to the codes.
 MOST_BITS = 5
 
 
 def anchors(blocks: torch.Tensor, group_size: int) -> torch.Tensor:
-    """The token of least norm of each group of values ``[..., block, D]``, as its place in the group.
+    """The token of least norm in each group of values ``[..., block, D]``, as an index into the group.
 
-    Returns ``[..., block / group_size]``. It is the first that is as small as the least but for ``CLEARLY``, so that
-    the order of a sum does not matter where all norms are alike. A norm of NaN is infinite.
+    Returns ``[..., block / group_size]``: the first token whose norm is within the factor ``CLEARLY`` of the least. A
+    norm of NaN counts as infinite.
     """
     norm = (blocks if blocks.dtype == torch.float64 else blocks.float()).square().sum(-1)
     norm = torch.where(norm.isnan(), torch.inf, norm).unflatten(-1, (-1, group_size))
@@ -28,7 +29,7 @@ def anchors(blocks: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def is_anchor(blocks: torch.Tensor, query_profile: torch.Tensor | None, group_size: int) -> SideData:
-    """Which elements of ``blocks`` are those of anchors."""
+    """Side data: a boolean tensor of the shape of ``blocks``, true for the elements of anchors."""
     place = torch.arange(group_size, device=blocks.device)
     chosen = (anchors(blocks, group_size)[..., None] == place).flatten(-2)
     return (chosen[..., None].expand(blocks.shape),)
@@ -36,7 +37,7 @@ def is_anchor(blocks: torch.Tensor, query_profile: torch.Tensor | None, group_si
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
     if side_data is None:
-        raise ValueError("mode anchored has to know which elements are the anchors: see anchored.is_anchor")
+        raise ValueError("mode anchored needs to know which elements are anchors: see anchored.is_anchor")
     anchor = x.gather(-1, side_data[0].int().argmax(-1, keepdim=True)).squeeze(-1)
     low = x.amin(-1)
     if fmt.scale_type.holds_zero:
@@ -52,7 +53,7 @@ def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
 
 
 def _past_code(anchor: torch.Tensor, low: torch.Tensor, inverse: torch.Tensor, fmt: GroupFormat) -> torch.Tensor:
-    """How far the anchor of each group lies past the nearest code of a group that begins at ``low``, in scales."""
+    """Distance of the anchor from the nearest code, in scales, with ``low`` as the zero point."""
     off = fma(anchor, inverse, -(low * inverse)).clamp(0, affine.levels(fmt))
     return off - torch.round(off)
 

@@ -1,4 +1,4 @@
-"""``asymmetric``: a scale and a zero point; codes run from the least element of a group to its largest.
+"""``asymmetric``: a scale and a zero point; codes range from the smallest element of a group to its largest.
 
 Source: InnerQ, arXiv 2602.23200; in ``pair8`` words, ``docs/formats.md``.
 """

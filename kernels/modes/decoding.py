@@ -1,12 +1,12 @@
-"""How a group's codes become numbers again; attention computes the same without writing the numbers down."""
+"""Decoding: from the codes of a group to numbers. Attention computes the same without storing the numbers."""
 
 from __future__ import annotations
 
 import torch
 
 
-def offset(bits: int) -> int:
-    """What is taken from a code before the scale in modes without a zero point: codes are stored without a sign."""
+def code_offset(bits: int) -> int:
+    """Subtracted from an unsigned code before it is multiplied by the scale, in modes without a zero point."""
     return 1 << (bits - 1)
 
 
@@ -18,4 +18,4 @@ def with_zero(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | N
 
 def without_zero(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int) -> torch.Tensor:
     """``(code - offset) * scale`` of groups ``codes [..., group_size]``, in the dtype of ``scales [...]``."""
-    return (codes - offset(bits)).to(scales.dtype) * scales[..., None]
+    return (codes - code_offset(bits)).to(scales.dtype) * scales[..., None]

@@ -1,6 +1,6 @@
-"""``hybrid``: signed or asymmetric, whichever has the smaller squared error, for each group.
+"""``hybrid``: each group is signed or asymmetric, whichever has the smaller squared error.
 
-A signed group is an asymmetric one with a certain zero point, so the choice takes no bit.
+A signed group is stored as an asymmetric one with the zero point ``-2^(bits-1) * scale``, so the choice takes no bit.
 """
 
 from __future__ import annotations

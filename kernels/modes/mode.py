@@ -1,6 +1,6 @@
-"""What a quantization mode is: how a group of elements becomes codes and a scale, and what that takes.
+"""What a quantization mode is: how a group of elements becomes codes and a scale, and what that requires.
 
-Whatever a mode does to choose its codes, a group decodes in one of two ways, which is all that attention knows of it:
+Modes differ in how they choose codes. A group decodes in one of two ways, which is all that attention depends on:
 ``code * scale + zero`` in modes with a zero point, else ``(code - 2^(bits - 1)) * scale``.
 """
 
@@ -16,15 +16,15 @@ from ..scale_types import SCALE_TYPES, ScaleType
 
 Role = Literal["key", "value"]
 
-#: Codes ``[..., group_size]`` int32 without sign; scales ``[...]`` and zero points ``[...]`` as they are stored. The
-#: last are None in modes without a zero point, and where the element of the scale holds it.
+#: Unsigned codes ``[..., group_size]`` int32; stored scales ``[...]``; stored zero points ``[...]``, or None in modes
+#: without them and where the elements of the scales hold them.
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-#: Tensors with a number for each element, or None where nothing is known.
+#: Tensors with one number per element, or None where there is no such data.
 SideData = tuple[torch.Tensor, ...] | None
 
 
 class GroupFormat(Protocol):
-    """What a mode has to know of a format; a ``CacheFormat`` has it."""
+    """The part of a format that encoders read. A ``CacheFormat`` has it."""
 
     @property
     def bits(self) -> int: ...
@@ -40,26 +40,28 @@ def _no_constants(fmt: GroupFormat) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizationMode:
-    """One quantization mode. Each has a file of its own in this folder, and one in ``triton/modes`` and ``cpu/modes``.
+    """One quantization mode. Each has a file of its own in this folder, in ``triton/modes`` and in ``cpu/modes``.
 
     Attributes:
-        name: what configs and formats call it.
-        scale_types: names of the scale types (``kernels/scale_types.py``) that go with it.
-        encode: ``encode(x, format, side_data)`` gives the codes, scales and zero points of groups
-            ``x [..., group_size]`` of finite numbers (or NaN), float32 or float64. Every other encoder gives the same
-            bits. None in the mode that stores the elements themselves.
-        decode: ``decode(codes, scales, zeros, bits)`` gives the elements, see ``modes/decoding.py``.
-        roles: the sides of a cache that may have it.
+        name: its name in configs and formats.
+        scale_types: names of the scale types (``kernels/scale_types.py``) that it supports.
+        encode: ``encode(x, format, side_data)`` is the reference encoder: it returns the codes, scales and zero points
+            of groups ``x [..., group_size]`` of finite numbers or NaN, float32 or float64. The encoders in Triton and
+            C++ give the same bits. None in the mode that stores the elements themselves.
+        decode: ``decode(codes, scales, zeros, bits)`` returns the elements, see ``modes/decoding.py``.
+        roles: the sides of a cache that may have this mode.
         has_zero: whether groups have a zero point.
-        uses_anchor: whether it puts the token of least norm on a code, see ``modes/anchored.py``.
-        uses_queries: whether it reads the query profile, see ``modes/steered.py``. Caches of the mode hold one.
-        side_data: ``side_data(blocks, query_profile, group_size)`` gives what ``encode`` has to know of elements beside
-            their numbers: tensors shaped like ``blocks [..., block, D]``. ``query_profile`` is ``[..., 2, D]`` or None.
-        fallback: the mode that serves where this one cannot.
-        most_bits: most bits of a code, for the names of scale types that take fewer than 8.
-        triton_encoder: the function in ``triton/modes/<name>.py``.
-        cpp_encoder: the class in ``cpu/modes/<name>.h``.
-        cpp_constants: constants of a format that this class needs, as C++ declarations ``type name: value``.
+        uses_anchor: whether the zero point is chosen so that the token of least norm is exact, see
+            ``modes/anchored.py``.
+        uses_queries: whether codes are chosen with the query profile, see ``modes/steered.py``. Caches then hold one.
+        side_data: ``side_data(blocks, query_profile, group_size)`` computes what ``encode`` needs besides the elements:
+            tensors of the shape of ``blocks [..., block, D]``. ``query_profile`` is ``[..., 2, D]`` or None.
+        fallback: name of the mode that takes its place for bits or scale types that it does not support.
+        most_bits: for names of scale types: the most bits of a code that it supports with them, where not 8.
+        triton_encoder: name of the encoder in ``triton/modes/<name>.py``.
+        cpp_encoder: name of the class in ``cpu/modes/<name>.h``.
+        cpp_constants: ``cpp_constants(format)`` returns the constants that this class needs: values by C++ declaration
+            (``"int COUNT": "4"``).
     """
 
     name: str
@@ -79,16 +81,16 @@ class QuantizationMode:
 
     @property
     def stores_codes(self) -> bool:
-        """False for the mode whose blocks hold the elements themselves."""
+        """False in the mode whose blocks hold the elements themselves."""
         return self.encode is not None
 
     def serves(self, bits: int, scale_type: str) -> bool:
-        """Whether groups of so many bits with such scales can have this mode."""
+        """Whether this mode supports codes of ``bits`` bits with this scale type."""
         return scale_type in self.scale_types and bits <= self.most_bits.get(scale_type, 8)
 
 
-#: Names of the scale types that hold a scale alone, of those that torch computes with, and of those that also hold the
-#: zero point.
+#: Names of scale types, for modes without a zero point; for modes whose scales are ordinary floating-point numbers; and
+#: for modes with a zero point, which may share an element with the scale.
 WITHOUT_ZERO = tuple(name for name, scale_type in SCALE_TYPES.items() if not scale_type.holds_zero)
 ORDINARY = tuple(name for name, scale_type in SCALE_TYPES.items() if not scale_type.is_short)
 WITH_ZERO = (*ORDINARY, *(name for name, scale_type in SCALE_TYPES.items() if scale_type.holds_zero))

@@ -1,4 +1,4 @@
-"""``none``: blocks hold the elements themselves. Bits and scales mean nothing then."""
+"""``none``: blocks hold the elements themselves. Bits and scale type of the format are ignored."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Groups whose scale and zero point share a ``pair8`` word, see ``kernels/scale_types.py``.
 
-Codes are ``round(x * inverse - zero * inverse)``, a fused multiply-add.
+Codes are ``round(x * inverse - zero * inverse)`` with ``inverse = 1 / scale``, a fused multiply-add.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .rounding import fma, unit
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Scales as they are stored and zero points in steps: each ``[...]``, in the dtype of the elements."""
+    """Rounded scales, and zero points in steps: each ``[...]``, in the dtype of the elements."""
 
     scale: torch.Tensor
     steps: torch.Tensor
 
     def choose(self, take: torch.Tensor, other: Pair) -> Pair:
-        """This one where ``take [...]`` says so, else the ``other``."""
+        """This pair where ``take [...]`` is true, else the ``other``."""
         return Pair(torch.where(take, self.scale, other.scale), torch.where(take, self.steps, other.steps))
 
     def encoded(self, codes: torch.Tensor) -> Encoded:
@@ -31,10 +31,9 @@ class Pair:
 
 
 def asymmetric(x: torch.Tensor, fmt: GroupFormat, past: torch.Tensor | None = None) -> Pair:
-    """From the least element of a group to its largest, as far as a word can say it.
+    """Scale and zero point for codes from the smallest element of a group to its largest, within the range of a word.
 
-    ``past [...]``: by how many scales the zero point is moved, given the inverse of the scale as it is stored; see
-    ``modes/anchored.py``.
+    ``past [...]``: by how many (rounded) scales the zero point is moved up, see ``modes/anchored.py``.
     """
     scale = asymmetric_scale(x, fmt)
     low, inverse = x.amin(-1), 1 / unit(scale)
@@ -43,24 +42,24 @@ def asymmetric(x: torch.Tensor, fmt: GroupFormat, past: torch.Tensor | None = No
 
 
 def asymmetric_scale(x: torch.Tensor, fmt: GroupFormat) -> torch.Tensor:
-    """The scale of an asymmetric group, as it is stored."""
+    """The rounded scale of an asymmetric group."""
     high, low = x.amax(-1), x.amin(-1)
-    # halves, for which no number is too large
+    # half the width: the width itself may overflow
     scale = (high * 0.5 - low * 0.5) * (2 / ((1 << fmt.bits) - 1))
     return scale_types.pair_scale(scale, low, fmt.bits).to(x.dtype)
 
 
 def within_reach(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, fmt: GroupFormat) -> torch.Tensor:
-    """Steps of the zero point nearest to ``zero``, which is in scales."""
+    """Steps of the zero point nearest to ``zero``, which is in units of the scale."""
     step, half = zero_step(fmt.bits), 1 << (fmt.bits - 1)
     steps = torch.round((zero * (1 / step)).clamp(-MOST_STEPS, MOST_STEPS))
-    # the largest scale may be too small for both ends of a group: then there are codes on both sides of zero
+    # where even the largest scale is too small for both ends of a group, zero stays in the middle of the codes
     beyond = (scale >= PAIR.largest) & (x.amax(-1) > 0)
     return torch.where(beyond, steps.clamp(min=-round(half / step)), steps)
 
 
 def signed(x: torch.Tensor, fmt: GroupFormat) -> Pair:
-    """A signed group with a positive scale: the level without a counterpart is on the side of the largest magnitude."""
+    """A signed group with a positive scale. Its additional level is on the side of the largest magnitude."""
     half, step = 1 << (fmt.bits - 1), zero_step(fmt.bits)
     high, low = x.amax(-1), x.amin(-1)
     positive = high > -low
@@ -71,9 +70,9 @@ def signed(x: torch.Tensor, fmt: GroupFormat) -> Pair:
 
 
 def ratios(x: torch.Tensor, pair: Pair, fmt: GroupFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Elements in scales behind the zero point, and the codes nearest to them, as floating-point numbers.
+    """``(x - zero) / scale`` of elements and the codes nearest to that, both as floating-point numbers.
 
-    They are ``x * (1 / scale) - zero / scale`` with one rounding behind the division.
+    The ratio is ``x * (1 / scale) - zero / scale``: the inverse is rounded, then the whole expression, once.
     """
     offset = pair.steps * zero_step(fmt.bits)
     exact = x.double() * (1 / unit(pair.scale)).double()[..., None] - offset.double()[..., None]
@@ -83,6 +82,6 @@ def ratios(x: torch.Tensor, pair: Pair, fmt: GroupFormat) -> tuple[torch.Tensor,
 
 
 def codes_for(x: torch.Tensor, pair: Pair, fmt: GroupFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(codes, squared error)`` of groups."""
+    """``(codes [..., group_size] int32, squared error [...])`` of groups."""
     ratio, codes = ratios(x, pair, fmt)
     return codes.to(torch.int32), (ratio - codes).square().sum(-1) * unit(pair.scale).square()

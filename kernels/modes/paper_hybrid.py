@@ -1,7 +1,7 @@
-"""``paper_hybrid``, the hybrid as published: asymmetric with a bit less, or symmetric, for each group.
+"""``paper_hybrid``, the hybrid as published: each group is symmetric, or asymmetric with one bit less.
 
-Symmetric is taken where its absolute errors sum up to less. A symmetric group is an asymmetric one whose zero point is
-``-2^(bits-1)`` scales, so the choice takes no bit. Both divide by the scale, as the authors do.
+A group is symmetric if that has the smaller sum of absolute errors. It is stored as an asymmetric one with the zero
+point ``-2^(bits-1) * scale``, so the choice takes no bit. Both divide by the scale, as in the authors' code.
 
 Source: InnerQ, arXiv 2602.23200.
 """
@@ -15,7 +15,7 @@ from .mode import ORDINARY, Encoded, GroupFormat, QuantizationMode, SideData
 
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
-    half = decoding.offset(fmt.bits)
+    half = decoding.code_offset(fmt.bits)
     top, roomy = half - 1, affine.leaves_room(fmt)
     zero = affine.stored_zero(x.amin(-1), fmt)
     wide = (x.amax(-1) - x.amin(-1)) / top
@@ -25,7 +25,7 @@ def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
     codes, scale = affine.codes_for(x, x.abs().amax(-1) / top, None, -top, top, reach, fmt, divide=True)
     symmetric = codes + half, scale, (-half * scale.to(x.dtype)).to(scale.dtype)
     error, other = (affine.errors(x, way, fmt).abs().sum(-1) for way in (asymmetric, symmetric))
-    # a group with NaN has it in its scale, whichever is taken
+    # a group with NaN has a NaN scale in either form
     return affine.choose(~(error <= other), symmetric, asymmetric)
 
 

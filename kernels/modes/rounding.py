@@ -1,24 +1,24 @@
-"""Arithmetic that several modes share, with the roundings that kernels have."""
+"""Arithmetic that several modes share, rounded exactly as the kernels round it."""
 
 from __future__ import annotations
 
 import torch
 
-#: How much larger a number may be that counts as equal: which of many equal candidates is chosen then does not depend
-#: on the order of a sum.
+#: Sums that differ by less than this factor count as equal, so that the choice among candidates of equal error does not
+#: depend on the order of summation.
 CLEARLY = 1 + 2.0**-10
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """``a * b + c`` with one rounding, as kernels have it."""
+    """``a * b + c``, rounded once: a fused multiply-add. float32, computed in float64."""
     return (a.double() * b.double() + c.double()).to(a.dtype)
 
 
 def unit(scale: torch.Tensor) -> torch.Tensor:
-    """1 in place of a scale of 0, to which all of a group is nearer than half."""
+    """The scale, or 1 where it is 0: a divisor for groups whose elements all round to code 0."""
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def is_empty(scale: torch.Tensor) -> torch.Tensor:
-    """Whether a group's scale is zero or subnormal in float32: the group decodes to zero, or to its zero point."""
+    """Whether a scale is zero or subnormal in float32. All codes of such a group are 0."""
     return scale.abs() < torch.finfo(torch.float32).tiny

@@ -1,4 +1,4 @@
-"""``signed``: all ``2^bits`` levels; the sign of the scale says on which side of zero the extra one lies."""
+"""``signed``: all ``2^bits`` levels; the sign of the scale says on which side of zero the additional level lies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .mode import WITHOUT_ZERO, Encoded, GroupFormat, QuantizationMode, SideData
 
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
-    half = decoding.offset(fmt.bits)
+    half = decoding.code_offset(fmt.bits)
     codes, scale = affine.signed(x, fmt, reach=half)
     return codes + half, scale, None
 

@@ -1,4 +1,4 @@
-"""``symmetric``, as published: ``2^bits - 1`` levels on both sides of zero, elements divided by the scale.
+"""``symmetric``, as published: ``2^bits - 1`` levels, symmetric around zero; elements are divided by the scale.
 
 Source: InnerQ, arXiv 2602.23200.
 """
@@ -12,9 +12,9 @@ from .mode import WITHOUT_ZERO, Encoded, GroupFormat, QuantizationMode, SideData
 
 
 def encode(x: torch.Tensor, fmt: GroupFormat, side_data: SideData) -> Encoded:
-    top = decoding.offset(fmt.bits) - 1
+    top = decoding.code_offset(fmt.bits) - 1
     codes, scale = affine.codes_for(x, x.abs().amax(-1) / top, None, -top, top, top, fmt, divide=True)
-    return codes + decoding.offset(fmt.bits), scale, None
+    return codes + decoding.code_offset(fmt.bits), scale, None
 
 
 MODE = QuantizationMode(

@@ -67,7 +67,10 @@ class FieldsConfig:
 
 
 def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> FieldsConfig:
-    """The best measured configuration (``docs/kernels.md``) for ``sequences`` (b, h) of ``rows`` query rows each."""
+    """The best measured configuration for ``sequences`` (b, h) of ``rows`` query rows each.
+
+    The measurements are in ``docs/lab/attention-kernels.md``.
+    """
     programs = sequences * triton.cdiv(rows, 16)
     # with few of them each takes little of the blocks, and the windows must not last longer than that
     windows = 1 if programs >= 64 else 2 if programs > 16 else 5
@@ -257,10 +260,17 @@ def plan_partials(
             "K_ZERO": keys.has_zero,
             "K_WINDOW": keys.window_rows,
             "K_D": head_dim,
+<<<<<<< HEAD
             "K_LO": layout.key_slices(head_dim)[1],
             "V_BITS": values.bits,
             "V_ZERO": values.has_zero,
+=======
+            "K_SLICES": layout.word_slices(k_fmt, head_dim),
+            "V_BITS": v_fmt.bits,
+            "V_ZERO": v_fmt.has_zero,
+>>>>>>> next
             "V_D": value_dim,
+            "V_SLICES": layout.word_slices(v_fmt, value_dim),
         }
         kernel, options = decode_partial_fields_kernel, {"num_warps": config.num_warps}
         if config.maxnreg is not None:

@@ -9,60 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .unpack import load_tokens, quantized_end, tile_channels
-
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def row_scores(
-    b_s,
-    position,
-    row,
-    last,
-    length,
-    start,
-    mask,
-    b,
-    h,
-    N,
-    G,
-    mask_tokens,
-    mask_stride_b,
-    mask_stride_h,
-    mask_stride_n,
-    mask_stride_s,
-    scale,
-    softcap,
-    CAUSAL: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    MASK: tl.constexpr,
-):
-    """Scores in units of log2 from products ``b_s`` of query and keys, invisible tokens -inf.
-
-    Tokens from ``last`` on are not looked at; ``length`` is that of the whole sequence. ``position`` and ``row``
-    broadcast against ``b_s``, so that it may be ``[rows, tokens]`` or ``[tokens, rows]``.
-    Row r of a KV head is query head ``r // N`` of its group and query token ``r % N``. ``MASK`` is 0 without a mask,
-    1 for a boolean one (as bytes), 2 for one that is added; it is indexed from the first padding position.
-    """
-    n = row % N
-    b_s *= scale
-    if SOFTCAP:
-        # tanh(x) = 1 - 2 / (exp(2 x) + 1), exact in both limits
-        b_s = softcap * (1.0 - 2.0 / (tl.exp2(b_s * (2.0 * LOG2E / softcap)) + 1.0))
-    visible = (position < last) & (row < N * G)
-    if CAUSAL:
-        visible = visible & (position <= length - N + n)
-    if MASK > 0:
-        p_mask = mask + b * mask_stride_b + (h * G + row // N).to(tl.int64) * mask_stride_h
-        p_mask += n.to(tl.int64) * mask_stride_n
-        p_mask += tl.minimum(position + start, mask_tokens - 1).to(tl.int64) * mask_stride_s
-        b_mask = tl.load(p_mask, mask=visible, other=0)
-        if MASK == 1:
-            visible = visible & (b_mask != 0)
-        else:
-            b_s += b_mask.to(tl.float32)
-    return tl.where(visible, b_s * LOG2E, float("-inf"))
+from .addresses import quantized_end, tile_channels
+from .attention_scores import row_scores
+from .constants import STATE_LENGTH, STATE_SIZE, STATE_START
+from .unpack import load_tokens
 
 
 @triton.jit
@@ -110,7 +60,7 @@ def decode_partial_portable_kernel(
     K_SINK: tl.constexpr,
     K_RECENT: tl.constexpr,
     K_D: tl.constexpr,
-    K_LO: tl.constexpr,
+    K_SLICES: tl.constexpr,
     K_COLS: tl.constexpr,
     K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
@@ -121,7 +71,7 @@ def decode_partial_portable_kernel(
     V_SINK: tl.constexpr,
     V_RECENT: tl.constexpr,
     V_D: tl.constexpr,
-    V_LO: tl.constexpr,
+    V_SLICES: tl.constexpr,
     V_COLS: tl.constexpr,
     V_QUERY_ROWS: tl.constexpr,
 ):
@@ -137,13 +87,13 @@ def decode_partial_portable_kernel(
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b, h = bh // H, bh % H
-    start = tl.load(k_state + bh * 4)
-    length = tl.load(k_state + bh * 4 + 1)
-    k_end = quantized_end(k_state + bh * 4, K_SINK, K_RECENT, K_BLOCK)
-    v_end = quantized_end(v_state + bh * 4, V_SINK, V_RECENT, V_BLOCK)
+    start = tl.load(k_state + bh * STATE_SIZE + STATE_START)
+    length = tl.load(k_state + bh * STATE_SIZE + STATE_LENGTH)
+    k_end = quantized_end(k_state + bh * STATE_SIZE, K_SINK, K_RECENT, K_BLOCK)
+    v_end = quantized_end(v_state + bh * STATE_SIZE, V_SINK, V_RECENT, V_BLOCK)
 
     row = tile * ROWS + tl.arange(0, ROWS)
-    channel, real = tile_channels(K_IS_KEY, K_BLOCK, K_D, K_COLS)
+    channel, real = tile_channels(K_IS_KEY, K_SLICES, K_D, K_COLS)
     p_q = query + b * query_stride_b + (h * G + row // N).to(tl.int64)[:, None] * query_stride_h
     p_q += (row % N).to(tl.int64)[:, None] * query_stride_n + (channel * query_stride_d)[None, :]
     b_q = tl.load(p_q, mask=(row < N * G)[:, None] & real[None, :], other=0.0).to(tl.float32)
@@ -159,7 +109,7 @@ def decode_partial_portable_kernel(
         b_k = load_tokens(
             k_codes, k_scales, k_window, bh, k_capacity, position, held, k_end,
             (t0 + TOKENS > K_SINK) & (t0 < k_end), (t0 < K_SINK) | (t0 + TOKENS > k_end),
-            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS, K_QUERY_ROWS,
+            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS, K_QUERY_ROWS,
         )  # fmt: skip
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_s = row_scores(
@@ -174,7 +124,7 @@ def decode_partial_portable_kernel(
         b_v = load_tokens(
             v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
             (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
-            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS, V_QUERY_ROWS,
+            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS, V_QUERY_ROWS,
         )  # fmt: skip
         b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)
         b_max = b_new
@@ -182,5 +132,5 @@ def decode_partial_portable_kernel(
     at = (split * tl.num_programs(0).to(tl.int64) + bh) * (N * G) + row
     tl.store(part_max + at, b_max, mask=row < N * G)
     tl.store(part_sum + at, b_sum, mask=row < N * G)
-    channel, real = tile_channels(V_IS_KEY, V_BLOCK, V_D, V_COLS)
+    channel, real = tile_channels(V_IS_KEY, V_SLICES, V_D, V_COLS)
     tl.store(part_out + at[:, None] * V_D + channel[None, :], b_out, mask=(row < N * G)[:, None] & real[None, :])

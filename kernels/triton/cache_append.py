@@ -9,13 +9,25 @@ import triton
 import triton.language as tl
 
 from .. import reference
+<<<<<<< HEAD
 from ..backend import Append
+=======
+from ..formats import CacheFormat
+from .addresses import quantized_blocks, tile_channels, window_slot
+>>>>>>> next
 from .casts import round_to
-from .constants import block_params, block_words
+from .constants import (
+    STATE_LENGTH,
+    STATE_PEAK,
+    STATE_SIZE,
+    block_params,
+    block_words,
+    ring_slots,
+    window_rows,
+)
 from .encode import copy_blocks
 from .encode_at_once import encode_block, warps_for
 from .support import mode_constants, on_device, side_constants
-from .unpack import tile_channels
 
 
 @triton.jit
@@ -73,7 +85,7 @@ def _append_side(
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
     D: tl.constexpr,
-    LO: tl.constexpr,
+    SLICES: tl.constexpr,
     COLS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):
@@ -81,32 +93,32 @@ def _append_side(
 
     With both, all reads of the ring come before all writes: a token that enters may take the slot of one that leaves.
     """
-    RING: tl.constexpr = RECENT + BLOCK
+    RING: tl.constexpr = ring_slots(RECENT, BLOCK)
     new += bh // H * stride_b + bh % H * stride_h
-    window += bh * ((SINK + RING + QUERY_ROWS) * D)
-    state += bh * 4
-    length = tl.load(state + 1)
-    peak = tl.load(state + 2)
+    window += bh * (window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) * D)
+    state += bh * STATE_SIZE
+    length = tl.load(state + STATE_LENGTH)
+    peak = tl.load(state + STATE_PEAK)
     new_peak = tl.maximum(peak, length + N)
-    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+    channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
     if WRITE and ROWS == 1:
         # a single token is on its way while a block is quantized
         b_new = tl.load(new + (channel * stride_d)[None, :], mask=real[None, :], other=0.0)
     if ENCODE:
-        block = tl.maximum(peak - SINK - RECENT, 0) // BLOCK + due
+        block = quantized_blocks(peak, SINK, RECENT, BLOCK) + due
         # a caller that let the storage run full has broken the contract; even then nothing is written beyond it
-        if (block < tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK) & (block < capacity):
+        if (block < quantized_blocks(new_peak, SINK, RECENT, BLOCK)) & (block < capacity):
             source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
             queries = window + (SINK + RING) * D
             p_codes = codes + at * block_words(BITS, BLOCK, D)
             if BITS == 0:
-                copy_blocks(_load_due, _no_numbers, source, p_codes, 1, 1, IS_KEY, BLOCK, D, COLS)
+                copy_blocks(_load_due, _no_numbers, source, p_codes, 1, 1, IS_KEY, BLOCK, D, SLICES, COLS)
             else:
                 p_scales = scales + at * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, scales.dtype.element_ty)
                 encode_block(
                     _load_due, _no_numbers, source, queries, p_codes, p_scales,
-                    IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, LO, COLS,
+                    IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, SLICES, COLS,
                 )  # fmt: skip
     if WRITE:
         tl.debug_barrier()  # every warp has read the ring and the state
@@ -115,7 +127,7 @@ def _append_side(
         for i0 in range(tl.where(length < SINK, 0, tl.maximum(last, 0)), N, ROWS):
             i = i0 + tl.arange(0, ROWS)
             position = length + i
-            slot = tl.where(position < SINK, position, SINK + tl.maximum(position - SINK, 0) % RING)
+            slot = window_slot(position, SINK, RING)
             mask = (i < N) & ((position < SINK) | (i >= last))
             mask = mask[:, None] & real[None, :]
             if ROWS > 1:
@@ -126,8 +138,8 @@ def _append_side(
                 round_to(b_new.to(tl.float32), window.dtype.element_ty),
                 mask=mask,
             )
-        tl.store(state + 1, length + N)
-        tl.store(state + 2, new_peak)
+        tl.store(state + STATE_LENGTH, length + N)
+        tl.store(state + STATE_PEAK, new_peak)
 
 
 # One program for all capacities: a cache that has grown is recorded at once, when no other can be loaded.
@@ -169,7 +181,7 @@ def append_fwd_kernel(
     K_SINK: tl.constexpr,
     K_RECENT: tl.constexpr,
     K_D: tl.constexpr,
-    K_LO: tl.constexpr,
+    K_SLICES: tl.constexpr,
     K_COLS: tl.constexpr,
     K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
@@ -183,7 +195,7 @@ def append_fwd_kernel(
     V_SINK: tl.constexpr,
     V_RECENT: tl.constexpr,
     V_D: tl.constexpr,
-    V_LO: tl.constexpr,
+    V_SLICES: tl.constexpr,
     V_COLS: tl.constexpr,
     V_QUERY_ROWS: tl.constexpr,
 ):
@@ -195,14 +207,14 @@ def append_fwd_kernel(
             k_codes, k_scales, k_window, k_state, k_new, bh, H, N, k_capacity,
             k_stride_b, k_stride_h, k_stride_n, k_stride_d, due, ENCODE, WRITE, ROWS,
             K_IS_KEY, K_ENCODER, K_HAS_ZERO, K_USES_ANCHOR, K_USES_QUERIES, K_BITS, K_GROUP, K_BLOCK,
-            K_SINK, K_RECENT, K_D, K_LO, K_COLS, K_QUERY_ROWS,
+            K_SINK, K_RECENT, K_D, K_SLICES, K_COLS, K_QUERY_ROWS,
         )  # fmt: skip
     else:
         _append_side(
             v_codes, v_scales, v_window, v_state, v_new, bh, H, N, v_capacity,
             v_stride_b, v_stride_h, v_stride_n, v_stride_d, due, ENCODE, WRITE, ROWS,
             V_IS_KEY, V_ENCODER, V_HAS_ZERO, V_USES_ANCHOR, V_USES_QUERIES, V_BITS, V_GROUP, V_BLOCK,
-            V_SINK, V_RECENT, V_D, V_LO, V_COLS, V_QUERY_ROWS,
+            V_SINK, V_RECENT, V_D, V_SLICES, V_COLS, V_QUERY_ROWS,
         )  # fmt: skip
 
 

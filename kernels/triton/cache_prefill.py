@@ -13,11 +13,20 @@ import triton.language as tl
 from .. import layout, reference
 from ..cache import Cache, CacheTensors
 from ..formats import CacheFormat, blocks_for
+from .addresses import quantized_blocks, tile_channels
 from .casts import round_to
-from .constants import block_params, block_words
-from .encode import copy_blocks, encode_blocks, tile_columns
+from .constants import (
+    STATE_PEAK,
+    STATE_SIZE,
+    STATE_START,
+    block_params,
+    block_words,
+    plane_columns,
+    ring_slots,
+    window_rows,
+)
+from .encode import copy_blocks, encode_blocks
 from .support import mode_constants, on_device, side_constants
-from .unpack import tile_channels
 
 #: Tokens of the windows that a program writes.
 WINDOW_ROWS = tl.constexpr(16)
@@ -81,7 +90,7 @@ def prefill_fwd_kernel(
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
     D: tl.constexpr,
-    LO: tl.constexpr,
+    SLICES: tl.constexpr,
     COLS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):
@@ -93,14 +102,14 @@ def prefill_fwd_kernel(
     b, h = bh // H, bh % H
     first = tl.load(start + b).to(tl.int32)
     length = S - first
-    blocks = tl.maximum(length - SINK - RECENT, 0) // BLOCK
+    blocks = quantized_blocks(length, SINK, RECENT, BLOCK)
     x += b * stride_b + h * stride_h + first.to(tl.int64) * stride_s
     if mean is not None:
         mean += bh * D
     if inverse is not None:
         inverse += bh * D
-    RING: tl.constexpr = RECENT + BLOCK
-    window += bh * ((SINK + RING + QUERY_ROWS) * D)
+    RING: tl.constexpr = ring_slots(RECENT, BLOCK)
+    window += bh * (window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) * D)
     if block < (tl.num_programs(0) - WINDOWS) * NB:
         if block < blocks:
             token0 = SINK + block * BLOCK
@@ -108,18 +117,20 @@ def prefill_fwd_kernel(
             at = bh * capacity + block
             p_codes = codes + at * block_words(BITS, BLOCK, D)
             if BITS == 0:
-                copy_blocks(_load_normalized, _of_channels, source, p_codes, blocks - block, NB, IS_KEY, BLOCK, D, COLS)
+                copy_blocks(
+                    _load_normalized, _of_channels, source, p_codes, blocks - block, NB, IS_KEY, BLOCK, D, SLICES, COLS
+                )
             else:
                 encode_blocks(
                     _load_normalized, _of_channels, source, window + (SINK + RING) * D, p_codes,
                     scales + at * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, scales.dtype.element_ty),
                     blocks - block, NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK,
-                    SINK, RECENT, D, LO, COLS,
+                    SINK, RECENT, D, SLICES, COLS,
                 )  # fmt: skip
     else:
         part = tl.program_id(0) - (tl.num_programs(0) - WINDOWS)
         source = (x, mean, inverse, stride_s, stride_d)
-        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+        channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
         slot = part * WINDOW_ROWS + tl.arange(0, WINDOW_ROWS)
         # the token of a ring slot is the one of [q_end, q_end + RING) that falls on it
         ahead = (tl.maximum(slot - SINK, 0) + RING - blocks * BLOCK % RING) % RING
@@ -130,8 +141,11 @@ def prefill_fwd_kernel(
         b_x = tl.where(held, b_x, 0.0)
         tl.store(window + slot[:, None] * D + channel[None, :], b_x, (slot < SINK + RING)[:, None] & real[None, :])
         if part == 0:
-            column = tl.arange(0, 4)
-            tl.store(state + bh * 4 + column, tl.where(column == 0, first, tl.where(column < 3, length, 0)))
+            column = tl.arange(0, STATE_SIZE)
+            tl.store(
+                state + bh * STATE_SIZE + column,
+                tl.where(column == STATE_START, first, tl.where(column <= STATE_PEAK, length, 0)),
+            )
 
 
 def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -140,7 +154,7 @@ def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dic
     if not fmt.quantized:
         return constants, {"num_warps": 4}
     side = side_constants(fmt, head_dim)
-    columns = tile_columns(fmt.is_key, fmt.block, side["LO"], side["COLS"])
+    columns = plane_columns(fmt.is_key, side["SLICES"], fmt.block, side["COLS"])
     constants["NB"] = max(1, 32 // columns)
     # a set of groups has to fit a thread's registers: 128 elements of it
     warps = max(1, constants["NB"] * columns * fmt.group_size // 4096)

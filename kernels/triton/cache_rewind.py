@@ -9,10 +9,16 @@ import torch
 import triton
 import triton.language as tl
 
+<<<<<<< HEAD
 from ..cache import Cache
+=======
+from ..formats import CacheFormat
+from .addresses import quantized_blocks, quantized_end, tile_channels
+>>>>>>> next
 from .casts import round_to
+from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_rows
 from .support import interpreted, on_device, side_constants
-from .unpack import load_tokens, quantized_end, tile_channels
+from .unpack import load_tokens
 
 #: The assertion needs Triton's debug mode, which would check every addition for overflow as well.
 OPTIONS = {} if interpreted() else {"debug": True, "sanitize_overflow": False}
@@ -35,16 +41,16 @@ def _rewind_side(
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
     D: tl.constexpr,
-    LO: tl.constexpr,
+    SLICES: tl.constexpr,
     COLS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):
     """One (b, h) of one side: what a block that is cut still holds goes back into the ring, and the state follows."""
-    RING: tl.constexpr = RECENT + BLOCK
-    p_state = state + bh * 4
-    start = tl.load(p_state)
-    length = tl.load(p_state + 1)
-    peak = tl.load(p_state + 2)
+    RING: tl.constexpr = ring_slots(RECENT, BLOCK)
+    p_state = state + bh * STATE_SIZE
+    start = tl.load(p_state + STATE_START)
+    length = tl.load(p_state + STATE_LENGTH)
+    peak = tl.load(p_state + STATE_PEAK)
     reached = (start + length >= target) & (target >= 0)
     tl.device_assert(reached, "innerq: a static cache was written behind the tokens that it holds")
     if start + length > target:  # nearly never in a decode step
@@ -52,28 +58,28 @@ def _rewind_side(
         kept = target - new_start
         new_peak = tl.minimum(peak, kept + RECENT)
         end = quantized_end(p_state, SINK, RECENT, BLOCK)
-        new_end = SINK + tl.maximum(new_peak - SINK - RECENT, 0) // BLOCK * BLOCK
+        new_end = SINK + quantized_blocks(new_peak, SINK, RECENT, BLOCK) * BLOCK
         position = new_end + tl.arange(0, BLOCK)
         # the capacity bounds what is quantized, as in the reference
         held = (position < kept) & (position < end) & (position < SINK + capacity * BLOCK)
         b_x = load_tokens(
             codes, scales, window, bh, capacity, position, held, end, True, False,
-            IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, LO, COLS, QUERY_ROWS,
+            IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, SLICES, COLS, QUERY_ROWS,
         )  # fmt: skip
-        channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+        channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
         slot = SINK + (position - SINK) % RING
         if window.dtype.element_ty != tl.float32:  # what is finite stays so in the dtype of the window
-            LARGEST: tl.constexpr = 65504.0 if window.dtype.element_ty == tl.float16 else 3.3895313892515355e38
+            LARGEST: tl.constexpr = largest(window.dtype.element_ty)
             b_x = tl.where(tl.abs(b_x) < float("inf"), tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST), b_x)
         tl.store(
-            window + (bh * (SINK + RING + QUERY_ROWS) + slot)[:, None] * D + channel[None, :],
+            window + (bh * window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) + slot)[:, None] * D + channel[None, :],
             round_to(b_x, window.dtype.element_ty),
             mask=held[:, None] & real[None, :],
         )
         tl.debug_barrier()  # every warp has read the state
-        tl.store(p_state, new_start)
-        tl.store(p_state + 1, kept)
-        tl.store(p_state + 2, new_peak)
+        tl.store(p_state + STATE_START, new_start)
+        tl.store(p_state + STATE_LENGTH, kept)
+        tl.store(p_state + STATE_PEAK, new_peak)
 
 
 @triton.jit
@@ -97,7 +103,7 @@ def rewind_fwd_kernel(
     K_SINK: tl.constexpr,
     K_RECENT: tl.constexpr,
     K_D: tl.constexpr,
-    K_LO: tl.constexpr,
+    K_SLICES: tl.constexpr,
     K_COLS: tl.constexpr,
     K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
@@ -108,7 +114,7 @@ def rewind_fwd_kernel(
     V_SINK: tl.constexpr,
     V_RECENT: tl.constexpr,
     V_D: tl.constexpr,
-    V_LO: tl.constexpr,
+    V_SLICES: tl.constexpr,
     V_COLS: tl.constexpr,
     V_QUERY_ROWS: tl.constexpr,
 ):
@@ -118,12 +124,12 @@ def rewind_fwd_kernel(
     if tl.program_id(1) == 0:
         _rewind_side(
             k_codes, k_scales, k_window, k_state, target, bh, k_capacity,
-            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_LO, K_COLS, K_QUERY_ROWS,
+            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS, K_QUERY_ROWS,
         )  # fmt: skip
     else:
         _rewind_side(
             v_codes, v_scales, v_window, v_state, target, bh, v_capacity,
-            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_LO, V_COLS, V_QUERY_ROWS,
+            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS, V_QUERY_ROWS,
         )  # fmt: skip
 
 

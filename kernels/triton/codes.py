@@ -11,13 +11,20 @@ import triton
 import triton.language as tl
 
 from .casts import fma
+from .constants import F32_MAX, whole_fields
 
 # added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
 ROUND = tl.constexpr(12582912.0)
-F32_MAX = tl.constexpr(3.4028234663852886e38)
 # so does this from 0 to 2^23, and in the low byte of the float32 then is that integer
 BIAS = tl.constexpr(8388608.0)
 PAIR_BIAS = tl.constexpr(0x4B000000)
+
+
+@triton.constexpr_function
+def start_of_plane(bits):
+    """What a plane has to begin with, so that the :data:`PAIR_BIAS` of its whole fields ends in zero."""
+    bias = sum(PAIR_BIAS << (position * bits) for position in range(whole_fields(bits)))
+    return (2**31 - bias) % 2**32 - 2**31
 
 
 @triton.jit

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_portable import LOG2E
 from .casts import round_to
+from .constants import LOG2E
 from .support import on_device
 
 #: Columns of the result that a program makes.

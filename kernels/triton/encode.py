@@ -15,69 +15,27 @@ import triton
 import triton.language as tl
 
 from ..modes import rounding
-from .casts import in_order
+from .addresses import first_word, tile_channels
+from .codes import start_of_plane
 from .constants import (
+    block_groups,
     block_params,
     block_words,
     column_run,
+    field_number,
+    group_row,
     params_per_group,
-    spare_bits,
-    spare_mask,
-    start_of_plane,
-    whole_fields,
+    plane_columns,
+    plane_words,
+    slice_stride,
+    sub_range_stride,
+    sub_ranges,
 )
+from .fields import add_to_planes, add_to_some_plane
 from .quantize import quantize_set
 from .queries import query_words
-from .unpack import tile_channels
 
 CLEARLY = tl.constexpr(rounding.CLEARLY)
-
-
-@triton.jit
-def _add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
-    """Words ``planes`` (``BITS`` tensors) with a field of both halves set, see ``layout.field_bits``."""
-    WHOLE: tl.constexpr = whole_fields(BITS)
-    SPARE: tl.constexpr = spare_bits(BITS)
-    FIRST: tl.constexpr = (FIELD - WHOLE * BITS) * BITS  # place of a spread field's lowest bit among the spare ones
-    new = ()
-    for j in tl.static_range(BITS):
-        b_word = planes[j]
-        if FIELD < WHOLE * BITS:
-            if j == FIELD // WHOLE:
-                b_word = in_order(b_word + (b_codes << (FIELD % WHOLE * BITS)))
-        elif j * SPARE < FIRST + BITS and (j + 1) * SPARE > FIRST:
-            b_bits = b_codes >> (j * SPARE - FIRST) if j * SPARE > FIRST else b_codes << (FIRST - j * SPARE)
-            b_word = in_order(b_word + ((b_bits & spare_mask(BITS)) << (WHOLE * BITS)))
-        new = new + (b_word,)
-    return new
-
-
-@triton.jit
-def _add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
-    """:func:`_add_to_planes` of a field that is not known before the kernel runs."""
-    WHOLE: tl.constexpr = whole_fields(BITS)
-    SPARE: tl.constexpr = spare_bits(BITS)
-    new = ()
-    for j in tl.static_range(BITS):
-        # a multiplication by a power of two or zero, which takes the addition along
-        new = new + (in_order(planes[j] + b_codes * tl.where(field // WHOLE == j, 1 << (field % WHOLE * BITS), 0)),)
-    if SPARE > 0:  # noqa: SIM102 (known when the kernel is compiled)
-        if field >= WHOLE * BITS:
-            first = (field - WHOLE * BITS) * BITS  # place of a spread field's lowest bit among the spare ones
-            spread = ()
-            for j in tl.static_range(BITS):
-                below = j * SPARE - first
-                b_bits = (b_codes >> tl.maximum(below, 0)) << tl.maximum(-below, 0)
-                b_bits = tl.where((below < BITS) & (below > -SPARE), b_bits & spare_mask(BITS), 0)
-                spread = spread + (new[j] + (b_bits << (WHOLE * BITS)),)
-            new = spread
-    return new
-
-
-@triton.constexpr_function
-def tile_columns(is_key, block, low, cols):
-    """Columns of a block (``kernels/layout.py``), padded to a power of two."""
-    return block * low // 16 if is_key else cols * block // 256
 
 
 @triton.constexpr_function
@@ -118,10 +76,11 @@ def copy_blocks(
     IS_KEY: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
+    SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
     """Blocks of mode ``none``, token after token; see :func:`encode_blocks`."""
-    channel, real = tile_channels(IS_KEY, BLOCK, D, COLS)
+    channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
     for block in range(tl.minimum(left, NB)):
         token = block * BLOCK + tl.arange(0, BLOCK)[:, None]
         number = of_channels(source, channel[None, :], real[None, :], (1, COLS))
@@ -161,22 +120,26 @@ def _encode_group(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
-    LO: tl.constexpr,
+    SLICES: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """Write the scales of a group of slices, of all columns and sub-ranges, and add its codes to ``planes``."""
     DTYPE: tl.constexpr = p_scales.dtype.element_ty
-    SLICES: tl.constexpr = LO if IS_KEY else BLOCK // 16
-    COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
-    SUBS: tl.constexpr = 16 // SLICES
+    COLUMNS: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, D)
+    SUBS: tl.constexpr = sub_ranges(SLICES)
+    SUB: tl.constexpr = sub_range_stride(IS_KEY, SLICES)
+    SLICE: tl.constexpr = slice_stride(IS_KEY, SLICES)
     # two tokens of a column share what `of_channels` gives
     TOGETHER: tl.constexpr = min(SUBS, 2) if IS_KEY else 1
     WIDTH: tl.constexpr = NB * PADDED
     column, block = _columns(IS_KEY, NB, PADDED)
     real = (column < COLUMNS) & (block < left)
-    # every column is there in most formats, and a load without a mask costs less
-    present = None if COLUMNS == PADDED else column < COLUMNS
-    there = None if COLUMNS == PADDED else present[:, None]
+    # without padding, as in most formats, there is no mask: a load without one costs less
+    present = None
+    there = None
+    if COLUMNS != PADDED:
+        present = column < COLUMNS
+        there = present[:, None]
     pair = tl.arange(0, 8)
     # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
     b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
@@ -188,14 +151,14 @@ def _encode_group(
         least = tl.reshape(tl.broadcast_to(least[:, None], (NB, PADDED)), (WIDTH,))
     known = None
     if USES_QUERIES:
-        channel0 = hi * (16 * LO) + group * GROUP
+        channel0 = hi * (16 * SLICES) + group * GROUP
         known = query_words(queries, channel0, WIDTH, GROUP, D)
     for sub in tl.static_range(0, SUBS, TOGETHER):
         tiles = ()
         for i in tl.static_range(GROUP // 16):
             lane0 = (group * (GROUP // 16) + i) * 16
             if IS_KEY:
-                b_channel = hi * (16 * LO) + lane0 + b_lane
+                b_channel = hi * (16 * SLICES) + lane0 + b_lane
                 numbers = of_channels(source, b_channel, None, (WIDTH, 2, 8))
             for t in tl.static_range(TOGETHER):
                 place = (sub + t) * COLUMNS + column
@@ -221,18 +184,18 @@ def _encode_group(
             set_codes, b_scale, b_zero = quantize_set(own, b_anchor, known, ENCODER, BITS, DTYPE)
             for i in tl.static_range(GROUP // 16):
                 if IS_KEY:
-                    field = (sub + t) * SLICES + group * (GROUP // 16) + i
-                    planes = _add_to_some_plane(planes, set_codes[i], field, BITS)
+                    field = (sub + t) * SUB + (group * (GROUP // 16) + i) * SLICE
+                    planes = add_to_some_plane(planes, set_codes[i], field, BITS)
                 else:
-                    # an expression, and no name for it: that would be a number of the kernel's run time
-                    planes = _add_to_planes(planes, set_codes[i], (group * (GROUP // 16) + i) * SUBS + sub + t, BITS)
-            if IS_KEY:
-                p_scale = p_scales + ((hi * (16 * LO // GROUP) + group) * BLOCK + (sub + t) * COLUMNS + column)
-            else:
-                p_scale = p_scales + (group * D + (sub + t) * COLUMNS + column)
+                    # an expression, and no name for it: Triton would make a number of the kernel's run time of that
+                    planes = add_to_planes(
+                        planes, set_codes[i], field_number(IS_KEY, SLICES, sub + t, group * (GROUP // 16) + i), BITS
+                    )
+            row = (hi * (16 * SLICES // GROUP) + group) * group_row(IS_KEY, BLOCK, D)
+            p_scale = p_scales + (row + (sub + t) * COLUMNS + column)
             tl.store(p_scale, b_scale.to(DTYPE), mask=real)
             if params_per_group(HAS_ZERO, DTYPE) == 2:
-                tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
+                tl.store(p_scale + block_groups(GROUP, BLOCK, D), b_zero.to(DTYPE), mask=real)
     return planes
 
 
@@ -257,7 +220,7 @@ def encode_blocks(
     SINK: tl.constexpr,
     RECENT: tl.constexpr,
     D: tl.constexpr,
-    LO: tl.constexpr,
+    SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
     """Write blocks to ``codes`` and ``scales``, pointers to the first word and the first scale of the first one.
@@ -273,12 +236,10 @@ def encode_blocks(
         ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES: of the mode, see ``support.mode_constants``.
     """
     DTYPE: tl.constexpr = scales.dtype.element_ty
-    PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
-    SLICES: tl.constexpr = LO if IS_KEY else BLOCK // 16
-    COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
-    HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
-    START: tl.constexpr = start_of_plane(BITS)
-    RUN: tl.constexpr = column_run(COLUMNS)
+    PADDED: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, COLS)
+    COLUMNS: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, D)
+    HI: tl.constexpr = D // (16 * SLICES) if IS_KEY else 1
+    PLANE: tl.constexpr = plane_words(COLUMNS)
     column, block = _columns(IS_KEY, NB, PADDED)
     real = (column < COLUMNS) & (block < left)
     pair = tl.arange(0, 8)
@@ -287,21 +248,21 @@ def encode_blocks(
     for hi in range(HI):
         planes = ()
         for _ in tl.static_range(BITS):
-            planes = planes + (tl.full((NB * PADDED, 8), START, tl.int32),)
+            planes = planes + (tl.full((NB * PADDED, 8), start_of_plane(BITS), tl.int32),)
         # code that the instruction cache cannot hold is slow: that of one group of keys is as much as it takes
         if IS_KEY:
             for group in range(SLICES * 16 // GROUP):
                 planes = _encode_group(
                     load, of_channels, source, queries, p_scales, left, hi, group, planes,
-                    NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, LO, PADDED,
+                    NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, SLICES, PADDED,
                 )  # fmt: skip
         else:
             for group in tl.static_range(SLICES * 16 // GROUP):
                 planes = _encode_group(
                     load, of_channels, source, queries, p_scales, left, hi, group, planes,
-                    NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, LO, PADDED,
+                    NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, SLICES, PADDED,
                 )  # fmt: skip
-        p_word = p_codes + (hi * (BITS * COLUMNS * 8) + column // RUN * (RUN * 8) + column % RUN)
-        p_word = p_word[:, None] + pair[None, :] * RUN
+        p_word = p_codes + (hi * (BITS * PLANE) + first_word(column, COLUMNS))
+        p_word = p_word[:, None] + pair[None, :] * column_run(COLUMNS)
         for j in tl.static_range(BITS):
-            tl.store(p_word + j * (COLUMNS * 8), planes[j], mask=real[:, None])
+            tl.store(p_word + j * PLANE, planes[j], mask=real[:, None])

@@ -4,7 +4,7 @@ What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU bu
 falls due in a decode step, which somebody waits for. There a thread has whole groups, one after the other; here two
 threads share a group, and the fields of a word, which lie in different threads then, are added up across them. Threads
 that exchange much have to be those of one warp: through shared memory, with its barriers, it took most of the time
-(``docs/kernels.md``). The order of rows and the shapes of tiles are chosen for that.
+(``docs/lab/encoding-kernels.md``). The order of rows and the shapes of tiles are chosen for that.
 """
 
 # ruff: noqa: RUF005
@@ -15,8 +15,21 @@ import triton
 import triton.language as tl
 
 from ..formats import CacheFormat
-from .constants import column_run, params_per_group, spare_bits, spare_mask, start_of_plane, whole_fields
-from .encode import least_tokens, tile_columns
+from .addresses import first_word
+from .codes import start_of_plane
+from .constants import (
+    block_groups,
+    column_run,
+    group_row,
+    params_per_group,
+    plane_columns,
+    plane_words,
+    slice_stride,
+    sub_range_stride,
+    sub_ranges,
+)
+from .encode import least_tokens
+from .fields import field_in_plane
 from .quantize import quantize_set
 from .queries import query_words
 from .support import next_power_of_2, side_constants
@@ -29,10 +42,10 @@ next_power_of_2_of = triton.constexpr_function(next_power_of_2)
 
 
 @triton.constexpr_function
-def padded_rows(is_key, group, block, low, cols, head_dim):
+def padded_rows(is_key, group, block, slices, cols, head_dim):
     """The groups of a block, padded to powers of two in each of the parts that :func:`encode_block` sees them in."""
-    high = 1 << (head_dim // (16 * low) - 1).bit_length() if is_key else 1
-    return high * 256 // group * tile_columns(is_key, block, low, cols)
+    high = 1 << (head_dim // (16 * slices) - 1).bit_length() if is_key else 1
+    return high * (16 * slices // group) * sub_ranges(slices) * plane_columns(is_key, slices, block, cols)
 
 
 def warps_for(fmt: CacheFormat, head_dim: int) -> int:
@@ -40,26 +53,8 @@ def warps_for(fmt: CacheFormat, head_dim: int) -> int:
     if not fmt.quantized:
         return min(MOST_WARPS, max(1, next_power_of_2(fmt.block * head_dim) // 1024))
     side = side_constants(fmt, head_dim)
-    rows = padded_rows(fmt.is_key, fmt.group_size, fmt.block, side["LO"], side["COLS"], head_dim)
+    rows = padded_rows(fmt.is_key, fmt.group_size, fmt.block, side["SLICES"], side["COLS"], head_dim)
     return min(MOST_WARPS, max(1, rows // 16))
-
-
-@triton.jit
-def _field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
-    """What ``b_codes`` (``both_halves``) of fields ``field [rows]`` add to a plane's words, ``layout.field_bits``."""
-    WHOLE: tl.constexpr = whole_fields(BITS)
-    SPARE: tl.constexpr = spare_bits(BITS)
-    shift = tl.where(field // WHOLE == PLANE, field % WHOLE * BITS, 0)
-    b_word = tl.where((field // WHOLE == PLANE)[:, None], b_codes << shift[:, None], 0)
-    if SPARE > 0:
-        # how far below the plane's spare bits a spread field begins, below zero where it begins among them
-        below = PLANE * SPARE - (field - WHOLE * BITS) * BITS
-        meets = (field >= WHOLE * BITS) & (below < BITS) & (below > -SPARE)
-        below = tl.where(meets, below, 0)
-        b_bits = (b_codes >> tl.maximum(below, 0)[:, None]) << tl.maximum(-below, 0)[:, None]
-        b_bits = (b_bits & spare_mask(BITS)) << (WHOLE * BITS)
-        b_word += tl.where(meets[:, None], b_bits, 0)
-    return b_word
 
 
 @triton.jit
@@ -110,7 +105,7 @@ def encode_block(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
-    LO: tl.constexpr,
+    SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
     """Write a block to ``codes`` and ``scales``, pointers to its first word and first scale.
@@ -118,15 +113,16 @@ def encode_block(
     The other arguments are those of ``encode.encode_blocks``.
     """
     DTYPE: tl.constexpr = scales.dtype.element_ty
-    PADDED: tl.constexpr = tile_columns(IS_KEY, BLOCK, LO, COLS)
-    ROWS: tl.constexpr = padded_rows(IS_KEY, GROUP, BLOCK, LO, COLS, D)
-    SLICES: tl.constexpr = LO if IS_KEY else BLOCK // 16
-    SUBS: tl.constexpr = 16 // SLICES
+    PADDED: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, COLS)
+    ROWS: tl.constexpr = padded_rows(IS_KEY, GROUP, BLOCK, SLICES, COLS, D)
+    SUBS: tl.constexpr = sub_ranges(SLICES)
+    SUB: tl.constexpr = sub_range_stride(IS_KEY, SLICES)
+    SLICE: tl.constexpr = slice_stride(IS_KEY, SLICES)
     GROUPS: tl.constexpr = SLICES * 16 // GROUP
     HIGH: tl.constexpr = ROWS // (GROUPS * SUBS * PADDED)
-    COLUMNS: tl.constexpr = PADDED if IS_KEY else D * SLICES // 16
-    HI: tl.constexpr = D // (16 * LO) if IS_KEY else 1
-    RUN: tl.constexpr = column_run(COLUMNS)
+    COLUMNS: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, D)
+    PLANE: tl.constexpr = plane_words(COLUMNS)
+    HI: tl.constexpr = D // (16 * SLICES) if IS_KEY else 1
     # [slice_hi, columns, sub-ranges, groups of a slice_hi]: the fields of a word lie in neighbouring threads
     row = tl.arange(0, ROWS)
     group = row % GROUPS
@@ -134,14 +130,18 @@ def encode_block(
     column = row // (GROUPS * SUBS) % PADDED
     hi = tl.minimum(row // (PADDED * SUBS * GROUPS), HI - 1)  # slices that are not there are read as the last one
     place = sub * COLUMNS + column  # tokens of keys, channels of values
-    present = None if COLUMNS == PADDED else column < COLUMNS
-    there = None if COLUMNS == PADDED else present[:, None]
+    # without padding, as in most formats, there is no mask: a load without one costs less
+    present = None
+    there = None
+    if COLUMNS != PADDED:
+        present = column < COLUMNS
+        there = present[:, None]
     pair = tl.arange(0, 8)
     lane = tl.arange(0, 16)[None, :]  # 16 bytes a load, and neighbouring threads have the halves of a slice
     tiles = ()
     for i in tl.static_range(GROUP // 16):
         if IS_KEY:
-            channel = (hi * (16 * LO) + group * GROUP + i * 16)[:, None] + lane
+            channel = (hi * (16 * SLICES) + group * GROUP + i * 16)[:, None] + lane
             numbers = of_channels(source, channel, None, (ROWS, 16))
             b_x = load(source, numbers, place[:, None], channel, None)
             b_first, b_second = tl.split(tl.reshape(b_x, (ROWS, 8, 2)))
@@ -160,24 +160,23 @@ def encode_block(
         b_anchor = load(source, numbers, group * GROUP + least, place, present).to(tl.float32)
     known = None
     if USES_QUERIES:
-        channel = (hi * (16 * LO) + group * GROUP)[:, None]
+        channel = (hi * (16 * SLICES) + group * GROUP)[:, None]
         known = query_words(queries, channel, ROWS, GROUP, D)
     set_codes, b_scale, b_zero = quantize_set(tiles, b_anchor, known, ENCODER, BITS, DTYPE)
 
     real = row // (PADDED * SUBS * GROUPS) < HI
     if present is not None:
         real = real & present
-    p_scale = scales + (hi * (16 * LO // GROUP) + group) * BLOCK + place if IS_KEY else scales + group * D + place
+    p_scale = scales + (hi * (16 * SLICES // GROUP) + group) * group_row(IS_KEY, BLOCK, D) + place
     tl.store(p_scale, b_scale.to(DTYPE), mask=real)
     if params_per_group(HAS_ZERO, DTYPE) == 2:
-        tl.store(p_scale + BLOCK * D // GROUP, b_zero.to(DTYPE), mask=real)
+        tl.store(p_scale + block_groups(GROUP, BLOCK, D), b_zero.to(DTYPE), mask=real)
     planes = ()
     for j in tl.static_range(BITS):
         b_word = tl.zeros((ROWS, 8), tl.int32)
         for i in tl.static_range(GROUP // 16):
-            slice_lo = group * (GROUP // 16) + i
-            field = sub * SLICES + slice_lo if IS_KEY else slice_lo * SUBS + sub
-            b_word += _field_in_plane(set_codes[i], field, j, BITS)
+            field = sub * SUB + (group * (GROUP // 16) + i) * SLICE
+            b_word += field_in_plane(set_codes[i], field, j, BITS)
         planes = planes + (tl.reshape(b_word, (HIGH, PADDED, GROUPS * SUBS, 8)),)
     PLANES: tl.constexpr = next_power_of_2_of(BITS)
     b_words = tl.reshape(_side_by_side(planes, BITS), (HIGH, PADDED, GROUPS * SUBS, 8, PLANES))
@@ -185,6 +184,6 @@ def encode_block(
     high = tl.arange(0, HIGH)[:, None, None, None]
     column = tl.arange(0, PADDED)[None, :, None, None]
     plane = _plane(PLANES)[None, None, None, :]
-    p_word = codes + high * (BITS * COLUMNS * 8) + plane * (COLUMNS * 8)
-    p_word += column // RUN * (RUN * 8) + column % RUN + pair[None, None, :, None] * RUN
+    p_word = codes + high * (BITS * PLANE) + plane * PLANE
+    p_word += first_word(column, COLUMNS) + pair[None, None, :, None] * column_run(COLUMNS)
     tl.store(p_word, b_words, mask=(high < HI) & (column < COLUMNS) & (plane < BITS))

@@ -13,14 +13,13 @@ import triton.language as tl
 
 from .. import reference
 from ..pairs import Pairs
+from .constants import F32_MAX, F32_TINY
 from .support import next_power_of_2, on_device
 
 #: Tokens of a tile, and of the part that one program reads: short, for loads of a program wait for one another.
 TILE, PART = 64, 128
 #: Parts that are put together at a time.
 PARTS = tl.constexpr(16)
-F32_MAX = tl.constexpr(3.4028234663852886e38)
-F32_TINY = tl.constexpr(1.1754943508222875e-38)
 
 
 @triton.jit

@@ -7,7 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .codes import F32_MAX, clamp, max_nan, min_nan
+from .codes import clamp, max_nan, min_nan
+from .constants import F32_MAX
 
 
 @triton.jit

@@ -69,15 +69,12 @@ def next_power_of_2(n: int) -> int:
 def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[str, object]:
     """A format as the compile-time constants of a kernel, their names led by ``prefix``.
 
-    ``BITS`` is 0 where there are no codes. ``LO`` is the number of 16-channel slices that share a word (keys only),
-    ``COLS`` the power-of-two width of a tile of all channels, see ``unpack.tile_channels``.
+    ``BITS`` is 0 where there are no codes. ``SLICES`` is the number of slices of 16 lanes that share a word, ``COLS``
+    the power-of-two width of a tile of all channels, see ``addresses.tile_channels``.
     """
-    low = layout.key_slices(head_dim)[1]
-    if fmt.is_key:
-        columns = next_power_of_2(head_dim)
-    else:
-        subs = 16 // (fmt.block // 16)
-        columns = subs * next_power_of_2(head_dim // subs)
+    slices = layout.word_slices(fmt, head_dim)
+    parts = 1 if fmt.is_key else layout.sub_ranges(slices)
+    columns = parts * next_power_of_2(head_dim // parts)
     constants = {
         "IS_KEY": fmt.is_key,
         "HAS_ZERO": fmt.has_zero,
@@ -87,7 +84,7 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
         "SINK": fmt.sink,
         "RECENT": fmt.recent,
         "D": head_dim,
-        "LO": low,
+        "SLICES": slices,
         "COLS": columns,
         "QUERY_ROWS": fmt.window_rows - fmt.window,
     }

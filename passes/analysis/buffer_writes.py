@@ -1,10 +1,10 @@
-"""Writes in place to a preallocated cache: which they are, and where the first token of each goes.
+"""Finds the in-place writes to a preallocated buffer, and the position of the first token of each.
 
     buffer.index_copy_(2, at, k)                 at: a tensor of positions
-    buffer[:, :, past : past + n] = k            past: a number, maybe a symbol
+    buffer[:, :, past : past + n] = k            past: an int or a symbolic int
     buffer.narrow(2, past, n).copy_(k)
 
-Only whole tokens that follow one another count as understood; anything else raises :class:`NoBuffer`.
+Writes of whole, consecutive tokens are supported; anything else raises :class:`NoBuffer`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..graph.values import Sizes, example_or_none, same_size, same_sizes, shape,
 
 
 class NoBuffer(Exception):
-    """Why a buffer is not understood."""
+    """Raised for a buffer whose writes or reads are not supported. The message is the reason."""
 
 
 class BufferWrite(NamedTuple):
-    """A write: the node that makes it, the index that it writes to, what is written."""
+    """A write to a buffer: the node, the index that it writes to, and the new tokens."""
 
     node: Node
     index: Any
@@ -33,7 +33,7 @@ class BufferWrite(NamedTuple):
 
 
 def is_preallocated(node: Node) -> bool:
-    """Whether a placeholder is an ``InnerQBuffer``: a buffer that holds its tokens quantized."""
+    """Whether a placeholder is an ``InnerQBuffer``, a preallocated buffer that is quantized."""
     return hasattr(example_or_none(node), "_offset")
 
 
@@ -41,7 +41,7 @@ def buffer_writes(buffer: Node, changes: Writes) -> list[BufferWrite]:
     """The writes to a buffer.
 
     Raises:
-        NoBuffer: where the buffer is changed in any other way, be it through a view.
+        NoBuffer: if the buffer is changed in any other way, directly or through a view.
     """
     found = [write for user in buffer.users for write in _writes_through(user, buffer)]
     known = {write.node for write in found}
@@ -54,7 +54,7 @@ def buffer_writes(buffer: Node, changes: Writes) -> list[BufferWrite]:
 
 
 def _writes_through(user: Node, buffer: Node) -> list[BufferWrite]:
-    """The writes to a buffer that are its ``user``, or go through it."""
+    """The writes to a buffer that ``user`` makes, or that are made through the view ``user``."""
     call = read(user)
     if call is None or call.source() is not buffer:
         return []
@@ -76,7 +76,7 @@ def _writes_through(user: Node, buffer: Node) -> list[BufferWrite]:
 
 
 def _written_index(call: Call) -> Any:
-    """The index that a call in place writes to, None where it is not one of the usual writes."""
+    """The index that an in-place call writes to; None for a call that is not supported."""
     if call.name == "index_copy" and isinstance(call["dim"], int):
         return _along(call["dim"], call["index"])
     if call.name == "index_put" and call["accumulate"] is False and isinstance(call["indices"], (list, tuple)):
@@ -85,19 +85,22 @@ def _written_index(call: Call) -> Any:
 
 
 def _along(dim: int, item: Any) -> tuple[Any, ...]:
-    """An index of four dimensions that takes all of them whole but one."""
+    """An index into four dimensions that selects ``item`` in ``dim`` and everything in the others."""
     return tuple(item if d == dim % 4 else slice(None) for d in range(4))
 
 
 def _check_views(buffer: Node, writes: list[BufferWrite], order: dict[Node, int]) -> None:
-    """A view of a quantized buffer is computed where it is made: what is written to the buffer later is not in it."""
+    """Check that no view of a quantized buffer is created before a write and read after it.
+
+    Such a view is dequantized where it is created, so it does not show later writes.
+    """
     for view in possible_views(buffer):
         if view is buffer:
             continue
         last = max((order[user] for user in view.users if not is_query(user)), default=-1)
         for write, _, _ in writes:
             if write not in view.users and write is not view and order[view] < order[write] < last:
-                raise NoBuffer("a view of it is made before it is written, and read after")
+                raise NoBuffer("a view of it is created before a write and read after it")
 
 
 # --- positions ------------------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ def _check_views(buffer: Node, writes: list[BufferWrite], order: dict[Node, int]
 
 @dataclasses.dataclass(frozen=True)
 class Narrow:
-    """``length`` tokens from ``start`` on."""
+    """An index that selects ``length`` tokens from ``start`` on."""
 
     start: Any
     length: Any
@@ -113,17 +116,17 @@ class Narrow:
 
 @dataclasses.dataclass(frozen=True)
 class IndexTensor:
-    """Positions of a write that a tensor holds."""
+    """The positions of a write, held in a tensor."""
 
     node: Node
 
     def consecutive(self) -> bool:
-        """Whether the positions are known to follow one another."""
+        """Whether the positions are known to be consecutive."""
         return same_sizes(sizes_of(self.node), (1,)) or _is_arange_plus(self.node)
 
 
 def _is_arange_plus(node: Node) -> bool:
-    """Whether a node is a range of numbers that follow one another, or one plus a single number."""
+    """Whether a node computes consecutive integers: an arange with step 1, plus at most single numbers."""
     call = read(node)
     if call is None or call.in_place:
         return False
@@ -139,10 +142,19 @@ def _is_arange_plus(node: Node) -> bool:
 
 
 def write_position(index: Any, dims: tuple[int, ...], sizes: Sizes, new: Any) -> Any:
-    """Where the first token of ``new`` is written: a number, a SymInt's node, or an :class:`IndexTensor`.
+    """The position at which the first token of ``new`` is written.
+
+    Args:
+        index: the index that is written to.
+        dims: the dimensions of the buffer that are batch, head, token and channel.
+        sizes: the shape of the buffer.
+        new: the tokens that are written.
+
+    Returns:
+        An int, the node of a symbolic int, or an :class:`IndexTensor`.
 
     Raises:
-        NoBuffer: where something else than whole tokens that follow one another is written.
+        NoBuffer: if anything but whole, consecutive tokens is written.
     """
     index = index if isinstance(index, tuple) else (index,)
     if any(item is None or item is ... for item in index):
@@ -158,16 +170,16 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: Sizes, new: Any) ->
             raise NoBuffer("the buffer is written in part, along another dimension than the tokens")
     written = shape(new)
     if written is None or len(written) != 4:
-        raise NoBuffer("what is written to the buffer is not a tensor of four dimensions")
+        raise NoBuffer("the value written to the buffer is not a tensor of four dimensions")
     position, count = _token_range(index[token], sizes[token])
     for have, want in zip(written, (*sizes[:token], count, *sizes[token + 1 :]), strict=True):
         if same_sizes((have,), (1,)) and not same_sizes((want,), (1,)):
-            raise NoBuffer("what is written to the buffer is repeated to fill what it is written to")
+            raise NoBuffer("the value written to the buffer is broadcast")
     return position
 
 
 def _token_range(item: Any, size: Any) -> tuple[Any, Any]:
-    """Where the tokens of an index begin, and how many they are."""
+    """The first token that an index selects, and the number of tokens."""
     if isinstance(item, Narrow):
         start, count = item.start, value_of(item.length)
     elif isinstance(item, slice):
@@ -176,27 +188,27 @@ def _token_range(item: Any, size: Any) -> tuple[Any, Any]:
         start = 0 if item.start is None else item.start
         count = (size if item.stop is None else value_of(item.stop)) - value_of(start)
         if isinstance(item.stop, int) and item.stop < 0:
-            raise NoBuffer("the buffer is written at a place that is counted from its end")
+            raise NoBuffer("the buffer is written at a position counted from its end")
     elif isinstance(item, Node) and (positions := tensor_of(item)) is not None:
         if positions.dim() != 1 or positions.dtype == torch.bool:
-            raise NoBuffer("the buffer is written at an index that is not a list of positions")
+            raise NoBuffer("the buffer is written at an index tensor that is not a vector of integers")
         return IndexTensor(item), sizes_of(item)[0]
     else:
         raise NoBuffer("the buffer is written at an index that is neither a slice nor a tensor")
     if _is_negative(value_of(start)):
-        raise NoBuffer("the buffer is written at a place that is counted from its end")
+        raise NoBuffer("the buffer is written at a position counted from its end")
     return start, count
 
 
 def _is_negative(number: Any) -> bool:
-    """Whether a number is below 0 in this call; Dynamo guards on the sign of what it slices by."""
+    """Whether a number is negative. Dynamo has guarded on the sign of slice bounds, so the hint is enough."""
     if isinstance(number, torch.SymInt):
         return number.node.has_hint() and number.node.hint < 0
     return isinstance(number, int) and number < 0
 
 
 def same_position(a: Any, b: Any) -> bool:
-    """Whether two writes begin at the same place."""
+    """Whether two positions are known to be equal."""
     if a is b:
         return True
     return tensor_of(a) is None and tensor_of(b) is None and same_size(value_of(a), value_of(b))

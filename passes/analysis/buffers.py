@@ -1,10 +1,9 @@
-"""Recognize a cache that is a preallocated buffer, written in place. Changes nothing.
+"""Recognizes keys or values that are read from a preallocated buffer, which the graph writes in place.
 
     buffer.index_copy_(2, arange(n) + past, k)         buffer[:, :, past : past + n] = k
     attention(q, buffer, ..., mask)                    attention(q, buffer[:, :, : past + n], ...)
 
-The buffer belongs to the user and stays as it is. What is found here lets `rewrite_decode` read from a quantized
-*shadow* of it: the tokens before the write (`position`), and those that are written.
+`rewrite_buffer` uses the result to let the attention read a quantized shadow of the buffer.
 """
 
 from __future__ import annotations
@@ -21,20 +20,25 @@ from ..graph.reading import Call, is_query, kinds, op_name, read, source_of, wri
 from ..graph.values import same_size, same_sizes, shape, sizes_of, tensor_of, value_of
 from .buffer_writes import IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
 
-#: More new tokens than this attend to the buffer itself, exactly.
+#: If a graph writes more tokens than this, as a prefill does, its attention reads the dense buffer.
 MAX_QUERY_TOKENS = 16
-#: What no view of an input is.
+#: Operations whose result is not a view.
 _COMPUTED = ("linear", "addmm", "matmul", "bmm", "einsum", "add", "mul")
 
-#: For each of batch, head, token and channel, which dimension of a tensor it is.
+#: The dimensions of a tensor that are batch, head, token and channel.
 Dims = tuple[int, int, int, int]
 
 
 def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None:
-    """The buffer that ``node``, keys or values with tokens along ``tokens_dim``, reads; None where there is none.
+    """The buffer that keys or values are read from, and how the graph writes it; None if there is no buffer.
+
+    Args:
+        node: the keys or values.
+        tokens_dim: the dimension of ``node`` that counts tokens, 2 or 1.
+        changes: the in-place writes of the graph.
 
     Raises:
-        NoBuffer: where there is one, in a form that is not understood.
+        NoBuffer: if there is a buffer, but it is written or read in a way that is not supported.
     """
     buffer, dims, end = _read(node, tokens_dim)
     if buffer is None:
@@ -54,20 +58,22 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
     position = write_position(index, dims, sizes_of(buffer), new)
     count = sizes_of(new)[dims[2]]
     if not isinstance(count, int) or (count > MAX_QUERY_TOKENS and not is_preallocated(buffer)):
-        raise NoBuffer("many tokens are written at once: their attention is computed on the buffer itself")
+        raise NoBuffer(
+            f"more than {MAX_QUERY_TOKENS} tokens are written at once, as in a prefill, whose attention stays exact"
+        )
     consecutive = True
     if isinstance(position, IndexTensor):
         position, consecutive = position.node, position.consecutive()
         if _changes_before(position, changes):
-            raise NoBuffer("what the position of the write is computed from is changed in place before")
+            raise NoBuffer("a tensor that the position of the write depends on is changed in place before")
     whole = end is None
     if not whole and not _is_end(end, position, count):
-        raise NoBuffer("the attention reads the buffer up to another place than the end of what was written")
+        raise NoBuffer("the attention does not read the buffer up to the last token written")
     return BufferUse(buffer, dims, new, write, position, count, whole, consecutive)
 
 
 def is_written(node: Node) -> bool:
-    """Whether the storage behind ``node`` is changed in place, as far as views of it can be followed back."""
+    """Whether ``node``, or a tensor that it is a view of, is written in place."""
     current: Node | None = node
     while current is not None:
         if writes_to(current) or written(current):
@@ -78,7 +84,11 @@ def is_written(node: Node) -> bool:
 
 
 def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
-    """The buffer behind a chain of transpositions, slices and its own write; its dimensions, the end of the slice."""
+    """Follow ``node`` back through transposes, a slice and the write to the buffer.
+
+    Returns:
+        The buffer or None, its dimensions, and the end of the slice or None.
+    """
     dims, end = (0, 3 - tokens_dim, tokens_dim, 3), None
     nothing = None, dims, None
     while True:
@@ -97,7 +107,7 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
                 return nothing
             batch, heads, tokens, channels = (order[dim] for dim in dims)
             dims = batch, heads, tokens, channels
-        elif call.name == "getitem" and end is None and _of_input(node):  # else a part of what is computed here
+        elif call.name == "getitem" and end is None and _of_input(node):  # not a slice of a tensor computed here
             end = _slice_end(call, source, dims)
         else:
             return nothing
@@ -105,7 +115,7 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
 
 
 def _may_be_buffer(node: Node) -> bool:
-    """Whether an input is a tensor of four dimensions that is dense, or a quantized buffer."""
+    """Whether a node is an input of four dimensions that is dense or a quantized buffer, not a growing cache."""
     value = tensor_of(node)
     if node.op != "placeholder" or value is None or value.dim() != 4 or not value.is_floating_point():
         return False
@@ -126,7 +136,11 @@ def _of_input(node: Node) -> bool:
 
 
 def _slice_end(call: Call, source: Node, dims: Dims) -> Any:
-    """``e`` of ``x[:, :, :e]``, where every other dimension is taken whole; None where all are."""
+    """The end ``e`` of a slice ``x[:, :, :e]`` along the tokens; None if it selects everything.
+
+    Raises:
+        NoBuffer: if another dimension is sliced, or the slice does not begin at 0.
+    """
     index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
     if any(not isinstance(item, slice) for item in index):
         raise NoBuffer("the buffer is read through an index that is not a slice")
@@ -156,6 +170,7 @@ def _changes_before(node: Node, changes: Writes) -> bool:
 
 
 def _is_end(end: Any, position: Any, count: int) -> bool:
+    """Whether ``end`` is known to be ``position + count``."""
     if tensor_of(position) is not None:
         return False
     return same_size(value_of(end), value_of(position) + count)

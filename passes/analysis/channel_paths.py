@@ -1,13 +1,13 @@
-"""Which channels of a projection reach which channels of the query (or key) that is made of it.
+"""Finds which channels of a projection each channel of the query (or key) is computed from.
 
-    q = linear(x).view(B, N, H, D)         the source: every element of q' is a sum of elements of it, each times
-    q = q.transpose(1, 2)                  something that does not depend on it. Element (b, h, n, c) of q' takes
-    q' = q * cos + rotate_half(q) * sin    channels c and c + D/2 of (b, h, n): the pairs are those of a rotate-half
+    q = linear(x).view(B, N, H, D)         the source: every element of q' is a sum of elements of it, each times a
+    q = q.transpose(1, 2)                  factor that is independent of it. Element (b, h, n, c) of q' depends on
+    q' = q * cos + rotate_half(q) * sin    channels c and c + D/2 of (b, h, n): the pairs of rotate_half
 
-The rotary embedding is recognized by what it does and not by how it is spelled: from the result back, indices are
-followed through every operation that moves elements, scales them by something else or adds them up. So whatever factor
-the channels of a pair share can be multiplied into the source in place of the result. Nothing is assumed of an
-operation that is not known here.
+The rotary embedding is recognized by what it computes, independent of its spelling: element indices are followed from
+the result back through all operations that move elements, multiply them by other tensors or add them. A factor that
+both channels of each pair share can then be applied to the source instead of the result. The search gives up at any
+operation that is not supported here.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from ..graph.reading import Call, is_query, kinds, read
 from ..graph.values import dtype_of, example_or_none, tensor_of, value_of
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64)
-#: Operations of the way back that are looked at, at most.
+#: The search for sources stops after this many nodes.
 _MAX_NODES = 300
 
 
 class _NotLinear(Exception):
-    """Something on the way is not understood, or does not move channels alone."""
+    """An operation is not supported, or does more than move, scale and add channels."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChannelPath:
-    """Where a factor of the channels of a query or key can stand.
+    """A node from which a query or key is computed linearly, so that a factor for each channel can be applied to it.
 
     Attributes:
         source: the node, of four dimensions.
-        order: which dimensions of the source are batch, heads, tokens and channels.
-        partners: for each channel the other one that a result takes with it, or itself.
+        order: the dimensions of the source that are batch, heads, tokens and channels.
+        partners: for each channel, the other channel that it is mixed with; the channel itself if it is not mixed.
     """
 
     source: Node
@@ -51,39 +51,46 @@ class ChannelPath:
 
 
 def find_path(target: Node, readers: set[Node] | None, changes: Writes) -> ChannelPath | None:
-    """The earliest place for a factor of the channels of ``target [B, H, N, D]``, or None where it is the target.
+    """The earliest node to which a factor for the channels of a query or key can be applied.
 
     Args:
-        readers: the only nodes that may see the factor; None where nothing will be changed.
-        changes: of the graph.
+        target: the query or key ``[B, H, N, D]``.
+        readers: the nodes that read ``target`` and may see the factor; None if nothing will be changed, so that other
+            readers do not matter.
+        changes: the in-place writes of the graph.
+
+    Returns:
+        None if there is no node before ``target`` itself.
     """
-    behind = _behind(target)
-    sources = [node for node in behind if node is not target and _rank(node) == 4 and node in changes.order]
+    ancestors = _linear_ancestors(target)
+    sources = [node for node in ancestors if node is not target and _rank(node) == 4 and node in changes.order]
     for source in sorted(sources, key=changes.order.__getitem__):
-        between = _between(source, target, behind)
+        between = _between(source, target, ancestors)
         if target not in between or (
             readers is not None and not _is_private(source, target, between, readers, changes)
         ):
             continue
-        found = [_trace(source, target, between, first) for first in (2, 5)]  # whatever the sizes that are symbols
+        # symbolic sizes are replaced by numbers; the result must not depend on the choice of these
+        found = [_trace(source, target, between, first) for first in (2, 5)]
         if found[0] is not None and found[0] == found[1]:
             return ChannelPath(source, *found[0])
     return None
 
 
 def _linear(node: Node) -> Call | None:
-    """What a node calls, if each element of its result is a sum of elements of an operand."""
+    """The call of a node of `Kind.LINEAR`; None for any other node."""
     call = read(node)
     return call if call is not None and not call.in_place and call.kinds & Kind.LINEAR else None
 
 
 def _rank(node: Node) -> int | None:
+    """The number of dimensions of a floating-point or complex tensor; None for any other node."""
     value = tensor_of(node)
     return value.dim() if value is not None and value.dtype in _DTYPES else None
 
 
-def _behind(target: Node) -> set[Node]:
-    """``target`` and what it is computed from by operations that are linear in one of their operands."""
+def _linear_ancestors(target: Node) -> set[Node]:
+    """``target`` and the nodes that it is computed from by operations of `Kind.LINEAR`."""
     found, pending = {target}, [target]
     while pending and len(found) < _MAX_NODES:
         node = pending.pop()
@@ -96,12 +103,12 @@ def _behind(target: Node) -> set[Node]:
     return found
 
 
-def _between(source: Node, target: Node, behind: set[Node]) -> set[Node]:
-    """``source`` and everything on the ways from it to ``target``."""
+def _between(source: Node, target: Node, ancestors: set[Node]) -> set[Node]:
+    """All nodes of ``ancestors`` on paths from ``source`` to ``target``, both included; empty if there is no path."""
     after, pending = {source}, [source]
     while pending:
         for user in pending.pop().users:
-            if user in behind and user not in after and kinds(user) & Kind.LINEAR:
+            if user in ancestors and user not in after and kinds(user) & Kind.LINEAR:
                 after.add(user)
                 pending.append(user)
     if target not in after:
@@ -116,7 +123,7 @@ def _between(source: Node, target: Node, behind: set[Node]) -> set[Node]:
 
 
 def _is_private(source: Node, target: Node, between: set[Node], readers: set[Node], changes: Writes) -> bool:
-    """Whether a change of the source reaches the readers of the target only, and nothing is written on the way."""
+    """Whether a change of ``source`` affects only ``readers`` of ``target``, and no in-place write comes between."""
     for node in between:
         allowed = between | readers if node is target else between
         if any(user not in allowed and not is_query(user) for user in node.users):
@@ -130,7 +137,7 @@ def _is_private(source: Node, target: Node, between: set[Node], readers: set[Nod
 
 
 class _Sizes:
-    """Sizes as numbers, with small ones in place of symbols."""
+    """Converts sizes to ints, with a small number in place of each symbol."""
 
     def __init__(self, first: int) -> None:
         self._symbols: dict[Any, int] = {}
@@ -158,20 +165,25 @@ class _Sizes:
 def _trace(
     source: Node, target: Node, between: set[Node], first: int
 ) -> tuple[tuple[int, int, int, int], tuple[int, ...]] | None:
-    """The order of the source's dimensions and the partner of each channel, or None if the way is not understood."""
+    """``order`` and ``partners`` of the :class:`ChannelPath` from a source; None if the source does not fit.
+
+    Args:
+        between: the nodes between source and target.
+        first: the number that the first symbol is replaced by.
+    """
     try:
         tracer = _Tracer(source, target, between, _Sizes(first))
         tracer.follow(target, torch.arange(len(tracer.points)), tracer.points)
         return tracer.result()
-    except (_NotLinear, TypeError, ValueError, IndexError):  # arguments that are not as they are looked for
+    except (_NotLinear, TypeError, ValueError, IndexError):  # arguments of unexpected types or values
         return None
 
 
 class _Tracer:
-    """Follows the indices of elements of the target back to the source.
+    """Follows indices of elements of the target back to the source.
 
-    All heads and channels are followed, of the first and the last sequences and tokens: no operation may select among
-    sequences or tokens (`_select`), so the others go the same way.
+    It follows all heads and channels, but only the first and last sequences and tokens: no operation may select among
+    sequences or tokens (`_select`), so that all others behave in the same way.
     """
 
     def __init__(self, source: Node, target: Node, between: set[Node], sizes: _Sizes) -> None:
@@ -184,7 +196,7 @@ class _Tracer:
         self.arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def follow(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
-        """Points ``rows`` need the elements ``at [len(rows), rank]`` of a node."""
+        """Follow the elements ``at [len(rows), rank]`` of a node, on which the elements ``points[rows]`` depend."""
         if node is self.source:
             self.arrivals.append((rows, at))
             return
@@ -198,7 +210,7 @@ class _Tracer:
         elif name in ("mul", "div"):
             left, right = call["input"], call["other"]
             if not call.is_plain():
-                raise _NotLinear  # division may round
+                raise _NotLinear  # a division may have a rounding mode
             if name == "mul" and right in self.between:
                 left, right = right, left
             if right in self.between:
@@ -230,6 +242,7 @@ class _Tracer:
             raise _NotLinear
 
     def result(self) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
+        """``order`` and ``partners`` of the :class:`ChannelPath`."""
         sizes = self.sizes.shape(self.source)
         channels = self.shape[3]
         reached = torch.zeros(channels, channels, dtype=torch.bool)
@@ -255,8 +268,9 @@ class _Tracer:
         return (batch, heads, tokens, last), tuple(partners)
 
     def _dependent(self, node: Any) -> Node:
+        """``node``, which has to be computed from the source."""
         if not isinstance(node, Node) or node not in self.between:
-            raise _NotLinear  # a constant that is added does not scale with the source
+            raise _NotLinear  # an added tensor would not scale with the source
         return node
 
     def _same_dtype(self, node: Node, source: Any) -> None:
@@ -292,7 +306,7 @@ class _Tracer:
         self.follow(operand, rows, torch.stack(places[::-1], -1))
 
     def _select(self, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """``index``, by which elements are selected, where it depends on the head and the channel alone."""
+        """``index``, by which elements are selected; it must depend on head and channel only."""
         size = self.shape[1] * self.shape[3]
         kind = rows % size
         seen = torch.zeros(size, dtype=torch.int64)
@@ -303,7 +317,7 @@ class _Tracer:
 
     def _cat(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
         tensors = [t for t in call["tensors"] if math.prod(self.sizes.shape(t))]
-        if len(tensors) == 1:  # the others are the empty tensors that a cache begins with
+        if len(tensors) == 1:  # the others are empty, as a new cache is
             self.follow(self._dependent(tensors[0]), rows, at)
             return
         dim = call["dim"] % at.shape[1]
@@ -360,7 +374,7 @@ class _Tracer:
         self.follow(whole, rows, torch.stack(places, -1))
 
     def _piece(self, pieces: Call, number: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
-        """One of the tensors that chunk, split or unbind gives."""
+        """Follow an element of the result of chunk, split or unbind."""
         whole, parts = self._dependent(pieces["input"]), example_or_none(pieces.node)
         dim = pieces["dim"] % len(self.sizes.shape(whole))
         number %= len(parts)
@@ -374,7 +388,7 @@ class _Tracer:
         self.follow(whole, rows, place)
 
     def _complex(self, name: str, operand: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
-        """A complex number takes both its parts along: multiplied by another one, either reaches either."""
+        """Follow both parts of a complex number, because a product of two depends on both parts of each."""
         operand = self._dependent(operand)
         if name == "view_as_real":
             self.follow(operand, rows, at[:, :-1])

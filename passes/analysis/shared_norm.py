@@ -1,4 +1,4 @@
-"""Which channels of a cache are to share a key normalization."""
+"""Decides which channels of a key cache share a normalization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from .channel_paths import find_path
 
 
 def shared_norm(key: Node, fmt: CacheFormat, config: Config, changes: Writes) -> str:
-    """``CacheFormat.norm`` for a cache of ``key [B, H, N, D]``: by rotary pairs where it can then be folded."""
+    """The value of ``CacheFormat.norm`` for a cache of ``key [B, H, N, D]``.
+
+    With ``key_norm="pair"`` it is the rotary pairs, if the rotary embedding is recognized; otherwise ``fmt.norm``.
+    """
     if not config.normalize_keys or config.key_norm != "pair":
         return fmt.norm
     path = find_path(key, None, changes)

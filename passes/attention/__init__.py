@@ -1,10 +1,14 @@
-"""How an attention is recognized: by what it computes, dimension by dimension, not by how it is spelled.
+"""The structural matcher of attentions: recognizes what is computed, independent of spelling and layout.
 
-``axes.py``      which axes (batch, head, token, ...) each dimension of a tensor runs over, through views and reshapes
-``products.py``  matmul, @, bmm, baddbmm, einsum as one thing: labels of the operands' and the result's dimensions
-``sides.py``     from an operand of a product back to the keys or values that a cache holds
-``scores.py``    from the attention weights back to the product of query and key: masks, scale, soft-cap, sinks
-``matcher.py``   puts the four together into an :class:`AttentionMatch`
+``axes.py``       the axes (batch, head, token, ...) of each dimension of a tensor, through views and reshapes
+``products.py``   matmul, @, bmm, baddbmm and einsum in one representation
+``views.py``      views, copies, casts, repetitions and constant factors
+``sides.py``      walks from an operand of a product back to the keys or values that a cache holds
+``lookahead.py``  whether a tensor can be part of an attention at all
+``steps.py``      the operations between the product of query and key and the attention weights
+``weights.py``    walks from the attention weights back to the product of query and key, and lists these operations
+``scores.py``     what these operations compute: scale, softcap, masks, sinks
+``matcher.py``    combines all of this to an :class:`AttentionMatch`
 """
 
 from .matcher import match_attention_at

@@ -1,19 +1,19 @@
-"""Axes: what each dimension of a tensor runs over.
+"""Axes: a symbolic description of the dimensions of a tensor, which is followed through views.
 
-A dimension of a tensor is described by the axes that it runs over, from slow to fast:
+A dimension of a tensor is described by the axes that it consists of, from slowest to fastest:
 
     k                  [B, H, S, D]        (b,) (h,) (s,) (d,)
     repeat_kv(k)       [B, H*G, S, D]      (b,) (h, g) (s,) (d,)
     .reshape(-1, S, D) [B*H*G, S, D]       (b, h, g) (s,) (d,)
     .transpose(1, 2)   [B*H*G, D, S]       (b, h, g) (d,) (s,)
 
-Two tensors whose dimensions run over the same axes hold the same elements, in an order that can be read off: this is
-how bmm on ``[B*H, N, D]``, einsum on ``[B, S, H, D]`` and grouped queries in any spelling become one case. An axis of
-size 1 is left out, since it says nothing about the order of elements, so a dimension of size 1 runs over ``()``.
+Two tensors with the same axes hold the same elements, in the order of their axes. So bmm on ``[B*H, N, D]``, einsum on
+``[B, S, H, D]`` and grouped-query attention in any spelling are one case. Axes of size 1 are left out, because they do
+not affect the order of elements; a dimension of size 1 is ``()``.
 
-An axis can turn out to be several (a dimension of query heads is KV heads times their group): it is *split*. Two axes
-can turn out to be one (heads of the query, heads of the key): they are *unified*. Sizes may be symbols; whatever is
-not known for certain raises :class:`NoMatch`.
+An axis is *split* when it turns out to consist of several (query heads are KV heads times query heads per KV head). Two
+axes are *unified* when they turn out to be the same (heads of the query and of the key). Sizes may be symbolic. If an
+equality that is needed is not known, :class:`NoMatch` is raised.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ..graph.writing import Writer, size_node
 
 
 class Axis:
-    """Something that a dimension runs over, of a size larger than 1.
+    """A factor of a dimension, of a size larger than 1. Identified by object identity.
 
     Attributes:
-        size: int or SymInt.
-        parts: the axes that it was split into or unified with, or None.
+        size: an int or a SymInt.
+        parts: the axes that it was split into or unified with; None if it was not.
     """
 
     __slots__ = ("parts", "size")
@@ -48,7 +48,7 @@ Dims = tuple[tuple[Axis, ...], ...]
 
 
 def axes_of_size(size: Any) -> tuple[Axis, ...]:
-    """A new axis of ``size``; none where the size is 1."""
+    """A new axis of ``size``; empty if the size is 1."""
     return () if same_sizes((size,), (1,)) else (Axis(size),)
 
 
@@ -58,7 +58,7 @@ def fresh_dims(sizes: tuple[Any, ...]) -> Dims:
 
 
 def resolve(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """``axes`` as they are known by now, after splits and unifications."""
+    """``axes`` with all splits and unifications applied."""
     out: list[Axis] = []
     for axis in axes:
         out += resolve(axis.parts) if axis.parts is not None else (axis,)
@@ -66,21 +66,24 @@ def resolve(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
 
 
 def resolve_dims(dims: Dims) -> Dims:
+    """``dims`` with all splits and unifications applied."""
     return tuple(resolve(dim) for dim in dims)
 
 
 def flat(dims: Dims) -> tuple[Axis, ...]:
+    """The axes of all dimensions, from slowest to fastest."""
     return tuple(axis for dim in dims for axis in resolve(dim))
 
 
 def size_of(axes: tuple[Axis, ...]) -> Any:
+    """The size of a dimension that consists of ``axes``."""
     return plain_size(math.prod(axis.size for axis in axes))
 
 
 def _split(axis: Axis, size: Any) -> tuple[Axis, Axis]:
     """Split an axis into a slow one of ``size`` and a fast one."""
     if not same_sizes((axis.size % size,), (0,)):
-        raise NoMatch("a reshape cuts through the heads in a way that is not understood")
+        raise NoMatch("a reshape splits the heads unevenly")
     axis.parts = (Axis(size), Axis(axis.size // size))
     return axis.parts
 
@@ -90,7 +93,11 @@ def _at_least(a: Any, b: Any) -> bool:
 
 
 def reshaped(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
-    """Dimensions of a tensor after a reshape to ``sizes``."""
+    """The dimensions of a tensor after a reshape to ``sizes``.
+
+    Raises:
+        NoMatch: if they cannot be determined.
+    """
     rest = list(flat(dims))
     out = []
     for size in sizes:
@@ -113,15 +120,18 @@ def reshaped(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
 
 
 def _is_larger(size: Any, target: Any, reached: Any) -> bool:
-    """Whether an axis holds more than what is missing from ``reached`` to ``target``."""
+    """Whether ``size * reached`` is larger than ``target``; for symbolic sizes, whether it is a multiple of it."""
     if isinstance(size, int) and isinstance(target, int) and isinstance(reached, int):
         return size * reached > target
-    # symbols: a multiple of what is missing is larger than it
     return same_sizes((target % reached,), (0,)) and same_sizes((size % (target // reached),), (0,))
 
 
 def unify(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> None:
-    """Make two sequences of axes that one dimension runs over the same."""
+    """Record that two sequences of axes describe the same dimension, splitting axes as needed.
+
+    Raises:
+        NoMatch: if their sizes differ.
+    """
     left, right = list(resolve(a)), list(resolve(b))
     while left and right:
         x, y = left.pop(0), right.pop(0)
@@ -138,22 +148,29 @@ def unify(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> None:
             slow.parts = (x,)
             right.insert(0, fast)
         else:
-            raise NoMatch("the shapes of query, key and value do not belong together")
+            raise NoMatch("the shapes of query, key and value do not match")
     if left or right:
-        raise NoMatch("the shapes of query, key and value do not belong together")
+        raise NoMatch("the shapes of query, key and value do not match")
 
 
-# --- from one order of axes to another ------------------------------------------------------------------------------
+# --- inserting operations that reorder axes -------------------------------------------------------------------------
 
 
 def rearrange(write: Writer, node: Node, source: Dims, target: Dims, *, broadcast: bool = False) -> Node:
-    """Insert what turns a tensor with dimensions ``source`` into one with dimensions ``target``.
+    """Insert the views that turn a tensor with dimensions ``source`` into one with dimensions ``target``.
 
     Args:
-        broadcast: the tensor may lack axes of ``target``. A dimension that it lacks altogether becomes one of size 1.
+        write: a writer at the position where to insert.
+        node: the tensor.
+        source: its dimensions.
+        target: the dimensions of the result.
+        broadcast: whether the tensor may lack axes of ``target``. A dimension all of whose axes it lacks gets size 1.
+
+    Returns:
+        The result; ``node`` itself if it has the right dimensions.
 
     Raises:
-        NoMatch: for axes that ``target`` does not have, or sizes that cannot be computed in the graph.
+        NoMatch: if ``target`` lacks axes of the tensor, or a size cannot be computed in the graph.
     """
     source, target = resolve_dims(source), resolve_dims(target)
     if source == target:
@@ -188,7 +205,7 @@ def _reshape(write: Writer, node: Node, source: Dims, target: Dims) -> Node:
         return node
     symbols = [index for index, size in enumerate(sizes) if not isinstance(size, int)]
     if len(symbols) == 1:
-        sizes[symbols[0]] = -1  # torch knows
+        sizes[symbols[0]] = -1  # torch computes it
     else:
         for index in symbols:
             if target[index] in source:
@@ -199,8 +216,8 @@ def _reshape(write: Writer, node: Node, source: Dims, target: Dims) -> Node:
 
 
 def _size(write: Writer, size: Any) -> Any:
-    """A size as a number, or as a node of the graph that computes it."""
+    """A size as an int, or as the placeholder that holds it."""
     try:
         return size_node(write.graph, size)
     except KeyError:
-        raise NoMatch("a size of the attention is not among the inputs of the graph") from None
+        raise NoMatch("a symbolic size of the attention is not an input of the graph") from None

@@ -1,9 +1,10 @@
-"""Looking ahead: does a tensor have to do with attention at all, before anything about it is a reason to report?
+"""Checks whether a tensor can be part of an attention at all, before the matcher examines it and reports reasons.
 
-    weights = softmax(scores + mask)[..., :-1] * 1.0        a softmax, elementwise behind the tensor,
-    scores = matmul(q, k^T) * scale                         and a product of two computed tensors behind that
+    weights = softmax(scores + mask)[..., :-1] * 1.0        elementwise operations on a softmax,
+    scores = matmul(q, k^T) * scale                         which is applied to a product of two computed tensors
 
-What is found here may still turn out not to be understood; what is not found is none of our business.
+A tensor that passes may still not be supported, which is reported to the user. A tensor that does not pass is no
+attention, and nothing is reported.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from torch.fx import Node
 from ..graph.reading import op_name, source_of
 from ..graph.values import same_size, tensor_of
 from .products import is_product, product_of
-from .sides import source_of_all
+from .sides import root_of
 
 
 def may_be_weights(node: Node) -> bool:
-    """Whether a softmax, and a product of two computed tensors behind it, lead to a tensor, elementwise.
+    """Whether a tensor is computed elementwise from the softmax of a product of two computed tensors.
 
-    The router of a mixture of experts is a softmax too, of a product with a parameter, and it is no attention.
+    The router of a mixture of experts is no attention: its softmax is of a product with a parameter.
     """
     softmax = _search(node, lambda n: op_name(n) == "softmax")
     return softmax is not None and leads_to_product(source_of(softmax))
 
 
 def leads_to_product(node: Any) -> bool:
-    """Whether a product of two computed tensors leads to ``node``, elementwise."""
+    """Whether ``node`` is computed elementwise from a product of two computed tensors."""
     return _search(node, is_computed_product) is not None
 
 
 def is_computed_product(node: Node) -> bool:
-    """Whether a node is a product of two tensors, none of which is a parameter."""
+    """Whether a node is a product of two tensors neither of which is a parameter."""
     product = product_of(node)
     return product is not None and not any(_is_parameter(operand) for operand in product.operands)
 
 
 def _is_parameter(node: Node) -> bool:
-    return isinstance(tensor_of(source_of_all(node)), torch.nn.Parameter)
+    return isinstance(tensor_of(root_of(node)), torch.nn.Parameter)
 
 
 def _search(node: Any, wanted: Callable[[Node], bool], limit: int = 60) -> Node | None:
-    """The first node that is ``wanted``, backwards from ``node`` through tensors with as many elements."""
+    """The first node for which ``wanted`` is true, going back from ``node`` through elementwise operations."""
     pending, seen = [node], set()
     while pending and len(seen) < limit:
         node = pending.pop(0)

@@ -1,10 +1,10 @@
-"""Recognize the attention that ends in a node: SDPA's one call, or the product of weights and values.
+"""Recognizes the attention whose output is a given node: a call of SDPA, or a product of attention weights and values.
 
-Query, key and value are described by the axes of their dimensions (``axes.py``). An attention is recognized where
+Query, key and value are described by the axes of their dimensions (``axes.py``). An attention is recognized if
 
-- the product of query and key sums over D and leaves the tokens S to the softmax,
+- the product of query and key sums over D, and the softmax is over the tokens S of the keys,
 - the product of weights and values sums over the same S,
-- B and H of keys and values go through to the output, so that each query head reads one head of both.
+- B and H of keys and values are dimensions of the output, so that each query head reads one KV head.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ..graph.reading import Call, kinds, read, source_of, writes_to
 from ..graph.values import Sizes, dtype_of, example, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
 from .products import Product, dims_of, product_of
-from .scores import check_only_used_here, dims_on_the_way, read_scores
+from .scores import check_only_used_here, path_dims, read_scores
 from .sides import Side, find_heads, find_side
-from .steps import Order, Way
-from .weights import find_weights
+from .steps import Order, ScorePath
+from .weights import find_scores
 
 Caches = dict[Node, ProgramCache]
 
 
 def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMatch | None:
-    """The attention whose output ``node`` is; None where it is none.
+    """The attention whose output is ``node``; None if it is not the output of one.
 
     Raises:
-        NoMatch: where it looks like one, and is not understood.
+        NoMatch: if it looks like an attention, but is not supported.
     """
     call = read(node)
     if call is not None and call.name == "sdpa":
@@ -44,27 +44,27 @@ def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMat
     if product is None:
         return None
     for index in (0, 1):
-        way = find_weights(product.operands[index], node, order)
-        if way is not None:
-            return _eager(product, index, way, caches)
+        path = find_scores(product.operands[index], node, order)
+        if path is not None:
+            return _eager(product, index, path, caches)
     return None
 
 
-# --- the fused call -------------------------------------------------------------------------------------------------
+# --- SDPA -----------------------------------------------------------------------------------------------------------
 
 
 def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
     query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
     if constant(call["dropout_p"]) != 0.0:
-        raise NoMatch("dropout is on")
+        raise NoMatch("dropout is active")
     is_causal = call["is_causal"]
     if not isinstance(is_causal, bool):
-        raise NoMatch("is_causal is not a constant")
+        raise NoMatch("is_causal is not constant")
     query_size, key_size = _matrices(query), _matrices(key)
     _matrices(value)
     scale = 1.0 / math.sqrt(_head_dim(query_size)) if call["scale"] is None else constant(call["scale"])
     if scale is None:
-        raise NoMatch("the scale of the scores is not a constant")
+        raise NoMatch("the scale of the scores is not constant")
     repeat_heads = bool(call["enable_gqa"])
     sides = [find_side(x, -2, -1, caches, what) for x, what in ((key, "keys"), (value, "values"))]
     key_side, value_side = sides
@@ -75,7 +75,7 @@ def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
     _bind_tokens(key_side.dims[-2], value_side.dims[-2])
     query_dims = (*batch, rows, key_side.dims[-1])
     if not same_size(query_size[-1], key_size[-1]):
-        raise NoMatch("the shapes of query, key and value do not belong together")
+        raise NoMatch("the shapes of query, key and value do not match")
     terms = ()
     if mask is not None:
         if is_causal:
@@ -92,14 +92,14 @@ def _matrices(node: Any) -> Sizes:
     """The shape of a query, key or value."""
     size = shape(node)
     if size is None or len(size) < 2:
-        raise NoMatch("query, key and value are not tensors")
+        raise NoMatch("query, key or value is not a tensor of two or more dimensions")
     return size
 
 
 def _mask_kind(mask: Any) -> MaskKind:
     dtype = dtype_of(mask)
     if dtype is None or writes_to(mask):
-        raise NoMatch("the mask is not understood")
+        raise NoMatch("the mask is not a tensor, or it is changed in place")
     if dtype.is_floating_point:
         return MaskKind.ADDED
     if dtype != torch.bool:
@@ -110,12 +110,12 @@ def _mask_kind(mask: Any) -> MaskKind:
 def _head_dim(query: Sizes) -> int:
     head_dim = query[-1]
     if not isinstance(head_dim, int):
-        raise NoMatch("head_dim is not a constant")
+        raise NoMatch("head_dim is not constant")
     return head_dim
 
 
 def _shared_batch(sizes: tuple[Any, ...], key_dims: Dims, repeat_heads: bool) -> Dims:
-    """Axes of the query's leading dimensions, of which the key has some, broadcasts others, or has a group's head."""
+    """Axes of the query's leading dimensions: shared with the key, broadcast, or query heads per KV head."""
     if len(sizes) != len(key_dims):
         raise NoMatch("query and key have a different number of dimensions")
     batch = []
@@ -128,7 +128,7 @@ def _shared_batch(sizes: tuple[Any, ...], key_dims: Dims, repeat_heads: bool) ->
         elif repeat_heads and index == len(sizes) - 1 and same_size(size % have, 0):
             batch.append((*dim, *axes_of_size(size // have)))
         else:
-            raise NoMatch("the shapes of query, key and value do not belong together")
+            raise NoMatch("the shapes of query, key and value do not match")
     return tuple(batch)
 
 
@@ -144,25 +144,25 @@ def _bind_values(weights: Dims, value_dims: Dims, repeat_heads: bool) -> None:
 
 
 def _bind_tokens(keys: tuple[Axis, ...], values: tuple[Axis, ...]) -> None:
-    """SDPA demands as many keys as values, though their numbers may be different symbols to Dynamo."""
+    """Unify the tokens of keys and values: SDPA requires their numbers to be equal, even if Dynamo has two symbols."""
     if len(keys) != 1 or len(values) != 1:
         unify(keys, values)
     else:
         values[0].parts = keys
 
 
-# --- the spelled-out form -------------------------------------------------------------------------------------------
+# --- attention in single operations ---------------------------------------------------------------------------------
 
 
-def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> AttentionMatch:
-    product = way.product
+def _eager(values: Product, weights_at: int, path: ScorePath, caches: Caches) -> AttentionMatch:
+    product = path.product
     axes = product.axes()
-    dims = dims_on_the_way(way, dims_of(product.out, axes))
-    key_at, token_label = _key_operand(product, axes, way, dims)
+    dims = path_dims(path, dims_of(product.out, axes))
+    key_at, token_label = _key_operand(product, axes, path, dims)
     labels = product.labels[key_at]
     features = [label for label in labels if label in product.summed()]
     if len(features) != 1 or features[0] not in product.labels[1 - key_at]:
-        raise NoMatch("the product of query and key does not sum over one dimension, the head_dim")
+        raise NoMatch("the product of query and key does not sum over exactly one dimension, the head_dim")
     key = product.operands[key_at]
     key_side = find_side(key, labels.index(token_label), labels.index(features[0]), caches, "keys")
     for label, dim in zip(labels, key_side.dims, strict=True):
@@ -171,16 +171,16 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
 
     tokens = resolve(axes[token_label])
     weights, value = values.operands[weights_at], values.operands[1 - weights_at]
-    weight_dims = resolve_dims(dims[way.steps[0].node])
+    weight_dims = resolve_dims(dims[path.steps[0].node])
     own = dict(zip(values.labels[weights_at], weight_dims, strict=True))
     summed = [label for label in values.summed() if label in own]
     if values.alpha != 1.0 or values.added is not None:
-        raise NoMatch("something is added to the attention output in the same call")
+        raise NoMatch("the product of weights and values also scales or adds (baddbmm)")
     if len(sizes_of(weights)) != len(weight_dims) or len(summed) != 1 or resolve(own[summed[0]]) != tokens:
-        raise NoMatch("the weights are not multiplied with values along the tokens that they belong to")
+        raise NoMatch("the product of weights and values does not sum over the tokens of the softmax")
     value_labels = values.labels[1 - weights_at]
     if summed[0] not in value_labels:
-        raise NoMatch("the weights are summed up without values")
+        raise NoMatch("the weights are summed without values")
     features = [label for label in value_labels if label not in own]
     if len(features) != 1:
         raise NoMatch("the values have other dimensions than heads, tokens and head_dim")
@@ -200,13 +200,13 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
         dims_of(query_labels, axes),
         out_dims,
     )
-    scores = read_scores(way, dims)
-    check_only_used_here(way, values.node)
+    scores = read_scores(path, dims)
+    check_only_used_here(path, values.node)
     sinks = None
     if scores.sinks is not None and scores.sink_dims is not None:
         found = find_heads(scores.sinks, attention.heads, scores.sink_dims)
         if found is None:
-            raise NoMatch("the sink logits are not one number a head")
+            raise NoMatch("the sink logits are not one number for each head")
         sinks, sink_dims = found
         attention = dataclasses.replace(attention, sinks=sink_dims)
     return _match(
@@ -223,26 +223,27 @@ def _eager(values: Product, weights_at: int, way: Way, caches: Caches) -> Attent
     )
 
 
-def _key_operand(product: Product, axes: dict[Any, Any], way: Way, dims: dict[Node, Dims]) -> tuple[int, Any]:
-    """Which operand the softmax makes the key: the one whose label the softmax is over. And that label."""
-    softmax, dim = way.softmax.node, way.softmax.dim
+def _key_operand(product: Product, axes: dict[Any, Any], path: ScorePath, dims: dict[Node, Dims]) -> tuple[int, Any]:
+    """The index of the operand that is the key, and the label of its tokens: the dimension that the softmax is over."""
+    softmax, dim = path.softmax.node, path.softmax.dim
     tokens = resolve(dims[softmax][dim])
     own = [{label for label in labels if label in product.out} for labels in product.labels]
     own = [own[0] - own[1], own[1] - own[0]]
     if tokens:
         found = [(at, label) for at in (0, 1) for label in own[at] if resolve(axes[label]) == tokens]
-    else:  # one token: nothing tells but the place
+    else:  # a single token has no axis, so the position of the dimension decides
         label = product.out[dim] if len(dims[softmax]) == len(product.out) else product.out[-1]
         found = [(at, label) for at in (0, 1) if label in own[at]]
     if len(found) != 1:
-        raise NoMatch("the softmax is not over the tokens of one factor of the scores")
+        raise NoMatch("the softmax is not over the tokens of the keys")
     return found[0]
 
 
 def _rows(product: Product, key_at: int, axes: dict[Any, Any]) -> tuple[Axis, ...]:
-    """The axes of the query's tokens: of what the query alone has, the last in the scores that may be of any size.
+    """The axes of the query's tokens: the last symbolic dimension of the scores that only the query has.
 
-    What else it has are query heads of a group, whose number is a constant.
+    If none is symbolic, the last one. The other dimensions that only the query has are query heads per KV head, whose
+    number is constant.
     """
     only = {*product.labels[1 - key_at]} - {*product.labels[key_at]}
     own = [axes[label] for label in product.out if label in only]
@@ -250,7 +251,7 @@ def _rows(product: Product, key_at: int, axes: dict[Any, Any]) -> tuple[Axis, ..
     return (symbolic or own or [()])[-1]
 
 
-# --- both -----------------------------------------------------------------------------------------------------------
+# --- common to both forms -------------------------------------------------------------------------------------------
 
 
 def _axes(key: Side, value: Side, weights: Dims, rows: Any, query: Dims, out: Dims) -> AttentionAxes:
@@ -261,7 +262,7 @@ def _axes(key: Side, value: Side, weights: Dims, rows: Any, query: Dims, out: Di
     rows, all_axes = resolve(rows), flat(weights)
     known = {*batch, *kv_heads, *tokens, *rows}
     if not {*batch, *kv_heads, *tokens} <= {*all_axes} or len({*all_axes}) != len(all_axes):
-        raise NoMatch("the scores are not those of a head of the query with a head of the keys")
+        raise NoMatch("the scores are not those of each query head with one KV head")
     groups = tuple(axis for axis in all_axes if axis not in known)
     heads = (*kv_heads, *groups)
     if {*flat(query)} != {*batch, *heads, *rows, *key_dim} or {*flat(out)} != {*batch, *heads, *rows, *value_dim}:
@@ -289,11 +290,11 @@ def _match(
         raise NoMatch("the query is changed in place")
     (batch, kv_heads, head_dim), (value_batch, value_heads, value_dim) = _fixed_sizes(key), _fixed_sizes(value)
     if any(not isinstance(size, int) for size in (kv_heads, head_dim, value_dim)):
-        raise NoMatch("the number of heads or head_dim is not a constant")
+        raise NoMatch("the number of heads or head_dim is not constant")
     if not all(isinstance(axis.size, int) for axis in axes.heads):
-        raise NoMatch("the number of query heads is not a constant")
+        raise NoMatch("the number of query heads is not constant")
     if not math.isfinite(scale) or not same_sizes((batch, kv_heads), (value_batch, value_heads)):
-        raise NoMatch("the shapes of query, key and value do not belong together")
+        raise NoMatch("the shapes of query, key and value do not match")
     query = _without_upcasts(query, example(key.node).dtype)
     layouts = (key.tokens_dim, value.tokens_dim)
     return AttentionMatch(
@@ -308,7 +309,7 @@ def _fixed_sizes(side: Side) -> tuple[Any, Any, Any]:
 
 
 def _without_upcasts(query: Node, dtype: torch.dtype) -> Node:
-    """The query before it was cast to a wider dtype than that of the keys, which changes no number."""
+    """The query before a cast from the dtype of the keys to a wider one, which does not change its values."""
     source, wide = source_of(query), dtype_of(query)
     if source is None or wide is None or not kinds(query) & Kind.CASTS or dtype_of(source) != dtype:
         return query

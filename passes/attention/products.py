@@ -1,9 +1,9 @@
-"""matmul, @, bmm, baddbmm and einsum as one thing.
+"""One representation of matmul, @, bmm, baddbmm and einsum: a label for each dimension of operands and result.
 
     torch.matmul(q, k.transpose(2, 3))           q: (1, 0, m, c)   k^T: (1, 0, c, n)   -> (1, 0, m, n)
     torch.einsum("bqhd,bkhd->bhqk", q, k)        q: (b, q, h, d)   k: (b, k, h, d)     -> (b, h, q, k)
 
-Labels say which dimensions of the operands go together. A dimension of size 1 goes with any size.
+Dimensions with the same label are matched; one of size 1 broadcasts.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Product:
     beta: float = 1.0
 
     def summed(self) -> set[Any]:
+        """The labels that the product sums over."""
         return {label for labels in self.labels for label in labels if label not in self.out}
 
     def axes(self) -> dict[Any, tuple[Axis, ...]]:
@@ -52,7 +53,7 @@ class Product:
                 if label not in sizes or same_sizes((sizes[label],), (1,)):
                     sizes[label] = size
                 elif not same_sizes((size,), (1,)) and not same_sizes((size,), (sizes[label],)):
-                    raise NoMatch("the shapes of query, key and value do not belong together")
+                    raise NoMatch("the shapes of query, key and value do not match")
         return {label: axes_of_size(size) for label, size in sizes.items()}
 
 
@@ -62,7 +63,7 @@ def is_product(node: Any) -> bool:
 
 
 def product_of(node: Any) -> Product | None:
-    """The product that a node computes; None for anything else, or a product of other than two tensors."""
+    """The product that a node computes; None if it computes none, or one of more or fewer than two tensors."""
     call = read(node)
     if call is None or call.in_place:
         return None
@@ -75,7 +76,7 @@ def product_of(node: Any) -> Product | None:
         plain = _matmul(node, call["batch1"], call["batch2"])
         if plain is None:
             return None
-        # beta=0 ignores what is added, even where it is not initialized
+        # beta=0 ignores the added tensor, which may be uninitialized
         added = call.source() if beta != 0 else None
         return dataclasses.replace(plain, alpha=float(alpha), added=added, beta=float(beta))
     return _einsum(node, call) if call.name == "einsum" else None
@@ -86,7 +87,7 @@ def _matmul(node: Node, left: Any, right: Any) -> Product | None:
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
     batch = max(len(a), len(b)) - 2
-    lead = tuple(range(batch - 1, -1, -1))  # numbered from the right, where broadcasting aligns
+    lead = tuple(range(batch - 1, -1, -1))  # numbered from the right, as broadcasting aligns dimensions
     labels = ((*lead[batch - len(a) + 2 :], "m", "c"), (*lead[batch - len(b) + 2 :], "c", "n"))
     return Product(node, (left, right), labels, (*lead, "m", "n"))
 
@@ -117,4 +118,5 @@ def _letters(term: str, rank: int) -> tuple[Any, ...]:
 
 
 def dims_of(labels: tuple[Any, ...], axes: dict[Any, tuple[Axis, ...]]) -> Dims:
+    """The dimensions of a tensor with these labels."""
     return tuple(axes[label] for label in labels)

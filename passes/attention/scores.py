@@ -1,8 +1,8 @@
-"""What the way from a product of query and key to the attention weights computes.
+"""Combines the operations between the product of query and key and the attention weights.
 
     steps, from last to first      ->      softmax(softcap * tanh(scale * product / softcap) + masks), with sinks
 
-The way was found by ``weights.py``. :class:`NoMatch` is raised where its steps do not add up to this form.
+The steps were found by ``weights.py``. :class:`NoMatch` is raised if they do not combine to this form.
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ from torch.fx import Node
 
 from ...kernels.masks import MASKED
 from ..context import MaskKind, MaskTerm, NoMatch
-from ..graph.reading import is_pure, is_query, words, writes_to
+from ..graph.reading import describe, is_pure, is_query, writes_to
 from ..graph.values import is_float, same_sizes, shape, sizes_of
 from .axes import Dims
-from .steps import Added, DroppedSinks, Factor, Filled, Same, Shift, Sinks, Tanh, View, Way
+from .steps import Added, DroppedSinks, Factor, Filled, Same, ScorePath, Shift, Sinks, Tanh, View
 from .views import view_dims
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What the way computes: ``softmax(softcap * tanh(scale * product / softcap) + terms)``, sinks included."""
+    """The weights are ``softmax(softcap * tanh(scale * product / softcap) + terms)``.
+
+    Attributes:
+        scale: the factor of the product.
+        softcap: 0 for no softcap.
+        terms: masks and biases, in the order of application.
+        sinks: logits that take part in the softmax without a value, or None.
+        sink_dims: the dimensions of the scores that ``sinks`` broadcasts to, or None.
+    """
 
     scale: float
     softcap: float
@@ -31,17 +39,18 @@ class Scores:
     sink_dims: Dims | None
 
 
-def dims_on_the_way(way: Way, dims: Dims) -> dict[Node, Dims]:
-    """The dimensions of each result on the way, of a product with dimensions ``dims``.
+def path_dims(path: ScorePath, dims: Dims) -> dict[Node, Dims]:
+    """The dimensions of the product, which are ``dims``, and of the result of each step.
 
-    With the column of sinks the last dimension keeps the axes of the tokens, although it is one longer.
+    Between the steps that add and drop sink logits, the last dimension keeps the axes of the tokens although it is
+    longer by one.
     """
-    found = {way.product.node: dims}
-    last, extended = way.product.node, False
-    for step in reversed(way.steps):
+    found = {path.product.node: dims}
+    last, extended = path.product.node, False
+    for step in reversed(path.steps):
         if isinstance(step, View):
             if extended:
-                raise NoMatch("logits with sinks are viewed in another shape")
+                raise NoMatch("the shape of logits with sinks is changed")
             dims = view_dims(step.node, dims)
         elif isinstance(step, (Sinks, DroppedSinks)):
             extended = isinstance(step, Sinks)
@@ -54,16 +63,19 @@ def dims_on_the_way(way: Way, dims: Dims) -> dict[Node, Dims]:
     return found
 
 
-def read_scores(way: Way, dims: dict[Node, Dims]) -> Scores:
-    """Read the way from the softmax inwards: what each operation means in the end.
+def read_scores(path: ScorePath, dims: dict[Node, Dims]) -> Scores:
+    """Combine the steps, from the softmax back to the product.
 
-    ``factor`` is what a number at the present place is multiplied by before it reaches the softmax.
+    Args:
+        path: the steps.
+        dims: the dimensions of their results, see `path_dims`.
     """
+    # the factor that a number at the current step is multiplied by until it reaches the softmax
     factor, softcap = 1.0, 0.0
     sinks: Sinks | None = None
     dropped: DroppedSinks | None = None
     terms: list[MaskTerm] = []
-    for step in way.steps:
+    for step in path.steps:
         if softcap and not isinstance(step, (Same, View, Factor)):
             raise NoMatch("the scores are masked before they are soft-capped")
         if isinstance(step, DroppedSinks):
@@ -76,10 +88,10 @@ def read_scores(way: Way, dims: dict[Node, Dims]) -> Scores:
             softcap, factor = factor, 1.0
         elif isinstance(step, Shift):
             if sinks is not None:
-                raise NoMatch("a number is added to the scores, but not to the sinks")
+                raise NoMatch("a number is added to the scores, but not to the sink logits")
         elif isinstance(step, Sinks):
             if sinks is not None or dropped is None or dropped.column != step.column or factor != 1.0 or terms:
-                raise NoMatch("the sinks of the softmax are not understood")
+                raise NoMatch("the sink logits are not used in a supported path")
             sinks = step
         elif isinstance(step, Added):
             terms.append(_term(step.term, MaskKind.ADDED, factor * step.sign, dims[step.node], step.node))
@@ -88,13 +100,13 @@ def read_scores(way: Way, dims: dict[Node, Dims]) -> Scores:
                 raise NoMatch(f"scores are replaced by {step.number}, which is too large for a mask")
             terms.append(_term(step.condition, step.kind, 1.0, dims[step.node], step.node))
     if dropped is not None and sinks is None:
-        raise NoMatch("a part of the attention weights is left out")
-    product = way.product
+        raise NoMatch("a column of the attention weights is dropped that is not a sink")
+    product = path.product
     if product.added is not None:
         if softcap:
             raise NoMatch("the scores are masked before they are soft-capped")
         if not is_float(product.added):
-            raise NoMatch("what is added to the scores is not a floating-point mask")
+            raise NoMatch("the mask added to the scores is not a floating-point tensor")
         terms.append(_term(product.added, MaskKind.ADDED, factor * product.beta, dims[product.node], product.node))
     scale = factor * product.alpha * (softcap or 1.0)
     sink_logits, sink_dims = (None, None) if sinks is None else (sinks.logits, dims[sinks.node])
@@ -106,31 +118,32 @@ def _term(node: Node, kind: MaskKind, factor: float, dims: Dims, reader: Node) -
         raise NoMatch("a mask is changed in place")
     size, whole = shape(node), sizes_of(reader)
     if size is None:
-        raise NoMatch("a mask is no tensor")
+        raise NoMatch("a mask is not a tensor")
     if len(size) > len(whole):
         raise NoMatch("a mask has more dimensions than the scores")
     for own, full in zip(size, whole[len(whole) - len(size) :], strict=True):
-        # symbols that are not known to be equal are: the sum with the scores has the shape of the scores
+        # symbolic sizes are equal even if that is not known: the sum with the scores has the shape of the scores
         if isinstance(own, int) and own != 1 and isinstance(full, int) and own != full:
             raise NoMatch("a mask does not have the shape of the scores")
     return MaskTerm(node, kind, factor, dims)
 
 
-def check_only_used_here(way: Way, out: Node) -> None:
-    """Scores and weights have to have no other reader: an attention over a quantized cache does not compute them.
+def check_only_used_here(path: ScorePath, out: Node) -> None:
+    """Check that nothing else reads scores or weights, because decode attention does not return them.
 
     Raises:
-        NoMatch: naming what reads them.
+        NoMatch: if something does; the message names it.
     """
-    inside = {step.node for step in way.steps} | {way.product.node, out}
-    for node in inside - {out}:
+    nodes = [*(step.node for step in path.steps), path.product.node]  # in order, so that the reason is deterministic
+    inside = {*nodes, out}
+    for node in nodes:
         for user in node.users:
             if not _is_harmless(user, inside, 3):
                 raise NoMatch("the attention scores or weights are also used elsewhere" + _reader(user))
 
 
 def _reader(user: Node) -> str:
-    return " (they are returned)" if user.op == "output" else f", by {words(user)}"
+    return " (they are returned)" if user.op == "output" else f", by {describe(user)}"
 
 
 def _is_harmless(user: Node, inside: set[Node], depth: int) -> bool:

@@ -1,12 +1,12 @@
-"""From an operand of a product back to the keys or values that a cache holds.
+"""Walks from an operand of a product back to the keys or values that a cache holds.
 
-    keys = cat([past, k], 2)                          <- what the cache holds, [B, H, S, D] or [B, S, H, D]
+    keys = cat([past, k], 2)                          <- keys as cached, [B, H, S, D] or [B, S, H, D]
     x = keys[:, :, None].expand(..., G, ...)
-    x = x.reshape(B, H * G, S, D).float() * 0.5       views, copies, repetition, casts, constant factors: walked through
+    x = x.reshape(B, H * G, S, D).float() * 0.5       views, copies, repetitions, casts and constant factors
     scores = matmul(q, x.transpose(2, 3))             <- the operand
 
-Whatever else is on the way (rotation, normalization, a slice) ends it: then the cache holds something that is not what
-the attention reads, and it is not touched.
+The walk stops at any other operation, such as a rotary embedding, a normalization or a slice. If it stops before it
+reaches a cached tensor, the attention does not read what the cache holds, and is not rewritten.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ..graph.operations import Kind
 from ..graph.reading import is_output, is_pure, kinds, op_name, read, source_of, writes_to
 from ..graph.values import is_float, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, flat, fresh_dims, resolve, resolve_dims, unify
-from .views import behind_factor, behind_view, view_dims
+from .views import split_factor, view_dims, view_source
 
-#: The dimension of the tokens in the layouts that a cache may have.
+#: The dimension that counts tokens, in each layout that a cache may have.
 _LAYOUTS = (2, 1)
 _LAYOUT_NAMES = {2: "[B, H, S, D]", 1: "[B, S, H, D]"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Side:
-    """Keys or values.
+    """The keys or the values of an attention.
 
     Attributes:
-        node: what a cache holds, ``[B, H, S, D]`` or ``[B, S, H, D]``.
-        tokens_dim: the dimension of ``node`` that the tokens are along, 2 or 1.
-        base: its dimensions, in the order of ``[B, H, S, D]``.
-        dims: the dimensions of the operand.
-        factor: the constant that the operand is a multiple by.
+        node: keys or values as cached, ``[B, H, S, D]`` or ``[B, S, H, D]``.
+        tokens_dim: the dimension of ``node`` that counts tokens, 2 or 1.
+        base: the dimensions of ``node``, in the order B, H, S, D.
+        dims: the dimensions of the operand that is computed from it.
+        factor: the constant by which the operand was multiplied.
     """
 
     node: Node
@@ -47,47 +47,53 @@ class Side:
 
 
 def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], what: str) -> Side:
-    """The keys or values behind an operand whose dimensions ``tokens`` and ``features`` are S and D.
+    """The cached keys or values that an operand is computed from.
+
+    Args:
+        operand: an operand of a product.
+        tokens, features: its dimensions S and D.
+        caches: the quantized caches of the graph.
+        what: ``"keys"`` or ``"values"``, for messages.
 
     Raises:
-        NoMatch: where the operand is not made of a tensor ``[B, H, S, D]`` or ``[B, S, H, D]``.
+        NoMatch: if the operand is not computed from a tensor ``[B, H, S, D]`` or ``[B, S, H, D]``.
     """
     chain = _chain(operand)
     end = len(chain) - 1
-    cache = _cache_behind(chain[end][0], caches)
+    cache = _cache_of(chain[end][0], caches)
     chosen = end if cache is not None else next((i for i, (node, _) in enumerate(chain) if is_output(node)), None)
     if chosen is not None:
-        dims = _dims_on_the_way(chain, chosen)
+        dims = _chain_dims(chain, chosen)
         side = _side(chain, chosen, dims, tokens, features, _LAYOUTS if cache is None else (cache.tokens_dim,))
         if side is None:
-            layout = "in a layout that is not understood" if dims is None else f"as {_layout(dims, tokens, features)}"
+            layout = "in an unsupported layout" if dims is None else f"as {_layout(dims, tokens, features)}"
             if cache is not None:
                 raise NoMatch(f"the {what} are read {layout} from a quantized cache {_LAYOUT_NAMES[cache.tokens_dim]}")
             raise NoMatch(f"the {what} are cached {layout}; a quantized cache is [B, H, S, D] or [B, S, H, D]")
     else:
-        ways = [(index, _dims_on_the_way(chain, index)) for index in range(end, -1, -1)]
+        ways = [(index, _chain_dims(chain, index)) for index in range(end, -1, -1)]
         tried = (_side(chain, i, dims, tokens, features, (layout,)) for layout in _LAYOUTS for i, dims in ways)
         side = next((side for side in tried if side is not None), None)
         if side is None:
-            raise NoMatch(f"the {what} are not made of a tensor [B, H, S, D] or [B, S, H, D]")
+            raise NoMatch(f"the {what} are not computed from a tensor [B, H, S, D] or [B, S, H, D]")
     _check_not_written([node for node, _ in chain], side.node, what)
     return side
 
 
-#: Nodes from an operand back, and the factor between each and the operand.
+#: An operand and, going back, the nodes that it is computed from; each with the factor between it and the operand.
 _Chain = list[tuple[Node, float]]
 
 
 def _chain(operand: Node) -> _Chain:
-    """From an operand back through views, copies, casts, repetitions and constant factors."""
+    """The chain of views, copies, casts, repetitions and constant factors that ends in ``operand``."""
     chain: _Chain = []
     factor, node = 1.0, operand
     while True:
         chain.append((node, factor))
-        source = behind_view(node)
+        source = view_source(node)
         if source is None and kinds(node) & Kind.REPEATS and shape(source_of(node)) is not None:
             source = source_of(node)
-        if source is None and is_pure(node) and (found := behind_factor(node)) is not None:
+        if source is None and is_pure(node) and (found := split_factor(node)) is not None:
             source, factor = found[0], factor * found[1]
             if not same_sizes(shape(source) or (), shape(node) or ()):
                 return chain
@@ -96,8 +102,8 @@ def _chain(operand: Node) -> _Chain:
         node = source
 
 
-def _cache_behind(node: Node, caches: dict[Node, ProgramCache]) -> ProgramCache | None:
-    """The quantized cache that a node is, or appends to."""
+def _cache_of(node: Node, caches: dict[Node, ProgramCache]) -> ProgramCache | None:
+    """The quantized cache that a node is or appends to; None if there is none."""
     call = read(node)
     if call is None or call.name != "cat":
         return caches.get(node)
@@ -108,14 +114,14 @@ def _cache_behind(node: Node, caches: dict[Node, ProgramCache]) -> ProgramCache 
 
 @dataclasses.dataclass(frozen=True)
 class _Ends:
-    """The dimensions of a tensor and of the operand that is made of it."""
+    """The dimensions of a tensor and of the operand that is computed from it."""
 
     base: Dims
     operand: Dims
 
 
-def _dims_on_the_way(chain: _Chain, index: int) -> _Ends | None:
-    """Dimensions of ``chain[index]`` and of the operand; None where those of something between are not understood."""
+def _chain_dims(chain: _Chain, index: int) -> _Ends | None:
+    """Dimensions of ``chain[index]`` and of the operand; None if those of a node between cannot be determined."""
     sizes = shape(chain[index][0])
     if sizes is None:
         return None
@@ -131,7 +137,7 @@ def _dims_on_the_way(chain: _Chain, index: int) -> _Ends | None:
 def _side(
     chain: _Chain, index: int, ends: _Ends | None, tokens: int, features: int, layouts: tuple[int, ...]
 ) -> Side | None:
-    """The side that holds ``chain[index]`` with the tokens along one of ``layouts``, or None."""
+    """The side whose cached tensor is ``chain[index]`` in one of ``layouts``; None if it has another layout."""
     if ends is None or len(ends.base) != 4 or any(axis.parts for dim in ends.base for axis in dim):
         return None
     (node, factor), base, dims = chain[index], ends.base, ends.operand
@@ -142,11 +148,11 @@ def _side(
 
 
 def _layout(ends: _Ends, tokens: int, features: int) -> str:
-    """The layout of a tensor in letters: what its dimensions are to an operand."""
+    """The layout of a tensor as letters, such as ``[B*H, S, D]``, for messages."""
     base, operand = resolve_dims(ends.base), resolve_dims(ends.operand)
     named = {operand[tokens]: "S", operand[features]: "D"}
     known = [[named.get((axis,), "") for axis in dim] for dim in base]
-    merged = any(any(letters) and not all(letters) for letters in known)  # heads go with tokens or channels
+    merged = any(any(letters) and not all(letters) for letters in known)  # heads merged with tokens or channels
     names = iter(("B", "H") if len(base) > 3 else ("B",) if merged else ("B*H",))
     words = ["*".join(letter or "H" for letter in letters) if any(letters) else next(names, "?") for letters in known]
     return f"[{', '.join(words)}]"
@@ -158,16 +164,21 @@ def _check_not_written(chain: list[Node], node: Node, what: str) -> None:
         raise NoMatch(f"the {what} are changed in place between the cache and the attention")
 
 
-def source_of_all(node: Node) -> Node:
-    """The tensor at the end of the views, copies, casts, repetitions and factors that lead to ``node``."""
+def root_of(node: Node) -> Node:
+    """The tensor that ``node`` is computed from by views, copies, casts, repetitions and constant factors only."""
     return _chain(node)[-1][0]
 
 
 def find_heads(node: Node, heads: tuple[Axis, ...], dims: Dims) -> tuple[Node, Dims] | None:
-    """The tensor behind ``node`` that holds one number a head, and its dimensions.
+    """The tensor with one number for each head that ``node`` is expanded from, and its dimensions.
 
-    ``node`` broadcasts to a tensor with dimensions ``dims``, in which ``heads`` are the heads. None where it is not
-    the same for every token and sequence.
+    Args:
+        node: a tensor that broadcasts to a tensor with dimensions ``dims``.
+        heads: the axes of the heads in ``dims``.
+        dims: the dimensions of the scores.
+
+    Returns:
+        None if ``node`` is not the same for all tokens and sequences.
     """
     chain = _chain(node)
     for index in range(len(chain) - 1, -1, -1):

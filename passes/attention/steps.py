@@ -1,4 +1,4 @@
-"""The operations between the product of query and key and the attention weights, each as what it means there."""
+"""The operations between the product of query and key and the attention weights, by their role in an attention."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from .products import Product
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One operation: the node that computes it."""
+    """One operation. ``node`` computes it."""
 
     node: Node
 
 
 class Same(Step):
-    """A copy, a cast, dropout of nothing."""
+    """A copy, a cast or inactive dropout."""
 
 
 class View(Step):
-    """All elements, in another shape or order of dimensions."""
+    """A view or copy with another shape or order of dimensions."""
 
 
 class Tanh(Step):
-    """The inner part of a soft-cap."""
+    """The tanh of a softcap."""
 
 
 class Shift(Step):
-    """A number added to all scores of a query, which changes no softmax."""
+    """An addition of one number to all scores of a query. It does not change the softmax."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factor(Step):
-    """A product with a constant."""
+    """A multiplication by the constant ``number``."""
 
     number: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Added(Step):
-    """A mask or bias that is added, times ``sign``."""
+    """An addition of the mask or bias ``term``, multiplied by ``sign``."""
 
     term: Node
     sign: float
@@ -52,7 +52,7 @@ class Added(Step):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Filled(Step):
-    """Scores replaced by ``number`` where ``condition`` says; ``kind`` is what it says."""
+    """A replacement of scores by ``number``; ``kind`` says whether ``condition`` is True for kept or replaced ones."""
 
     condition: Node
     kind: MaskKind
@@ -61,7 +61,7 @@ class Filled(Step):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sinks(Step):
-    """A column of sink logits beside the scores, the first (0) or the last (-1)."""
+    """A concatenation with a column of sink logits, as the first (0) or the last (-1) column."""
 
     logits: Node
     column: int
@@ -69,7 +69,7 @@ class Sinks(Step):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DroppedSinks(Step):
-    """The weights without the first (0) or the last (-1) column."""
+    """A slice that drops the first (0) or the last (-1) column of the weights."""
 
     column: int
 
@@ -83,8 +83,13 @@ class Softmax(Step):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Way:
-    """The way from a product of query and key to attention weights: the steps from last to first."""
+class ScorePath:
+    """The operations between the product of query and key and the attention weights.
+
+    Attributes:
+        steps: the operations, from last to first.
+        product: the product of query and key.
+    """
 
     steps: tuple[Step, ...]
     product: Product
@@ -95,7 +100,7 @@ class Way:
 
 
 class Order:
-    """The order of the nodes of a graph, and what was last written to a tensor before a node reads it."""
+    """The order of the nodes of a graph."""
 
     def __init__(self, graph: Graph) -> None:
         self._index = {node: index for index, node in enumerate(graph.nodes)}
@@ -104,6 +109,6 @@ class Order:
         return self._index[node]
 
     def value(self, node: Node, reader: Node) -> Node:
-        """The operation that made the value of ``node`` that ``reader`` sees: itself, or a later one in place."""
+        """The node that computed the value of ``node`` that ``reader`` reads: the last in-place write, or ``node``."""
         writers = [user for user in writes_to(node) if self[user] < self[reader]]
         return max(writers, key=lambda user: self[user], default=node)

@@ -1,4 +1,4 @@
-"""What views, copies, casts, repetitions and constant factors make of a tensor and of its dimensions."""
+"""Views, copies, casts, repetitions and constant factors, and how they change the dimensions of a tensor."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..graph.values import Sizes, dtype_of, is_float, shape, sizes_of
 from .axes import Dims, axes_of_size, reshaped
 
 
-def behind_view(node: Node) -> Node | None:
-    """What a node is a view, a copy or a cast of, all elements of it; None for anything else."""
+def view_source(node: Node) -> Node | None:
+    """The tensor that a node is a view, copy or floating-point cast of, with all its elements; else None."""
     call = read(node)
     source = None if call is None or call.in_place else call.source()
     if call is None or source is None or shape(node) is None or shape(source) is None:
@@ -31,8 +31,8 @@ def behind_view(node: Node) -> Node | None:
     return None
 
 
-def behind_factor(node: Node) -> tuple[Node, float] | None:
-    """The other factor and the constant, of a product with a constant."""
+def split_factor(node: Node) -> tuple[Node, float] | None:
+    """The other factor and the constant, for a multiplication by a constant or a division by one; else None."""
     call = read(node)
     if call is None or call.name not in ("mul", "div") or not call.is_plain():
         return None
@@ -47,16 +47,16 @@ def behind_factor(node: Node) -> tuple[Node, float] | None:
 
 
 def view_dims(node: Node, dims: Dims) -> Dims:
-    """The dimensions of a view (see `behind_view`) or a repetition of a tensor with dimensions ``dims``.
+    """The dimensions of a view (see `view_source`) or repetition of a tensor with dimensions ``dims``.
 
     Raises:
-        NoMatch: where they are not understood.
+        NoMatch: if they cannot be determined.
     """
     call, rank = read(node), len(dims)
     if call is not None and call.kinds & Kind.REORDERS:
         order = order_of(call, rank)
         if order is None:
-            raise NoMatch("dimensions are reordered in an order that is not a constant")
+            raise NoMatch("dimensions are reordered in an order that is not constant")
         return tuple(dims[dim] for dim in order)
     if call is not None and call.name == "expand":
         return _expanded(dims, sizes_of(node))
@@ -67,7 +67,7 @@ def view_dims(node: Node, dims: Dims) -> Dims:
     if call is not None and call.name == "repeat_interleave":
         dim = call["dim"]
         if not isinstance(dim, int):
-            raise NoMatch("a repetition without a dimension")
+            raise NoMatch("repeat_interleave is called without a dimension")
         repeated = list(dims)
         repeated[dim] = (*dims[dim], *axes_of_size(_number(call["repeats"])))
         return tuple(repeated)
@@ -76,7 +76,7 @@ def view_dims(node: Node, dims: Dims) -> Dims:
 
 def _number(value: Any) -> int:
     if not isinstance(value, int):
-        raise NoMatch("heads are repeated a number of times that is not a constant")
+        raise NoMatch("heads are repeated by a number that is not constant")
     return value
 
 

@@ -1,11 +1,11 @@
-"""What the passes tell one another.
+"""The context: data that passes hand to later passes and to the compiler.
 
-``context.py``     the state of one run of the pipeline: what each pass finds, for those behind it
-``reasons.py``     why something stays as it is
-``caches.py``      quantized caches and buffers among the inputs, and how an attention comes by its keys and values
-``attentions.py``  the attentions that were found, their one form, their masks, where they are normalized
-``outputs.py``     how the program's outputs are made of those of the new graph
-``prelude.py``     what is computed before a graph that is recorded
+``context.py``     the fields of the context
+``reasons.py``     why something was not rewritten
+``caches.py``      caches and buffers among the inputs, and where an attention gets its keys and values from
+``attentions.py``  attentions as found and in standard form, their masks and their key normalization
+``outputs.py``     how the outputs of the program are rebuilt from those of the rewritten graph
+``prelude.py``     the graph that runs before a recorded one
 """
 
 from .attentions import (

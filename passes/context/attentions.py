@@ -1,4 +1,4 @@
-"""The attentions of a graph: as they were found, in their one form, and what is done for their key normalization."""
+"""The attentions of a graph: as matched, in standard form, and where their key normalization is applied."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .caches import CacheInput
 
 
 class MaskKind(enum.Enum):
-    """What a mask says of the scores that it broadcasts to."""
+    """How a mask acts on the scores."""
 
     ADDED = "added to the scores"
-    VISIBLE = "True where a token is seen"
-    HIDDEN = "True where a token is hidden"
+    VISIBLE = "True for tokens that are attended to"
+    HIDDEN = "True for tokens that are masked out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class MaskTerm:
 
     Attributes:
         node: a tensor that broadcasts to the scores.
-        kind: what it says of them.
-        factor: of what is added.
-        dims: the axes of the scores' dimensions where it is applied, see ``attention/axes.py``.
+        kind: how it acts on them.
+        factor: a constant that an added mask is multiplied by.
+        dims: the axes of the scores' dimensions at the operation that applies it, see ``attention/axes.py``.
     """
 
     node: Node
@@ -38,12 +38,12 @@ class MaskTerm:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionAxes:
-    """What the dimensions of the tensors of an attention run over, see ``attention/axes.py``.
+    """The axes of the dimensions of an attention's tensors, see ``attention/axes.py``.
 
     Attributes:
-        query, out: of the query and the output as the program has them.
-        batch, heads, rows, tokens, key_dim, value_dim: the axes of ``B``, ``Hq``, ``N``, ``S``, ``D``, ``Dv``.
-        sinks: of the sink logits.
+        query, out: axes of each dimension of query and output, in the program's layout.
+        batch, heads, rows, tokens, key_dim, value_dim: axes of ``B``, ``Hq``, ``N``, ``S``, ``D`` and ``Dv``.
+        sinks: axes of the dimensions of the sink logits; None if there are none.
     """
 
     query: Any
@@ -58,7 +58,7 @@ class AttentionAxes:
 
 
 class AttentionForm(enum.Enum):
-    """How the program writes an attention; the value is what reports show."""
+    """How the program writes an attention: as a call of SDPA, or in single operations. Reports show the value."""
 
     SDPA = "sdpa"
     EAGER = "eager"
@@ -66,20 +66,20 @@ class AttentionForm(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMatch:
-    """One attention of the program as `match_attention` finds it, in whatever layout the program has it.
+    """One attention as `match_attention` finds it, in the program's own layout.
 
     Attributes:
-        node: the node whose value is the attention output.
-        query: the query before casts that change no number.
-        key, value: ``[B, H, S, D]`` or ``[B, S, H, D]``, before heads were repeated.
+        node: the node of the attention output.
+        query: the query, before any cast to a wider dtype.
+        key, value: ``[B, H, S, D]`` or ``[B, S, H, D]``, before heads are repeated for GQA.
         scale: the factor of the scores.
         is_causal: SDPA's flag, which aligns the first query with the first key.
-        form: one call, or written out.
+        form: how the program writes the attention.
         axes: the layout of query, output, masks and sinks.
-        tokens_dims: the dimension of key and of value that the tokens are along, 2 or 1.
-        terms: the masks.
-        softcap: ``softcap * tanh(scores / softcap)`` where it is not 0.
-        sink_logits: logits ``[Hq]`` of a token without a value that every query sees, or None.
+        tokens_dims: the dimensions of key and value that count tokens, each 2 or 1.
+        terms: masks and biases.
+        softcap: scores become ``softcap * tanh(scores / softcap)``; 0 for no softcap.
+        sink_logits: logits ``[Hq]`` that take part in the softmax without a value (attention sinks), or None.
         where, layer: the line of the user's program and the module, see :class:`Reason`.
     """
 
@@ -101,15 +101,15 @@ class AttentionMatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StandardForm:
-    """An attention in the layout that all passes behind `standard_form` take for granted.
+    """An attention in the one layout that passes after `standard_form` expect.
+
+    The attention of a prefill is not replaced, so only its mask is brought into this form.
 
     Attributes:
         node: the output ``[B, Hq, N, Dv]``.
         query: ``[B, Hq, N, D]``.
-        mask: all masks as one, additive or boolean, broadcasts to ``[B, Hq, N, S]``, or None.
+        mask: all masks merged into one, additive or boolean, that broadcasts to ``[B, Hq, N, S]``; None for no mask.
         sink_logits: ``[Hq]``, or None.
-
-    The attention of a prompt stays as it is: of it only the mask is in this form.
     """
 
     node: Node
@@ -123,15 +123,15 @@ class StandardForm:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeyNormUse:
-    """A query or a new key that is to be normalized.
+    """A query or new key to which `fold_key_norm` applies the key normalization.
 
     Attributes:
         op: the operator that takes it.
-        argument: the name of its argument.
-        tensor: the query ``[B, Hq, N, D]`` or key ``[B, H, N, D]``.
-        cache: whose statistics are meant.
+        argument: the name of the operator's parameter.
+        tensor: the query ``[B, Hq, N, D]`` or key ``[B, H, N, D]``, not normalized.
+        cache: the key cache, which holds mean and norm.
         match: the attention.
-        is_key: a new key, not a query.
+        is_key: True for a new key, False for a query.
     """
 
     op: Node
@@ -143,7 +143,7 @@ class KeyNormUse:
 
 
 class NormSite(enum.Enum):
-    """Where a key normalization stands; the value is what reports show."""
+    """Where a key normalization is applied. Reports show the value."""
 
     PROJECTION = "projection"
     AFTER_ROTARY = "after rotary"
@@ -152,11 +152,11 @@ class NormSite(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class NormPlace:
-    """Where the key normalization of a query, or of a new key, stands, see ``fold_key_norm.py``.
+    """Where the key normalization is applied to a query or a new key, see ``fold_key_norm.py``.
 
     Attributes:
-        site: the place.
-        reason: why it does not stand at the projection.
+        site: where.
+        reason: why not at the projection; empty if it is.
     """
 
     site: NormSite
@@ -168,7 +168,7 @@ class NormPlace:
 
 @dataclasses.dataclass(frozen=True)
 class NormPlaces:
-    """Where an attention is normalized; None for what is not normalized in the graph."""
+    """Where the key normalization is applied to query and new key; None for one that the graph does not normalize."""
 
     query: NormPlace | None = None
     key: NormPlace | None = None

@@ -1,4 +1,4 @@
-"""Quantized caches and buffers among the inputs of a graph, and how an attention comes by its keys and values."""
+"""Quantized caches and buffers among the inputs of a graph, and where an attention gets its keys and values from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...kernels.formats import CacheFormat
 
 @dataclasses.dataclass(eq=False)
 class CacheInput:
-    """One side of a quantized cache among the inputs of a graph.
+    """A quantized cache of keys or of values among the inputs of a graph.
 
     Attributes:
         tensors: the placeholders of its inner tensors.
@@ -29,12 +29,12 @@ class CacheInput:
 
 @dataclasses.dataclass(eq=False)
 class ProgramCache(CacheInput):
-    """One that the program knows, not a shadow.
+    """A quantized cache that is an input of the program (unlike a shadow).
 
     Attributes:
-        placeholder: its own placeholder, which is there until all that reads it has been rewritten.
-        index: its position among the original inputs.
-        tokens_dim: 2 where the program keeps it as ``[B, H, S, D]``, 1 where it keeps it as ``[B, S, H, D]``.
+        placeholder: its original placeholder; `plan_outputs` erases it once nothing reads it any more.
+        index: its index among the original inputs.
+        tokens_dim: 2 if its shape is ``[B, H, S, D]``, 1 if it is ``[B, S, H, D]``.
     """
 
     placeholder: Node
@@ -44,18 +44,18 @@ class ProgramCache(CacheInput):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BufferUse:
-    """A preallocated buffer that is written in place, behind the keys (or values) of an attention.
+    """A preallocated buffer that the graph writes in place and an attention reads as keys or values.
 
     Attributes:
         buffer: its placeholder.
-        dims: for each of batch, head, token, channel, which dimension of the buffer it is.
+        dims: the dimensions of the buffer that are batch, head, token and channel.
         new: the tokens that are written, in the buffer's order of dimensions.
         write: the node that writes them.
-        position: where the first of them goes: an int, a SymInt's node, or the node of a tensor whose first element
-            it is.
-        count: how many there are.
-        whole: True where the attention reads the buffer to its end, so that only the mask hides what is not written.
-        consecutive: False where the positions are a tensor that is not known to hold numbers that follow one another.
+        position: the position of the first of them: an int, the node of a symbolic int, or the node of a tensor whose
+            first element it is.
+        count: the number of tokens that are written.
+        whole: True if the attention reads the whole buffer, so that the mask has to hide positions not yet written.
+        consecutive: False if the positions are given by a tensor that is not known to hold consecutive numbers.
     """
 
     buffer: Node
@@ -70,11 +70,11 @@ class BufferUse:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShadowInput:
-    """The quantized shadow of a pair of buffers, an input that the backend adds to the graph.
+    """The quantized shadow of a key and a value buffer: inputs that the backend adds to the graph.
 
     Attributes:
-        key, value: the shadow of either.
-        key_use, value_use: the buffers that it follows, and how they are written.
+        key, value: the shadows.
+        key_use, value_use: the buffers that they copy, and how these are written.
     """
 
     key: CacheInput
@@ -84,25 +84,25 @@ class ShadowInput:
 
 
 class CacheSource(enum.Enum):
-    """Where the keys (or values) of an attention come from; the value says it in words."""
+    """Where the keys or values of an attention come from. The value describes it in messages."""
 
-    APPENDED = "a quantized cache and the new tokens behind it"
-    READ = "a quantized cache as it is"
+    APPENDED = "a quantized cache with new tokens appended"
+    READ = "a quantized cache without new tokens"
     BUFFER = "a buffer that is written in place"
     FRESH = "computed in this graph and returned by it"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CacheUse:
-    """How an attention comes by its keys (or values).
+    """Where an attention gets its keys or its values from.
 
     Attributes:
         source: where they come from.
-        node: what the attention reads, ``[B, H, S, D]`` or ``[B, S, H, D]``.
-        tokens_dim: the dimension of ``node`` that the tokens are along, 2 or 1.
-        of_cache: the quantized cache, where ``source`` is APPENDED or READ.
-        of_buffer: how the buffer is written and read, where ``source`` is BUFFER.
-        new_tokens: the tokens behind the cache in the layout of ``node``, where ``source`` is APPENDED.
+        node: the keys or values, ``[B, H, S, D]`` or ``[B, S, H, D]``.
+        tokens_dim: the dimension of ``node`` that counts tokens, 2 or 1.
+        of_cache: the quantized cache if ``source`` is APPENDED or READ, else None.
+        of_buffer: how the buffer is written and read if ``source`` is BUFFER, else None.
+        new_tokens: the appended tokens, in the layout of ``node``, if ``source`` is APPENDED, else None.
     """
 
     source: CacheSource
@@ -114,25 +114,25 @@ class CacheUse:
 
     @property
     def cache(self) -> ProgramCache:
-        """The quantized cache of a use that has one."""
+        """``of_cache``, which must not be None."""
         assert self.of_cache is not None, self.source
         return self.of_cache
 
     @property
     def buffer(self) -> BufferUse:
-        """The buffer of a use that has one."""
+        """``of_buffer``, which must not be None."""
         assert self.of_buffer is not None, self.source
         return self.of_buffer
 
     @property
     def new(self) -> Node:
-        """The new tokens of a use that has some."""
+        """``new_tokens``, which must not be None."""
         assert self.new_tokens is not None, self.source
         return self.new_tokens
 
 
 def wrong_roles(key: CacheInput, value: CacheInput) -> str | None:
-    """Why a cache of keys and one of values are not what they are read as, or None."""
+    """Why two caches cannot be read as keys and values, in this order; None if they can."""
     if key.format.role == "key" and value.format.role == "value":
         return None
-    return "a cache of values is read as keys, or a cache of keys as values"
+    return "a value cache is read as keys, or a key cache as values"

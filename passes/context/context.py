@@ -1,4 +1,4 @@
-"""The state of one run of the pipeline over one graph."""
+"""The context of one run of the pipeline over one graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .reasons import GraphError, PassFailure, Reason
 
 
 class Config(Protocol):
-    """What the passes need of ``innerq_compile.InnerQConfig``."""
+    """The part of ``innerq_compile.InnerQConfig`` that the passes use."""
 
     @property
     def centre_keys(self) -> bool: ...
@@ -37,33 +37,34 @@ class Config(Protocol):
 
 @dataclasses.dataclass
 class PassContext:
-    """What is given to the passes, and what they find for those behind them.
+    """Inputs of the pipeline, and results that passes leave for later passes and for the compiler.
 
-    Which pass reads and writes which field is declared in ``passes/__init__.py``, and checked.
+    ``passes/__init__.py`` declares which pass reads and writes which field; the pipeline checks it. Fields marked
+    (input) are set before the first pass and never change.
 
     Attributes:
-        config: what was asked for (given).
-        static_lengths: whether the graph is to be recorded as a CUDA graph (given).
-        left_out: the passes that do not run, in order (given).
-        failures: those among them that failed (given).
-        caches: quantized caches among the inputs, by their placeholder.
-        attentions: all attentions of the graph, in order.
-        uses: how an attention comes by its keys and by its values, of those that have a cache.
-        standard: these attentions in their one form.
-        rewritten: the attentions that read or make a quantized cache in the new graph.
-        appended: for what the program appended to a cache, the cache that the new graph has appended to.
-        shadows: the quantized shadows of pairs of dense buffers, by the buffers of keys and values.
-        quantized: for dense keys and values that leave the graph, the cache that leaves the new one.
-        opened: ``open_from`` that was computed already, by what it depends on, with the position of the write.
-        positions: numbers that were made tensors already, by number and device.
-        key_norms: queries and new keys that are to be normalized.
-        norm_places: where they are.
+        config: the user's config (input).
+        static_lengths: whether the graph is to be recorded as a CUDA graph (input).
+        left_out: names of the passes that do not run, in order (input).
+        failures: the failures of those passes among them that raised an exception (input).
+        caches: quantized caches among the inputs, by their placeholders.
+        attentions: all attentions that were matched, in graph order.
+        uses: for each attention with a cache, where its keys and its values come from.
+        standard: the standard form of each of these attentions.
+        rewritten: the attentions that read or create a quantized cache in the rewritten graph.
+        appended: the caches that the rewritten graph appends to, by the program's node of the longer cache.
+        shadows: the quantized shadows of dense buffers, by the placeholders of the key and the value buffer.
+        quantized: the caches that the rewritten graph creates, by the program's dense keys or values.
+        opened: results of ``open_from`` for reuse, by what they depend on, with the position of the write.
+        positions: tensors that hold a number of the graph, for reuse, by number and device.
+        key_norms: queries and new keys that have to be normalized.
+        norm_places: where the key normalization of each attention is applied.
         outputs: an entry for each output of the original graph.
-        prelude: what is computed before the graph, if anything.
-        lengths_stay: why lengths stay in a graph that is to be recorded, or an empty string.
-        reasons: why attentions, or what looks like one, stay as they are.
-        refused: those of the reasons that concern an attention that was found.
-        notes: what else a user may want to know.
+        prelude: the graph that runs before this one, or None.
+        lengths_not_hoisted: why a graph to be recorded still depends on a length; empty if it does not.
+        reasons: why attentions, recognized or not, were not rewritten.
+        refused: those of the reasons that belong to a matched attention.
+        notes: further remarks for the user.
     """
 
     config: Config
@@ -84,16 +85,16 @@ class PassContext:
     norm_places: dict[AttentionMatch, NormPlaces] = dataclasses.field(default_factory=dict)
     outputs: list[OutputPlan] = dataclasses.field(default_factory=list)
     prelude: Prelude | None = None
-    lengths_stay: str = ""
+    lengths_not_hoisted: str = ""
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     refused: dict[AttentionMatch, Reason] = dataclasses.field(default_factory=dict)
     notes: list[Reason] = dataclasses.field(default_factory=list)
 
     def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
-        """The format that the config wants for one side of an attention.
+        """The cache format for the keys or values of an attention, according to the config.
 
         Raises:
-            GraphError: for keys or values that it cannot hold.
+            GraphError: if the config does not support this head_dim or dtype.
         """
         try:
             return self.config.format_for(role, head_dim, dtype)
@@ -101,15 +102,20 @@ class PassContext:
             raise GraphError(str(error)) from error
 
     def cache_inputs(self) -> Iterator[CacheInput]:
-        """All quantized caches that enter the graph, shadows of dense buffers among them."""
+        """All quantized caches among the inputs of the rewritten graph, shadows of dense buffers included."""
         yield from self.caches.values()
         for pair in self.shadows.values():
             yield from (pair.key, pair.value)
 
-    def refuse(self, place: AttentionMatch | Node, text: str) -> None:
-        """Note why an attention, or what looks like one, stays as it is."""
-        if isinstance(place, Node):
-            self.reasons.append(Reason.at(place, text))
+    def refuse(self, attention: AttentionMatch | Node, text: str) -> None:
+        """Record why an attention is not rewritten.
+
+        Args:
+            attention: the attention, or the output node of one that was not recognized.
+            text: the reason.
+        """
+        if isinstance(attention, Node):
+            self.reasons.append(Reason.at(attention, text))
         else:
-            self.refused[place] = Reason(text, place.where, place.layer)
-            self.reasons.append(self.refused[place])
+            self.refused[attention] = Reason(text, attention.where, attention.layer)
+            self.reasons.append(self.refused[attention])

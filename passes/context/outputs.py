@@ -1,4 +1,4 @@
-"""How the program's outputs are made of those of the new graph."""
+"""How the outputs of the program are rebuilt from those of the rewritten graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .caches import ProgramCache
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Appended:
-    """An output that is an input cache with ``count`` tokens more; it has no tensor of its own in the new graph."""
+    """An output that is an input cache to which the rewritten graph appends ``count`` tokens in place."""
 
     cache: ProgramCache
     count: int | torch.SymInt
@@ -22,7 +22,13 @@ class Appended:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantized:
-    """An output that was dense and leaves the new graph as the inner tensors of a cache of ``length`` tokens."""
+    """A dense output that the rewritten graph returns as the inner tensors of a quantized cache.
+
+    Attributes:
+        tensors: the nodes of the inner tensors.
+        length: the number of tokens, padding included.
+        tokens_dim: 2 if its shape is ``[B, H, S, D]``, 1 if it is ``[B, S, H, D]``.
+    """
 
     tensors: CacheTensors[Node]
     length: int | torch.SymInt
@@ -35,12 +41,13 @@ class Quantized:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutputPlan:
-    """One output of the original graph.
+    """How one output of the original graph is rebuilt.
 
     Attributes:
-        what: None for a plain value; else the cache that it is: an input passed through, an input appended to, or new.
-        at: position among the new outputs of the value, or of the first inner tensor of a new cache; None for what is
-            not among them.
+        what: the cache that it is: an input that is returned unchanged, an input appended to, or a new one. None for
+            any other value.
+        at: the index of the value, or of the first inner tensor of a new cache, among the outputs of the rewritten
+            graph; None for an input cache.
     """
 
     what: ProgramCache | Appended | Quantized | None

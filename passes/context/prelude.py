@@ -1,4 +1,4 @@
-"""What is computed before a graph that is recorded, see ``hoist_lengths.py``."""
+"""The prelude: a graph that runs before a recorded one, see ``hoist_lengths.py``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch.fx import GraphModule, Node
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prelude:
-    """What is computed before the main graph.
+    """A graph that computes, before each call of the main graph, what depends on the length of the cache.
+
+    Its results are copied into buffers that keep their address. The prelude writes a result directly into its buffer if
+    it can; otherwise it returns it, and the caller copies it.
 
     Attributes:
-        graph: its graph module. It takes the original inputs named in ``inputs`` and, behind them, a tensor for each
-            result that it writes; it returns the others.
-        inputs: names of the placeholders that it takes.
-        placeholders: for each result, the placeholder of the main graph that it goes to.
-        results: for each result, an example of it.
-        masks: for each result, whether it is a mask, which goes to the front of a longer buffer.
-        written: for each result, whether the graph writes it where it belongs. The front of a mask with several rows
-            has gaps, whose strides no symbol of the graph says; such a mask is returned, and copied.
+        graph: its graph module. It takes the original inputs named in ``inputs``, and after them a buffer for each
+            result that it writes itself. It returns the other results.
+        inputs: names of the original placeholders that it takes.
+        placeholders: for each result, the placeholder of the main graph that takes its buffer.
+        results: for each result, its example value.
+        masks: for each result, whether it is a mask. A mask fills the first columns of a longer buffer.
+        written: for each result, whether the graph writes it itself. It does not write a mask of several rows: the
+            first columns of its buffer have strides that no symbol of the graph describes.
     """
 
     graph: GraphModule
@@ -30,7 +33,7 @@ class Prelude:
     masks: list[bool]
     written: list[bool]
 
-    def places(self) -> list[torch.Tensor]:
-        """Examples of the tensors that the graph writes to."""
+    def buffers(self) -> list[torch.Tensor]:
+        """Example values of the buffers that the graph takes as inputs."""
         written = (result for result, write in zip(self.results, self.written, strict=True) if write)
         return [result.new_empty(result.shape) for result in written]

@@ -1,4 +1,4 @@
-"""Why something stays as it is."""
+"""Reasons why attentions and graphs are not rewritten, and the exceptions that carry them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ..graph.locations import module_path, source_line
 
 
 class GraphError(ValueError):
-    """A graph that can be compiled neither rewritten nor as it stands. The message says what to change."""
+    """A graph that cannot be compiled at all, rewritten or not. The message says what the user has to change."""
 
 
 class NoMatch(Exception):
-    """The reason why a place that looks like attention is none that is understood."""
+    """Raised by matchers for something that looks like attention but is not supported. The message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why a place that looks like attention, or a whole graph, was left as it is.
+    """Why an attention, or a whole graph, was not rewritten.
 
     Attributes:
-        text: the reason in words.
+        text: the reason, for the user.
         where: the line of the user's program, or an empty string.
-        layer: the module that runs it, as ``layers.0.self_attn``, or an empty string.
+        layer: the module that computes it, as ``layers.0.self_attn``, or an empty string.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Reason:
 
     @classmethod
     def at(cls, node: Node, text: str) -> Reason:
-        """A reason that concerns ``node``."""
+        """A reason with the source line and the module of ``node``."""
         return cls(text, source_line(node), module_path(node))
 
     def __str__(self) -> str:
@@ -42,12 +42,12 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class PassFailure:
-    """A pass that raised what it did not foresee.
+    """A pass that raised an unexpected exception.
 
     Attributes:
-        name: the pass.
+        name: the name of the pass.
         error: the exception.
-        left_out: the passes that do not run because of it, itself among them.
+        left_out: names of the passes that do not run because of it: itself and those that need it.
     """
 
     name: str
@@ -58,5 +58,5 @@ class PassFailure:
         others = ", ".join(name for name in self.left_out if name != self.name)
         return (
             f"the pass {self.name} failed with {type(self.error).__name__}: {self.error}; it is left out"
-            f"{', and with it ' + others if others else ''} (the traceback is in the log innerq_compile.passes)"
+            f"{', and with it ' + others if others else ''} (the log innerq_compile.passes has the traceback)"
         )

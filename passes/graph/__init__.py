@@ -1,1 +1,1 @@
-"""Reading and writing Dynamo's graphs."""
+"""Reading and changing FX graphs captured by Dynamo."""

@@ -1,10 +1,10 @@
-"""What is changed in place, by whichever node and through whichever view. For all passes that must not miss a write.
+"""Finds all in-place writes to a tensor, by any node and through any view.
 
     head = buffer[:, 0]         a view of the buffer
-    head.zero_()                a write to the buffer, although the buffer is not among its arguments
+    head.zero_()                a write to the buffer, which is not an argument of the node
 
-Dense tensors are told apart by the storage of the fake tensors that Dynamo computed. A quantized buffer has none, so
-that its views are found by following everything that is made of it and may be a view.
+Dense tensors alias each other if their fake tensors share a storage. Quantized buffers have no dense storage, so their
+views are found by following every operation that may return a view.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .values import tensor_of
 
 
 def storage_of(node: Node) -> int | None:
-    """A number for the storage of a node's dense tensor, None where there is none."""
+    """A number that identifies the storage of a node's dense tensor; None if it has none."""
     value = tensor_of(node)
     if value is None or hasattr(value, "_storage"):
         return None
     try:
         return memory_of(value)
-    except (NotImplementedError, RuntimeError):  # a tensor of another kind, such as one of torch.func
+    except (NotImplementedError, RuntimeError):  # a tensor without storage, such as one of torch.func
         return None
 
 
 def possible_views(node: Node) -> list[Node]:
-    """``node`` and everything in the graph that is, or may be, a view of it."""
+    """``node`` and all nodes that are or may be views of it."""
     found, pending = {node: None}, [node]
     while pending:
         for user in pending.pop().users:
@@ -42,16 +42,19 @@ def possible_views(node: Node) -> list[Node]:
 
 
 def _may_be_view(user: Node, of: Iterable[Node]) -> bool:
-    """Whether ``user`` may be a view of its first argument, one of ``of``: all but what is known to be none."""
+    """Whether ``user`` may be a view of its first argument, which has to be one of ``of``.
+
+    True unless the operation is known to return new memory or no tensor.
+    """
     first = operand(user)
     return first is not None and first in of and not is_query(user) and not kinds(user) & Kind.NEW
 
 
 class Writes:
-    """All writes in place of a graph as it is now, by what they change.
+    """All in-place writes of a graph, as it is when this is created.
 
     Attributes:
-        order: the place of each node in the graph.
+        order: the position of each node in the graph.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -65,16 +68,16 @@ class Writes:
                     self._by_storage.setdefault(storage, []).append(node)
 
     def of(self, node: Node) -> list[Node]:
-        """The nodes that change the memory behind ``node``, in order."""
+        """The nodes that write to the memory of ``node``, in graph order."""
         if (storage := storage_of(node)) is not None:
             return self._by_storage.get(storage, [])
         found = {writer: None for view in possible_views(node) for writer in self._by_target.get(view, [])}
         return sorted(found, key=lambda writer: self.order[writer])
 
     def between(self, node: Node, first: Node, last: Node) -> bool:
-        """Whether the memory behind ``node`` is changed behind ``first`` and before ``last``."""
+        """Whether a node after ``first`` and before ``last`` writes to the memory of ``node``."""
         return any(self.order[first] < self.order[writer] < self.order[last] for writer in self.of(node))
 
     def after(self, node: Node, first: Node) -> bool:
-        """Whether the memory behind ``node`` is changed behind ``first``."""
+        """Whether a node after ``first`` writes to the memory of ``node``."""
         return any(self.order[first] < self.order[writer] for writer in self.of(node))

@@ -1,4 +1,4 @@
-"""Numbers that are known when a graph is compiled, however they are spelled.
+"""Evaluates scalar constants in a graph, in any spelling.
 
 8.0        torch.tensor(8.0)        torch.full((), 8.0)        torch.div(input=torch.tensor(16.0), other=2)
 """
@@ -21,7 +21,10 @@ _BINARY = {
 
 
 def constant(value: Any) -> float | None:
-    """The number that a value is known to be: a number, or a tensor of no dimensions that is made of numbers."""
+    """The value of a constant: a Python number, or a node that computes a zero-dimensional tensor from constants.
+
+    None for anything else, including bools.
+    """
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
@@ -54,6 +57,6 @@ def _computed(call: Call) -> float | None:
             return None if other is None or not call.is_plain() else float(function(number, other))
         if name in ("sqrt", "rsqrt"):
             return float(number ** (0.5 if name == "sqrt" else -0.5))
-    except (ArithmeticError, TypeError):  # a root of a negative number is complex
+    except (ArithmeticError, TypeError):  # such as division by zero, or a complex root
         return None
     return -number if name == "neg" else number

@@ -1,4 +1,4 @@
-"""Copies of Dynamo's graphs."""
+"""Copying of Dynamo's graphs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...kernels.internals.dynamo_graphs import copy_notes
 
 
 def copy_graph(gm: GraphModule) -> GraphModule:
-    """A copy of Dynamo's graph module to work on: Dynamo reads its own again after the backend is done."""
+    """A copy of a graph module for the passes. Dynamo still uses the original after the backend has returned."""
     graph = Graph()
     nodes: dict[Any, Any] = {}
     output = graph.graph_copy(gm.graph, nodes)

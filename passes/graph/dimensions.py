@@ -1,4 +1,4 @@
-"""The order in which operations put dimensions."""
+"""How operations such as transpose and permute reorder dimensions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from .reading import Call
 
 
 def order_of(call: Call, rank: int) -> tuple[int, ...] | None:
-    """For each dimension of the result of a call that reorders them (`Kind.REORDERS`), which of its operand's it is.
+    """For a call of `Kind.REORDERS`, the dimension of the input that each dimension of the result is.
 
-    None where the order is not a constant, or none of ``rank`` dimensions.
+    Args:
+        call: the call.
+        rank: the number of dimensions of its input.
+
+    Returns:
+        The input's dimension for each dimension of the result; None if the order is not constant or does not fit
+        ``rank``.
     """
     dims = list(range(rank))
     try:
@@ -24,7 +30,7 @@ def order_of(call: Call, rank: int) -> tuple[int, ...] | None:
         if call.name == "permute":
             return tuple(dims[dim] for dim in call["dims"])
         if call.name == "movedim":
-            numbered = torch.empty(dims, device="meta")  # torch knows where the others go
+            numbered = torch.empty(dims, device="meta")  # dimension i has size i, so the shape shows the order
             return tuple(numbered.movedim(call["source"], call["destination"]).shape)
     except (IndexError, RuntimeError, TypeError):
         return None

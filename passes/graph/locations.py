@@ -1,4 +1,4 @@
-"""Where in the user's program a node comes from, for reasons and reports."""
+"""The source line and module that a node was traced from, for messages and reports."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.fx import Node
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
-#: How Dynamo names the model: the ``self`` of the frame that it traces first, or the first argument of a decorator's
-#: wrapper around ``forward`` (transformers 5.24 has one).
+#: Dynamo's name for the model: ``self`` of the outermost traced frame, or the first argument of a decorator's wrapper
+#: around ``forward`` (transformers 5.24 has one).
 _MODEL = re.compile(r"^L\['self'\]|^L\['args'\]\[0\]")
 
 
 def source_line(node: Node) -> str:
-    """The line of the program, ``file:line in function: code``, or an empty string."""
+    """The line of the user's program, as ``File "...", line N, in f: code``; an empty string if it is not known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
     frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
-    own = [index for index in frames if _TORCH not in lines[index]] or frames  # torch's functions call one another
+    own = [index for index in frames if _TORCH not in lines[index]] or frames  # prefer frames outside of torch
     if not own:
         return ""
     index = own[-1]
@@ -28,7 +28,7 @@ def source_line(node: Node) -> str:
 
 
 def module_path(node: Node) -> str:
-    """The module that a node comes from, as ``model.layers.0.self_attn``, or an empty string."""
+    """The module that a node was traced from, as ``model.layers.0.self_attn``; an empty string if it is not known."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""

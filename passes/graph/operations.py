@@ -1,25 +1,25 @@
-"""Every operation that passes know: its name, what it does to its operand, and all that spells it. The only tables.
+"""The table of operations that passes recognize: for each its name, its properties and all its spellings.
 
     x.swapaxes(1, 2)   torch.transpose(input=x, dim0=1, dim1=2)   torch.ops.aten.transpose.int(x, 1, 2)   x.mT
-        -> all of them: transpose, with the arguments input, dim0 and dim1
+        -> four spellings of the operation transpose, with arguments input, dim0 and dim1
 
 To add an operation, add an :class:`Operation` to `OPERATIONS`:
 
     Operation("roll", NEW, "roll(input, shifts, dims=())")
 
-- ``"roll(...)"`` is a signature as in torch's documentation (see ``signatures.py``). It holds for the function of
-  `torch`, the method of tensors and the operator `torch.ops.aten` of that name, whichever there are. Defaults are
-  stated here once: who reads a call gets them.
-- A module in front of the name restricts it: ``F.`` (`torch.nn.functional`), ``torch.``, ``operator.``, ``aten.``,
-  ``linalg.``, ``special.``; a dot alone (``.to``) is a method of tensors, an ``@`` (``@mT``) an attribute.
-- Several signatures are tried in order; the first that the arguments fit to is taken, so the more special goes first.
-- ``in_place`` are the spellings that write the result to their first argument.
-- ``Fixed(signature, name=value)`` says arguments that a spelling gives without being told, as ``.float()`` does.
-- The kinds say what passes may take for granted. If in doubt leave one out: a pass stops at what it does not know.
+- ``"roll(...)"`` is a signature as in torch's documentation (see ``signatures.py``). It stands for the function of
+  `torch`, the tensor method and the operator `torch.ops.aten` of that name, as far as they exist. Readers of a call get
+  the defaults given here for arguments that are missing.
+- A prefix restricts it to one module: ``F.`` (`torch.nn.functional`), ``torch.``, ``operator.``, ``aten.``,
+  ``linalg.``, ``special.``. A dot alone (``.to``) means a tensor method, an ``@`` (``@mT``) a tensor attribute.
+- Several signatures are tried in order, and the first that fits the arguments is used: put special ones first.
+- ``in_place`` lists the spellings that write the result to their first argument.
+- ``Fixed(signature, name=value)`` is a spelling that implies the value of an argument, such as ``.float()``.
+- Kinds are properties that passes rely on. If in doubt, leave one out: passes give up on an operation without it.
 
-Spellings with different arguments share an operation where nobody needs them: of a reshape the shapes before and behind
-say all. Then write the rule for it where the kind is read, if it has one that is new, and a row in
-``tests/passes/graph/test_reading.py``.
+Spellings with different arguments may share an operation if no pass reads these arguments: a reshape, for example, is
+determined by its input and output shapes. If a kind needs a rule for each operation, such as the order of dimensions
+for REORDERS, add the rule where that kind is handled. Add a row to ``tests/passes/graph/test_reading.py``.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ from .signatures import Signature
 
 
 class Kind(enum.Flag):
-    """What an operation does to its operand; what is not said is not known."""
+    """Properties of an operation that passes rely on. A missing property means that it is not known."""
 
     NONE = 0
-    #: All elements of the operand, its dimensions in another order.
+    #: The result has all elements of the input, with its dimensions in another order.
     REORDERS = enum.auto()
-    #: All elements of the operand in the same order, in a tensor of another shape (or the same).
+    #: The result has all elements of the input in the same order, possibly with another shape.
     RESHAPES = enum.auto()
-    #: The operand itself, or a copy of it.
+    #: The result is the input or a copy of it.
     SAME = enum.auto()
-    #: The operand in another dtype, maybe.
+    #: The result is the input, possibly in another dtype.
     CASTS = enum.auto()
-    #: Each element of the operand several times.
+    #: The result has each element of the input several times.
     REPEATS = enum.auto()
-    #: Some of the operand's elements.
+    #: The result has some of the input's elements.
     SELECTS = enum.auto()
-    #: Parts of the operand, in a tuple.
+    #: The result is a tuple of parts of the input.
     PIECES = enum.auto()
-    #: A product of two tensors, summed over a dimension.
+    #: The result is a product of two tensors, summed over one or more dimensions.
     PRODUCT = enum.auto()
-    #: Asks for a size or other metadata, no element.
+    #: The result is a size or other metadata; no element is read.
     QUERY = enum.auto()
-    #: Each element of the result is a sum of elements of an operand, each times what does not depend on it.
+    #: Each element of the result is a sum of elements of one input, each times a factor independent of that input.
     LINEAR = enum.auto()
-    #: Memory of its own: never a view of an operand.
+    #: The result is new memory, never a view of an input.
     NEW = enum.auto()
-    #: Brings numbers of the host to a tensor.
+    #: The result is a tensor made of data on the host.
     FROM_HOST = enum.auto()
-    #: In place it changes the sizes or strides of a tensor, and no element.
+    #: The in-place form changes sizes or strides of a tensor, but no element.
     RESTRIDES = enum.auto()
 
 
@@ -72,12 +72,12 @@ REORDERS, RESHAPES, SAME, CASTS, REPEATS = Kind.REORDERS, Kind.RESHAPES, Kind.SA
 SELECTS, PIECES, PRODUCT, QUERY, LINEAR = Kind.SELECTS, Kind.PIECES, Kind.PRODUCT, Kind.QUERY, Kind.LINEAR
 NEW, FROM_HOST, RESTRIDES = Kind.NEW, Kind.FROM_HOST, Kind.RESTRIDES
 
-#: All elements of the operand, and nothing else.
+#: The result has exactly the elements of the input.
 VIEWS = REORDERS | RESHAPES | SAME
 
 
 class Fixed:
-    """A spelling that gives some arguments without being told: ``.float()`` is a cast to ``torch.float32``."""
+    """A spelling that implies the values of some arguments: ``.float()`` is a cast to ``torch.float32``."""
 
     def __init__(self, signature: str, **arguments: Any) -> None:
         self.signature, self.arguments = signature, arguments
@@ -87,9 +87,10 @@ class Operation:
     """One operation and its spellings.
 
     Attributes:
-        name: what passes call it.
-        kinds: what it does to its operand.
-        spellings, in_place: the signatures, see the manual above.
+        name: its name in passes.
+        kinds: its properties.
+        spellings: signatures of its functional spellings, see the module docstring.
+        in_place: signatures of its in-place spellings.
     """
 
     def __init__(self, name: str, kinds: Kind, *spellings: str | Fixed, in_place: tuple[str | Fixed, ...] = ()) -> None:
@@ -100,13 +101,13 @@ class Operation:
 
 
 def _new(*names: str) -> tuple[Operation, ...]:
-    """Operations that give a new tensor, whose arguments nobody asks for."""
+    """Operations that return new memory, and whose arguments no pass reads."""
     return tuple(Operation(name, NEW, f"{name}(...)") for name in names)
 
 
 _DTYPES = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
-#: What every function takes that makes a tensor.
-_MADE = "dtype=None, device=None, layout=None, requires_grad=False, pin_memory=None"
+#: Parameters of every function that creates a tensor.
+_FACTORY = "dtype=None, device=None, layout=None, requires_grad=False, pin_memory=None"
 _SDPA = (
     "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, "
     "enable_gqa=False)"
@@ -204,19 +205,19 @@ OPERATIONS: tuple[Operation, ...] = (
     *_new("sum", "mean", "min", "exp", "log", "cos", "sin", "abs", "roll", "gather", "index_select", "cumsum", "amin"),
     *(Operation(name, NEW, f"{name}(...)", f"operator.{name}(...)") for name in ("eq", "ne", "lt", "le", "gt", "ge")),
     *_new("any", "all", "logical_not", "logical_and", "logical_or"),
-    # --- tensors that are made
-    Operation("tensor", FROM_HOST | NEW, f"torch.tensor(data, *, {_MADE})"),
-    Operation("scalar_tensor", NEW, f"scalar_tensor(data, *, {_MADE})"),
+    # --- creation of tensors
+    Operation("tensor", FROM_HOST | NEW, f"torch.tensor(data, *, {_FACTORY})"),
+    Operation("scalar_tensor", NEW, f"scalar_tensor(data, *, {_FACTORY})"),
     Operation("from_host", FROM_HOST, "torch.as_tensor(...)", "asarray(...)", "from_numpy(...)", ".new_tensor(...)"),
-    Operation("full", NEW, f"full(shape, fill_value, *, {_MADE})"),
+    Operation("full", NEW, f"full(shape, fill_value, *, {_FACTORY})"),
     Operation(
         "arange",
         NEW,
-        f"arange(end, *, {_MADE})",
-        f"arange(start, end, step=1, *, {_MADE})",
+        f"arange(end, *, {_FACTORY})",
+        f"arange(start, end, step=1, *, {_FACTORY})",
     ),
     *_new("new_zeros", "new_empty", "new_ones", "new_full", "zeros_like", "empty_like", "ones_like", "full_like"),
-    # --- tensors put together
+    # --- concatenation
     Operation(
         "cat",
         LINEAR | NEW,
@@ -329,7 +330,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *(Operation(name, QUERY, f"@{name}(input)") for name in ("shape", "dtype", "device", "is_cuda")),
 )
 
-# --- from what a node calls to its operation ------------------------------------------------------------------------
+# --- lookup of operations by function, method, attribute or operator ------------------------------------------------
 
 
 class Spelling:
@@ -339,14 +340,14 @@ class Spelling:
         operation: the operation.
         signature: the parameters.
         in_place: whether the result is written to the first argument.
-        fixed: arguments that are given without being told.
+        fixed: arguments that the spelling implies.
     """
 
     def __init__(self, operation: Operation, signature: Signature, in_place: bool, fixed: dict[str, Any]) -> None:
         self.operation, self.signature, self.in_place, self.fixed = operation, signature, in_place, fixed
 
 
-#: Modules by the word in front of a name.
+#: Modules by the prefix of a signature.
 _MODULES: dict[str, tuple[Any, ...]] = {
     "torch": (torch, torch.functional),
     "F": (F,),
@@ -354,12 +355,12 @@ _MODULES: dict[str, tuple[Any, ...]] = {
     "linalg": (torch.linalg,),
     "special": (torch.special,),
 }
-#: What a program may call in place of a function of ``F``.
-_BEHIND_F = {"linear": graphs.linear, "scaled_dot_product_attention": graphs.scaled_dot_product_attention}
+#: C functions of torch that appear in graphs in place of the function of ``F`` with this name.
+_BUILTINS_OF_F = {"linear": graphs.linear, "scaled_dot_product_attention": graphs.scaled_dot_product_attention}
 
 
 class _Tables:
-    """All spellings, by the function, the method, the attribute and the aten operator that they are."""
+    """All spellings, indexed by function, method, attribute and aten operator."""
 
     def __init__(self) -> None:
         self.functions: dict[Callable[..., Any], list[Spelling]] = {}
@@ -385,7 +386,7 @@ class _Tables:
         modules = _MODULES["torch"] if not dot else _MODULES.get(module, ())
         functions = [getattr(each, name, None) for each in modules]
         if module == "F":
-            functions.append(_BEHIND_F.get(name))
+            functions.append(_BUILTINS_OF_F.get(name))
         for function in dict.fromkeys(function for function in functions if function is not None):
             self.functions.setdefault(function, []).append(spelling)
 
@@ -395,7 +396,7 @@ _BY_NAME = {operation.name: operation for operation in OPERATIONS}
 
 
 def named(name: str) -> Operation:
-    """The operation of a name.
+    """The operation with this name.
 
     Raises:
         KeyError: if there is none.
@@ -404,7 +405,7 @@ def named(name: str) -> Operation:
 
 
 def of_function(function: Any) -> list[Spelling]:
-    """What a function of torch or of Python's operators spells."""
+    """The spellings that call a function of torch or of the module operator."""
     try:
         return _TABLES.functions.get(function, [])
     except TypeError:  # not hashable
@@ -412,15 +413,15 @@ def of_function(function: Any) -> list[Spelling]:
 
 
 def of_method(name: str) -> list[Spelling]:
-    """What a method of tensors spells."""
+    """The spellings that call a tensor method."""
     return _TABLES.methods.get(name, [])
 
 
 def of_attribute(name: str) -> list[Spelling]:
-    """What an attribute of tensors spells."""
+    """The spellings that read a tensor attribute."""
     return _TABLES.attributes.get(name, [])
 
 
 def of_operator(name: str) -> list[Spelling]:
-    """What an aten operator, all overloads of it, spells."""
+    """The spellings that call any overload of an aten operator."""
     return _TABLES.operators.get(name, [])

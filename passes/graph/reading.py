@@ -1,14 +1,15 @@
-"""Reading a node: what it calls, and the arguments by name, whatever the spelling. Passes read nodes here only.
+"""Reads a node: which operation it calls, and its arguments by name, in any spelling. Passes read nodes only by this.
 
     call = read(node)                    # x.transpose(1, 2), torch.swapaxes(x, axis0=1, axis1=2), x.mT, ...
     call.name                            # "transpose": the name in `operations.py`
-    call["dim0"], call["dim1"]           # every argument has a value: the default where it was not given
-    call.kinds & Kind.REORDERS           # what passes may take for granted of it
+    call["dim0"], call["dim1"]           # every argument has a value, its default if it was not given
+    call.kinds & Kind.REORDERS           # properties of the operation
     call.in_place                        # whether it writes to call["input"]
 
-A node is understood where its function, method, attribute or operator stands in the tables of ``operations.py`` and its
-arguments bind to one of the signatures there; else ``read`` gives None and a pass leaves the node alone. It never
-raises. Operators of our own (``innerq::...``) go by their full name, and their arguments by those of the schema.
+A node is recognized if its function, method, attribute or operator is in the table of ``operations.py`` and its
+arguments bind to one of the signatures there. For any other node ``read`` returns None, and passes leave it alone.
+``read`` never raises. Operators of this package (``innerq::...``) are named by their full name, and their arguments by
+their schema.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from ...kernels.internals.tensors import schema_of
 from .operations import VIEWS, Kind, Operation, Spelling, of_attribute, of_function, of_method, of_operator
 from .signatures import Signature, of_schema
 
-#: Functions whose names end with an underscore for another reason: without it they are words of Python.
+#: Functions whose names end with an underscore because they would be Python keywords, not because they write in place.
 _KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})
-#: Functions that write in place and whose names do not say so.
+#: Functions that write in place although their names do not end with an underscore.
 _WRITERS = frozenset({"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"}) | {
     "iand",
     "ior",
@@ -39,14 +40,14 @@ _WRITERS = frozenset({"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """A node that is understood.
+    """A recognized node.
 
     Attributes:
         node: the node.
-        operation: what it computes.
-        arguments: its arguments by name, those with a default that were not given among them.
+        operation: the operation that it calls.
+        arguments: all arguments by name, defaults included.
         in_place: whether the result is written to the first argument.
-        signature: of the spelling, see `writing.set_argument`.
+        signature: the signature of its spelling, see `writing.set_argument`.
     """
 
     node: Node
@@ -67,21 +68,21 @@ class Call:
         return self.arguments[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument ``name``, where the spelling has one of that name."""
+        """The argument ``name``, or ``default`` if the spelling has no such parameter."""
         return self.arguments.get(name, default)
 
     def is_plain(self) -> bool:
-        """Whether a sum, difference or quotient is no more than that: no factor ``alpha``, no rounding."""
+        """Whether a sum, difference or quotient has neither a factor ``alpha`` nor a rounding mode."""
         return self.get("alpha", 1) == 1 and self.get("rounding_mode") is None
 
     def source(self) -> Node | None:
-        """The tensor that the operation is applied to, its argument ``input``; None where that is no node."""
+        """The argument ``input``, the tensor that the operation is applied to; None if it is not a node."""
         found = self.get("input")
         return found if isinstance(found, Node) else None
 
 
 def read(node: Any) -> Call | None:
-    """What a node calls; None for anything that is not understood."""
+    """The call of a node; None for a node that is not recognized, and for anything else."""
     if not isinstance(node, Node):
         return None
     for spelling in _spellings(node):
@@ -94,19 +95,19 @@ def read(node: Any) -> Call | None:
 
 
 def op_name(node: Any) -> str | None:
-    """The name of the operation of a node, None for anything that is not understood."""
+    """The name of a node's operation; None for a node that is not recognized, and for anything else."""
     call = read(node)
     return None if call is None else call.name
 
 
 def kinds(node: Any) -> Kind:
-    """What may be taken for granted of a node's operation; of one that works in place nothing."""
+    """The properties of a node's operation; none if the call is in place or not recognized."""
     call = read(node)
     return Kind.NONE if call is None or call.in_place else call.kinds
 
 
 def possible_kinds(node: Node) -> Kind:
-    """All that a node's function or method may be, whatever its arguments, in place or not."""
+    """The union of properties over all spellings of a node's function or method, whatever its arguments."""
     found = Kind.NONE
     for spelling in _spellings(node):
         found |= spelling.operation.kinds
@@ -114,22 +115,22 @@ def possible_kinds(node: Node) -> Kind:
 
 
 def may_restride(node: Node) -> bool:
-    """Whether a node may change sizes or strides of a tensor in place, which is nothing that a device does."""
+    """Whether a node may change sizes or strides of a tensor in place, which happens on the host only."""
     kinds_ = VIEWS | Kind.RESTRIDES
     return any(spelling.in_place and spelling.operation.kinds & kinds_ for spelling in _spellings(node))
 
 
 def source_of(node: Any) -> Node | None:
-    """The tensor that a node is applied to, its argument ``input``; None where there is none, or it is not understood.
+    """The argument ``input`` of a node; None if it has none or is not recognized.
 
-    Of a node that is not understood the first argument is no more than a guess, see `operand`.
+    See `operand` for the first argument of a node that may not be recognized.
     """
     call = read(node)
     return None if call is None else call.source()
 
 
 def operand(node: Node) -> Node | None:
-    """What a method is called on, or a function's first argument, understood or not."""
+    """The tensor that a method is called on, or the first argument of a function, recognized or not."""
     if node.op not in ("call_function", "call_method"):
         return None
     found = node.args[0] if node.args else next((node.kwargs[n] for n in ("input", "self") if n in node.kwargs), None)
@@ -137,7 +138,7 @@ def operand(node: Node) -> Node | None:
 
 
 def called_name(node: Node) -> str:
-    """The name of the method, function or operator that a node calls, empty where it calls none."""
+    """The name of the method, function or operator that a node calls; empty if it calls none."""
     if node.op == "call_method":
         return str(node.target)
     if node.op != "call_function":
@@ -147,19 +148,19 @@ def called_name(node: Node) -> str:
     return getattr(node.target, "__name__", "") or str(node.target)
 
 
-def words(node: Node) -> str:
-    """What a node is, for a reason that users read."""
+def describe(node: Node) -> str:
+    """A description of a node for messages."""
     return f"an input ({node.target})" if node.op == "placeholder" else called_name(node) or str(node.target)
 
 
 def outputs(graph: Graph) -> tuple[Any, ...]:
-    """What a graph returns."""
+    """The output values of a graph."""
     values: Any = graph.output_node().args[0]
     return tuple(values)
 
 
 def is_output(node: Node) -> bool:
-    """Whether a graph returns a node."""
+    """Whether the graph returns ``node``."""
     return any(user.op == "output" for user in node.users)
 
 
@@ -167,23 +168,23 @@ def is_output(node: Node) -> bool:
 
 
 def is_pure(node: Node) -> bool:
-    """Whether an operation is known to have no effect but its result."""
+    """Whether a node is known to have no side effects."""
     call = read(node)
     return call is not None and not call.in_place and not isinstance(call.operation, _Operator)
 
 
 def is_query(node: Node) -> bool:
-    """Whether a node only asks for sizes or other metadata of a tensor."""
+    """Whether a node only reads sizes or other metadata of a tensor."""
     return bool(kinds(node) & Kind.QUERY)
 
 
 def writes_to(node: Node) -> list[Node]:
-    """The users that change the value of a node in place."""
+    """The users of ``node`` that write to it in place."""
     return [user for user in node.users if node in written(user)]
 
 
 def written(node: Node) -> list[Node]:
-    """The tensors that a node changes in place, understood or not."""
+    """The arguments that a node writes to in place, recognized or not."""
     if node.op not in ("call_function", "call_method"):
         return []
     found = _flat(node.kwargs.get("out"))
@@ -197,14 +198,14 @@ def written(node: Node) -> list[Node]:
 def _ends_in_place(node: Node) -> bool:
     name = called_name(node)
     if isinstance(node.target, (OpOverload, OpOverloadPacket)):
-        return False  # its schema says
+        return False  # see _by_schema
     marked = name.endswith("_") and not name.endswith("__") and name not in _KEYWORDS
     return marked or (node.op == "call_function" and name in _WRITERS)
 
 
 def _by_schema(node: Node) -> list[Node]:
     target: Any = node.target
-    if isinstance(target, HigherOrderOperator):  # a user's Triton kernel may write to all that it gets
+    if isinstance(target, HigherOrderOperator):  # a user's Triton kernel may write to any of its arguments
         return [argument for argument in node.all_input_nodes if "mutation" in target.name()]
     operators = [target] if isinstance(target, OpOverload) else []
     if isinstance(target, OpOverloadPacket):
@@ -217,7 +218,7 @@ def _by_schema(node: Node) -> list[Node]:
         changed = [name for name, alias in aliases.items() if alias is not None and alias.is_write and name in values]
         return [item for name in changed for item in _flat(values[name])]
     if operators and any(schema_of(operator).is_mutable for operator in operators):
-        return list(node.all_input_nodes)  # it may be any of them
+        return list(node.all_input_nodes)  # it may write to any of them
     return []
 
 
@@ -229,14 +230,14 @@ def _flat(value: Any) -> list[Node]:
 
 
 class _Operator(Operation):
-    """An operator that stands in no table: nothing but its schema is known."""
+    """An operator of this package. It is not in the table; only its schema is known."""
 
 
 _OWN: dict[Any, Spelling] = {}
 
 
 def _spellings(node: Node) -> list[Spelling]:
-    """What the target of a node may be."""
+    """The spellings that the target of a node may be."""
     target: Any = node.target
     if node.op == "call_method":
         return of_method(target)
@@ -263,7 +264,7 @@ def _is_attribute(node: Node) -> bool:
 
 
 def _getter(target: Any) -> str | None:
-    """The attribute that ``torch.Tensor.mT.__get__`` reads, as a graph may call it in place of ``getattr``."""
+    """``"mT"`` for ``torch.Tensor.mT.__get__``, which graphs may call in place of ``getattr``; else None."""
     if getattr(target, "__name__", None) != "__get__":
         return None
     descriptor = getattr(target, "__self__", None)

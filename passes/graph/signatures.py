@@ -1,15 +1,15 @@
-"""Signatures of operations, written as in torch's documentation, and how the arguments of a call bind to them.
+"""Signatures of operations, written as in torch's documentation, and the binding of a call's arguments to them.
 
     transpose(input, dim0, dim1)              x.transpose(1, 2)   torch.transpose(input=x, dim0=1, dim1=2)
     permute(input, *dims)                     x.permute(0, 2, 1)   x.permute((0, 2, 1))   x.permute(dims=(0, 2, 1))
     add(input, other, *, alpha=1)             x + y   torch.add(x, y)   x.add(other=y, alpha=2)
-    exp(...)                                  anything: nobody asks for the arguments
+    exp(...)                                  any arguments, which no pass reads
 
-A parameter without a default has to be given. One with a star takes what is left of the positional arguments, or one
-tuple or list of them, and is always read as a tuple. What is behind a lone star is given by name only. A keyword may go
-by another name of torch's (`_OTHER_NAMES`), as numpy's ``axis`` for ``dim``.
+A parameter without a default is required. A parameter with a star takes the remaining positional arguments, or one
+tuple or list of them, and is always bound as a tuple. Parameters after a lone star are keyword-only. Keywords may be
+other names that torch accepts (`_OTHER_NAMES`), such as numpy's ``axis`` for ``dim``.
 
-Binding never raises: arguments that do not fit give None, and the call counts as one that nobody understands.
+Binding never raises. Arguments that do not fit bind to None, and the call is then not recognized.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-#: Other names that torch takes for parameters: numpy's, those of the aten operators, those of functions alike.
+#: Other names that torch accepts for parameters: those of numpy, of aten operators, and of similar functions.
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "axis": ("dim",),
     "axis0": ("dim0",),
@@ -45,7 +45,7 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "src": ("source",),
 }
 
-#: Parameters that take values of one kind only, by which overloads with as many arguments are told apart.
+#: Types of parameters that distinguish overloads with the same number of arguments.
 _TYPES: dict[str, tuple[type, ...]] = {
     "dtype": (torch.dtype, type(None)),
     "device": (torch.device, str, int, type(None)),
@@ -59,12 +59,12 @@ class Signature:
     """The parameters of one spelling of an operation.
 
     Attributes:
-        name: of the function, method or operator, with its module where that is not `torch`.
-        positional: the parameters that positional arguments go to, in order.
-        star: the one that takes the rest of them, or None.
-        defaults: the default of every parameter, ``_REQUIRED`` where it has none.
-        anything: whether any arguments bind; they have no names then.
-        exact: whether it is that of an operator's schema, to which all arguments of a call fit that there can be.
+        name: name of the function, method, attribute or operator, with the prefix of its module if it has one.
+        positional: the parameters that positional arguments bind to, in order.
+        star: the parameter that takes the remaining positional arguments, or None.
+        defaults: the default of each parameter; ``_REQUIRED`` if it has none.
+        anything: whether all arguments are accepted; they have no names then.
+        exact: whether it is the schema of an operator, so that types of arguments need no check.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Signature:
 
     @staticmethod
     def parse(text: str) -> Signature:
-        """Read ``name(parameter, *rest, named=default)``; defaults are literals of Python."""
+        """Parse ``name(parameter, *rest, named=default)``; defaults are Python literals."""
         name, _, inside = text.strip().removesuffix(")").partition("(")
         if inside == "...":
             return Signature(name, (), None, {}, anything=True)
@@ -98,8 +98,8 @@ class Signature:
         return Signature(name, tuple(positional), star, defaults)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The arguments by name, defaults among them; None where they do not fit."""
-        if not self.exact and kwargs.get("out") is not None:  # the result goes elsewhere
+        """The arguments by name, defaults included; None if they do not fit."""
+        if not self.exact and kwargs.get("out") is not None:  # the result is written to another tensor
             return None
         if self.anything:
             return {}
@@ -127,11 +127,11 @@ class Signature:
         return values if self._fit(values) else None
 
     def place(self, name: str) -> int | None:
-        """The place of a parameter among the positional arguments, None where it has none of its own."""
+        """The index of a parameter among the positional arguments; None if it is keyword-only or has a star."""
         return self.positional.index(name) if name in self.positional else None
 
     def spelled(self, name: str, kwargs: Mapping[str, Any]) -> str:
-        """The keyword by which a call gives the parameter ``name``."""
+        """The keyword that a call with ``kwargs`` uses for the parameter ``name``."""
         return next((keyword for keyword in kwargs if self._named(keyword) == name), name)
 
     def _named(self, keyword: str) -> str | None:
@@ -144,12 +144,12 @@ class Signature:
             not isinstance(values[name], kinds) for name, kinds in _TYPES.items() if name in values
         ):
             return False
-        # x.view(torch.int16) gives the bits another meaning
+        # x.view(torch.int16) reinterprets the bits and is not a reshape
         return self.star is None or not any(isinstance(item, torch.dtype) for item in values[self.star])
 
 
 def of_schema(schema: torch.FunctionSchema) -> Signature:
-    """The signature that an operator's schema says."""
+    """The signature of an operator's schema."""
     arguments = schema.arguments
     defaults = {argument.name: argument.default_value for argument in arguments}
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""Writing a graph: nodes that are put in, with what they compute noted at once. Passes change graphs here only.
+"""Changes a graph: inserts nodes together with their example values. Passes change graphs only by this module.
 
     write = Writer(gm.graph)
     with write.before(match.node):
@@ -6,13 +6,13 @@
         x = write.call(operator.mul, x, factor, like=match.node)      # x * factor, in place of match.node
     write.replace(match.node, x)
 
-Every node gets its fake tensor (or size) as those of Dynamo have, computed in the graph's own fake mode from those of
-its arguments: passes behind read shapes and dtypes of it as of any other, and AOTAutograd keeps a graph in its cache on
-disk only where all values are known. Where a value cannot be computed, or that of an argument is not known, the node
-has none: the graph is right, passes that would need it leave the place alone, and it is compiled anew in each process.
+The example value of a new node is computed from those of its arguments, in the fake mode of the graph. Later passes
+need it to read shapes and dtypes, and AOTAutograd caches a graph on disk only if all nodes have one. If it cannot be
+computed, the node has none. The graph is still correct, but passes that need the value give up, and the graph is
+compiled again in each process.
 
-``like`` is a node that the new one stands for: where in the program it comes from, and whatever else is noted on it but
-its value, is taken over.
+``like`` is a node that the new one replaces: its metadata, such as the stack trace, is copied, except the example
+value.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ log = logging.getLogger("innerq_compile.passes")
 
 
 class Writer:
-    """Puts nodes into a graph, at the place that `before` or `after` says; else in front of its output."""
+    """Inserts nodes into a graph, at the position set by `before` or `after`, by default before the output."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
-    # --- places
+    # --- positions
 
     @contextmanager
     def before(self, node: Node) -> Iterator[None]:
-        """What is written inside stands in front of ``node``."""
+        """Context in which nodes are inserted before ``node``, in the order of their creation."""
         with self.graph.inserting_before(node):
             yield
 
     @contextmanager
     def after(self, node: Node) -> Iterator[None]:
-        """What is written inside stands behind ``node``, in the order in which it is written."""
+        """Context in which nodes are inserted after ``node``, in the order of their creation."""
         with self.graph.inserting_before(node.next):
             yield
 
     # --- nodes
 
     def call(self, function: Callable[..., Any], /, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
-        """A call of a function or operator; arguments are nodes, constants, and tuples and lists of them."""
+        """Insert a call of a function or operator. Arguments are nodes, constants, and tuples and lists of these."""
         return self._finish(self.graph.call_function(function, args, kwargs), like)
 
     def method(self, name: str, tensor: Node, /, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
-        """A call of the method ``name`` of a tensor."""
+        """Insert a call of the method ``name`` of ``tensor``."""
         return self._finish(self.graph.call_method(name, (tensor, *args), kwargs), like)
 
     def placeholder(self, name: str, value: Any, source: Source | None = None) -> Node:
-        """An input behind those that the graph has, with an example of it and where it comes from."""
+        """Insert a placeholder after all others, with its example value and Dynamo's source of it."""
         inputs = self.graph.find_nodes(op="placeholder")
         with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
             node = self.graph.placeholder(name)
@@ -76,40 +76,40 @@ class Writer:
         return node
 
     def traced(self, node: Node) -> Proxy:
-        """A number of the graph for arithmetic of Python, each operation of which becomes a node."""
+        """A proxy for a number in the graph. Each Python operation on it inserts a node."""
         return Proxy(node, _Tracer(self))
 
     def size(self, tensor: Node, dim: int) -> Node | int:
-        """A size of a tensor: a number where it is one, else a node that asks the tensor for it."""
+        """A size of a tensor: an int if it is constant, otherwise a new node that reads it from the tensor."""
         size = example(tensor).shape[dim]
         if isinstance(size, int) or size.node.expr.is_number:
             return int(size)
         return self.method("size", tensor, dim)
 
     def by_head(self, node: Node, tokens_dim: int) -> Node:
-        """Keys or values whose tokens are along ``tokens_dim`` as ``[B, H, S, D]``."""
+        """Keys or values as ``[B, H, S, D]``; ``tokens_dim`` (2 or 1) is the dimension that counts tokens."""
         return node if tokens_dim == 2 else self.method("transpose", node, 1, 2)
 
     def cast(self, node: Node, dtype: torch.dtype) -> Node:
-        """A tensor in another dtype; itself where it has it."""
+        """A tensor cast to ``dtype``; ``node`` itself if it has this dtype."""
         return node if example(node).dtype == dtype else self.method("to", node, dtype)
 
     # --- changes
 
     def replace(self, old: Node, new: Node, where: Callable[[Node], bool] = lambda user: True) -> None:
-        """Let those users of ``old`` for which ``where`` holds read ``new``. What ``old`` was stays as it is."""
+        """Replace ``old`` by ``new`` in all users of ``old`` for which ``where`` is true. ``old`` is not erased."""
         for user in list(old.users):
             if user is not new and where(user):
                 user.replace_input_with(old, new)
 
     def set_outputs(self, values: Iterable[Any]) -> None:
-        """Let the graph return ``values``."""
+        """Set the outputs of the graph to ``values``."""
         self.graph.output_node().args = (tuple(values),)
 
     def erase_dead(self, nodes: Iterable[Node]) -> None:
-        """Erase those of ``nodes`` that nothing uses, and what only they used.
+        """Erase those of ``nodes`` that have no users, and then their inputs if they have no other users.
 
-        Only operations that are known to have no effect go: a graph of Dynamo may write into its inputs.
+        Only nodes without side effects are erased, because the graph is not functionalized.
         """
         pending = list(nodes)
         while pending:
@@ -129,7 +129,7 @@ class Writer:
         return node
 
     def note_example(self, node: Node) -> None:
-        """Compute what a node computes, and note it; nothing where that is not known."""
+        """Compute and set the example value of a node; if it cannot be computed, the node has none."""
         unknown = [argument for argument in node.all_input_nodes if not has_example(argument)]
         if unknown:
             log.debug("no example of %s: none of %s", node, unknown)
@@ -137,11 +137,11 @@ class Writer:
         try:
             with self._fake_mode(node) or nullcontext():
                 set_example(node, _computed(node))
-        except Exception as error:  # whatever a fake tensor may raise: the graph is right all the same
+        except Exception as error:  # fake tensors may raise anything; the graph is correct without the example value
             log.debug("no example of %s: %r", node, error)
 
     def _fake_mode(self, node: Node) -> Any:
-        """The fake mode of the graph. That of the compiler's context is another one, made for what comes behind."""
+        """The fake mode of the graph's example values; that of the tracing context is a different one."""
         nearby = (*node.all_input_nodes, *self.graph.find_nodes(op="placeholder"))
         values = (example_or_none(other) for other in nearby)
         return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
@@ -156,7 +156,7 @@ def _computed(node: Node) -> Any:
 
 
 class _Tracer(GraphAppendingTracer):
-    """Writes the operations of Python's arithmetic on proxies."""
+    """Inserts the nodes of Python operations on proxies, with their example values."""
 
     def __init__(self, writer: Writer) -> None:
         super().__init__(writer.graph)
@@ -169,7 +169,7 @@ class _Tracer(GraphAppendingTracer):
 
 
 def set_argument(call: Call, name: str, value: Any) -> None:
-    """Give a node another argument ``name``, in the way in which its call is spelled."""
+    """Replace the argument ``name`` of a call, positional or keyword as it was given."""
     place, node = call.signature.place(name), call.node
     if place is not None and place < len(node.args):
         node.update_arg(place, value)
@@ -178,22 +178,22 @@ def set_argument(call: Call, name: str, value: Any) -> None:
 
 
 def replace_argument(node: Node, name: str, value: Any) -> None:
-    """As `set_argument`, of a node that is known to be understood.
+    """Replace the argument ``name`` of a node, see `set_argument`.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if the node is not recognized.
     """
     call = read(node)
     if call is None:
-        raise ValueError(f"{node} is not understood; only arguments of operations in the tables can be replaced")
+        raise ValueError(f"{node} is not recognized: only arguments of operations in the table can be replaced")
     set_argument(call, name, value)
 
 
 def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
-    """A size as an argument of a node: itself where it is a number, else the input of the graph that carries it.
+    """A size as an argument of a node: an int if it is constant, otherwise the placeholder of the symbolic int.
 
     Raises:
-        KeyError: if no input carries that size.
+        KeyError: if no placeholder has this size as its value.
     """
     if isinstance(size, int) or size.node.expr.is_number:
         return int(size)

@@ -1,8 +1,8 @@
-"""How the list of passes is declared, checked and run.
+"""Declares, checks and runs the list of passes.
 
-``declaration.py``  a pass: what it does, what it reads and writes, which others it needs
-``view.py``         the context as one pass may see it
-``runner.py``       running a list over a graph, without those passes that fail
+``declaration.py``  the declaration of a pass: which fields it reads and writes, which passes it needs
+``view.py``         restricts the context to what a pass has declared
+``runner.py``       runs the passes over a graph, leaving out those that fail
 """
 
 from .declaration import DeclarationError, Pass

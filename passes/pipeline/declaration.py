@@ -1,4 +1,4 @@
-"""A pass, and what it declares of itself."""
+"""The declaration of a pass, and checks on a list of declarations."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch.fx import GraphModule
 
 from ..context import PassContext
 
-#: What the context has before the first pass.
-GIVEN = frozenset({"config", "static_lengths", "left_out", "failures"})
+#: The fields of the context that are set before the first pass, and that no pass may write.
+INPUTS = frozenset({"config", "static_lengths", "left_out", "failures"})
 FIELDS = frozenset(field.name for field in dataclasses.fields(PassContext))
 
 
 class DeclarationError(TypeError):
-    """A pass that reads or writes what it did not declare, or a list of passes that cannot be right."""
+    """A pass accesses a field that it did not declare, or a list of declarations is inconsistent."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One pass of the pipeline.
+    """The declaration of one pass.
 
     Attributes:
-        run: the function, which changes the graph module that it gets and returns it.
+        run: the function. It changes the graph module in place and returns it.
         summary: what it does, in one line.
-        reads: the fields of the context that it looks at. Each is given, or written by a pass in front of it.
-        writes: the fields that it changes. It may look at them, too.
-        needs: the passes that it takes for granted, by name. Without them it is left out.
-        required: whether a graph with a quantized cache cannot run without it.
+        reads: the fields of the context that it reads. Each has to be an input or written by an earlier pass.
+        writes: the fields that it writes. It may read them, too.
+        needs: names of passes that it depends on. If one of them does not run, this one does not either.
+        required: whether a graph with a quantized cache cannot be compiled without it.
     """
 
     run: Callable[[GraphModule, PassContext], GraphModule]
@@ -44,29 +44,29 @@ class Pass:
 
 
 def check(passes: Sequence[Pass]) -> None:
-    """Whether a list of passes can be right.
+    """Check that a list of declarations is consistent.
 
     Raises:
-        DeclarationError: for a field that there is not, a field that is read before any pass writes it, a field that is
-            given and written, a pass that needs one that there is not, and two passes of one name.
+        DeclarationError: if two passes have the same name, a declared field does not exist, a field is read before any
+            pass writes it, an input is written, or a needed pass does not exist.
     """
     names = [graph_pass.name for graph_pass in passes]
-    written: set[str] = set(GIVEN)
+    written: set[str] = set(INPUTS)
     for graph_pass in passes:
         name, reads, writes = graph_pass.name, {*graph_pass.reads}, {*graph_pass.writes}
         if names.count(name) > 1:
-            raise DeclarationError(f"two passes are called {name!r}: a pass goes by the name of its function")
+            raise DeclarationError(f"two passes are called {name!r}: rename the function of one of them")
         if unknown := (reads | writes) - FIELDS:
-            raise DeclarationError(f"{name} declares {_listed(unknown)}, and the context has {_listed(FIELDS)}")
-        if given := writes & GIVEN:
-            raise DeclarationError(f"{name} declares to write {_listed(given)}, which is given and stays as it is")
+            raise DeclarationError(f"{name} declares {_listed(unknown)}, but the context has only {_listed(FIELDS)}")
+        if inputs := writes & INPUTS:
+            raise DeclarationError(f"{name} declares to write {_listed(inputs)}, an input that no pass may write")
         if early := reads - written:
             raise DeclarationError(
-                f"{name} declares to read {_listed(early)}, which no pass in front of it writes: move the pass, or let "
-                "one in front of it write that"
+                f"{name} declares to read {_listed(early)}, which no earlier pass writes: move the pass, or let an "
+                "earlier one write it"
             )
         if missing := {*graph_pass.needs} - {*names}:
-            raise DeclarationError(f"{name} needs {_listed(missing)}: there is no pass of that name")
+            raise DeclarationError(f"{name} needs {_listed(missing)}, but there is no pass of that name")
         written |= writes
 
 

@@ -1,8 +1,8 @@
-"""Running a list of passes over a graph, without those passes that fail.
+"""Runs a list of passes over a graph, leaving out passes that fail.
 
-A pass that raises what it did not foresee is a mistake of ours, and leaves graph and context half changed. Nothing of
-them is used: the passes start again with a new copy of the captured graph, without the one that failed and without
-those that need it. What was compiled is then right, and less of it is rewritten.
+A pass that raises an unexpected exception has a bug, and leaves graph and context half changed. Both are discarded: the
+pipeline starts over with a new copy of the captured graph, without the failed pass and those that need it. The result
+is correct, but less of it is rewritten.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .view import view_for
 
 log = logging.getLogger("innerq_compile.passes")
 
-#: Is shown the graph as it was captured, under the name ``captured``, and the graph behind each pass under its name;
-#: from the start again where a pass failed.
+#: Called with the name ``captured`` and the captured graph, and after each pass with the pass's name and the graph.
+#: Called again from the start each time that the pipeline starts over.
 Observer = Callable[[str, GraphModule], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewritten:
-    """What became of a graph.
+    """The result of running the pipeline.
 
     Attributes:
-        gm: the new graph: a copy, changed by the passes.
-        context: what they found.
-        whole: False where a required pass failed, so that none has run and a graph with quantized caches among its
-            inputs cannot be compiled.
+        gm: the rewritten copy of the graph.
+        context: the context of the passes.
+        whole: False if a required pass failed. No pass has run then, and a graph with quantized caches among its inputs
+            cannot be compiled.
     """
 
     gm: GraphModule
@@ -42,14 +42,14 @@ class Rewritten:
 
 
 class _Failed(Exception):
-    """A pass raised its ``__cause__``."""
+    """A pass raised an exception, which is the ``__cause__``. The argument is the name of the pass."""
 
 
 class Pipeline:
-    """A list of passes in their order.
+    """A list of passes in the order in which they run.
 
     Raises:
-        DeclarationError: for a list that cannot be right.
+        DeclarationError: if the declarations are inconsistent.
     """
 
     def __init__(self, passes: Collection[Pass]) -> None:
@@ -62,17 +62,17 @@ class Pipeline:
         return tuple(graph_pass.name for graph_pass in self.passes)
 
     def left_out(self, disabled: Collection[str]) -> tuple[str, ...]:
-        """The passes that do not run where those named in ``disabled`` do not, in order."""
+        """Names of the passes that do not run if those in ``disabled`` do not: they and all that need them."""
         out = set(disabled)
         while more := {p.name for p in self.passes if p.name not in out and not out.isdisjoint(p.needs)}:
             out |= more
         return tuple(name for name in self.names() if name in out)
 
     def run(self, gm: GraphModule, context: PassContext, observe: Observer | None = None) -> GraphModule:
-        """Run the passes over ``gm``, which is changed, but for those that the config switches off.
+        """Run the passes that the config does not switch off over ``gm``, in place.
 
         Raises:
-            Exception: whatever a pass raises.
+            Exception: any exception that a pass raises.
         """
         context.left_out = self.left_out(context.config.disabled_passes)
         if observe is not None:
@@ -86,17 +86,17 @@ class Pipeline:
     def rewrite(
         self, captured: GraphModule, config: Config, *, static_lengths: bool = False, observe: Observer | None = None
     ) -> Rewritten:
-        """Run the passes over a copy of ``captured``. A pass that fails is left out, with a logged traceback.
+        """Run the passes over a copy of ``captured``. A pass that fails is left out, and its traceback is logged.
 
         Args:
-            captured: the graph of Dynamo, which is not changed.
-            config: what was asked for. In strict mode a pass that fails is an error.
+            captured: the graph captured by Dynamo; it is not changed.
+            config: the user's config.
             static_lengths: whether the graph is to be recorded as a CUDA graph.
-            observe: is shown the graph behind each pass.
+            observe: called after each pass.
 
         Raises:
-            GraphError: for a graph that cannot be compiled, which the user has to change.
-            Exception: in strict mode whatever a pass raises.
+            GraphError: if the graph cannot be compiled and the user has to change it.
+            Exception: in strict mode, any exception that a pass raises.
         """
         failures: tuple[PassFailure, ...] = ()
         while True:

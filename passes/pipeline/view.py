@@ -1,6 +1,6 @@
-"""The context as one pass may see it: what it declared, and of what it only reads nothing that can be changed.
+"""Restricts the context to the fields that a pass has declared; fields that it only reads are read-only.
 
-A pass that looks at more would work until the list is put in another order or one of its passes is switched off.
+A pass that used other fields would break once the passes run in another order, or one of them is switched off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .declaration import FIELDS, DeclarationError, Pass
 
 
 class _View:
-    """Stands for a :class:`PassContext`; its methods see no more of it than the pass does."""
+    """A proxy for a :class:`PassContext`. Methods of the context run on the proxy, so they are restricted as well."""
 
     def __init__(self, context: PassContext, graph_pass: Pass) -> None:
         own = {"_context": context, "_name": graph_pass.name}
@@ -32,7 +32,7 @@ class _View:
                 f"{self._name} reads {name} of the context without declaring it: add it to `reads` (or `writes`) of "
                 f"{self._name} in passes/__init__.py"
             )
-        return _fixed(value)
+        return _read_only(value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._writes:
@@ -50,13 +50,13 @@ def _method(name: str) -> Callable[..., Any]:
     return method
 
 
-def _fixed(value: Any) -> Any:
-    """A value of the context that cannot be changed."""
+def _read_only(value: Any) -> Any:
+    """A read-only view or copy of a dict or list; other values as they are."""
     if isinstance(value, dict):
         return types.MappingProxyType(value)
     return tuple(value) if isinstance(value, list) else value
 
 
 def view_for(graph_pass: Pass, context: PassContext) -> PassContext:
-    """The context for one pass."""
+    """The context restricted to what ``graph_pass`` has declared."""
     return cast(PassContext, _View(context, graph_pass))

@@ -58,7 +58,7 @@ def at_once(work) -> None:
 
 
 def plain() -> GraphReport:
-    return GraphReport(GraphKind.PLAIN, 0, 0, (Reason("the graph holds no attention"),))
+    return GraphReport(GraphKind.PLAIN, 0, 0, (Reason("no attention was found in the graph"),))
 
 
 def test_every_graph_has_a_number_of_its_own_and_a_reason_is_warned_of_once(caplog):
@@ -104,4 +104,4 @@ def test_in_words():
 def test_as_json_takes_it():
     shown = plain().to_dict()
     assert type(shown["kind"]) is str and shown["kind"] == "plain" and shown["cuda_graphs"] == "not asked for"
-    assert shown["reasons"] == [{"text": "the graph holds no attention", "where": "", "layer": ""}]
+    assert shown["reasons"] == [{"text": "no attention was found in the graph", "where": "", "layer": ""}]

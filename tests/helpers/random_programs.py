@@ -404,7 +404,7 @@ def check(program: Program) -> Verdict:
 
 def _is_prompt(report: GraphReport) -> bool:
     """Whether a graph writes a prompt to a buffer, whose attention is exact on purpose."""
-    return bool(report.reasons) and all("many tokens are written at once" in str(r) for r in report.reasons)
+    return bool(report.reasons) and all("tokens are written at once, as in a prefill" in str(r) for r in report.reasons)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -74,5 +74,5 @@ def test_a_format_that_cannot_be_made_again(monkeypatch):
     other = dataclasses.replace(cache.format, norm="half64")
     monkeypatch.setattr(reproduce.CacheFormat, "parse", lambda spec: other)
     monkeypatch.setattr(InnerQTensor, "from_dense", lambda *args, **kwargs: cache)
-    with pytest.raises(InnerQError, match=r"half64 cannot be made again.*run the reproducer with the version"):
+    with pytest.raises(InnerQError, match=r"half64 cannot be reproduced.*run the reproducer with the version"):
         build(description, [])

@@ -186,7 +186,8 @@ def test_a_normalization_by_channel_stays_behind_the_rotary_embedding(eager_grap
     query, key, prefill = places(Attention(half), dataclasses.replace(BASE, key_norm=key_norm))
     assert (query.site.value, key.site.value, prefill) == ("after rotary", "after rotary", key_norm)
     assert query.reason == (
-        f"the rotary embedding mixes channels by half32, and those of the cache share their normalization by {key_norm}"
+        "the rotary embedding mixes channels by half32, but the channels of the cache share their normalization by "
+        f"{key_norm}"
     )
 
 

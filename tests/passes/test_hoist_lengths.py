@@ -100,20 +100,20 @@ def test_the_prelude_gives_what_the_graph_computed():
 def test_a_length_that_reaches_something_else_stays_with_a_reason():
     result = PIPELINE.rewrite(graph_of_a_step(extra=2), PLAIN, static_lengths=True)
     assert result.context.prelude is None and result.context.rewritten
-    assert result.context.lengths_stay == "something of the length of the cache is computed from a cache"
+    assert result.context.lengths_not_hoisted == "a tensor with the length of the cache is computed from a cache"
     assert [str(note) for note in result.context.notes] == [
-        f"no CUDA graph serves all lengths: {result.context.lengths_stay}"
+        f"no CUDA graph can serve all lengths: {result.context.lengths_not_hoisted}"
     ]
 
 
 @pytest.mark.parametrize("by_name", [False, True])
 def test_the_mask_of_an_operator_is_found_by_its_name(by_name):
     """An attention may read a mask that is longer than what it attends to, and nothing else of that length."""
-    from innerq_compile.passes.hoist_lengths import _beside_mask
+    from innerq_compile.passes.hoist_lengths import _arguments_without_mask
 
     graph = torch.fx.Graph()
     mask, state, rows = (graph.placeholder(name) for name in ("mask", "state", "rows"))
     args, kwargs = ((), {"rows": rows, "mask": mask, "state": state}) if by_name else ((mask, state, rows), {})
     node = graph.call_function(torch.ops.innerq.open_from.default, args, kwargs)
-    assert {*_beside_mask(node)} == {state, rows}
-    assert _beside_mask(graph.call_function(torch.add, (mask, state))) is None
+    assert {*_arguments_without_mask(node)} == {state, rows}
+    assert _arguments_without_mask(graph.call_function(torch.add, (mask, state))) is None

@@ -448,18 +448,18 @@ def causal_flag_with_a_past(q, k, v, mask):
     return F.scaled_dot_product_attention(q, repeat(k), repeat(v), is_causal=True)
 
 
-@trap("dropout is on")
+@trap("dropout is active")
 def sdpa_with_dropout(q, k, v, mask):
     return F.scaled_dot_product_attention(q, repeat(k), repeat(v), mask, 1e-9)
 
 
-@trap("dropout is on")
+@trap("dropout is active")
 def dropout_that_is_on(q, k, v, mask):
     weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
     return F.dropout(weights, 1e-9, training=True) @ repeat(v)
 
 
-@trap("scaled by something that is not a constant")
+@trap("scaled by a factor that is not constant")
 def learned_temperature(q, k, v, mask):
     return weighted(q @ repeat(k).mT * (1 + q.sum() * 0) + bias(mask), v)
 
@@ -479,7 +479,7 @@ def where_with_a_small_number(q, k, v, mask):
     return weighted(torch.where(mask, q @ repeat(k).mT * SCALE, -5.0), v)
 
 
-@trap("replaced by something that is not a constant")
+@trap("replaced by a value that is not constant")
 def where_of_two_scores(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE
     return weighted(torch.where(mask, scores, scores * 0.5), v)
@@ -556,7 +556,7 @@ def sinks_before_the_shift_of_scores(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v) + logits[..., -1:]
 
 
-@trap("a number is added to the scores, but not to the sinks")
+@trap("a number is added to the scores, but not to the sink logits")
 def shift_without_sinks(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)
     scores = scores - scores.amax(-1, keepdim=True)
@@ -564,14 +564,14 @@ def shift_without_sinks(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
 
 
-@trap("the sink logits are not one number a head")
+@trap("the sink logits are not one number for each head")
 def sinks_by_token(q, k, v, mask):
     sink = q.mean(-1, keepdim=True)
     logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), sink], -1)
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
 
 
-@trap("do not belong together")
+@trap("do not match")
 def first_token_left_out(q, k, v, mask):
     weights = torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1)
     return weights[..., 1:] @ repeat(v)[:, :, 1:]
@@ -584,7 +584,7 @@ def keys_changed_in_place(q, k, v, mask):
     return F.scaled_dot_product_attention(q, k, repeat(v), mask)
 
 
-@trap("flex_attention is not understood")
+@trap("flex_attention is not supported")
 def flex(q, k, v, mask):
     from torch.nn.attention.flex_attention import flex_attention
 

@@ -22,6 +22,11 @@ def test_one_file_a_pass_and_nothing_else():
 
 
 @pytest.mark.parametrize("name", PIPELINE.names())
+def test_a_pass_has_a_test_file(name):
+    assert Path(__file__).with_name(f"test_{name}.py").exists()
+
+
+@pytest.mark.parametrize("name", PIPELINE.names())
 def test_a_pass_file(name):
     tree = FILES[name]
     assert "->" in (ast.get_docstring(tree) or ""), "it opens with what it turns into what"

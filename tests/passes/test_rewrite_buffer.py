@@ -65,6 +65,6 @@ def test_a_mask_that_does_not_hide_what_is_not_written():
     result = PIPELINE.rewrite(graph_of_a_step(None), PLAIN)
     (reason,) = result.context.reasons
     assert reason.text == (
-        "the attention reads a buffer to its end without a mask, so it reads what has not been written"
+        "the attention reads the whole buffer without a mask, including tokens that have not been written"
     )
     assert not result.context.shadows and not result.context.rewritten

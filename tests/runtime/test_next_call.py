@@ -27,14 +27,14 @@ class Watched:
         self.compiled.load_state_dict(self.eager.state_dict())
         innerq(self.compiled, preset="lossless")
         self.known: list[bool] = []
-        real = NextCall.known
+        real = NextCall.take
 
         def known(call, args):
             found = real(call, args)
             self.known.append(bool(found))
             return found
 
-        patch.setattr(NextCall, "known", known)
+        patch.setattr(NextCall, "take", known)
 
     @torch.no_grad()
     def step(self, past, tokens: int = 1):

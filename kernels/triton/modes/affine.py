@@ -9,15 +9,7 @@ import triton.language as tl
 
 from ..casts import fma, round_to
 from ..codes import BIAS, both_halves, clamp, past_code
-
-F32_TINY = tl.constexpr(1.1754943508222875e-38)
-
-
-@triton.constexpr_function
-def largest(dtype, reach=1):
-    """The largest number of a scale dtype of which ``reach`` times is finite too."""
-    limits = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp32": 3.4028234663852886e38}
-    return limits[str(dtype)] / reach
+from ..constants import F32_TINY, code_offset, largest
 
 
 @triton.jit
@@ -27,7 +19,7 @@ def stored_scale(b_scale, REACH: tl.constexpr, DTYPE: tl.constexpr):
     The scale is limited so that ``REACH`` of it is finite. Zero and subnormal scales become zero, and the inverse of
     those, and of NaN, is NaN, which stands for a group whose codes are all zero.
     """
-    b_stored = round_to(clamp(b_scale, largest(DTYPE, REACH)), DTYPE).to(tl.float32)
+    b_stored = round_to(clamp(b_scale, largest(DTYPE) / REACH), DTYPE).to(tl.float32)
     empty = tl.abs(b_stored) < F32_TINY
     b_inverse = tl.div_rn(tl.full(b_stored.shape, 1.0, tl.float32), tl.where(empty, float("nan"), b_stored))
     return tl.where(empty, 0.0, b_stored), b_inverse
@@ -51,7 +43,7 @@ def difference(b_code, b_scale, b_zero, b_x):
 @triton.jit
 def signed(tiles, b_high, b_low, REACH: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Codes over ``[-HALF, HALF)`` and the scale, whose sign puts the extreme value on the longer side."""
-    HALF: tl.constexpr = 1 << (BITS - 1)
+    HALF: tl.constexpr = code_offset(BITS)
     b_most = tl.where(b_high > -b_low, -b_high, -b_low)
     b_scale, b_inverse = stored_scale(b_most * (1.0 / HALF), REACH, DTYPE)
     codes = ()

@@ -8,7 +8,7 @@ import triton.language as tl
 from ...modes import rounding
 from ..casts import round_to
 from ..codes import choose
-from ..constants import is_paired
+from ..constants import code_offset, is_paired
 from . import affine, paired
 
 CLEARLY = tl.constexpr(rounding.CLEARLY)
@@ -16,7 +16,7 @@ CLEARLY = tl.constexpr(rounding.CLEARLY)
 
 @triton.jit
 def encode(tiles, b_high, b_low, b_anchor, queries, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    HALF: tl.constexpr = 1 << (BITS - 1)
+    HALF: tl.constexpr = code_offset(BITS)
     if is_paired(DTYPE):
         b_scale, b_steps = paired.asymmetric(b_high, b_low, None, BITS)
         b_signed, b_signed_steps = paired.signed(b_high, b_low, BITS)

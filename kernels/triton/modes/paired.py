@@ -17,6 +17,7 @@ from ..constants import (
     PAIR_SCALE,
     PAIR_SIGN,
     SMALLEST_NORMAL,
+    code_offset,
     zero_step,
 )
 
@@ -96,7 +97,7 @@ def asymmetric(b_high, b_low, b_anchor, BITS: tl.constexpr):
 
     ``b_anchor`` is to lie on a code; None for none.
     """
-    HALF: tl.constexpr = 1 << (BITS - 1)
+    HALF: tl.constexpr = code_offset(BITS)
     LEVELS: tl.constexpr = (1 << BITS) - 1
     REACH: tl.constexpr = MOST_STEPS * zero_step(BITS)
     # halves, so that neither overflows and a fused multiply-add changes nothing
@@ -122,7 +123,7 @@ def signed(b_high, b_low, BITS: tl.constexpr):
 
     The level without a counterpart lies on the side of the extreme value.
     """
-    HALF: tl.constexpr = 1 << (BITS - 1)
+    HALF: tl.constexpr = code_offset(BITS)
     positive = b_high > -b_low
     b_scale = _rounded_scale(tl.where(positive, b_high, -b_low) * (1.0 / HALF), BITS)
     b_steps = tl.where(positive, _steps_of(HALF - 1, BITS), _steps_of(HALF, BITS))

@@ -9,15 +9,16 @@ import triton.language as tl
 
 from ..casts import round_to
 from ..codes import choose, clamp
+from ..constants import code_offset, largest
 from . import affine
 
 
 @triton.jit
 def encode(tiles, b_high, b_low, b_anchor, queries, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    HALF: tl.constexpr = 1 << (BITS - 1)
-    ROOMY: tl.constexpr = tl.float16 == DTYPE  # float16 numbers leave float32 room, see `affine.largest`
+    HALF: tl.constexpr = code_offset(BITS)
+    ROOMY: tl.constexpr = tl.float16 == DTYPE  # float16 numbers leave float32 room, see ``modes/affine.py``
     b_levels = tl.full(b_high.shape, HALF - 1, tl.float32)
-    b_zero = round_to(clamp(b_low, affine.largest(DTYPE)), DTYPE).to(tl.float32)
+    b_zero = round_to(clamp(b_low, largest(DTYPE)), DTYPE).to(tl.float32)
     b_wide = tl.div_rn(b_high - b_low, b_levels)
     b_scale, b_inverse = affine.stored_scale(b_wide, 1 if ROOMY else HALF - 1, DTYPE)
     b_most = tl.div_rn(tl.where(b_high > -b_low, b_high, -b_low), b_levels)

@@ -15,8 +15,8 @@ import triton.language as tl
 from ...modes import rounding, steered
 from ..bytes import byte_signs, dot_bytes, dot_unsigned_bytes, low_bytes
 from ..casts import fma, fma_within
-from ..codes import BIAS, F32_MAX, both_halves
-from ..constants import MOST_STEPS, zero_step
+from ..codes import BIAS, both_halves
+from ..constants import F32_MAX, MOST_STEPS, zero_step
 from ..queries import BELOW_SIGNS, channel_numbers
 from . import paired
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..constants import code_offset
 from . import affine
 
 
 @triton.jit
 def encode(tiles, b_high, b_low, b_anchor, queries, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    HALF: tl.constexpr = 1 << (BITS - 1)
+    HALF: tl.constexpr = code_offset(BITS)
     b_most = tl.where(b_high > -b_low, b_high, -b_low)
     b_scale = tl.div_rn(b_most, tl.full(b_most.shape, HALF - 1, tl.float32))
     b_scale, b_inverse = affine.stored_scale(b_scale, HALF - 1, DTYPE)

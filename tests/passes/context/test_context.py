@@ -46,5 +46,5 @@ def test_a_failure_in_words():
     failure = PassFailure("standard_form", ValueError("no"), ("standard_form", "rewrite_decode"))
     assert str(failure) == (
         "the pass standard_form failed with ValueError: no; it is left out, and with it rewrite_decode "
-        "(the traceback is in the log innerq_compile.passes)"
+        "(the log innerq_compile.passes has the traceback)"
     )

@@ -8,7 +8,7 @@ import torch
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE, Pass, PassContext, Pipeline
 from innerq_compile.passes.pipeline import DeclarationError
-from innerq_compile.passes.pipeline.declaration import FIELDS, GIVEN
+from innerq_compile.passes.pipeline.declaration import FIELDS, INPUTS
 
 
 def finds(gm, context):
@@ -37,17 +37,17 @@ def test_what_is_declared_may_be_read_and_written():
 
 def test_every_field_of_the_context_is_given_or_written_by_a_pass():
     written = {name for graph_pass in PIPELINE.passes for name in graph_pass.writes}
-    assert written | GIVEN == FIELDS and not written & GIVEN
+    assert written | INPUTS == FIELDS and not written & INPUTS
 
 
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ((Pass(reads, "", reads=("attentions",)), FINDS), "reads declares to read attentions, which no pass in front"),
-        ((Pass(reads, "", reads=("atentions",)),), "reads declares atentions, and the context has .*attentions"),
-        ((Pass(finds, "", writes=("config",)),), "finds declares to write config, which is given"),
+        ((Pass(reads, "", reads=("attentions",)), FINDS), "reads declares to read attentions, which no earlier pass"),
+        ((Pass(reads, "", reads=("atentions",)),), "reads declares atentions, but the context has only .*attentions"),
+        ((Pass(finds, "", writes=("config",)),), "finds declares to write config, an input"),
         ((FINDS, FINDS), "two passes are called 'finds'"),
-        ((Pass(finds, "", writes=("attentions",), needs=("reads",)),), "finds needs reads: there is no pass of"),
+        ((Pass(finds, "", writes=("attentions",), needs=("reads",)),), "finds needs reads, but there is no pass of"),
     ],
 )
 def test_a_list_that_cannot_be_right(passes, message):
@@ -73,11 +73,11 @@ def test_a_method_of_the_context_reads_no_more_than_the_pass():
 
 def test_setting_what_was_not_declared():
     def sets(gm, context):
-        context.lengths_stay = "because"
+        context.lengths_not_hoisted = "because"
         return gm
 
-    assert run(Pass(sets, "", writes=("lengths_stay",))).lengths_stay == "because"
-    with pytest.raises(DeclarationError, match="sets writes lengths_stay of the context without declaring it"):
+    assert run(Pass(sets, "", writes=("lengths_not_hoisted",))).lengths_not_hoisted == "because"
+    with pytest.raises(DeclarationError, match="sets writes lengths_not_hoisted of the context without declaring it"):
         run(FINDS, Pass(sets, ""))
 
 

@@ -1,0 +1,113 @@
+"""Where the parts of a cache side lie, for Triton kernels: what ``kernels/layout.py`` says, as addresses.
+
+Its numbers come from ``constants.py``; here they meet indices that are known only when a kernel runs. ``SLICES`` is
+``layout.word_slices``: how many slices of 16 lanes share a word.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .constants import (
+    STATE_PEAK,
+    column_run,
+    group_row,
+    plane_columns,
+    plane_words,
+    slice_stride,
+    sub_range_stride,
+    sub_ranges,
+)
+
+
+@triton.jit
+def tile_channels(IS_KEY: tl.constexpr, SLICES: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr):
+    """``(channel [COLS], is there one [COLS])`` of the columns of a tile ``[tokens, COLS]``.
+
+    Keys: channel = column. Values: the channels of each sub-range that a field covers are padded to a power of two of
+    their own, so that a tile can be reshaped into fields.
+    """
+    column = tl.arange(0, COLS)
+    if IS_KEY:
+        return column, column < D
+    else:
+        WIDTH: tl.constexpr = D // sub_ranges(SLICES)
+        PADDED: tl.constexpr = COLS // sub_ranges(SLICES)
+        return (column // PADDED) * WIDTH + column % PADDED, column % PADDED < WIDTH
+
+
+@triton.jit
+def first_word(column, COLUMNS: tl.constexpr):
+    """Offset of the first word of a column in a plane; its others follow at distances of ``column_run(COLUMNS)``."""
+    RUN: tl.constexpr = column_run(COLUMNS)
+    return column // RUN * plane_words(RUN) + column % RUN
+
+
+@triton.jit
+def half_in_plane(column, lane, COLUMNS: tl.constexpr):
+    """Offset of the half word of a column and a lane (0 to 15) in a plane, in int16."""
+    RUN: tl.constexpr = column_run(COLUMNS)
+    return column // RUN * (plane_words(RUN) * 2) + lane // 2 * (RUN * 2) + column % RUN * 2 + lane % 2
+
+
+@triton.jit
+def locate_code(
+    token,
+    channel,
+    IS_KEY: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """``(field, offset of plane 0, PLANE)`` of the code of (token, channel) in a block, in int16.
+
+    What the code's lane and column have in plane ``j`` lies ``j * PLANE`` behind what they have in plane 0.
+    """
+    COLUMNS: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, D)
+    PLANE: tl.constexpr = 2 * plane_words(COLUMNS)
+    if IS_KEY:
+        along, across = channel, token
+        slice_lo = channel // 16 % SLICES
+        slice_hi = channel // (16 * SLICES)
+    else:
+        along, across = token, channel
+        slice_lo = token // 16  # all slices of a block of values share words
+        slice_hi = 0
+    field = across // COLUMNS * sub_range_stride(IS_KEY, SLICES) + slice_lo * slice_stride(IS_KEY, SLICES)
+    return field, slice_hi * (BITS * PLANE) + half_in_plane(across % COLUMNS, along % 16, COLUMNS), PLANE
+
+
+@triton.jit
+def scale_of(token, channel, IS_KEY: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Offset of the scale of (token, channel) in the scales of a block."""
+    ROW: tl.constexpr = group_row(IS_KEY, BLOCK, D)
+    if IS_KEY:
+        return channel // GROUP * ROW + token
+    else:
+        return token // GROUP * ROW + channel
+
+
+@triton.jit
+def quantized_blocks(peak, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.constexpr):
+    """Blocks of the quantized region of a sequence with this peak: ``reference.quantized_blocks``."""
+    return tl.maximum(peak - SINK - RECENT, 0) // BLOCK
+
+
+@triton.jit
+def quantized_end(state, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.constexpr):
+    """First token behind the quantized region of the sequence whose state lies at ``state``."""
+    return SINK + quantized_blocks(tl.load(state + STATE_PEAK), SINK, RECENT, BLOCK) * BLOCK
+
+
+@triton.jit
+def ring_slot(position, SINK: tl.constexpr, RING: tl.constexpr):
+    """The row of the windows that holds the token at ``position``, which is none of the sinks."""
+    return SINK + tl.maximum(position - SINK, 0) % RING
+
+
+@triton.jit
+def window_slot(position, SINK: tl.constexpr, RING: tl.constexpr):
+    """The row of the windows that holds the token at ``position``."""
+    return tl.where(position < SINK, position, ring_slot(position, SINK, RING))

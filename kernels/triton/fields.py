@@ -1,0 +1,95 @@
+"""The bits of a field in the planes of words, for Triton kernels: ``layout.field_bits``.
+
+Where the field is known when a kernel is compiled, so are its halves and its bits. Where it is not, they are computed:
+whole fields lie one behind another from the bottom of a half, the others behind one another in the spare bits of all
+halves.
+"""
+
+# ruff: noqa: RUF005
+# Triton has no starred expressions in tuples.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .casts import in_order
+from .constants import first_spare_bit, first_spread_field, spare_bits, spare_mask, whole_fields
+
+
+@triton.jit
+def load_codes(p_halves, field, PLANE: tl.constexpr, mask, BITS: tl.constexpr):
+    """Unsigned codes, int32, of ``field``; ``p_halves`` (int16 pointers) and ``PLANE`` are of ``locate_code``."""
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
+    SPREAD: tl.constexpr = first_spread_field(BITS)
+    MASK: tl.constexpr = (1 << BITS) - 1
+    spread = field >= SPREAD
+    half = tl.load(p_halves + field // WHOLE * PLANE, mask=mask & (field < SPREAD), other=0).to(tl.int32)
+    code = (half >> (field % WHOLE * BITS)) & MASK
+    if SPARE > 0:
+        rest = tl.zeros_like(code)
+        for j in tl.static_range(BITS):
+            half = tl.load(p_halves + j * PLANE, mask=mask & spread, other=0).to(tl.int32)
+            rest |= ((half >> first_spare_bit(BITS)) & ((1 << SPARE) - 1)) << (j * SPARE)
+        code = tl.where(spread, (rest >> tl.where(spread, (field - SPREAD) * BITS, 0)) & MASK, code)
+    return code
+
+
+@triton.jit
+def add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
+    """Words ``planes`` (``BITS`` tensors) with a field of both halves set, which is known at compile time."""
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
+    FIRST: tl.constexpr = (FIELD - first_spread_field(BITS)) * BITS  # place of its lowest bit among the spare ones
+    new = ()
+    for j in tl.static_range(BITS):
+        b_word = planes[j]
+        if first_spread_field(BITS) > FIELD:
+            if j == FIELD // WHOLE:
+                b_word = in_order(b_word + (b_codes << (FIELD % WHOLE * BITS)))
+        elif j * SPARE < FIRST + BITS and (j + 1) * SPARE > FIRST:
+            b_bits = b_codes >> (j * SPARE - FIRST) if j * SPARE > FIRST else b_codes << (FIRST - j * SPARE)
+            b_word = in_order(b_word + ((b_bits & spare_mask(BITS)) << first_spare_bit(BITS)))
+        new = new + (b_word,)
+    return new
+
+
+@triton.jit
+def add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
+    """:func:`add_to_planes` of a field that is known only when the kernel runs; a scalar."""
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
+    new = ()
+    for j in tl.static_range(BITS):
+        # multiplied by a power of two or by zero: one instruction multiplies and adds
+        new = new + (in_order(planes[j] + b_codes * tl.where(field // WHOLE == j, 1 << (field % WHOLE * BITS), 0)),)
+    if SPARE > 0:  # noqa: SIM102 (known when the kernel is compiled)
+        if field >= first_spread_field(BITS):
+            first = (field - first_spread_field(BITS)) * BITS  # place of its lowest bit among the spare ones
+            spread = ()
+            for j in tl.static_range(BITS):
+                below = j * SPARE - first
+                b_bits = (b_codes >> tl.maximum(below, 0)) << tl.maximum(-below, 0)
+                b_bits = tl.where((below < BITS) & (below > -SPARE), b_bits & spare_mask(BITS), 0)
+                spread = spread + (new[j] + (b_bits << first_spare_bit(BITS)),)
+            new = spread
+    return new
+
+
+@triton.jit
+def field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
+    """What ``b_codes [rows, 8]`` (``codes.both_halves``) of fields ``field [rows]`` add to the words of a plane."""
+    WHOLE: tl.constexpr = whole_fields(BITS)
+    SPARE: tl.constexpr = spare_bits(BITS)
+    SPREAD: tl.constexpr = first_spread_field(BITS)
+    shift = tl.where(field // WHOLE == PLANE, field % WHOLE * BITS, 0)
+    b_word = tl.where((field // WHOLE == PLANE)[:, None], b_codes << shift[:, None], 0)
+    if SPARE > 0:
+        # how far below the plane's spare bits a spread field begins, below zero where it begins among them
+        below = PLANE * SPARE - (field - SPREAD) * BITS
+        meets = (field >= SPREAD) & (below < BITS) & (below > -SPARE)
+        below = tl.where(meets, below, 0)
+        b_bits = (b_codes >> tl.maximum(below, 0)[:, None]) << tl.maximum(-below, 0)[:, None]
+        b_bits = (b_bits & spare_mask(BITS)) << first_spare_bit(BITS)
+        b_word += tl.where(meets[:, None], b_bits, 0)
+    return b_word
