@@ -194,14 +194,8 @@ class CacheStorage:
 
     def dequantize(self, length: int) -> torch.Tensor:
         """The first ``length`` tokens, dense: ``[B, H, length, D]`` in the cache's dtype; padding tokens are zero."""
-<<<<<<< HEAD
-        return torch.ops.innerq.dequantize(*arguments_of("dequantize", self.tensors, length))
-=======
         with self.lock:
-            return torch.ops.innerq.dequantize(
-                *self.tensors.encoded, self.tensors.mean, self.tensors.norm, length, self.format.spec
-            )
->>>>>>> next
+            return torch.ops.innerq.dequantize(*arguments_of("dequantize", self.tensors, length))
 
 
 def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:

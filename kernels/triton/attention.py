@@ -260,17 +260,11 @@ def plan_partials(
             "K_ZERO": keys.has_zero,
             "K_WINDOW": keys.window_rows,
             "K_D": head_dim,
-<<<<<<< HEAD
-            "K_LO": layout.key_slices(head_dim)[1],
+            "K_SLICES": layout.word_slices(keys, head_dim),
             "V_BITS": values.bits,
             "V_ZERO": values.has_zero,
-=======
-            "K_SLICES": layout.word_slices(k_fmt, head_dim),
-            "V_BITS": v_fmt.bits,
-            "V_ZERO": v_fmt.has_zero,
->>>>>>> next
             "V_D": value_dim,
-            "V_SLICES": layout.word_slices(v_fmt, value_dim),
+            "V_SLICES": layout.word_slices(values, value_dim),
         }
         kernel, options = decode_partial_fields_kernel, {"num_warps": config.num_warps}
         if config.maxnreg is not None:

@@ -9,12 +9,8 @@ import triton
 import triton.language as tl
 
 from .. import reference
-<<<<<<< HEAD
 from ..backend import Append
-=======
-from ..formats import CacheFormat
 from .addresses import quantized_blocks, tile_channels, window_slot
->>>>>>> next
 from .casts import round_to
 from .constants import (
     STATE_LENGTH,

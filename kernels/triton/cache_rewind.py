@@ -9,12 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-<<<<<<< HEAD
 from ..cache import Cache
-=======
-from ..formats import CacheFormat
 from .addresses import quantized_blocks, quantized_end, tile_channels
->>>>>>> next
 from .casts import round_to
 from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_rows
 from .support import interpreted, on_device, side_constants
