@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import fast_interpreter
+from tests.helpers.torch_threads import threads
+from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
 
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
@@ -91,49 +93,44 @@ def plain_torch() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
-    """Dynamo has compiled nothing, nothing is reported of other graphs, and what the test compiles is forgotten."""
-    import innerq_compile
+    """Dynamo has compiled nothing, there are no reports of graphs, and what the test compiles is forgotten."""
+    with _fresh_dynamo():
+        yield
 
-    torch._dynamo.reset()
-    innerq_compile.clear_reports()
+
+@pytest.fixture
+def no_inductor(fresh_dynamo: None) -> Iterator[None]:
+    """Graphs run operator by operator, traced by AOTAutograd. For tests of what becomes of a program."""
+    with without_inductor():
+        yield
+
+
+@pytest.fixture
+def graphs_as_they_are(fresh_dynamo: None) -> Iterator[None]:
+    """Graphs run as the passes left them: faster still, for tests of the passes with many programs."""
+    with without_inductor(as_it_is):
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_inductor_in_module() -> Iterator[None]:
+    """`no_inductor` for all tests of a file, which use the graphs of those before them where the guards allow it."""
+    with _fresh_dynamo(), without_inductor():
+        yield
+
+
+@contextlib.contextmanager
+def _fresh_dynamo() -> Iterator[None]:
+    forget_graphs()
     yield
     torch._dynamo.reset()
 
 
 @pytest.fixture
-def cheap_inductor() -> Iterator[None]:
-    """Graphs run through AOTAutograd, operator by operator, instead of being compiled by Inductor.
-
-    For tests of what becomes of a program, where compiling would take most of the time. Dynamo starts afresh, without
-    reports of other graphs, and forgets these graphs afterwards.
-    """
-    with _without_inductor():
+def one_thread() -> Iterator[None]:
+    """Matrices of the test are small: to share them among threads takes longer than to multiply them."""
+    with threads(1):
         yield
-
-
-@pytest.fixture(scope="module")
-def cheap_inductor_of_module() -> Iterator[None]:
-    """`cheap_inductor` for all tests of a file, which use the graphs of those before them where the guards allow it."""
-    with _without_inductor():
-        yield
-
-
-@contextlib.contextmanager
-def _without_inductor() -> Iterator[None]:
-    import torch._inductor.compile_fx
-    from torch._dynamo.backends.debugging import aot_eager
-
-    import innerq_compile
-
-    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
-        return aot_eager(gm, example_inputs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
-        torch._dynamo.reset()
-        innerq_compile.clear_reports()
-        yield
-        torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

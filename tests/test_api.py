@@ -12,6 +12,7 @@ from torch import nn
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.compile_error import CompileError
 from tests.helpers.programs import TinyAttention
+from tests.helpers.without_inductor import as_it_is, without_inductor
 
 WIDTH = 32  # of TinyAttention
 
@@ -78,7 +79,7 @@ FORMS = {
 }
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_runs_with_a_quantized_cache(form):
     plain = TinyAttention()
@@ -98,7 +99,7 @@ def test_every_form_runs_with_a_quantized_cache(form):
     assert cache[0].format.mode == ("none" if lossless else "steered")
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_models_of_other_sizes_run_the_same_code():
     """Dynamo makes symbols of sizes that it sees change, but never of heads and head_dim, which the format needs."""
     clear_reports()
@@ -219,16 +220,10 @@ def test_a_wrong_option_of_torch_compile(name):
 
 
 @pytest.fixture
-def inductor_options(monkeypatch, fresh_dynamo) -> list[dict]:
+def inductor_options(fresh_dynamo):
     """The options of each graph that goes to Inductor."""
-    seen = []
-
-    def compile_fx(gm, example_inputs, config_patches=None):
-        seen.append(config_patches)
-        return gm.forward
-
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
-    return seen
+    with without_inductor(as_it_is) as options:
+        yield options
 
 
 def run_prefill_and_decode(model) -> None:
@@ -269,7 +264,7 @@ def test_mode_and_options_of_innerq_reach_inductor(inductor_options):
     assert inductor_options == [without_cuda_graphs(expected), expected]
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_a_call_that_requires_a_gradient():
     model = innerq(TinyAttention())
     with pytest.raises(InnerQError, match=r"has no gradient.*torch\.no_grad\(\).*backend='inductor'"):
@@ -280,7 +275,7 @@ def test_a_call_that_requires_a_gradient():
     assert isinstance(frozen(new_tokens(3))[1][0], InnerQTensor)
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_module_without_attention_compiles_as_it_is(strict):
     clear_reports()
@@ -302,7 +297,7 @@ class WithoutCache(TinyAttention):
         return super().forward(x)[0]
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_an_attention_that_is_not_rewritten():
     clear_reports()
     model, x = WithoutCache(), new_tokens(3)
@@ -316,7 +311,7 @@ def test_an_attention_that_is_not_rewritten():
         torch.compile(model, backend="innerq", options={"strict": True})(x)
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_a_cache_that_cannot_be_quantized():
     model = TinyAttention(heads=1, head_dim=72).requires_grad_(False)
     with pytest.raises(InnerQError, match="head_dim 72 cannot be quantized: allowed are multiples of 16"):
@@ -350,7 +345,7 @@ def test_all_names_are_there():
 
 
 @pytest.fixture
-def llama(cheap_inductor):
+def llama(no_inductor):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

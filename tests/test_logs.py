@@ -17,14 +17,12 @@ from tests.helpers.programs import TinyAttention
 PROGRAM = """
 import sys
 import torch
-import torch._inductor.compile_fx as compile_fx
-from torch._dynamo.backends.debugging import aot_eager
-compile_fx.compile_fx = lambda gm, ex, *args, config_patches=None, **kwargs: aot_eager(gm, ex)
 sys.path.insert(0, {root!r})
 {setup}
 from tests.helpers.programs import TinyAttention
+from tests.helpers.without_inductor import without_inductor
 model = torch.compile(TinyAttention(), backend="innerq")
-with torch.no_grad():
+with without_inductor(), torch.no_grad():
     _, cache = model(torch.randn(1, 20, 32))
     model(torch.randn(1, 1, 32), cache)
 """
@@ -42,7 +40,7 @@ def run(setup: str = "", **environment: str) -> str:
     return done.stderr
 
 
-def test_one_line_a_graph_and_one_warning(caplog, cheap_inductor):
+def test_one_line_a_graph_and_one_warning(caplog, no_inductor):
     caplog.set_level(logging.INFO, logger="innerq_compile")
     clear_reports()
 

@@ -147,7 +147,7 @@ class Emulation:
         if isinstance(side, ProductSide):
             out, held = side.held(x, self.prompt, moments)
             return out, (held.sink, lambda length: quantized_end(length, held.sink, held.recent, held.block))
-        if side.mode == "none":
+        if not side.quantized:
             return None, None
         is_key = quantize is quantize_keys
         block = max(32, side.group) if (side.along == "inner") != is_key else 32

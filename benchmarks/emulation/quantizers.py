@@ -6,6 +6,7 @@ Each maps numbers to what a cache would dequantize to, over groups in the last d
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -76,14 +77,18 @@ class Side:
     zero_search: int = 0
     product: bool = False
 
+    @property
+    def quantized(self) -> bool:
+        """False where the elements themselves are kept."""
+        return named(self.mode).stores_codes
+
     def bits_per_element(self, head_dim: int) -> float:
         """Bits of an element of the quantized region, codes, scales and zero points together."""
-        if self.mode == "none":
+        if not self.quantized:
             return 16.0
         kinds = [self.scale] + ([self.zero] if named(self.mode).has_zero else [])
         if set(kinds) <= {"float16", "bfloat16"}:  # the library stores as many numbers
-            mode = "hybrid" if self.mode == "paper_hybrid" else self.mode
-            return stored_bits(CacheFormat("value", self.bits, mode, self.group, 0, 0, self.scale), head_dim)
+            return stored_bits(CacheFormat("value", self.bits, self.mode, self.group, 0, 0, self.scale), head_dim)
         return self.bits + 8 * sum(STORED_BYTES[kind] for kind in kinds) / self.group
 
     @property
@@ -91,7 +96,7 @@ class Side:
         """Whether ``kernels.reference`` does the rounding."""
         plain = self.search == (1.0,) and not self.signs and not self.refit and not self.feedback
         stored = self.scale in ("float16", "bfloat16", "pair8") and self.zero == self.scale
-        return plain and stored and self.mode != "paper_hybrid"
+        return plain and stored and not (self.mode in _RULES and _RULES[self.mode].paper)
 
 
 # --- numbers as they are stored ------------------------------------------------------------------------------------
@@ -133,25 +138,56 @@ def _number(value, like):
     return torch.full_like(like, float(value))
 
 
-def _candidates(x, side: Side, mode: str):
-    """Candidate encodings of groups ``x [..., g]``: (scale, zero, low code, high code), ``[..., 1]``, not rounded."""
-    high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
-    extreme, none = torch.maximum(high, -low), torch.zeros_like(high)
-    half, full = 2 ** (side.bits - 1), 2**side.bits - 1
-    for factor in side.search:
-        if mode == "symmetric":
-            yield extreme * (factor / (half - 1)), none, _number(1 - half, none), _number(half - 1, none)
-        elif mode == "signed":
-            sign = torch.where(high > -low, -1.0, 1.0)
-            scale = sign * extreme * (factor / half)
-            yield scale, none, _number(-half, none), _number(half - 1, none)
-            if side.signs:
-                yield -scale, none, _number(-half, none), _number(half - 1, none)
-        elif mode == "asymmetric":
-            middle, reach = (high + low) / 2, (high - low) / 2 * factor
-            yield reach * (2 / full), middle - reach, none, _number(full, none)
-        elif mode == "paper_asymmetric":
-            yield (high - low) / (half - 1), low, none, _number(half - 1, none)
+def _symmetric(high, low, side: Side, factor: float):
+    half, none = 2 ** (side.bits - 1), torch.zeros_like(high)
+    scale = torch.maximum(high, -low) * (factor / (half - 1))
+    yield scale, none, _number(1 - half, none), _number(half - 1, none)
+
+
+def _signed(high, low, side: Side, factor: float):
+    half, none = 2 ** (side.bits - 1), torch.zeros_like(high)
+    scale = torch.where(high > -low, -1.0, 1.0) * torch.maximum(high, -low) * (factor / half)
+    yield scale, none, _number(-half, none), _number(half - 1, none)
+    if side.signs:
+        yield -scale, none, _number(-half, none), _number(half - 1, none)
+
+
+def _asymmetric(high, low, side: Side, factor: float):
+    full, none = 2**side.bits - 1, torch.zeros_like(high)
+    middle, reach = (high + low) / 2, (high - low) / 2 * factor
+    yield reach * (2 / full), middle - reach, none, _number(full, none)
+
+
+def _paper_asymmetric(high, low, side: Side, factor: float):
+    half, none = 2 ** (side.bits - 1), torch.zeros_like(high)
+    yield (high - low) / (half - 1), low, none, _number(half - 1, none)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """How the scale and the zero point of a group are chosen.
+
+    Attributes:
+        candidates: functions ``(high, low, side, factor)`` of the extremes ``[..., 1]`` of groups. Each yields
+            candidates (scale, zero, low code, high code), ``[..., 1]`` and not rounded.
+        has_zero: for each of them, whether its zero point is stored, and rounded.
+        paper: choose by the sum of absolute errors, and the later one of equal candidates; else by squared error, and
+            the first.
+    """
+
+    candidates: tuple[Callable[..., Iterator[tuple[torch.Tensor, ...]]], ...]
+    has_zero: tuple[bool, ...]
+    paper: bool = False
+
+
+_RULES = {
+    "symmetric": _Rule((_symmetric,), (False,)),
+    "signed": _Rule((_signed,), (False,)),
+    "asymmetric": _Rule((_asymmetric,), (True,)),
+    "hybrid": _Rule((_signed, _asymmetric), (False, True)),
+    # symmetric comes first and stays unless asymmetric is no worse
+    "paper_hybrid": _Rule((_symmetric, _paper_asymmetric), (False, True), paper=True),
+}
 
 
 def _bias(x, side: Side):
@@ -180,23 +216,23 @@ def _fit(x, weight, codes, scale, zero, side: Side):
 
 def _parameters(x, side: Side, weight):
     """The (scale, zero, low, high) of least error for each group, as stored, ``[..., 1]`` each."""
-    modes = {"hybrid": ("signed", "asymmetric"), "paper_hybrid": ("symmetric", "paper_asymmetric")}
-    bias, best = _bias(x, side), None
-    for mode in modes.get(side.mode, (side.mode,)):
-        for scale, zero, low, high in _candidates(x, side, mode):
+    rule, bias, best = _RULES[side.mode], _bias(x, side), None
+    high, low = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True)
+    for candidates, has_zero in zip(rule.candidates, rule.has_zero, strict=True):
+        found = (each for factor in side.search for each in candidates(high, low, side, factor))
+        for scale, zero, low_code, high_code in found:
             for _ in range(3 if side.refit else 1):
                 scale = stored(scale, side.scale, bias)
-                kept_zero = zero if mode in ("signed", "symmetric") else stored_zero(zero, scale, side)
-                codes = _codes(x, scale, kept_zero, low, high)
+                kept_zero = stored_zero(zero, scale, side) if has_zero else zero
+                codes = _codes(x, scale, kept_zero, low_code, high_code)
                 error = codes * scale + kept_zero - x
-                error = error.abs() if side.mode == "paper_hybrid" else error.square()
+                error = error.abs() if rule.paper else error.square()
                 error = (error if weight is None else error * weight).sum(-1, keepdim=True)
-                # in the paper's rule symmetric comes first and stays unless asymmetric is no worse
-                trial = (error, scale, kept_zero, low, high)
+                trial = (error, scale, kept_zero, low_code, high_code)
                 if best is None:
                     best = trial
                 else:
-                    better = error <= best[0] if side.mode == "paper_hybrid" else error < best[0]
+                    better = error <= best[0] if rule.paper else error < best[0]
                     best = tuple(torch.where(better, new, old) for new, old in zip(trial, best, strict=True))
                 if side.refit:
                     scale, zero = _fit(x, weight, codes, scale, zero, side)
@@ -327,7 +363,7 @@ def _prepared(x, side: Side, prompt: Prompt):
 
 def quantize_keys(k: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
     """Keys ``[B, H, T, D]`` (whole blocks) quantized and dequantized."""
-    if side.mode == "none":
+    if not side.quantized:
         return k
     x, back, moment, query = _prepared(k, side, prompt)
     batch, heads, tokens, head_dim = x.shape
@@ -361,7 +397,7 @@ def quantize_keys(k: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
 
 def quantize_values(v: torch.Tensor, side: Side, prompt: Prompt) -> torch.Tensor:
     """Values ``[B, H, T, D]`` (whole blocks) quantized and dequantized."""
-    if side.mode == "none":
+    if not side.quantized:
         return v
     x, back, *_ = _prepared(v, side, dataclasses.replace(prompt, moment=None))
     batch, heads, tokens, head_dim = x.shape

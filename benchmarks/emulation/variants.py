@@ -25,7 +25,7 @@ def V(mode: str, bits: int, **changes) -> Side:
 
 def describe(side: Side) -> str:
     """Mode and bits of a side, then what differs from the defaults."""
-    if side.mode == "none":
+    if not side.quantized:
         return "fp"
     words = [f"{side.mode}{side.bits}"]
     for field in dataclasses.fields(Side)[2:]:

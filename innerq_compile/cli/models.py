@@ -39,11 +39,11 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, output: Outp
         CommandError: if it cannot be loaded.
     """
     transformers = need("transformers")
-    place, options = _place(name)
+    location, options = _location(name)
     with output.progress(f"loading {name}"):
         try:
             with _quiet(transformers):
-                model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+                model = transformers.AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise CommandError(f"{name} cannot be loaded: {_first_line(error)}") from error
         return model.to(device, dtype).eval()
@@ -56,15 +56,15 @@ def load_tokenizer(name: str) -> Any:
         CommandError: if it cannot be loaded.
     """
     transformers = need("transformers")
-    place, options = _place(name)
+    location, options = _location(name)
     try:
         with _quiet(transformers):
-            return transformers.AutoTokenizer.from_pretrained(place, **options)
+            return transformers.AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise CommandError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
 
 
-def _place(name: str) -> tuple[str, dict[str, str]]:
+def _location(name: str) -> tuple[str, dict[str, str]]:
     path = demo_file() if name == DEMO else Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -27,6 +27,7 @@ from ..errors import InnerQError
 from ..kernels.internals import inductor
 from ..logs import trace_graph
 from ..passes.context import GraphError
+from ..passes.graph.values import example_or_none
 from ..runtime.call import CompiledGraph
 from ..runtime.recordings import Recordings, release_all
 from ..runtime.report import GraphReport
@@ -140,7 +141,7 @@ def _compile_rewritten(
     rewritten, report = analysis.rewritten, analysis.report
     by_name = _by_placeholder(analysis.captured, example_inputs)
     placeholders = rewritten.graph.find_nodes(op="placeholder")
-    inputs = [by_name.get(node.name, node.meta.get("example_value")) for node in placeholders]
+    inputs = [by_name.get(node.name, example_or_none(node)) for node in placeholders]
     trace_graph(f"innerq_graph_{report.index}", rewritten)
     with (
         reporting_inductors_graphs(execution, analysis, example_inputs),

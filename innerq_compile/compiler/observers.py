@@ -25,8 +25,8 @@ class Observer(Protocol):
     def after_pass(self, name: str, gm: GraphModule) -> None:
         """Called after the pass ``name`` with the graph as it is then.
 
-        Called with the name ``captured`` before the first pass, and again each time that the pipeline starts over
-        without a pass that failed.
+        Called with the name ``passes.pipeline.CAPTURED`` before the first pass, and again each time that the pipeline
+        starts over without a pass that failed.
         """
         ...
 

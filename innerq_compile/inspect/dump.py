@@ -30,6 +30,8 @@ from ..config import InnerQConfig, field_names
 from ..kernels.internals import inductor
 from ..kernels.internals.logs import artifact_logger
 from ..logs import GRAPHS
+from ..passes.graph.values import example_or_none
+from ..passes.pipeline import CAPTURED
 from ..runtime.report import GraphReport
 from ..scoped import Scoped
 from .dump_files import make_folder, numbered_folder, write_codes, write_graph_json, write_index, write_reproducer
@@ -110,12 +112,12 @@ class GraphDump:
         }
         self._snapshots: list[Snapshot] = []
         self._program = module_source(gm)
-        self._examples = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
+        self._examples = [example_or_none(node) for node in gm.graph.find_nodes(op="placeholder")]
         self._folder: Path | None = None
 
     def after_pass(self, name: str, gm: GraphModule) -> None:
         """Record the graph as it is after the pass ``name``."""
-        if name == "captured":  # the first call, or the pipeline starts over on a new copy
+        if name == CAPTURED:  # the first call, or the pipeline starts over on a new copy
             self._snapshots.clear()
         self._snapshots.append(snapshot(name, gm))
 

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..kernels.internals.graphs import as_python
+from ..passes.graph.values import example_or_none
 
 
 class SizeReader:
@@ -18,7 +19,7 @@ class SizeReader:
     def __init__(self, original: GraphModule) -> None:
         self._places: dict[Any, tuple[int, int | None]] = {}  # symbol -> (argument, dimension or None for an int)
         for index, node in enumerate(original.graph.find_nodes(op="placeholder")):
-            value = node.meta.get("example_value")
+            value = example_or_none(node)
             if isinstance(value, torch.SymInt):
                 self._note(value, index, None)
             elif isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""How Dynamo runs what it compiled, counts, and gives up. See ``table/dynamo_calls.py``. Imports Dynamo."""
+"""Compiled code in Dynamo: limits, counters, compiled modules. See ``table/dynamo_calls.py``. Imports Dynamo."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ __all__ = [
 
 
 def recompile_limit() -> int:
-    """How many graphs of one code object Dynamo keeps before it runs what comes next uncompiled."""
+    """How many times Dynamo compiles a code object; beyond that it runs it uncompiled."""
     return config.recompile_limit
 
 
 def accumulated_recompile_limit() -> int:
-    """The same for a code object that several modules share, all of them together."""
+    """The same limit for all modules together that share a code object."""
     return config.accumulated_recompile_limit
 
 
 def forget_compiled() -> None:
-    """Forget all graphs: what is called next is compiled anew."""
+    """Discard all compiled code of Dynamo."""
     torch._dynamo.reset()
 
 
 def fix_size(tensor: torch.Tensor, dim: int) -> None:
-    """A size of an input is to be a number in the graph, and another graph to be compiled for another size."""
+    """Make a size of an input a constant of the graph, so that another size is compiled again."""
     torch._dynamo.mark_static(tensor, dim)
 
 
@@ -53,32 +53,32 @@ def fix_size(tensor: torch.Tensor, dim: int) -> None:
 
 
 def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
-    """What a module runs when it is called, where ``module.compile()`` has compiled it."""
+    """The function that a call of the module runs if ``module.compile()`` has compiled it, else None."""
     return module._compiled_call_impl
 
 
 def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
-    """What a module runs when it is called and nothing has compiled it: its ``forward``, and its hooks."""
+    """The function that a call of the uncompiled module runs: its ``forward`` and its hooks."""
     return module._call_impl
 
 
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
-    """What a module runs when it is called; None: its ``forward``, uncompiled."""
+    """Set the function that a call of the module runs; None: its ``forward`` and hooks, uncompiled."""
     module._compiled_call_impl = call
 
 
 def original(module: OptimizedModule) -> torch.nn.Module:
-    """The module that ``torch.compile`` has wrapped."""
+    """The module that ``torch.compile`` wrapped."""
     return module._orig_mod
 
 
 def backend_of(module: OptimizedModule) -> Any:
-    """The backend that a wrapped module was compiled with."""
+    """The backend that was passed to ``torch.compile`` for this module."""
     callback: Any = module.dynamo_ctx.callback
     backend = innermost_backend(callback)
     return getattr(backend, "compiler_fn", backend)
 
 
 def compiled_form(module: OptimizedModule) -> Callable[..., Any]:
-    """A compiled form of the module that is wrapped, its hooks included, which can be set as its compiled call."""
+    """A compiled function for the wrapped module, hooks included, for :func:`set_compiled_call`."""
     return module.dynamo_ctx(uncompiled_call(original(module)))

@@ -1,4 +1,4 @@
-"""What Dynamo notes on the graphs that it hands to a backend. See ``table/dynamo_graphs.py``."""
+"""Metadata that Dynamo attaches to the graphs of a backend. See ``table/dynamo_graphs.py``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _ON_MODULES = ("_param_name_to_source", "_source_to_user_stacks")
 
 
 def source_of(node: Node) -> Source | None:
-    """Where in the user's program an input of a graph comes from, if Dynamo says."""
+    """Dynamo's source of an input of a graph (where in the user's program it comes from), or None."""
     return getattr(node, "_dynamo_source", None)
 
 
 def set_source(node: Node, source: Source | None) -> None:
-    """Say where an input of a graph comes from. Those without a source stay as they are."""
+    """Set the source of an input of a graph. Does nothing if ``source`` is None."""
     if source is not None:
         node._dynamo_source = source  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) -> None:
-    """Give a copy of Dynamo's graph what Dynamo has noted on the original. ``nodes``: from old nodes to new ones."""
+    """Copy Dynamo's metadata from a graph module to a copy of it. ``nodes`` maps old nodes to new ones."""
     for name in _ON_MODULES:
         if hasattr(old, name):
             setattr(new, name, getattr(old, name))
@@ -35,10 +35,10 @@ def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) ->
 
 
 def mark_static(node: Node) -> None:
-    """Tell Inductor that an input keeps its address from call to call; another address is right, and recorded anew."""
+    """Tell Inductor that an input usually keeps its address; if it does not, CUDA graphs are recorded again."""
     node.meta["tensor_dict"] = {**node.meta.get("tensor_dict", {}), "_dynamo_static_input_type": "unguarded"}
 
 
 def static(node: Node) -> str | None:
-    """Whether an input keeps its address: ``guarded``, ``unguarded``, or None where nobody says so."""
+    """Whether an input keeps its address: ``guarded``, ``unguarded`` (see :func:`mark_static`), or None: unknown."""
     return node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")

@@ -1,4 +1,4 @@
-"""What passes need to read graphs, sizes and operators beside ``torch.fx``. See ``table/graphs.py``."""
+"""What passes need in addition to ``torch.fx`` to read graphs, sizes and operators. See ``table/graphs.py``."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = [
     "statically_known_true",
 ]
 
-#: What ``torch.nn.functional`` names lead to; programs may call them as they are.
+#: The functions behind the names in ``torch.nn.functional``; a graph may call them directly.
 linear: Any = torch._C._nn.linear  # pyright: ignore[reportAttributeAccessIssue]
 scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_erased(node: Node) -> bool:
-    """Whether a node has been taken out of its graph."""
+    """Whether a node has been erased from its graph."""
     return node._erased
 
 
 def as_python(expression: Any) -> str:
-    """A symbolic size as an expression of Python."""
+    """A symbolic size as a Python expression."""
     return PythonPrinter().doprint(expression)
 
 
 def node_of_line(code: Any, line: int) -> int | None:
-    """The index of the node that a line of ``Graph.python_code(...)`` was made of, if it was made of one."""
+    """The index of the node that a line of ``Graph.python_code(...)`` was generated from, or None."""
     return code._lineno_map.get(line - code._prologue_start + 1) if code._lineno_map else None

@@ -1,6 +1,6 @@
-"""Inductor's compilers of graphs and of C++, its options and what it leaves. See ``table/inductor.py``.
+"""Inductor's compilers for graphs and C++, its options and its caches. See ``table/inductor.py``.
 
-Importing this module imports nothing of Inductor: its functions do.
+Importing this module does not import Inductor; its functions do.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.fx import GraphModule
 
 
 def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a graph of Dynamo's with Inductor.
+    """Compile a graph from Dynamo with Inductor.
 
     Args:
-        gm: the graph; Inductor changes it.
-        inputs: examples of its inputs.
-        options: settings of Inductor, for this graph only.
+        gm: the graph, which Inductor modifies.
+        inputs: example inputs.
+        options: options of Inductor for this graph only.
     """
     from torch._inductor.compile_fx import compile_fx
 
@@ -30,14 +30,14 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
 
 @functools.cache
 def option_names() -> frozenset[str]:
-    """All options of Inductor."""
+    """Names of all options of Inductor."""
     from torch._inductor import config
 
     return frozenset(config.get_config_copy())
 
 
 def mode_options() -> dict[str, dict[str, Any]]:
-    """The modes of ``torch.compile`` and the options of Inductor that each stands for."""
+    """The options of Inductor for each mode of ``torch.compile``."""
     from torch._inductor import list_mode_options
 
     return list_mode_options()
@@ -52,10 +52,10 @@ def release_cuda_graphs() -> None:
 
 @contextlib.contextmanager
 def wrappers_loaded() -> Iterator[list[str]]:
-    """Collects the files of the wrappers of graphs that Inductor loads inside, in order.
+    """A context that collects the paths of the wrapper modules that Inductor loads in it, in order.
 
-    Those among them, too, that this process has loaded before. Dynamo compiles one graph at a time, so that a thread
-    collects its own.
+    Modules that this process has loaded before are included. Dynamo compiles one graph at a time, so the paths are
+    those of the calling thread.
     """
     from torch._inductor.codecache import PyCodeCache
 
@@ -76,20 +76,20 @@ def wrappers_loaded() -> Iterator[list[str]]:
 
 
 def compiled_at_once() -> contextlib.AbstractContextManager[Any]:
-    """Inside, a compiled graph is loaded when it is compiled. AOTAutograd's cache loads none until it is called."""
+    """A context in which compiling a graph loads its code; AOTAutograd's cache would load it at the first call."""
     from torch._functorch import config
 
     return config.patch(enable_autograd_cache=False)
 
 
 def cached_under(tag: str) -> contextlib.AbstractContextManager[Any]:
-    """Inside, graphs are cached under ``tag``, too, beside what Inductor takes into account and the user's own tag."""
+    """A context in which the keys of Inductor's and AOTAutograd's caches contain ``tag``, after the user's own tag."""
     settings: Any = torch.compiler.config
     return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
 
 
 def vector_bits() -> int:
-    """Bits of a vector of the CPU's instruction set that Inductor compiles for, 0 where it found none."""
+    """Vector width, in bits, of the CPU instruction set that Inductor compiles for; 0 if it found none."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     isa = pick_vec_isa()
@@ -97,13 +97,13 @@ def vector_bits() -> int:
 
 
 def compile_cpp(source: str, flags: Sequence[str]) -> ctypes.CDLL:
-    """The library that a C++ source compiles to, from Inductor's cache if it was compiled before.
+    """Compile C++ source to a shared library and load it. Inductor caches libraries on disk.
 
     Args:
-        source: the whole source. The cache is keyed by it, by the compiler and by all flags.
-        flags: of the compiler, behind Inductor's own.
+        source: the whole source, which is part of the cache key, with the compiler and all flags.
+        flags: compiler flags, which are placed after Inductor's own.
     """
     from torch._inductor.codecache import CppCodeCache
 
-    # load hands its arguments to load_async
+    # load passes its arguments on to load_async
     return CppCodeCache.load(source, "cpu", extra_flags=tuple(flags))  # pyright: ignore[reportReturnType]

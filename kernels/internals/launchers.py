@@ -10,7 +10,7 @@ __all__ = ["CachingAutotuner", "LimitedRegisters", "template"]
 
 
 class LimitedRegisters(CachingAutotuner):
-    """A kernel of at most ``inductor_meta["maxnreg"]`` registers a thread."""
+    """Compiles a kernel with at most ``inductor_meta["maxnreg"]`` registers per thread."""
 
     def _create_compile_options(self, cfg: Any, compile_meta: Any) -> dict[str, Any]:
         return {**super()._create_compile_options(cfg, compile_meta), "maxnreg": self.inductor_meta["maxnreg"]}

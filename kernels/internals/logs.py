@@ -1,4 +1,4 @@
-"""Torch's logs and its trace for tlparse. See ``table/logs.py``. Imported while torch itself is being imported."""
+"""Torch's loggers and its structured trace. See ``table/logs.py``. Imported while torch itself is being imported."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ __all__ = ["artifact_logger", "compile_id", "register_artifact", "register_log",
 
 
 def compile_id() -> str:
-    """The compilation that is going on as torch's logs name it, such as ``0/1``; empty outside of one."""
+    """The id of the current compilation, as in torch's logs (``0/1``); empty if there is none."""
     current = CompileContext.current_compile_id()
     return "" if current is None else str(current)

@@ -1,4 +1,4 @@
-"""What lowerings ask of Inductor, and where the Inductors of torch 2.11 to 2.13 differ. See ``table/templates.py``.
+"""What lowerings use of Inductor, with the differences between torch 2.11 and 2.13. See ``table/templates.py``.
 
 Imports Inductor and Triton.
 """
@@ -49,10 +49,10 @@ __all__ = [
 
 
 def register(functions: Mapping[Any, Callable[..., Any]]) -> None:
-    """Register lowerings of operators: all of them, or none where one fails.
+    """Register lowerings of operators. If one cannot be registered, none is, and its exception is raised.
 
     Args:
-        functions: for each operator, an overload, the function from nodes of Inductor's to a node.
+        functions: for each operator (an overload), a function of Inductor's IR nodes that returns a node.
     """
     known = set(lowerings)
     try:
@@ -65,17 +65,17 @@ def register(functions: Mapping[Any, Callable[..., Any]]) -> None:
 
 
 def fall_back(operator: Any, *args: Any) -> Any:
-    """The call of an operator as it stands."""
+    """A call of the operator itself, not lowered."""
     return fallback_handler(operator, add_to_fallback_set=False)(*args)
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether Inductor makes Triton kernels for a device."""
+    """Whether Inductor generates Triton kernels for a device."""
     return device.type == "cuda" or (device.type == "cpu" and config.cpu_backend == "triton")
 
 
 def realized(node: Any, contiguous: bool = False) -> Any:
-    """A buffer or a view of one, with the strides that it will have: what a template takes."""
+    """A buffer, or a view of one, with fixed strides: an input of a template."""
     node = ir.ExternKernel.realize_input(node)
     if contiguous:
         node = ir.ExternKernel.require_contiguous(node)
@@ -84,35 +84,35 @@ def realized(node: Any, contiguous: bool = False) -> Any:
 
 
 def fixed_layout(device: torch.device, dtype: torch.dtype, sizes: Sequence[Any]) -> ir.FixedLayout:
-    """The layout of a result of ``sizes`` that is contiguous."""
+    """The layout of a contiguous result."""
     return ir.FixedLayout(device, dtype, list(sizes), ir.FlexibleLayout.contiguous_strides(list(sizes)))
 
 
 def size_hint(expr: Any) -> int:
-    """A likely value of a size, without a guard. ``optimization_hint`` is the newer name."""
+    """A likely value of a size. Adds no guard. ``optimization_hint`` is the name in newer versions."""
     sizevars = V.graph.sizevars
     hint = getattr(sizevars, "optimization_hint", None) or sizevars.size_hint  # pyright: ignore
     return int(hint(expr))
 
 
 def upper_bound(expr: Any) -> int:
-    """The largest value that a size can have."""
+    """The largest possible value of a size."""
     return int(V.graph.sizevars.shape_env.bound_sympy(expr).upper)
 
 
 def symint(expr: Any) -> torch.SymInt:
-    """A symbolic size as Python's arithmetic takes it. No operation on it makes a guard."""
+    """A symbolic size as a SymInt without a hint: arithmetic on it adds no guards."""
     return V.graph.sizevars.shape_env.create_symintnode(expr, hint=None)  # pyright: ignore[reportReturnType]
 
 
 def template_options() -> dict[str, Any]:
-    """``always_freeze_layout`` where templates know it; elsewhere they always do."""
+    """``always_freeze_layout`` for versions that have the option. In others, templates always freeze layouts."""
     known = inspect.signature(TritonTemplate.__init__).parameters
     return {"always_freeze_layout": True} if "always_freeze_layout" in known else {}
 
 
 def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
-    """Give the text of a template the hook ``output_argument``: the name of the pointer to the output.
+    """Define the hook ``output_argument`` for the source of a template: the name of the pointer to the output.
 
     For kernels that store their output themselves. The pointer becomes an argument of the kernel.
     """
@@ -125,17 +125,17 @@ def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
 
 
 def select(name: str, choices: list[Any], inputs: Sequence[Any], layout: ir.Layout, generators: Any = None) -> Any:
-    """The result of one of ``choices``: of the only one, or of the fastest.
+    """The result of the fastest of ``choices``; with a single one nothing is timed.
 
-    ``autotune_select_algorithm`` gives a node; since torch 2.12 it gives the choice with it.
+    ``autotune_select_algorithm`` returns a node; since torch 2.12 it returns the node and the choice.
 
     Args:
-        generators: for some of the inputs, by their place, how to make a tensor to time the choices on.
+        generators: for indices of inputs, functions that make the tensor on which choices are timed.
     """
     result: Any = autotune_select_algorithm(name, choices, list(inputs), layout, input_gen_fns=generators)
     return result[0] if isinstance(result, tuple) else result
 
 
 def example_value(node: Any) -> torch.Tensor:
-    """A tensor like ``node``, with random contents, to time choices on."""
+    """A tensor with the sizes and strides of ``node`` and random contents, for timing."""
     return AlgorithmSelectorCache.benchmark_example_value(node)

@@ -1,4 +1,4 @@
-"""What a tensor subclass and its storage need of torch. See ``table/tensors.py``.
+"""What a tensor subclass and its storage need from torch. See ``table/tensors.py``.
 
 Imports neither Dynamo nor Inductor.
 """
@@ -30,33 +30,33 @@ __all__ = [
     "without_modes",
 ]
 
-#: ``assert_async(condition, message)`` fails on the device, without waiting for it, where a tensor is False.
+#: ``assert_async(condition, message)`` fails if the tensor ``condition`` is False; the host does not wait for that.
 assert_async: Any = torch._assert_async  # pyright: ignore[reportPrivateImportUsage]
-#: A tensor of a subclass with a shape, a dtype and a device, and no memory.
+#: Makes a tensor of a subclass, with a shape, dtype and device but no memory.
 make_wrapper: Any = torch.Tensor._make_wrapper_subclass
 
 
 def mark_sizes(tensor: Any, growing: set[int], fixed: set[int]) -> None:
-    """For Dynamo, of a tensor that is made at every step: what to make of the sizes of these dimensions.
+    """Tell Dynamo how to treat sizes of a tensor.
 
     Args:
-        growing: they are symbols from the first graph on, unless the program makes them constants.
-        fixed: they are numbers in every graph, also with ``dynamic=True``.
+        growing: dimensions whose sizes are symbols from the first graph on, unless the program specializes on them.
+        fixed: dimensions whose sizes are constants in every graph, also with ``dynamic=True``.
     """
     tensor._dynamo_weak_dynamic_indices = growing
     tensor._dynamo_static_indices = fixed
 
 
 def unmark_sizes(tensor: Any) -> None:
-    """Take back what :func:`mark_sizes` said of growing dimensions."""
+    """Undo :func:`mark_sizes` for the growing dimensions."""
     vars(tensor).pop("_dynamo_weak_dynamic_indices", None)
 
 
 def schema_of(operator: OpOverload) -> torch.FunctionSchema:
-    """The schema of an operator: its arguments, their names and defaults, and which of them it writes to."""
+    """The schema of an operator: names and defaults of its arguments, and which of them it mutates."""
     return operator._schema
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """A number for the memory behind a tensor, also where it has no address, as under fake tensors."""
+    """A number that identifies the storage of a tensor. Fake tensors, whose storage has no address, have one too."""
     return tensor.untyped_storage()._cdata

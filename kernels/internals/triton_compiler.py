@@ -12,5 +12,5 @@ __all__ = ["ASTSource", "CompiledKernel", "GPUTarget", "disassembler"]
 
 
 def disassembler() -> pathlib.Path:
-    """The ``nvdisasm`` that Triton carries."""
+    """The path of the ``nvdisasm`` that is part of Triton."""
     return pathlib.Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin" / "nvdisasm"

@@ -1,7 +1,7 @@
-"""Where the parts of a cache side lie, for Triton kernels: what ``kernels/layout.py`` says, as addresses.
+"""Addresses of codes, scales, state and windows in Triton kernels, as laid out in ``kernels/layout.py``.
 
-Its numbers come from ``constants.py``; here they meet indices that are known only when a kernel runs. ``SLICES`` is
-``layout.word_slices``: how many slices of 16 lanes share a word.
+All functions take and return offsets in elements. ``SLICES`` is ``layout.word_slices``: how many slices of 16 lanes
+share a word.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .constants import (
 
 @triton.jit
 def tile_channels(IS_KEY: tl.constexpr, SLICES: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr):
-    """``(channel [COLS], is there one [COLS])`` of the columns of a tile ``[tokens, COLS]``.
+    """The channel of each column of a tile ``[tokens, COLS]``, and whether the column has one: both ``[COLS]``.
 
-    Keys: channel = column. Values: the channels of each sub-range that a field covers are padded to a power of two of
-    their own, so that a tile can be reshaped into fields.
+    Keys: channel = column. Values: the channels of each sub-range are padded to a power of two, so that a tile can be
+    reshaped into fields.
     """
     column = tl.arange(0, COLS)
     if IS_KEY:
@@ -46,7 +46,7 @@ def first_word(column, COLUMNS: tl.constexpr):
 
 @triton.jit
 def half_in_plane(column, lane, COLUMNS: tl.constexpr):
-    """Offset of the half word of a column and a lane (0 to 15) in a plane, in int16."""
+    """Offset of the half of a word that belongs to a column and a lane (0 to 15), in a plane of int16."""
     RUN: tl.constexpr = column_run(COLUMNS)
     return column // RUN * (plane_words(RUN) * 2) + lane // 2 * (RUN * 2) + column % RUN * 2 + lane % 2
 
@@ -61,9 +61,9 @@ def locate_code(
     D: tl.constexpr,
     SLICES: tl.constexpr,
 ):
-    """``(field, offset of plane 0, PLANE)`` of the code of (token, channel) in a block, in int16.
+    """Where the code of (token, channel) is in a block of int16: ``(field, offset, PLANE)``.
 
-    What the code's lane and column have in plane ``j`` lies ``j * PLANE`` behind what they have in plane 0.
+    ``offset`` is that of its half word in plane 0; in plane ``j`` it is ``offset + j * PLANE``.
     """
     COLUMNS: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, D)
     PLANE: tl.constexpr = 2 * plane_words(COLUMNS)
@@ -73,7 +73,7 @@ def locate_code(
         slice_hi = channel // (16 * SLICES)
     else:
         along, across = token, channel
-        slice_lo = token // 16  # all slices of a block of values share words
+        slice_lo = token // 16  # all slices of a block of values share a word
         slice_hi = 0
     field = across // COLUMNS * sub_range_stride(IS_KEY, SLICES) + slice_lo * slice_stride(IS_KEY, SLICES)
     return field, slice_hi * (BITS * PLANE) + half_in_plane(across % COLUMNS, along % 16, COLUMNS), PLANE
@@ -91,23 +91,23 @@ def scale_of(token, channel, IS_KEY: tl.constexpr, GROUP: tl.constexpr, BLOCK: t
 
 @triton.jit
 def quantized_blocks(peak, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.constexpr):
-    """Blocks of the quantized region of a sequence with this peak: ``reference.quantized_blocks``."""
+    """Number of quantized blocks of a sequence with this ``peak``: ``reference.quantized_blocks``."""
     return tl.maximum(peak - SINK - RECENT, 0) // BLOCK
 
 
 @triton.jit
 def quantized_end(state, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.constexpr):
-    """First token behind the quantized region of the sequence whose state lies at ``state``."""
+    """Position of the first token after the quantized blocks; ``state`` points to the state of the sequence."""
     return SINK + quantized_blocks(tl.load(state + STATE_PEAK), SINK, RECENT, BLOCK) * BLOCK
 
 
 @triton.jit
 def ring_slot(position, SINK: tl.constexpr, RING: tl.constexpr):
-    """The row of the windows that holds the token at ``position``, which is none of the sinks."""
+    """The row of the windows that holds the token at ``position`` if it is in the recent window."""
     return SINK + tl.maximum(position - SINK, 0) % RING
 
 
 @triton.jit
 def window_slot(position, SINK: tl.constexpr, RING: tl.constexpr):
-    """The row of the windows that holds the token at ``position``."""
+    """The row of the windows that holds the token at ``position``, a sink or in the recent window."""
     return tl.where(position < SINK, position, ring_slot(position, SINK, RING))

@@ -1,7 +1,7 @@
 """Decode attention for every format: the partial kernel that dequantizes tiles of tokens.
 
-Slower than ``attention_fields`` and without its restrictions: any bits, mode, group, block, head_dim and window, and
-keys and values may differ in all of them.
+Slower than ``attention_fields``, and without its restrictions: it supports all bits, modes, group sizes, block sizes,
+head_dims and windows, and keys and values may differ in all of these.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def decode_partial_portable_kernel(
 ):
     """Attention of one tile of query rows to one share of the tokens of a sequence.
 
-    Program (b * H + h, row tile, split). Split i of n takes tokens ``[i, i + 1) * ceil(length / n)``, so that splits
-    are even whatever the capacity. With s the scores in log2 units it writes, for each of its rows,
+    Program (b * H + h, row tile, split). Split i of n takes tokens ``[i, i + 1) * ceil(length / n)``: shares are equal,
+    and do not depend on the capacity. With s the scores in units of log2, it writes for each of its rows
 
         max = max_t s_t,   sum = sum_t 2^(s_t - max),   out = sum_t 2^(s_t - max) v_t   (float32, not divided)
 
-    and ``-inf, 0, 0`` for a row that sees nothing in this share.
+    and ``-inf, 0, 0`` for a row that sees no token of this share.
     """
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -117,7 +117,7 @@ def decode_partial_portable_kernel(
             mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap, CAUSAL, SOFTCAP, MASK,
         )  # fmt: skip
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
-        b_base = tl.where(b_new == float("-inf"), 0.0, b_new)  # a row that saw nothing yet: 2^(-inf - 0) = 0
+        b_base = tl.where(b_new == float("-inf"), 0.0, b_new)  # no token seen yet: 2^(-inf - 0) = 0
         b_p = tl.exp2(b_s - b_base[:, None])
         b_shrink = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)

@@ -32,12 +32,12 @@ def row_scores(
     SOFTCAP: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """Scores in units of log2 from products ``b_s`` of query and keys, invisible tokens -inf.
+    """Scores in units of log2 from products ``b_s`` of query and keys; -inf for hidden tokens.
 
-    Tokens from ``last`` on are not looked at; ``length`` is that of the whole sequence. ``position`` and ``row``
-    broadcast against ``b_s``, so that it may be ``[rows, tokens]`` or ``[tokens, rows]``.
-    Row r of a KV head is query head ``r // N`` of its group and query token ``r % N``. ``MASK`` is 0 without a mask,
-    1 for a boolean one (as bytes), 2 for one that is added; it is indexed from the first padding position.
+    Tokens from ``last`` on are hidden; ``length`` is that of the whole sequence. ``position`` and ``row`` broadcast
+    against ``b_s``, which is ``[rows, tokens]`` or ``[tokens, rows]``. Row r of a KV head is query head ``r // N`` of
+    its group and query token ``r % N``. ``MASK`` is 0 without a mask, 1 for a boolean one (as bytes), 2 for one that is
+    added to the scores. Masks are indexed by position in the padded sequence; it begins with ``start`` padding tokens.
     """
     n = row % N
     b_s *= scale

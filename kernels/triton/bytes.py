@@ -1,4 +1,4 @@
-"""Four bytes in an int32: instructions of a GPU, and what they do in the interpreter, which lacks inline PTX."""
+"""Arithmetic on the four bytes of an int32: PTX instructions, and equivalents for the interpreter, which has no PTX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .casts import INTERPRETED
 
 @triton.jit
 def low_bytes(b_0, b_1, b_2, b_3):
-    """The low bytes of four int32 as those of one, the first lowest."""
+    """Pack the low bytes of four int32 into one, that of ``b_0`` lowest."""
     if INTERPRETED:
         return (b_0 & 0xFF) | ((b_1 & 0xFF) << 8) | ((b_2 & 0xFF) << 16) | (b_3 << 24)
     else:
@@ -53,7 +53,7 @@ def dot_unsigned_bytes(b_a, b_b, b_sum):
 
 @triton.jit
 def byte_signs(b_word):
-    """0xFF for each byte of an int32 that is negative as a signed one, else 0."""
+    """0xFF in each byte of an int32 whose sign bit is set, 0x00 in the others."""
     if INTERPRETED:
         return ((b_word >> 7) & 0x01010101) * 0xFF
     else:

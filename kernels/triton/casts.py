@@ -1,4 +1,4 @@
-"""Arithmetic that has to give the same bits on a GPU and in Triton's interpreter."""
+"""Conversions and fused multiply-adds that give the same bits on a GPU and in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import triton.language as tl
 
 from .support import interpreted
 
-#: True while kernels run in the interpreter, which lacks inline PTX and truncates where a GPU rounds.
+#: True while kernels run in the interpreter, which has no inline PTX, and truncates where a GPU rounds.
 INTERPRETED = tl.constexpr(interpreted())
 
 
 @triton.jit
 def round_to(b_x, DTYPE: tl.constexpr):
-    """float32 to ``DTYPE``, to nearest even. The interpreter's own conversion to bfloat16 truncates."""
+    """Round float32 to ``DTYPE``, to nearest even. The interpreter's own conversion to bfloat16 truncates."""
     if INTERPRETED and tl.bfloat16 == DTYPE:
         b_bits = b_x.to(tl.uint32, bitcast=True)
         b_even = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & 0xFFFF0000
@@ -23,7 +23,7 @@ def round_to(b_x, DTYPE: tl.constexpr):
 
 @triton.jit
 def fma(b_a, b_b, b_c):
-    """``a * b + c``, rounded once. The interpreter's own rounds twice."""
+    """``a * b + c``, rounded once. The interpreter's ``tl.fma`` rounds twice."""
     if INTERPRETED:
         return (b_a.to(tl.float64) * b_b.to(tl.float64) + b_c.to(tl.float64)).to(tl.float32)
     else:
@@ -32,7 +32,7 @@ def fma(b_a, b_b, b_c):
 
 @triton.jit
 def fma_within(b_a, b_b, b_c):
-    """:func:`fma` limited to [0, 1], which costs nothing; NaN gives 0."""
+    """:func:`fma` clamped to [0, 1], in one instruction; NaN gives 0."""
     if INTERPRETED:
         b_x = fma(b_a, b_b, b_c)
         return tl.minimum(tl.maximum(tl.where(b_x == b_x, b_x, 0.0), 0.0), 1.0)
@@ -50,9 +50,9 @@ def fma_within(b_a, b_b, b_c):
 
 @triton.jit
 def in_order(b_word):
-    """``b_word`` (int32) as a sum that LLVM leaves as it is.
+    """``b_word`` (int32), behind an empty ``mov`` that keeps LLVM from reordering the sum it is part of.
 
-    It would add up late what is ready early, and spill it.
+    LLVM would otherwise delay additions to the end, and keep all summands in registers until then.
     """
     if INTERPRETED:
         return b_word

@@ -1,6 +1,6 @@
-"""What all ways to code groups inside a Triton kernel share: codes as biased float32, two of them in a word.
+"""What the encoders of all modes share in Triton kernels: codes as biased float32, packed in pairs into int32.
 
-A set of groups is a tuple of tiles ``[groups, 8]``: group ``i`` is row ``i`` of all of them.
+A set of groups is a tuple of tiles ``[groups, 8]``: row ``i`` of all of them is group ``i``.
 """
 
 # ruff: noqa: RUF005
@@ -13,35 +13,36 @@ import triton.language as tl
 from .casts import fma
 from .constants import F32_MAX, whole_fields
 
-# added to and taken from a float32 of magnitude below 2^22, it leaves the nearest integer, ties to even
+#: Added to a float32 of magnitude below 2^22 and subtracted again, it rounds to the nearest integer, ties to even.
 ROUND = tl.constexpr(12582912.0)
-# so does this from 0 to 2^23, and in the low byte of the float32 then is that integer
+#: So does this for numbers from 0 to 2^23. Before it is subtracted, the low byte of the float32 is the integer.
 BIAS = tl.constexpr(8388608.0)
+#: The bits of BIAS as float32: what a biased code has in excess of the code, as an integer.
 PAIR_BIAS = tl.constexpr(0x4B000000)
 
 
 @triton.constexpr_function
 def start_of_plane(bits):
-    """What a plane has to begin with, so that the :data:`PAIR_BIAS` of its whole fields ends in zero."""
+    """Initial value of the words of a plane: it cancels the :data:`PAIR_BIAS` of the whole fields that are added."""
     bias = sum(PAIR_BIAS << (position * bits) for position in range(whole_fields(bits)))
     return (2**31 - bias) % 2**32 - 2**31
 
 
 @triton.jit
 def clamp(x, LIMIT: tl.constexpr):
-    """``x`` within ``[-LIMIT, LIMIT]``; NaN stays NaN, which tl.clamp does not promise."""
+    """``x`` clamped to ``[-LIMIT, LIMIT]``. NaN stays NaN, which ``tl.clamp`` does not guarantee."""
     return tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
 
 
 @triton.jit
 def both_halves(b_low, b_high):
-    """Biased codes of two neighbouring lanes as the halves of an int32, ``PAIR_BIAS`` more than they are."""
+    """Pack the biased codes of two neighbouring lanes into the halves of an int32. It is too large by ``PAIR_BIAS``."""
     return b_low.to(tl.int32, bitcast=True) + (b_high.to(tl.int32, bitcast=True) << 16)
 
 
 @triton.jit
 def choose(take, first, second):
-    """The tiles of ``first`` for the groups that ``take`` them, else those of ``second``."""
+    """Tiles with the groups of ``first`` where ``take [groups]`` is true, else those of ``second``."""
     chosen = ()
     for i in tl.static_range(len(first)):
         chosen = chosen + (tl.where(tl.expand_dims(take, 1), first[i], second[i]),)
@@ -50,7 +51,7 @@ def choose(take, first, second):
 
 @triton.jit
 def past_code(b_anchor, b_low, b_inverse, BITS: tl.constexpr):
-    """How far elements lie past the nearest code of groups that begin at ``b_low``, in scales."""
+    """Distance of ``b_anchor`` from the nearest code, in scales, with ``b_low`` as the zero point."""
     b_off = fma(clamp(b_anchor, F32_MAX), b_inverse, -(b_low * b_inverse))
     b_off = tl.minimum(tl.maximum(b_off, 0.0), (1 << BITS) - 1.0)
     return b_off - ((b_off + ROUND) - ROUND)

@@ -1,4 +1,4 @@
-"""The second half of decode attention: what the splits of a sequence have found, put together."""
+"""The second half of decode attention: combines the partial results of the splits of a sequence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .casts import round_to
 from .constants import LOG2E
 from .support import on_device
 
-#: Columns of the result that a program makes.
+#: Columns of the result per program.
 COLUMNS = 32
 
 
@@ -33,8 +33,8 @@ def combined(
 
         out = sum_i 2^(max_i - max) out_i / (sum_i 2^(max_i - max) sum_i + 2^(sink - max))
 
-    Rows are in the order (batch, query head, query token). A row that saw nothing gives zero. ``sink_logits`` may be
-    None; ``SPLITS`` is a power of two, no less than ``splits``.
+    Rows are in the order (batch, query head, query token). A row to which no token is visible gives zero.
+    ``sink_logits`` may be None; ``SPLITS`` is a power of two, at least ``splits``.
     """
     i = tl.arange(0, SPLITS)
     at = i.to(tl.int64) * rows + row
@@ -76,7 +76,7 @@ def decode_combine_kernel(
 
 
 def num_warps(splits: int) -> int:
-    """Warps of a program for so many splits."""
+    """Warps per program for this number of splits."""
     return 4 if splits <= 128 else 8
 
 
@@ -87,7 +87,7 @@ def combine(
     sink_logits: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Partial results ``[splits, rows, D]``, ``[splits, rows]`` twice, to ``out [B, Hq, N, D]``."""
+    """Combine partial results ``[splits, rows, D]`` and twice ``[splits, rows]`` into ``out [B, Hq, N, D]``."""
     splits, rows, head_dim = part_out.shape
     with on_device(out):
         decode_combine_kernel[(rows, triton.cdiv(head_dim, COLUMNS))](

@@ -1,7 +1,8 @@
-"""The numbers of ``layout.py``, ``formats.py`` and ``scale_types.py`` for kernels, as compile-time constants.
+"""Numbers of ``layout.py``, ``formats.py`` and ``scale_types.py`` as compile-time constants of Triton kernels.
 
-Functions run while a kernel is compiled. Code that Inductor generates holds copies of their text
-(``lowering/source.py``), so each has one name everywhere, and none calls functions that are not in this file.
+The functions run when a kernel is compiled. Code that Inductor generates contains copies of their source
+(``lowering/source.py``), found by name: each has the name here that it is defined with, and calls only functions of
+this file.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def field_number(is_key, slices, sub, slice_lo):
 
 @triton.constexpr_function
 def spare_mask(bits):
-    """As many ones as a half has spare bits, at the bottom of both halves of a word."""
+    """A mask of as many bits as a half has spare bits, at the lowest bits of both halves of a word."""
     return ((1 << spare_bits(bits)) - 1) * 0x10001
 
 
@@ -69,25 +70,25 @@ SUBNORMAL = tl.constexpr(scale_types.STEP_AS_FLOAT16)
 
 @triton.constexpr_function
 def is_paired(dtype):
-    """Whether scale and zero point of a group share a word: no other scales are held as int16."""
+    """Whether scales are ``pair8`` words, which hold the zero point: no other scale type is stored as int16."""
     return str(dtype) == "int16"
 
 
 @triton.constexpr_function
 def is_byte(dtype):
-    """Whether scales are float8_e5m2: no others are held as uint8."""
+    """Whether scales are ``float8_e5m2``: no other scale type is stored as uint8."""
     return str(dtype) == "uint8"
 
 
 @triton.constexpr_function
 def params_per_group(has_zero, dtype):
-    """Elements of the tensor of scales that a group has: ``CacheFormat.scales_per_group``."""
+    """Elements per group in the tensor of scales: ``CacheFormat.scales_per_group``."""
     return 2 if has_zero and not is_paired(dtype) else 1
 
 
 @triton.constexpr_function
 def block_params(bits, has_zero, group, block, head_dim, dtype):
-    """Scales and zero points of a block: ``layout.scales_per_block``. ``bits`` is 0 without codes."""
+    """Elements per block in the tensor of scales: ``layout.scales_per_block``. ``bits`` is 0 without codes."""
     return block_groups(group, block, head_dim) * params_per_group(has_zero, dtype) if bits else 0
 
 

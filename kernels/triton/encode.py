@@ -1,10 +1,11 @@
-"""Quantizing and packing blocks inside a Triton kernel: ``reference.encode_blocks``.
+"""Quantizes and packs blocks in a Triton kernel: ``reference.encode_blocks``.
 
-Blocks are taken in tiles of one field and one half of the words (``kernels/layout.py``), ``[columns of all blocks, lane
-pairs]``. With 32 columns a warp each thread has a column, so that a group and what goes into a word meet in one thread:
-extremes and errors need no exchange, and what a group costs is paid once. Triton lays a tile out by what is contiguous
-in memory, and then by its first dimension; the shapes and the hint of the columns are chosen for that. Tiles that share
-groups make a set, which is loaded, quantized and packed before the next one.
+A tile holds the elements of one field and one half of all words, ``[columns of all blocks, lane pairs]`` (see
+``kernels/layout.py``). A warp has 32 columns, one per thread, so that a thread has all elements of a group, and all
+codes of a word: extremes and errors need no exchange between threads, and the work per group is done once. Triton
+chooses the layout of a tile by what is contiguous in memory, and then by its first dimension; shapes and
+``max_contiguous`` hints are chosen for that. The tiles of one set of groups are loaded, quantized and packed before
+those of the next set.
 """
 
 # ruff: noqa: RUF005
@@ -40,15 +41,15 @@ CLEARLY = tl.constexpr(rounding.CLEARLY)
 
 @triton.constexpr_function
 def channels_at_once(head_dim):
-    """Channels of a token that are loaded together for its norm: a power of two that divides ``head_dim``."""
+    """Channels of a token that are loaded at a time for its norm: a power of two that divides ``head_dim``."""
     return min(head_dim & -head_dim, 128)
 
 
 @triton.jit
 def least_tokens(load, of_channels, source, first, NB: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
-    """The token of least norm of a group of each of ``NB`` blocks, as its distance from the group's first, ``[NB]``.
+    """The token of least norm in one group of each of ``NB`` blocks, as an index into the group, ``[NB]``.
 
-    ``first [NB]`` are the first tokens of the groups. See ``modes/anchored.py``.
+    ``first [NB]`` are the first tokens of the groups. See ``kernels/modes/anchored.py``.
     """
     WIDTH: tl.constexpr = channels_at_once(D)
     token = first[:, None] + tl.arange(0, GROUP)[None, :]
@@ -79,7 +80,7 @@ def copy_blocks(
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Blocks of mode ``none``, token after token; see :func:`encode_blocks`."""
+    """Store the elements of blocks themselves, for mode ``none``. The arguments are those of :func:`encode_blocks`."""
     channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
     for block in range(tl.minimum(left, NB)):
         token = block * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -90,11 +91,11 @@ def copy_blocks(
 
 @triton.jit
 def _columns(IS_KEY: tl.constexpr, NB: tl.constexpr, PADDED: tl.constexpr):
-    """``(column [NB * PADDED], block [NB * PADDED])`` of the columns of a program's blocks."""
+    """The column of each of the ``NB * PADDED`` rows of a tile, and the block that it belongs to."""
     WIDTH: tl.constexpr = NB * PADDED
     column = tl.arange(0, WIDTH) % PADDED
     if not IS_KEY:
-        # no more channels a thread than it takes to have all the tokens of them
+        # so that a thread has few channels, and all tokens of them
         column = tl.max_contiguous(column, max(1, WIDTH // 32))
     return column, tl.arange(0, WIDTH) // PADDED
 
@@ -123,13 +124,13 @@ def _encode_group(
     SLICES: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """Write the scales of a group of slices, of all columns and sub-ranges, and add its codes to ``planes``."""
+    """Quantize group ``group`` of all columns and sub-ranges: store the scales, and add the codes to ``planes``."""
     DTYPE: tl.constexpr = p_scales.dtype.element_ty
     COLUMNS: tl.constexpr = plane_columns(IS_KEY, SLICES, BLOCK, D)
     SUBS: tl.constexpr = sub_ranges(SLICES)
     SUB: tl.constexpr = sub_range_stride(IS_KEY, SLICES)
     SLICE: tl.constexpr = slice_stride(IS_KEY, SLICES)
-    # two tokens of a column share what `of_channels` gives
+    # two tokens of a column share the result of `of_channels`
     TOGETHER: tl.constexpr = min(SUBS, 2) if IS_KEY else 1
     WIDTH: tl.constexpr = NB * PADDED
     column, block = _columns(IS_KEY, NB, PADDED)
@@ -143,7 +144,7 @@ def _encode_group(
     pair = tl.arange(0, 8)
     # [columns, halves of a slice, lanes]: 16 bytes a load, all lanes of a column in one thread
     b_lane = tl.arange(0, 2)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
-    # a block that is not there is read as the last one that is
+    # for blocks past the last one, the last one is read again
     first = tl.minimum(block, left - 1) * BLOCK
     if USES_ANCHOR:
         begins = tl.minimum(tl.arange(0, NB), left - 1) * BLOCK + group * GROUP
@@ -187,7 +188,7 @@ def _encode_group(
                     field = (sub + t) * SUB + (group * (GROUP // 16) + i) * SLICE
                     planes = add_to_some_plane(planes, set_codes[i], field, BITS)
                 else:
-                    # an expression, and no name for it: Triton would make a number of the kernel's run time of that
+                    # not assigned to a name: that would make it a value of the kernel's run time
                     planes = add_to_planes(
                         planes, set_codes[i], field_number(IS_KEY, SLICES, sub + t, group * (GROUP // 16) + i), BITS
                     )
@@ -223,16 +224,18 @@ def encode_blocks(
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Write blocks to ``codes`` and ``scales``, pointers to the first word and the first scale of the first one.
+    """Quantize blocks, and store them at ``codes`` and ``scales``: pointers to the first word and scale of the first.
 
     Args:
-        load: ``load(source, numbers, token, channel, real)`` gives elements in the cache's dtype; the last three
-            broadcast to a tile, and what is not real is anything (``real`` None: all are). Tokens count from the first
-            block's first. ``numbers`` are what ``of_channels(source, channel, real, shape)`` gave for a tile of that
-            shape: what elements of a channel share.
-        queries: pointer to the query profile of the head, where ``USES_QUERIES``.
-        left: how many blocks there are, 1 or more; those behind ``NB`` are left alone.
-        NB: how many blocks a program takes at most.
+        load: ``load(source, numbers, token, channel, real)`` returns elements in the dtype of the cache. ``token``,
+            ``channel`` and the mask ``real`` (None: all true) broadcast to the shape of a tile; elements where it is
+            false are unspecified. Tokens are counted from the first token of the first block.
+        of_channels: ``of_channels(source, channel, real, shape)`` returns ``numbers`` for ``load``, for tiles of this
+            shape: values that all tokens of a channel share.
+        source: passed to ``load`` and ``of_channels``.
+        queries: pointer to the query profile of the head, if ``USES_QUERIES``.
+        left: how many blocks there are, at least 1. Only the first ``NB`` of them are quantized.
+        NB: how many blocks a program quantizes.
         ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES: of the mode, see ``support.mode_constants``.
     """
     DTYPE: tl.constexpr = scales.dtype.element_ty
@@ -249,7 +252,7 @@ def encode_blocks(
         planes = ()
         for _ in tl.static_range(BITS):
             planes = planes + (tl.full((NB * PADDED, 8), start_of_plane(BITS), tl.int32),)
-        # code that the instruction cache cannot hold is slow: that of one group of keys is as much as it takes
+        # a loop that is not unrolled: the code of one group of keys is as much as the instruction cache holds
         if IS_KEY:
             for group in range(SLICES * 16 // GROUP):
                 planes = _encode_group(

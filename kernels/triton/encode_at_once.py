@@ -1,9 +1,9 @@
-"""Quantizing and packing one block inside a Triton kernel, all of its groups at once: ``reference.encode_blocks``.
+"""Quantizes and packs one block in a Triton kernel, all of its groups at once: ``reference.encode_blocks``.
 
-What ``encode.encode_blocks`` does for a prompt, where many blocks keep a GPU busy, this does for the single block that
-falls due in a decode step, which somebody waits for. There a thread has whole groups, one after the other; here two
-threads share a group, and the fields of a word, which lie in different threads then, are added up across them. Threads
-that exchange much have to be those of one warp: through shared memory, with its barriers, it took most of the time
+``encode.encode_blocks`` is for prompts, whose many blocks fill a GPU; this is for the single block that a decode step
+may have to quantize, where latency counts. There, a thread processes whole groups one after another. Here, two threads
+share a group, and the fields of a word are in different threads and summed across them. These threads should be in one
+warp: exchanging through shared memory, with its barriers, would take most of the time
 (``docs/lab/encoding-kernels.md``). The order of rows and the shapes of tiles are chosen for that.
 """
 
@@ -34,7 +34,7 @@ from .quantize import quantize_set
 from .queries import query_words
 from .support import next_power_of_2, side_constants
 
-#: Warps a program has at most; a thread has several groups then.
+#: Most warps of a program. With more groups than threads for them, a thread has several.
 MOST_WARPS = 8
 
 
@@ -43,13 +43,13 @@ next_power_of_2_of = triton.constexpr_function(next_power_of_2)
 
 @triton.constexpr_function
 def padded_rows(is_key, group, block, slices, cols, head_dim):
-    """The groups of a block, padded to powers of two in each of the parts that :func:`encode_block` sees them in."""
+    """Groups of a block, with each dimension of :func:`encode_block`'s rows padded to a power of two."""
     high = 1 << (head_dim // (16 * slices) - 1).bit_length() if is_key else 1
     return high * (16 * slices // group) * sub_ranges(slices) * plane_columns(is_key, slices, block, cols)
 
 
 def warps_for(fmt: CacheFormat, head_dim: int) -> int:
-    """Warps that give every group of a block two threads."""
+    """Warps of a program: two threads per group of a block, at most :data:`MOST_WARPS`."""
     if not fmt.quantized:
         return min(MOST_WARPS, max(1, next_power_of_2(fmt.block * head_dim) // 1024))
     side = side_constants(fmt, head_dim)
@@ -59,9 +59,9 @@ def warps_for(fmt: CacheFormat, head_dim: int) -> int:
 
 @triton.jit
 def _side_by_side(planes, BITS: tl.constexpr):
-    """Up to eight planes as one tensor with a last dimension of the next power of two, in the order of :func:`_plane`.
+    """Join up to eight planes to a tensor. Its last dimension is the next power of two, in the order of :func:`_plane`.
 
-    One tensor is reduced, laid out anew and stored where each plane would be: the threads wait for one another once.
+    One tensor is then reduced, converted to another layout and stored, with one synchronization instead of one a plane.
     """
     b_zero = tl.zeros_like(planes[0])
     if BITS == 1:
@@ -79,7 +79,7 @@ def _side_by_side(planes, BITS: tl.constexpr):
 
 @triton.jit
 def _plane(COUNT: tl.constexpr):
-    """The plane at each place of what :func:`_side_by_side` gives: bits of the place in reverse, for pairs of pairs."""
+    """The plane at each index of :func:`_side_by_side`'s last dimension: nested joins reverse the bits of the index."""
     place = tl.arange(0, COUNT)
     if COUNT == 4:
         place = place // 2 + place % 2 * 2
@@ -108,7 +108,7 @@ def encode_block(
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Write a block to ``codes`` and ``scales``, pointers to its first word and first scale.
+    """Quantize a block, and store it at ``codes`` and ``scales``, pointers to its first word and first scale.
 
     The other arguments are those of ``encode.encode_blocks``.
     """
@@ -128,7 +128,7 @@ def encode_block(
     group = row % GROUPS
     sub = row // GROUPS % SUBS
     column = row // (GROUPS * SUBS) % PADDED
-    hi = tl.minimum(row // (PADDED * SUBS * GROUPS), HI - 1)  # slices that are not there are read as the last one
+    hi = tl.minimum(row // (PADDED * SUBS * GROUPS), HI - 1)  # padding reads the last one again
     place = sub * COLUMNS + column  # tokens of keys, channels of values
     # without padding, as in most formats, there is no mask: a load without one costs less
     present = None
@@ -137,7 +137,7 @@ def encode_block(
         present = column < COLUMNS
         there = present[:, None]
     pair = tl.arange(0, 8)
-    lane = tl.arange(0, 16)[None, :]  # 16 bytes a load, and neighbouring threads have the halves of a slice
+    lane = tl.arange(0, 16)[None, :]  # two neighbouring threads have a slice, 8 lanes (16 bytes of float16) each
     tiles = ()
     for i in tl.static_range(GROUP // 16):
         if IS_KEY:

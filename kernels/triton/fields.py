@@ -1,8 +1,7 @@
-"""The bits of a field in the planes of words, for Triton kernels: ``layout.field_bits``.
+"""Reading and writing fields of packed words in Triton kernels: ``layout.field_bits`` as arithmetic.
 
-Where the field is known when a kernel is compiled, so are its halves and its bits. Where it is not, they are computed:
-whole fields lie one behind another from the bottom of a half, the others behind one another in the spare bits of all
-halves.
+Whole fields fill each half from its lowest bit on. The bits of the other fields, which are spread, are numbered through
+the spare bits of all halves: bit ``i`` is spare bit ``i % SPARE`` of half ``i // SPARE``.
 """
 
 # ruff: noqa: RUF005
@@ -18,7 +17,7 @@ from .constants import first_spare_bit, first_spread_field, spare_bits, spare_ma
 
 @triton.jit
 def load_codes(p_halves, field, PLANE: tl.constexpr, mask, BITS: tl.constexpr):
-    """Unsigned codes, int32, of ``field``; ``p_halves`` (int16 pointers) and ``PLANE`` are of ``locate_code``."""
+    """Load the unsigned codes of ``field``, int32. ``p_halves`` (of int16) and ``PLANE`` are of ``locate_code``."""
     WHOLE: tl.constexpr = whole_fields(BITS)
     SPARE: tl.constexpr = spare_bits(BITS)
     SPREAD: tl.constexpr = first_spread_field(BITS)
@@ -37,10 +36,10 @@ def load_codes(p_halves, field, PLANE: tl.constexpr, mask, BITS: tl.constexpr):
 
 @triton.jit
 def add_to_planes(planes, b_codes, FIELD: tl.constexpr, BITS: tl.constexpr):
-    """Words ``planes`` (``BITS`` tensors) with a field of both halves set, which is known at compile time."""
+    """Add codes (``codes.both_halves``) to words ``planes`` (``BITS`` tensors). ``FIELD`` is known at compile time."""
     WHOLE: tl.constexpr = whole_fields(BITS)
     SPARE: tl.constexpr = spare_bits(BITS)
-    FIRST: tl.constexpr = (FIELD - first_spread_field(BITS)) * BITS  # place of its lowest bit among the spare ones
+    FIRST: tl.constexpr = (FIELD - first_spread_field(BITS)) * BITS  # number of its lowest bit among the spare bits
     new = ()
     for j in tl.static_range(BITS):
         b_word = planes[j]
@@ -61,11 +60,11 @@ def add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
     SPARE: tl.constexpr = spare_bits(BITS)
     new = ()
     for j in tl.static_range(BITS):
-        # multiplied by a power of two or by zero: one instruction multiplies and adds
+        # instead of a shift and a select: a multiply-add by a power of two or zero is one instruction
         new = new + (in_order(planes[j] + b_codes * tl.where(field // WHOLE == j, 1 << (field % WHOLE * BITS), 0)),)
     if SPARE > 0:  # noqa: SIM102 (known when the kernel is compiled)
         if field >= first_spread_field(BITS):
-            first = (field - first_spread_field(BITS)) * BITS  # place of its lowest bit among the spare ones
+            first = (field - first_spread_field(BITS)) * BITS  # number of its lowest bit among the spare bits
             spread = ()
             for j in tl.static_range(BITS):
                 below = j * SPARE - first
@@ -78,14 +77,14 @@ def add_to_some_plane(planes, b_codes, field, BITS: tl.constexpr):
 
 @triton.jit
 def field_in_plane(b_codes, field, PLANE: tl.constexpr, BITS: tl.constexpr):
-    """What ``b_codes [rows, 8]`` (``codes.both_halves``) of fields ``field [rows]`` add to the words of a plane."""
+    """What codes ``b_codes [rows, 8]`` (``codes.both_halves``) add to a plane, if row ``r`` is field ``field[r]``."""
     WHOLE: tl.constexpr = whole_fields(BITS)
     SPARE: tl.constexpr = spare_bits(BITS)
     SPREAD: tl.constexpr = first_spread_field(BITS)
     shift = tl.where(field // WHOLE == PLANE, field % WHOLE * BITS, 0)
     b_word = tl.where((field // WHOLE == PLANE)[:, None], b_codes << shift[:, None], 0)
     if SPARE > 0:
-        # how far below the plane's spare bits a spread field begins, below zero where it begins among them
+        # from the number of the field's lowest bit to that of the plane's first spare bit
         below = PLANE * SPARE - (field - SPREAD) * BITS
         meets = (field >= SPREAD) & (below < BITS) & (below > -SPARE)
         below = tl.where(meets, below, 0)

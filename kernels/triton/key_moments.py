@@ -1,8 +1,8 @@
-"""Key mean and normalization of a prompt: the keys read once, then what their parts give.
+"""Key mean and normalization of a prompt, in two kernels; the keys are read once.
 
-The first kernel takes sum, count, maximum and minimum of each channel over a part of the tokens. That is all the second
-one needs: ``max|k - mean|`` is ``max(max - mean, mean - min)``, and rounding keeps the order, so it is that to the last
-bit. No atomics: the same bits every time.
+The first kernel computes sum, count, maximum and minimum of each channel over a part of the tokens. The second combines
+them: ``max|k - mean|`` is ``max(max - mean, mean - min)``, exactly, since rounding is monotonic. There are no atomics,
+so results are the same bits every time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..pairs import Pairs
 from .constants import F32_MAX, F32_TINY
 from .support import next_power_of_2, on_device
 
-#: Tokens of a tile, and of the part that one program reads: short, for loads of a program wait for one another.
+#: Tokens of a tile, and of the part that one program reads. Parts are short because a program's loads are sequential.
 TILE, PART = 64, 128
-#: Parts that are put together at a time.
+#: Parts that the second kernel loads at a time.
 PARTS = tl.constexpr(16)
 
 
@@ -39,9 +39,9 @@ def key_moments_kernel(
     TILE: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Program (part, b * H + h): sum / count / maximum / minimum ``[4, D]`` of the finite real keys of a part.
+    """Program (part, b * H + h): sum, count, maximum, minimum ``[4, D]`` of the finite keys of a part's real tokens.
 
-    Keys are summed times ``unit``, a power of two, so that a sum of large ones is finite too.
+    Keys are multiplied by ``unit``, a power of two, so that sums of large keys stay finite.
     """
     part = tl.program_id(0)
     bh = tl.program_id(1).to(tl.int64)
@@ -72,7 +72,7 @@ def key_moments_kernel(
 
 @triton.jit
 def _moments(parts, bh, count, channel, D: tl.constexpr, COLS: tl.constexpr):
-    """The moments of all parts together, of the channels ``channel [COLS]``."""
+    """Sum, count, maximum and minimum over all parts, of the channels ``channel [COLS]``."""
     real = channel < D
     b_sum = tl.zeros((COLS,), tl.float32)
     b_count = tl.zeros((COLS,), tl.float32)
@@ -91,7 +91,7 @@ def _moments(parts, bh, count, channel, D: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _reach(parts, bh, count, channel, unit, D: tl.constexpr, COLS: tl.constexpr, CENTRE: tl.constexpr):
-    """Mean, ``max|k - mean|`` and ``max|k|`` of channels; zeros where there is no finite key."""
+    """Mean, ``max|k - mean|`` and ``max|k|`` of channels; 0 for channels without a finite key."""
     b_sum, b_count, b_high, b_low = _moments(parts, bh, count, channel, D, COLS)
     b_mean = tl.zeros((COLS,), tl.float32)
     if CENTRE:

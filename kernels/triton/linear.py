@@ -1,7 +1,7 @@
-"""Linear layers of a single row: what a decode step of one sequence spends most of its time on.
+"""Linear layers of a single row, on which a decode step of one sequence spends most of its time.
 
-A weight is read once and each of its numbers is used once, so there is nothing for tensor cores: a program multiplies a
-few rows of a weight with the input, elementwise in float32, and adds up at its end.
+Every element of a weight is read once and used once, so tensor cores gain nothing. A program multiplies a few rows of a
+weight with the input, elementwise in float32, and sums up at the end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .support import next_power_of_2, on_device
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How a row is multiplied.
+    """How the kernel is launched.
 
     Attributes:
-        outputs: rows of the weight that a program takes.
-        inputs: numbers of each that it takes at a time.
-        num_warps: of a program.
+        outputs: rows of the weight per program.
+        inputs: elements of a row that it loads at a time.
+        num_warps: warps per program.
     """
 
     outputs: int
@@ -38,7 +38,7 @@ def choose_launch(inputs: int) -> Launch:
 
 
 def other_launches(own: Launch, inputs: int) -> list[Launch]:
-    """What is worth timing besides ``own``."""
+    """The launches that autotuning times besides ``own``."""
     widths = {min(next_power_of_2(inputs), width) for width in (1024, 2048, 4096)}
     found = [
         Launch(outputs, width, warps)
@@ -52,7 +52,7 @@ def other_launches(own: Launch, inputs: int) -> list[Launch]:
 
 @triton.jit
 def _weights(rows, k, K: tl.constexpr, BK: tl.constexpr):
-    """Columns ``k [BK]`` of rows that begin at ``rows [BN, 1]``; those from ``K`` on are zero."""
+    """Load columns ``k [BK]`` of the rows that begin at ``rows [BN, 1]``; columns from ``K`` on are zero."""
     if K % BK == 0:
         b_w = tl.load(rows + k[None, :], eviction_policy="evict_first")
     else:
@@ -62,7 +62,7 @@ def _weights(rows, k, K: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def _inputs(x, k, K: tl.constexpr, BK: tl.constexpr):
-    """Numbers ``k`` of the row, ``[1, BK]`` float32."""
+    """Load elements ``k`` of the row, ``[1, BK]`` float32."""
     b_x = tl.load(x + k) if K % BK == 0 else tl.load(x + k, mask=k < K, other=0.0)
     return b_x.to(tl.float32)[None, :]
 
@@ -71,10 +71,10 @@ def _inputs(x, k, K: tl.constexpr, BK: tl.constexpr):
 def product_of_row(
     x, weight, bias, n, N, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr
 ):
-    """Outputs ``n [BN]`` of a linear layer, float32; those from ``N`` on are anything. ``bias`` may be None.
+    """Outputs ``n [BN]`` of a linear layer, float32; unspecified from ``N`` on. ``bias`` may be None.
 
-    ``PDL``: wait for the kernels before this one, see ``dependent.py``; ``AHEAD``: after the first weights have been
-    asked for, which no kernel may write.
+    ``PDL``: wait for the previous kernels, see ``dependent.py``. ``AHEAD``: issue the first loads of weights before
+    that; no kernel may be writing them.
     """
     real = n < N
     rows = weight + tl.where(real, n, 0).to(tl.int64)[:, None] * K
@@ -95,7 +95,7 @@ def product_of_row(
 
 @triton.jit
 def row_linear_kernel(x, weights, biases, widths, out, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Program: a tile of ``BN`` outputs of one of the layers. ``widths`` are theirs, ``out`` holds all of them."""
+    """Program: ``BN`` outputs of a layer. ``widths``: how many outputs each layer has; ``out``: those of all layers."""
     tile = tl.program_id(0)
     for i in tl.static_range(len(weights)):
         tiles = tl.cdiv(widths[i], BN)
@@ -113,7 +113,7 @@ def row_linear(
     biases: list[torch.Tensor | None],
     launch: Launch | None = None,
 ) -> torch.Tensor:
-    """See ``ops.row_linear``. Weights are dense."""
+    """See ``ops.row_linear``. Weights have to be contiguous."""
     widths = tuple(weight.shape[0] for weight in weights)
     inputs = x.shape[-1]
     launch = launch or choose_launch(inputs)

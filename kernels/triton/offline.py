@@ -1,4 +1,4 @@
-"""Compiling a kernel for a GPU that is not there: what the tests of targets and the reading of machine code need."""
+"""Compile a kernel for a GPU that this machine does not have: for tests of targets, and to read the machine code."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def compile_for(kernel, arguments: dict[str, Any], capability: int = 90, **optio
     Args:
         kernel: a ``triton.jit`` function.
         arguments: every parameter by name: a dtype for a pointer, an int, a float, or the value of a constexpr.
-            Integers are typed only, with the specialization of a launch: 1 becomes a constant, multiples of 16 divide.
-        options: ``num_warps``, ``num_stages`` and others that Triton takes at a launch.
+            Integers are specialized as at a launch: 1 becomes a constant, multiples of 16 are marked as such. Other
+            values of integers do not matter.
+        options: ``num_warps``, ``num_stages`` and other launch options of Triton.
     """
     signature, constants, attrs = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
@@ -52,7 +53,7 @@ def compile_for(kernel, arguments: dict[str, Any], capability: int = 90, **optio
 
 
 def sass(compiled: CompiledKernel) -> str:
-    """Machine code of a compiled kernel, disassembled with the ``nvdisasm`` that Triton carries."""
+    """Machine code (SASS) of a compiled kernel, disassembled with the ``nvdisasm`` that is part of Triton."""
     cubin = pathlib.Path("/tmp") / f"{compiled.hash}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     try:

@@ -1,4 +1,4 @@
-"""Quantizing a set of groups inside a Triton kernel, ``reference.quantize_groups``."""
+"""Quantizes a set of groups in a Triton kernel: ``reference.quantize_groups``."""
 
 # ruff: noqa: RUF005
 # Triton has no starred expressions in tuples.
@@ -26,11 +26,11 @@ def _extremes(b_high, b_low, b_other_high, b_other_low):
 
 @triton.jit
 def quantize_set(tiles, b_anchor, queries, ENCODER: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    """Groups that run over ``tiles`` and their rows: codes, scales, zero points, as ``ENCODER`` gives them.
+    """Codes, scales and zero points of a set of groups, as ``ENCODER`` returns them.
 
-    ``ENCODER`` is the function of a mode, see ``modes/__init__.py``, which also says what the others are.
+    ``ENCODER`` is the encoder of a mode; ``modes/__init__.py`` describes it and the other arguments.
     """
-    halves = tiles  # a GPU compares two float16 at once, or three
+    halves = tiles  # minimum and maximum of float16: one instruction has two or three operands, each two numbers
     tiles = _in_float32(tiles)
     if halves[0].dtype != tl.float16:
         halves = tiles

@@ -1,4 +1,4 @@
-"""The query profile inside a Triton kernel, four channels a word."""
+"""Loads the query profile in a Triton kernel, packed as four channels per int32."""
 
 # ruff: noqa: RUF005
 # Triton has no starred expressions in tuples.
@@ -15,10 +15,11 @@ BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
 
 @triton.jit
 def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr):
-    """The query profile of the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
+    """Load the query profile of the groups that begin at ``channel``, which broadcasts to ``[ROWS, 8]``.
 
-    ``queries`` points to it, see ``reference.query_profile``. Returns ``(means, weights)``, each a tuple of words
-    ``[ROWS, 8]`` of four channels: two neighbours, and the same two of the next slice, as tiles of elements have them.
+    ``queries`` points to the profile, see ``reference.query_profile``. Returns ``(means, weights)``, each a tuple of
+    int32 ``[ROWS, 8]`` that hold four channels: two neighbours, and the same two of the next slice, in the order of the
+    tiles of elements.
     """
     p_pairs = queries.to(tl.pointer_type(tl.int16), bitcast=True) + (channel // 2 + tl.arange(0, 8)[None, :])
     p_pairs = tl.broadcast_to(p_pairs, (ROWS, 8))
@@ -29,14 +30,14 @@ def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl
         if GROUP > 16:
             b_means |= tl.load(p_pairs + (i + 1) * 8).to(tl.int32) << 16
             b_weights |= tl.load(p_pairs + (D // 2 + (i + 1) * 8)).to(tl.int32) << 16
-        b_means ^= byte_signs(b_means) & BELOW_SIGNS  # those below zero are one's complements
+        b_means ^= byte_signs(b_means) & BELOW_SIGNS  # negative means are one's complements
         means, weights = means + (b_means,), weights + (b_weights,)
     return means, weights
 
 
 @triton.jit
 def channel_numbers(queries, TILE: tl.constexpr):
-    """Mean and weight of the channels of a tile of elements, float32."""
+    """Means and weights, float32, of the channels of tile ``TILE``. ``queries`` is of :func:`query_words`."""
     means, weights = queries
     b_mean = (means[TILE // 4] << (24 - TILE % 4 * 8)) >> 24
     b_weight = (weights[TILE // 4] >> (TILE % 4 * 8)) & 0xFF

@@ -1,4 +1,4 @@
-"""What the Triton kernels can take, answered without importing Triton, and the compile-time constants of a format."""
+"""What the Triton kernels support, answered without importing Triton; and a format as their compile-time constants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..formats import CacheFormat
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
-#: Scale dtypes that only the portable attention reads; the reference writes them.
+#: Scale types that no Triton kernel writes, and only the portable attention kernel reads.
 UNWRITTEN_SCALES = ("float8_e5m2",)
 
 
@@ -23,7 +23,7 @@ def installed() -> bool:
 
 
 def interpreted() -> bool:
-    """True where Triton's interpreter stands in for a GPU. Triton reads the variable when it is imported."""
+    """Whether kernels run in Triton's interpreter, on the CPU. Triton reads this variable when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -32,7 +32,7 @@ def runs_on(x: torch.Tensor) -> bool:
 
 
 def on_gpu(x: torch.Tensor) -> bool:
-    """Whether Triton runs on ``x``, and not in the interpreter."""
+    """Whether Triton kernels run on the GPU of ``x``, and not in the interpreter."""
     return installed() and x.is_cuda
 
 
@@ -48,12 +48,12 @@ def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> boo
 
 
 def writes(fmt: CacheFormat) -> bool:
-    """Whether a format's scales can be written, and not only read."""
+    """Whether Triton kernels can write the scales of a format, and not only read them."""
     return fmt.scale_dtype not in UNWRITTEN_SCALES
 
 
 def cache_supported(cache: tuple[torch.Tensor, ...], fmt: CacheFormat) -> bool:
-    """A cache side whose four tensors are dense, as caches are made: kernels take no strides for them."""
+    """Whether kernels support a cache side: its format, and its tensors, which have to be contiguous."""
     codes, scales, window, state = cache
     if not format_supported(fmt, window.shape[-1], window.dtype) or state.dtype != torch.int32:
         return False
@@ -66,7 +66,7 @@ def next_power_of_2(n: int) -> int:
 
 @functools.cache
 def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[str, object]:
-    """A format as the compile-time constants of a kernel, their names led by ``prefix``.
+    """The compile-time constants of a kernel for a format, with names that begin with ``prefix``.
 
     ``BITS`` is 0 where there are no codes. ``SLICES`` is the number of slices of 16 lanes that share a word, ``COLS``
     the power-of-two width of a tile of all channels, see ``addresses.tile_channels``.
@@ -91,8 +91,8 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
 
 
 def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
-    """What kernels that quantize have to know of a format's mode, as their compile-time constants."""
-    from .modes import encoder  # imports Triton, which this module is asked about before
+    """The compile-time constants of a mode, for kernels that quantize."""
+    from .modes import encoder  # imports Triton, which may not be installed
 
     constants = {
         "ENCODER": encoder(fmt),
@@ -103,7 +103,7 @@ def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
 
 
 def on_device(x: torch.Tensor):
-    """Triton launches on the current device, which need not be that of the tensors."""
+    """A context in which Triton launches on the device of ``x``, which need not be the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else _NoDevice()
 
 

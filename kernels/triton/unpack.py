@@ -1,6 +1,6 @@
-"""Reading tokens of a cache side in a Triton kernel, in any format: the general way, one code at a time.
+"""Loads and dequantizes tokens of a cache side in a Triton kernel, in any format, one code at a time.
 
-The fast attention reads whole planes of words as tensor-core operands instead (``attention_fields``).
+The fast attention kernel (``attention_fields``) loads whole planes of words as tensor-core operands instead.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def load_tokens(
 ):
     """The tokens at ``position [T]`` of a cache side, ``[T, COLS]`` float32, from its blocks and windows.
 
-    Tokens that are not ``held`` and columns without a channel give zero, and nothing is read for them.
-    ``ANY_QUANTIZED`` and ``ANY_WINDOW`` are scalars that let a tile skip the region it does not touch.
+    Tokens that are not ``held`` and columns without a channel are zero, and nothing is read for them. ``q_end`` is
+    ``addresses.quantized_end``. ``ANY_QUANTIZED`` and ``ANY_WINDOW`` (scalars) say whether any of the tokens may be in
+    the blocks and in the windows; the other region is skipped.
     """
     channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
     b_x = tl.zeros((position.shape[0], COLS), tl.float32)

@@ -42,7 +42,7 @@ class RecordedInputs:
         sizes: for each symbol of a size, an input that has it: its index, and the dimension, or None for a number.
             Symbols of the capacity of caches are left out.
         caches: the number of caches.
-        stays: indices, among the inner tensors of all caches, of those that keep their address when a cache grows.
+        static_inner: indices of the inner tensors, counted over all caches, that keep their address when a cache grows.
     """
 
     device: torch.device
@@ -51,7 +51,7 @@ class RecordedInputs:
     written: list[int]
     sizes: list[tuple[int, int | None]]
     caches: int
-    stays: list[int]
+    static_inner: list[int]
 
     def have_grown(self, before: list[int], now: list[int]) -> bool:
         """Whether all caches have grown in place between two calls.
@@ -60,7 +60,7 @@ class RecordedInputs:
             before, now: addresses and capacities of the caches in both calls (``Caches.memory``).
         """
         rooms = zip(before[-self.caches :], now[-self.caches :], strict=True)
-        return all(old < new for old, new in rooms) and all(before[place] == now[place] for place in self.stays)
+        return all(old < new for old, new in rooms) and all(before[place] == now[place] for place in self.static_inner)
 
 
 def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs | Reason:
@@ -98,8 +98,8 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     for place, node in enumerate(placeholders):
         if unread := _symbols(example(node), place not in copied) - known:
             return Reason(f"{node}: no input has the size {min(map(str, unread))} as a dimension or number of its own")
-    stays = [number for number, node in enumerate(inner) if node not in growing]
-    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()), len(caches), stays)
+    static_inner = [number for number, node in enumerate(inner) if node not in growing]
+    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()), len(caches), static_inner)
 
 
 def is_prompt(gm: GraphModule) -> bool:

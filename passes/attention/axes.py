@@ -104,7 +104,7 @@ def reshaped(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
         taken: list[Axis] = []
         while not same_sizes((size_of(tuple(taken)),), (size,)):
             if not rest:
-                raise NoMatch("a reshape is not understood")
+                raise NoMatch("a reshape merges or splits dimensions in an unsupported way")
             axis = rest.pop(0)
             reached = size_of(tuple(taken))
             if same_sizes((reached * axis.size,), (size,)) or not _is_larger(axis.size, size, reached):
@@ -115,7 +115,7 @@ def reshaped(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
             rest.insert(0, fast)
         out.append(tuple(taken))
     if rest:
-        raise NoMatch("a reshape is not understood")
+        raise NoMatch("a reshape merges or splits dimensions in an unsupported way")
     return tuple(out)
 
 

@@ -50,7 +50,7 @@ def find_scores(node: Any, reader: Node, order: Order) -> ScorePath | None:
     if not isinstance(node, Node) or not may_be_weights(node):
         return None
     steps: list[Step] = []
-    inside = False  # of the softmax
+    inside = False  # whether the walk has passed the softmax
     while True:
         node = order.value(node, reader)
         if inside and is_product(node):

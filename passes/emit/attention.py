@@ -1,4 +1,4 @@
-"""An attention over a quantized cache, in place of the program's own."""
+"""Replaces an attention of the program by decode attention over a quantized cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..graph.values import example, same_size, sizes_of, tensor_of
 from ..graph.writing import Writer
 from .read_dequantized import read_dequantized
 
-#: As `open_from`: no token is known to be open.
+#: A result of `open_from` with which the mask is read for all tokens.
 _READ_ALL = 1 << 30
 
 
@@ -27,15 +27,15 @@ def attend(
     changes: Writes,
     end: tuple[Any, ...] = (),
 ) -> None:
-    """Replace an attention by one over a quantized cache.
+    """Replace an attention by decode attention over a quantized cache.
 
     Args:
-        write: of the graph.
-        context: of the pipeline.
+        write: a writer of the graph.
+        context: the context of the pipeline.
         match: an attention that has a standard form.
-        key, value: the cache, to which the new tokens have been written.
-        changes: of the graph.
-        end: what the length of the cache depends on where the mask is not as long as it.
+        key, value: the cache; the new tokens have already been written to it.
+        changes: the in-place writes of the graph.
+        end: the position and number of new tokens, if the mask covers a whole buffer rather than the tokens so far.
     """
     form = context.standard[match]
     if not context.config.rewrite:
@@ -56,8 +56,22 @@ def attend(
         out = attention
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", attention, example(form.node).dtype, like=form.node)
+        out = _laid_out(write, out, form.node)
     write.replace(form.node, out)
     context.key_norms.append(KeyNormUse(attention, "query", form.query, key, match, is_key=False))
+
+
+def _laid_out(write: Writer, out: Node, program: Node) -> Node:
+    """The output with the heads of a token side by side in memory, where the ``program`` has it so.
+
+    PyTorch's fused attention does, and programs view such an output as ``[B, N, H * D]`` without a copy.
+    """
+    _, heads, rows, dim = sizes_of(program)
+    strides = example(program).stride()
+    if same_size(rows, 1) or not (same_size(strides[1], dim) and same_size(strides[2], heads * dim)):
+        return out
+    tokens_first = write.method("contiguous", write.method("transpose", out, 1, 2))
+    return write.method("transpose", tokens_first, 1, 2, like=program)
 
 
 def _opened(
@@ -69,7 +83,10 @@ def _opened(
     end: tuple[Any, ...],
     changed: bool,
 ) -> Node:
-    """`open_from` of the mask of an attention, computed once for all attentions between which nothing changes."""
+    """The result of `open_from` for the mask of an attention.
+
+    It is shared by all attentions with the same mask, unless the mask is changed in place.
+    """
     query = context.standard[match].query
     rows = str(sizes_of(query)[2])
     at: tuple[Any, ...] = (mask, rows, *map(str, end))
@@ -77,7 +94,7 @@ def _opened(
     if at in context.opened:
         return context.opened[at][0]
     position = end[0] if end and tensor_of(end[0]) is not None else None
-    # layers that count for themselves, each in a tensor of its own
+    # for programs in which each layer has its own tensor with the position
     alike = (mask, "written at a tensor", rows, *map(str, end[1:]))
     if position is not None and not changed and alike in context.opened:
         opened = _where_same(write, position, *context.opened[alike])
@@ -90,9 +107,9 @@ def _opened(
 
 
 def _where_same(write: Writer, position: Node, opened: Node, other: Node | None) -> Node:
-    """``opened``, of a cache that is written at ``other``, for one that is written at ``position``.
+    """``opened`` of a cache written at ``other``, reused for a cache written at ``position``.
 
-    They are the same in all programs that there are; where they are not, the mask is read everywhere.
+    The positions are expected to be equal; if they are not, the mask is read for all tokens.
     """
     first, same = (write.call(operator.getitem, node, slice(0, 1)) for node in (position, other))
     return write.call(torch.where, write.call(torch.eq, first, same), opened, _READ_ALL)

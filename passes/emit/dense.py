@@ -1,4 +1,4 @@
-"""A cache as a dense tensor."""
+"""Dequantizes a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dequantized(write: Writer, cache: CacheInput, length: Node | int, like: Node
 
 
 def cache_as_dense(write: Writer, cache: ProgramCache) -> Node:
-    """All tokens of a cache, dense and contiguous in the program's layout."""
+    """All tokens of a cache as a contiguous dense tensor in the program's layout."""
     length = size_node(write.graph, sizes_of(cache.placeholder)[cache.tokens_dim])
     dense = dequantized(write, cache, length)
     if cache.tokens_dim == 1:

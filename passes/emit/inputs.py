@@ -1,4 +1,4 @@
-"""Placeholders for the inner tensors of a cache."""
+"""Adds placeholders for the inner tensors of a cache."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ def cache_examples(
     mean: bool,
     norm: bool,
 ) -> CacheTensors[torch.Tensor]:
-    """Fake tensors for the inner tensors of a cache, of the fake mode and device of ``like``.
+    """Fake tensors for the inner tensors of a cache.
 
     Args:
-        lead: batch size and KV heads.
-        capacity: blocks that there is room for.
-        dtype: of the cache.
-        mean, norm: which of the key statistics it has.
+        fmt: the format of the cache.
+        lead: batch size and number of KV heads.
+        head_dim: elements of a key or value.
+        capacity: the number of blocks that there is room for.
+        dtype: the dtype of the cache before quantization.
+        like: a fake tensor of the fake mode and device to use.
+        mean, norm: whether the cache has these key statistics.
     """
     shapes = layout.shapes(fmt, *lead, head_dim, capacity)
     examples = {name: like.new_empty(shape, dtype=own or dtype) for name, (shape, own) in shapes.items()}
@@ -44,11 +47,13 @@ def cache_examples(
 def add_placeholders(
     write: Writer, name: str, examples: CacheTensors[torch.Tensor], source: Source | None
 ) -> CacheTensors[Node]:
-    """Placeholders behind those that the graph has, one for each inner tensor.
+    """Add a placeholder for each inner tensor, after the existing placeholders.
 
     Args:
-        name: what their names begin with.
-        source: where the cache comes from; AOTAutograd asks each input.
+        write: a writer of the graph.
+        name: the prefix of their names.
+        examples: their example values.
+        source: Dynamo's source of the cache, which AOTAutograd needs for each input.
     """
     nodes = {
         inner: write.placeholder(f"{name}_{inner}", value, source and AttrSource(source, inner))

@@ -1,4 +1,4 @@
-"""The query of an attention in the layout that operators take."""
+"""Brings the query of an attention into the layout of the operators."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..graph.writing import Writer
 
 
 def standard_query(write: Writer, match: AttentionMatch) -> Node:
-    """The query of an attention as ``[B, Hq, N, D]``, whose heads follow those of the keys.
+    """The query of an attention as ``[B, Hq, N, D]``, with the query heads of a KV head next to each other.
 
     Raises:
-        NoMatch: if its dimensions cannot be brought into this order.
+        NoMatch: if it cannot be brought into this layout.
     """
     axes = match.axes
     return rearrange(write, match.query, axes.query, (axes.batch, axes.heads, axes.rows, axes.key_dim))

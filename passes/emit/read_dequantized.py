@@ -1,12 +1,12 @@
-"""With ``rewrite=False``: the program's own attention, over a quantized cache that is dequantized for it.
+"""With ``rewrite=False``, lets the program's own attention read dequantized caches.
 
     append_(past_k..., past_v..., k', v)             append_(past_k..., past_v..., k', v)
     out = decode_attention(q * norm, ...)     ->     keys = dequantize(past_k..., length)
                                                      values = dequantize(past_v..., length)
                                                      out = attention(q, keys, values, mask)
 
-What is cached and how it is written stay the same, so that a wrong result that goes away with it comes from the rewrite
-or from its kernel, and one that stays comes from the quantizer.
+The contents of the caches and the writes to them do not change. So an error that disappears with ``rewrite=False`` is
+caused by the rewrite or by its kernel, and any other one by quantization.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .dense import dequantized
 
 
 def early_reader(match: AttentionMatch, form: StandardForm, last: Node, order: dict[Node, int]) -> str | None:
-    """Why an attention cannot read what ``last`` writes, or None."""
+    """Why an attention cannot read a cache that the node ``last`` completes; None if it can."""
     for node in (match.key, match.value):
         if any(order[reader] < order[last] for reader in _readers(form, node) if reader is not last):
             return "with rewrite=False: keys or values are read before both have been written"
@@ -32,7 +32,7 @@ def early_reader(match: AttentionMatch, form: StandardForm, last: Node, order: d
 def read_dequantized(
     write: Writer, match: AttentionMatch, form: StandardForm, key: CacheInput, value: CacheInput
 ) -> None:
-    """Let an attention read the dequantized caches. The new tokens have been appended to them in front of it."""
+    """Let an attention read the dequantized caches. The new tokens have been appended to them before."""
     readers = {node: _readers(form, node) for node in (match.key, match.value)}
     everyone = {reader for found in readers.values() for reader in found}
     first = next(node for node in write.graph.nodes if node in everyone)
@@ -46,7 +46,7 @@ def read_dequantized(
 
 
 def _length(write: Writer, cache: CacheInput, node: Node, tokens_dim: int) -> Node | int:
-    """How many tokens keys (or values) have: as many as the cache that they were appended to, and the new ones."""
+    """The number of tokens of keys or values: those of the input cache plus the appended ones."""
     length = sizes_of(node)[tokens_dim]
     try:
         return size_node(write.graph, length)
@@ -58,12 +58,12 @@ def _length(write: Writer, cache: CacheInput, node: Node, tokens_dim: int) -> No
 
 
 def _readers(form: StandardForm, node: Node) -> list[Node]:
-    """The users of keys (or values) through which an attention reads them."""
-    above: set[Node] = set()
+    """The users of keys or values that are part of an attention."""
+    ancestors: set[Node] = set()
     pending = [form.node]
     while pending:
         current = pending.pop()
-        if current not in above and current is not node:
-            above.add(current)
+        if current not in ancestors and current is not node:
+            ancestors.add(current)
             pending += current.all_input_nodes
-    return [user for user in node.users if user in above]
+    return [user for user in node.users if user in ancestors]

@@ -1,4 +1,4 @@
-"""Writes to a quantized cache: which tokens, at which position."""
+"""Writes new tokens to a quantized cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..context import AttentionMatch, BufferUse, CacheInput, KeyNormUse, PassCon
 from ..graph.values import example, tensor_of
 from ..graph.writing import Writer
 
-_NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions that do not follow one another"
+_NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions that are not consecutive"
 
 
 def append(
@@ -42,7 +42,10 @@ def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *momen
 
 
 def position_tensor(write: Writer, context: PassContext, use: BufferUse) -> Node:
-    """A tensor with one element: the position of the first token that is written to a buffer."""
+    """A tensor with one element: the position of the first token that is written to a buffer.
+
+    If the positions are a tensor that is not known to be consecutive, an assertion is added that it is.
+    """
     position = use.position
     if (positions := tensor_of(position)) is not None:
         first = write.call(operator.getitem, position, slice(0, 1))
@@ -54,7 +57,7 @@ def position_tensor(write: Writer, context: PassContext, use: BufferUse) -> Node
     device = example(use.buffer).device
     if not isinstance(position, Node):
         return _full(write, position, device)
-    if (position, device) not in context.positions:  # one for all layers, where the number is known
+    if (position, device) not in context.positions:  # shared by all layers, so inserted directly after the number
         inputs = write.graph.find_nodes(op="placeholder")
         with write.after(inputs[-1] if position.op == "placeholder" else position):
             context.positions[position, device] = _full(write, position, device)
@@ -66,6 +69,6 @@ def _full(write: Writer, number: Node | int, device: torch.device) -> Node:
 
 
 def by_head_in_dtype(write: Writer, use: BufferUse) -> Node:
-    """What is written to a buffer as ``[B, H, N, D]`` in the buffer's dtype."""
+    """The tokens written to a buffer, as ``[B, H, N, D]`` and in the dtype of the buffer."""
     new = write.cast(use.new, example(use.buffer).dtype)
     return new if use.dims == (0, 1, 2, 3) else write.method("permute", new, use.dims)

@@ -126,7 +126,7 @@ class Signature:
                 values[name] = default
         return values if self._fit(values) else None
 
-    def place(self, name: str) -> int | None:
+    def index(self, name: str) -> int | None:
         """The index of a parameter among the positional arguments; None if it is keyword-only or has a star."""
         return self.positional.index(name) if name in self.positional else None
 

@@ -170,9 +170,9 @@ class _Tracer(GraphAppendingTracer):
 
 def set_argument(call: Call, name: str, value: Any) -> None:
     """Replace the argument ``name`` of a call, positional or keyword as it was given."""
-    place, node = call.signature.place(name), call.node
-    if place is not None and place < len(node.args):
-        node.update_arg(place, value)
+    index, node = call.signature.index(name), call.node
+    if index is not None and index < len(node.args):
+        node.update_arg(index, value)
     else:
         node.update_kwarg(call.signature.spelled(name, node.kwargs), value)
 

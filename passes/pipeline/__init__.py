@@ -6,6 +6,6 @@
 """
 
 from .declaration import DeclarationError, Pass
-from .runner import Observer, Pipeline, Rewritten
+from .runner import CAPTURED, Observer, Pipeline, Rewritten
 
-__all__ = ["DeclarationError", "Observer", "Pass", "Pipeline", "Rewritten"]
+__all__ = ["CAPTURED", "DeclarationError", "Observer", "Pass", "Pipeline", "Rewritten"]

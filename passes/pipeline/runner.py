@@ -20,7 +20,10 @@ from .view import view_for
 
 log = logging.getLogger("innerq_compile.passes")
 
-#: Called with the name ``captured`` and the captured graph, and after each pass with the pass's name and the graph.
+#: The name under which an observer gets the graph before the first pass.
+CAPTURED = "captured"
+
+#: Called with the name `CAPTURED` and the captured graph, and after each pass with the pass's name and the graph.
 #: Called again from the start each time that the pipeline starts over.
 Observer = Callable[[str, GraphModule], None]
 
@@ -32,13 +35,13 @@ class Rewritten:
     Attributes:
         gm: the rewritten copy of the graph.
         context: the context of the passes.
-        whole: False if a required pass failed. No pass has run then, and a graph with quantized caches among its inputs
+        passes_ran: False if a required pass failed. No pass has run then, and a graph with quantized caches as inputs
             cannot be compiled.
     """
 
     gm: GraphModule
     context: PassContext
-    whole: bool = True
+    passes_ran: bool = True
 
 
 class _Failed(Exception):
@@ -76,7 +79,7 @@ class Pipeline:
         """
         context.left_out = self.left_out(context.config.disabled_passes)
         if observe is not None:
-            observe("captured", gm)
+            observe(CAPTURED, gm)
         try:
             return self._run(gm, context, observe)
         except _Failed as failed:
@@ -104,10 +107,10 @@ class Pipeline:
             gm = copy_graph(captured)
             context = PassContext(config, static_lengths, left_out=left_out, failures=failures)
             if observe is not None:
-                observe("captured", gm)
+                observe(CAPTURED, gm)
             if not self.required.isdisjoint(left_out):
                 context.left_out = self.names()
-                return Rewritten(gm, context, whole=False)
+                return Rewritten(gm, context, passes_ran=False)
             try:
                 return Rewritten(self._run(gm, context, observe), context)
             except _Failed as failed:

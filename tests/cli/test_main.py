@@ -18,7 +18,7 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
 
 @pytest.fixture(autouse=True)
-def cheap(cheap_inductor):
+def cheap(no_inductor):
     pytest.importorskip("rich")
     pytest.importorskip("transformers")
 

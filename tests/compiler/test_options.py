@@ -18,7 +18,7 @@ OPTIONAL = [name for name in PIPELINE.names() if name not in PIPELINE.required]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap(cheap_inductor_of_module):
+def cheap(no_inductor_in_module):
     torch.manual_seed(0)
 
 

@@ -39,7 +39,7 @@ def test_program(program):
     assert decode and all(report.rewritten == 2 for report in decode), [str(r) for r in compiled_graphs()]
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize(("program", "tokens_dim"), [(NanoGPT, 2), (EinsumDecoder, 1)])
 def test_base_computes_what_the_method_says(program, tokens_dim):
     """Against an eager program whose caches are quantized after the prompt: an exact attention to dequantized ones."""
@@ -75,7 +75,7 @@ def test_base_computes_what_the_method_says(program, tokens_dim):
     assert all(isinstance(x, InnerQTensor) and x.tokens_dim == tokens_dim for past in model.pasts for x in past)
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("program", [LateTransposeGPT, EinsumDecoder])
 def test_beams_and_crops_of_caches_as_batch_tokens_heads(program):
     """Reordering sequences, going back some tokens and going on from an older cache, between compiled steps."""
@@ -108,7 +108,7 @@ def test_beams_and_crops_of_caches_as_batch_tokens_heads(program):
     assert decode and all(report.rewritten == 2 for report in decode)
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_a_step_that_does_not_return_its_cache_leaves_it_as_it_was():
     model = TinyAttention()
     prompt, steps = torch.randn(1, 150, 32), [torch.randn(1, 1, 32) for _ in range(40)]

@@ -6,26 +6,20 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from tests.helpers.random_programs import cheap_compiler, check, is_refusal, random_program
+from tests.helpers.random_programs import check, is_refusal, random_program
+from tests.helpers.without_inductor import as_it_is, through_autograd, without_inductor
 
 SAMPLE = range(32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", SAMPLE, ids=lambda seed: f"seed{seed}")
 def test_random_program(seed):
-    with cheap_compiler(aot=seed % 8 == 0):
+    with without_inductor(through_autograd if seed % 8 == 0 else as_it_is):
         verdict = check(random_program(seed))
     assert verdict.outcome in ("right", "refused"), str(verdict)
 
@@ -38,7 +32,7 @@ def test_plain_programs_are_rewritten():
     """The comparison would say nothing if the compiler left everything alone."""
     plain = [p for p in map(random_program, range(400)) if p.ordinary and len(p.steps) == 3 and not p.buffers][:3]
     for program in plain:
-        with cheap_compiler(aot=False):
+        with without_inductor(as_it_is):
             verdict = check(program)
         assert verdict.outcome == "right" and verdict.rewritten == "fully", str(verdict)
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from innerq_compile import InnerQError, clear_reports, compiled_graphs, empty_cache
+from innerq_compile import InnerQError, compiled_graphs, empty_cache
 from innerq_compile.compiler.backend import innerq_backend
-from tests.helpers.programs import run_graphs_eagerly
 
 B, H, MAX, D = 2, 2, 24, 16
 sdpa = F.scaled_dot_product_attention
@@ -350,11 +349,7 @@ REWRITTEN = {"written_through_narrow", "the_mask_is_a_large_number", "position_m
 BUFFERED = list(PROGRAMS)[list(PROGRAMS).index("written_through_narrow") :]
 
 
-def run_both(name: str, kind: str, monkeypatch) -> None:
-    run_graphs_eagerly(monkeypatch)
-    torch._dynamo.reset()
-    clear_reports()
-
+def run_both(name: str, kind: str) -> None:
     def compiled(fn):
         return torch.compile(fn, backend=innerq_backend, options={"preset": "lossless"})
 
@@ -380,10 +375,10 @@ def run_both(name: str, kind: str, monkeypatch) -> None:
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_program(name, monkeypatch):
-    run_both(name, "dense", monkeypatch)
+def test_program(name, graphs_as_they_are):
+    run_both(name, "dense")
 
 
 @pytest.mark.parametrize("name", BUFFERED)
-def test_program_with_quantized_buffers(name, monkeypatch):
-    run_both(name, "quantized", monkeypatch)
+def test_program_with_quantized_buffers(name, graphs_as_they_are):
+    run_both(name, "quantized")

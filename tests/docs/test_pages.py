@@ -17,7 +17,8 @@ LAB = ROOT / "docs/lab"
 
 #: Words of plans and of earlier versions; what was tried and when stands in docs/lab.
 HISTORY = re.compile(
-    r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?|previously|formerly|(?:first|second|third) version)\b",
+    r"\b(targets?|issues?|used to (?:be|have|take)|no longer|at an earlier|earlier versions?|previously|formerly"
+    r"|(?:first|second|third) version)\b",
     re.I,
 )
 

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def fresh(cheap_inductor, monkeypatch):
+def fresh(no_inductor, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     clear_reports()
 
@@ -95,7 +95,7 @@ def test_static_cache():
 @pytest.mark.slow  # tests/parallel has ranks, too
 def test_tensor_parallel(tiny_model):
     arguments = ("--model", str(tiny_model), "--prompt", "hello world", "--tokens", "6")
-    script = ("-m", "tests.helpers.cheaply", str(EXAMPLES / "tensor_parallel.py"))
+    script = ("-m", "tests.helpers.without_inductor", str(EXAMPLES / "tensor_parallel.py"))
     command = torchrun(2, *script, *arguments)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

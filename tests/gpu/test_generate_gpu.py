@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ..models.test_generate_llama import Case, check_generate
+from tests.helpers.generate_and_compare import Case, check_generate
 
 pytestmark = [
     pytest.mark.gpu,

@@ -89,7 +89,7 @@ def sampled_fields(count: int, seed: int = 7) -> list[Attention]:
     cases = []
     for k_bits, v_bits, head_dim in pairs[:count]:
         dtype, (sink, recent) = rng.choice([F16, BF16]), rng.choice([(32, 96), (4, 20), (0, 0)])
-        modes = [m for m in MODES if m != "none"]
+        modes = [name for name, mode in MODES.items() if mode.stores_codes]
         key = make_format(
             "key", k_bits, mode_of("key", rng.choice(modes)), rng.choice([16, 32, 64]), sink, recent, dtype
         )

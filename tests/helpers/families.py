@@ -13,13 +13,14 @@ import importlib
 import pathlib
 import warnings
 from typing import Any
-from unittest import mock
 
 import torch
 
-from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+from innerq_compile import InnerQTensor, compiled_graphs, innerq
 from tests.helpers.models import assert_same_tokens, generate, prompt
 from tests.helpers.scripts import script
+from tests.helpers.torch_threads import threads
+from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
 
 VOCAB = 61
 LAYERS = 2
@@ -221,24 +222,7 @@ class Result:
     quantized: int
 
 
-def graphs_run_eagerly(gm, example_inputs, **kwargs):
-    """In place of Inductor: what the graphs compute, without the time to compile them."""
-    gm.recompile()
-    return gm.forward
-
-
-@contextlib.contextmanager
-def one_thread():
-    """Matrices as small as these take longer to share among threads than to multiply, on a busy machine by far."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@one_thread()
+@threads(1)
 @torch.no_grad()
 def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int = 12) -> Result:
     """Generate eagerly and compiled in ``lossless``, for one sequence and for a left-padded batch, and compare.
@@ -246,8 +230,7 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
     Raises:
         AssertionError: where tokens or logits differ.
     """
-    torch._dynamo.reset()
-    clear_reports()
+    forget_graphs()
     model = family.build(attn)
     torch.manual_seed(1)
     # each family sees both batches, though not with each attention implementation
@@ -256,8 +239,7 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
     batches = [prompt(1, 40, vocab=VOCAB)] * single + [prompt(2, 40, (0, 7), vocab=VOCAB)] * padded
     expected = [generate(model, inputs, new_tokens)[:2] for inputs in batches]
     innerq(model, preset="lossless")
-    inner = mock.patch("torch._inductor.compile_fx.compile_fx", graphs_run_eagerly)
-    with warnings.catch_warnings(), mock.MagicMock() if inductor else inner:
+    with warnings.catch_warnings(), contextlib.nullcontext() if inductor else without_inductor(as_it_is):
         warnings.simplefilter("ignore")
         for inputs, (want_tokens, want) in zip(batches, expected, strict=True):
             tokens, logits, cache = generate(model, inputs, new_tokens)

@@ -13,6 +13,7 @@ from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
 from innerq_compile.passes import PIPELINE, PassContext
 from innerq_compile.passes.graph.copying import copy_graph
+from tests.helpers.without_inductor import as_it_is, without_inductor
 
 
 class TinyAttention(nn.Module):
@@ -98,7 +99,8 @@ class SlicedBuffers(TinyAttention):
 def capture(fn, *calls, config: InnerQConfig) -> list[tuple[torch.fx.GraphModule, list]]:
     """The graphs that Dynamo hands to the backend while ``fn`` is called with each of ``calls`` in turn.
 
-    A call is a function of the result of the call before it (None for the first) that gives the arguments.
+    A call is a function of the result of the call before it (None for the first) that gives the arguments. The graphs
+    run as the passes leave them.
     """
     torch._dynamo.reset()
     captured = []
@@ -110,7 +112,7 @@ def capture(fn, *calls, config: InnerQConfig) -> list[tuple[torch.fx.GraphModule
 
     compiled = torch.compile(fn, backend=backend)
     result = None
-    with torch.no_grad():
+    with without_inductor(as_it_is), torch.no_grad():
         for call in calls:
             result = compiled(*call(result))
     return captured
@@ -161,13 +163,3 @@ def brief_code_of(gm: torch.fx.GraphModule) -> str:
     code = re.sub(r"\bs\d+\b", "s", code)  # torch numbers them by where they come from
     code = re.sub(r", '(?:key|value):[\w:]+'", "", code)
     return re.sub(r"torch\.ops\.innerq\.(\w+)\.default", r"\1", code).replace("torch._C._nn.", "")
-
-
-def run_graphs_eagerly(monkeypatch) -> None:
-    """Let graphs that the backend hands to Inductor run as they are: fast to compile, and all that the passes need."""
-
-    def compile_fx(gm, example_inputs, **kwargs):
-        gm.recompile()
-        return gm.forward
-
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import copy
 import dataclasses
 import multiprocessing
@@ -31,10 +30,11 @@ from typing import Any
 
 import torch
 
-from innerq_compile import GraphReport, InnerQError, clear_reports, compiled_graphs, empty_cache
+from innerq_compile import GraphReport, InnerQError, compiled_graphs, empty_cache
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
 from tests.helpers.random_decoder import MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack
+from tests.helpers.without_inductor import as_it_is, forget_graphs, through_autograd, without_inductor
 
 _GROWN_TRICKS_NAMES = (
     "two_readers keys_mean values_feature return_scaled return_transposed return_last return_weights causal_flag "
@@ -377,10 +377,9 @@ class Verdict:
 
 
 def check(program: Program) -> Verdict:
-    """Run a program eagerly and compiled, and compare. Compiles cheaply only under :func:`cheap_compiler`."""
+    """Run a program eagerly and compiled, and compare. To be called within :func:`without_inductor`."""
     began = time.perf_counter()
-    torch._dynamo.reset()
-    clear_reports()
+    forget_graphs()
     expected = Runner(program, compiled=False).run()
     outcome, text, outputs = "right", "", []
     try:
@@ -427,23 +426,6 @@ def _differences(got: list, expected: list, whole: bool) -> list[str]:
     return found
 
 
-@contextlib.contextmanager
-def cheap_compiler(aot: bool = True):
-    """Graphs run operator by operator instead of being compiled by Inductor, through AOTAutograd or as they are."""
-    from unittest import mock
-
-    from torch._dynamo.backends.debugging import aot_eager
-
-    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
-        if aot:
-            return aot_eager(gm, example_inputs)
-        gm.recompile()
-        return gm.forward
-
-    with mock.patch("torch._inductor.compile_fx.compile_fx", compile_fx):
-        yield
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -456,7 +438,7 @@ def _judge(seed: int) -> Verdict:
     warnings.simplefilter("ignore")
     program = random_program(seed)
     try:
-        with cheap_compiler(aot=seed % 4 == 0):
+        with without_inductor(through_autograd if seed % 4 == 0 else as_it_is):
             return check(program)
     except Exception:  # the program is wrong in eager mode: a mistake of the generator
         return Verdict(program, "invalid", "not", traceback.format_exc())

@@ -17,39 +17,30 @@ import torch.distributed as dist
 import innerq_compile
 from innerq_compile import InnerQTensor, innerq
 from tests.helpers.models import generate
+from tests.helpers.without_inductor import forget_graphs, without_inductor
 
 
 @contextlib.contextmanager
 def counted_collectives(inductor: bool):
     """A list with the collectives of each graph; without ``inductor`` the graphs run operator by operator."""
-    import torch._inductor.compile_fx as inductor_fx
     from torch._dynamo.backends.common import aot_autograd
 
     graphs: list[dict[str, int]] = []
-    original = inductor_fx.compile_fx
 
     def count(gm, example_inputs):
         names = (str(node.target).split(".")[1] for node in gm.graph.nodes if "_c10d_functional" in str(node.target))
         graphs.append(dict(Counter(names)))
         return gm.forward
 
-    def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
-        return aot_autograd(fw_compiler=count)(gm, example_inputs)
-
-    if not inductor:
-        inductor_fx.compile_fx = compile_fx
-    try:
+    with contextlib.nullcontext() if inductor else without_inductor(aot_autograd(fw_compiler=count)):
         yield graphs
-    finally:
-        inductor_fx.compile_fx = original
 
 
 def run_case(case: dict[str, Any], device: str) -> dict[str, Any]:
     """One model, compiled and asked for tokens: what came out, and what this rank holds."""
     from transformers import AutoModelForCausalLM
 
-    torch._dynamo.reset()
-    innerq_compile.clear_reports()
+    forget_graphs()
     dtype = getattr(torch, case.get("dtype", "float32"))
     model = AutoModelForCausalLM.from_pretrained(case["model"], tp_plan=case.get("plan", "auto"), dtype=dtype).eval()
     with counted_collectives(case.get("inductor", False)) as graphs:

@@ -21,7 +21,9 @@ seeds = st.integers(0, 2**31 - 1)
 def make_format(
     role="key", bits=3, mode="signed", group_size=32, sink=32, recent=96, dtype=torch.float16, scale_dtype=None
 ) -> CacheFormat:
-    scale_dtype = scale_dtype or ("pair8" if mode == "steered" else SCALE_NAMES[dtype])
+    if scale_dtype is None:
+        allowed = modes.named(mode).scale_types
+        scale_dtype = SCALE_NAMES[dtype] if SCALE_NAMES[dtype] in allowed else allowed[0]
     return CacheFormat(role, bits, mode, group_size, sink, recent, scale_dtype)
 
 
@@ -63,3 +65,25 @@ def bits_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 def assert_same_bits(a: torch.Tensor, b: torch.Tensor) -> None:
     assert a.shape == b.shape and a.dtype == b.dtype, f"{a.dtype} {tuple(a.shape)} is not {b.dtype} {tuple(b.shape)}"
     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def pair(
+    k_bits=3,
+    v_bits=3,
+    k_mode="signed",
+    v_mode="signed",
+    dtype=torch.float16,
+    *,
+    group=32,
+    v_group=32,
+    sink=4,
+    recent=20,
+    v_sink=None,
+    v_recent=None,
+    scale=None,
+):
+    """Formats of a key and a value cache, and their dtype."""
+    v_sink, v_recent = sink if v_sink is None else v_sink, recent if v_recent is None else v_recent
+    key = make_format("key", k_bits, k_mode, group, sink, recent, dtype, scale)
+    value = make_format("value", v_bits, v_mode, v_group, v_sink, v_recent, dtype, scale)
+    return {"k_fmt": key, "v_fmt": value, "dtype": dtype}

@@ -17,6 +17,7 @@ from innerq_compile import InnerQError, dump_graphs, innerq
 from innerq_compile.inspect.pages import side_by_side
 from innerq_compile.passes import PIPELINE
 from tests.helpers.programs import TinyAttention
+from tests.helpers.without_inductor import without_inductor
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_lines_lead_to_where_they_come_from(dump):
             assert "torch.cat([past" in where
 
 
-def test_the_variable_and_numbers_of_folders(tmp_path, monkeypatch, cheap_inductor):
+def test_the_variable_and_numbers_of_folders(tmp_path, monkeypatch, no_inductor):
     monkeypatch.setenv("INNERQ_DUMP", str(tmp_path / "a" / "b"))
     for _ in range(2):  # another process would start from 0 again
         torch._dynamo.reset()
@@ -101,16 +102,13 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         dump_graphs(tmp_path / "file").__enter__()
 
 
-def test_a_graph_that_inductor_cannot_compile_is_dumped_with_its_error(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
+def test_a_graph_that_inductor_cannot_compile_is_dumped_with_its_error(tmp_path, fresh_dynamo):
+    def fail(gm, example_inputs):
         raise RuntimeError("no such luck")
 
-    torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", fail)
-    with dump_graphs(tmp_path), pytest.raises(Exception, match="no such luck"):
+    with without_inductor(fail), dump_graphs(tmp_path), pytest.raises(Exception, match="no such luck"):
         torch.compile(lambda x: x + 1, backend="innerq")(torch.ones(2))
     assert "no such luck" in (tmp_path / "index.html").read_text()
-    torch._dynamo.reset()
 
 
 def test_side_by_side():

@@ -9,7 +9,7 @@ import torch
 
 from innerq_compile import dump_graphs
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor")
+pytestmark = pytest.mark.usefixtures("no_inductor")
 
 
 #: By the name of a thread: what it compiles, and how that reads in its graph.

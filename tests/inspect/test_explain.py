@@ -17,7 +17,7 @@ from tests.helpers.programs import TinyAttention
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap(cheap_inductor_of_module):
+def cheap(no_inductor_in_module):
     torch.manual_seed(0)
 
 

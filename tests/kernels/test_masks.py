@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, masks, reference
 from innerq_compile.kernels import ops as _registered  # noqa: F401
-from tests.helpers.strategies import seeds
+from tests.helpers.strategies import pair, seeds
 
 
 def state_of(start: list[int], length: list[int]) -> torch.Tensor:
@@ -73,8 +73,6 @@ def test_what_is_open_is_left_unread(rows, padded):
     pytest.importorskip("triton")
     from innerq_compile.kernels.triton import attention
     from tests.helpers.triton_cases import Attention, rms_ratio
-
-    from .triton.test_attention import pair
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = Attention(**pair(), mask="open-added", padded=padded, causal=False, rows=rows, tokens=230)

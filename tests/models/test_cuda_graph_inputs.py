@@ -12,10 +12,9 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from innerq_compile import clear_reports, compiled_graphs, innerq
 from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
 from tests.helpers.cuda_graphs import recordings
+from tests.helpers.generation import assert_same_logits, feed, tokens_of
 from tests.helpers.models import prompt, tiny_llama
 from tests.helpers.programs import TinyAttention
-
-from .test_generate_features import assert_same_logits, feed, tokens_of
 
 OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}
 

@@ -8,81 +8,29 @@ of those before them, as the parts of a long program do.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
-from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
-from tests.helpers.models import attended, prompt, tiny_llama
-
-Inputs = dict[str, torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What generate() is asked for."""
-
-    name: str
-    options: dict[str, Any]
-    batch: int = 1
-    tokens: int = 140
-    padding: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-CASES = [
-    Case("greedy", {}),
-    Case("left-padded", {}, batch=3, padding=(0, 60, 7)),
-    Case("sampling", {"do_sample": True, "temperature": 1.3, "top_k": 20}, batch=2),
-    Case("return-sequences", {"do_sample": True, "num_return_sequences": 3}),
-    Case("beams", {"num_beams": 3}),
-    Case("beams-early-stopping", {"num_beams": 3, "early_stopping": True, "eos_token_id": 7}, batch=2, padding=(0, 9)),
-    Case("beams-sampling", {"num_beams": 3, "do_sample": True, "num_return_sequences": 2}),
-    Case("prompt-lookup", {"prompt_lookup_num_tokens": 4}),
-    Case("chunked-prefill", {"prefill_chunk_size": 40}),
-    Case("chunked-prefill-padded", {"prefill_chunk_size": 35}, batch=2, padding=(0, 50)),
-    Case("short-prompt", {}, tokens=3),
-]
-
+from innerq_compile import InnerQConfig, InnerQTensor
+from tests.helpers.generation import (
+    CASES,
+    Case,
+    Inputs,
+    assert_all_rewritten,
+    assert_quantized,
+    assert_same_logits,
+    feed,
+    models,
+    run,
+    tokens_of,
+)
+from tests.helpers.models import attended, prompt
 
 BASE_CASES = ("return-sequences", "beams-early-stopping", "beams-sampling", "prompt-lookup", "chunked-prefill-padded")
-
-
-def run(model: LlamaForCausalLM, inputs: Inputs, new: int = 24, **options: Any):
-    """generate() of ``new`` tokens, from the same random state each time."""
-    torch.manual_seed(3)
-    options = {"do_sample": False, "eos_token_id": None, **options}
-    options |= {"max_new_tokens": new} if options["eos_token_id"] else {"max_new_tokens": new, "min_new_tokens": new}
-    return model.generate(**inputs, pad_token_id=0, return_dict_in_generate=True, **options)
-
-
-def tokens_of(*args: Any, **options: Any) -> torch.Tensor:
-    return run(*args, **options).sequences
-
-
-def models(preset: str = "lossless", *, head_dim: int = 16, **shape: Any) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
-    """The same random Llama twice: as it is, and compiled."""
-    shape["head_dim"] = head_dim
-    return tiny_llama(**shape), innerq(tiny_llama(**shape), preset=preset)
-
-
-def assert_all_rewritten(kind: str = "decode") -> None:
-    """Every graph of that kind, of which there is one at least, has all its attentions rewritten."""
-    found = [report for report in compiled_graphs() if report.kind == kind]
-    assert found, [str(report) for report in compiled_graphs()]
-    assert all(report.rewritten == report.attentions > 0 for report in found), [str(report) for report in found]
-
-
-def assert_quantized(cache: DynamicCache) -> None:
-    for layer in cache.layers:
-        assert isinstance(layer.keys, InnerQTensor) and isinstance(layer.values, InnerQTensor)
 
 
 # --- the method without a compiler ----------------------------------------------------------------------------------
@@ -122,7 +70,7 @@ def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Input
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_lossless(case: Case):
     eager, compiled = models()
     inputs = prompt(case.batch, case.tokens, case.padding)
@@ -135,7 +83,7 @@ def test_lossless(case: Case):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in BASE_CASES], ids=str)
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_base(case: Case):
     eager, compiled = models("base")
     inputs = prompt(case.batch, case.tokens, case.padding)
@@ -148,7 +96,7 @@ def test_base(case: Case):
         assert layer.keys.format == other.keys.format and layer.keys.shape == other.keys.shape
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_right_padding():
     """Padding behind the prompt is hidden in the middle of the cache, and stays so."""
     eager, compiled = models()
@@ -161,7 +109,7 @@ def test_right_padding():
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("assistant", ["plain", "compiled"])
 @pytest.mark.parametrize("preset", ["lossless", "base"])
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_assisted_decoding(preset, assistant):
     """Several tokens are proposed, checked at once, and those that are wrong cropped, in both caches.
 
@@ -186,18 +134,7 @@ def test_assisted_decoding(preset, assistant):
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def feed(model: LlamaForCausalLM, ids: torch.Tensor, cache: Any, sizes: list[int]) -> torch.Tensor:
-    """Logits of all of ``ids [B, S]``, which are fed in pieces of ``sizes``, each a tensor of its own."""
-    pieces = [model(piece.clone(), past_key_values=cache, use_cache=True).logits for piece in ids.split(sizes, dim=1)]
-    return torch.cat(pieces, 1)
-
-
-def assert_same_logits(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(logits, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
-
-
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_prompt_in_pieces():
     eager, compiled = models()
     ids, sizes = torch.randint(1, 61, (2, 181)), [100, 40, 17, 16, 5, 1, 1, 1]
@@ -209,7 +146,7 @@ def test_prompt_in_pieces():
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("preset", ["lossless", "base"])
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_conversation(preset):
     """A returned cache and the longer text are given to the next generate(), several times."""
     eager, compiled = models(preset)
@@ -230,7 +167,7 @@ def test_conversation(preset):
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_prefix_reuse():
     """Copies of one cache go on with different questions; the original stays what it was."""
     eager, compiled = models()
@@ -251,7 +188,7 @@ def test_prefix_reuse():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_batch_operations():
     """A cache of one sequence becomes one of four, of which two are kept."""
     eager, compiled = models()
@@ -273,7 +210,7 @@ def test_batch_operations():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_offloading():
     """Layers that are moved away and back between steps.
 
@@ -293,7 +230,7 @@ def test_offloading():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_models_and_caches_alternate():
     """Two models and four caches of different lengths, dtypes of preset and layers, a token each in turn."""
     pairs = [models("lossless"), models("lossless", layers=2, seed=1)]
@@ -313,7 +250,7 @@ def test_models_and_caches_alternate():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_presets_alternate():
     """Models that differ in nothing but the preset do not get one another's graphs."""
     compiled = {preset: models(preset)[1] for preset in ("lossless", "base")}
@@ -324,7 +261,7 @@ def test_presets_alternate():
             assert keys.format == config.format_for("key", 16, torch.float32)
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_saved_cache():
     """A cache that was pickled goes on where it was."""
     eager, compiled = models()

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from innerq_compile import clear_reports
+from tests.helpers.generation import CASES, assert_all_rewritten, models, tokens_of
 from tests.helpers.models import prompt
-
-from .test_generate_features import CASES, assert_all_rewritten, models, tokens_of
 
 
 @pytest.mark.sampled(3)

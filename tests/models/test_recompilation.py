@@ -15,10 +15,8 @@ from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+from tests.helpers.generation import compile_config, feed, models, run
 from tests.helpers.models import prompt, tiny_llama
-
-from .test_generate_features import feed, models, run
-from .test_static_cache import compile_config
 
 
 class Graphs:
@@ -39,7 +37,7 @@ class Graphs:
 
 
 @pytest.fixture
-def graphs(cheap_inductor) -> Graphs:
+def graphs(no_inductor) -> Graphs:
     return Graphs()
 
 

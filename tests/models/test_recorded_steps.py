@@ -16,11 +16,10 @@ from innerq_compile.runtime.hoisted_inputs import HoistedInputs
 from innerq_compile.runtime.recording import Recording
 from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
 from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
+from tests.helpers.generation import assert_same_logits, feed, tokens_of
 from tests.helpers.models import prompt, tiny_llama
 
-from .test_generate_features import assert_same_logits, feed, tokens_of
-
-pytestmark = pytest.mark.usefixtures("cheap_inductor", "emulated")
+pytestmark = pytest.mark.usefixtures("no_inductor", "emulated")
 OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}
 
 

@@ -10,12 +10,19 @@ import pickle
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from innerq_compile import clear_reports, compiled_graphs
+from tests.helpers.generation import (
+    Case,
+    assert_all_rewritten,
+    assert_same_logits,
+    compile_config,
+    feed,
+    models,
+    tokens_of,
+)
 from tests.helpers.models import prompt, tiny_llama
-
-from .test_generate_features import Case, assert_all_rewritten, assert_same_logits, feed, models, tokens_of
 
 CASES = [
     Case("greedy", {}),
@@ -26,16 +33,9 @@ CASES = [
 ]
 
 
-def compile_config(preset: str = "lossless") -> CompileConfig:
-    """transformers' own way to a backend. It compiles on accelerators alone, unless it is told so."""
-    config = CompileConfig(backend="innerq", mode=None, options={"preset": preset})
-    config._compile_all_devices = True
-    return config
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_generate(case: Case):
     eager, compiled = models()
     inputs = prompt(case.batch, case.tokens, case.padding)
@@ -46,7 +46,7 @@ def test_generate(case: Case):
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name != "beams"], ids=str)  # it runs beams eagerly
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_compile_config(case: Case):
     """The prefill runs eagerly, into the buffers; the first compiled step imports them."""
     model = tiny_llama(head_dim=16)
@@ -59,7 +59,7 @@ def test_compile_config(case: Case):
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_uncompiled_where_asked():
     model = tiny_llama()
     clear_reports()
@@ -70,7 +70,7 @@ def test_uncompiled_where_asked():
 
 
 @pytest.mark.parametrize("way", ["innerq", "compile_config"])
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_used_again(way):
     """After reset(), and with new caches of the same shape."""
     eager, compiled = models()
@@ -91,7 +91,7 @@ def test_used_again(way):
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_changed_from_outside():
     """Whoever writes to the buffers between steps finds the next step reading what was written."""
     eager, compiled = models(layers=2)
@@ -117,7 +117,7 @@ def test_changed_from_outside():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_copied(copied):
     """A copy has buffers of its own, and a shadow of its own."""
     eager, compiled = models()
@@ -130,7 +130,7 @@ def test_copied(copied):
     assert_same_logits(feed(compiled, ids[:, 142:], cache, [1] * 8), expected)
 
 
-@pytest.mark.usefixtures("cheap_inductor_of_module")
+@pytest.mark.usefixtures("no_inductor_in_module")
 def test_caches_alternate():
     eager, compiled = models()
     texts = [torch.randint(1, 61, (1, 150)) for _ in range(3)]

@@ -16,7 +16,7 @@ LAYERS, NEW = 2, 4
 
 
 @pytest.fixture(autouse=True)
-def fresh(cheap_inductor):
+def fresh(no_inductor):
     pass
 
 

@@ -91,7 +91,7 @@ def heads_that_the_ranks_cannot_share_are_refused(ranks, expected):
         assert rank[REPLICATED]["heads"] == [1] and all(rank[REPLICATED]["quantized"])
 
 
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 def test_two_ranks(tmp_path, subtests):
     """One test, for pytest's workers would run the ranks once each."""
     found = run_all(tmp_path)

@@ -15,7 +15,7 @@ from innerq_compile import InnerQConfig, InnerQTensor
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.passes import PIPELINE, PassContext
 from innerq_compile.passes.graph.copying import copy_graph
-from tests.helpers.programs import capture, changes_by_pass, run_graphs_eagerly
+from tests.helpers.programs import capture, changes_by_pass
 
 D, ROTARY = 32, 16
 # a cache made of a dense tensor knows nothing of the queries, which `hybrid` does not ask for
@@ -144,27 +144,22 @@ def places(model, config: InnerQConfig = BASE, **sizes):
     return norms.query, norms.key, found[0][1][0]
 
 
-@pytest.fixture
-def eager_graphs(monkeypatch):
-    run_graphs_eagerly(monkeypatch)
-
-
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize(("rope", "shared"), ROPES.items(), ids=lambda x: getattr(x, "__name__", x))
-def test_every_rotary_embedding_is_folded(eager_graphs, rope, shared, norm, fused):
+def test_every_rotary_embedding_is_folded(graphs_as_they_are, rope, shared, norm, fused):
     query, key, prefill = places(Attention(rope, norm, fused))
     assert (query.site.value, key.site.value, prefill) == ("projection", "projection", shared), (query, key)
 
 
-def test_one_sequence_and_one_head(eager_graphs):
+def test_one_sequence_and_one_head(graphs_as_they_are):
     query, key, prefill = places(Attention(half, heads=1, kv_heads=1), batch=1)
     assert (query.site.value, key.site.value, prefill) == ("projection", "projection", "half32")
 
 
 @pytest.mark.parametrize("rope", [shifted, normalized_behind, three_at_once], ids=lambda rope: rope.__name__)
-def test_what_is_not_understood_stays_behind_it(eager_graphs, rope):
+def test_what_is_not_understood_stays_behind_it(graphs_as_they_are, rope):
     model = Attention(rope)
     query, key, prefill = places(model)
     if rope is not normalized_behind:  # the factor stands on the normalization, which is behind the rotary embedding
@@ -173,7 +168,7 @@ def test_what_is_not_understood_stays_behind_it(eager_graphs, rope):
     check_numbers(model, BASE)
 
 
-def test_a_query_that_something_else_reads(eager_graphs):
+def test_a_query_that_something_else_reads(graphs_as_they_are):
     model = Attention(half)
     model.tell = True
     query, key, _ = places(model)
@@ -182,7 +177,7 @@ def test_a_query_that_something_else_reads(eager_graphs):
 
 
 @pytest.mark.parametrize("key_norm", ["channel", "paper"])
-def test_a_normalization_by_channel_stays_behind_the_rotary_embedding(eager_graphs, key_norm):
+def test_a_normalization_by_channel_stays_behind_the_rotary_embedding(graphs_as_they_are, key_norm):
     query, key, prefill = places(Attention(half), dataclasses.replace(BASE, key_norm=key_norm))
     assert (query.site.value, key.site.value, prefill) == ("after rotary", "after rotary", key_norm)
     assert query.reason == (
@@ -191,14 +186,14 @@ def test_a_normalization_by_channel_stays_behind_the_rotary_embedding(eager_grap
     )
 
 
-def test_no_normalization(eager_graphs):
+def test_no_normalization(graphs_as_they_are):
     query, key, prefill = places(Attention(half), dataclasses.replace(BASE, normalize_keys=False))
     assert (query.site.value, key.site.value, prefill) == ("none", "none", "channel")
 
 
 @pytest.mark.parametrize("norm", ["channel", "interleaved32", "half16"])
 @torch.no_grad()
-def test_a_cache_whose_channels_share_otherwise(eager_graphs, norm):
+def test_a_cache_whose_channels_share_otherwise(graphs_as_they_are, norm):
     """The graph looks at the cache that it gets, whatever its own prefill would have made."""
     model = Attention(half)
     compiled = torch.compile(model, backend="innerq", options={"sink": 2, "recent": 4, "key_mode": "hybrid"})
@@ -250,12 +245,12 @@ def check_step(model, compiled, norm: str, config: InnerQConfig) -> None:
 
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope.__name__)
-def test_numbers(eager_graphs, rope, norm):
+def test_numbers(graphs_as_they_are, rope, norm):
     check_numbers(Attention(rope, norm), BASE)
 
 
 @pytest.mark.parametrize("tokens", [5, 31])
-def test_short_prompts_have_no_statistics(eager_graphs, tokens):
+def test_short_prompts_have_no_statistics(graphs_as_they_are, tokens):
     """Mean 0 and normalization 1; the graph is the same."""
     torch._dynamo.reset()
     model = Attention(half)
@@ -306,9 +301,7 @@ def test_the_normalization_is_no_kernel_of_its_own():
 class TestGraphs(expecttest.TestCase):
     def check(self, rope) -> str:
         torch.manual_seed(0)
-        with pytest.MonkeyPatch.context() as patch:
-            run_graphs_eagerly(patch)
-            graphs = capture(Attention(rope), *calls(steps=1, batch=1), config=BASE)
+        graphs = capture(Attention(rope), *calls(steps=1, batch=1), config=BASE)
         return changes_by_pass(graphs[-1][0], BASE)["fold_key_norm"]
 
     def test_rotate_half(self):

@@ -11,7 +11,7 @@ from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.context import CacheSource
 from tests.helpers.programs import BufferAttention, LateTransposing, TinyAttention, capture
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor")
+pytestmark = pytest.mark.usefixtures("no_inductor")
 
 CONFIG = InnerQConfig.preset("base")
 

@@ -11,7 +11,7 @@ from innerq_compile.passes.context import Appended, ProgramCache, Quantized
 from innerq_compile.passes.graph.reading import outputs
 from tests.helpers.programs import TinyAttention, capture
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor")
+pytestmark = pytest.mark.usefixtures("no_inductor")
 
 CONFIG = InnerQConfig.preset("base")
 

@@ -11,7 +11,7 @@ from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.graph.values import shape
 from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor")
+pytestmark = pytest.mark.usefixtures("no_inductor")
 
 #: without key statistics, which would make the graphs longer
 PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key_mode="hybrid", value_mode="hybrid")

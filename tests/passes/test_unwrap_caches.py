@@ -12,7 +12,7 @@ from innerq_compile.passes.graph.values import example
 from innerq_compile.passes.unwrap_caches import unwrap_caches
 from tests.helpers.programs import LateTransposing, TinyAttention, capture
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor")
+pytestmark = pytest.mark.usefixtures("no_inductor")
 
 
 @pytest.mark.parametrize(("model", "tokens_dim"), [(TinyAttention(), 2), (LateTransposing(), 1)])

@@ -32,7 +32,7 @@ class Interrupting:
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("cheap_inductor")
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("no memory")], ids=["user", "memory"])
 @pytest.mark.parametrize("tokens", [1, 40, 200])
 @pytest.mark.parametrize("steps", [0, 2], ids=["first", "known"])

@@ -13,7 +13,7 @@ from innerq_compile import InnerQTensor, innerq
 from innerq_compile.runtime.next_call import NextCall
 from tests.helpers.programs import TinyAttention
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor_of_module")
+pytestmark = pytest.mark.usefixtures("no_inductor_in_module")
 PROMPT = 70
 
 

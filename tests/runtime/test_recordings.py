@@ -26,7 +26,7 @@ class Step:
         self._results = results
         device = torch.device("cpu")
         inputs = RecordedInputs(
-            device, fixed=[0], copied=[2], written=[1], sizes=[(3, None)], caches=2, stays=[2, 3, 4, 7, 8, 9]
+            device, fixed=[0], copied=[2], written=[1], sizes=[(3, None)], caches=2, static_inner=[2, 3, 4, 7, 8, 9]
         )
         self.recordings = Recordings(self._run, inputs, self.report)
 

@@ -23,7 +23,7 @@ class CacheForm(StrEnum):
 
     APPENDED = "grows by cat"
     READ = "read, not written"
-    FRESH = "begins here"
+    FRESH = "created here"
     BUFFER = "quantized buffer"
     SHADOW = "dense buffer with a quantized shadow"
 

@@ -1,6 +1,6 @@
-"""What is used of torch's and Triton's undocumented API: a file for each module of ``internals``, entries in each.
+"""The list of undocumented API of torch and Triton that is used: one file of entries per module of ``internals``.
 
-The entries stand apart from the code that uses them, so that they can be read where that code cannot be imported.
+The entries are separate from the code that uses them, so that they can be read where that code cannot be imported.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from . import cuda, dynamo_calls, dynamo_graphs, graphs, inductor, launchers, logs, templates, tensors, triton_compiler
 from .entry import Internal
 
-#: By the name of the module of ``internals`` that uses them.
+#: Entries by the name of the module of ``internals`` that uses them.
 TOPICS: dict[str, tuple[Internal, ...]] = {
     "cuda": cuda.ENTRIES,
     "dynamo_calls": dynamo_calls.ENTRIES,
@@ -24,12 +24,15 @@ TOPICS: dict[str, tuple[Internal, ...]] = {
 
 
 def missing(*topics: str) -> dict[str, Internal]:
-    """The names that are not as they are needed here, such as ``torch._inductor.ir.FixedLayout``, with their entries.
+    """Names that do not exist, or lack a parameter, in the installed versions; with their entries.
 
-    Imports what it looks into, Inductor among it.
+    Imports the modules that it checks, Inductor among them.
 
     Args:
-        topics: keys of :data:`TOPICS`; all of them where none is given.
+        topics: keys of :data:`TOPICS`; all of them if none is given.
+
+    Returns:
+        Entries by full name, such as ``torch._inductor.ir.FixedLayout``.
     """
     found: dict[str, Internal] = {}
     for topic in topics or TOPICS:

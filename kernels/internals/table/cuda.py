@@ -1,4 +1,4 @@
-"""Of ``internals/cuda.py``."""
+"""Undocumented API that ``internals/cuda.py`` uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENTRIES = (
         needs="cuda",
         why="Compares the addresses of hundreds of inputs with those of a recording, at every decode step. In Python "
         "this takes longer than the rest of the step's host work.",
-        without="Nothing is played back: the second decode step fails with an AttributeError.",
+        without="No recording is replayed: the second decode step fails with an AttributeError.",
     ),
     Internal(
         module="torch",
@@ -23,8 +23,8 @@ ENTRIES = (
         module="torch._C",
         names=("_cuda_clearCublasWorkspaces",),
         needs="cuda",
-        why="What cuBLAS works in is taken from the pool of a recording that is being made, and must be neither used "
-        "outside of it nor freed with it. Inductor's own CUDA graphs do the same.",
+        why="Workspaces of cuBLAS that are allocated during a recording are in its memory pool, and must neither be "
+        "used outside of it nor be freed with it. Inductor's own CUDA graphs do the same.",
         without="Nothing can be recorded: the first decode step fails with an AttributeError.",
     ),
     Internal(

@@ -1,4 +1,4 @@
-"""An entry of the table, and the check of what it names."""
+"""An entry of the table, and the check that its names exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-#: The versions of torch that are supported: in the source of each every entry was read, unless it names others.
+#: The supported versions of torch. All names were read in the source of each, unless an entry says otherwise.
 READ_IN = ("2.11", "2.12", "2.13")
 
 
@@ -21,15 +21,15 @@ class Internal:
     """Names of one module that are used for one purpose.
 
     Attributes:
-        module: where the names are: ``torch._inductor.ir``.
-        names: ``FixedLayout``, ``TritonTemplate.maybe_append_choice`` or, with the parameters that calls name,
-            ``compile_fx(config_patches)``.
-        why: what they are needed for.
-        without: what happens where they are missing.
-        on_objects: the names are attributes of objects, written or read by ``module``. No class declares them, so they
-            count as there if the module's text mentions them.
-        needs: ``cuda`` or ``triton``: a build of torch, or a package, without which nobody uses the names.
-        versions: of torch, in whose source the names were read.
+        module: the module that defines the names, such as ``torch._inductor.ir``.
+        names: such as ``FixedLayout`` or ``TritonTemplate.maybe_append_choice``; with the keyword parameters that calls
+            use: ``compile_fx(config_patches)``.
+        why: what they are used for.
+        without: what happens if they are missing.
+        on_objects: the names are attributes that ``module`` writes to or reads from objects. No class declares them, so
+            the check is whether the source of the module mentions them.
+        needs: ``cuda`` (a build of torch) or ``triton`` (a package), if the names are not used without it.
+        versions: versions of torch in whose source the names were read.
     """
 
     module: str
@@ -41,7 +41,7 @@ class Internal:
     versions: tuple[str, ...] = READ_IN
 
     def missing(self) -> list[str]:
-        """Those of the names that are not there, or that lack a parameter, with their module in front."""
+        """The names that do not exist, or lack a parameter, with the name of the module."""
         if not _usable(self.needs):
             return []
         if self.on_objects:

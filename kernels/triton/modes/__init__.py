@@ -1,10 +1,10 @@
-"""Encoders of the quantization modes inside a Triton kernel: a file a mode, under the mode's name.
+"""Encoders of the quantization modes in Triton: one file per mode, of the mode's name.
 
-Each has what its mode names as ``triton_encoder``, a function
+A file defines what its mode names as ``triton_encoder``, a function
 
     encode(tiles, b_high, b_low, b_anchor, queries, BITS, DTYPE) -> codes, b_scale, b_zero
 
-of groups that run over ``tiles`` and their rows (``codes.py``): a tuple of ``[groups, 8]`` float32, with their extremes
+of a set of groups (``codes.py``): ``tiles`` is a tuple of ``[groups, 8]`` float32, with the groups' extremes
 ``b_high`` and ``b_low`` ``[groups]``. ``b_anchor [groups]`` is the element that is to lie on a code, in modes that use
 an anchor; ``queries`` are ``steer.query_words``, in modes that use them; else they are None. ``DTYPE`` is that of the
 tensor of scales.
@@ -22,7 +22,7 @@ from ...formats import CacheFormat
 
 
 def encoder(fmt: CacheFormat) -> Any:
-    """The function that a kernel is to encode groups of a format with; None where there are no codes."""
+    """The encoder for groups of a format, a ``triton.jit`` function; None in the mode without codes."""
     mode = fmt.quantization
     if mode.triton_encoder is None:
         return None

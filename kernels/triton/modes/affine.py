@@ -1,4 +1,4 @@
-"""Groups whose scale, and zero point where there is one, are elements of their own: ``kernels/modes/affine.py``."""
+"""Groups whose scale, and zero point if any, are separate elements: ``kernels/modes/affine.py``."""
 
 # ruff: noqa: RUF005
 # Triton has no starred expressions in tuples.
@@ -14,10 +14,10 @@ from ..constants import F32_TINY, code_offset, largest
 
 @triton.jit
 def stored_scale(b_scale, REACH: tl.constexpr, DTYPE: tl.constexpr):
-    """``(scale as it is stored in DTYPE, its inverse)``, float32.
+    """``(scale, 1 / scale)`` after rounding the scale to ``DTYPE``, both as float32.
 
-    The scale is limited so that ``REACH`` of it is finite. Zero and subnormal scales become zero, and the inverse of
-    those, and of NaN, is NaN, which stands for a group whose codes are all zero.
+    The scale is limited so that ``REACH * scale`` is finite. Zero and subnormal scales become zero. Their inverse, and
+    that of NaN, is NaN: all codes of such a group are 0, see :func:`code`.
     """
     b_stored = round_to(clamp(b_scale, largest(DTYPE) / REACH), DTYPE).to(tl.float32)
     empty = tl.abs(b_stored) < F32_TINY
@@ -27,8 +27,11 @@ def stored_scale(b_scale, REACH: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def code(b_ratio, b_inverse, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """``round(ratio)`` within ``[LOW, HIGH]``, zero where the inverse of the scale is NaN, and plus ``BIAS`` and what
-    makes the code unsigned, which is even, so that ties stay even."""
+    """``round(ratio)`` clamped to ``[LOW, HIGH]``, as a biased code; 0 where the inverse of the scale is NaN.
+
+    ``BIAS`` and, for signed codes, an offset that makes them unsigned are added. The offset is even: ties still round
+    to even.
+    """
     OFFSET: tl.constexpr = BIAS - (LOW // 2 * 2 if LOW < 0 else 0)
     b_code = tl.minimum(tl.maximum(b_ratio, LOW), HIGH) + OFFSET
     return tl.where(tl.expand_dims(b_inverse == b_inverse, 1), b_code, OFFSET)
@@ -36,13 +39,13 @@ def code(b_ratio, b_inverse, LOW: tl.constexpr, HIGH: tl.constexpr):
 
 @triton.jit
 def difference(b_code, b_scale, b_zero, b_x):
-    """How far what a code decodes to is from the element."""
+    """The decoded element of a biased code, minus the element."""
     return (b_code - BIAS) * tl.expand_dims(b_scale, 1) + tl.expand_dims(b_zero, 1) - b_x
 
 
 @triton.jit
 def signed(tiles, b_high, b_low, REACH: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    """Codes over ``[-HALF, HALF)`` and the scale, whose sign puts the extreme value on the longer side."""
+    """Codes in ``[-HALF, HALF)`` and the scale. Its sign is such that the element of largest magnitude is ``-HALF``."""
     HALF: tl.constexpr = code_offset(BITS)
     b_most = tl.where(b_high > -b_low, -b_high, -b_low)
     b_scale, b_inverse = stored_scale(b_most * (1.0 / HALF), REACH, DTYPE)
@@ -55,7 +58,7 @@ def signed(tiles, b_high, b_low, REACH: tl.constexpr, BITS: tl.constexpr, DTYPE:
 
 @triton.jit
 def asymmetric(tiles, b_high, b_low, b_anchor, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    """Codes from the least element of a group to its largest; ``b_anchor`` is to lie on a code, None for none."""
+    """Codes from the smallest element of a group to its largest. ``b_anchor`` (or None) is to lie exactly on a code."""
     LEVELS: tl.constexpr = (1 << BITS) - 1
     # code * scale alone reaches high - low, for which float32 may be too small
     SPAN: tl.constexpr = 1 if tl.float16 == DTYPE else LEVELS
@@ -87,7 +90,7 @@ def squared_error(tiles, codes, b_scale, b_zero):
 
 @triton.jit
 def in_words(codes):
-    """Codes of neighbouring tiles as the halves of words."""
+    """Pack the codes of each two neighbouring tiles, see ``codes.both_halves``."""
     pairs = ()
     for i in tl.static_range(0, len(codes), 2):
         pairs = pairs + (both_halves(codes[i], codes[i + 1]),)

@@ -24,20 +24,20 @@ from ..constants import (
 
 @triton.jit
 def _quantum(b_scale):
-    """Distance from a scale to the next larger one that a pair can hold."""
+    """Distance from a scale to the next larger ``pair8`` scale."""
     b_power = (b_scale.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     return tl.maximum(b_power, SMALLEST_NORMAL) * PAIR_QUANTUM
 
 
 @triton.jit
 def unit(b_scale):
-    """1 in place of a scale of 0, to which all of a group is nearer than half."""
+    """The scale, or 1 where it is 0: a divisor for groups whose elements all round to code 0."""
     return tl.where(b_scale == 0.0, 1.0, b_scale)
 
 
 @triton.jit
 def _rounded_scale(b_scale, BITS: tl.constexpr):
-    """``scale_types.round_scale`` of scales that are not negative. NaN stays."""
+    """``scale_types.round_scale`` of non-negative scales. NaN stays NaN."""
     b_size = tl.where(b_scale > PAIR_LARGEST, PAIR_LARGEST, b_scale)
     b_shift = _quantum(b_size) * ROUND
     b_rounded = (b_size + b_shift) - b_shift
@@ -48,10 +48,7 @@ def _rounded_scale(b_scale, BITS: tl.constexpr):
 
 @triton.jit
 def codes_for(tiles, b_scale, b_steps, BITS: tl.constexpr):
-    """Codes for a scale as it is stored and a zero point of so many steps, and their squared error.
-
-    Codes come as ``codes.both_halves`` has them. The error is in squares of the scale times ``b_unit ** 2``.
-    """
+    """Codes for a rounded scale and a zero point in steps, packed by ``codes.both_halves``, and their squared error."""
     b_unit = unit(b_scale)
     b_inverse = reciprocal(b_unit)
     b_inverse, b_offset = tl.expand_dims(b_inverse, 1), tl.expand_dims(b_steps * zero_step(BITS), 1)
@@ -72,7 +69,7 @@ def codes_for(tiles, b_scale, b_steps, BITS: tl.constexpr):
 
 @triton.jit
 def unsigned_code(b_ratio, BITS: tl.constexpr):
-    """``round(ratio)`` within the range of a code, plus ``BIAS``. NaN gives 0."""
+    """``round(ratio)`` clamped to the range of a code, as a biased code. NaN gives code 0."""
     if INTERPRETED:
         b_ratio = tl.where(b_ratio == b_ratio, b_ratio, 0.0)  # a GPU's maximum prefers the number
     return tl.minimum(tl.maximum(b_ratio, 0.0), (1 << BITS) - 1.0) + BIAS
@@ -100,7 +97,7 @@ def asymmetric(b_high, b_low, b_anchor, BITS: tl.constexpr):
     HALF: tl.constexpr = code_offset(BITS)
     LEVELS: tl.constexpr = (1 << BITS) - 1
     REACH: tl.constexpr = MOST_STEPS * zero_step(BITS)
-    # halves, so that neither overflows and a fused multiply-add changes nothing
+    # half the width, which cannot overflow, and which a fused multiply-add does not change
     b_width = (b_high * 0.5 - b_low * 0.5) * (2.0 / LEVELS)
     b_scale = _rounded_scale(max_nan(b_width, tl.abs(b_low) * (1.0 / REACH)), BITS)
     b_larger = b_scale + _quantum(b_scale)
@@ -112,16 +109,16 @@ def asymmetric(b_high, b_low, b_anchor, BITS: tl.constexpr):
         b_zero = fma(b_low, b_inverse, past_code(b_anchor, b_low, b_inverse, BITS))
     b_steps = tl.minimum(tl.maximum(b_zero * (1 / zero_step(BITS)), -MOST_STEPS), MOST_STEPS)
     b_steps = (b_steps + ROUND) - ROUND
-    # the largest scale may be too small for both ends: then there are codes on both sides of zero
+    # where even the largest scale is too small for both ends of a group, zero stays in the middle of the codes
     beyond = (b_scale >= PAIR_LARGEST) & (b_high > 0.0) & (b_steps < _steps_of(HALF, BITS))
     return b_scale, tl.where(beyond, _steps_of(HALF, BITS), b_steps)
 
 
 @triton.jit
 def signed(b_high, b_low, BITS: tl.constexpr):
-    """Scale and steps of the zero point of signed groups, whose scale is positive.
+    """Scale and steps of the zero point of signed groups, with a positive scale.
 
-    The level without a counterpart lies on the side of the extreme value.
+    Their additional level is on the side of the largest magnitude.
     """
     HALF: tl.constexpr = code_offset(BITS)
     positive = b_high > -b_low
@@ -132,7 +129,7 @@ def signed(b_high, b_low, BITS: tl.constexpr):
 
 @triton.jit
 def word(b_scale, b_steps):
-    """``scale_types.to_pair`` as int32 below 2^16, which the caller stores as int16."""
+    """``scale_types.to_pair``, as int32 below 2^16; the caller stores it as int16."""
     b_steps = tl.where(b_scale == b_scale, b_steps, 0.0).to(tl.int32)
     b_bits = b_scale.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & PAIR_SCALE
     b_bits = tl.where(b_scale == b_scale, b_bits, PAIR_SCALE)
@@ -141,5 +138,5 @@ def word(b_scale, b_steps):
 
 @triton.constexpr_function
 def _steps_of(scales, bits):
-    """Steps of a zero point that many scales below zero."""
+    """The zero point ``-scales * scale``, in steps."""
     return float(-round(scales / zero_step(bits)))

@@ -1,8 +1,8 @@
-"""Mode ``steered``, see ``kernels/modes/steered.py``: errors of four channels an instruction.
+"""Mode ``steered``, see ``kernels/modes/steered.py``: the errors of four channels are processed by one instruction.
 
-An error is a byte, in 256ths of a scale past the nearest code, and four of them share a word. A zero point that moves
-by half a scale flips their signs; by a quarter, it takes 64 from them; so one look at the elements serves all
-candidates. What is summed up are products of bytes, which a GPU has an instruction for (``dp4a``).
+An error is a byte, the distance from the nearest code in 256ths of a scale, and an int32 holds four of them. Moving the
+zero point by half a scale flips their sign bits, and by a quarter subtracts 64 (modulo 256), so that the elements are
+read once for all candidates. Sums of products of bytes are computed by ``dp4a``.
 """
 
 # ruff: noqa: RUF005
@@ -25,7 +25,7 @@ MOST_SIGNED_BITS = tl.constexpr(steered.MOST_SIGNED_BITS)
 TO_PARTS = tl.constexpr(steered.TO_PARTS)
 #: The bits of TO_PARTS.
 ZERO = tl.constexpr(steered.TO_PARTS_BITS)
-#: Bits 7, 6, and 0 of all four bytes.
+#: Bit 7, bit 6 and bit 0 of all four bytes.
 SIGNS = tl.constexpr(0x80808080 - 2**32)
 QUARTERS = tl.constexpr(0x40404040)
 ONES = tl.constexpr(0x01010101)
@@ -35,7 +35,7 @@ product_shift = triton.constexpr_function(steered.product_shift)
 
 @triton.constexpr_function
 def steps_of_scale(bits):
-    """Steps of the zero point in a scale; 1 where a step is more than that."""
+    """Steps of the zero point in one scale, at least 1."""
     return max(1, round(1 / zero_step(bits)))
 
 
@@ -57,7 +57,7 @@ def encode(tiles, b_high, b_low, b_anchor, queries, BITS: tl.constexpr, DTYPE: t
 
 @triton.jit
 def _codes_within(tiles, b_inverse, b_steps, BITS: tl.constexpr):
-    """Codes as shares of the largest one, which are limited for nothing; as ``codes.both_halves`` has them."""
+    """Codes, rounded from fractions of the largest (clamping to [0, 1] is free), packed by ``codes.both_halves``."""
     LEVELS: tl.constexpr = (1 << BITS) - 1.0
     b_inverse = tl.expand_dims(b_inverse * (1.0 / LEVELS), 1)
     b_offset = tl.expand_dims(b_steps * zero_step(BITS) * (1.0 / LEVELS), 1)
@@ -72,7 +72,7 @@ def _codes_within(tiles, b_inverse, b_steps, BITS: tl.constexpr):
 
 @triton.jit
 def _cost(tiles, queries, b_scale, b_steps, BITS: tl.constexpr):
-    """What the errors of groups cost, in float32, to compare with those of signed ones."""
+    """The cost of the errors of groups in float32, for comparison with signed groups."""
     b_unit = paired.unit(b_scale)
     b_inverse, b_offset = tl.expand_dims(paired.reciprocal(b_unit), 1), tl.expand_dims(b_steps * zero_step(BITS), 1)
     b_product = tl.zeros_like(tiles[0])
@@ -89,7 +89,7 @@ def _cost(tiles, queries, b_scale, b_steps, BITS: tl.constexpr):
 
 @triton.jit
 def _quarters(b_words):
-    """``[rows, 8]`` as four of ``[rows, 2]``: what is summed up over words then is summed up in a register."""
+    """Split ``[rows, 8]`` into four ``[rows, 2]``, so that sums over words are sums of tensors, within a thread."""
     b_even, b_odd = tl.split(tl.reshape(b_words, (b_words.shape[0], 4, 2)))
     b_0, b_1 = tl.split(tl.reshape(b_even, (b_words.shape[0], 2, 2)))
     b_2, b_3 = tl.split(tl.reshape(b_odd, (b_words.shape[0], 2, 2)))
@@ -98,12 +98,12 @@ def _quarters(b_words):
 
 @triton.jit
 def _low_bytes_of(tiles):
-    """Words of the low bytes of int32 tiles ``[groups, 8]``, in the order of ``queries.query_words``."""
+    """Pack the low bytes of int32 tiles ``[groups, 8]``, four each, in the order of ``queries.query_words``."""
     words = ()
     for i in tl.static_range(0, len(tiles), 4):
         if len(tiles) > 2:
             b_words = low_bytes(tiles[i], tiles[i + 1], tiles[i + 2], tiles[i + 3])
-        else:  # groups of 16: the upper bytes have no weight
+        else:  # groups of 16: the weights of the upper bytes are 0
             b_words = low_bytes(tiles[i], tiles[i + 1], tiles[i], tiles[i + 1])
         words = words + _quarters(b_words)
     return words
@@ -111,7 +111,7 @@ def _low_bytes_of(tiles):
 
 @triton.jit
 def _split_words(tiles):
-    """Tiles of words as smaller ones, see :func:`_quarters`."""
+    """Split all tiles, see :func:`_quarters`."""
     words = ()
     for i in tl.static_range(len(tiles)):
         words = words + _quarters(tiles[i])
@@ -139,20 +139,20 @@ def _cheaper(b_cost, b_trial, b_least, b_steps):
 
 @triton.jit
 def _steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr):
-    """Steps of the zero point of least cost, of those near ``b_steps``.
+    """Steps of the zero point of least cost, among the candidates near ``b_steps``.
 
-    ``queries`` is of ``queries.query_words``, ``b_inverse`` is 1 / scale. With ``e`` the
-    error of an element under the first zero point, ``a = |e|``, ``a'`` that under the second and ``f`` the distance of
-    ``e`` from the nearest half of a scale, sums of ``a``, ``a'`` and ``f`` are all that is needed of
-    the reference's bent squares: those under the second zero point are ``2 (a' - a + f) - 63`` more than those
-    under the first, under the third ``254 - 4 a``, and under the fourth ``191 - 2 (a' + a - f)``.
+    ``queries`` is of ``queries.query_words``, ``b_inverse`` is 1 / scale. Let ``e`` be the error of an element with the
+    first zero point, ``a = |e|``, ``a'`` the same with the second zero point, and ``f`` the distance of ``e`` from the
+    nearest multiple of half a scale. Relative to the first zero point, the reference's piecewise linear term is larger
+    by ``2 (a' - a + f) - 63`` for the second, by ``254 - 4 a`` for the third, and by ``191 - 2 (a' + a - f)`` for the
+    fourth, so that weighted sums of ``a``, ``a'`` and ``f`` are enough.
     """
     GROUP: tl.constexpr = 8 * len(tiles)
     SCALE: tl.constexpr = steps_of_scale(BITS)
     QUARTER: tl.constexpr = SCALE >= 4
     means, weights = _split_words(queries[0]), _split_words(queries[1])
     b_weight = tl.zeros_like(weights[0])
-    for i in tl.static_range(len(weights)):  # once for all tokens of a program: LLVM sees that it is the same
+    for i in tl.static_range(len(weights)):  # the same for all tokens: LLVM computes it once per program
         b_weight = dot_unsigned_bytes(weights[i], tl.full(b_weight.shape, ONES, tl.int32), b_weight)
     b_weight = tl.sum(b_weight, 1)
     b_offset = TO_PARTS - b_steps * zero_step(BITS)
@@ -194,4 +194,4 @@ def _steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr
         b_rest = 191 * b_weight - 2 * (b_moved_size + b_size - b_fold)
         b_cost = _whole_cost(b_back, b_rest, tl.maximum(b_above + 64, b_below - 64), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps - SCALE // 4, b_least, b_chosen)
-    return tl.where(tl.maximum(b_high, -b_low) == F32_MAX, b_steps, b_chosen)  # infinities have no error to speak of
+    return tl.where(tl.maximum(b_high, -b_low) == F32_MAX, b_steps, b_chosen)  # saturated: its error is not meaningful

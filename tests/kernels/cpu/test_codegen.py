@@ -8,6 +8,7 @@ import torch
 from innerq_compile.kernels import cpu, layout, ops, reference  # noqa: F401  (ops registers innerq::*)
 from innerq_compile.kernels.cpu import build, codegen
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
+from tests.helpers.torch_threads import threads
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler, or INNERQ_CPU_KERNELS=0")
 
@@ -255,16 +256,12 @@ def test_decode_groups_of_query_heads(group):
     assert_attends(BASE, make_caches(BASE, [600, 150]), randn(2, 2 * group, 1, 64))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_decode_in_any_number_of_threads(threads, batch):
+def test_decode_in_any_number_of_threads(count, batch):
     caches = make_caches(BASE, [1300, 40, 700][:batch])
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         assert_attends(BASE, caches, randn(batch, 6, 1, 64), causal=True)
-    finally:
-        torch.set_num_threads(before)
 
 
 def masks(batch, heads, rows, length):
@@ -312,20 +309,15 @@ def test_decode_more_heads_in_a_group_than_a_pass_has_rows():
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of resident memory")
-def test_memory_of_many_query_tokens_is_bounded():
+def test_memory_of_many_query_tokens_is_bounded(one_thread):
     """Neither the scores of all rows nor a dense cache: less than a quarter of either."""
     query, caches = randn(1, 8, 2048, 64), make_caches(BASE, [16384], heads=1)
     causal = (None, 0.1, True, 0.0, None, *BASE[:2])
     cpu.decode_attention(query[:, :, :1], *caches, *causal)  # compiles
     out_bytes, scores, dense = query.nbytes, 8 * 2048 * 512 * 4, 2 * 16384 * 64 * 4
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        before = peak_memory(reset=True)
-        out = cpu.decode_attention(query, *caches, *causal)
-        grown = peak_memory() - before
-    finally:
-        torch.set_num_threads(threads)
+    before = peak_memory(reset=True)
+    out = cpu.decode_attention(query, *caches, *causal)
+    grown = peak_memory() - before
     assert out.shape == query.shape
     assert grown - out_bytes < min(scores, dense) / 4, f"{grown - out_bytes} bytes"
 

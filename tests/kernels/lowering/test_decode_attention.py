@@ -25,11 +25,11 @@ from innerq_compile.kernels.triton.attention_portable import decode_partial_port
 from innerq_compile.kernels.triton.combine import combined
 from tests.helpers import inductor
 from tests.helpers.lowering_cases import Layer
+from tests.helpers.strategies import pair
 from tests.helpers.triton_cases import Attention
 
-from ..triton.test_attention import BF16, F32, pair
-
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the real thing")
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 #: Dimensions of a Layer's inputs that hold the capacity.
 CAPACITY = {4: [2], 5: [2], 8: [2], 9: [2]}

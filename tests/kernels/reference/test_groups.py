@@ -34,12 +34,12 @@ def default_scale(mode: str, dtype: torch.dtype, short: bool) -> str:
 
 def anchor_of(x: torch.Tensor, fmt: CacheFormat) -> torch.Tensor | None:
     """Another element for each of the groups, where the mode takes one."""
-    return torch.arange(len(x)) * 5 % x.shape[-1] if fmt.mode == "anchored" else None
+    return torch.arange(len(x)) * 5 % x.shape[-1] if fmt.quantization.uses_anchor else None
 
 
 def query_of(x: torch.Tensor, fmt: CacheFormat) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Another mean and weight for each element, where the mode takes them, and some that are zero."""
-    if fmt.mode != "steered":
+    if not fmt.uses_queries:
         return None
     place = torch.arange(x.numel()).view(x.shape)
     return (127 * (place * 0.7).sin()).round().int(), (255 * (place * 0.3).cos().clamp(min=0)).round().int()

@@ -5,35 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.strategies import make_format
+from tests.helpers.strategies import pair
 from tests.helpers.triton_cases import Attention
 
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
-
-
-def pair(
-    k_bits=3,
-    v_bits=3,
-    k_mode="signed",
-    v_mode="signed",
-    dtype=F16,
-    *,
-    group=32,
-    v_group=32,
-    sink=4,
-    recent=20,
-    v_sink=None,
-    v_recent=None,
-    scale=None,
-):
-    """Formats of a key and a value cache, and their dtype."""
-    v_sink, v_recent = sink if v_sink is None else v_sink, recent if v_recent is None else v_recent
-    key = make_format("key", k_bits, k_mode, group, sink, recent, dtype, scale)
-    value = make_format("value", v_bits, v_mode, v_group, v_sink, v_recent, dtype, scale)
-    return {"k_fmt": key, "v_fmt": value, "dtype": dtype}
 
 
 CASES = [

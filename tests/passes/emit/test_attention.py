@@ -1,16 +1,17 @@
-"""``open_from`` in decode graphs: once for all layers, and in the main graph where lengths are hoisted."""
+"""Attention over a quantized cache as it stands in graphs: what is open of a mask, and how the output is laid out."""
 
 from __future__ import annotations
 
 import expecttest
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from innerq_compile import InnerQConfig, innerq
 from innerq_compile.passes import PIPELINE, PassContext
 from innerq_compile.passes.graph.copying import copy_graph
-from tests.helpers.programs import TinyAttention, capture, code_of, run_graphs_eagerly
+from tests.helpers.programs import TinyAttention, capture, code_of
 
 
 class TwoLayers(nn.Module):
@@ -84,13 +85,39 @@ decode_attention_default_1 = decode_attention(..., hoisted_0, open_from_default,
         )
 
 
+class Viewing(TinyAttention):
+    """Views its output without a copy, which PyTorch's fused attention allows."""
+
+    def forward(self, x, past=None, mask=None):
+        batch, tokens, width = x.shape
+        q, k, v = (f(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=past is None, enable_gqa=True)
+        return out.transpose(1, 2).view(batch, tokens, width), (k, v)
+
+
+@torch.no_grad()
+def test_an_output_is_laid_out_as_the_programs(graphs_as_they_are):
+    model = Viewing()
+    compiled = torch.compile(model, backend="innerq", options={"preset": "lossless", "strict": True})
+    xs = [torch.randn(2, tokens, 32) for tokens in (5, 3, 1, 4)]
+    outputs = []
+    for program in (model, compiled):
+        past, length, found = None, 0, []
+        for x in xs:
+            length += x.shape[1]
+            mask = None if past is None else torch.ones(x.shape[1], length, dtype=torch.bool).tril(length - x.shape[1])
+            out, past = program(x, past, mask)
+            found.append(out)
+        outputs.append(found)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("inductor", [False, True])
-def test_showing_hidden_tokens_fails_loudly(inductor, monkeypatch):
+def test_showing_hidden_tokens_fails_loudly(inductor, request):
     """The prompt hides three tokens, and a later step shows them: they have not been stored."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    if not inductor:
-        run_graphs_eagerly(monkeypatch)
+    request.getfixturevalue("fresh_dynamo" if inductor else "graphs_as_they_are")
     model, reference = TwoLayers(), TwoLayers()
     reference.load_state_dict(model.state_dict())
     innerq(model, preset="lossless")

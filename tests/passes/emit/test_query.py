@@ -70,7 +70,7 @@ def assert_knows(cache: InnerQTensor, query: torch.Tensor, start) -> None:
 
 @pytest.mark.parametrize("padding", [(0, 0), (0, 60)], ids=["", "padded"])
 @torch.no_grad()
-def test_a_prompt_tells_the_cache_of_its_queries(cheap_inductor, padding):
+def test_a_prompt_tells_the_cache_of_its_queries(no_inductor, padding):
     inputs = prompt(2, TOKENS, padding)
     calls = attended(tiny_llama(layers=2), inputs)
     model = innerq(tiny_llama(layers=2))
@@ -109,7 +109,7 @@ def tiled(q, k, v):
 @pytest.mark.parametrize("tokens", [64, 65])
 @pytest.mark.parametrize("attention", [bmm, grouped, tokens_first, tiled], ids=lambda f: f.__name__)
 @torch.no_grad()
-def test_queries_of_any_layout(cheap_inductor, attention, tokens):
+def test_queries_of_any_layout(no_inductor, attention, tokens):
     """Query head i reads key head i // 3 but for ``tiled``, where it is i % 2."""
 
     def program(q, k, v):
@@ -123,7 +123,7 @@ def test_queries_of_any_layout(cheap_inductor, attention, tokens):
 
 
 @torch.no_grad()
-def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
+def test_of_a_dense_buffer_nothing_is_known(no_inductor):
     """The prompt stays dense there; the first decode step quantizes it, and has queries of its own only."""
     model = innerq(tiny_llama())
     out = model.generate(
@@ -138,7 +138,7 @@ def test_of_a_dense_buffer_nothing_is_known(cheap_inductor):
 
 
 @torch.no_grad()
-def test_a_preallocated_cache_is_told(cheap_inductor):
+def test_a_preallocated_cache_is_told(no_inductor):
     decoder = BufferDecoder(1, heads=2, head_dim=32, where="number")
     buffers = [empty_cache(1, 2, 200, 32, role=role) for role in ("key", "value")]
     x = torch.randn(1, TOKENS, 64)
@@ -148,7 +148,7 @@ def test_a_preallocated_cache_is_told(cheap_inductor):
 
 
 @torch.no_grad()
-def test_of_a_short_prompt_nothing_is_known(cheap_inductor):
+def test_of_a_short_prompt_nothing_is_known(no_inductor):
     cache = innerq(tiny_llama())(**prompt(1, 31), use_cache=True).past_key_values
     rows = known(cache.layers[0].keys)
     assert bool((rows[:, :, 0] == 0).all()) and bool((rows[:, :, 1] == reference.MAX_PROFILE).all())
@@ -168,7 +168,7 @@ def test_statistics_leave_out_what_is_no_query():
 
 
 @torch.no_grad()
-def test_of_a_long_prompt_the_last_queries_count(cheap_inductor):
+def test_of_a_long_prompt_the_last_queries_count(no_inductor):
     """And one graph serves prompts of more and of fewer."""
     start = torch.zeros(1, dtype=torch.int32)
     counter = CompileCounterWithBackend("inductor")

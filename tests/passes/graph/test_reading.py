@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-import innerq_compile.kernels.ops  # noqa: F401  (registers the operators)
+import innerq_compile.kernels.ops
 from innerq_compile.passes.graph.constants import constant
 from innerq_compile.passes.graph.dimensions import order_of
 from innerq_compile.passes.graph.operations import OPERATIONS, Kind, of_attribute, of_function, of_method, of_operator
@@ -249,3 +249,9 @@ def test_passes_read_and_write_nodes_in_one_place(raw):
         if re.search(raw, line.replace("failed.args", ""))  # of an exception
     ]
     assert not found
+
+
+def test_example_values_are_read_in_one_place():
+    """The rest of the package asks ``passes/graph/values.py`` for them."""
+    folder = Path(innerq_compile.__file__).parent
+    assert not [path for path in folder.glob("[!kp]*/*.py") if "example_value" in path.read_text()]

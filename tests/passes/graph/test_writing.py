@@ -105,7 +105,7 @@ def test_arguments_are_replaced_as_they_are_spelled(graph):
         replace_argument(node, "input", y)
         call = read(node)
         assert call is not None and (call["input"], call["other"]) == (y, 3)
-    with pytest.raises(ValueError, match="not understood"):
+    with pytest.raises(ValueError, match="not recognized"):
         replace_argument(x, "input", y)
 
 

@@ -36,7 +36,7 @@ def break_pass(monkeypatch, name: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def cheap(cheap_inductor):
+def cheap(no_inductor):
     torch.manual_seed(0)
 
 

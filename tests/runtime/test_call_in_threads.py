@@ -10,12 +10,12 @@ from tests.helpers.programs import TinyAttention
 from tests.helpers.small_caches import assert_equal
 from tests.helpers.threads import at_once
 
-pytestmark = pytest.mark.usefixtures("cheap_inductor_of_module")
+pytestmark = pytest.mark.usefixtures("no_inductor_in_module")
 PROMPT, THREADS, ROUNDS = 70, 3, 25
 
 
 @pytest.fixture(scope="module")
-def models(cheap_inductor_of_module):
+def models(no_inductor_in_module):
     """A decoder as it is, and compiled, with its graphs of a prompt and of a step."""
     torch.manual_seed(0)
     eager, compiled = TinyAttention(), TinyAttention()
