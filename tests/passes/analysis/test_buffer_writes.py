@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from innerq_compile import InnerQError, clear_reports, compiled_graphs, empty_cache
 
 pytestmark = [
-    pytest.mark.usefixtures("cheap_inductor"),
+    pytest.mark.usefixtures("no_inductor"),
     pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8"),
 ]
 TOKENS = 2
