@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UnsupportedOperation
 from ..kernels import layout
+from ..kernels.schemas import arguments_of
 from .reading import as_dense
 
 if TYPE_CHECKING:
@@ -25,15 +26,13 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
         return
     value = torch.as_tensor(as_dense(value), device=tensor.device).expand(*tensor.shape[:2], count, tensor.shape[3])
     first += tensor._offset
-    tensors = storage.tensors
     with storage.lock:
-        held = int((tensors.state[..., layout.START] + tensors.state[..., layout.LENGTH]).min())
+        state = storage.tensors.state
+        held = int((state[..., layout.START] + state[..., layout.LENGTH]).min())
         if first > held:
             raise UnsupportedOperation(
                 f"a write at token {first} would leave a gap in a quantized cache that holds {held} tokens: write "
                 "tokens in order, or use a dense buffer"
             )
         position = torch.tensor([first], device=tensor.device)
-        torch.ops.innerq.write_(
-            *tensors.encoded, tensors.mean, tensors.norm, value.to(storage.dtype), position, storage.format.spec
-        )
+        torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))
