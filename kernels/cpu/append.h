@@ -22,16 +22,16 @@ template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, in
   using T = typename F::T;
   const Cache& cache = s.cache;
   const int64_t i = b * a.heads + h, ring = cache.ring<F>();
-  int32_t* state = cache.state + i * 4;
+  int32_t* state = cache.state + i * STATE_SIZE;
   T* window = cache.rows<F>(i);
   const T* rows = (const T*)s.rows + b * s.stride[0] + h * s.stride[1];
   for (int64_t n = 0; n < a.count; ++n) {
-    const int64_t length = state[1];
+    const int64_t length = state[LENGTH];
     const int64_t slot = length < cache.sink ? length : cache.sink + (length - cache.sink) % ring;
     copy_row(window + slot * F::D, rows + n * s.stride[2], s.stride[3], F::D);
     const int64_t before = cache.blocks<F>(i);
-    state[1] = (int32_t)(length + 1);
-    if (state[2] < state[1]) state[2] = state[1];
+    state[LENGTH] = (int32_t)(length + 1);
+    if (state[PEAK] < state[LENGTH]) state[PEAK] = state[LENGTH];
     if (cache.blocks<F>(i) == before) continue;
     if (before >= cache.capacity) return false;
     char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;

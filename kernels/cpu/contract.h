@@ -30,7 +30,7 @@ INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, 
     UNROLL for (int p = 0; p < parts; ++p)
       UNROLL for (int r = 0; r < RT; ++r)
         UNROLL for (int l = 0; l < LV; ++l)
-          acc[p][r][l] = splat(p || F::HAS_ZERO ? 0.f : -(float)(1 << (F::BITS - 1)) * sums[r * sums_stride + g]);
+          acc[p][r][l] = splat(p || F::HAS_ZERO ? 0.f : -(float)F::OFFSET * sums[r * sums_stride + g]);
     const float* x = tile + g * F::GS * F::LANES;
     const float* c = coef + g * F::GS;
     for (int e = 0; e < F::GS; e += parts)
@@ -48,7 +48,7 @@ INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, 
         load_pairs<F>(params + g * F::LANES + l * VL, scale, zero);
       } else {
         scale = load(params + g * F::LANES + l * VL);
-        if constexpr (F::HAS_ZERO) zero = load(params + groups * F::LANES + g * F::LANES + l * VL);
+        if constexpr (F::HAS_ZERO) zero = load(params + F::GROUPS + g * F::LANES + l * VL);
       }
       UNROLL for (int r = 0; r < RT; ++r) {
         float* o = out + r * out_stride + l * VL;

@@ -90,7 +90,7 @@ template <class K, class V> struct Worker {
       const int64_t seen = last - begin < n ? last - begin : n;
       const int64_t mask_row =
           b * a.mask_stride[0] + (h * a.group + pass.head(r)) * a.mask_stride[1] + query * a.mask_stride[2];
-      const float most = mask_scores(a, s, n, seen, mask_row, begin + a.key.state[b * a.heads * 4]);
+      const float most = mask_scores(a, s, n, seen, mask_row, begin + a.key.state[b * a.heads * STATE_SIZE + START]);
       if (most > m[r]) {
         if (m[r] > -INF) {
           const float factor = exp_negative(m[r] - most);
@@ -186,7 +186,7 @@ void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int6
 template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const Pass& pass) {
   const int64_t heads = a.batch * a.heads, R = pass.R;
   int64_t chunks = 0, tokens = 0;
-  auto length = [&](int64_t i) { return (int64_t)a.key.state[i / a.heads * a.heads * 4 + 1]; };
+  auto length = [&](int64_t i) { return (int64_t)a.key.state[i / a.heads * a.heads * STATE_SIZE + LENGTH]; };
   for (int64_t i = 0; i < heads; ++i) {
     chunks += chunk_count(length(i), a.key.sink);
     tokens += length(i);

@@ -34,11 +34,11 @@ template <class F> int prefill(const PrefillArgs* args) {
   const int64_t total = a.batch * a.heads, ring = cache.ring<F>();
   int64_t most = 0;
   for (int64_t i = 0; i < total; ++i) {
-    int32_t* state = cache.state + i * 4;
+    int32_t* state = cache.state + i * STATE_SIZE;
     const int64_t length = a.tokens > a.start[i / a.heads] ? a.tokens - a.start[i / a.heads] : 0;
-    state[0] = a.start[i / a.heads];
-    state[1] = state[2] = (int32_t)length;
-    state[3] = 0;
+    for (int field = 0; field < STATE_SIZE; ++field) state[field] = 0;
+    state[START] = a.start[i / a.heads];
+    state[LENGTH] = state[PEAK] = (int32_t)length;
     if (cache.blocks<F>(i) > most) most = cache.blocks<F>(i);
   }
   if (most > cache.capacity) return 1;
@@ -46,7 +46,7 @@ template <class F> int prefill(const PrefillArgs* args) {
 #pragma omp parallel for num_threads((int)a.threads) if (total * a.tokens * F::D > 32768)
   for (int64_t item = 0; item < total * (most + 1); ++item) {
     const int64_t i = item / (most + 1), block = item % (most + 1), blocks = cache.blocks<F>(i);
-    const int64_t length = cache.state[i * 4 + 1];
+    const int64_t length = cache.state[i * STATE_SIZE + LENGTH];
     T row[F::D];
     if (block < blocks) {
       char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;

@@ -156,9 +156,9 @@ template <> INLINE e5m2 from_f32<e5m2>(float x) {  // for numbers that are round
 
 // Largest finite number.
 template <class T> constexpr float LIMIT = 0;
-template <> constexpr float LIMIT<float> = 3.402823466e38f;
-template <> constexpr float LIMIT<bf16> = 3.38953138925e38f;
-template <> constexpr float LIMIT<f16> = 65504.f;
+template <> constexpr float LIMIT<float> = FLOAT32_LARGEST;
+template <> constexpr float LIMIT<bf16> = BFLOAT16_LARGEST;
+template <> constexpr float LIMIT<f16> = FLOAT16_LARGEST;
 template <> constexpr float LIMIT<e5m2> = FLOAT8_LARGEST;
 template <> constexpr float LIMIT<pair8> = PAIR_LARGEST;
 
