@@ -1,4 +1,4 @@
-// append_: new tokens behind the end of a cache, as kernels/reference/caches.py has it.
+// append_: append new tokens to a cache, with the results of kernels/reference/caches.py.
 
 namespace {
 
@@ -17,7 +17,7 @@ struct AppendArgs {
   AppendSide side[2];
 };
 
-// Returns false if a block has no room; nothing of that head is quantized then.
+// Returns false if the cache has no room for a block; nothing more of that head is appended then.
 template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, int64_t b, int64_t h) {
   using T = typename F::T;
   const Cache& cache = s.cache;
@@ -47,7 +47,7 @@ template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, in
 
 template <class F> int append_side(const AppendArgs& a, const AppendSide& s) {
   const int64_t total = a.batch * a.heads;
-  // one token is a copy of a row, and a block once in a while: not worth waking threads up
+  // a token is the copy of a row, and rarely a block: too little work for more than one thread
   const int threads = total > 1 && a.count * total * F::D > 32768 ? (int)a.threads : 1;
   int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(| : failed)

@@ -1,10 +1,10 @@
-// prefill: a cache side made of a whole prompt, as kernels/reference/caches.py has it.
+// prefill: make a cache side from a whole prompt, with the results of kernels/reference/caches.py.
 
 namespace {
 
 struct PrefillArgs {
   int64_t batch, heads, tokens, threads;
-  Cache cache;  // codes, scales and window are zero, state is not filled yet
+  Cache cache;  // codes, scales and window are zeros; state is uninitialized
   const void* rows;  // [B, H, tokens, D]
   int64_t stride[4];
   const int32_t* start;  // [B]
@@ -42,7 +42,7 @@ template <class F> int prefill(const PrefillArgs* args) {
     if (cache.blocks<F>(i) > most) most = cache.blocks<F>(i);
   }
   if (most > cache.capacity) return 1;
-  // one item a block, and one a head for its windows
+  // one item per block, and one per head for its windows
 #pragma omp parallel for num_threads((int)a.threads) if (total * a.tokens * F::D > 32768)
   for (int64_t item = 0; item < total * (most + 1); ++item) {
     const int64_t i = item / (most + 1), block = item % (most + 1), blocks = cache.blocks<F>(i);
