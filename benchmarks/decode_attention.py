@@ -36,6 +36,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from innerq_compile import InnerQConfig
 from innerq_compile.kernels import layout, lowering, reference
 from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.attention_call import AttentionCall
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
 from innerq_compile.kernels.triton import attention, cache_append, cache_prefill
 from innerq_compile.kernels.triton.attention import FieldsConfig
@@ -195,8 +196,8 @@ def ceilings() -> dict[str, float]:
     return {"copy": copy, "read": x.nbytes / reads[best] / 1e3, "read_by": best}
 
 
-def make_caches(row: Row, generator: torch.Generator):
-    """A query, a key cache and a value cache of random numbers."""
+def make_call(row: Row, generator: torch.Generator) -> AttentionCall[torch.Tensor]:
+    """A call of a row, over caches of random numbers."""
     start = torch.zeros(row.batch, dtype=torch.int32, device="cuda")
     caches = []
     for fmt in row.formats:
@@ -206,23 +207,22 @@ def make_caches(row: Row, generator: torch.Generator):
     shape = (row.batch, row.heads * row.group, row.rows, row.head_dim)
     # sharper scores than those of independent normal numbers, so that the softmax is not flat
     query = 2 * torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32)
-    return query.to(row.torch_dtype), *caches
+    return AttentionCall(query.to(row.torch_dtype), *caches, None, None, None, row.head_dim**-0.5, causal=True)
 
 
-def arguments(row: Row, query, k_cache, v_cache):
-    return (query, k_cache, v_cache, None, row.head_dim**-0.5, True, 0.0, None, *row.formats)
-
-
-def reference_output(row: Row, query, k_cache, v_cache) -> torch.Tensor:
+def reference_output(row: Row, call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     """The reference in float32, one sequence at a time to save memory."""
     outs = []
     for b in range(row.batch):
-        part = [tuple(t[b : b + 1] for t in cache) for cache in (k_cache, v_cache)]
         heads = []
         for h in range(row.heads):
-            one = [tuple(t[:, h : h + 1].contiguous() for t in cache) for cache in part]
-            q = query[b : b + 1, h * row.group : (h + 1) * row.group]
-            heads.append(reference.decode_attention(*arguments(row, q, *one), dtype=torch.float32))
+            keys, values = (
+                cache.map(lambda t, b=b, h=h: t[b : b + 1, h : h + 1].contiguous())
+                for cache in (call.keys, call.values)
+            )
+            q = call.query[b : b + 1, h * row.group : (h + 1) * row.group]
+            one = dataclasses.replace(call, query=q, keys=keys, values=values)
+            heads.append(reference.decode_attention(one, torch.float32))
         outs.append(torch.cat(heads, 1))
     return torch.cat(outs)
 
@@ -253,17 +253,16 @@ def measure_dense(row: Row) -> dict[str, float]:
     return times
 
 
-def measure_decode(row: Row, sets, config: FieldsConfig, splits: int | None = None, repeats: int = 30):
+def measure_decode(
+    calls: list[AttentionCall[torch.Tensor]], config: FieldsConfig, splits: int | None = None, repeats: int = 30
+):
     """Microseconds of a call, and of its partial kernel alone."""
-    calls = [arguments(row, *s) for s in sets]
-    whole = graph_us([lambda a=a: attention.decode_attention(*a, splits=splits, config=config) for a in calls], repeats)
-    part = graph_us(
-        [lambda a=a: attention.decode_partials(*a[:7], *a[8:], splits=splits, config=config) for a in calls], repeats
-    )
+    whole = graph_us([lambda c=c: attention.decode_attention(c, splits, config) for c in calls], repeats)
+    part = graph_us([lambda c=c: attention.decode_partials(c, splits, config) for c in calls], repeats)
     return whole, part
 
 
-def measure_compiled(row: Row, sets, max_autotune: bool = False) -> float:
+def measure_compiled(row: Row, calls: list[AttentionCall[torch.Tensor]], max_autotune: bool = False) -> float:
     """Microseconds of the operator as Inductor compiles it, with a transposition behind it."""
     lowering.register()
     torch._dynamo.reset()
@@ -275,9 +274,9 @@ def measure_compiled(row: Row, sets, max_autotune: bool = False) -> float:
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
     compiled = torch.compile(call, fullgraph=True, options={"max_autotune": max_autotune})
-    calls = [(query, *k_cache, *v_cache) for query, k_cache, v_cache in sets]
-    compiled(*calls[0])  # compiled, and the combination's block sizes timed, outside the capture
-    return graph_us([lambda a=a: compiled(*a) for a in calls])
+    tensors = [(c.query, *c.keys.encoded, *c.values.encoded) for c in calls]
+    compiled(*tensors[0])  # compiled, and the combination's block sizes timed, outside the capture
+    return graph_us([lambda a=a: compiled(*a) for a in tensors])
 
 
 # --- configurations ---------------------------------------------------------------------------------------------
@@ -323,8 +322,7 @@ def _compile(job) -> str:
     row, config = job
     small = dataclasses.replace(row, batch=1, heads=1, tokens=400)
     try:
-        query, k_cache, v_cache = make_caches(small, torch.Generator(device="cuda").manual_seed(0))
-        attention.decode_attention(*arguments(small, query, k_cache, v_cache), config=config)
+        attention.decode_attention(make_call(small, torch.Generator(device="cuda").manual_seed(0)), config=config)
         torch.cuda.synchronize()
         return ""
     except Exception as failure:
@@ -368,17 +366,16 @@ def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> di
         layers = []
         for _ in range(16):
             caches = [kernels.prefill(x, start, None, None, 200, fmt) for fmt in formats]
-            states = [cache[3].clone() for cache in caches]
+            states = [cache.state.clone() for cache in caches]
             layers.append((caches, states))
 
         def reset(caches, states):
             for cache, state in zip(caches, states, strict=True):
-                cache[3].copy_(state)
+                cache.state.copy_(state)
 
-        def step(caches, states, formats=formats, new=new):
+        def step(caches, states, new=new):
             reset(caches, states)
-            sides = tuple((cache, new, fmt) for cache, fmt in zip(caches, formats, strict=True))
-            cache_append.append_(sides, num_warps)
+            cache_append.append_([(cache, new) for cache in caches], num_warps)
 
         both = graph_us([lambda c=c, s=s, f=step: f(c, s) for c, s in layers])
         out[name] = both - graph_us([lambda c=c, s=s, f=reset: f(c, s) for c, s in layers])
@@ -401,7 +398,7 @@ def measure_prefill(batch=4, heads=8, head_dim=128, tokens=32 * K, bits=3, num_w
         profile = reference.query_profile(moments, norm, fmt.group_size) if steered else None
         statistics_of = (mean, norm) if fmt.is_key else (None, None)
         arguments = (x, start, *statistics_of, blocks_for(fmt, tokens), fmt, profile, num_warps)
-        size = x.nbytes + sum(t.nbytes for t in kernels.prefill(*arguments[:-1]))
+        size = x.nbytes + sum(t.nbytes for t in kernels.prefill(*arguments[:-1]).encoded)
         us = graph_us([lambda given=arguments: cache_prefill.prefill(*given)])
         out[fmt.role] = size / us / 1e3
     return out
@@ -455,15 +452,13 @@ class Run:
         torch.cuda.empty_cache()
         dense = measure_dense(row)
         torch.cuda.empty_cache()
-        first = make_caches(row, torch.Generator(device="cuda").manual_seed(1))
-        sets = [first]
-        for _ in range(copies_for(row.read_bytes) - 1):
-            sets.append((first[0].clone(), *(tuple(t.clone() for t in cache) for cache in first[1:])))
-        expected = reference_output(row, *first)
+        first = make_call(row, torch.Generator(device="cuda").manual_seed(1))
+        calls = [first, *(first.map(torch.clone) for _ in range(copies_for(row.read_bytes) - 1))]
+        expected = reference_output(row, first)
 
         def measured(config: FieldsConfig, repeats: int = 30) -> dict:
-            got = attention.decode_attention(*arguments(row, *first), config=config)
-            us, part = measure_decode(row, sets, config, repeats=repeats)
+            got = attention.decode_attention(first, config=config)
+            us, part = measure_decode(calls, config, repeats=repeats)
             rate = row.read_bytes / us / 1e3
             return {
                 "us": us,
@@ -474,11 +469,11 @@ class Run:
                 "ratio": min(dense.values(), default=math.nan) / us,
             }
 
-        reason = attention.fields_reason(*first, *row.formats)
+        reason = attention.fields_reason(first)
         entry = measured(default_config(row)) | {"dense_us": dense, "portable": reason}
         if self.options.compiled:
-            entry["compiled_us"] = measure_compiled(row, sets)
-            entry["autotuned_us"] = measure_compiled(row, sets, max_autotune=True)
+            entry["compiled_us"] = measure_compiled(row, calls)
+            entry["autotuned_us"] = measure_compiled(row, calls, max_autotune=True)
             console.print(
                 f"{row.name}: eager {entry['us']:.1f} us ({entry['us'] - entry['partial_us']:.1f} of it the "
                 f"combination), compiled {entry['compiled_us']:.1f} us, with max_autotune "

@@ -8,8 +8,10 @@ is said in ``kernels/layout.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
+
+import torch
 
 from .formats import CacheFormat
 
@@ -55,6 +57,11 @@ class CacheTensors(Generic[T]):
         """From a mapping of names in :data:`INNER_TENSORS`; what is left out is None."""
         return cls(fmt, **tensors)
 
+    @classmethod
+    def of_encoded(cls, fmt: CacheFormat, tensors: Iterable[T]) -> CacheTensors[T]:
+        """From the tensors named in :data:`ENCODED`, in this order, as ``innerq::prefill`` returns them."""
+        return cls.of(fmt, dict(zip(ENCODED, tensors, strict=True)))
+
     @property
     def encoded(self) -> tuple[T, T, T, T]:
         """The tensors named in :data:`ENCODED`."""
@@ -75,3 +82,7 @@ class CacheTensors(Generic[T]):
     def rebuilt(self, tensors: Sequence[U]) -> CacheTensors[U]:
         """The same side made of other ``tensors``, given in the order in which :meth:`present` names them."""
         return CacheTensors.of(self.format, dict(zip(self.present(), tensors, strict=True)))
+
+
+#: A cache side as kernels take it.
+Cache = CacheTensors[torch.Tensor]

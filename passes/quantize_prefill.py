@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..kernels.cache import CacheTensors
+from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from .analysis.shared_norm import shared_norm
 from .attention.views import split_factor, view_source
@@ -82,8 +82,8 @@ def _quantize(
         profile = (write.call(ops.query_profile.default, moments, norm, fmt.group_size),)
     capacity = _capacity(write, dense, fmt)
     packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *profile)
-    codes, scales, window, state = (write.call(operator.getitem, packed, index) for index in range(4))
-    tensors = CacheTensors(fmt, codes, scales, window, state, mean=mean, norm=norm)
+    encoded = [write.call(operator.getitem, packed, index) for index in range(len(ENCODED))]
+    tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), mean=mean, norm=norm)
     return Quantized(tensors, value.shape[2], use.tokens_dim)
 
 

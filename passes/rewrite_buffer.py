@@ -27,6 +27,7 @@ from ..kernels.formats import Role, preallocated_capacity
 from ..kernels.internals.dynamo_graphs import AttrSource, source_of
 from ..kernels.internals.tensors import assert_async
 from ..kernels.masks import MASKED
+from ..kernels.schemas import arguments_of
 from .analysis.buffer_writes import is_preallocated, same_position
 from .analysis.buffers import MAX_QUERY_TOKENS
 from .analysis.shared_norm import shared_norm
@@ -167,8 +168,7 @@ def _write_caches(
         write_at(write, key, new_key, position, *moments)
         write_at(write, value, new_value, position)
         return
-    caches, formats = (*key.tensors.encoded, *value.tensors.encoded), (key.format.spec, value.format.spec)
-    write.call(torch.ops.innerq.rewind_.default, *caches, position, *formats)
+    write.call(torch.ops.innerq.rewind_.default, *arguments_of("rewind_", key.tensors, value.tensors, position))
     append(write, context, match, key, value, new_key, new_value)
 
 

@@ -51,7 +51,7 @@ class ProductSide:
             profile = reference.query_profile(moments, norm, fmt.group_size)
         tokens = x.shape[2]
         cache = reference.prefill(x, start, mean, norm, blocks_for(fmt, tokens), fmt, profile)
-        return reference.dequantize(*cache, mean, norm, tokens, fmt), fmt
+        return reference.dequantize(cache, tokens), fmt
 
 
 def stored_bits(fmt: CacheFormat, head_dim: int) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels import reference
-from ..kernels.cache import CacheTensors
 from ..kernels.formats import Role, preallocated_capacity
 from .buffer import InnerQBuffer
 from .checks import check_role
@@ -55,11 +56,11 @@ def empty_cache(
     fmt = config.format_for(role, head_dim, dtype)
     device = torch.empty((), device=device).device
     capacity = preallocated_capacity(fmt, max_tokens)
-    encoded = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
+    tensors = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
     mean = norm = None
     if role == "key":
         zeros = torch.zeros((batch, heads, head_dim), device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
-    storage = CacheStorage(CacheTensors(fmt, *encoded, mean=mean, norm=norm), max_tokens)
+    storage = CacheStorage(dataclasses.replace(tensors, mean=mean, norm=norm), max_tokens)
     return InnerQBuffer(storage, max_tokens)

@@ -70,8 +70,9 @@ def quantize(
         profile = reference.query_profile(moments, scale, fmt.group_size)
     if capacity is None:
         capacity = formats.grown_capacity(fmt, x.shape[2])
-    tensors = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, profile)
-    return CacheStorage(CacheTensors(fmt, *tensors, mean=mean, norm=scale), x.shape[2])
+    encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, profile)
+    tensors = CacheTensors.of_encoded(fmt, encoded)
+    return CacheStorage(dataclasses.replace(tensors, mean=mean, norm=scale), x.shape[2])
 
 
 def storage_bytes(

@@ -18,6 +18,7 @@ from ..kernels import formats, layout, reference
 from ..kernels.cache import GROWING, STATISTICS, CacheTensors
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import mark_sizes, without_modes
+from ..kernels.schemas import arguments_of
 from .changes import CHANGES
 from .extents import Extent, Extents
 from .traced import Flattened, flattened
@@ -173,7 +174,7 @@ class CacheStorage:
 
     def truncate(self, length: int) -> None:
         try:
-            torch.ops.innerq.truncate_(*self.tensors.encoded, length, self.format.spec)
+            torch.ops.innerq.truncate_(*arguments_of("truncate_", self.tensors, length))
             self.length = length
         finally:
             CHANGES.tick()
@@ -188,15 +189,13 @@ class CacheStorage:
     def append(self, new: torch.Tensor) -> None:
         """Append dense ``new [B, H, N, D]``; the caller has made this storage writable."""
         new = reference.normalize_keys(new.to(self.dtype), self.tensors.mean, self.tensors.norm)
-        torch.ops.innerq.append_one_(*self.tensors.encoded, new, self.format.spec)
+        torch.ops.innerq.append_one_(*arguments_of("append_one_", self.tensors, new))
         self.advance(new.shape[2])
 
     def dequantize(self, length: int) -> torch.Tensor:
         """The first ``length`` tokens, dense: ``[B, H, length, D]`` in the cache's dtype; padding tokens are zero."""
         with self.lock:
-            return torch.ops.innerq.dequantize(
-                *self.tensors.encoded, self.tensors.mean, self.tensors.norm, length, self.format.spec
-            )
+            return torch.ops.innerq.dequantize(*arguments_of("dequantize", self.tensors, length))
 
 
 def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UnsupportedOperation
 from ..kernels import layout
+from ..kernels.schemas import arguments_of
 from .reading import as_dense
 
 if TYPE_CHECKING:
@@ -32,7 +33,4 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
             "in order, or use a dense buffer"
         )
     position = torch.tensor([first], device=tensor.device)
-    tensors = storage.tensors
-    torch.ops.innerq.write_(
-        *tensors.encoded, tensors.mean, tensors.norm, value.to(storage.dtype), position, storage.format.spec
-    )
+    torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))

@@ -12,8 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from ..config import InnerQConfig
-from ..kernels import layout, ops
+from ..kernels import dispatch, layout
+from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from ..kernels.attention_call import AttentionCall
+from ..kernels.cache import CacheTensors
 from ..kernels.formats import blocks_for
+from ..kernels.schemas import arguments_of
+from ..runtime.report import AttentionKernel
 from .arguments import (
     add_backend_arguments,
     add_model_arguments,
@@ -103,17 +108,17 @@ def attention(
     new_key, new_value = (torch.randn(batch, kv_heads, 1, head_dim, device=device).to(dtype) for _ in range(2))
     start = torch.zeros(batch, dtype=torch.int32, device=device)
     capacity = blocks_for(formats[0], context + steps + 64) + 1
-    sides = [
-        torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec)
+    key_cache, value_cache = (
+        CacheTensors.of_encoded(fmt, torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec))
         for x, fmt in zip((keys, values), formats, strict=True)
-    ]
-    specs = [fmt.spec for fmt in formats]
+    )
+    new = arguments_of("append_", key_cache, value_cache, new_key, new_value)
+    call = AttentionCall(query, key_cache, value_cache, None, None, None, head_dim**-0.5)
+    arguments = call.arguments()
 
     def quantized() -> torch.Tensor:
-        torch.ops.innerq.append_(*sides[0], *sides[1], new_key, new_value, *specs)
-        return torch.ops.innerq.decode_attention(
-            query, *sides[0], *sides[1], None, None, None, head_dim**-0.5, 0.0, False, *specs
-        )
+        torch.ops.innerq.append_(*new)
+        return torch.ops.innerq.decode_attention(*arguments)
 
     def grown() -> torch.Tensor:
         k, v = torch.cat((keys, new_key), 2), torch.cat((values, new_value), 2)
@@ -126,7 +131,7 @@ def attention(
     calls: dict[str, Callable[[], Any]] = {"innerq_ms": quantized, "cat_sdpa_ms": grown, "sdpa_ms": static}
     return {
         "context": context,
-        "kernel": ops.decode_kernel(query, sides[0][2], sides[1][2], None, *formats),
+        "kernel": str(AttentionKernel.of(dispatch.decode_kernel(call))),
         **{name: median_ms(call, device, steps) for name, call in calls.items()},
         "innerq_bytes": held,
         "dense_bytes": 2 * batch * kv_heads * context * head_dim * dtype.itemsize,

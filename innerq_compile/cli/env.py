@@ -13,7 +13,7 @@ import torch
 
 import innerq_compile
 
-from ..kernels import cpu, lowering, ops
+from ..kernels import cpu, dispatch, lowering
 from ..kernels.internals import table
 from ..kernels.internals.table.entry import READ_IN
 from ..kernels.triton import support
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
         "gpu_kernels": _gpu_kernels(),
         "lowerings": dataclasses.asdict(lowering.register()),
         "missing": {name: entry.without for name, entry in table.missing().items()},
-        "reference_only": ops.reference_only(),
+        "reference_only": dispatch.reference_only(),
         "dtypes": ["float16", "bfloat16", "float32"],
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

@@ -64,4 +64,4 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
     record(report)
     if config.strict and context.reasons:
         raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
-    return Analysis(gm, result.gm, context, config, report, observers, result.whole)
+    return Analysis(gm, result.gm, context, config, report, observers, result.passes_ran)

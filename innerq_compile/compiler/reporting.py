@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from ..config import InnerQConfig, describe
-from ..kernels import ops
+from ..kernels import dispatch
+from ..kernels.attention_call import AttentionCall
 from ..kernels.internals.logs import compile_id
 from ..passes import PassContext
 from ..passes.analysis.buffer_writes import is_preallocated
@@ -138,17 +139,6 @@ def _kernel(
         return AttentionKernel(ServedBy.PROGRAM_DEQUANTIZED)
     form = context.standard[match]
     mask = None if form.mask is None else example(form.mask)
-    query, windows = example(form.query), (example(key.tensors.window), example(value.tensors.window))
-    return _chosen(ops.decode_kernel(query, *windows, mask, key.format, value.format))
-
-
-def _chosen(words: str) -> AttentionKernel:
-    """What the operators choose, which they say in words."""
-    name, _, reason = words.partition(": ")
-    servers = {
-        "Triton, on packed fields": ServedBy.TRITON_FIELDS,
-        "Triton, portable": ServedBy.TRITON_PORTABLE,
-        "C++": ServedBy.CPP,
-        "reference": ServedBy.REFERENCE,
-    }
-    return AttentionKernel(servers[name], reason)
+    keys, values = key.tensors.map(example), value.tensors.map(example)
+    call = AttentionCall(example(form.query), keys, values, mask, None, None, match.scale, match.softcap)
+    return AttentionKernel.of(dispatch.decode_kernel(call))

@@ -10,9 +10,9 @@ import functools
 import logging
 import os
 
+from ..dispatch import reference_only
 from ..internals.table import missing
 from ..internals.table.entry import READ_IN
-from ..ops import reference_only
 from ..triton import support
 
 log = logging.getLogger("innerq_compile.lowering")

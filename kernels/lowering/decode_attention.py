@@ -17,6 +17,7 @@ import sympy
 import torch
 
 from .. import layout, ops  # noqa: F401  (the operators are registered by their import)
+from ..attention_call import AttentionCall
 from ..formats import CacheFormat
 from ..internals import templates
 from ..internals.templates import V, config, ir
@@ -27,7 +28,6 @@ from .combine import combine
 from .template import template_for
 
 log = logging.getLogger("innerq_compile.lowering")
-_CACHE = ("codes", "scales", "window", "state")
 
 OPERATOR = torch.ops.innerq.decode_attention.default
 
@@ -73,65 +73,71 @@ def _expr(number: int | torch.SymInt) -> sympy.Expr:
 
 
 @or_call(OPERATOR)
-def lowering(
-    query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state, mask, open_from, sink_logits,
-    scale, softcap, causal, k_format, v_format,
-):  # fmt: skip
+def lowering(*arguments: Any) -> Any:
     """The operator as nodes of Inductor's: the partial results of a template, and their combination."""
-    device = query.get_device()
+    given = AttentionCall.of(arguments)
+    device = given.query.get_device()
     if not templates.runs_triton(device):
         raise NotLowered(f"Triton does not run on {device.type}")
-    k_fmt, v_fmt = CacheFormat.parse(k_format), CacheFormat.parse(v_format)
-    names = ["query", *(f"{side}_{name}" for side in "kv" for name in _CACHE)]
-    given = (query, k_codes, k_scales, k_window, k_state, v_codes, v_scales, v_window, v_state)
-    nodes = {name: templates.realized(node) for name, node in zip(names, given, strict=True)}
-    batch, heads, rows, _ = query.get_size()
+    batch, heads, rows, _ = given.query.get_size()
+    mask = given.mask
     if mask is not None:
-        nodes["mask"] = templates.realized(templates.expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
-    views: dict[str, Any] = {name: TensorView.of(node) for name, node in nodes.items()}
-    call = (
-        views["query"],
-        tuple(views[f"k_{name}"] for name in _CACHE),
-        tuple(views[f"v_{name}"] for name in _CACHE),
-        views.get("mask"),
+        mask = templates.realized(templates.expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
+    query, keys, values = (
+        templates.realized(given.query),
+        given.keys.map(templates.realized),
+        given.values.map(templates.realized),
     )
-    if not supports_decode(*call, scale, causal, softcap, sink_logits, k_fmt, v_fmt):
-        raise NotLowered(f"no Triton kernel takes {k_format}, {v_format} and a {views['query'].dtype} query")
-    sizes = (*views["query"].shape[1:], *views["k_window"].shape[1:], *views["v_window"].shape[1:])
+    call: AttentionCall[Any] = dataclasses.replace(
+        given,
+        query=TensorView.of(query),
+        keys=keys.map(TensorView.of),
+        values=values.map(TensorView.of),
+        mask=None if mask is None else TensorView.of(mask),
+    )
+    if not supports_decode(call):
+        formats = f"{call.keys.format.spec}, {call.values.format.spec}"
+        raise NotLowered(f"no Triton kernel takes {formats} and a {call.query.dtype} query")
+    k_window, v_window = call.keys.window, call.values.window
+    sizes = (*call.query.shape[1:], *k_window.shape[1:], *v_window.shape[1:])
     if not all(isinstance(size, int) for size in sizes):
         raise NotLowered(f"heads, query tokens or head_dim are symbolic: {sizes}")
 
-    sequences = templates.size_hint(_expr(views["query"].shape[0] * views["k_window"].shape[1]))
-    query_rows = views["query"].shape[1] // views["k_window"].shape[1] * views["query"].shape[2]
-    own = attention.choose_config(sequences, query_rows, views["query"].shape[3], views["v_window"].shape[3])
-    launch = attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, config=own, open_from=open_from)
+    sequences = templates.size_hint(_expr(call.query.shape[0] * k_window.shape[1]))
+    query_rows = call.query.shape[1] // k_window.shape[1] * call.query.shape[2]
+    own = attention.choose_config(sequences, query_rows, call.query.shape[3], v_window.shape[3])
+    launch = attention.plan_partials(call, config=own)
+    # by the names that the kernels have for them
+    nodes = {"query": query}
+    for prefix, cache in (("k_", keys), ("v_", values)):
+        nodes |= {prefix + name: node for name, node in cache.present().items()}
+    if mask is not None:
+        nodes["mask"] = mask
     if launch.constants.get("OPEN"):
-        nodes["open_from"] = templates.realized(open_from)
+        nodes["open_from"] = templates.realized(given.open_from)
     launches = [launch]
     if launch.reason:
         log.debug("decode_attention takes the portable kernel: %s", launch.reason)
     elif config.max_autotune:
         shared = launch.splits - own.window_splits  # the results of all choices have one shape
-        launches += [
-            attention.plan_partials(*call, causal, softcap, k_fmt, v_fmt, shared, other, open_from)
-            for other in attention.other_configs(own, query_rows)
-        ]
+        launches += [attention.plan_partials(call, shared, other) for other in attention.other_configs(own, query_rows)]
 
-    value_dim = views["v_window"].shape[3]
+    value_dim = v_window.shape[3]
     splits = _expr(launch.splits)
     rows_of_parts = splits * batch * heads * rows
     parts = templates.fixed_layout(device, torch.float32, [rows_of_parts * (value_dim + 2)])
     inputs = list(nodes.values())
     choices: list[Any] = []
     for one in launches:
-        _append_choice(choices, one, inputs, parts, scale, softcap)
+        _append_choice(choices, one, inputs, parts, given.scale, given.softcap)
     if not choices:
         raise NotLowered("no template could be rendered")
-    generators = _generators(nodes, k_fmt, v_fmt) if len(choices) > 1 else None
+    generators = _generators(nodes, call.keys.format) if len(choices) > 1 else None
     node = templates.select("innerq_decode_attention", choices, inputs, parts, generators)
     V.graph.no_fuse_buffer_names.add(node.get_name())  # the template stores its output itself
     most = templates.upper_bound(splits)
-    return combine(node, sink_logits, most, (batch, heads, rows, sympy.Integer(value_dim)), query.get_dtype())
+    shape = (batch, heads, rows, sympy.Integer(value_dim))
+    return combine(node, given.sink_logits, most, shape, given.query.get_dtype())
 
 
 def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: float, softcap: float) -> None:
@@ -152,7 +158,7 @@ def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: 
     )
 
 
-def _generators(nodes: dict[str, ir.IRNode], k_fmt: CacheFormat, v_fmt: CacheFormat) -> dict[int, Any]:
+def _generators(nodes: dict[str, ir.IRNode], k_fmt: CacheFormat) -> dict[int, Any]:
     """How Inductor makes inputs to time choices on: random codes, small scales, caches that are full."""
     blocks = templates.size_hint(nodes["k_codes"].get_size()[2])
 

@@ -4,16 +4,16 @@ Nothing here is fast. Arithmetic is float32 (float64 where the inputs are float6
 device, under fake tensors excepted where it reads the state (eager only).
 """
 
-from .attention import (
-    decode_attention,
-)
+from .attention import decode_attention
 from .caches import (
+    MISSED,
     append_,
     dequantize,
     empty_cache,
     prefill,
     quantized_blocks,
     real_tokens,
+    rewind_,
     truncate_,
 )
 from .groups import (
@@ -23,6 +23,7 @@ from .groups import (
     quantize_groups,
     scale_numbers,
 )
+from .linear import row_linear
 from .statistics import (
     LEAST_QUERY,
     MAX_DIVIDED_KEY,
@@ -47,6 +48,7 @@ __all__ = [
     "MAX_QUERY",
     "MIN_KEY_NORM",
     "MIN_STATISTICS_TOKENS",
+    "MISSED",
     "MOST_QUERIES",
     "append_",
     "decode_attention",
@@ -65,6 +67,8 @@ __all__ = [
     "query_moments",
     "query_profile",
     "real_tokens",
+    "rewind_",
+    "row_linear",
     "scale_numbers",
     "set_query_profile_",
     "truncate_",

@@ -5,33 +5,33 @@ from __future__ import annotations
 import torch
 
 from .. import layout
+from ..attention_call import AttentionCall
 from .caches import real_tokens
 
 
-def decode_attention(
-    query, key_cache, value_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, dtype=torch.float32
-):
-    """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache; ``[B, Hq, N, Dv]`` in ``dtype``.
+def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Attention to all tokens of a cache, ``[B, Hq, N, Dv]``.
 
-    The query carries the key normalization already. ``mask`` broadcasts to ``[B, Hq, N, S]`` with S counted from the
-    first padding position; ``causal`` lets query i see all but the last ``N - 1 - i`` tokens. Rows that see nothing
-    give zero.
+    It is computed in ``dtype``, which the result has; by default in float32, and the result has the query's dtype. Rows
+    that see nothing give zero.
     """
+    if dtype is None:
+        return decode_attention(call, torch.float32).to(call.query.dtype)
+    query, mask, scale = call.query, call.mask, call.scale
     batch, q_heads, rows, head_dim = query.shape
-    state = key_cache[3]
+    state = call.keys.state
     heads = state.shape[1]
     length = state[:, 0, layout.LENGTH]
     tokens = int(length.max())
-    keys = real_tokens(*key_cache, tokens, k_fmt, dtype)
-    values = real_tokens(*value_cache, tokens, v_fmt, dtype)
+    keys, values = real_tokens(call.keys, tokens, dtype), real_tokens(call.values, tokens, dtype)
     q = query.to(dtype).reshape(batch, heads, q_heads // heads, rows, head_dim)
     scores = torch.einsum("bhgnd,bhsd->bhgns", q, keys) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    if call.softcap:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
     scores = scores.reshape(batch, q_heads, rows, tokens)
     position = torch.arange(tokens, device=query.device)
     visible = (position < length[:, None])[:, None, None, :]
-    if causal:
+    if call.causal:
         last = length[:, None] - rows + torch.arange(rows, device=query.device)  # [B, N]
         visible = visible & (position <= last[..., None])[:, None]
     if mask is not None:
@@ -45,8 +45,8 @@ def decode_attention(
             scores = scores + moved.to(dtype)
             visible = visible & (moved != float("-inf"))
     scores = scores.masked_fill(~visible, float("-inf"))
-    if sink_logits is not None:
-        extra = sink_logits.to(dtype)[None, :, None, None].expand(batch, q_heads, rows, 1)
+    if call.sink_logits is not None:
+        extra = call.sink_logits.to(dtype)[None, :, None, None].expand(batch, q_heads, rows, 1)
         weights = torch.cat((scores, extra), -1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
 
 from .. import layout
+from ..cache import Cache, CacheTensors
 from ..formats import CacheFormat, blocks_for
+from ..internals.tensors import assert_async
 from .groups import decode_blocks, encode_blocks
 from .numbers import to_finite
 from .statistics import held_query_profile, normalize_keys, set_query_profile_
 
+#: Of a write to a static cache that would leave a gap.
+MISSED = "a static cache was written behind the tokens that it holds"
 
-def empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device):
-    """``(codes, scales, window, state)`` of a cache that holds no token yet."""
-    cache = tuple(
-        torch.zeros(shape, dtype=own or dtype, device=device)
-        for shape, own in layout.shapes(fmt, batch, heads, head_dim, capacity).values()
-    )
-    set_query_profile_(cache[2], fmt)
+
+def empty_cache(
+    fmt: CacheFormat,
+    batch: int,
+    heads: int,
+    head_dim: int,
+    capacity: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Cache:
+    """A cache side without mean and norm that holds no token yet, with room for ``capacity`` blocks."""
+    shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
+    tensors = {name: torch.zeros(s, dtype=own or dtype, device=device) for name, (s, own) in shapes.items()}
+    cache = CacheTensors.of(fmt, tensors)
+    set_query_profile_(cache.window, fmt)
     return cache
 
 
@@ -26,26 +41,41 @@ def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     return torch.div(state[..., layout.PEAK] - fmt.sink - fmt.recent, fmt.block, rounding_mode="floor").clamp(min=0)
 
 
-def _profile(window: torch.Tensor, fmt: CacheFormat, dims: int = 0) -> torch.Tensor | None:
+def _profile(cache: Cache, dims: int = 0) -> torch.Tensor | None:
     """The query profile of a cache whose mode uses one, with ``dims`` dimensions of blocks behind its heads."""
-    if not fmt.uses_queries:
+    if not cache.format.uses_queries:
         return None
-    profile = held_query_profile(window, fmt)
+    profile = held_query_profile(cache.window, cache.format)
     return profile[:, :, None] if dims else profile
 
 
-def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, query_profile=None):
-    """A cache side made of ``x [B, H, S, D]``, whose sequence b begins at position ``start[b]``.
+def prefill(
+    x: torch.Tensor,
+    start: torch.Tensor,
+    mean: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    capacity: int,
+    fmt: CacheFormat,
+    query_profile: torch.Tensor | None = None,
+) -> Cache:
+    """A cache side made of a prompt.
 
-    ``query_profile``: that of the prompt, in modes that use one; None where it is not known. Returns
-    ``(codes, scales, window, state)`` with room for ``capacity`` blocks.
+    Args:
+        x: keys or values, ``[B, H, S, D]``, float16, bfloat16 or float32.
+        start: ``[B]`` integers, the position at which each sequence begins; what is in front is padding.
+        mean, norm: ``[B, H, D]`` of :func:`key_statistics`, what is taken out of keys; None where nothing is.
+        capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
+        fmt: the format.
+        query_profile: that of the prompt, in modes that use one; None where it is not known.
     """
     batch, heads, tokens, head_dim = x.shape
     x = normalize_keys(x, mean, norm)
     # each sequence moved to begin at 0; what lies behind its end is never looked at
     index = (torch.arange(tokens, device=x.device) + start[:, None]).clamp(max=tokens - 1)
     x = x.gather(2, index[:, None, :, None].expand(batch, heads, tokens, head_dim))
-    codes, scales, window, state = empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
+    cache = empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
+    cache = dataclasses.replace(cache, mean=mean, norm=norm)
+    window, state = cache.window, cache.state
     length = (tokens - start).to(torch.int32)[:, None].expand(batch, heads)
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
@@ -55,8 +85,7 @@ def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, query_profile
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]
         body = body.reshape(batch, heads, blocks, fmt.block, head_dim)
-        encoded = encode_blocks(body, fmt, _profile(window, fmt, 1))
-        codes[:, :, :blocks], scales[:, :, :blocks] = encoded
+        cache.codes[:, :, :blocks], cache.scales[:, :, :blocks] = encode_blocks(body, fmt, _profile(cache, 1))
     window[:, :, : min(fmt.sink, tokens)] = x[:, :, : fmt.sink]
     if tokens > fmt.sink:
         first = fmt.sink + quantized_blocks(state, fmt) * fmt.block  # [B, H], first token of the recent window
@@ -66,11 +95,15 @@ def prefill(x, start, mean, norm, capacity: int, fmt: CacheFormat, query_profile
         held = token < length[..., None]
         gathered = x.gather(2, token.clamp(max=tokens - 1)[..., None].expand(-1, -1, -1, head_dim))
         window[:, :, fmt.sink : fmt.window] = torch.where(held[..., None], gathered, torch.zeros_like(gathered))
-    return codes, scales, window, state
+    return cache
 
 
-def real_tokens(codes, scales, window, state, tokens: int, fmt: CacheFormat, dtype=torch.float32):
-    """What a cache holds at real positions ``0 .. tokens``, ``[B, H, tokens, D]``; positions it lacks are zero."""
+def real_tokens(cache: Cache, tokens: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What a cache holds at real positions ``0 .. tokens``, ``[B, H, tokens, D]`` in ``dtype``.
+
+    Keys are as they are held, without mean and norm. Positions that the cache lacks are zero.
+    """
+    fmt, window, state = cache.format, cache.window, cache.state
     batch, heads, _, head_dim = window.shape
     blocks = quantized_blocks(state, fmt)
     out = torch.zeros((batch, heads, tokens, head_dim), dtype=dtype, device=window.device)
@@ -79,8 +112,8 @@ def real_tokens(codes, scales, window, state, tokens: int, fmt: CacheFormat, dty
         position = torch.arange(fmt.sink, tokens, device=window.device)
         slot = fmt.sink + (position - fmt.sink) % fmt.ring
         recent = window[:, :, slot].to(dtype)
-        count = min(-(-(tokens - fmt.sink) // fmt.block), codes.shape[2])
-        body = decode_blocks(codes[:, :, :count], scales[:, :, :count], fmt, head_dim, dtype)
+        count = min(-(-(tokens - fmt.sink) // fmt.block), cache.codes.shape[2])
+        body = decode_blocks(cache.codes[:, :, :count], cache.scales[:, :, :count], fmt, head_dim, dtype)
         body = body.reshape(batch, heads, count * fmt.block, head_dim)
         body = torch.nn.functional.pad(body, (0, 0, 0, max(0, tokens - fmt.sink - count * fmt.block)))
         quantized = position < (fmt.sink + blocks * fmt.block)[..., None]
@@ -89,26 +122,33 @@ def real_tokens(codes, scales, window, state, tokens: int, fmt: CacheFormat, dty
     return torch.where(held[..., None], out, torch.zeros_like(out))
 
 
-def dequantize(codes, scales, window, state, mean, norm, length: int, fmt: CacheFormat, dtype=None):
-    """The logical tensor ``[B, H, length, D]`` of a cache; padding positions are zero."""
-    dtype = dtype or window.dtype
+def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The first ``length`` tokens of a cache as a dense tensor ``[B, H, length, D]``.
+
+    Padding positions are zero. ``dtype`` is the cache's own unless it is given.
+    """
+    dtype = dtype or cache.window.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    x = real_tokens(codes, scales, window, state, length, fmt, compute)
-    if norm is not None:
-        x = x * norm.to(compute).unsqueeze(-2)
-    if mean is not None:
-        x = x + mean.to(compute).unsqueeze(-2)
-    source = torch.arange(length, device=x.device) - state[:, 0, layout.START, None]  # [B, length]
-    real = (source >= 0) & (source < state[:, 0, layout.LENGTH, None])
+    x = real_tokens(cache, length, compute)
+    if cache.norm is not None:
+        x = x * cache.norm.to(compute).unsqueeze(-2)
+    if cache.mean is not None:
+        x = x + cache.mean.to(compute).unsqueeze(-2)
+    source = torch.arange(length, device=x.device) - cache.state[:, 0, layout.START, None]  # [B, length]
+    real = (source >= 0) & (source < cache.state[:, 0, layout.LENGTH, None])
     x = x.gather(2, source.clamp(min=0)[:, None, :, None].expand_as(x))
     return to_finite(torch.where(real[:, None, :, None], x, torch.zeros_like(x)), dtype)
 
 
-def append_(codes, scales, window, state, new: torch.Tensor, fmt: CacheFormat) -> None:
-    """Write ``new [B, H, N, D]`` (keys normalized already) behind the end of a cache, in place.
+def append_(cache: Cache, new: torch.Tensor) -> None:
+    """Write ``new [B, H, N, D]`` (keys normalized already) behind the end of a cache side, in place.
 
     Tokens enter the recent window; whenever it holds ``recent + block`` of them its oldest block is quantized.
+
+    Raises:
+        IndexError: where the cache has no room for a block.
     """
+    fmt, window, state = cache.format, cache.window, cache.state
     batch, heads, count, head_dim = new.shape
     b, h = torch.arange(batch, device=new.device)[:, None], torch.arange(heads, device=new.device)[None, :]
     for i in range(count):
@@ -122,17 +162,19 @@ def append_(codes, scales, window, state, new: torch.Tensor, fmt: CacheFormat) -
         if bool(due.any()):
             slots = fmt.sink + (before[..., None] * fmt.block + torch.arange(fmt.block, device=new.device)) % fmt.ring
             oldest = window.gather(2, slots[..., None].expand(-1, -1, -1, head_dim))
-            new_codes, new_scales = encode_blocks(oldest, fmt, _profile(window, fmt))
+            new_codes, new_scales = encode_blocks(oldest, fmt, _profile(cache))
             rows, cols = due.nonzero(as_tuple=True)
-            codes[rows, cols, before[due]] = new_codes[due]
-            scales[rows, cols, before[due]] = new_scales[due]
+            cache.codes[rows, cols, before[due]] = new_codes[due]
+            cache.scales[rows, cols, before[due]] = new_scales[due]
 
 
-def truncate_(codes, scales, window, state, length: int, fmt: CacheFormat) -> None:
-    """Forget all tokens from logical position ``length`` on, in place.
+def truncate_(cache: Cache, length: int | torch.Tensor) -> None:
+    """Forget all tokens of a cache side from logical position ``length`` on, in place.
 
-    Where that cuts a quantized block, what is left of it moves back into the recent window.
+    Where that cuts a quantized block, what is left of it moves back into the recent window. ``length`` may be a tensor
+    without dimensions on the cache's device.
     """
+    fmt, codes, scales, window, state = cache.format, *cache.encoded
     head_dim = window.shape[-1]
     old_blocks = quantized_blocks(state, fmt).long()
     # a crop into the padding in front of a sequence leaves less of it
@@ -153,3 +195,24 @@ def truncate_(codes, scales, window, state, length: int, fmt: CacheFormat) -> No
     moves = (blocks < old_blocks)[..., None] & (token < kept[..., None])
     slots = (fmt.sink + (token - fmt.sink) % fmt.ring)[..., None].expand(-1, -1, -1, head_dim)
     window.scatter_(2, slots, torch.where(moves[..., None], cut, window.gather(2, slots)))
+
+
+def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
+    """:func:`truncate_` for cache sides to a length on the device, the one element of ``position``.
+
+    Raises:
+        RuntimeError: (on a GPU a device-side assertion) where a cache is shorter already, and so has missed tokens.
+    """
+    position = position.reshape(())
+    for cache in sides:
+        reached = cache.state[..., layout.START] + cache.state[..., layout.LENGTH]
+        if position.device.type == "cpu":
+            if bool((reached == position).all()):
+                continue
+            if int(position) < 0:
+                raise RuntimeError(f"innerq: a static cache was written at {int(position)}, which is before its start")
+            if bool((reached < position).any()):
+                raise RuntimeError(f"innerq: {MISSED} (position {int(position)}, length {int(reached.min())})")
+        else:
+            assert_async(((reached >= position) & (position >= 0)).all(), f"innerq: {MISSED}")
+        truncate_(cache, position)

@@ -1,13 +1,18 @@
-"""Triton kernels of the quantized cache: prefill, append, decode attention.
+"""Triton kernels of the quantized cache: prefill, append, rewind, decode attention, and linear layers of one row.
 
-Importing this package does not import Triton; ``supports_*`` answer False where it is not installed. The kernels run
-on CUDA tensors, and on CPU tensors under ``TRITON_INTERPRET=1``.
+A set of kernels as ``kernels/backend.py`` says. Importing this package does not import Triton; ``supports_*`` answer
+False where it is not installed. The kernels run on CUDA tensors, and on CPU tensors under ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from ..attention_call import AttentionCall
+from ..backend import Append, Kernel, KernelChoice
+from ..cache import Cache
 from ..formats import CacheFormat
 from . import support
 
@@ -27,7 +32,25 @@ __all__ = [
     "supports_row_linear",
 ]
 
-Cache = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+def supports_key_statistics(keys: torch.Tensor) -> bool:
+    """Whether :func:`key_statistics` takes ``keys [B, H, S, D]``."""
+    return support.runs_on(keys) and keys.dtype in support.DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
+
+
+def key_statistics(
+    keys: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    centre: bool,
+    normalize: bool,
+    norm: str = "channel",
+    divisor: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
+    from . import key_moments
+
+    return key_moments.key_statistics(keys, start, centre, normalize, norm, divisor)
 
 
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
@@ -35,9 +58,19 @@ def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
     return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
-def supports_key_statistics(keys: torch.Tensor) -> bool:
-    """Whether :func:`key_statistics` takes ``keys [B, H, S, D]``."""
-    return support.runs_on(keys) and keys.dtype in support.DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
+def prefill(
+    x: torch.Tensor,
+    start: torch.Tensor,
+    mean: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    capacity: int,
+    fmt: CacheFormat,
+    query_profile: torch.Tensor | None = None,
+) -> Cache:
+    """A cache side made of a prompt, see ``reference.prefill`` and :func:`cache_prefill.prefill`."""
+    from . import cache_prefill
+
+    return cache_prefill.prefill(x, start, mean, norm, capacity, fmt, query_profile)
 
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
@@ -45,32 +78,62 @@ def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
     return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
-def supports_rewind(cache: Cache, fmt: CacheFormat) -> bool:
-    """Whether :func:`rewind_` takes a cache of this format."""
-    return support.runs_on(cache[3]) and support.cache_supported(cache, fmt)
+def append_(sides: Sequence[Append]) -> None:
+    """New tokens for one or two cache sides, in place, see ``reference.append_`` and :func:`cache_append.append_`."""
+    from . import cache_append
+
+    cache_append.append_(sides)
 
 
-def supports_decode(
-    query: torch.Tensor,
-    k_cache: Cache,
-    v_cache: Cache,
-    mask: torch.Tensor | None,
-    scale: float,
-    causal: bool,
-    softcap: float,
-    sink_logits: torch.Tensor | None,
-    k_fmt: CacheFormat,
-    v_fmt: CacheFormat,
-) -> bool:
+def supports_rewind(cache: Cache) -> bool:
+    """Whether :func:`rewind_` takes a cache."""
+    return support.runs_on(cache.state) and support.cache_supported(cache)
+
+
+def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
+    """A pair of caches back to a length on the device, see ``reference.rewind_`` and :func:`cache_rewind.rewind_`."""
+    from . import cache_rewind
+
+    cache_rewind.rewind_(sides, position)
+
+
+def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
     """Whether :func:`decode_attention` takes these arguments."""
-    if not support.runs_on(query) or query.dtype not in support.DTYPES:
+    if not support.runs_on(call.query) or call.query.dtype not in support.DTYPES:
         return False
-    if mask is not None and mask.dtype not in (torch.bool, *support.DTYPES):
+    if call.mask is not None and call.mask.dtype not in (torch.bool, *support.DTYPES):
         return False
-    return support.cache_supported(k_cache, k_fmt) and support.cache_supported(v_cache, v_fmt)
+    return support.cache_supported(call.keys) and support.cache_supported(call.values)
 
 
-def supports_row_linear(x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> bool:
+def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
+    """Attention to a cache, see ``reference.decode_attention`` and :func:`attention.decode_attention`."""
+    from . import attention
+
+    return attention.decode_attention(call)
+
+
+def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
+    """Which kernel :func:`decode_attention` takes, and why not the fast one."""
+    query, mask = call.query, call.mask
+    if not support.runs_on(query):
+        return KernelChoice(Kernel.REFERENCE, "Triton is not installed")
+    for cache in (call.keys, call.values):
+        dtype, head_dim = cache.window.dtype, cache.window.shape[3]
+        if not support.format_supported(cache.format, head_dim, dtype):
+            reason = f"no Triton kernel for {cache.format.role}s of {dtype}, head_dim {head_dim}"
+            return KernelChoice(Kernel.REFERENCE, reason)
+    if query.dtype not in support.DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.DTYPES)):
+        return KernelChoice(Kernel.REFERENCE, "no Triton kernel for the dtype of the query or the mask")
+    from . import attention
+
+    reason = attention.fields_reason(call)
+    return KernelChoice(Kernel.TRITON_PORTABLE if reason else Kernel.TRITON_FIELDS, reason)
+
+
+def supports_row_linear(
+    x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+) -> bool:
     """Whether :func:`row_linear` takes one row ``x`` and these layers."""
     if not support.runs_on(x) or x.dtype not in support.DTYPES:
         return False
@@ -78,61 +141,7 @@ def supports_row_linear(x: torch.Tensor, weights: list[torch.Tensor], biases: li
     return all(tensor.dtype == x.dtype and tensor.is_contiguous() for tensor in layers)
 
 
-def decode_kernel(query, k_window, v_window, mask, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
-    """Which kernel :func:`decode_attention` takes, and why not the fast one, see ``ops.decode_kernel``."""
-    if not support.runs_on(query):
-        return "reference: Triton is not installed"
-    for fmt, window in ((k_fmt, k_window), (v_fmt, v_window)):
-        if not support.format_supported(fmt, window.shape[3], window.dtype):
-            return f"reference: no Triton kernel for {fmt.role}s of {window.dtype}, head_dim {window.shape[3]}"
-    if query.dtype not in support.DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.DTYPES)):
-        return "reference: no Triton kernel for the dtype of the query or the mask"
-    from . import attention
-
-    reason = attention.fields_reason(query, (None, None, k_window), (None, None, v_window), k_fmt, v_fmt)
-    return f"Triton, portable: {reason}" if reason else "Triton, on packed fields"
-
-
-def key_statistics(keys, start, centre, normalize, norm="channel", divisor=None):
-    """Key mean and normalization, see ``reference.key_statistics`` and :func:`key_moments.key_statistics`."""
-    from . import key_moments
-
-    return key_moments.key_statistics(keys, start, centre, normalize, norm, divisor)
-
-
-def prefill(x, start, mean, norm, capacity, fmt, rows=None):
-    """A cache side made of a prompt, see ``reference.prefill`` and :func:`cache_prefill.prefill`."""
-    from . import cache_prefill
-
-    return cache_prefill.prefill(x, start, mean, norm, capacity, fmt, rows)
-
-
-def append_(sides) -> None:
-    """New tokens for one or two cache sides, in place, see ``reference.append_`` and :func:`cache_append.append_`."""
-    from . import cache_append
-
-    cache_append.append_(sides)
-
-
-def rewind_(sides, position) -> None:
-    """A pair of caches back to a length on the device, see ``reference.truncate_`` and :func:`cache_rewind.rewind_`."""
-    from . import cache_rewind
-
-    cache_rewind.rewind_(sides, position)
-
-
-def decode_attention(
-    query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, open_from=None
-) -> torch.Tensor:
-    """Attention to a cache, see ``reference.decode_attention`` and :func:`attention.decode_attention`."""
-    from . import attention
-
-    return attention.decode_attention(
-        query, k_cache, v_cache, mask, scale, causal, softcap, sink_logits, k_fmt, v_fmt, open_from=open_from
-    )
-
-
-def row_linear(x, weights, biases) -> torch.Tensor:
+def row_linear(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """Linear layers of one row, see ``ops.row_linear`` and :func:`linear.row_linear`."""
     from . import linear
 

@@ -14,7 +14,7 @@ import torch
 import triton
 
 from .. import layout
-from ..formats import CacheFormat
+from ..attention_call import AttentionCall
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
 from .combine import combine
@@ -105,27 +105,29 @@ FIELD_BITS = (2, 3, 4, 8)
 FIELD_HEAD_DIMS = (64, 128, 256)
 
 
-def fields_reason(query, k_cache, v_cache, k_fmt: CacheFormat, v_fmt: CacheFormat) -> str:
-    """Why a call cannot go to ``attention_fields``, in words; empty if it can."""
-    if query.dtype != k_cache[2].dtype or query.dtype != v_cache[2].dtype:
+def fields_reason(call: AttentionCall[Any]) -> str:
+    """Why a call cannot go to ``attention_fields``, for people; empty if it can. Looks at the query and the windows."""
+    dtype, keys, values = call.query.dtype, call.keys.format, call.values.format
+    if dtype != call.keys.window.dtype or dtype != call.values.window.dtype:
         return "query and cache differ in dtype"
-    if query.dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in (torch.float16, torch.bfloat16):
         return "float32 has no tensor-core product of its own precision"
-    if (k_fmt.sink, k_fmt.recent) != (v_fmt.sink, v_fmt.recent):
+    if (keys.sink, keys.recent) != (values.sink, values.recent):
         return "keys and values have different windows"
-    for fmt, cache in ((k_fmt, k_cache), (v_fmt, v_cache)):
+    for cache in (call.keys, call.values):
+        fmt, head_dim = cache.format, cache.window.shape[3]
         if not fmt.quantized:
             return f"the {fmt.role} cache is not quantized"
         if fmt.bits not in FIELD_BITS:
             return f"{fmt.bits} bits do not lie within ten bits of a half"
-        if cache[2].shape[3] not in FIELD_HEAD_DIMS:
-            return f"head_dim {cache[2].shape[3]} does not fill tensor-core tiles"
+        if head_dim not in FIELD_HEAD_DIMS:
+            return f"head_dim {head_dim} does not fill tensor-core tiles"
         if fmt.scale_dtype in UNWRITTEN_SCALES:
             return f"{fmt.scale_dtype} scales"
         if fmt.block != 32:
             return f"blocks of {fmt.block} tokens"
-    if v_fmt.group_size != 32:
-        return f"value groups of {v_fmt.group_size}"
+    if values.group_size != 32:
+        return f"value groups of {values.group_size}"
     return ""
 
 
@@ -149,7 +151,7 @@ class Tiling:
 
 
 def choose_tiling(
-    device: torch.device, fields: bool, sequences: int, rows: int, tokens: int, config: FieldsConfig, splits: int | None
+    device: torch.device, fields: bool, sequences: int, rows: int, tokens: Any, config: FieldsConfig, splits: int | None
 ) -> Tiling:
     """The tiling for ``sequences`` (b, h) of ``rows`` query rows each.
 
@@ -161,9 +163,10 @@ def choose_tiling(
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
     per_multiprocessor = config.programs if fields else 4
+    shares: Any = splits
     if splits is None:
-        splits = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
-    return Tiling(fields, tile, row_tiles, splits + windows, windows)
+        shares = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
+    return Tiling(fields, tile, row_tiles, shares + windows, windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,82 +195,76 @@ class PartialLaunch:
 
 
 def plan_partials(
-    query,
-    k_cache,
-    v_cache,
-    mask,
-    causal: bool,
-    softcap: float,
-    k_fmt: CacheFormat,
-    v_fmt: CacheFormat,
-    splits: int | None = None,
-    config: FieldsConfig | None = None,
-    open_from=None,
+    call: AttentionCall[Any], splits: int | None = None, config: FieldsConfig | None = None
 ) -> PartialLaunch:
     """Which partial kernel takes a call, and how it is launched: for the eager call and for Inductor alike.
 
-    ``query``, the caches and ``mask`` are tensors, or what has their ``shape``, ``stride()``, ``dtype`` and ``device``;
-    sizes and strides of the batch and of the capacity may be symbolic; ``config`` is then given.
+    Args:
+        call: of tensors, or of what has their ``shape``, ``stride()``, ``dtype`` and ``device``. Sizes and strides of
+            the batch and of the capacity may be symbolic; ``config`` is then given.
+        splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
+        config: how the fast kernel is launched, instead of the default.
     """
+    query, mask, keys, values = call.query, call.mask, call.keys.format, call.values.format
     batch, q_heads, rows, head_dim = query.shape
-    heads = k_cache[2].shape[1]
+    heads = call.keys.window.shape[1]
     group = q_heads // heads
-    value_dim = v_cache[2].shape[3]
-    reason = fields_reason(query, k_cache, v_cache, k_fmt, v_fmt)
+    value_dim = call.values.window.shape[3]
+    k_capacity, v_capacity = call.keys.codes.shape[2], call.values.codes.shape[2]
+    reason = fields_reason(call)
     config = config or choose_config(batch * heads, group * rows, head_dim, value_dim)
     if reason:
-        held = [c[0].shape[2] * f.block + f.window for c, f in ((k_cache, k_fmt), (v_cache, v_fmt))]
-        tokens = torch.sym_max(*held)
+        tokens = torch.sym_max(k_capacity * keys.block + keys.window, v_capacity * values.block + values.window)
     else:
-        tokens = k_cache[0].shape[2] * 32
+        tokens = k_capacity * 32
     tiling = choose_tiling(query.device, not reason, batch * heads, group * rows, tokens, config, splits)
     sizes = {
         "H": heads,
         "G": group,
         "N": rows,
-        "k_capacity": k_cache[0].shape[2],
-        "v_capacity": v_cache[0].shape[2],
+        "k_capacity": k_capacity,
+        "v_capacity": v_capacity,
         **{f"query_stride_{x}": stride for x, stride in zip("bhnd", query.stride(), strict=True)},
         "mask_tokens": 0 if mask is None else mask.shape[-1],
         **{f"mask_stride_{x}": stride for x, stride in zip("bhns", _mask_strides(mask), strict=True)},
     }
     constants = {
-        "CAUSAL": causal and (bool(reason) or rows > 1),  # in the fast kernel, a single row sees every token
-        "SOFTCAP": softcap != 0.0,
+        "CAUSAL": call.causal and (bool(reason) or rows > 1),  # in the fast kernel, a single row sees every token
+        "SOFTCAP": call.softcap != 0.0,
         "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2,
     }
     if reason:
         # float32 has no tensor-core product of its own precision. 16-bit elements are exact in tf32, and a dequantized
         # key or value rounded to it keeps 11 bits with the range of bfloat16, which float16 operands would not have.
-        single = k_cache[2].dtype == torch.float32 or query.dtype == torch.float32
+        single = call.keys.window.dtype == torch.float32 or query.dtype == torch.float32
         constants |= {
             "PRECISION": "ieee" if single else "tf32",
             "ROWS": tiling.rows,
             "TOKENS": 32,
-            **side_constants(k_fmt, head_dim, "K_"),
-            **side_constants(v_fmt, value_dim, "V_"),
+            **side_constants(keys, head_dim, "K_"),
+            **side_constants(values, value_dim, "V_"),
         }
         kernel, options = decode_partial_portable_kernel, {"num_warps": 4}
     else:
         constants |= {
-            "OPEN": mask is not None and open_from is not None,
+            "OPEN": mask is not None and call.open_from is not None,
             "HEADS": tiling.rows,
             "WINDOW_SPLITS": tiling.window_splits,
             "WINDOW_TOKENS": config.window_tokens,
             "BLOCKS": config.blocks,
             "STAGES": config.stages,
-            "SINK": k_fmt.sink,
-            "RECENT": k_fmt.recent,
-            "K_BITS": k_fmt.bits,
-            "K_GROUP": k_fmt.group_size,
-            "K_ZERO": k_fmt.has_zero,
-            "K_WINDOW": k_fmt.window_rows,
+            "SINK": keys.sink,
+            "RECENT": keys.recent,
+            "K_BITS": keys.bits,
+            "K_GROUP": keys.group_size,
+            "K_ZERO": keys.has_zero,
+            "K_WINDOW": keys.window_rows,
             "K_D": head_dim,
-            "K_SLICES": layout.word_slices(k_fmt, head_dim),
-            "V_BITS": v_fmt.bits,
-            "V_ZERO": v_fmt.has_zero,
+            "K_SLICES": layout.word_slices(keys, head_dim),
+            "V_BITS": values.bits,
+            "V_ZERO": values.has_zero,
             "V_D": value_dim,
-            "V_SLICES": layout.word_slices(v_fmt, value_dim),
+            "V_SLICES": layout.word_slices(values, value_dim),
         }
         kernel, options = decode_partial_fields_kernel, {"num_warps": config.num_warps}
         if config.maxnreg is not None:
@@ -281,26 +278,17 @@ def _mask_strides(mask) -> tuple[Any, Any, Any, Any]:
         return 0, 0, 0, 0
     strides = [0 if isinstance(n, int) and n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True)]
     strides[-1] = mask.stride()[-1]
-    return (*[0] * (4 - len(strides)), *strides)
+    b, h, n, s = [0] * (4 - len(strides)) + strides
+    return b, h, n, s
 
 
 def decode_partials(
-    query: torch.Tensor,
-    k_cache: tuple[torch.Tensor, ...],
-    v_cache: tuple[torch.Tensor, ...],
-    mask: torch.Tensor | None,
-    scale: float,
-    causal: bool,
-    softcap: float,
-    k_fmt: CacheFormat,
-    v_fmt: CacheFormat,
-    splits: int | None = None,
-    config: FieldsConfig | None = None,
-    open_from: torch.Tensor | None = None,
+    call: AttentionCall[torch.Tensor], splits: int | None = None, config: FieldsConfig | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first half of :func:`decode_attention`: what each split has found, as :func:`combine` takes it."""
-    launch = plan_partials(query, k_cache, v_cache, mask, causal, softcap, k_fmt, v_fmt, splits, config, open_from)
-    rows, value_dim = query.shape[0] * query.shape[1] * query.shape[2], v_cache[2].shape[3]
+    query, mask = call.query, call.mask
+    launch = plan_partials(call, splits, config)
+    rows, value_dim = query.shape[0] * query.shape[1] * query.shape[2], call.values.window.shape[3]
     count = launch.splits * rows
     flat = torch.empty(count * (value_dim + 2), dtype=torch.float32, device=query.device)
     part_out = flat[: count * value_dim].view(launch.splits, rows, value_dim)
@@ -310,44 +298,29 @@ def decode_partials(
     elif mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     # only the fast kernel knows of it; without one, anything stands for what is not read
-    opened = {} if launch.reason else {"open_from": query if open_from is None else open_from}
+    opened = {} if launch.reason else {"open_from": query if call.open_from is None else call.open_from}
     with on_device(query):
         launch.kernel[launch.grid](
-            query, *k_cache, *v_cache, mask, **opened, part_out=part_out, part_max=part_max, part_sum=part_sum,
-            scale=scale, softcap=softcap, **launch.sizes, **launch.constants, **launch.options,
+            query, *call.keys.encoded, *call.values.encoded, mask, **opened,
+            part_out=part_out, part_max=part_max, part_sum=part_sum,
+            scale=call.scale, softcap=call.softcap, **launch.sizes, **launch.constants, **launch.options,
         )  # fmt: skip
     return part_out, part_max, part_sum
 
 
 def decode_attention(
-    query: torch.Tensor,
-    k_cache: tuple[torch.Tensor, ...],
-    v_cache: tuple[torch.Tensor, ...],
-    mask: torch.Tensor | None,
-    scale: float,
-    causal: bool,
-    softcap: float,
-    sink_logits: torch.Tensor | None,
-    k_fmt: CacheFormat,
-    v_fmt: CacheFormat,
-    splits: int | None = None,
-    config: FieldsConfig | None = None,
-    open_from: torch.Tensor | None = None,
+    call: AttentionCall[torch.Tensor], splits: int | None = None, config: FieldsConfig | None = None
 ) -> torch.Tensor:
-    """Attention of ``query [B, Hq, N, D]`` to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
+    """Attention to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 
     Semantics are those of ``reference.decode_attention``. Nothing is read back to the host: the grid follows from the
     capacity, and programs without tokens write an empty result.
 
     Args:
-        splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
-        config: how the fast kernel is launched, instead of the default.
-        open_from: ``masks.open_from`` of the mask: the fast kernel leaves unread what hides nothing.
+        call: of tensors on one device; the fast kernel leaves the mask unread from ``call.open_from`` on.
+        splits, config: as of :func:`plan_partials`.
     """
-    out = query.new_empty((*query.shape[:3], v_cache[2].shape[3]))
+    out = call.query.new_empty((*call.query.shape[:3], call.values.window.shape[3]))
     if out.numel():
-        parts = decode_partials(
-            query, k_cache, v_cache, mask, scale, causal, softcap, k_fmt, v_fmt, splits, config, open_from
-        )
-        combine(*parts, sink_logits, out)
+        combine(*decode_partials(call, splits, config), call.sink_logits, out)
     return out

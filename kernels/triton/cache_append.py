@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
 
 from .. import reference
-from ..formats import CacheFormat
+from ..backend import Append
 from .addresses import quantized_blocks, tile_channels, window_slot
 from .casts import round_to
 from .constants import (
@@ -212,23 +214,21 @@ def append_fwd_kernel(
         )  # fmt: skip
 
 
-def append_(
-    sides: tuple[tuple[tuple[torch.Tensor, ...], torch.Tensor, CacheFormat], ...], num_warps: int | None = None
-) -> None:
+def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
     """Write new tokens behind the end of one or two caches, in place, see ``reference.append_``.
 
     One launch for up to a block of tokens; two for more, so that blocks are quantized side by side while the ring is
     still as it was. What is due is decided on the device.
 
     Args:
-        sides: one or two of ``(cache, new [B, H, N, D], format)`` with equal B, H and N.
+        sides: one or two of ``(cache, new [B, H, N, D])`` with equal B, H and N.
         num_warps: warps a program, instead of the default.
     """
-    if not all(tensor.is_contiguous() for cache, _, _ in sides for tensor in cache):
-        for cache, new, fmt in sides:  # only views that nobody makes on the fast path are not dense
-            reference.append_(*cache, new, fmt)
+    if not all(tensor.is_contiguous() for cache, _ in sides for tensor in cache.encoded):
+        for cache, new in sides:  # only views that nobody makes on the fast path are not dense
+            reference.append_(cache, new)
         return
-    (_, first, _), (_, last, _) = sides[0], sides[-1]
+    (_, first), (_, last) = sides[0], sides[-1]
     if first.shape[:3] != last.shape[:3]:
         for side in sides:
             append_((side,), num_warps)
@@ -236,12 +236,13 @@ def append_(
     batch, heads, count, _ = first.shape
     if not first.numel():
         return
-    tensors, constants = [], {}
-    for prefix, (cache, new, fmt) in zip(("K_", "V_"), (sides[0], sides[-1]), strict=True):
-        tensors += [*cache, new, cache[0].shape[2], *new.stride()]
-        constants |= side_constants(fmt, new.shape[3], prefix) | mode_constants(fmt, prefix)
-    blocks = [fmt.block for _, _, fmt in sides]
-    warps = num_warps or max(warps_for(fmt, new.shape[3]) for _, new, fmt in sides)
+    tensors: list[Any] = []
+    constants: dict[str, Any] = {}
+    for prefix, (cache, new) in zip(("K_", "V_"), (sides[0], sides[-1]), strict=True):
+        tensors += [*cache.encoded, new, cache.codes.shape[2], *new.stride()]
+        constants |= side_constants(cache.format, new.shape[3], prefix) | mode_constants(cache.format, prefix)
+    blocks = [cache.format.block for cache, _ in sides]
+    warps = num_warps or max(warps_for(cache.format, new.shape[3]) for cache, new in sides)
     launches = [(True, True, 1)]
     if count > min(blocks):  # then more than one block may fall due
         launches = [(True, False, -(-count // min(blocks))), (False, True, 1)]

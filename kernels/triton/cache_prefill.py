@@ -4,11 +4,14 @@
 # Triton has no starred expressions in tuples.
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
 
 from .. import layout, reference
+from ..cache import Cache, CacheTensors
 from ..formats import CacheFormat, blocks_for
 from .addresses import quantized_blocks, tile_channels
 from .casts import round_to
@@ -169,7 +172,7 @@ def prefill(
     fmt: CacheFormat,
     query_profile: torch.Tensor | None = None,
     num_warps: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Cache:
     """A cache side made of ``x [B, H, S, D]``, see ``reference.prefill``. Spare capacity is left uninitialized.
 
     Args:
@@ -179,14 +182,18 @@ def prefill(
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
         query_profile: ``[B, H, 2, D]`` of ``reference.query_profile``, in modes that use one; None: not known.
         num_warps: warps a block, instead of the default.
+
+    Raises:
+        ValueError: where ``capacity`` is too small.
     """
     batch, heads, tokens, head_dim = x.shape
     blocks = int(blocks_for(fmt, tokens))
     if capacity < blocks:
         raise ValueError(f"capacity {capacity} is less than the {blocks} blocks that {tokens} tokens need")
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
-    cache = tuple(torch.empty(s, dtype=dtype or x.dtype, device=x.device) for s, dtype in shapes.values())
-    reference.set_query_profile_(cache[2], fmt, query_profile, norm)
+    tensors = {name: torch.empty(s, dtype=own or x.dtype, device=x.device) for name, (s, own) in shapes.items()}
+    cache = dataclasses.replace(CacheTensors.of(fmt, tensors), mean=mean, norm=norm)
+    reference.set_query_profile_(cache.window, fmt, query_profile, norm)
     mean = None if mean is None else mean.float().contiguous()
     inverse = None if norm is None else norm.float().reciprocal().contiguous()
     constants, options = launch_options(fmt, head_dim)
@@ -198,7 +205,7 @@ def prefill(
             start.contiguous(),
             mean,
             inverse,
-            *cache,
+            *cache.encoded,
             heads,
             tokens,
             capacity,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from ..formats import CacheFormat
+from ..cache import Cache
 from .addresses import quantized_blocks, quantized_end, tile_channels
 from .casts import round_to
 from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_rows
@@ -126,21 +129,19 @@ def rewind_fwd_kernel(
         )  # fmt: skip
 
 
-def rewind_(
-    sides: tuple[tuple[tuple[torch.Tensor, ...], CacheFormat], ...],
-    position: torch.Tensor,
-) -> None:
+def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
     """Forget all tokens from a position on, in a key and a value cache, in place.
 
     Args:
-        sides: ``(cache, format)`` of keys and of values, with equal B and H; dense tensors.
+        sides: keys and values, with equal B and H; dense tensors.
         position: a tensor with one element, any integer dtype, on the caches' device. A cache that is shorter is a
             device-side assertion.
     """
-    tensors, constants = [], {}
-    for prefix, (cache, fmt) in zip(("K_", "V_"), sides, strict=True):
-        tensors += [*cache, cache[0].shape[2]]
-        constants |= side_constants(fmt, cache[2].shape[3], prefix)
-    batch, heads = sides[0][0][3].shape[:2]
+    tensors: list[Any] = []
+    constants: dict[str, Any] = {}
+    for prefix, cache in zip(("K_", "V_"), sides, strict=True):
+        tensors += [*cache.encoded, cache.codes.shape[2]]
+        constants |= side_constants(cache.format, cache.window.shape[3], prefix)
+    batch, heads = sides[0].state.shape[:2]
     with on_device(position):
         rewind_fwd_kernel[(batch * heads, 2)](*tensors, position, **constants, num_warps=4, **OPTIONS)

@@ -7,6 +7,7 @@ weight with the input, elementwise in float32, and sums up at the end.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -109,8 +110,8 @@ def row_linear_kernel(x, weights, biases, widths, out, K: tl.constexpr, BN: tl.c
 
 def row_linear(
     x: torch.Tensor,
-    weights: list[torch.Tensor],
-    biases: list[torch.Tensor | None],
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """See ``ops.row_linear``. Weights have to be contiguous."""

@@ -9,6 +9,7 @@ import os
 import torch
 
 from .. import layout
+from ..cache import Cache
 from ..formats import CacheFormat
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -52,12 +53,12 @@ def writes(fmt: CacheFormat) -> bool:
     return fmt.scale_dtype not in UNWRITTEN_SCALES
 
 
-def cache_supported(cache: tuple[torch.Tensor, ...], fmt: CacheFormat) -> bool:
+def cache_supported(cache: Cache) -> bool:
     """Whether kernels support a cache side: its format, and its tensors, which have to be contiguous."""
-    codes, scales, window, state = cache
-    if not format_supported(fmt, window.shape[-1], window.dtype) or state.dtype != torch.int32:
+    window = cache.window
+    if not format_supported(cache.format, window.shape[-1], window.dtype) or cache.state.dtype != torch.int32:
         return False
-    return codes.is_contiguous() and scales.is_contiguous() and window.is_contiguous() and state.is_contiguous()
+    return all(tensor.is_contiguous() for tensor in cache.encoded)
 
 
 def next_power_of_2(n: int) -> int:

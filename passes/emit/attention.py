@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ...kernels.attention_call import AttentionCall
 from ..context import AttentionMatch, CacheInput, KeyNormUse, PassContext
 from ..graph.aliases import Writes
 from ..graph.values import example, same_size, sizes_of, tensor_of
@@ -47,12 +48,10 @@ def attend(
         if form.mask is not None and not same_size(sizes_of(form.mask)[-1], 1):
             changed = any(changes.of(source) for source in sources)
             opened = _opened(write, context, match, form.mask, key, end, changed)
-        attention = write.call(
-            torch.ops.innerq.decode_attention.default,
-            *(form.query, *key.tensors.encoded, *value.tensors.encoded, form.mask, opened),
-            *(form.sink_logits, match.scale, match.softcap, False, key.format.spec, value.format.spec),
-            like=form.node,
+        call = AttentionCall(
+            form.query, key.tensors, value.tensors, form.mask, opened, form.sink_logits, match.scale, match.softcap
         )
+        attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
         out = attention
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", attention, example(form.node).dtype, like=form.node)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.fx import Node
 
+from ...kernels.schemas import arguments_of
 from ..context import CacheInput, ProgramCache
 from ..graph.values import sizes_of
 from ..graph.writing import Writer, size_node
@@ -14,8 +13,7 @@ from ..graph.writing import Writer, size_node
 
 def dequantized(write: Writer, cache: CacheInput, length: Node | int, like: Node | None = None) -> Node:
     """The dense tensor ``[B, H, S, D]`` of the first ``length`` tokens of a cache."""
-    tensors = cache.tensors
-    arguments: tuple[Any, ...] = (*tensors.encoded, tensors.mean, tensors.norm, length, cache.format.spec)
+    arguments = arguments_of("dequantize", cache.tensors, length)
     return write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
 
 

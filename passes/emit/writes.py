@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from ...kernels.internals.tensors import assert_async
+from ...kernels.schemas import arguments_of
 from ..context import AttentionMatch, BufferUse, CacheInput, KeyNormUse, PassContext
 from ..graph.values import example, tensor_of
 from ..graph.writing import Writer
@@ -25,9 +26,8 @@ def append(
     new_value: Node,
 ) -> None:
     """An append of new keys and values, ``[B, H, N, D]``, to a cache."""
-    caches = (*key.tensors.encoded, *value.tensors.encoded)
-    formats = (key.format.spec, value.format.spec)
-    op = write.call(torch.ops.innerq.append_.default, *caches, new_key, new_value, *formats)
+    arguments = arguments_of("append_", key.tensors, value.tensors, new_key, new_value)
+    op = write.call(torch.ops.innerq.append_.default, *arguments)
     context.key_norms.append(KeyNormUse(op, "key", new_key, key, match, is_key=True))
 
 
@@ -36,9 +36,8 @@ def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *momen
 
     ``moments`` are the query moments of a prompt, where they were measured.
     """
-    tensors = cache.tensors
-    arguments = (*tensors.encoded, tensors.mean, tensors.norm, new, position, cache.format.spec)
-    write.call(torch.ops.innerq.write_.default, *arguments, *moments)
+    arguments = arguments_of("write_", cache.tensors, new, position, *moments)
+    write.call(torch.ops.innerq.write_.default, *arguments)
 
 
 def position_tensor(write: Writer, context: PassContext, use: BufferUse) -> Node:

@@ -35,13 +35,13 @@ class Rewritten:
     Attributes:
         gm: the rewritten copy of the graph.
         context: the context of the passes.
-        whole: False if a required pass failed. No pass has run then, and a graph with quantized caches among its inputs
+        passes_ran: False if a required pass failed. No pass has run then, and a graph with quantized caches as inputs
             cannot be compiled.
     """
 
     gm: GraphModule
     context: PassContext
-    whole: bool = True
+    passes_ran: bool = True
 
 
 class _Failed(Exception):
@@ -110,7 +110,7 @@ class Pipeline:
                 observe(CAPTURED, gm)
             if not self.required.isdisjoint(left_out):
                 context.left_out = self.names()
-                return Rewritten(gm, context, whole=False)
+                return Rewritten(gm, context, passes_ran=False)
             try:
                 return Rewritten(self._run(gm, context, observe), context)
             except _Failed as failed:

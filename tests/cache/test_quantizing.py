@@ -31,8 +31,8 @@ def test_appending_gives_what_quantizing_in_one_piece_gives(preset, role, chunk)
         tensor = torch.cat([tensor, dense[:, :, first : first + chunk]], dim=2)
     inner, fmt = tensor.inner_tensors(), tensor.format
     mean, norm = inner.get("mean"), inner.get("norm")
-    four = reference.prefill(dense, torch.zeros(2, dtype=torch.int32), mean, norm, inner["codes"].shape[2], fmt)
-    assert_equal(tensor, reference.dequantize(*four, mean, norm, 300, fmt))
+    expected = reference.prefill(dense, torch.zeros(2, dtype=torch.int32), mean, norm, inner["codes"].shape[2], fmt)
+    assert_equal(tensor, reference.dequantize(expected, 300))
 
 
 @pytest.mark.parametrize("prompt", [1, 3, 20, 130], ids=lambda n: f"prompt{n}")

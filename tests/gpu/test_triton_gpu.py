@@ -10,6 +10,7 @@ import torch
 
 from innerq_compile.kernels import reference
 from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.attention_call import AttentionCall
 from innerq_compile.kernels.formats import blocks_for
 from innerq_compile.kernels.modes import MODES, names_of
 from innerq_compile.kernels.triton.attention import FieldsConfig
@@ -184,16 +185,16 @@ def test_caches_are_the_reference(head_dim, dtype, index):
         cache = kernels.prefill(x, start, mean, norm, capacity, fmt)
         # the reference on the CPU: on a GPU torch divides by a constant with its reciprocal
         arguments = (None if t is None else t.cpu() for t in (x, start, mean, norm))
-        assert_same_cache(cache, [t.cuda() for t in reference.prefill(*arguments, capacity, fmt)], fmt, head_dim)
-        assert_repeatable(lambda x=x, m=mean, n=norm, c=capacity, f=fmt: kernels.prefill(x, start, m, n, c, f), fmt)
+        assert_same_cache(cache, reference.prefill(*arguments, capacity, fmt).map(torch.Tensor.cuda))
+        assert_repeatable(lambda x=x, m=mean, n=norm, c=capacity, f=fmt: kernels.prefill(x, start, m, n, c, f))
         sides.append(cache)
         expected.append(clone(cache))
     for count in (1, 31, 1, 70):
         new = [torch.randn(batch, count, heads, head_dim).to(dtype).cuda().transpose(1, 2) for _ in formats]
-        kernels.append_(tuple(zip(sides, new, formats, strict=True)))
-        for cache, other, x, fmt in zip(sides, expected, new, formats, strict=True):
-            reference.append_(*other, x, fmt)
-            assert_same_cache(cache, other, fmt, head_dim)
+        kernels.append_(tuple(zip(sides, new, strict=True)))
+        for cache, other, x in zip(sides, expected, new, strict=True):
+            reference.append_(other, x)
+            assert_same_cache(cache, other)
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
@@ -206,8 +207,8 @@ def test_append_continues_prefill_bit_for_bit(role, prompt):
     once = kernels.prefill(x, start, None, None, capacity, fmt)
     steps = kernels.prefill(x[:, :, :prompt], start, None, None, capacity, fmt)
     for first, last in ((prompt, prompt + 1), (prompt + 1, prompt + 200), (prompt + 200, 3000)):
-        kernels.append_(((steps, x[:, :, first:last], fmt),))
-    assert_same_cache(steps, once, fmt, 128, flips=0.0)
+        kernels.append_(((steps, x[:, :, first:last]),))
+    assert_same_cache(steps, once, flips=0.0)
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
@@ -222,9 +223,12 @@ def test_a_cuda_graph_serves_all_lengths(dtype):
     query = torch.empty(batch, heads * group, 1, head_dim, device="cuda", dtype=dtype)
     new = [torch.empty(batch, heads, 1, head_dim, device="cuda", dtype=dtype) for _ in formats]
 
+    def call(pair):
+        return AttentionCall(query, *pair, None, None, None, head_dim**-0.5, causal=True)
+
     def step(pair):
-        kernels.append_(tuple(zip(pair, new, formats, strict=True)))
-        return kernels.decode_attention(query, *pair, None, head_dim**-0.5, True, 0.0, None, *formats)
+        kernels.append_(tuple(zip(pair, new, strict=True)))
+        return kernels.decode_attention(call(pair))
 
     warm = [clone(cache) for cache in caches]
     torch.cuda.set_sync_debug_mode("error")
@@ -241,14 +245,12 @@ def test_a_cuda_graph_serves_all_lengths(dtype):
         for x in new:
             x.normal_()
         graph.replay()
-        for cache, x, fmt in zip(expected, new, formats, strict=True):
-            reference.append_(*cache, x, fmt)
-        wanted = reference.decode_attention(
-            query, *expected, None, head_dim**-0.5, True, 0.0, None, *formats, dtype=torch.float64
-        )
+        for cache, x in zip(expected, new, strict=True):
+            reference.append_(cache, x)
+        wanted = reference.decode_attention(call(expected), torch.float64)
         torch.testing.assert_close(out.double(), wanted, rtol=0.02, atol=0.004)
-    for cache, other, fmt in zip(caches, expected, formats, strict=True):
-        assert_same_cache(cache, other, fmt, head_dim)
+    for cache, other in zip(caches, expected, strict=True):
+        assert_same_cache(cache, other)
 
 
 def test_addresses_beyond_two_to_the_31():
@@ -260,9 +262,9 @@ def test_addresses_beyond_two_to_the_31():
     caches = [reference.empty_cache(fmt, 1, heads, head_dim, blocks + 1, F16, "cuda") for fmt in (k_fmt, v_fmt)]
     tail = torch.randn(2, 1, heads, tokens, head_dim, dtype=F16, device="cuda")[:, :, -2:]
     for cache, y in zip(caches, tail, strict=True):
-        cache[3][..., 1:3] = tokens
-        cache[0][:, -2:, :blocks] = y.reshape(1, 2, blocks, -1)
+        cache.state[..., 1:3] = tokens
+        cache.codes[:, -2:, :blocks] = y.reshape(1, 2, blocks, -1)
     query = torch.randn(1, heads, 1, head_dim, dtype=F16, device="cuda")
-    out = kernels.decode_attention(query, *caches, None, 1.0, False, 0.0, None, k_fmt, v_fmt)
+    out = kernels.decode_attention(AttentionCall(query, *caches, None, None, None, 1.0))
     wanted = torch.nn.functional.scaled_dot_product_attention(query[:, -2:], *tail, scale=1.0)
     torch.testing.assert_close(out[:, -2:], wanted, rtol=0.02, atol=0.02)

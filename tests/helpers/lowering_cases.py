@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from innerq_compile.kernels import reference
@@ -18,18 +20,17 @@ class Layer:
     def __init__(self, case: Attention, device: str = "cpu", seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.case = case
-        query, k_cache, v_cache, mask, self.scale, self.causal, self.softcap, sinks, *self.formats = case.arguments(
-            device, generator
-        )
+        self.given = given = case.call(device, generator)
+        query = given.query
         batch, heads, rows, head_dim = query.shape
         angles = torch.rand((batch, 1, rows, head_dim), generator=generator).to(case.dtype).to(device)
         norm = (torch.rand((batch, heads, 1, head_dim), generator=generator) + 0.5).to(case.dtype).to(device)
-        self.inputs = [query, angles.cos(), angles.sin(), norm, *k_cache, *v_cache]
-        self.optional = {"mask": mask, "sink_logits": sinks}
-        self.opened = case.mask.startswith("open")
-        self.inputs += [tensor for tensor in self.optional.values() if tensor is not None]
-        self.names = [name for name, tensor in self.optional.items() if tensor is not None]
-        self.specs = [fmt.spec for fmt in self.formats]
+        self.inputs = [query, angles.cos(), angles.sin(), norm, *given.keys.encoded, *given.values.encoded]
+        optional = {"mask": given.mask, "sink_logits": given.sink_logits}
+        self.inputs += [tensor for tensor in optional.values() if tensor is not None]
+        self.names = [name for name, tensor in optional.items() if tensor is not None]
+        self.opened = given.open_from is not None
+        self.constants = (given.scale, given.softcap, given.causal, given.keys.format.spec, given.values.format.spec)
 
     @staticmethod
     def query_of(query, cos, sin, norm):
@@ -43,18 +44,14 @@ class Layer:
         if self.opened:
             opened = torch.ops.innerq.open_from(mask, caches[3], query.shape[2])
         out = torch.ops.innerq.decode_attention(
-            self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits"),
-            self.scale, self.softcap, self.causal, *self.specs,
-        )  # fmt: skip
+            self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits"), *self.constants
+        )
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1).to(torch.float32)
 
     def expected(self) -> torch.Tensor:
         """In float64, from the query as it is rounded to the model's dtype."""
-        query = self.query_of(*self.inputs[:4])
-        out = reference.decode_attention(
-            query, self.inputs[4:8], self.inputs[8:12], self.optional["mask"], self.scale, self.causal, self.softcap,
-            self.optional["sink_logits"], *self.formats, dtype=torch.float64,
-        )  # fmt: skip
+        call = dataclasses.replace(self.given, query=self.query_of(*self.inputs[:4]))
+        out = reference.decode_attention(call, torch.float64)
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
     def check(self, actual: torch.Tensor) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.formats import blocks_for
@@ -43,10 +42,8 @@ CALLS = [(1, "none", False, False), (3, "open", True, False), (1, "added", True,
 def attend(pair, head_dim: int, dtype: torch.dtype, device: str) -> None:
     for rows, mask, padded, sinks in CALLS:
         case = Attention(*pair, dtype, 2, 2, 4, rows, 333, head_dim, mask=mask, padded=padded, sinks=sinks)
-        arguments = case.arguments("cpu", torch.Generator().manual_seed(0))
-        opened = case.open_from(arguments)
-        arguments, opened = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (arguments, opened))
-        attention.decode_attention(*arguments, open_from=opened)
+        call = case.call("cpu", torch.Generator().manual_seed(0))
+        attention.decode_attention(call.map(lambda tensor: tensor.to(device)))
 
 
 def write(pair, head_dim: int, dtype: torch.dtype, device: str) -> None:
@@ -60,11 +57,11 @@ def write(pair, head_dim: int, dtype: torch.dtype, device: str) -> None:
         mean = norm = None
         x = normal(333)
         if fmt.is_key:
-            mean, norm = kernels.key_statistics(x, start, True, True, fmt.norm)
+            mean, norm = kernels.key_statistics(x, start, centre=True, normalize=True, norm=fmt.norm)
         caches.append(kernels.prefill(x, start, mean, norm, blocks_for(fmt, 333) + 6, fmt))
     for count in (1, 31, 1, 70):
-        kernels.append_(tuple((cache, normal(count), fmt) for cache, fmt in zip(caches, pair, strict=True)))
-    kernels.rewind_(tuple(zip(caches, pair, strict=True)), torch.tensor([430], device=device))
+        kernels.append_([(cache, normal(count)) for cache in caches])
+    kernels.rewind_(caches, torch.tensor([430], device=device))
 
 
 def main(device: str) -> None:

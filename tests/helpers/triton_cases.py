@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
 from innerq_compile.kernels import layout, masks, reference
 from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.attention_call import AttentionCall
+from innerq_compile.kernels.cache import Cache
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
 
 #: RMS of the error relative to the RMS of the result. float16: operands are cut and the result is rounded to 11 bits,
@@ -21,8 +24,8 @@ def rms_ratio(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error / expected.square().mean().sqrt().clamp(min=1e-30))
 
 
-def clone(cache):
-    return tuple(tensor.clone() for tensor in cache)
+def clone(cache: Cache) -> Cache:
+    return cache.map(torch.clone)
 
 
 def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
@@ -35,9 +38,9 @@ def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     return torch.nn.functional.pad(held, (0, fmt.window_rows - fmt.window), value=True)
 
 
-def poison_(cache, fmt: CacheFormat) -> None:
+def poison_(cache: Cache) -> None:
     """NaN (or all ones) into everything that holds no token, in place: none of it may reach a result."""
-    codes, scales, window, state = cache
+    fmt, codes, scales, window, state = cache.format, *cache.encoded
     blocks = reference.quantized_blocks(state, fmt)[..., None]
     spare = torch.arange(codes.shape[2], device=codes.device) >= blocks
     codes.masked_fill_(spare[..., None], float("nan") if codes.is_floating_point() else -1)
@@ -50,30 +53,31 @@ def make_cache(x: torch.Tensor, fmt: CacheFormat, start: torch.Tensor | None = N
     start = torch.zeros(x.shape[0], dtype=torch.int32) if start is None else start
     cache = reference.prefill(x, start.to(x.device), None, None, blocks_for(fmt, x.shape[2]) + room, fmt)
     if keep is not None:
-        reference.truncate_(*cache, keep, fmt)
-    poison_(cache, fmt)
+        reference.truncate_(cache, keep)
+    poison_(cache)
     return cache
 
 
-def assert_same_cache(actual, expected, fmt: CacheFormat, head_dim: int, flips: float = 2e-3) -> None:
+def assert_same_cache(actual: Cache, expected: Cache, flips: float = 2e-3) -> None:
     """Equal state and windows, equal codes and scales in the quantized region.
 
     The kernel may round a tie the other way (a sum taken in another order, a division by a constant), so a share of
     ``flips`` of the codes may differ by one step.
     """
-    state = expected[3]
-    torch.testing.assert_close(actual[3], state, rtol=0, atol=0)
+    fmt, state, head_dim = expected.format, expected.state, expected.window.shape[-1]
+    torch.testing.assert_close(actual.state, state, rtol=0, atol=0)
     held = held_slots(state, fmt)
-    torch.testing.assert_close(actual[2][held], expected[2][held], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(actual.window[held], expected.window[held], rtol=0, atol=0, equal_nan=True)
     blocks = reference.quantized_blocks(state, fmt)[..., None]
-    used = torch.arange(expected[0].shape[2], device=state.device) < blocks
+    used = torch.arange(expected.codes.shape[2], device=state.device) < blocks
     if not used.any():
         return
     if not fmt.quantized:
-        torch.testing.assert_close(actual[0][used], expected[0][used], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(actual.codes[used], expected.codes[used], rtol=0, atol=0, equal_nan=True)
         return
-    ours, theirs = (layout.unpack(cache[0][used], fmt, head_dim) for cache in (actual, expected))
-    same_scale = (actual[1][used] == expected[1][used]) | (actual[1][used].isnan() & expected[1][used].isnan())
+    ours, theirs = (layout.unpack(cache.codes[used], fmt, head_dim) for cache in (actual, expected))
+    scales, wanted = actual.scales[used], expected.scales[used]
+    same_scale = (scales == wanted) | (scales.isnan() & wanted.isnan())
     assert (~same_scale).float().mean() <= flips, f"{(~same_scale).float().mean():.2%} of the scales differ"
     differs = ours != theirs
     assert differs.float().mean() <= flips, f"{differs.float().mean():.2%} of the codes differ"
@@ -81,11 +85,11 @@ def assert_same_cache(actual, expected, fmt: CacheFormat, head_dim: int, flips: 
         assert (ours - theirs).abs().max() <= 1
 
 
-def assert_repeatable(make, fmt: CacheFormat) -> None:
+def assert_repeatable(make: Callable[[], Cache]) -> None:
     """Two runs write the same bits, in all that holds a token."""
     first, second = make(), make()
     for cache in (first, second):
-        codes, scales, window, state = cache
+        fmt, codes, scales, window, state = cache.format, *cache.encoded
         spare = torch.arange(codes.shape[2], device=codes.device) >= reference.quantized_blocks(state, fmt)[..., None]
         codes.masked_fill_(spare[..., None], 0)
         scales.masked_fill_(spare[..., None], 0)
@@ -133,8 +137,8 @@ class Attention:
         parts += ["sinks"] if self.sinks else []
         return "-".join(parts)
 
-    def arguments(self, device: str, generator: torch.Generator):
-        """Arguments of ``decode_attention``, on ``device``."""
+    def call(self, device: str, generator: torch.Generator) -> AttentionCall[torch.Tensor]:
+        """The call, on ``device``. It knows from where on its mask is open, where that is somewhere."""
 
         def normal(*shape):
             return torch.randn(shape, generator=generator).to(self.dtype)
@@ -169,29 +173,25 @@ class Attention:
         elif self.mask == "nothing":
             mask = torch.zeros((1, 1, self.rows, 1), dtype=torch.bool)
         sinks = torch.randn(q_heads, generator=generator).to(self.dtype).to(device) if self.sinks else None
-        return (
-            query, *caches, None if mask is None else mask.to(device), self.head_dim**-0.5,
-            self.causal, self.softcap, sinks, self.k_fmt, self.v_fmt,
-        )  # fmt: skip
-
-    def open_from(self, arguments):
-        """The argument ``open_from`` of a case whose mask is open somewhere, else None."""
-        query, (*_, state), _, mask, *_ = arguments
-        return masks.open_from(mask, state, query.shape[2]) if self.mask.startswith("open") else None
+        keys, values = caches
+        opened = None
+        if mask is not None:
+            mask = mask.to(device)
+            opened = masks.open_from(mask, keys.state, self.rows) if self.mask.startswith("open") else None
+        return AttentionCall(query, keys, values, mask, opened, sinks, self.head_dim**-0.5, self.softcap, self.causal)
 
     def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:
         """The kernel against the reference in float64; ``repeat`` it to see the same bits again."""
         from innerq_compile.kernels.triton import attention
 
-        arguments = self.arguments(device, generator)
-        assert kernels.supports_decode(*arguments)
-        before = [clone(cache) for cache in arguments[1:3]]
-        options["open_from"] = self.open_from(arguments)
-        actual = attention.decode_attention(*arguments, **options)
+        call = self.call(device, generator)
+        assert kernels.supports_decode(call)
+        before = [clone(cache) for cache in (call.keys, call.values)]
+        actual = attention.decode_attention(call, **options)
         assert actual.dtype == self.dtype
-        expected = reference.decode_attention(*arguments, dtype=torch.float64)
+        expected = reference.decode_attention(call, torch.float64)
         assert actual.shape == expected.shape
-        for cache, copy in zip(arguments[1:3], before, strict=True):
+        for cache, copy in zip((call.keys, call.values), before, strict=True):
             for a, b in zip(cache, copy, strict=True):
                 assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), "attention wrote to its cache"
         if self.mask == "nothing" and not self.sinks:
@@ -202,5 +202,5 @@ class Attention:
         assert ratio < TOLERANCE[self.dtype], f"error {ratio:.2e}"
         if not repeat:
             return
-        again = attention.decode_attention(*arguments, **options)
+        again = attention.decode_attention(call, **options)
         assert torch.equal(actual.view(torch.uint8), again.view(torch.uint8)), "two runs differ"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -76,10 +78,11 @@ def test_what_is_open_is_left_unread(rows, padded):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = Attention(**pair(), mask="open-added", padded=padded, causal=False, rows=rows, tokens=230)
-    arguments = list(case.arguments(device, torch.Generator().manual_seed(4)))
-    state, fmt, opened = arguments[1][3], case.k_fmt, case.open_from(arguments)
-    expected = reference.decode_attention(*arguments, dtype=torch.float64)
-    plain = attention.decode_attention(*arguments)
+    call = case.call(device, torch.Generator().manual_seed(4))
+    state, fmt, opened = call.keys.state, case.k_fmt, call.open_from
+    assert call.mask is not None and opened is not None
+    expected = reference.decode_attention(call, torch.float64)
+    plain = attention.decode_attention(dataclasses.replace(call, open_from=None))
     assert rms_ratio(plain, expected) < 2e-3
     start = state[:, 0, layout.START]
     blocks = reference.quantized_blocks(state, fmt)[:, 0]
@@ -87,7 +90,6 @@ def test_what_is_open_is_left_unread(rows, padded):
     place = torch.arange(230, device=device)
     where = (place >= (start + fmt.sink + first * 32)[:, None]) & (place < (start + fmt.sink + blocks * 32)[:, None])
     assert where.any()
-    arguments[3] = arguments[3].masked_fill(where[:, None, None], torch.nan)
-    out = attention.decode_attention(*arguments, open_from=opened)
-    assert rms_ratio(out, expected) < 2e-3
-    assert attention.decode_attention(*arguments).isnan().any()
+    call = dataclasses.replace(call, mask=call.mask.masked_fill(where[:, None, None], torch.nan))
+    assert rms_ratio(attention.decode_attention(call), expected) < 2e-3
+    assert attention.decode_attention(dataclasses.replace(call, open_from=None)).isnan().any()

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from innerq_compile.kernels import cpu, layout, ops, reference
+from innerq_compile.kernels import cpu, layout, reference
+from innerq_compile.kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from innerq_compile.kernels.cache import CacheTensors
 from innerq_compile.kernels.formats import CacheFormat, blocks_for
+from innerq_compile.kernels.schemas import SCHEMAS
 from tests.helpers import brute_force
 from tests.helpers.strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, mode_of, seeds
 
@@ -117,7 +120,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
 
 
 def test_every_operator_has_samples():
-    assert set(samples("signed", torch.float32)) == set(ops.SCHEMAS)
+    assert set(samples("signed", torch.float32)) == set(SCHEMAS)
 
 
 def check(name, mode, dtypes):
@@ -133,7 +136,7 @@ _OF_QUERIES = ("query_moments", "norm_divisor", "query_profile", "key_statistics
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [(name, mode) for name in ops.SCHEMAS for mode in ("signed", "hybrid", "none")]
+    [(name, mode) for name in SCHEMAS for mode in ("signed", "hybrid", "none")]
     + [(name, "steered") for name in _OF_QUERIES],
 )
 def test_opcheck(name, mode):
@@ -141,13 +144,13 @@ def test_opcheck(name, mode):
 
 
 @pytest.mark.parametrize("kernels", ["device"], indirect=True)
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck_of_the_kernels(name):
     check(name, "signed", (torch.float32,))
 
 
 @with_kernels
-@pytest.mark.parametrize("name", ops.SCHEMAS)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_fake_results_have_the_strides_of_real_ones(name):
     for args in samples("signed", torch.float16)[name]:
         real = getattr(innerq, name)(*args)
@@ -193,22 +196,22 @@ def test_cache_operators_are_the_reference(mode, dtype):
         capacity = blocks_for(fmt, 260)
         cache = innerq.prefill(x, start, mean, norm, capacity, fmt.spec)
         expected = reference.prefill(x, start, mean, norm, capacity, fmt)
-        assert_same_bits(cache[3], expected[3])
+        assert_same_bits(cache[3], expected.state)
         for length in (160, 100):
             assert_same_bits(
                 innerq.dequantize(*cache, mean, norm, length, fmt.spec),
-                reference.dequantize(*expected, mean, norm, length, fmt),
+                reference.dequantize(expected, length),
             )
-        cache = clone(expected)
+        cache = clone(expected.encoded)
         for count in (1, 30, 1, 68):
             new = torch.randn(2, 2, count, 32).to(dtype)
             innerq.append_one_(*cache, new, fmt.spec)
-            reference.append_(*expected, new, fmt)
-            for ours, theirs in zip(cache, expected, strict=True):
+            reference.append_(expected, new)
+            for ours, theirs in zip(cache, expected.encoded, strict=True):
                 assert_same_bits(ours, theirs)
         innerq.truncate_(*cache, 90, fmt.spec)
-        reference.truncate_(*expected, 90, fmt)
-        for ours, theirs in zip(cache, expected, strict=True):
+        reference.truncate_(expected, 90)
+        for ours, theirs in zip(cache, expected.encoded, strict=True):
             assert_same_bits(ours, theirs)
 
 
@@ -218,12 +221,13 @@ def test_append_writes_both_sides(dtype):
     k_fmt, v_fmt = small_formats(dtype)
     keys, values = torch.randn(2, 2, 30, 32).to(dtype), torch.randn(2, 2, 30, 32).to(dtype)
     k_cache, v_cache = make_cache(k_fmt, keys, room=60), make_cache(v_fmt, values, room=60)
-    k_expected, v_expected = clone(k_cache), clone(v_cache)
+    k_expected = CacheTensors.of_encoded(k_fmt, clone(k_cache))
+    v_expected = CacheTensors.of_encoded(v_fmt, clone(v_cache))
     for _ in range(3):
         key, value = torch.randn(2, 2, 20, 32).to(dtype), torch.randn(2, 2, 20, 32).to(dtype)
         innerq.append_(*k_cache, *v_cache, key, value, k_fmt.spec, v_fmt.spec)
-        reference.append_(*k_expected, key, k_fmt)
-        reference.append_(*v_expected, value, v_fmt)
+        reference.append_(k_expected, key)
+        reference.append_(v_expected, value)
     for ours, theirs in zip((*k_cache, *v_cache), (*k_expected, *v_expected), strict=True):
         assert_same_bits(ours, theirs)
 
@@ -256,8 +260,8 @@ def exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causa
     state = k_cache[3]
     start, length = state[:, 0, layout.START].tolist(), state[:, 0, layout.LENGTH].tolist()
     longest = max(length)
-    keys = reference.real_tokens(*k_cache, longest, k_fmt, torch.float64).numpy()
-    values = reference.real_tokens(*v_cache, longest, v_fmt, torch.float64).numpy()
+    keys = reference.real_tokens(CacheTensors.of_encoded(k_fmt, k_cache), longest, torch.float64).numpy()
+    values = reference.real_tokens(CacheTensors.of_encoded(v_fmt, v_cache), longest, torch.float64).numpy()
     heads = keys.shape[1]
     full = None if mask is None else mask.expand(batch, q_heads, rows, mask.shape[-1])
     out = np.empty((batch, q_heads, rows, values.shape[-1]))

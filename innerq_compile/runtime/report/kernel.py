@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 
+from ...kernels.backend import Kernel, KernelChoice
+
 
 class ServedBy(enum.Enum):
     """What computes an attention.
@@ -27,6 +29,13 @@ class ServedBy(enum.Enum):
     CPP = enum.auto()
     REFERENCE = enum.auto()
 
+
+_KERNELS = {
+    Kernel.TRITON_FIELDS: ServedBy.TRITON_FIELDS,
+    Kernel.TRITON_PORTABLE: ServedBy.TRITON_PORTABLE,
+    Kernel.CPP: ServedBy.CPP,
+    Kernel.REFERENCE: ServedBy.REFERENCE,
+}
 
 #: The short text of each, and what the long text adds.
 _SERVED_BY_TEXTS = {
@@ -51,6 +60,11 @@ class AttentionKernel:
 
     served_by: ServedBy = ServedBy.PROGRAM
     reason: str = ""
+
+    @staticmethod
+    def of(choice: KernelChoice) -> AttentionKernel:
+        """The kernel that serves an attention to a quantized cache."""
+        return AttentionKernel(_KERNELS[choice.kernel], choice.reason)
 
     @property
     def short(self) -> str:

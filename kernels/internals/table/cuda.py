@@ -11,7 +11,7 @@ ENTRIES = (
         needs="cuda",
         why="Compares the addresses of hundreds of inputs with those of a recording, at every decode step. In Python "
         "this takes longer than the rest of the step's host work.",
-        without="Nothing is played back: the second decode step fails with an AttributeError.",
+        without="No recording is replayed: the second decode step fails with an AttributeError.",
     ),
     Internal(
         module="torch",

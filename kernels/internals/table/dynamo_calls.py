@@ -11,33 +11,33 @@ ENTRIES = (
         module="torch._dynamo.config",
         names=("recompile_limit", "accumulated_recompile_limit"),
         why="All models of transformers share one code object, and each needs several graphs of it. The limit is "
-        "raised with an argument of torch.compile, and a warning says where it cannot be.",
-        without="Compiling fails with an AttributeError. torch 2.11 has no such argument: the user's limit stands.",
+        "raised by an argument of torch.compile, and a warning is given if that is not enough.",
+        without="Compiling fails with an AttributeError. torch 2.11 has no such argument: the user's limit applies.",
     ),
     Internal(
         module="torch._dynamo",
         names=("reset", "mark_static(index)"),
-        why="The command line compiles one model with several presets; reproducers want the sizes of the first call.",
+        why="The command line compiles one model with several presets; reproducers need the sizes of the first call.",
         without="The commands bench and fidelity, and reproducers, fail with an AttributeError.",
     ),
     Internal(
         module="torch._dynamo.exc",
         names=("ShortenTraceback",),
-        why="An error of this class passes through Dynamo as it is, with no traceback of Dynamo's own frames.",
+        why="Dynamo re-raises an error of this class unwrapped, without its own stack frames.",
         without="The backend cannot be imported.",
     ),
     Internal(
         module="torch._dynamo.utils",
         names=("counters", "get_compilation_metrics"),
-        why="Whether Inductor has skipped CUDA graphs, which graph breaks there were, and why a graph was compiled "
-        "again: explain() tells.",
+        why="explain() reports whether Inductor has skipped CUDA graphs, graph breaks, and why a graph was compiled "
+        "again.",
         without="The backend cannot be imported.",
     ),
     Internal(
         module="torch._dynamo.eval_frame",
         names=("OptimizedModule",),
-        why="What torch.compile(model) returns. It forwards unknown attributes to the model that it wraps, so that "
-        "generate would run the uncompiled one; it is given a generate of its own.",
+        why="The class of torch.compile(model). It forwards unknown attributes to the model that it wraps, so that "
+        "generate would run the uncompiled model; the backend adds its own generate.",
         without=_NO_GENERATE,
     ),
     Internal(
@@ -50,8 +50,8 @@ ENTRIES = (
     Internal(
         module="torch.nn",
         names=("Module._compiled_call_impl", "Module._call_impl"),
-        why="A module calls its compiled form where this is set: for as long as generate() or explain() runs, or to "
-        "take compilation back.",
+        why="The function that a module's call runs. It is set while generate() or explain() runs, and reset to "
+        "undo a compilation.",
         without="explain(), the command fidelity and generate() of a compiled model fail with an AttributeError.",
     ),
 )

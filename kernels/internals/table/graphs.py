@@ -10,21 +10,20 @@ ENTRIES = (
     Internal(
         module="torch._ops",
         names=("OpOverload", "OpOverloadPacket", "HigherOrderOperator"),
-        why="Tells operators from functions of Python among the targets of a graph.",
+        why="Distinguishes operators from Python functions among the targets of nodes.",
         without=_NO_PASSES,
     ),
     Internal(
         module="torch._C._nn",
         names=("linear", "scaled_dot_product_attention"),
-        why="torch.nn.functional.linear and scaled_dot_product_attention are these objects, and some programs call "
-        "them by this name.",
+        why="torch.nn.functional exports these functions, and some programs call them directly.",
         without=_NO_PASSES,
     ),
     Internal(
         module="torch.fx.experimental.symbolic_shapes",
         names=("statically_known_true",),
-        why="Whether two sizes are known to be equal. Comparing them would add a guard, and the graph would then be "
-        "compiled again for others.",
+        why="Whether two sizes are known to be equal. Comparing them would add a guard, so that other sizes would be "
+        "compiled again.",
         without=_NO_PASSES,
     ),
     Internal(
@@ -36,14 +35,14 @@ ENTRIES = (
     Internal(
         module="torch.utils._sympy.printers",
         names=("PythonPrinter",),
-        why="Symbolic sizes as functions of Python, evaluated at every call: sympy's own evaluation takes a tenth of a "
-        "millisecond.",
-        without="Compiled graphs cannot be made.",
+        why="Converts symbolic sizes to Python functions, which are evaluated at every call: sympy's own evaluation "
+        "takes a tenth of a millisecond.",
+        without="Graphs with quantized caches cannot be compiled.",
     ),
     Internal(
         module="torch.fx.node",
         names=("Node._erased",),
-        why="Dead nodes are erased together with what only they used; a node may be reached twice.",
+        why="Dead nodes are erased together with inputs that only they used; a node may be reached twice.",
         without="Rewriting a graph fails with an AttributeError.",
     ),
     Internal(

@@ -15,7 +15,7 @@ ENTRIES = (
     Internal(
         module="torch._inductor.config",
         names=("get_config_copy",),
-        why="Which options of torch.compile are Inductor's; others are refused, with a word on what is allowed.",
+        why="Which options of torch.compile are Inductor's; unknown options are an error.",
         without="Nothing compiles.",
     ),
     Internal(
@@ -28,25 +28,25 @@ ENTRIES = (
         module="torch._inductor.cudagraph_trees",
         names=("reset_cudagraph_trees",),
         needs="cuda",
-        why="torch.compiler.reset() asks a backend to release its CUDA graphs: NCCL cannot leave while they live.",
+        why="torch.compiler.reset() lets a backend release its CUDA graphs: NCCL cannot shut down while they exist.",
         without="torch.compiler.reset() fails with an ImportError.",
     ),
     Internal(
         module="torch._inductor.codecache",
         names=("PyCodeCache.load_by_key_path",),
-        why="Where the code lies that Inductor has made of a graph: a dump copies it.",
+        why="The file with Inductor's output code, which a dump copies.",
         without="Dumping graphs fails with an AttributeError.",
     ),
     Internal(
         module="torch._functorch.config",
         names=("patch", "enable_autograd_cache"),
-        why="With its cache AOTAutograd loads the code of a graph at its first call, which is too late for a dump.",
+        why="With its cache, AOTAutograd loads the code of a graph at the first call, which is too late for a dump.",
         without="Dumping graphs fails with an AttributeError.",
     ),
     Internal(
         module="torch._inductor.cpu_vec_isa",
         names=("pick_vec_isa",),
-        why="The C++ kernels are written for the vectors that Inductor's compiler flags allow.",
+        why="The C++ kernels are generated for the vector width that Inductor's compiler flags allow.",
         without="The C++ kernels do not compile: the operators fail with an ImportError on a CPU.",
     ),
     Internal(

@@ -11,8 +11,8 @@ ENTRIES = (
         module="torch._inductor.runtime.triton_heuristics",
         names=("template(inductor_meta)", "CachingAutotuner", "CachingAutotuner._create_compile_options"),
         needs="triton",
-        why="Inductor's launcher passes warps and stages to Triton, and no limit of registers. The attention kernel "
-        "needs one: with more registers fewer of its programs run at a time.",
+        why="Inductor's launcher passes warps and stages to Triton, but no register limit. The attention kernel needs "
+        "one: with more registers per thread, fewer of its programs run concurrently.",
         without=_UNBOUNDED,
     ),
 )

@@ -16,20 +16,19 @@ ENTRIES = (
         "torch._inductor.lowering",
         "register_lowering(type_promotion_kind)",
         "lowerings",
-        why="Inductor asks for the lowering of an operator by its overload; the table is written back where one of "
-        "ours cannot be registered.",
+        why="Registers the lowerings of operators; the table is restored if one of them cannot be registered.",
     ),
     _needed(
         "torch._inductor.lowering",
         "fallback_handler(add_to_fallback_set)",
-        why="A call that no template takes stays a call of the operator.",
+        why="A call that no template supports remains a call of the operator.",
     ),
     _needed(
         "torch._inductor.lowering",
         "expand",
         "permute",
         "view",
-        why="Views of arguments and results, which Inductor fuses into what reads them.",
+        why="Views of arguments and results, which Inductor fuses into their readers.",
     ),
     _needed(
         "torch._inductor.ir",
@@ -41,14 +40,14 @@ ENTRIES = (
         "Layout",
         "TensorBox",
         "is_contiguous_strides_for_shape",
-        why="A template reads buffers, with the strides that they will have, and says what its result is like.",
+        why="A template reads buffers with fixed strides, and declares the layout of its result.",
     ),
     _needed(
         "torch._inductor.config",
         "cpu_backend",
         "max_autotune",
         "triton.enable_pdl",
-        why="Whether Inductor makes Triton kernels, times choices, and launches kernels before the one in front ends.",
+        why="Whether Inductor generates Triton kernels, times choices, and uses programmatic dependent launch.",
     ),
     _needed(
         "torch._inductor.select_algorithm",
@@ -57,25 +56,24 @@ ENTRIES = (
         "TritonTemplate.kernel_type",
         "SymbolicGridFn",
         "autotune_select_algorithm(input_gen_fns)",
-        why="Templates of Triton code. What follows such a kernel is fused into it, and with max_autotune the "
-        "fastest of several is taken. torch 2.11 returns a node, later ones a node and its choice.",
+        why="Templates of Triton code. Pointwise operations after such a kernel are fused into it, and with "
+        "max_autotune the fastest of several is used. torch 2.11 returns a node, later versions a node and its choice.",
     ),
     _needed(
         "torch._inductor.select_algorithm",
         "AlgorithmSelectorCache.benchmark_example_value",
-        why="Tensors to time choices on: packed codes and lengths are no random numbers.",
+        why="Tensors for timing choices: packed codes and lengths must not be random numbers.",
     ),
     _needed(
         "torch._inductor.select_algorithm",
         "TritonTemplateKernel.jit_lines",
         "TritonTemplateKernel._register_extra_template_env_fns",
-        why="The partial kernel stores three results in one buffer itself, and may have fewer registers than it "
-        "asks for.",
+        why="The partial kernel stores three results in one buffer itself, and its registers are limited.",
     ),
     _needed(
         "triton.runtime.jit",
         "ConstexprFunction",
-        why="Generated code holds a copy of every function that a kernel calls, under the decorator that it has.",
+        why="Generated code has a copy of each function that a kernel calls, with its decorator.",
     ),
     _needed(
         "torch._inductor.virtualized",
@@ -95,13 +93,13 @@ ENTRIES = (
     _needed(
         "torch._inductor.sizevars",
         "shape_env",
-        why="Symbolic sizes as Python's arithmetic takes them, and their bounds.",
+        why="Symbolic sizes as SymInts, and their bounds.",
         on_objects=True,
     ),
     _needed(
         "torch.fx.experimental.symbolic_shapes",
         "ShapeEnv.create_symintnode(hint)",
         "ShapeEnv.bound_sympy",
-        why="Symbolic sizes as Python's arithmetic takes them, and their bounds.",
+        why="Symbolic sizes as SymInts, and their bounds.",
     ),
 )

@@ -9,7 +9,7 @@ ENTRIES = (
         module="triton.compiler",
         names=("ASTSource", "CompiledKernel"),
         needs="triton",
-        why="Compiles a kernel for a GPU that is not there: for tests, and for reading machine code.",
+        why="Compiles a kernel without a GPU: for tests, and for reading machine code.",
         without="Those tests cannot run.",
     ),
     Internal(

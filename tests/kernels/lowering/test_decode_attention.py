@@ -130,7 +130,7 @@ def test_max_autotune_times_other_configurations():
     _, codes, scales, window, state, *_ = seen["inputs"]
     assert codes.dtype == torch.int32 and codes.shape == layer.inputs[4].shape and codes.min() < 0 < codes.max()
     assert scales.min() >= 0 and scales.max() < 0.1 and window is None
-    fmt = layer.formats[0]
+    fmt = layer.given.keys.format
     assert (state[..., layout.LENGTH] == fmt.sink + codes.shape[2] * 32 + fmt.recent).all()
     assert (state[..., layout.START] == 0).all()
 

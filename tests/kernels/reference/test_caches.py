@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -29,9 +30,9 @@ def model_of(fmt: CacheFormat, dtype: torch.dtype) -> brute_force.Sequence:
 
 def assert_holds(cache, models, fmt: CacheFormat) -> None:
     """The cache holds exactly the tokens of ``models[b][h]``, each where it should be."""
-    state = cache[3]
+    state = cache.state
     longest = int(state[..., layout.LENGTH].max())
-    held = reference.real_tokens(*cache, longest, fmt)
+    held = reference.real_tokens(cache, longest)
     blocks = reference.quantized_blocks(state, fmt)
     for b, row in enumerate(models):
         for h, model in enumerate(row):
@@ -86,12 +87,12 @@ def test_cache_holds_what_its_model_holds(history, seed):
     for name, amount in steps:
         if name == "append":
             new = torch.randn(2, 1, amount, 16).to(dtype)
-            reference.append_(*cache, new, fmt)
+            reference.append_(cache, new)
             for b in range(2):
                 for token in new[b, 0].float().numpy():
                     models[b][0].append(token)
         else:
-            reference.truncate_(*cache, amount, fmt)
+            reference.truncate_(cache, amount)
             for b in range(2):
                 models[b][0].truncate(amount - start[b])
         assert_holds(cache, models, fmt)
@@ -119,15 +120,13 @@ def test_append_continues_prefill_bit_for_bit(prompt, padded, seed):
     whole = reference.prefill(x, start, mean, norm, capacity, fmt, query)
     cache = reference.prefill(x[:, :, :first], start, mean, norm, capacity, fmt, query)
     for chunk in x[:, :, first:].split(23, dim=2):
-        reference.append_(*cache, reference.normalize_keys(chunk, mean, norm), fmt)
-    assert torch.equal(cache[3], whole[3])
+        reference.append_(cache, reference.normalize_keys(chunk, mean, norm))
+    assert torch.equal(cache.state, whole.state)
     for b in range(2):
-        blocks = int(reference.quantized_blocks(whole[3], fmt)[b, 0])
-        assert_same_bits(cache[0][b, :, :blocks], whole[0][b, :, :blocks])
-        assert_same_bits(cache[1][b, :, :blocks], whole[1][b, :, :blocks])
-    assert_same_bits(
-        reference.dequantize(*cache, mean, norm, tokens, fmt), reference.dequantize(*whole, mean, norm, tokens, fmt)
-    )
+        blocks = int(reference.quantized_blocks(whole.state, fmt)[b, 0])
+        assert_same_bits(cache.codes[b, :, :blocks], whole.codes[b, :, :blocks])
+        assert_same_bits(cache.scales[b, :, :blocks], whole.scales[b, :, :blocks])
+    assert_same_bits(reference.dequantize(cache, tokens), reference.dequantize(whole, tokens))
 
 
 @given(prompts(), seeds)
@@ -137,12 +136,12 @@ def test_truncate_leaves_the_prefix(prompt, seed):
     x = torch.randn(1, 1, tokens, head_dim).to(dtype)
     start = torch.zeros(1, dtype=torch.int32)
     cache = reference.prefill(x, start, None, None, blocks_for(fmt, tokens), fmt)
-    before = reference.dequantize(*cache, None, None, tokens, fmt)
-    reference.truncate_(*cache, kept, fmt)
+    before = reference.dequantize(cache, tokens)
+    reference.truncate_(cache, kept)
     # a cut block is read once, rounded as the cache's own dtype would be, and is the same afterwards
-    assert_same_bits(reference.dequantize(*cache, None, None, kept, fmt), before[:, :, :kept])
-    reference.truncate_(*cache, kept, fmt)
-    assert_same_bits(reference.dequantize(*cache, None, None, kept, fmt), before[:, :, :kept])
+    assert_same_bits(reference.dequantize(cache, kept), before[:, :, :kept])
+    reference.truncate_(cache, kept)
+    assert_same_bits(reference.dequantize(cache, kept), before[:, :, :kept])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -151,8 +150,8 @@ def test_lossless_cache_is_the_tensor(dtype):
     for role in ("key", "value"):
         fmt = make_format(role, mode="none", sink=8, recent=16, dtype=dtype)
         cache = reference.prefill(x[:, :, :70], torch.zeros(2, dtype=torch.int32), None, None, 4, fmt)
-        reference.append_(*cache, x[:, :, 70:], fmt)
-        assert_same_bits(reference.dequantize(*cache, None, None, 150, fmt), x)
+        reference.append_(cache, x[:, :, 70:])
+        assert_same_bits(reference.dequantize(cache, 150), x)
 
 
 @given(st.integers(1, 90), st.lists(st.integers(0, 89), min_size=3, max_size=3), seeds)
@@ -166,12 +165,12 @@ def test_left_padding_is_forgotten(tokens, start, seed):
         x[b, :, : start[b]] = math.nan
     starts = torch.tensor(start, dtype=torch.int32)
     cache = reference.prefill(x, starts, None, None, blocks_for(fmt, tokens), fmt)
-    dense = reference.dequantize(*cache, None, None, tokens, fmt)
+    dense = reference.dequantize(cache, tokens)
     for b in range(3):
         alone = x[b : b + 1, :, start[b] :]
         zero = torch.zeros(1, dtype=torch.int32)
         single = reference.prefill(alone, zero, None, None, blocks_for(fmt, tokens), fmt)
-        expected = reference.dequantize(*single, None, None, tokens - start[b], fmt)
+        expected = reference.dequantize(single, tokens - start[b])
         assert_same_bits(dense[b : b + 1, :, start[b] :], expected)
         assert bool((dense[b, :, : start[b]] == 0).all())
 
@@ -182,8 +181,9 @@ def test_key_statistics_are_undone():
     start = torch.zeros(1, dtype=torch.int32)
     mean, norm = reference.key_statistics(x, start, centre=True, normalize=True)
     cache = reference.prefill(x, start, mean, norm, 3, fmt)
-    assert not torch.allclose(reference.dequantize(*cache, None, None, 80, fmt), x)
-    torch.testing.assert_close(reference.dequantize(*cache, mean, norm, 80, fmt), x)
+    held = dataclasses.replace(cache, mean=None, norm=None)
+    assert not torch.allclose(reference.dequantize(held, 80), x)
+    torch.testing.assert_close(reference.dequantize(cache, 80), x)
 
 
 def test_cache_without_room_for_blocks():
@@ -191,8 +191,8 @@ def test_cache_without_room_for_blocks():
     fmt = make_format("value", sink=4, recent=8)
     x = torch.randn(1, 1, 20, 16).half()
     cache = reference.prefill(x, torch.zeros(1, dtype=torch.int32), None, None, 0, fmt)
-    reference.truncate_(*cache, 10, fmt)
-    assert_same_bits(reference.dequantize(*cache, None, None, 10, fmt), x[:, :, :10])
+    reference.truncate_(cache, 10)
+    assert_same_bits(reference.dequantize(cache, 10), x[:, :, :10])
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -118,16 +120,14 @@ def test_partial_results_do_not_grow_with_the_context(fields, head_dim, monkeypa
 def test_huge_numbers_keep_their_range():
     """A bfloat16 query and keys beyond the range of float16 give what the reference gives."""
     case = Attention(**pair(4, 4, dtype=BF16))
-    arguments = list(case.arguments(DEVICE, torch.Generator().manual_seed(3)))
+    call = case.call(DEVICE, torch.Generator().manual_seed(3))
     from innerq_compile.kernels import reference, triton
 
-    query, k_cache, v_cache = arguments[:3]
-    arguments[0] = query * 2.0**30
-    k_cache[1].mul_(2.0**-40)
-    k_cache[2].mul_(2.0**-40)
-    v_cache[1].mul_(2.0**60)
-    v_cache[2].mul_(2.0**60)
-    arguments[4] *= 2.0**10
-    actual = triton.decode_attention(*arguments).double()
-    expected = reference.decode_attention(*arguments, dtype=torch.float64)
+    call.keys.scales.mul_(2.0**-40)
+    call.keys.window.mul_(2.0**-40)
+    call.values.scales.mul_(2.0**60)
+    call.values.window.mul_(2.0**60)
+    call = dataclasses.replace(call, query=call.query * 2.0**30, scale=call.scale * 2.0**10)
+    actual = triton.decode_attention(call).double()
+    expected = reference.decode_attention(call, torch.float64)
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

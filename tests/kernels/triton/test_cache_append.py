@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -79,9 +81,9 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
     actual = kernels.prefill(x, start, mean, norm, capacity, fmt, query)
     expected = reference.prefill(x, start, mean, norm, capacity, fmt, query)
     assert [(t.shape, t.dtype) for t in actual] == [(t.shape, t.dtype) for t in expected]
-    assert_same_cache(actual, expected, fmt, head_dim)
+    assert_same_cache(actual, expected)
     if tokens == 23:
-        assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt, query), fmt)
+        assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt, query))
 
 
 @pytest.mark.parametrize(("role", "mode"), [(role, mode) for role in ROLES for mode in names_of(role)])
@@ -102,7 +104,7 @@ def test_extreme_groups(role, mode, dtype):
     start = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     actual = kernels.prefill(x, start, None, None, 1, fmt)
     expected = reference.prefill(x, start, None, None, 1, fmt)
-    assert_same_cache(actual, expected, fmt, 32, flips=0.02)
+    assert_same_cache(actual, expected, flips=0.02)
 
 
 @pytest.mark.sampled(3)
@@ -117,9 +119,9 @@ def test_append_is_the_reference(head_dim, dtype, fmt, count):
         expected = clone(cache)
         new = normal(2, count, heads_for(count), head_dim, dtype=dtype).transpose(1, 2)
         assert kernels.supports_append(fmt, new)
-        kernels.append_(((cache, new, fmt),))
-        reference.append_(*expected, new, fmt)
-        assert_same_cache(cache, expected, fmt, head_dim)
+        kernels.append_(((cache, new),))
+        reference.append_(expected, new)
+        assert_same_cache(cache, expected)
 
 
 @pytest.mark.parametrize(("head_dim", "dtype", "fmt"), FORMATS[::2])
@@ -129,11 +131,11 @@ def test_rewind_is_the_reference(head_dim, dtype, fmt):
     caches = [make_cache(half, fmt, start) for half in (x, x.flip(2))]
     expected = [clone(cache) for cache in caches]
     for target in (150, 149, 61, 8):
-        assert all(kernels.supports_rewind(cache, fmt) for cache in caches)
-        kernels.rewind_(tuple((cache, fmt) for cache in caches), torch.tensor([target], device=DEVICE))
+        assert all(kernels.supports_rewind(cache) for cache in caches)
+        kernels.rewind_(caches, torch.tensor([target], device=DEVICE))
         for cache, other in zip(caches, expected, strict=True):
-            reference.truncate_(*other, target, fmt)
-            assert_same_cache(cache, other, fmt, head_dim)
+            reference.truncate_(other, target)
+            assert_same_cache(cache, other)
 
 
 @pytest.mark.parametrize("count", [1, 3, 70])
@@ -144,12 +146,12 @@ def test_append_writes_both_sides(count):
     )
     sides = []
     for fmt, head_dim in ((k_fmt, 96), (v_fmt, 48)):
-        sides.append((make_cache(normal(2, 2, 84, head_dim), fmt, room=4), normal(2, 2, count, head_dim), fmt))
-    expected = [clone(cache) for cache, _, _ in sides]
+        sides.append((make_cache(normal(2, 2, 84, head_dim), fmt, room=4), normal(2, 2, count, head_dim)))
+    expected = [clone(cache) for cache, _ in sides]
     kernels.append_(tuple(sides))
-    for (cache, new, fmt), other in zip(sides, expected, strict=True):
-        reference.append_(*other, new, fmt)
-        assert_same_cache(cache, other, fmt, new.shape[-1])
+    for (cache, new), other in zip(sides, expected, strict=True):
+        reference.append_(other, new)
+        assert_same_cache(cache, other)
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
@@ -157,10 +159,10 @@ def test_append_token_by_token_is_append_at_once(role):
     fmt = make_format(role, 3, "signed", 32, 4, 8)
     x, new = normal(1, 2, 37, 32), normal(1, 2, 80, 32)
     once, stepwise = make_cache(x, fmt, room=4), make_cache(x, fmt, room=4)
-    kernels.append_(((once, new, fmt),))
+    kernels.append_(((once, new),))
     for i in range(new.shape[2]):
-        kernels.append_(((stepwise, new[:, :, i : i + 1], fmt),))
-    assert_same_cache(stepwise, once, fmt, 32, flips=0.0)
+        kernels.append_(((stepwise, new[:, :, i : i + 1]),))
+    assert_same_cache(stepwise, once, flips=0.0)
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
@@ -171,9 +173,9 @@ def test_append_after_a_crop(role, keep):
     expected = clone(cache)
     for count in (1, 30, 60):
         new = normal(2, 2, count, 64)
-        kernels.append_(((cache, new, fmt),))
-        reference.append_(*expected, new, fmt)
-        assert_same_cache(cache, expected, fmt, 64)
+        kernels.append_(((cache, new),))
+        reference.append_(expected, new)
+        assert_same_cache(cache, expected)
 
 
 def test_a_full_cache_is_not_written_beyond():
@@ -181,9 +183,9 @@ def test_a_full_cache_is_not_written_beyond():
     fmt = make_format("key", 4, "signed", 32, 0, 0)
     store = torch.zeros(1, 1, 4, 32 * 32 * 4 // 32, dtype=torch.int32, device=DEVICE)
     scales = torch.zeros(1, 1, 4, 32, dtype=F16, device=DEVICE)
-    _, _, window, state = reference.empty_cache(fmt, 1, 1, 32, 1, F16, DEVICE)
-    cache = (store[:, :, :1], scales[:, :, :1], window, state)
-    kernels.append_(((cache, normal(1, 1, 100, 32), fmt),))
+    cache = reference.empty_cache(fmt, 1, 1, 32, 1, F16, DEVICE)
+    cache = dataclasses.replace(cache, codes=store[:, :, :1], scales=scales[:, :, :1])
+    kernels.append_(((cache, normal(1, 1, 100, 32)),))
     assert store[:, :, 0].any()
     assert not store[:, :, 1:].any()
     assert not scales[:, :, 1:].any()

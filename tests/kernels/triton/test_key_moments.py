@@ -21,14 +21,14 @@ CASES += [(torch.bfloat16, 33, "interleaved64"), (torch.float32, 33, "channel")]
 
 def check(keys, start, centre, normalize, norm, divisor=None):
     assert kernels.supports_key_statistics(keys)
-    actual = kernels.key_statistics(keys, start, centre, normalize, norm, divisor)
+    actual = kernels.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
     expected = reference.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
     for ours, theirs in zip(actual, expected, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         # the sum is taken in another order; where the keys of a channel nearly cancel, so does what is left of it
         largest = float(keys.float().nan_to_num(0, 0, 0).abs().amax().clamp(max=1e30)) if keys.numel() else 0.0
         torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-6 * largest)
-    again = kernels.key_statistics(keys, start, centre, normalize, norm, divisor)
+    again = kernels.key_statistics(keys, start, centre=centre, normalize=normalize, norm=norm, divisor=divisor)
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 
@@ -58,7 +58,9 @@ def test_what_is_not_asked_for(centre, normalize):
 
 def test_large_keys_have_a_finite_mean():
     keys = torch.full((1, 1, 600, 16), 3e38, device=DEVICE)
-    mean, norm = kernels.key_statistics(keys, torch.zeros(1, dtype=torch.int32, device=DEVICE), True, True, "channel")
+    mean, norm = kernels.key_statistics(
+        keys, torch.zeros(1, dtype=torch.int32, device=DEVICE), centre=True, normalize=True
+    )
     torch.testing.assert_close(mean, keys[:, :, 0])
     assert bool(norm.isfinite().all())
 
@@ -66,7 +68,7 @@ def test_large_keys_have_a_finite_mean():
 def test_channels_of_a_pair_share_their_normalization():
     keys = torch.randn(1, 2, 64, 32, device=DEVICE) * torch.rand(32, device=DEVICE)
     start = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    _, norm = kernels.key_statistics(keys, start, True, True, "interleaved16@8")
+    _, norm = kernels.key_statistics(keys, start, centre=True, normalize=True, norm="interleaved16@8")
     assert torch.equal(norm[..., 8:24:2], norm[..., 9:24:2])
     assert not torch.equal(norm[..., 0:8:2], norm[..., 1:8:2])
     assert CacheFormat.parse("key:3:signed:32:32:96:float16:interleaved16@8").norm == "interleaved16@8"

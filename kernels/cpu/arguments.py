@@ -1,0 +1,52 @@
+"""The blocks of arguments of the compiled functions, as the structs of append.h, prefill.h and masks.h.
+
+Everything in them is eight bytes wide. Packing one and passing its address costs a microsecond; converting thirty
+arguments one by one costs ten.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+
+from ..cache import Cache
+from ..formats import LANES
+from .codegen import CPP_TYPES
+
+_CACHE = "7q"
+APPEND_ONE = struct.Struct("4q" + _CACHE + "5q")
+APPEND_TWO = struct.Struct("4q" + 2 * (_CACHE + "5q"))
+PREFILL = struct.Struct("4q" + _CACHE + "8q")
+DECODE = struct.Struct("2q" + 2 * _CACHE + "18q2d")
+
+
+def cache_fields(cache: Cache) -> tuple[int, ...]:
+    """The ``Cache`` struct of ``cache.h``."""
+    codes, fmt = cache.codes, cache.format
+    return (
+        codes.data_ptr(),
+        cache.scales.data_ptr(),
+        cache.window.data_ptr(),
+        cache.state.data_ptr(),
+        codes.shape[2],
+        fmt.sink,
+        fmt.recent,
+    )
+
+
+def is_plain(cache: Cache) -> bool:
+    """Whether the tensors of a cache side lie in memory as the kernels want them."""
+    window = cache.window
+    return (
+        cache.codes.is_contiguous()
+        and cache.scales.is_contiguous()
+        and window.is_contiguous()
+        and cache.state.is_contiguous()
+        and window.shape[2] == cache.format.window_rows
+    )
+
+
+def takes(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for caches of a head_dim and dtype."""
+    return dtype in CPP_TYPES and head_dim % LANES == 0

@@ -1,0 +1,105 @@
+"""Calls of the kernel of decode attention."""
+
+from __future__ import annotations
+
+import torch
+
+from ..attention_call import AttentionCall
+from ..backend import Kernel, KernelChoice
+from ..formats import LANES
+from .arguments import DECODE, cache_fields, is_plain
+from .codegen import CPP_TYPES
+from .compiled import PairFunctions, pair_functions
+
+_MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
+_NO_STRIDE = (0, 0, 0, 0)
+
+
+def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
+    """Whether :func:`decode_attention` can serve these arguments. Compiles its kernel on the first call."""
+    mask = call.mask
+    return (
+        not _refusal(call)
+        and call.query.shape[3] == call.keys.window.shape[3]
+        and (mask is None or (mask.dim() <= 4 and mask.shape[-1] > 0))
+        and is_plain(call.keys)
+        and is_plain(call.values)
+        and _functions(call) is not None
+    )
+
+
+def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
+    """Which kernel :func:`decode_attention` takes, and why."""
+    reason = _refusal(call)
+    return KernelChoice(Kernel.REFERENCE if reason else Kernel.CPP, reason)
+
+
+def _refusal(call: AttentionCall[torch.Tensor]) -> str:
+    """Why dtypes and head_dims keep a call from the kernel, for people; empty if they do not."""
+    window, v_window, mask = call.keys.window, call.values.window, call.mask
+    if window.dtype not in CPP_TYPES:
+        return f"no C++ kernel for {window.dtype}"
+    if call.query.dtype is not window.dtype or v_window.dtype is not window.dtype:
+        return "query and cache differ in dtype"
+    if window.shape[3] % LANES or v_window.shape[3] % LANES:
+        return f"head_dim is no multiple of {LANES}"
+    if mask is not None and mask.dtype not in _MASK_KINDS:
+        return f"no C++ kernel for a mask of {mask.dtype}"
+    return ""
+
+
+def _functions(call: AttentionCall[torch.Tensor]) -> PairFunctions | None:
+    keys, values = call.keys, call.values
+    dims = keys.window.shape[3], values.window.shape[3]
+    return pair_functions(keys.format, values.format, *dims, keys.window.dtype)
+
+
+def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
+    """Attention to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
+
+    See ``reference.decode_attention``. A row that sees nothing gives zero, also where an additive mask of -inf is why.
+    The mask is read everywhere, whatever ``call.open_from`` says.
+
+    Raises:
+        MemoryError: where there is no memory for partial results.
+    """
+    query, mask, sink_logits = call.query, call.mask, call.sink_logits
+    batch, q_heads, rows, _ = query.shape
+    heads, value_dim = call.keys.window.shape[1], call.values.window.shape[3]
+    functions = _functions(call)
+    assert functions is not None, "supports_decode was not asked"
+    out = query.new_empty((batch, q_heads, rows, value_dim))
+    mask_ptr, mask_kind, mask_length, mask_stride = 0, 0, 0, _NO_STRIDE
+    if mask is not None:
+        mask = mask.expand(batch, q_heads, rows, mask.shape[-1])
+        mask_ptr, mask_kind = mask.data_ptr(), _MASK_KINDS[mask.dtype]
+        mask_length, mask_stride = mask.shape[3], mask.stride()
+    sink_ptr = 0
+    if sink_logits is not None:
+        sink_logits = sink_logits.to(torch.float32).contiguous()
+        sink_ptr = sink_logits.data_ptr()
+    failed = functions.decode(
+        DECODE.pack(
+            query.data_ptr(),
+            out.data_ptr(),
+            *cache_fields(call.keys),
+            *cache_fields(call.values),
+            mask_ptr,
+            sink_ptr,
+            mask_kind,
+            mask_length,
+            *mask_stride,
+            batch,
+            heads,
+            q_heads // heads,
+            rows,
+            *query.stride(),
+            call.causal,
+            torch.get_num_threads(),
+            call.scale,
+            call.softcap or 0.0,
+        )
+    )
+    if failed:
+        raise MemoryError("decode_attention: no memory for partial results")
+    return out

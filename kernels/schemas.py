@@ -1,0 +1,206 @@
+"""The schemas of the operators ``innerq::*``, and how a cache stands among their arguments.
+
+A graph holds tensors, numbers and strings. So an operator takes the inner tensors of a cache one by one, and its format
+as a string. Whoever calls or implements one has the cache as one object, :class:`CacheTensors`:
+
+    append_(k_codes, k_scales, k_window, k_state, v_codes, ..., key, value, 'key:3:...', 'value:3:...')    the operator
+    append_(keys, values, key, value)                                                                      its values
+
+:class:`OperatorSchema` goes from one to the other, by the list of inner tensors in ``kernels/cache.py``. Which of them
+an operator takes is said in :data:`SCHEMAS` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import operator
+import string
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from .cache import ENCODED, INNER_TENSORS, CacheTensors
+from .formats import CacheFormat
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheArguments:
+    """One side of a cache among the arguments of an operator.
+
+    Attributes:
+        prefix: what the names of its arguments begin with; its format is the argument ``<prefix>format``.
+        reads: the inner tensors that the operator reads only, by name.
+        writes: those that it writes to.
+        optional: those of either that a cache may lack.
+    """
+
+    prefix: str = ""
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inner tensors that are arguments, in order."""
+        return tuple(name for name in INNER_TENSORS if name in self.reads or name in self.writes)
+
+    @property
+    def format(self) -> str:
+        """The argument that holds the format, as a schema has it."""
+        return f"str {self.prefix}format"
+
+    def declared(self, aliases: Iterator[str]) -> Iterator[str]:
+        """The tensors as a schema has them; what is written to takes the next letter of ``aliases``."""
+        for name in self.names:
+            written = f"({next(aliases)}!)" if name in self.writes else ""
+            yield f"Tensor{written}{'?' * (name in self.optional)} {self.prefix}{name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatorSchema:
+    """The schema of an operator.
+
+    Attributes:
+        name: of the operator, without its namespace.
+        parameters: declarations as in a schema, with a :class:`CacheArguments` for each side of a cache.
+        returns: what is behind the arrow.
+    """
+
+    name: str
+    parameters: tuple[str | CacheArguments, ...]
+    returns: str
+
+    @functools.cached_property
+    def declared(self) -> tuple[str, ...]:
+        """The declarations of all arguments, in order."""
+        aliases = iter(string.ascii_lowercase)
+        parts = ((part,) if isinstance(part, str) else part.declared(aliases) for part in self.parameters)
+        return tuple(itertools.chain(*parts))
+
+    @property
+    def text(self) -> str:
+        """The schema as torch takes it, such as ``(Tensor x, str format) -> Tensor``."""
+        return f"({', '.join(self.declared)}) -> {self.returns}"
+
+    @functools.cached_property
+    def _formats(self) -> tuple[str, ...]:
+        """The declarations of the arguments that hold the format of a side: they are no values of their own."""
+        return tuple(part.format for part in self.parameters if isinstance(part, CacheArguments))
+
+    def arguments(self, *values: Any) -> tuple[Any, ...]:
+        """The arguments of a call with these ``values``: a :class:`CacheTensors` for each side, without its format.
+
+        Values at the end may be left out where the schema has defaults.
+        """
+        given = iter(values)
+        specs: dict[str, str] = {}
+        arguments: list[Any] = []
+        for part in self.parameters:
+            if isinstance(part, CacheArguments):
+                cache: CacheTensors[Any] = next(given)
+                specs[part.format] = cache.format.spec
+                arguments += [getattr(cache, name) for name in part.names]
+            elif part in self._formats:
+                arguments.append(specs[part])
+            else:
+                arguments += itertools.islice(given, 1)
+        return tuple(arguments)
+
+    def values(self, arguments: Sequence[Any]) -> list[Any]:
+        """The values of a call with these ``arguments``: the inverse of :meth:`arguments`."""
+        return [take(arguments) for first, take in self._takers if first < len(arguments)]
+
+    @functools.cached_property
+    def _takers(self) -> list[tuple[int, Callable[[Sequence[Any]], Any]]]:
+        """For each value, the index of its first argument, and what makes it of all of them."""
+        takers: list[tuple[int, Callable[[Sequence[Any]], Any]]] = []
+        index = 0
+        for part in self.parameters:
+            if isinstance(part, CacheArguments):
+                takers.append((index, _cache_taker(part.names, index, self.declared.index(part.format))))
+                index += len(part.names)
+            else:
+                if part not in self._formats:
+                    takers.append((index, operator.itemgetter(index)))
+                index += 1
+        return takers
+
+
+def _cache_taker(names: tuple[str, ...], first: int, at_format: int) -> Callable[[Sequence[Any]], CacheTensors[Any]]:
+    """What makes a cache of the arguments from ``first`` on. Each layer asks it once an operator, in every step."""
+    end, parse = first + len(names), CacheFormat.parse
+    if names == INNER_TENSORS[: len(names)]:
+        return lambda arguments: CacheTensors(parse(arguments[at_format]), *arguments[first:end])
+
+    def take(arguments: Sequence[Any]) -> CacheTensors[Any]:
+        return CacheTensors.of(parse(arguments[at_format]), dict(zip(names, arguments[first:end], strict=True)))
+
+    return take
+
+
+_STATISTICS = ("mean", "norm")
+_BOTH_WRITTEN = (CacheArguments("k_", writes=ENCODED), CacheArguments("v_", writes=ENCODED))
+_BOTH_READ = (CacheArguments("k_", reads=ENCODED), CacheArguments("v_", reads=ENCODED))
+_BOTH_FORMATS = ("str k_format", "str v_format")
+
+#: All operators by name.
+SCHEMAS = {
+    schema.name: schema
+    for schema in (
+        OperatorSchema("query_moments", ("Tensor query", "Tensor keys", "Tensor start"), "Tensor"),
+        OperatorSchema("norm_divisor", ("Tensor moments", "str norm"), "Tensor"),
+        OperatorSchema("query_profile", ("Tensor moments", "Tensor? norm", "int group_size"), "Tensor"),
+        OperatorSchema(
+            "key_statistics",
+            (
+                *("Tensor keys", "Tensor start", "bool centre", "bool normalize"),
+                *("str norm='channel'", "Tensor? divisor=None"),
+            ),
+            "(Tensor, Tensor)",
+        ),
+        OperatorSchema(
+            "prefill",
+            (
+                *("Tensor x", "Tensor start", "Tensor? mean", "Tensor? norm", "SymInt capacity", "str format"),
+                "Tensor? query_profile=None",
+            ),
+            f"({', '.join('Tensor' for _ in ENCODED)})",
+        ),
+        OperatorSchema("append_", (*_BOTH_WRITTEN, "Tensor key", "Tensor value", *_BOTH_FORMATS), "()"),
+        OperatorSchema("append_one_", (CacheArguments(writes=ENCODED), "Tensor x", "str format"), "()"),
+        OperatorSchema("truncate_", (CacheArguments(writes=ENCODED), "SymInt length", "str format"), "()"),
+        OperatorSchema("rewind_", (*_BOTH_WRITTEN, "Tensor position", *_BOTH_FORMATS), "()"),
+        OperatorSchema(
+            "write_",
+            (
+                CacheArguments(writes=(*ENCODED, *_STATISTICS), optional=_STATISTICS),
+                *("Tensor x", "Tensor position", "str format", "Tensor? moments=None"),
+            ),
+            "()",
+        ),
+        OperatorSchema("open_from", ("Tensor mask", "Tensor state", "SymInt rows"), "Tensor"),
+        OperatorSchema(
+            "decode_attention",
+            (
+                *("Tensor query", *_BOTH_READ, "Tensor? mask", "Tensor? open_from", "Tensor? sink_logits"),
+                *("float scale", "float softcap", "bool causal", *_BOTH_FORMATS),
+            ),
+            "Tensor",
+        ),
+        OperatorSchema("row_linear", ("Tensor x", "Tensor[] weights", "Tensor?[] biases"), "Tensor"),
+        OperatorSchema(
+            "dequantize",
+            (
+                CacheArguments(reads=(*ENCODED, *_STATISTICS), optional=_STATISTICS),
+                *("SymInt length", "str format"),
+            ),
+            "Tensor",
+        ),
+    )
+}
+
+
+def arguments_of(name: str, *values: Any) -> tuple[Any, ...]:
+    """The arguments of a call of the operator ``name`` with these values, see :meth:`OperatorSchema.arguments`."""
+    return SCHEMAS[name].arguments(*values)
