@@ -35,7 +35,7 @@ def choose_splits(device: torch.device, heads, tokens, programs: int, others: in
     """Number of programs that share the blocks of a sequence of at most ``tokens`` tokens.
 
     It is chosen so that all programs run at the same time, ``programs`` per multiprocessor. ``others`` of the programs
-    of each of the ``heads`` have other work (the windows). Sizes may be symbolic; so is the result then, with no guards.
+    of each of the ``heads`` have other work (the windows). With symbolic sizes the result is symbolic, without guards.
     """
     wanted = _multiprocessors(device) * programs // heads - others
     return torch.sym_max(1, torch.sym_min(torch.sym_min(wanted, MAX_SPLITS - others), tokens // MIN_SPLIT_TOKENS))
