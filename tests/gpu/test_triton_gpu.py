@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from innerq_compile.kernels import reference
+from innerq_compile.kernels import dispatch, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.attention_call import AttentionCall
 from innerq_compile.kernels.formats import blocks_for
