@@ -242,7 +242,7 @@ def test_an_input_read_as_another_type_is_not_recorded():
     step, weight, memory = Step(lambda weight, held, new, out: [held.view(torch.int32)]), torch.randn(3), held()
     for _ in range(4):
         step(weight, memory, new())
-    assert step.recorded == 0 and "recording failed: a result is the memory of an input" in str(step.report.cuda_graphs)
+    assert step.recorded == 0 and "recording failed: a result is a view of an input" in str(step.report.cuda_graphs)
 
 
 def test_changes_in_place_are_counted():
