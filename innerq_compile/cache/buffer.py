@@ -36,6 +36,9 @@ class InnerQBuffer(InnerQTensor):
     ``buffer[:, :, a:b] = k``, ``buffer[:, :, a:b].copy_(k)``, ``buffer.index_copy_(2, position, k)``. Tokens have to be
     written in order, without a gap; writing before the end of the tokens held discards those after the written ones.
     Positions that hold no token read as zero.
+
+    Slices along the tokens are views of the buffer. Any other view (``buffer[0]``, ``buffer.transpose(1, 2)``) is a
+    dense copy: what is written to it does not reach the buffer.
     """
 
     _offset: int
@@ -101,14 +104,16 @@ class InnerQBuffer(InnerQTensor):
         write(self, *position, value)
 
     def narrow(self, dim, start, length):
-        """``torch.Tensor.narrow``; along the tokens the result can be written to."""
-        if dim not in (2, -2) or is_traced(self):
-            return dense_buffer(self).narrow(dim, start, length)
-        return self[:, :, start : start + length]
+        """``torch.Tensor.narrow``. Along the tokens the result is a slice of the buffer, and can be written to."""
+        first, size = int(start), self.shape[2]
+        first += size if first < 0 else 0
+        if dim not in (2, -2) or is_traced(self) or not 0 <= first <= first + length <= size:
+            return self.dequantize().narrow(dim, start, length)
+        return InnerQBuffer(self._storage, length, self._offset + first)
 
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
         """``torch.Tensor.repeat_interleave``, dense."""
-        return dense_buffer(self).repeat_interleave(repeats, dim=dim, output_size=output_size)
+        return self.dequantize().repeat_interleave(repeats, dim=dim, output_size=output_size)
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:

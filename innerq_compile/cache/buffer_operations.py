@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from .buffer import OPERATIONS, InnerQBuffer
-from .indexing import consecutive
+from .indexing import consecutive, is_mask
 from .writing import write
 
 aten = torch.ops.aten
@@ -17,7 +17,14 @@ aten = torch.ops.aten
 
 @OPERATIONS.held(aten.index_copy_.default)
 def _index_copy_(tensor, dim, index, source):
-    places = consecutive(index, tensor.shape[2]) if dim in (2, -2) else None
+    batch, heads, tokens, head_dim = tensor.shape
+    if dim not in (2, -2) or is_mask(index) or source.shape != (batch, heads, index.numel(), head_dim):
+        return NotImplemented
+    if index.numel() and int(index.min()) < 0:
+        raise IndexError(
+            f"index {int(index.min())} of index_copy_() is out of bounds: positions are counted from its start"
+        )
+    places = consecutive(index.reshape(-1), tokens)
     if places is None:
         return NotImplemented
     write(tensor, *places, source)
@@ -43,9 +50,10 @@ def _copy_(tensor, source, non_blocking=False):
 
 @OPERATIONS.held(aten.zero_.default)
 def _zero_(tensor):
-    if tensor._offset:
-        return NotImplemented
-    tensor._storage.tensors.state.zero_()
+    if tensor.shape[2] == tensor._storage.length:  # all of it: it holds nothing then
+        tensor._storage.tensors.state.zero_()
+    else:
+        write(tensor, 0, tensor.shape[2], tensor.new_zeros(()))
     return tensor
 
 

@@ -48,14 +48,33 @@ def token_index(index: Any, shape) -> tuple[int, int] | None:
 
 
 def consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
-    """``(first, count)`` of the places that an integer index names, or a mask ``[tokens]`` selects; else None."""
-    if index.dtype in (torch.bool, torch.uint8):
+    """``(first, count)`` of the tokens that an index along them names; None where they do not follow one another.
+
+    Args:
+        index: Positions ``[N]``, which may count from the end, or a mask ``[tokens]`` of bool or uint8.
+        tokens: How many tokens there are.
+
+    Raises:
+        IndexError: For a position that there is not, as torch does.
+    """
+    if index.dim() != 1:
+        return None
+    if is_mask(index):
         if index.shape != (tokens,):
             return None
-        index = index.nonzero()
-    places = index.reshape(-1).tolist()
+        index = index.nonzero().reshape(-1)
+    places = index.tolist()
     if not places:
         return 0, 0
+    for place in (min(places), max(places)):
+        if not -tokens <= place < tokens:
+            raise IndexError(f"index {place} is out of bounds for {tokens} tokens of a quantized buffer")
+    places = [place % tokens for place in places]
     if places != list(range(places[0], places[0] + len(places))):
         return None
     return places[0], len(places)
+
+
+def is_mask(index: torch.Tensor) -> bool:
+    """Whether torch takes an index for a mask: the dtype bool, and by an older convention uint8."""
+    return index.dtype in (torch.bool, torch.uint8)

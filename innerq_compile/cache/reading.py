@@ -44,7 +44,8 @@ def dense_buffer(tensor: InnerQBuffer) -> torch.Tensor:
     if isinstance(storage, TracedCache):
         return storage.dense(tensor.shape)
     end = tensor._offset + tensor.shape[2]
-    return storage.dequantize(end)[:, :, tensor._offset :]
+    # contiguous as the wrapper says that it is: operators take that for granted
+    return storage.dequantize(end)[:, :, tensor._offset :].contiguous()
 
 
 def as_dense(value: Any) -> Any:

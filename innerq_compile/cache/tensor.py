@@ -201,30 +201,48 @@ class InnerQTensor(torch.Tensor):
         return of_length(self, length)
 
     def __setitem__(self, index, value):
-        raise tensor_refusal("tensor[...] = value", self)
+        raise self._refusal("tensor[...] = value", self)
 
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
         """``torch.Tensor.repeat_interleave``; along the batch the result stays quantized."""
         if dim in (0, -4) and not is_traced(self):
             index = torch.arange(self.shape[0], device=self.device)
             return select_batch(self, index.repeat_interleave(repeats, output_size=output_size))
-        return dense(self).repeat_interleave(repeats, dim=dim, output_size=output_size)
+        return self.dequantize().repeat_interleave(repeats, dim=dim, output_size=output_size)
 
     # These reach for memory that a wrapper does not have.
 
     def numpy(self, *, force=False):
         """The dequantized tensor as a numpy array."""
-        return dense(self).numpy(force=force)
+        return self.dequantize().numpy(force=force)
 
     def tolist(self):
         """The dequantized tensor as nested lists."""
-        return dense(self).tolist()
+        return self.dequantize().tolist()
 
     def __array__(self, *args, **kwargs):
-        return dense(self).__array__(*args, **kwargs)
+        return self.dequantize().__array__(*args, **kwargs)
 
     def __dlpack__(self, **kwargs):
-        return dense(self).__dlpack__(**kwargs)
+        return self.dequantize().__dlpack__(**kwargs)
+
+    def apply_(self, callable):
+        raise self._refusal("apply_()", self)
+
+    def map_(self, tensor, callable):
+        raise self._refusal("map_()", self)
+
+    def map2_(self, x, y, callable):
+        raise self._refusal("map2_()", self)
+
+    @property
+    def data(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The same cache, as by ``detach()``."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value):
+        raise self._refusal("tensor.data = value", self)
 
     def share_memory_(self):
         raise UnsupportedOperation(

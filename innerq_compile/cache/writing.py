@@ -25,12 +25,14 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
     if count == 0:
         return
     value = torch.as_tensor(as_dense(value), device=tensor.device).expand(*tensor.shape[:2], count, tensor.shape[3])
-    held = int((storage.tensors.state[..., layout.START] + storage.tensors.state[..., layout.LENGTH]).min())
     first += tensor._offset
-    if first > held:
-        raise UnsupportedOperation(
-            f"a write at token {first} would leave a gap in a quantized cache that holds {held} tokens: write tokens "
-            "in order, or use a dense buffer"
-        )
-    position = torch.tensor([first], device=tensor.device)
-    torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))
+    with storage.lock:
+        state = storage.tensors.state
+        held = int((state[..., layout.START] + state[..., layout.LENGTH]).min())
+        if first > held:
+            raise UnsupportedOperation(
+                f"a write at token {first} would leave a gap in a quantized cache that holds {held} tokens: write "
+                "tokens in order, or use a dense buffer"
+            )
+        position = torch.tensor([first], device=tensor.device)
+        torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))

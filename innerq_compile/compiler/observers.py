@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -44,12 +45,14 @@ class Observer(Protocol):
 BeginObserver = Callable[[GraphModule, InnerQConfig, dict[str, Any]], Observer | None]
 
 _INSTALLED: list[BeginObserver] = []
+_INSTALLING = threading.Lock()
 
 
 def install(begin: BeginObserver) -> None:
     """Register ``begin`` to be called at the start of each compilation. Does nothing if it is registered already."""
-    if begin not in _INSTALLED:
-        _INSTALLED.append(begin)
+    with _INSTALLING:
+        if begin not in _INSTALLED:
+            _INSTALLED.append(begin)
 
 
 class Observers:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pprint
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def write_graph_json(
             {"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in snapshots
         ],
     }
-    (folder / "graph.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _write_whole(folder / "graph.json", json.dumps(content, indent=1))
 
 
 def write_index(target: Path) -> None:
@@ -85,7 +87,14 @@ def write_index(target: Path) -> None:
     graphs = []
     for path in sorted(target.glob("graph_*/graph.json")):
         graphs.append({"folder": path.parent.name, **json.loads(path.read_text(encoding="utf-8"))})
-    (target / "index.html").write_text(dump_page(graphs), encoding="utf-8")
+    _write_whole(target / "index.html", dump_page(graphs))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that other processes may read or write at the same time: they find all of it or none."""
+    own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    own.write_text(text, encoding="utf-8")
+    own.replace(path)
 
 
 def write_reproducer(

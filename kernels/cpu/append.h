@@ -1,4 +1,4 @@
-// append_: new tokens behind the end of a cache, as kernels/reference/caches.py has it.
+// append_: append new tokens to a cache, with the results of kernels/reference/caches.py.
 
 namespace {
 
@@ -17,21 +17,21 @@ struct AppendArgs {
   AppendSide side[2];
 };
 
-// Returns false if a block has no room; nothing of that head is quantized then.
+// Returns false if the cache has no room for a block; nothing more of that head is appended then.
 template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, int64_t b, int64_t h) {
   using T = typename F::T;
   const Cache& cache = s.cache;
   const int64_t i = b * a.heads + h, ring = cache.ring<F>();
-  int32_t* state = cache.state + i * 4;
+  int32_t* state = cache.state + i * STATE_SIZE;
   T* window = cache.rows<F>(i);
   const T* rows = (const T*)s.rows + b * s.stride[0] + h * s.stride[1];
   for (int64_t n = 0; n < a.count; ++n) {
-    const int64_t length = state[1];
+    const int64_t length = state[LENGTH];
     const int64_t slot = length < cache.sink ? length : cache.sink + (length - cache.sink) % ring;
     copy_row(window + slot * F::D, rows + n * s.stride[2], s.stride[3], F::D);
     const int64_t before = cache.blocks<F>(i);
-    state[1] = (int32_t)(length + 1);
-    if (state[2] < state[1]) state[2] = state[1];
+    state[LENGTH] = (int32_t)(length + 1);
+    if (state[PEAK] < state[LENGTH]) state[PEAK] = state[LENGTH];
     if (cache.blocks<F>(i) == before) continue;
     if (before >= cache.capacity) return false;
     char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;
@@ -47,7 +47,7 @@ template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, in
 
 template <class F> int append_side(const AppendArgs& a, const AppendSide& s) {
   const int64_t total = a.batch * a.heads;
-  // one token is a copy of a row, and a block once in a while: not worth waking threads up
+  // a token is the copy of a row, and rarely a block: too little work for more than one thread
   const int threads = total > 1 && a.count * total * F::D > 32768 ? (int)a.threads : 1;
   int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(| : failed)

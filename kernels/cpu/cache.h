@@ -48,7 +48,7 @@ struct Cache {  // one side
   template <class F> int64_t ring() const { return recent + F::BLOCK; }
   // Blocks of sequence-head i that are quantized.
   template <class F> int64_t blocks(int64_t i) const {
-    const int64_t past = state[i * 4 + 2] - sink - recent;
+    const int64_t past = state[i * STATE_SIZE + PEAK] - sink - recent;
     return past < F::BLOCK ? 0 : past / F::BLOCK;
   }
   template <class F> typename F::T* rows(int64_t i) const {
@@ -77,9 +77,8 @@ template <class F> void pack(const int32_t* codes, int32_t* words) {
           for (const auto& [field, run] : F::RUNS)
             word[run.half] |= (((uint32_t)from[F::BASE[lane][field]] >> run.code_bit) & run.mask)
                               << (run.half_bit + 16 * lane);
-        for (int i = 0; i < F::BITS; ++i)
-          words[(((hi * F::BITS + i) * (F::COLS / F::RUN) + col / F::RUN) * F::PAIRS + pair) * F::RUN + col % F::RUN] =
-              (int32_t)word[i];
+        int32_t* to = words + hi * (F::BITS * F::PLANE_WORDS) + col / F::RUN * F::RUN_WORDS + pair * F::RUN + col % F::RUN;
+        for (int i = 0; i < F::BITS; ++i) to[i * F::PLANE_WORDS] = (int32_t)word[i];
       }
 }
 

@@ -106,7 +106,8 @@ def _unpack_lines(
         """Name of the vector of the words ``index`` of one half."""
         if (half, index) not in loaded:
             name = f"w{len(loaded)}"
-            offsets = [half * columns * pairs + i // width * width * pairs + i % width for i in index]
+            plane, run = layout.plane_words(columns), layout.plane_words(width)
+            offsets = [half * plane + i // width * run + i % width for i in index]
             first = min(offsets)
             second = min((at for at in offsets if at >= first + lanes), default=None)
             value = f"load_words(words + {first})"
@@ -160,6 +161,8 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         "LANES": row,
         "GS": fmt.group_size,
         "BITS": fmt.bits,
+        "OFFSET": fmt.code_offset,
+        "GROUPS": layout.groups_per_block(fmt, head_dim),
         "WORDS": layout.words_per_block(fmt, head_dim) if fmt.quantized else 0,
         "PARAMS": layout.scales_per_block(fmt, head_dim),
         "QUERY_ROWS": fmt.window_rows - fmt.window,
@@ -182,17 +185,19 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         hi, pairs, columns = place.shape[:3]
         base = place[0, 0, 0].tolist()
         hi_step, pair_step, step = (_stride(place, axis) for axis in range(3))
+        run = layout.column_run(columns)
         runs = [f"{{{field}, {{{_int_list(r)}}}}}" for field, rs in enumerate(field_runs(fmt.bits)) for r in rs]
         lines = _unpack_lines(base, columns, pairs, step, row, fmt.bits, lanes)
         body += [
-            f"static constexpr int HI = {hi}, PAIRS = {pairs}, COLS = {columns}, RUN = {layout.column_run(columns)};",
+            f"static constexpr int HI = {hi}, PAIRS = {pairs}, COLS = {columns}, RUN = {run};",
+            f"static constexpr int PLANE_WORDS = {layout.plane_words(columns)}, RUN_WORDS = {layout.plane_words(run)};",
             f"static constexpr int HI_STRIDE = {hi_step}, PAIR_STRIDE = {pair_step}, COL_STRIDE = {step};",
             f"static constexpr int BASE[2][16] = {{{', '.join('{' + _int_list(b) + '}' for b in base)}}};",
             f"static constexpr FieldRun RUNS[] = {{{', '.join(runs)}}};",
             "__attribute__((noinline)) static void unpack(const int32_t* block_words, float* block) {",
             "  for (int hi = 0; hi < HI; ++hi)",
             "    for (int pair = 0; pair < PAIRS; ++pair) {",
-            "      const int32_t* words = block_words + hi * (BITS * COLS * PAIRS) + pair * RUN;",
+            "      const int32_t* words = block_words + hi * (BITS * PLANE_WORDS) + pair * RUN;",
             "      float* tile = block + hi * HI_STRIDE + pair * PAIR_STRIDE;",
             *(f"      {line}" for line in lines),
             "    }",
@@ -218,9 +223,12 @@ def _headers(modes: list[QuantizationMode]) -> list[str]:
 
 
 def _constants() -> list[str]:
-    """What the templates have from ``kernels/scale_types.py`` and from what modes share."""
+    """Constants of all sides, from ``layout.py``, ``scale_types.py`` and ``modes/rounding.py``."""
     pair, byte = scale_types.PAIR, scale_types.FLOAT8
     numbers = {
+        "FLOAT32_LARGEST": scale_types.SCALE_TYPES["float32"].largest,
+        "BFLOAT16_LARGEST": scale_types.SCALE_TYPES["bfloat16"].largest,
+        "FLOAT16_LARGEST": scale_types.SCALE_TYPES["float16"].largest,
         "PAIR_LARGEST": pair.largest,
         "PAIR_QUANTUM": 2.0**-pair.mantissa_bits,
         "FLOAT8_LARGEST": byte.largest,
@@ -229,6 +237,10 @@ def _constants() -> list[str]:
         "CLEARLY": rounding.CLEARLY,
     }
     whole = {
+        "STATE_SIZE": len(layout.STATE_FIELDS),
+        "START": layout.START,
+        "LENGTH": layout.LENGTH,
+        "PEAK": layout.PEAK,
         "PAIR_SCALE": scale_types.PAIR_SCALE,
         "PAIR_STEPS": scale_types.PAIR_STEPS,
         "PAIR_SIGN": scale_types.PAIR_SIGN,

@@ -1,8 +1,8 @@
 // Products of a few query rows with the tokens of one side of a cache, quantized or not.
 //
-// Groups run along the contracted rows, so that a group's scale multiplies one partial sum a lane instead of every
-// element (that is what inner grouping is for), and the offset of the codes or the zero point is a rank-one correction,
-// (sum of coefficients of the group) * offset.
+// Groups run along the contracted rows, so that a group's scale multiplies one partial sum per lane instead of every
+// element (this is the purpose of inner grouping), and the offset of codes or the zero point is a rank-one correction,
+// (sum of the group's coefficients) * offset.
 
 namespace {
 
@@ -30,7 +30,7 @@ INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, 
     UNROLL for (int p = 0; p < parts; ++p)
       UNROLL for (int r = 0; r < RT; ++r)
         UNROLL for (int l = 0; l < LV; ++l)
-          acc[p][r][l] = splat(p || F::HAS_ZERO ? 0.f : -(float)(1 << (F::BITS - 1)) * sums[r * sums_stride + g]);
+          acc[p][r][l] = splat(p || F::HAS_ZERO ? 0.f : -(float)F::OFFSET * sums[r * sums_stride + g]);
     const float* x = tile + g * F::GS * F::LANES;
     const float* c = coef + g * F::GS;
     for (int e = 0; e < F::GS; e += parts)
@@ -48,7 +48,7 @@ INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, 
         load_pairs<F>(params + g * F::LANES + l * VL, scale, zero);
       } else {
         scale = load(params + g * F::LANES + l * VL);
-        if constexpr (F::HAS_ZERO) zero = load(params + groups * F::LANES + g * F::LANES + l * VL);
+        if constexpr (F::HAS_ZERO) zero = load(params + F::GROUPS + g * F::LANES + l * VL);
       }
       UNROLL for (int r = 0; r < RT; ++r) {
         float* o = out + r * out_stride + l * VL;
@@ -73,7 +73,7 @@ template <class Fn> INLINE void row_tiles(int64_t rows, Fn f) {
   if (rows - r == 1) f(r, std::integral_constant<int, 1>());
 }
 
-// A function of its own, so that its loops are compiled once for keys and values alike in every caller.
+// Not inlined, so that its loops are compiled once per side, and not in each caller.
 template <class F, int RT>
 __attribute__((noinline)) void contract_rows(const float* tile, const float* coef, int64_t coef_stride,
                                              const float* sums, int64_t sums_stride, const typename F::S* params,
@@ -89,7 +89,7 @@ __attribute__((noinline)) void contract_rows(const float* tile, const float* coe
   }
 }
 
-// scores[r][t] = q[r] . row[t] for tokens in full precision.
+// out[r][t] = q[r] . row[t] for tokens in full precision.
 template <class F, int RT>
 __attribute__((noinline)) void dot_rows(const typename F::T* row, int64_t count, const float* q, float* out) {
   for (int64_t t = 0; t < count; ++t, row += F::D) {

@@ -6,8 +6,8 @@
 //   2. soft cap, masks, running maximum, exponentials in place (the scale is in q);
 //   3. acc [R][Dv] from the values: a block is unpacked to a tile [token][channel] and contracted with the weights.
 // Steps 1 and 3 are the same `contract` (contract.h).
-// Only real tokens are visited; slots and blocks behind the end are never read. Many query tokens take several passes of
-// n tokens each, so that the memory for rows is bounded, whatever N and the context are, and stays in a core's cache.
+// Only real tokens are visited; slots and blocks past the end are never read. Many query tokens take several passes of n
+// tokens each, so that the memory for rows is bounded, whatever N and the context are, and stays in a core's cache.
 
 namespace {
 
@@ -25,7 +25,7 @@ template <class K, class V> struct Worker {
   const DecodeArgs& a;
   const Pass& pass;
   const int64_t R = pass.R;
-  // of this thread
+  // scratch memory of this thread
   float *q, *q_sums, *p_sums, *scores, *part, *tile;
   int32_t* spare;
 
@@ -69,7 +69,7 @@ template <class K, class V> struct Worker {
     const int64_t n = end - begin, b = i / a.heads, h = i % a.heads, total = a.batch * a.heads;
     walk<K>(
         a.key, i, begin, end,
-        [&](int64_t block, int64_t, int64_t t, int64_t) {  // chunks begin and end with blocks of keys
+        [&](int64_t block, int64_t, int64_t t, int64_t) {  // chunks begin and end at block boundaries of keys
           if constexpr (K::QUANTIZED) {
             K::unpack(readable<K>(a.key, total, i, block, spare), tile);
             row_tiles(R, [&](int64_t r, auto count) {
@@ -90,7 +90,7 @@ template <class K, class V> struct Worker {
       const int64_t seen = last - begin < n ? last - begin : n;
       const int64_t mask_row =
           b * a.mask_stride[0] + (h * a.group + pass.head(r)) * a.mask_stride[1] + query * a.mask_stride[2];
-      const float most = mask_scores(a, s, n, seen, mask_row, begin + a.key.state[b * a.heads * 4]);
+      const float most = mask_scores(a, s, n, seen, mask_row, begin + a.key.state[b * a.heads * STATE_SIZE + START]);
       if (most > m[r]) {
         if (m[r] > -INF) {
           const float factor = exp_negative(m[r] - most);
@@ -114,7 +114,7 @@ template <class K, class V> struct Worker {
           if constexpr (V::QUANTIZED) {
             const float* p = scores + t - begin;
             int64_t stride = SCORES;
-            if (count < V::BLOCK) {  // the rest of the block belongs to another chunk
+            if (count < V::BLOCK) {  // the rest of the block is in another chunk
               std::memset(part, 0, R * V::BLOCK * 4);
               for (int64_t r = 0; r < R; ++r)
                 std::memcpy(part + r * V::BLOCK + offset, p + r * SCORES, count * 4);
@@ -141,8 +141,8 @@ template <class K, class V> struct Worker {
   }
 };
 
-// Chunk c of a sequence is [chunk_begin(c), chunk_begin(c + 1)), cut off at its length. The first one takes the sinks
-// in, so that the others, and the blocks of keys in them, begin at multiples of CHUNK behind the sinks.
+// Chunk c of a sequence is [chunk_begin(c), chunk_begin(c + 1)), limited to its length. The first one includes the sinks,
+// so that the others, and the blocks of keys in them, begin at multiples of CHUNK after the sinks.
 INLINE int64_t chunk_begin(int64_t c, int64_t sink) { return c ? sink % CHUNK + c * CHUNK : 0; }
 INLINE int64_t chunk_count(int64_t length, int64_t sink) {
   if (length <= 0) return 0;
@@ -150,8 +150,8 @@ INLINE int64_t chunk_count(int64_t length, int64_t sink) {
   return rest <= CHUNK ? 1 : (rest + CHUNK - 1) / CHUNK;
 }
 
-// The partial results of all heads of a call: head i and thread t share slot i + t, which no other pair does, since
-// threads take contiguous shares in order.
+// The partial results of all heads of a call. Slot i + t belongs to head i and thread t alone, since threads take
+// contiguous shares in order.
 struct Partials {
   char* memory;
   int64_t slot_bytes, R, D;
@@ -186,12 +186,12 @@ void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int6
 template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const Pass& pass) {
   const int64_t heads = a.batch * a.heads, R = pass.R;
   int64_t chunks = 0, tokens = 0;
-  auto length = [&](int64_t i) { return (int64_t)a.key.state[i / a.heads * a.heads * 4 + 1]; };
+  auto length = [&](int64_t i) { return (int64_t)a.key.state[i / a.heads * a.heads * STATE_SIZE + LENGTH]; };
   for (int64_t i = 0; i < heads; ++i) {
     chunks += chunk_count(length(i), a.key.sink);
     tokens += length(i);
   }
-  // below this much work a thread costs more than it does
+  // with less work than this per thread, starting the thread costs more than it saves
   const int64_t useful = tokens * (K::D + V::D) * (R + 4) / (1 << 18) + 1;
   int64_t threads = a.threads < useful ? a.threads : useful;
   threads = threads > chunks ? (chunks ? chunks : 1) : threads;
@@ -207,7 +207,7 @@ template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const 
     const int64_t begin = share(thread), end = share(thread + 1);
     Worker<K, V> worker{a, pass};
     worker.place(memory + own * thread);
-    int64_t first = 0;  // chunk of all chunks at which head i begins
+    int64_t first = 0;  // index among all chunks of the first chunk of head i
     for (int64_t i = 0; i < heads && first < end; ++i) {
       const int64_t count = chunk_count(length(i), a.key.sink);
       const int64_t from = begin > first ? begin - first : 0, to = end - first < count ? end - first : count;
@@ -227,7 +227,7 @@ template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const 
     for (int64_t i = 0; i < heads; ++i) {
       const int64_t count = chunk_count(length(i), a.key.sink);
       if (i % running == thread) {
-        int64_t from = 0, to = -1;  // threads that had a part of head i
+        int64_t from = 0, to = -1;  // the threads that had chunks of head i
         if (count) {
           while (share(from + 1) <= first) ++from;
           to = from;

@@ -41,7 +41,7 @@ void encode(const float* tile, const int8_t* query, int32_t* codes, int32_t* wor
       }
       F::Mode::template encode<F>({x, x + least * F::LANES, query + g * F::GS, low, high, largest,
                                    codes + g * F::GS * F::LANES + lane, params + g * F::LANES + lane,
-                                   F::ROWS / F::GS * F::LANES});
+                                   F::GROUPS});
     }
   }
   pack<F>(codes, words);

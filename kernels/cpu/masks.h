@@ -1,4 +1,4 @@
-// What decode attention is called with, and what masks do to scores.
+// The arguments of decode attention, and how masks apply to scores.
 
 namespace {
 
@@ -35,7 +35,7 @@ INLINE VF mask_vector(const DecodeArgs& a, int64_t offset) {
   }
 }
 
-// Scores of one row and chunk, soft-capped and masked, and their maximum (NaN left out). Pads to whole vectors.
+// Soft-cap and mask the scores of one row and chunk. Returns their maximum, without NaN. Pads to whole vectors.
 inline float mask_scores(const DecodeArgs& a, float* s, int64_t n, int64_t seen, int64_t mask_row, int64_t position) {
   VF most = splat(-INF);
   VI lane;
@@ -56,7 +56,7 @@ inline float mask_scores(const DecodeArgs& a, float* s, int64_t n, int64_t seen,
         }
         m = load(lanes);
       }
-      v = m == -INF ? m : v + m;  // what is hidden may be NaN
+      v = m == -INF ? m : v + m;  // the score of a hidden token may be NaN
     }
     if (i + VL > seen) v = lane < (int32_t)(seen - i > 0 ? seen - i : 0) ? v : splat(-INF);
     store(s + i, v);

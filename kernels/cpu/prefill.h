@@ -1,10 +1,10 @@
-// prefill: a cache side made of a whole prompt, as kernels/reference/caches.py has it.
+// prefill: make a cache side from a whole prompt, with the results of kernels/reference/caches.py.
 
 namespace {
 
 struct PrefillArgs {
   int64_t batch, heads, tokens, threads;
-  Cache cache;  // codes, scales and window are zero, state is not filled yet
+  Cache cache;  // codes, scales and window are zeros; state is uninitialized
   const void* rows;  // [B, H, tokens, D]
   int64_t stride[4];
   const int32_t* start;  // [B]
@@ -34,19 +34,19 @@ template <class F> int prefill(const PrefillArgs* args) {
   const int64_t total = a.batch * a.heads, ring = cache.ring<F>();
   int64_t most = 0;
   for (int64_t i = 0; i < total; ++i) {
-    int32_t* state = cache.state + i * 4;
+    int32_t* state = cache.state + i * STATE_SIZE;
     const int64_t length = a.tokens > a.start[i / a.heads] ? a.tokens - a.start[i / a.heads] : 0;
-    state[0] = a.start[i / a.heads];
-    state[1] = state[2] = (int32_t)length;
-    state[3] = 0;
+    for (int field = 0; field < STATE_SIZE; ++field) state[field] = 0;
+    state[START] = a.start[i / a.heads];
+    state[LENGTH] = state[PEAK] = (int32_t)length;
     if (cache.blocks<F>(i) > most) most = cache.blocks<F>(i);
   }
   if (most > cache.capacity) return 1;
-  // one item a block, and one a head for its windows
+  // one item per block, and one per head for its windows
 #pragma omp parallel for num_threads((int)a.threads) if (total * a.tokens * F::D > 32768)
   for (int64_t item = 0; item < total * (most + 1); ++item) {
     const int64_t i = item / (most + 1), block = item % (most + 1), blocks = cache.blocks<F>(i);
-    const int64_t length = cache.state[i * 4 + 1];
+    const int64_t length = cache.state[i * STATE_SIZE + LENGTH];
     T row[F::D];
     if (block < blocks) {
       char* memory = F::QUANTIZED ? scratch(encode_bytes<F>()) : nullptr;

@@ -1,8 +1,8 @@
-// Where the tokens of one side of a cache lie.
+// Iteration over the tokens of one side of a cache.
 
 namespace {
 
-// Words of a block that may be read VL words past their end.
+// The words of a block, readable up to VL words past their end: where they are the last ones of the tensor, a copy.
 template <class F> INLINE const int32_t* readable(const Cache& cache, int64_t heads, int64_t i, int64_t block,
                                                   int32_t* spare) {
   const int32_t* words = cache.words<F>(i, block);
@@ -12,8 +12,8 @@ template <class F> INLINE const int32_t* readable(const Cache& cache, int64_t he
   return spare;
 }
 
-// Where tokens [t, end) of one side lie: calls whole(block) / part(block, offset, count) for the quantized region and
-// rows(pointer, count) for runs of full precision.
+// Visit tokens [begin, end) of one side in order: calls block(block, offset, first token, count) for tokens of quantized
+// blocks, and rows(pointer, first token, count) for runs of tokens in full precision.
 template <class F, class Block, class Rows>
 INLINE void walk(const Cache& cache, int64_t i, int64_t begin, int64_t end, Block block, Rows rows) {
   const int64_t ring = cache.ring<F>(), sink = cache.sink;

@@ -1,11 +1,11 @@
 // Vectors of VL floats, element types, and the few functions on them that the kernels need.
 //
-// Inductor switches GCC's loop vectorizer off, so everything hot is written on vector extensions (GCC and Clang), with
-// intrinsics only where those have no word for it: fused multiply-add, half conversion, horizontal sums. NaN is never
-// assumed absent. Comparisons are written so that NaN goes the way the comments say.
+// Inductor disables GCC's loop vectorizer, so everything that takes time is written with vector extensions (of GCC and
+// Clang), and with intrinsics where those do not suffice: fused multiply-add, half conversion, horizontal sums. Elements
+// may be NaN; comparisons are written so that NaN is treated as the comments say.
 //
-// VL (lanes of a vector) is defined by the generated prologue from the vector ISA that Inductor picked, and so are the
-// constants of kernels/scale_types.py.
+// VL (lanes of a vector, from the vector ISA that Inductor picked) is defined by the generated prologue, and so are the
+// constants of kernels/layout.py and kernels/scale_types.py (codegen.py).
 
 #include <cmath>
 #include <cstdint>
@@ -30,7 +30,7 @@
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VU{__VA_ARGS__})
 #endif
 
-namespace {  // several of these libraries live in one process
+namespace {  // a process may load several of these libraries
 
 typedef float VF __attribute__((vector_size(VL * 4)));
 typedef int32_t VI __attribute__((vector_size(VL * 4)));
@@ -59,7 +59,7 @@ INLINE void store(int32_t* p, VI v) { std::memcpy(p, &v, sizeof v); }
 INLINE VF splat(float x) { return VF{} + x; }
 INLINE VF to_float(VU codes) { return __builtin_convertvector((VI)codes, VF); }
 
-// Keeps a loaded vector in a register: the compiler would rather load it again for each of its uses.
+// Keeps a loaded vector in a register: the compiler would otherwise load it again for each use.
 INLINE VF held(VF v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
@@ -69,7 +69,7 @@ INLINE VF held(VF v) {
   return v;
 }
 
-// Rounded once where the machine can.
+// a * b + c, rounded once where the machine has a fused multiply-add.
 INLINE VF fma(VF a, VF b, VF c) {
 #if VL == 16 && defined(__AVX512F__)
   return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -82,7 +82,7 @@ INLINE VF fma(VF a, VF b, VF c) {
 #endif
 }
 
-// Rounded once everywhere (in double, the rounding to double apart).
+// a * b + c, rounded once on all machines (by way of double: but for the rounding to double).
 INLINE VF exact_fma(VF a, VF b, VF c) {
 #if (VL == 16 && defined(__AVX512F__)) || (VL == 8 && defined(__FMA__)) || (VL == 4 && defined(__aarch64__))
   return fma(a, b, c);
@@ -105,7 +105,7 @@ INLINE float sum(VF v) {
 #endif
 }
 
-// Of the lanes that are not NaN; -inf where all are.
+// Maximum of the lanes that are not NaN; -inf if all are.
 INLINE float largest(VF v) {
   float lanes[VL], m = -INF;
   store(lanes, v);
@@ -128,7 +128,7 @@ INLINE float to_f32(f16 x) {
 #endif
 }
 
-template <class T> T from_f32(float x);  // to the nearest, ties to even, as torch rounds
+template <class T> T from_f32(float x);  // round to nearest, ties to even, as torch does
 template <> INLINE float from_f32<float>(float x) { return x; }
 template <> INLINE bf16 from_f32<bf16>(float x) {
   if (x != x) return {0x7fc0};
@@ -149,16 +149,16 @@ template <> INLINE f16 from_f32<f16>(float x) {
 #endif
 }
 
-template <> INLINE e5m2 from_f32<e5m2>(float x) {  // for numbers that are rounded already
+template <> INLINE e5m2 from_f32<e5m2>(float x) {  // x has to be exactly representable
   if (x != x) return {0x7f};
   return {(uint8_t)(from_f32<f16>(x).bits >> 8)};
 }
 
-// Largest finite number.
+// The largest finite number of an element or scale type.
 template <class T> constexpr float LIMIT = 0;
-template <> constexpr float LIMIT<float> = 3.402823466e38f;
-template <> constexpr float LIMIT<bf16> = 3.38953138925e38f;
-template <> constexpr float LIMIT<f16> = 65504.f;
+template <> constexpr float LIMIT<float> = FLOAT32_LARGEST;
+template <> constexpr float LIMIT<bf16> = BFLOAT16_LARGEST;
+template <> constexpr float LIMIT<f16> = FLOAT16_LARGEST;
 template <> constexpr float LIMIT<e5m2> = FLOAT8_LARGEST;
 template <> constexpr float LIMIT<pair8> = PAIR_LARGEST;
 
@@ -194,7 +194,7 @@ template <class T> INLINE void store_as(T* p, VF v) {
 
 // --- functions -------------------------------------------------------------------------------------------------
 
-// Both keep NaN.
+// NaN stays NaN in both.
 INLINE VF clamp(VF x, float low, float high) {
   x = x < low ? splat(low) : x;
   return x > high ? splat(high) : x;
@@ -204,8 +204,8 @@ INLINE VF magnitude(VF x) { return bitcast<VF>(bitcast<VU>(x) & 0x7fffffffu); }
 // Half to even, for |x| < 2^22. NaN stays.
 INLINE VF round_even(VF x) { return (x + 12582912.f) - 12582912.f; }
 
-// Distance from a scale x >= 0 to the next larger one of short mantissa, and x rounded to it:
-// kernels/scale_types.py.
+// Distance from a scale x >= 0 to the next larger one of a short type, and x rounded to such a scale: quantum and
+// round_scale of kernels/scale_types.py.
 template <class S> INLINE VF short_quantum(VF x) {
   const VF power = bitcast<VF>(bitcast<VU>(x) & 0x7f800000u);
   return (power < SMALLEST_NORMAL ? splat(SMALLEST_NORMAL) : power) * (std::is_same_v<S, e5m2> ? FLOAT8_QUANTUM : PAIR_QUANTUM);

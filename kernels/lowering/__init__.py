@@ -12,14 +12,14 @@ import os
 
 from ..dispatch import reference_only
 from ..internals.table import missing
-from ..internals.table.entry import READ_IN
+from ..internals.table.entry import SUPPORTED_TORCH
 from ..triton import support
 
 log = logging.getLogger("innerq_compile.lowering")
 
-#: What the lowerings use of the undocumented API of Inductor and Triton: keys of ``internals.table.TOPICS``.
+#: The undocumented API of Inductor and Triton that lowerings use: keys of ``internals.table.TOPICS``.
 TOPICS = ("templates", "launchers")
-#: What it costs to have none.
+#: The consequence of having no lowerings, for warnings.
 COST = (
     "Attention and linear layers of a decode step stay calls of the operators: the same kernels run, but nothing is "
     "fused with them, and the host launches each call by itself"
@@ -28,12 +28,12 @@ COST = (
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """Whether Inductor knows the lowerings: all of them, or none.
+    """Whether the lowerings are registered with Inductor: all of them or none.
 
     Attributes:
-        done: True where they are registered.
-        reason: why they are not, for people; empty where they are.
-        missing: the names of Inductor's or Triton's that are not there as they are needed.
+        done: True if they are.
+        reason: why they are not, as a message; empty if they are.
+        missing: names of Inductor or Triton that the installed versions lack.
     """
 
     done: bool
@@ -43,10 +43,10 @@ class Registration:
 
 @functools.cache
 def register() -> Registration:
-    """Register the lowerings with Inductor, once. Where one cannot be registered, none is, and a warning says why.
+    """Register the lowerings with Inductor, once. If one cannot be registered, none is, and a warning says why.
 
-    Not registered, and without a warning, are lowerings that nobody wants: where Triton is not installed, under
-    ``INNERQ_LOWERING=0`` and under ``INNERQ_KERNELS=reference``.
+    They are not registered, without a warning, if Triton is not installed, with ``INNERQ_LOWERING=0``, and with
+    ``INNERQ_KERNELS=reference``.
     """
     if not support.installed():
         return Registration(False, "Triton is not installed")
@@ -62,7 +62,12 @@ def register() -> Registration:
         from . import decode_attention, row_linear
 
         templates.register({module.OPERATOR: module.lowering for module in (decode_attention, row_linear)})
-    except (ImportError, AttributeError, TypeError, AssertionError) as error:  # unlike the Inductors that are known
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as error:  # an unknown version
         return _refused(f"this Inductor is unlike the ones that are known: {error!r}")
     return Registration(True)
 
@@ -72,6 +77,6 @@ def _refused(reason: str, lacking: tuple[str, ...] = ()) -> Registration:
         "no lowering is registered: %s. %s. Install one of torch %s, or set INNERQ_LOWERING=0 to do without",
         reason,
         COST,
-        ", ".join(READ_IN),
+        ", ".join(SUPPORTED_TORCH),
     )
     return Registration(False, reason, lacking)

@@ -1,4 +1,4 @@
-"""Where an operator stays a call: no template takes its arguments, or its lowering failed."""
+"""When a lowering leaves an operator a call: no template supports its arguments, or the lowering failed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = logging.getLogger("innerq_compile.lowering")
 
 
 class NotLowered(Exception):
-    """Why a call stays one of the operator, in words."""
+    """The call is not lowered. The message says why."""
 
 
 def or_call(operator: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a lowering give the call of ``operator`` as it stands where it raises.
+    """Make a lowering emit a call of ``operator`` when it raises.
 
-    :class:`NotLowered` is a matter of course. Any other exception is a mistake of ours, or an Inductor that is unlike
-    the ones that are known; a call computes the same, so it does not stop the user's program, and a warning shows it.
+    :class:`NotLowered` is expected. Any other exception is a bug, or a version of Inductor that differs from the known
+    ones. The call computes the same result, so compilation goes on, with a warning.
     """
 
     def decorate(lower: Callable[..., Any]) -> Callable[..., Any]:

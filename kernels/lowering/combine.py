@@ -1,9 +1,9 @@
-"""The combination of the splits in Inductor: a template that the cast and transposition behind it are fused into.
+"""The combination of splits in Inductor: a template into which the cast and transposition after it are fused.
 
     out = sum_i 2^(max_i - max) out_i / sum_i 2^(max_i - max) sum_i          (``triton/combine.py``)
 
-As reductions in Inductor's own terms each program would load the maximum and the sum of all splits once for every
-element of the result: 12.6 us with some 200 splits on an H100, where this takes a quarter.
+As reductions of Inductor, each program would load the maximum and the sum of all splits once for each element of the
+result, which takes four times as long (12.6 us for some 200 splits, on an H100).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def _grid(rows, tiles, meta):
 
 
 def template_source(sinks: bool, single: bool) -> str:
-    """The Jinja template, with sink logits or without, for a single query token or several.
+    """The Jinja template, with or without sink logits, for one query token (``single``) or several.
 
-    The result lies in memory as ``[B, N, Hq, Dv]``, which is how the projection behind it wants it. Inductor fuses what
-    runs over the dimensions that the result has: those of a single token are ``[B, Hq * Dv]``, as what follows sees it.
+    The result is ``[B, N, Hq, Dv]`` in memory, as the projection that follows reads it. Inductor fuses operations over
+    the same dimensions as the result: for a single token these are ``[B, Hq * Dv]``.
     """
     tensors = ["parts", "sink_logits"] if sinks else ["parts"]
     lines = [
@@ -70,10 +70,14 @@ def template_for(sinks: bool, single: bool) -> TritonTemplate:
 def combine(
     parts: ir.IRNode, sink_logits: ir.TensorBox | None, most: int, shape: Sequence[sympy.Expr], dtype: torch.dtype
 ) -> ir.TensorBox:
-    """Results of a partial kernel (``attention.decode_partials``, in one dimension) to ``[B, Hq, N, Dv]`` in ``dtype``.
+    """Combine the results of a partial kernel to ``[B, Hq, N, Dv]`` in ``dtype``.
 
     Args:
-        most: a bound of the number of splits that is known now.
+        parts: the results of ``attention.decode_partials``, in one dimension.
+        sink_logits: ``[Hq]``, or None.
+        most: an upper bound of the number of splits.
+        shape: B, Hq, N, Dv.
+        dtype: of the result.
     """
     batch, heads, rows, width = shape
     single = rows == 1

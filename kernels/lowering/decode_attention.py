@@ -1,10 +1,10 @@
-"""``innerq::decode_attention`` in Inductor: a partial kernel from a template, and another that combines its results.
+"""``innerq::decode_attention`` in Inductor: two templates, for the partial kernel and for combining its results.
 
     out = decode_attention(q, cache)    ->    parts = triton_tem_innerq_decode_partial_fields(q, cache)
     y = out.transpose(1, 2).reshape()         y = triton_tem_innerq_combine(parts), transposed as y is
 
-By default there is one choice of how the kernel is launched, from the table ``attention.choose_config``, and nothing is
-timed. With ``max_autotune`` Inductor times it against :func:`candidates` on inputs like the real ones.
+By default the launch configuration is ``attention.choose_config``, and nothing is timed. With ``max_autotune`` Inductor
+times it and ``attention.other_configs`` on random inputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPERATOR = torch.ops.innerq.decode_attention.default
 
 @dataclasses.dataclass(frozen=True)
 class TensorView:
-    """What ``attention.plan_partials`` asks of a tensor, answered for a node of Inductor's graph."""
+    """The properties of a tensor that ``attention.plan_partials`` reads, for a node of Inductor's IR."""
 
     shape: tuple[Any, ...]
     strides: tuple[Any, ...]
@@ -61,7 +61,7 @@ class TensorView:
 
 
 def _number(expr: Any) -> int | torch.SymInt:
-    """An Inductor size as Python's arithmetic takes it: no operation on it makes a guard."""
+    """A size of Inductor as an int or a SymInt. Arithmetic on it adds no guards."""
     expr = sympy.sympify(expr)
     if expr.is_number:
         return int(expr)
@@ -74,7 +74,7 @@ def _expr(number: int | torch.SymInt) -> sympy.Expr:
 
 @or_call(OPERATOR)
 def lowering(*arguments: Any) -> Any:
-    """The operator as nodes of Inductor's: the partial results of a template, and their combination."""
+    """Lower the operator to two templates: partial results, and their combination."""
     given = AttentionCall.of(arguments)
     device = given.query.get_device()
     if not templates.runs_triton(device):
@@ -141,7 +141,7 @@ def lowering(*arguments: Any) -> Any:
 
 
 def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: float, softcap: float) -> None:
-    """A template's choice: what is known now are constants of it, symbolic sizes become arguments."""
+    """Append a choice of a template. Known sizes are its constants, symbolic ones become arguments of the kernel."""
     constants = {name: size for name, size in launch.sizes.items() if source.is_constant(name)}
     constants |= {"scale": scale, "softcap": softcap}
     constants |= {name: repr(value) if isinstance(value, str) else value for name, value in launch.constants.items()}
@@ -159,7 +159,7 @@ def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: 
 
 
 def _generators(nodes: dict[str, ir.IRNode], k_fmt: CacheFormat) -> dict[int, Any]:
-    """How Inductor makes inputs to time choices on: random codes, small scales, caches that are full."""
+    """How inputs for timing are made, by their index: random codes, small scales, full caches."""
     blocks = templates.size_hint(nodes["k_codes"].get_size()[2])
 
     def codes(node):

@@ -1,4 +1,4 @@
-"""Programmatic dependent launch of the templates, where Inductor's own kernels have it (``triton/dependent.py``)."""
+"""Programmatic dependent launch of the templates, where Inductor's own kernels use it (``triton/dependent.py``)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..triton import dependent
 
 
 def launch_options(device: torch.device) -> dict[str, Any]:
-    """Options of a template's choice, and its constant ``PDL``: on where ``triton.enable_pdl`` asks for it.
+    """Options of a template's choice, with its constant ``PDL``: True with Inductor's option ``triton.enable_pdl``.
 
-    One kind of kernel alone gains nothing.
+    It gains time only if the kernels before and after use it as well.
     """
     if config.triton.enable_pdl and dependent.supported(device):
         return {"PDL": True, "triton_meta": {"launch_pdl": True}}

@@ -1,6 +1,6 @@
-"""What generated code imports: Inductor's launcher of a template, with a limit on registers.
+"""Imported by generated code: Inductor's launcher of a template, with a limit on registers.
 
-Inductor's decorator knows warps and stages only, and passes no ``maxnreg`` on to Triton.
+Inductor's own decorator passes only warps and stages on to Triton, not ``maxnreg``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..internals.launchers import LimitedRegisters
 
 
 def template(*, maxnreg: int, inductor_meta: dict[str, Any], **options: Any) -> Callable[[Any], Any]:
-    """``triton_heuristics.template`` for a kernel of at most ``maxnreg`` registers a thread."""
+    """``triton_heuristics.template`` for a kernel with at most ``maxnreg`` registers per thread."""
     decorate = launchers.template(inductor_meta={**inductor_meta, "maxnreg": maxnreg}, **options)
 
     def limit(fn):

@@ -1,10 +1,10 @@
-"""``innerq::row_linear`` in Inductor: a template that what follows is fused into.
+"""``innerq::row_linear`` in Inductor: a template into which the operations after it are fused.
 
     y = row_linear(x, [w_o], [None])                ->    z = triton_tem_innerq_row_linear_0(x, w_o, residual)
     z = residual + y
 
-One template for each number of layers and pattern of biases. By default there is one choice, from
-``linear.choose_launch``; with ``max_autotune`` Inductor times it against others.
+There is one template per number of layers and pattern of biases. By default the launch is ``linear.choose_launch``;
+with ``max_autotune`` Inductor times it and others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _grid(tiles, meta):
 
 
 def template_source(biases: tuple[bool, ...]) -> str:
-    """The Jinja template for layers of which those in ``biases`` have one: a branch for each layer.
+    """The Jinja template, with one branch per layer. ``biases``: whether each layer has one.
 
     Layer ``i`` has ``WIDTH<i>`` outputs; ``TILE<i>`` and ``FIRST<i>`` are its first tile and its first output.
     """
@@ -68,7 +68,7 @@ def template_for(biases: tuple[bool, ...]) -> TritonTemplate:
 
 @or_call(OPERATOR)
 def lowering(x: Any, weights: list[Any], biases: list[Any]) -> Any:
-    """The operator as nodes of Inductor's: the result of a template."""
+    """Lower the operator to a template."""
     device, dtype = x.get_device(), x.get_dtype()
     if not templates.runs_triton(device):
         raise NotLowered(f"Triton does not run on {device.type}")
@@ -110,7 +110,7 @@ def lowering(x: Any, weights: list[Any], biases: list[Any]) -> Any:
 
 
 def _written_before(node: ir.IRNode) -> bool:
-    """Whether a kernel of this graph writes to a tensor before it is read here. ``mutated_inputs`` is filled later."""
+    """Whether a kernel of this graph writes a tensor before this point. (``mutated_inputs`` is not complete yet.)"""
     name = node.get_name()
     constant = name in V.graph.graph_inputs or name in V.graph.constants
     return not constant or name in V.graph.mutated_buffers

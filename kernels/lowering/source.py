@@ -1,7 +1,7 @@
-"""The text of a template: a thin entry, and the source of the ordinary ``triton.jit`` functions that it calls.
+"""The text of a template: an entry function, and the source of the ordinary ``triton.jit`` functions that it calls.
 
-There is one source of each kernel. The eager operator launches it, the interpreter runs it, and Inductor's generated
-code holds a copy of its text, so that a compiled graph is complete and Inductor caches it as it stands.
+Each kernel is written once. The eager operator launches it, the interpreter runs it, and the code that Inductor
+generates contains a copy of its source: a compiled graph does not depend on these modules, and Inductor can cache it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import triton.language as tl
 from ..internals.templates import ConstexprFunction
 from ..triton import dependent
 
-#: Tensors that a call may lack, and the constant that says whether it has them. Without, the query stands for them.
+#: Optional tensors, and the constants that say whether there is one. If not, the query is passed, and not read.
 OPTIONAL = {"mask": "MASK", "open_from": "OPEN"}
-#: What may be symbolic, as hooks of Inductor's templates; strides are besides. All else is a constant of the template.
+#: Arguments that may be symbolic, as hooks of Inductor's templates; strides may be, too. Others are constants.
 _HOOKS = {
     "k_capacity": 'size("k_codes", 2)',
     "v_capacity": 'size("v_codes", 2)',
@@ -28,7 +28,7 @@ _RESULTS = ("part_out", "part_max", "part_sum")
 
 
 def tensors_of(kernel: Any) -> list[str]:
-    """Names of the tensors that a partial kernel reads, in order."""
+    """Names of the tensors that a partial kernel reads, in the order of its parameters."""
     return kernel.arg_names[: kernel.arg_names.index(_RESULTS[0])]
 
 
@@ -40,14 +40,14 @@ def _hook(name: str) -> str | None:
 
 
 def is_constant(name: str) -> bool:
-    """Whether an argument of a partial kernel is a constant of the template, for the caller to give."""
+    """Whether an argument of a partial kernel is a constant of the template, which the caller has to pass."""
     return _hook(name) is None
 
 
 def entry(kernel: Any) -> str:
-    """The Jinja template of the entry, made from the kernel's own parameters.
+    """The Jinja template of the entry function, made from the parameters of the kernel.
 
-    The three results lie behind one another in the output, for all splits each.
+    The output holds the three results one after another, each for all splits.
     """
     tensors = tensors_of(kernel)
     lines = [f"{{%- set tensors = {[name for name in tensors if name not in OPTIONAL]} -%}}"]
@@ -76,7 +76,7 @@ def entry(kernel: Any) -> str:
 
 @functools.cache
 def library(*kernels: Any) -> str:
-    """The source of ``kernels`` and of everything that they call, callees first, then their constants."""
+    """The source of ``kernels`` and of all functions that they call, callees first, after the constants they use."""
     functions: dict[str, Any] = {}
     constants: dict[str, str] = {}
 
@@ -89,7 +89,7 @@ def library(*kernels: Any) -> str:
             elif isinstance(value, (tuple, str, int, float)):  # of a function that runs while compiling
                 constants[name] = repr(value)
             elif hasattr(value, "fn") and value.__module__ != "triton.language.standard" and name not in functions:
-                functions[name] = None  # on its way
+                functions[name] = None  # being visited
                 visit(value)
                 functions.pop(name)
                 functions[name] = value
@@ -106,5 +106,5 @@ def library(*kernels: Any) -> str:
 
 
 def template_source(kernel: Any) -> str:
-    """The Jinja template of a kernel, complete."""
+    """The complete Jinja template of a partial kernel."""
     return entry(kernel) + "\n\n{% raw %}\n" + library(kernel, dependent.wait_for_others) + "{% endraw %}\n"

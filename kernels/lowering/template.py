@@ -17,9 +17,9 @@ from . import source
 
 
 class PartialKernel(TritonTemplateKernel):
-    """A template that writes its output itself and may have fewer registers than it asks for.
+    """A template that stores its output itself, with a limit on registers.
 
-    Nothing is fused behind it: what reads the output is the combination of the splits, a template of its own.
+    Nothing is fused into it: its output is read by the combination of the splits, which is another template.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -31,7 +31,7 @@ class PartialKernel(TritonTemplateKernel):
         maxnreg = self.meta["MAXNREG"]
         if not maxnreg:
             return lines
-        # Inductor looks for its own decorator in the text when it names a kernel, hence the comment
+        # the comment is for Inductor, which searches for its decorator in the text when it names a kernel
         imported = "from innerq_compile.kernels.lowering import launch  # for @triton_heuristics.template\n"
         return imported + lines.replace("@triton_heuristics.template(", f"@launch.template(\nmaxnreg={maxnreg},", 1)
 

@@ -1,7 +1,7 @@
-"""InnerQ in plain torch: what every kernel is held to.
+"""The reference: InnerQ in plain torch, which defines the results of all other kernels.
 
-Nothing here is fast. Arithmetic is float32 (float64 where the inputs are float64), and every function works on any
-device, under fake tensors excepted where it reads the state (eager only).
+It is not fast. Arithmetic is float32, or float64 where inputs are float64. All functions run on any device; those that
+read the state of a cache do not run under fake tensors.
 """
 
 from .attention import decode_attention

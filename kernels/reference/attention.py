@@ -1,4 +1,4 @@
-"""Attention of queries to a cache."""
+"""Decode attention: queries against all tokens of a cache."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .caches import real_tokens
 def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
     """Attention to all tokens of a cache, ``[B, Hq, N, Dv]``.
 
-    It is computed in ``dtype``, which the result has; by default in float32, and the result has the query's dtype. Rows
-    that see nothing give zero.
+    Computed in ``dtype``, which is that of the result. By default it is computed in float32, and the result has the
+    query's dtype. A row to which no token is visible gives zero.
     """
     if dtype is None:
         return decode_attention(call, torch.float32).to(call.query.dtype)

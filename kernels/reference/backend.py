@@ -1,4 +1,4 @@
-"""The reference as a set of kernels (``kernels/backend.py``): it serves every call."""
+"""The reference as a kernel backend (``kernels/backend.py``). It supports every call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def supports_everything(*args: Any, **kwargs: Any) -> bool:
-    """Whether the reference serves a call: always."""
+    """Whether the reference supports a call: always True."""
     return True
 
 
@@ -40,11 +40,11 @@ supports_rewind = supports_decode = supports_row_linear = supports_everything
 
 
 def append_(sides: Sequence[Append]) -> None:
-    """New tokens for one or two cache sides, in place, see ``reference.append_``."""
+    """Append new tokens to one or two cache sides, in place, see ``reference.append_``."""
     for cache, new in sides:
         append_side_(cache, new)
 
 
 def decode_kernel(call: AttentionCall[Any]) -> KernelChoice:
-    """Which kernel serves a call: no other than the reference."""
+    """The kernel for a call: always the reference."""
     return KernelChoice(Kernel.REFERENCE)

@@ -8,10 +8,10 @@ import torch
 
 
 def row_linear(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """The results of linear layers that have one input, side by side: ``[..., sum N_i]`` in the dtype of ``x``.
+    """Outputs of linear layers with the same input, concatenated: ``[..., sum N_i]`` in the dtype of ``x``.
 
     Args:
-        x: the input, ``[..., K]``, whose dimensions are 1 but for the last.
+        x: the input, ``[..., K]``; all dimensions but the last are 1.
         weights: ``[N_i, K]`` of each layer.
         biases: ``[N_i]`` of each layer, or None.
     """

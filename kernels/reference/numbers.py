@@ -1,4 +1,4 @@
-"""How numbers are taken in and given back: precision, what is not finite."""
+"""Precision and range of inputs and results."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import torch
 
 
 def as_float(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float32; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def to_finite(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x`` in ``dtype``; what is finite stays so, as a quantized number may lie just beyond the range of its cache."""
+    """Convert ``x`` to ``dtype``; finite numbers stay finite (decoding may slightly exceed the range of ``dtype``)."""
     largest = torch.finfo(dtype).max
     return torch.where(x.isinf(), x, x.clamp(-largest, largest)).to(dtype)
 
 
 def saturate(x: torch.Tensor) -> torch.Tensor:
-    """Infinities as the largest finite number, so that they spoil no other element of their group. NaN stays."""
+    """Replace infinities by the largest finite number, so that other elements of the group keep a scale. NaN stays."""
     largest = torch.finfo(x.dtype).max
     return x.clamp(-largest, largest)

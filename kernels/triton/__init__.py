@@ -1,7 +1,7 @@
 """Triton kernels of the quantized cache: prefill, append, rewind, decode attention, and linear layers of one row.
 
-A set of kernels as ``kernels/backend.py`` says. Importing this package does not import Triton; ``supports_*`` answer
-False where it is not installed. The kernels run on CUDA tensors, and on CPU tensors under ``TRITON_INTERPRET=1``.
+A kernel backend (``kernels/backend.py``). Importing this package does not import Triton; where it is not installed,
+``supports_*`` return False. The kernels run on CUDA tensors, and on CPU tensors under ``TRITON_INTERPRET=1``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def supports_key_statistics(keys: torch.Tensor) -> bool:
-    """Whether :func:`key_statistics` takes ``keys [B, H, S, D]``."""
+    """Whether :func:`key_statistics` supports ``keys [B, H, S, D]``."""
     return support.runs_on(keys) and keys.dtype in support.DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
 
 
@@ -54,7 +54,7 @@ def key_statistics(
 
 
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
-    """Whether :func:`prefill` takes ``x [B, H, S, D]``."""
+    """Whether :func:`prefill` supports ``x [B, H, S, D]``."""
     return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
@@ -67,38 +67,38 @@ def prefill(
     fmt: CacheFormat,
     query_profile: torch.Tensor | None = None,
 ) -> Cache:
-    """A cache side made of a prompt, see ``reference.prefill`` and :func:`cache_prefill.prefill`."""
+    """Make a cache side from a prompt, see ``reference.prefill`` and :func:`cache_prefill.prefill`."""
     from . import cache_prefill
 
     return cache_prefill.prefill(x, start, mean, norm, capacity, fmt, query_profile)
 
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
-    """Whether :func:`append_` takes new tokens ``x [B, H, N, D]`` for a (dense) cache of this format."""
+    """Whether :func:`append_` supports new tokens ``x [B, H, N, D]`` for a (contiguous) cache of this format."""
     return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
 def append_(sides: Sequence[Append]) -> None:
-    """New tokens for one or two cache sides, in place, see ``reference.append_`` and :func:`cache_append.append_`."""
+    """Append tokens to one or two cache sides, in place, see ``reference.append_`` and :func:`cache_append.append_`."""
     from . import cache_append
 
     cache_append.append_(sides)
 
 
 def supports_rewind(cache: Cache) -> bool:
-    """Whether :func:`rewind_` takes a cache."""
+    """Whether :func:`rewind_` supports a cache."""
     return support.runs_on(cache.state) and support.cache_supported(cache)
 
 
 def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
-    """A pair of caches back to a length on the device, see ``reference.rewind_`` and :func:`cache_rewind.rewind_`."""
+    """Truncate caches to a length on the device, see ``reference.rewind_`` and :func:`cache_rewind.rewind_`."""
     from . import cache_rewind
 
     cache_rewind.rewind_(sides, position)
 
 
 def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
-    """Whether :func:`decode_attention` takes these arguments."""
+    """Whether :func:`decode_attention` supports a call."""
     if not support.runs_on(call.query) or call.query.dtype not in support.DTYPES:
         return False
     if call.mask is not None and call.mask.dtype not in (torch.bool, *support.DTYPES):
@@ -114,7 +114,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
 
 
 def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
-    """Which kernel :func:`decode_attention` takes, and why not the fast one."""
+    """Which kernel :func:`decode_attention` uses, and why not the fast one."""
     query, mask = call.query, call.mask
     if not support.runs_on(query):
         return KernelChoice(Kernel.REFERENCE, "Triton is not installed")
@@ -134,7 +134,7 @@ def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
 def supports_row_linear(
     x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
 ) -> bool:
-    """Whether :func:`row_linear` takes one row ``x`` and these layers."""
+    """Whether :func:`row_linear` supports one row ``x`` and these layers."""
     if not support.runs_on(x) or x.dtype not in support.DTYPES:
         return False
     layers = [tensor for tensor in (*weights, *biases) if tensor is not None]

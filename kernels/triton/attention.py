@@ -1,7 +1,7 @@
 """Decode attention over a quantized cache: split-K partial kernel, then the combination of the splits (``combine``).
 
-There are two partial kernels. ``attention_fields`` computes straight from the packed words, at the speed of the
-memory; ``attention_portable`` takes everything else. :func:`fields_reason` says which one a call gets, and why.
+There are two partial kernels. ``attention_fields`` computes directly from packed words, at close to memory bandwidth;
+``attention_portable`` supports everything else. :func:`fields_reason` says which one a call uses, and why.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .attention_portable import decode_partial_portable_kernel
 from .combine import combine
 from .support import UNWRITTEN_SCALES, on_device, side_constants
 
-#: Tokens below which a split is not worth its share of the combination.
+#: Least tokens of a split: for fewer, combining its result costs more than it gains.
 MIN_SPLIT_TOKENS = 128
-#: Most splits of a sequence; the combination reads them all at once.
+#: Most splits of a sequence: the combination loads all of them at once.
 MAX_SPLITS = 256
 
 
@@ -32,10 +32,10 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def choose_splits(device: torch.device, heads, tokens, programs: int, others: int = 0):
-    """How many programs share a sequence of at most ``tokens``.
+    """Number of programs that share the blocks of a sequence of at most ``tokens`` tokens.
 
-    All programs run at once: ``programs`` a multiprocessor, of which each of ``heads`` has ``others`` besides.
-    Sizes may be symbolic; then so is the result, without a guard.
+    It is chosen so that all programs run at the same time, ``programs`` per multiprocessor. ``others`` of the programs
+    of each of the ``heads`` have other work (the windows). With symbolic sizes the result is symbolic, without guards.
     """
     wanted = _multiprocessors(device) * programs // heads - others
     return torch.sym_max(1, torch.sym_min(torch.sym_min(wanted, MAX_SPLITS - others), tokens // MIN_SPLIT_TOKENS))
@@ -46,14 +46,14 @@ class FieldsConfig:
     """How ``decode_partial_fields_kernel`` is launched.
 
     Attributes:
-        blocks: blocks of 32 tokens a step of the softmax.
+        blocks: blocks of 32 tokens per step of the softmax.
         stages: depth of the software pipeline.
-        num_warps: warps a program.
-        programs: programs a multiprocessor, over all heads and splits.
-        window_splits: programs that share the high-precision windows of a head.
-        window_tokens: tokens of a step over the windows.
-        maxnreg: registers a thread, or None.
-        tile: most query rows a program takes, 8 or 16.
+        num_warps: warps per program.
+        programs: programs per multiprocessor, over all heads and splits.
+        window_splits: programs that share the windows of a head.
+        window_tokens: tokens per step over the windows.
+        maxnreg: limit of registers per thread, or None.
+        tile: most query rows per program, 8 or 16.
     """
 
     blocks: int = 1
@@ -72,9 +72,9 @@ def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> F
     The measurements are in ``docs/lab/attention-kernels.md``.
     """
     programs = sequences * triton.cdiv(rows, 16)
-    # with few of them each takes little of the blocks, and the windows must not last longer than that
+    # with few programs each has few blocks, and the programs of the windows should not take longer than those
     windows = 1 if programs >= 64 else 2 if programs > 16 else 5
-    if max(head_dim, value_dim) > 128:  # two warps share the 32 rows of a tile: half the accumulators a thread
+    if max(head_dim, value_dim) > 128:  # two warps share the 32 rows of a tile: half as many accumulators per thread
         return FieldsConfig(stages=3, num_warps=2, programs=6, window_splits=windows)
     if rows > 8:  # twice the accumulators: fewer programs, all the registers
         return FieldsConfig(programs=8, window_splits=windows, maxnreg=None)
@@ -84,9 +84,9 @@ def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> F
 
 
 def other_configs(config: FieldsConfig, rows: int) -> list[FieldsConfig]:
-    """What ``max_autotune`` times besides ``config``, the choice for ``rows`` query rows.
+    """Configurations that ``max_autotune`` times besides ``config``, for ``rows`` query rows.
 
-    How many programs there are is not among it: the results of all of them have one shape.
+    All have the same number of programs, since the partial results of all choices must have the same shape.
     """
     if config.num_warps > 1:
         changes = [{"stages": s, "maxnreg": r} for s in (2, 3) for r in (None, 168, 128)]
@@ -100,13 +100,13 @@ def other_configs(config: FieldsConfig, rows: int) -> list[FieldsConfig]:
     return [other for other in dict.fromkeys(others) if other != config]
 
 
-#: Bits of codes and head_dims that ``attention_fields`` reads.
+#: Bits of codes and head_dims that ``attention_fields`` supports.
 FIELD_BITS = (2, 3, 4, 8)
 FIELD_HEAD_DIMS = (64, 128, 256)
 
 
 def fields_reason(call: AttentionCall[Any]) -> str:
-    """Why a call cannot go to ``attention_fields``, for people; empty if it can. Looks at the query and the windows."""
+    """Why ``attention_fields`` does not support a call, a message; empty if it does. Reads dtypes and shapes only."""
     dtype, keys, values = call.query.dtype, call.keys.format, call.values.format
     if dtype != call.keys.window.dtype or dtype != call.values.window.dtype:
         return "query and cache differ in dtype"
@@ -136,11 +136,11 @@ class Tiling:
     """How a call is divided among programs.
 
     Attributes:
-        fields: whether ``attention_fields`` takes it.
+        fields: whether ``attention_fields`` is used.
         rows: query rows of a tile.
-        row_tiles: tiles of a KV head.
-        splits: shares of a sequence's tokens, those of the windows included.
-        window_splits: how many of them are the windows'.
+        row_tiles: tiles per KV head.
+        splits: programs that share the tokens of a sequence, those for the windows included.
+        window_splits: how many of them are for the windows.
     """
 
     fields: bool
@@ -155,9 +155,9 @@ def choose_tiling(
 ) -> Tiling:
     """The tiling for ``sequences`` (b, h) of ``rows`` query rows each.
 
-    Bounds the partial results, of ``splits * sequences * rows`` rows: where there are many rows, one split of the
-    tokens is left (two with that of the windows); where there are few, all programs run at once, so that their rows
-    are no more than the device has programs times a tile. Neither depends on ``tokens``.
+    The number of partial results, ``splits * sequences * rows``, is bounded independently of ``tokens``: with many rows
+    there is one split (two with that of the windows); with few, there are as many programs as run at the same time,
+    each with the rows of one tile.
     """
     tile = 8 if fields and min(rows, config.tile) <= 8 else 16
     row_tiles = triton.cdiv(rows, tile)
@@ -175,11 +175,11 @@ class PartialLaunch:
 
     Attributes:
         kernel: ``decode_partial_fields_kernel`` or ``decode_partial_portable_kernel``.
-        reason: why it is not the fast one.
-        sizes: its integer arguments by name. They may be symbolic.
-        constants: its compile-time constants by name.
-        grid: how many programs, ``(sequences, row tiles, splits)``.
-        options: how Triton compiles it, ``num_warps`` and ``maxnreg``.
+        reason: why it is not the fast one; empty if it is.
+        sizes: integer arguments by name. They may be symbolic.
+        constants: compile-time constants by name.
+        grid: numbers of programs, ``(sequences, row tiles, splits)``.
+        options: Triton's launch options, ``num_warps`` and ``maxnreg``.
     """
 
     kernel: Any
@@ -197,13 +197,13 @@ class PartialLaunch:
 def plan_partials(
     call: AttentionCall[Any], splits: int | None = None, config: FieldsConfig | None = None
 ) -> PartialLaunch:
-    """Which partial kernel takes a call, and how it is launched: for the eager call and for Inductor alike.
+    """Choose the partial kernel for a call and how it is launched: for eager calls and for Inductor alike.
 
     Args:
-        call: of tensors, or of what has their ``shape``, ``stride()``, ``dtype`` and ``device``. Sizes and strides of
-            the batch and of the capacity may be symbolic; ``config`` is then given.
-        splits: how many programs share the (quantized) tokens of a sequence, instead of the default.
-        config: how the fast kernel is launched, instead of the default.
+        call: of tensors, or of objects with their ``shape``, ``stride()``, ``dtype`` and ``device``. Sizes and strides
+            of the batch and of the capacity may be symbolic; ``config`` must then be given.
+        splits: number of programs that share the blocks of a sequence, instead of the default.
+        config: launch configuration of the fast kernel, instead of the default.
     """
     query, mask, keys, values = call.query, call.mask, call.keys.format, call.values.format
     batch, q_heads, rows, head_dim = query.shape

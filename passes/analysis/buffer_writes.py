@@ -190,7 +190,7 @@ def _token_range(item: Any, size: Any) -> tuple[Any, Any]:
         if isinstance(item.stop, int) and item.stop < 0:
             raise NoBuffer("the buffer is written at a position counted from its end")
     elif isinstance(item, Node) and (positions := tensor_of(item)) is not None:
-        if positions.dim() != 1 or positions.dtype == torch.bool:
+        if positions.dim() != 1 or positions.dtype in (torch.bool, torch.uint8):  # both are masks to torch
             raise NoBuffer("the buffer is written at an index tensor that is not a vector of integers")
         return IndexTensor(item), sizes_of(item)[0]
     else:

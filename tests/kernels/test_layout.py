@@ -125,6 +125,44 @@ def test_place_of_a_code(packing, data):
     assert np.array_equal(layout.pack(codes, fmt).numpy().view(np.uint32), expected)
 
 
+@given(packings(), st.data())
+def test_functions_of_integers_say_where_pack_puts_a_code(packing, data):
+    """Kernels compute addresses with them, see ``triton/addresses.py``."""
+    fmt, head_dim = packing
+    token = data.draw(st.integers(0, fmt.block - 1))
+    channel = data.draw(st.integers(0, head_dim - 1))
+    along, across = (channel, token) if fmt.is_key else (token, channel)
+    slices = layout.word_slices(fmt, head_dim)
+    columns = layout.plane_columns(fmt.is_key, slices, fmt.block, head_dim)
+    (high, slice_lo), lane = divmod(along // 16, slices), along % 16
+    sub, column = divmod(across, columns)
+    assert sub < layout.sub_ranges(slices)
+    field = sub * layout.sub_range_stride(fmt.is_key, slices) + slice_lo * layout.slice_stride(fmt.is_key, slices)
+    plane, run = layout.plane_words(columns), layout.column_run(columns)
+    first = high * fmt.bits * plane + column // run * layout.plane_words(run) + lane // 2 * run + column % run
+    words = torch.zeros(layout.words_per_block(fmt, head_dim), dtype=torch.int64)
+    for bit in range(fmt.bits):
+        half = layout.half_of_bit(fmt.bits, field, bit)
+        words[first + half * plane] |= 1 << (layout.place_of_bit(fmt.bits, field, bit) + 16 * (lane % 2))
+    codes = torch.zeros((fmt.block, head_dim), dtype=torch.int64)
+    codes[token, channel] = (1 << fmt.bits) - 1
+    assert torch.equal(layout.pack(codes, fmt).to(torch.int64) & 0xFFFFFFFF, words)
+
+
+@given(packings(), st.data())
+def test_functions_of_integers_say_where_a_scale_lies(packing, data):
+    fmt, head_dim = packing
+    token = data.draw(st.integers(0, fmt.block - 1))
+    channel = data.draw(st.integers(0, head_dim - 1))
+    block = torch.zeros((fmt.block, head_dim))
+    block[token, channel] = 1
+    along, across = (channel, token) if fmt.is_key else (token, channel)
+    group = along // fmt.group_size * layout.group_row(fmt.is_key, fmt.block, head_dim) + across
+    groups = layout.split_groups(block, fmt)
+    assert groups.shape[0] == layout.block_groups(fmt.group_size, fmt.block, head_dim)
+    assert groups.any(-1).nonzero().flatten().tolist() == [group]
+
+
 def test_pack_takes_any_integer_dtype():
     fmt = make_format(bits=5)
     codes = random_codes(fmt, 64, 2)

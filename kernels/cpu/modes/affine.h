@@ -1,8 +1,8 @@
-// Groups whose scale, and zero point where there is one, are elements of their own: kernels/modes/affine.py.
+// Groups whose scale, and zero point if any, are separate elements: kernels/modes/affine.py.
 
 namespace {
 
-// A scale as it is stored, limited so that `reach` of it is finite.
+// The stored scale, limited so that reach * scale is finite.
 template <class F> INLINE VF stored_scale(VF scale, int reach) {
   using S = typename F::S;
   const float limit = (float)((double)LIMIT<S> / reach);
@@ -14,9 +14,9 @@ template <class F> INLINE VF stored_scale(VF scale, int reach) {
   }
 }
 
-// Codes of VL groups whose rows are x[0], x[LANES], ..., for x ~ code * scale + zero. `scale` becomes what is stored,
-// limited so that `reach` of it is finite; `add` is added to the codes, which have rows of STRIDE lanes. DIVIDE: by the
-// scale, where others multiply with its inverse.
+// Codes of VL groups whose rows are x[0], x[LANES], ..., with x ~ code * scale + zero. `scale` is replaced by the stored
+// scale, limited so that reach * scale is finite. `add` is added to the codes, which have rows of STRIDE lanes. DIVIDE:
+// divide by the scale instead of multiplying with its inverse.
 template <class F, bool ZERO, int STRIDE, bool DIVIDE = false>
 INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, int reach, int add, int32_t* codes) {
   scale = stored_scale<F>(scale, reach);
@@ -46,13 +46,13 @@ INLINE VF group_error(const float* x, const int32_t* codes, VF scale, VF zero) {
   return total;
 }
 
-// With a zero point, code * scale alone is up to twice what the group holds; float16 numbers leave room for that.
+// With a zero point, code * scale may be twice the largest element; with float16 scales that is finite in float32.
 template <class F> constexpr bool ROOMY = std::is_same_v<typename F::S, f16>;
 template <class F> constexpr int HALF = 1 << (F::BITS - 1);
 template <class F> constexpr int LEVELS = (1 << F::BITS) - 1;
 template <class F> constexpr int ASYMMETRIC_REACH = ROOMY<F> ? 1 : LEVELS<F>;
 
-// All levels: the sign of the scale puts the extreme value on the longer side.
+// Signed groups: the sign of the scale is such that the element of largest magnitude has the code -HALF.
 template <class F> INLINE VF signed_scale(const Groups<F>& g) {
   return (g.high > -g.low ? -g.high : -g.low) / (float)HALF<F>;
 }
@@ -67,7 +67,7 @@ template <class F> INLINE void store_params(const Groups<F>& g, VF scale, VF zer
   store_as<typename F::S>(g.params, scale);
   if constexpr (F::HAS_ZERO) store_as<typename F::S>(g.params + g.zeros, zero);
 }
-// Asymmetric groups that begin at `zero`.
+// Asymmetric groups with the zero point `zero`.
 template <class F> INLINE void encode_asymmetric(const Groups<F>& g, VF zero) {
   VF scale = asymmetric_scale(g);
   zero = stored_zero<F>(zero);

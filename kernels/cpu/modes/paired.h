@@ -2,7 +2,7 @@
 
 namespace {
 
-// The scale of a pair: rounded, and so large that the zero point `low` can be reached.
+// pair_scale of kernels/scale_types.py: rounded, or larger where the zero point `low` requires it.
 template <class F> INLINE VF pair_scale(VF scale, VF low) {
   constexpr float limit = LIMIT<pair8>, reach = MOST_STEPS * F::ZERO_STEP;
   const VF needed = magnitude(low) * (float)(1. / ((double)MOST_STEPS * F::ZERO_STEP));
@@ -12,10 +12,10 @@ template <class F> INLINE VF pair_scale(VF scale, VF low) {
   return magnitude(low) > stored * reach ? larger : stored;
 }
 
-// 1 in place of a scale of 0, to which all of a group is nearer than half.
+// The scale, or 1 where it is 0: a divisor for groups whose elements all round to code 0.
 INLINE VF pair_unit(VF scale) { return scale == 0.f ? splat(1.f) : scale; }
 
-// Codes of VL groups for a scale and a zero point as they are stored. Returns their squared errors.
+// Codes of VL groups for a rounded scale and a zero point in steps. Returns their squared errors.
 template <class F, int STRIDE> INLINE VF pair_codes(const float* x, VF scale, VF steps, int32_t* codes) {
   const VF unit = pair_unit(scale), inverse = 1.f / unit, offset = steps * -F::ZERO_STEP;
   VF error = {};
@@ -40,10 +40,10 @@ INLINE void store_pairs(pair8* words, VF scale, VF steps) {
   }
 }
 
-// Scales as they are stored, and zero points in steps.
+// Rounded scales, and zero points in steps.
 struct Pair { VF scale, steps; };
 
-// From the least element of a group to its largest. With an anchor, that is to lie on a code.
+// Codes from the smallest element of a group to its largest. ANCHOR: the anchor is to lie exactly on a code.
 template <class F, bool ANCHOR = false> INLINE Pair asymmetric_pair(const Groups<F>& g) {
   constexpr int half = 1 << (F::BITS - 1), levels = (1 << F::BITS) - 1;
   const VF scale = pair_scale<F>((g.high * 0.5f - g.low * 0.5f) * (float)(2. / levels), g.low);
@@ -51,13 +51,13 @@ template <class F, bool ANCHOR = false> INLINE Pair asymmetric_pair(const Groups
   VF zero = g.low * inverse;  // in scales
   if constexpr (ANCHOR) zero = exact_fma(g.low, inverse, past_code<F>(load(g.anchor), g.low, inverse));
   VF steps = round_even(clamp(zero * (1 / F::ZERO_STEP), -(float)MOST_STEPS, (float)MOST_STEPS));
-  // the largest scale may be too small for both ends: then there are codes on both sides of zero
+  // where even the largest scale is too small for both ends of a group, zero stays in the middle of the codes
   constexpr float whole = half / F::ZERO_STEP;
   steps = (scale >= LIMIT<pair8>) & (g.high > 0.f) & (steps < -whole) ? splat(-whole) : steps;
   return {scale, steps};
 }
 
-// Signed, with a positive scale: the level without a counterpart lies on the side of the extreme value.
+// Signed, with a positive scale. The additional level is on the side of the largest magnitude.
 template <class F> INLINE Pair signed_pair(const Groups<F>& g) {
   constexpr int half = 1 << (F::BITS - 1);
   constexpr float whole = half / F::ZERO_STEP, less = (half - 1) / F::ZERO_STEP;

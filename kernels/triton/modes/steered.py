@@ -22,6 +22,7 @@ from . import paired
 
 CLEARLY = tl.constexpr(rounding.CLEARLY)
 MOST_SIGNED_BITS = tl.constexpr(steered.MOST_SIGNED_BITS)
+PARTS = tl.constexpr(steered.PARTS)
 TO_PARTS = tl.constexpr(steered.TO_PARTS)
 #: The bits of TO_PARTS.
 ZERO = tl.constexpr(steered.TO_PARTS_BITS)
@@ -127,7 +128,7 @@ def _in_parts(b_x, b_inverse, b_offset):
 def _whole_cost(b_product, b_rest, b_beyond, b_weight, GROUP: tl.constexpr):
     SHIFT: tl.constexpr = product_shift(GROUP)
     b_product = tl.sum(b_product, 1) >> SHIFT
-    b_rest += tl.minimum(tl.maximum(b_beyond, 0), 255) * b_weight * 8 // GROUP
+    b_rest += tl.minimum(tl.maximum(b_beyond, 0), PARTS - 1) * b_weight * 8 // GROUP
     return b_product * b_product + (b_rest >> (2 * SHIFT - 6))
 
 
@@ -176,22 +177,22 @@ def _steer(tiles, queries, b_high, b_low, b_inverse, b_steps, BITS: tl.constexpr
             b_moved_size = dot_unsigned_bytes(b_error ^ byte_signs(b_error), weights[i], b_moved_size)
             b_fold = dot_unsigned_bytes(b_a ^ (byte_signs(b_a << 1) & BELOW_SIGNS), weights[i], b_fold)
     b_size = tl.sum(b_size, 1)
-    b_above = _in_parts(b_high, b_inverse, b_offset) - (ZERO + ((1 << BITS) - 1) * 256 + 128)
-    b_below = (ZERO - 128) - _in_parts(b_low, b_inverse, b_offset)
+    b_above = _in_parts(b_high, b_inverse, b_offset) - (ZERO + ((1 << BITS) - 1) * PARTS + PARTS // 2)
+    b_below = (ZERO - PARTS // 2) - _in_parts(b_low, b_inverse, b_offset)
     b_chosen = b_steps
     b_least = _whole_cost(b_product, 0, tl.maximum(b_above, b_below), b_weight, GROUP)
     if QUARTER:
         b_fold = tl.sum(b_fold, 1)
         b_moved_size = tl.sum(b_moved_size, 1)
         b_rest = 2 * (b_moved_size - b_size + b_fold) - 63 * b_weight
-        b_cost = _whole_cost(b_moved, b_rest, tl.maximum(b_above - 64, b_below + 64), b_weight, GROUP)
+        b_cost = _whole_cost(b_moved, b_rest, tl.maximum(b_above - PARTS // 4, b_below + PARTS // 4), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps + SCALE // 4, b_least, b_chosen)
     if SCALE > 1:
         b_rest = 254 * b_weight - 4 * b_size
-        b_cost = _whole_cost(b_half, b_rest, tl.maximum(b_above - 128, b_below + 128), b_weight, GROUP)
+        b_cost = _whole_cost(b_half, b_rest, tl.maximum(b_above - PARTS // 2, b_below + PARTS // 2), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps + SCALE // 2, b_least, b_chosen)
     if QUARTER:
         b_rest = 191 * b_weight - 2 * (b_moved_size + b_size - b_fold)
-        b_cost = _whole_cost(b_back, b_rest, tl.maximum(b_above + 64, b_below - 64), b_weight, GROUP)
+        b_cost = _whole_cost(b_back, b_rest, tl.maximum(b_above + PARTS // 4, b_below - PARTS // 4), b_weight, GROUP)
         b_least, b_chosen = _cheaper(b_cost, b_steps - SCALE // 4, b_least, b_chosen)
     return tl.where(tl.maximum(b_high, -b_low) == F32_MAX, b_steps, b_chosen)  # saturated: its error is not meaningful

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from innerq_compile.kernels.internals.table import TOPICS, missing
-from innerq_compile.kernels.internals.table.entry import READ_IN, Internal
+from innerq_compile.kernels.internals.table.entry import SUPPORTED_TORCH, Internal
 from tests.helpers.undocumented_api import uses
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,7 +65,7 @@ def test_a_module_of_each_topic():
 @pytest.mark.parametrize(("topic", "entry"), ENTRIES, ids=[f"{topic}-{entry.names[0]}" for topic, entry in ENTRIES])
 def test_entries_say_why(topic, entry):
     assert entry.names and entry.why.endswith(".") and entry.without.endswith(".")
-    assert set(entry.versions) <= set(READ_IN) and entry.versions
+    assert set(entry.versions) <= set(SUPPORTED_TORCH) and entry.versions
 
 
 def test_this_torch_has_all():
