@@ -1,1 +1,1 @@
-"""Calling compiled graphs: caches in and out, recorded steps, shadows of dense buffers."""
+"""Calling compiled graphs: unwrapping and wrapping of caches, CUDA graph recordings, shadows of dense buffers."""

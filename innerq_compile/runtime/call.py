@@ -1,4 +1,4 @@
-"""Calling a compiled graph: InnerQTensors apart on the way in, together on the way out."""
+"""Calls a compiled graph: unwraps InnerQTensors among its arguments, and wraps caches among its results."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .sizes import SizeReader
 
 
 class CompiledGraph:
-    """A compiled graph with quantized caches, callable with the arguments of the graph that it was made of.
+    """A compiled graph with quantized caches. Takes the arguments and returns the outputs of the captured graph.
 
     Args:
-        compiled: the rewritten graph, called with its inputs and with ``Caches.memory``.
-        prelude: the compiled prelude, if there is one.
-        context: of the passes that rewrote the graph.
+        compiled: the compiled graph. It is called with a list of its inputs and with ``Caches.memory``.
+        prelude: the compiled prelude; None if there is none.
+        context: the context of the passes.
         original: the graph as captured.
         rewritten: the graph that was compiled.
-        report: the graph's report, in which calls are counted.
+        report: the report of the graph, which counts its calls.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class CompiledGraph:
 
 
 def _on_this_stream() -> torch.cuda.Stream | None:
-    """What :meth:`Recordings.begin` is for a graph that is not recorded: there is no other stream to wait for."""
+    """Replaces :meth:`Recordings.begin` for a graph that is not recorded and has no other stream to wait for."""
     return None
 
 
 def _taker(indices: list[int]) -> Callable[[tuple[Any, ...]], list[Any]]:
-    """A function that takes the arguments at ``indices``: hundreds of them, every step."""
+    """A fast function that selects the arguments at ``indices``, of which there may be hundreds."""
     if len(indices) < 2:
         return lambda args: [args[index] for index in indices]
     take = operator.itemgetter(*indices)

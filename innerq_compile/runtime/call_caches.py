@@ -1,11 +1,13 @@
-"""The caches of one call of a compiled graph, from before it runs until it has worked or failed.
+"""The caches of one call of a compiled graph, handled as a transaction.
 
-    prepare     every storage is locked, has room for what the graph appends, and nobody else's tokens behind its own
-    ...         the graph runs: the device appends, and counts what it appends
-    commit      it has worked: the host counts the same tokens
-    the end     without commit it has failed: the device counts as many as the host again; storages are unlocked
+    prepare     locks every storage and ensures that it has room for the appended tokens and that appending does not
+                overwrite tokens of another tensor
+    ...         the graph runs: it appends tokens and advances the lengths on the device
+    commit      the call has succeeded: advances the lengths on the host
+    exit        without a commit the call has failed: resets the lengths on the device to those on the host; then
+                unlocks the storages
 
-Nothing but this changes the length of a cache in a call.
+Nothing else changes the length of a cache during a call.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from .sizes import SizeReader
 
 
 class GraphCaches:
-    """What is known of the caches of a graph for all of its calls.
+    """Prepares the caches of each call of a graph.
 
     Args:
-        context: of the passes that rewrote the graph.
+        context: the context of the passes.
         original: the graph as captured.
-        sizes: of that.
-        returned: for each cache the place among the outputs of this cache with more tokens, None if there is none.
+        sizes: evaluates symbolic sizes of ``original``.
+        returned: for each cache, the index of the output that is this cache with tokens appended, or None.
     """
 
     def __init__(
@@ -43,14 +45,14 @@ class GraphCaches:
         caches = list(context.caches.values())
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         self.shadows = [ShadowReader(plan, original, context.config, sizes) for plan in context.shadows.values()]
-        #: of each cache the place among the arguments
+        #: the index of each cache among the arguments
         self.arguments = [cache.index for cache in caches]
-        #: of each cache how many tokens are appended, from the arguments of a call; None: it is only read
+        #: for each cache, a function of the arguments that gives the number of appended tokens; None if it is only read
         self._counts = [sizes.reader(counts[cache]) if cache in counts else None for cache in caches]
         fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
-        #: the same as numbers, where none is a symbol
+        #: the numbers of appended tokens if all are constants, else None
         self._fixed_counts = fixed if len(fixed) == len(caches) else None
-        #: what the last call left for the next one, where that can be known
+        #: prepared caches of the next call; None if this graph does not support it
         self.next: NextCall | None = None
         self._returned: Callable[[Any], Any] | None = None
         if len(caches) > 1 and self._fixed_counts and len(counts) == len(caches) and not self.shadows:
@@ -59,14 +61,14 @@ class GraphCaches:
                 self._returned = operator.itemgetter(*returned)
 
     def prepare(self, args: tuple[Any, ...]) -> CallCaches:
-        """The caches of a call with ``args``, fit to be appended to.
+        """The caches of a call with ``args``, ready to be appended to.
 
-        Their storages are locked until the call is closed: threads may call with views of the same storage, and the
-        tokens that one of them appends are to be seen by the next.
+        Their storages remain locked until the end of the call, because other threads may call with tensors of the same
+        storage.
 
         Raises:
-            UnsupportedOperation: If a buffer is among the arguments twice.
-            InnerQError: For a static cache whose changes cannot be followed.
+            UnsupportedOperation: If the same buffer is passed twice.
+            InnerQError: If changes of a static cache cannot be tracked.
         """
         shadows = [reader(args) for reader in self.shadows]
         if self.next is not None and (known := self.next.take(args)) is not None:
@@ -83,19 +85,19 @@ class GraphCaches:
             raise
 
     def counts(self, args: tuple[Any, ...]) -> Sequence[int]:
-        """How many tokens a call with ``args`` appends to each cache."""
+        """The number of tokens that a call with ``args`` appends to each cache."""
         if self._fixed_counts is not None:
             return self._fixed_counts
         return [0 if count is None else count(args) for count in self._counts]
 
     def expect(self, outputs: Sequence[Any]) -> None:
-        """Get ready for the next call, whose caches are usually among these ``outputs`` of the last one."""
+        """Prepare the next call, whose caches are usually among the ``outputs`` of this one."""
         if self.next is not None and self._returned is not None:
             self.next.expect(self._returned(outputs))
 
     def _writable(self, args: tuple[Any, ...], counts: Sequence[int]) -> list[CacheStorage]:
-        """The storage of each cache, or a copy of it where somebody else's tokens would be overwritten."""
-        tensors = [args[index] for index in self.arguments]  # Dynamo has checked their kind
+        """The storage of each cache, or a copy of it if appending would overwrite tokens of another tensor."""
+        tensors = [args[index] for index in self.arguments]  # Dynamo has checked their types
         if len({id(tensor._storage) for tensor in tensors}) != len(tensors):
             return self._writable_copies(tensors, counts)
         return [
@@ -104,9 +106,9 @@ class GraphCaches:
         ]
 
     def _writable_copies(self, tensors: list[Any], counts: Sequence[int]) -> list[CacheStorage]:
-        """The same where arguments are views of one storage: none may see what another appends.
+        """Copies of all storages, for several arguments on one storage: appended tokens must not be shared.
 
-        Copies of one storage keep the same capacity. Dynamo saw one tensor of blocks, so that it is one symbol.
+        Copies of the same storage have the same capacity, because it is one symbol in the graph.
         """
         for tensor in tensors:
             if isinstance(tensor, InnerQBuffer):
@@ -128,7 +130,7 @@ class GraphCaches:
 
 
 def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> CacheStorage:
-    """``storage`` for a graph that appends ``count`` tokens behind ``tensor``, or one that only reads it."""
+    """``storage`` or a copy of it, with the length of ``tensor``, and room for ``count`` tokens if it is written."""
     if appends is not None:
         return storage.writable_from(tensor._extent, count)
     length = tensor.shape[tensor.tokens_dim]
@@ -140,13 +142,13 @@ def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> Cac
 
 
 class CallCaches:
-    """The caches of one call, locked for other threads. The graph runs within a ``with`` block of it.
+    """The caches of one call, locked for other threads: a context in which the graph runs.
 
-    A block that ends before :meth:`commit` is a call that failed. What the graph may have appended on the device is
-    forgotten then, so that the call can be made again.
+    If the context is left before :meth:`commit`, the call has failed. Tokens that the graph may have appended on the
+    device are discarded, so that the call can be repeated.
 
     Attributes:
-        inner, memory: What the graph takes of them, see :class:`Caches`.
+        inner, memory: Inputs of the graph, see :class:`Caches`.
     """
 
     __slots__ = ("_args", "_committed", "_graph", "_locks", "_shadows", "_storages", "inner", "memory")
@@ -181,22 +183,22 @@ class CallCaches:
     @property
     def blocks(self) -> int:
         """The capacity of the first cache, in blocks."""
-        return self.inner[0].shape[2]  # its codes are its first inner tensor
+        return self.inner[0].shape[2]  # the first inner tensor holds the codes
 
     @property
     def storages(self) -> list[CacheStorage]:
-        """The storage of each cache. Caches that were known before the call are their arguments' own."""
-        if self._storages is None:  # not looked for before the graph runs, while a GPU would wait for it
+        """The storage of each cache. For prepared caches these are the storages of the arguments."""
+        if self._storages is None:  # determined after the graph was launched, so that the GPU does not wait
             self._storages = [self._args[index]._storage for index in self._graph.arguments]
         return self._storages
 
     @property
     def all_storages(self) -> list[CacheStorage]:
-        """The storages of the caches, and behind them those of shadows."""
+        """The storages of the caches, followed by those of shadows."""
         return [*self.storages, *(side for shadow in self._shadows for side in (shadow.key, shadow.value))]
 
     def commit(self) -> None:
-        """The graph has run: the host counts the tokens that it appended."""
+        """Advance the lengths on the host, after the graph has run."""
         for reader, shadow in zip(self._graph.shadows, self._shadows, strict=True):
             reader.followed(self._args, shadow)
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
@@ -205,9 +207,9 @@ class CallCaches:
         self._committed = True
 
     def _roll_back(self) -> None:
-        """The device counts as many tokens as the host again."""
+        """Reset the lengths on the device to those on the host."""
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
             if count:
-                # where the device takes no kernel any more, what happened before says why
+                # after an error of the device no kernel can be launched; the original error is raised
                 with contextlib.suppress(RuntimeError):
                     storage.truncate(storage.length)

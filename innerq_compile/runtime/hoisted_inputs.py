@@ -1,4 +1,4 @@
-"""Inputs of a graph that are computed in front of it in each call, such as masks as long as the cache."""
+"""Runs the prelude of a graph before each call, and keeps its results, such as masks, at fixed addresses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ..kernels.formats import CacheFormat
 from ..passes.context import Prelude
 from .sizes import SizeReader
 
-#: Batch sizes for which a graph keeps its hoisted inputs where they are.
+#: The number of batch sizes for which a graph keeps the buffers of its hoisted inputs.
 MAX_BATCH_SIZES = 8
 
 
 class _Buffers(threading.local):
-    """The buffers of one thread that results of the prelude lie in.
+    """The buffers of one thread for the results of the prelude.
 
     Attributes:
-        by_shapes: by the shapes for one batch size, the tokens that masks have room for, and a buffer for each result.
+        by_shapes: for the shapes of each batch size, the number of tokens that masks have room for, and a buffer for
+            each result.
     """
 
     def __init__(self) -> None:
@@ -29,14 +30,14 @@ class _Buffers(threading.local):
 
 
 class HoistedInputs:
-    """Runs the prelude of a graph, and keeps its results where a CUDA graph finds them.
+    """Runs the prelude of a graph, and keeps its results in buffers that do not move, as a CUDA graph requires.
 
     Args:
         prelude: the compiled prelude.
-        plan: what it computes, of what.
-        cache: the format of a cache of the graph; all have as much room as the first one.
+        plan: its inputs and results.
+        cache: the format of a cache of the graph; all caches have the same capacity.
         original: the graph as captured.
-        sizes: of that.
+        sizes: evaluates symbolic sizes of ``original``.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class HoistedInputs:
         self._arguments = [names.index(name) for name in plan.inputs]
         self._masks = plan.masks
         self._kinds = [(result.dtype, result.device) for result in plan.results]
-        # All sizes but the last of a mask, which is as long as the caches have room. They are numbers, and batch sizes.
+        # All sizes except the last one of a mask, which is the capacity. They are constants or batch sizes.
         shapes = [result.shape[: result.dim() - mask] for result, mask in zip(plan.results, plan.masks, strict=True)]
         self._shape_readers = [[sizes.reader(size) for size in shape] for shape in shapes]
         fixed = all(isinstance(size, int) for shape in shapes for size in shape)
         self._fixed_shapes = tuple(map(tuple, shapes)) if fixed else None
-        #: places of the results that the prelude returns
+        #: indices of the results that the prelude returns
         self._returned = [place for place, write in enumerate(plan.written) if not write]
-        #: places of those that it writes; of a mask among them also how long it is in a call
+        #: indices of the results that the prelude writes; for a mask with a function that gives its length in a call
         self._written = [
             (place, sizes.reader(result.shape[-1]) if mask else None)
             for place, (result, mask, write) in enumerate(zip(plan.results, plan.masks, plan.written, strict=True))
@@ -69,7 +70,7 @@ class HoistedInputs:
         self._buffers = _Buffers()
 
     def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
-        """The hoisted inputs for a call with ``args``, whose caches have room for so many ``blocks``."""
+        """The hoisted inputs for a call with ``args``, whose caches have a capacity of ``blocks``."""
         buffers = self._buffers_for(args, blocks * self._block + self._window)
         inputs = [args[index] for index in self._arguments]
         for place, length in self._written:
@@ -80,13 +81,13 @@ class HoistedInputs:
         return buffers
 
     def used_on(self, stream: torch.cuda.Stream) -> None:
-        """Keep this thread's buffers, once they are let go, from everybody until ``stream`` is done with them."""
+        """Let the allocator not reuse this thread's buffers, once freed, before ``stream`` is done with them."""
         for _, buffers in self._buffers.by_shapes.values():
             for buffer in buffers:
                 buffer.record_stream(stream)
 
     def _buffers_for(self, args: tuple[Any, ...], tokens: int) -> list[torch.Tensor]:
-        """This thread's buffers for the batch size of a call, with masks of so many ``tokens``."""
+        """This thread's buffers for the batch size of a call, with room for ``tokens`` in masks."""
         shapes = self._fixed_shapes
         if shapes is None:
             shapes = tuple(tuple(read(args) for read in shape) for shape in self._shape_readers)
@@ -100,7 +101,7 @@ class HoistedInputs:
                 for (dtype, device), shape, mask in zip(self._kinds, shapes, self._masks, strict=True)
             ]
             kept.pop(shapes, None)
-            if len(kept) == MAX_BATCH_SIZES:  # one that comes back is recorded anew
+            if len(kept) == MAX_BATCH_SIZES:  # if this batch size comes again, it is recorded again
                 del kept[next(iter(kept))]
             kept[shapes] = tokens, buffers
         return buffers

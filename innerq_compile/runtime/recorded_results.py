@@ -1,4 +1,4 @@
-"""What a call gets of a recording's results: an input of its own, a view of one, or a copy of memory that is reused."""
+"""The results of a replayed recording: inputs of the call, views of them, or copies of the recording's memory."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from ..kernels.internals.tensors import memory_of
 from ..passes.analysis.recordable import RecordedInputs
 
-#: How a call gets one result: a function of its inputs, and of its copies of the memory that results are made in.
+#: Computes one result from the inputs of the call and its copies of the recording's result memory.
 Result = Callable[[list[Any], list[torch.Tensor]], Any]
 
 
 def recorded_results(
     results: Sequence[Any], inputs: list[Any], plan: RecordedInputs
 ) -> tuple[list[torch.Tensor], list[Result]]:
-    """The memory that results are made in, and how a caller gets each.
+    """The memory of a recording that has to be copied after each replay, and how to compute each result.
 
     Args:
-        results: of the call that was recorded.
-        inputs: of the same call.
-        plan: what is known of the graph's inputs.
+        results: the results of the recorded call.
+        inputs: the inputs of the recorded call.
+        plan: how the recording treats the inputs.
 
     Raises:
-        RuntimeError: for a result that no later call could be given.
+        RuntimeError: if a result cannot be reproduced for later calls.
     """
     places = {_memory(value): place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)}
     among = collections.Counter(_memory(result) for result in results if isinstance(result, torch.Tensor))
@@ -44,7 +44,7 @@ def recorded_results(
         elif among[memory] == 1 and _is_copied_as_it_is(result):
             index, _ = made.setdefault(memory, (len(made), result))
             found.append(_copied(index))
-        else:  # copies share memory where results do
+        else:  # results that share memory are views of one copy
             index, _ = made.setdefault(memory, (len(made), _whole(result)))
             found.append(_view_of_copy(index, result))
     return [memory for _, memory in made.values()], found
@@ -55,9 +55,9 @@ def _of_input(place: int) -> Result:
 
 
 def _view_of_input(place: int, result: torch.Tensor, recorded: torch.Tensor, plan: RecordedInputs) -> Result:
-    """The same view of a call's own input. One that is copied may have other strides there: then a copy of the view."""
+    """The corresponding view of a later call's input; a copy of the recorded view if that input has other strides."""
     if result.dtype != recorded.dtype:
-        raise RuntimeError(f"a result is the memory of an input of {recorded.dtype} read as {result.dtype}")
+        raise RuntimeError(f"a result is a view of an input of dtype {recorded.dtype} as dtype {result.dtype}")
     shape, strides, of_input = result.shape, result.stride(), recorded.stride()
     offset = result.storage_offset() - recorded.storage_offset()
     own = result if place in plan.copied else None
@@ -85,10 +85,10 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _is_copied_as_it_is(tensor: torch.Tensor) -> bool:
-    """Whether a clone has the strides of the original: it has no gaps and nothing twice."""
+    """Whether a clone has the same strides: the tensor has no gaps and no repeated elements."""
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory behind a tensor, as bytes."""
+    """The whole storage of a tensor, as bytes."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

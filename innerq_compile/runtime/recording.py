@@ -1,4 +1,4 @@
-"""One recording: the CUDA graph of one call, replayed for all calls that have the same key."""
+"""One recording: the CUDA graph of one call, which is replayed for all calls with the same key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .recorded_results import Result, recorded_results
 
 
 class CallKey(NamedTuple):
-    """What calls have in common for which one recording serves.
+    """What calls must have in common to be served by the same recording.
 
     Attributes:
-        sizes: values of the symbols, as ``RecordedInputs.sizes`` lists them.
-        memory: where the caches are (``Caches.memory``).
-        addresses: of the other tensors that stay where they are, None for all other inputs.
+        sizes: values of the symbols in ``RecordedInputs.sizes``.
+        memory: addresses and capacities of the caches (``Caches.memory``).
+        addresses: the addresses of the inputs in ``RecordedInputs.fixed``; None for all other inputs.
     """
 
     sizes: list[int]
@@ -28,10 +28,10 @@ class CallKey(NamedTuple):
     addresses: list[int | None]
 
 
-class CapturePlace:
-    """Where a thread records the calls of a graph: a stream of its own, and memory that its recordings share.
+class CaptureResources:
+    """The stream and the memory pool with which a thread records the calls of a graph.
 
-    They can share it, because nothing that a recording leaves behind is read by another one.
+    Recordings can share the pool, because none reads memory that another one has written.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,15 +41,15 @@ class CapturePlace:
 
 @dataclasses.dataclass(eq=False)
 class Recording:
-    """One CUDA graph.
+    """A recorded call.
 
     Attributes:
-        graph: what CUDA recorded.
-        inputs: of the graph that was recorded.
-        key: what later calls have to have in common with the one that was recorded.
-        copies: what the inputs to copy are copied to.
-        made: memory of results, of which a caller gets a copy.
-        results: how a call gets each result.
+        graph: the CUDA graph.
+        inputs: how the recording treats the inputs.
+        key: the key of the recorded call.
+        copies: the tensors that inputs in ``RecordedInputs.copied`` are copied to.
+        made: memory of results that is copied for the caller.
+        results: how to compute each result.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -60,7 +60,7 @@ class Recording:
     results: list[Result]
 
     def serves(self, inputs: list[Any], sizes: list[int], memory: list[int]) -> bool:
-        """Whether it does what a call would do, whose :class:`CallKey` need not be made for that."""
+        """Whether the recording can be replayed for a call. Avoids creating the :class:`CallKey` of the call."""
         key = self.key
         return (
             sizes == key.sizes
@@ -69,7 +69,7 @@ class Recording:
         )
 
     def replay(self, inputs: list[Any]) -> list[Any]:
-        """The results of a call with ``inputs``."""
+        """Replay the recording for ``inputs`` and return the results."""
         if self.copies:
             cuda.copy_each(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
         self.graph.replay()
@@ -84,19 +84,20 @@ def record(
     plan: RecordedInputs,
     inputs: list[Any],
     key: CallKey,
-    place: CapturePlace,
+    resources: CaptureResources,
 ) -> Recording:
-    """Record a call of ``compiled`` with ``inputs``, which it does not run.
+    """Record a call of ``compiled`` with ``inputs``, without executing it.
 
     Args:
         compiled: the compiled graph.
-        plan: what is known of its inputs.
-        inputs: of the call.
-        key: of the call.
-        place: where to record.
+        plan: how the recording treats the inputs.
+        inputs: the inputs of the call.
+        key: the key of the call.
+        resources: stream and memory pool to record with.
 
     Raises:
-        RuntimeError: if the call does what cannot be recorded, such as waiting for the device. Nothing has happened.
+        RuntimeError: if the call does something that cannot be recorded, such as synchronizing with the device. It has
+            no effect then.
     """
     inputs = list(inputs)
     copies = []
@@ -108,13 +109,15 @@ def record(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(plan.device):
         before = torch.cuda.current_stream()
-        # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
+        # cuBLAS must not use a workspace from outside within the recording, nor one of the recording outside.
         cuda.forget_cublas_workspaces()
         try:
-            with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=resources.pool, stream=resources.stream, capture_error_mode="thread_local"
+            ):
                 results = compiled(*inputs)
         except BaseException:
-            _end_failed_capture(plan.device, place, before)
+            _end_failed_capture(plan.device, resources, before)
             raise
         finally:
             cuda.forget_cublas_workspaces()
@@ -122,23 +125,23 @@ def record(
     return Recording(graph, plan, key, copies, made, outputs)
 
 
-def _end_failed_capture(device: torch.device, place: CapturePlace, stream: torch.cuda.Stream) -> None:
-    """Bring torch back to ``stream`` from a recording that failed.
+def _end_failed_capture(device: torch.device, resources: CaptureResources, stream: torch.cuda.Stream) -> None:
+    """Restore torch's state, with ``stream`` as the current stream, after a recording that failed.
 
-    Where CUDA does not give a graph, ``CUDAGraph.capture_end`` raises before it tells the allocator and the random
-    generators that recording is over (torch 2.11), and ``torch.cuda.graph`` stays on its own stream. A recording that
-    succeeds tells the generators.
+    If CUDA returns no graph, ``CUDAGraph.capture_end`` raises before it informs the allocator and the random generators
+    that the capture has ended (torch 2.11), and ``torch.cuda.graph`` does not restore the stream. A successful capture
+    of another graph informs the generators.
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):
-        cuda.end_allocation_to_pool(device.index, place.pool)
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=place.stream):
+        cuda.end_allocation_to_pool(device.index, resources.pool)
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=resources.stream):
         torch.zeros(1, device=device)
     torch.cuda.set_stream(stream)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` without its repetitions, which memory has once."""
+    """``tensor`` without repeated elements: dimensions of stride 0 have size 1."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)

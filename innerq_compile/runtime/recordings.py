@@ -1,15 +1,15 @@
-"""When calls of a compiled graph are recorded as CUDA graphs, and which recording is replayed for a call.
+"""Decides when calls of a compiled graph are recorded as CUDA graphs, and which recording is replayed for a call.
 
-Inductor has CUDA graphs of its own, for any program: trees of recordings that share memory, whose outputs live until
-the next step. Here is one graph, the decode step, whose inputs are where they were. What there is to check is less, the
-outputs are the caller's, and the first kernel of a step starts sooner (``docs/lab/host-cost.md``).
+Inductor's own CUDA graphs support any program: trees of recordings that share memory, whose outputs are valid until the
+next step. This module supports one graph, the decode step, whose inputs mostly keep their addresses. So there is less
+to check, outputs belong to the caller, and the first kernel of a step starts earlier (``docs/lab/host-cost.md``).
 
-    first call with these addresses     runs the kernels one by one, which loads and tunes them
-    second call                         records them, then replays the recording
-    later calls                         copy tokens and positions into it, and replay it
-    caches have grown                   records them anew, in place of the recording before
+    first call with these addresses     runs kernel by kernel, which loads and tunes the kernels
+    second call                         is recorded, and the recording is replayed
+    later calls                         copy tokens and positions into the recording and replay it
+    first call after caches have grown  is recorded, and the new recording replaces the old one
 
-So a program that has its tensors elsewhere in every call is never recorded, and never waits for a recording either.
+A program whose tensors have other addresses in every call is never recorded, so it does not pay for recordings either.
 """
 
 from __future__ import annotations
@@ -24,36 +24,35 @@ from typing import Any
 import torch
 
 from ..passes.analysis.recordable import RecordedInputs
-from .recording import CallKey, CapturePlace, Recording, record
+from .recording import CallKey, CaptureResources, Recording, record
 from .report import CudaGraphs, CudaGraphUse, GraphReport
 
 log = logging.getLogger(__name__)
 
-#: Recordings that a thread keeps of a graph, of the calls that it replayed last: other caches, other batch sizes.
+#: The number of recordings of a graph that a thread keeps, for different caches and batch sizes.
 MAX_RECORDINGS = 32
 
-#: Calls that a thread remembers without having recorded them.
+#: The number of keys that a thread keeps of calls that were not recorded.
 MAX_UNRECORDED = 128
 
-#: Recording waits for the device and empties the allocator's cache, which ends what another thread records.
+#: Recording synchronizes with the device and empties the allocator's cache, which would break a concurrent capture.
 _CAPTURE_LOCK = threading.Lock()
 
-#: All that there are in this process, to be released, and what guards them.
+#: All instances in this process, for release_all, and their lock.
 _EXISTING: weakref.WeakSet[Recordings] = weakref.WeakSet()
 _EXISTING_LOCK = threading.Lock()
 
 
 class Recordings:
-    """A compiled graph that records itself.
+    """A compiled graph that records its calls.
 
-    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with what says where
-    the caches among them are (``Caches.memory``). Threads do not share recordings, which have memory of their own to
-    work in.
+    Called with a list of the graph's inputs, and with addresses and capacities of the caches among them
+    (``Caches.memory``). Threads do not share recordings, because each recording writes to its own memory.
 
     Args:
         compiled: the compiled graph.
-        inputs: what is known of its inputs.
-        report: the graph's report.
+        inputs: how recordings treat its inputs.
+        report: the report of the graph.
     """
 
     def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
@@ -66,10 +65,13 @@ class Recordings:
             _EXISTING.add(self)
 
     def begin(self) -> torch.cuda.Stream | None:
-        """Wait for what this thread last ran on another stream: the next call writes where that one reads.
+        """Let the current stream wait for this thread's previous call if that ran on another stream.
 
-        Returns the stream that the next call runs on, where it is another one. Memory that calls work in is not to be
-        given to anybody else before it is done.
+        Both calls use the memory of the same recordings and buffers.
+
+        Returns:
+            The current stream if it has changed, so that the caller can tell the allocator about buffers that it uses;
+            else None.
         """
         if torch.cuda.is_current_stream_capturing():
             return None
@@ -80,8 +82,8 @@ class Recordings:
         return stream
 
     def __call__(self, inputs: list[Any], memory: list[int]) -> Sequence[Any]:
-        """The results of a call that :meth:`begin` stands before."""
-        if torch.cuda.is_current_stream_capturing():  # somebody else records the program
+        """The results of a call. :meth:`begin` has to be called before."""
+        if torch.cuda.is_current_stream_capturing():  # the program itself is being recorded
             return self._compiled(*inputs)
         own = self._of_this_thread()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
@@ -93,7 +95,7 @@ class Recordings:
         return recording.replay(inputs)
 
     def release(self) -> None:
-        """Let go of all recordings."""
+        """Release all recordings."""
         self._by_thread = threading.local()
 
     def _of_this_thread(self) -> _ThreadRecordings:
@@ -104,7 +106,7 @@ class Recordings:
             return self._by_thread.own
 
     def _find(self, own: _ThreadRecordings, inputs: list[Any], sizes: list[int], memory: list[int]) -> Recording | None:
-        """The recording for a call, the last of ``own`` from now on; None where the call is to run by itself."""
+        """The recording for a call, moved to the end of ``own``; None if the call is to run without a recording."""
         if self._disabled:
             return None
         found = next((one for one in own.recordings if one.serves(inputs, sizes, memory)), None)
@@ -116,29 +118,30 @@ class Recordings:
         if key in own.unrecorded:
             own.unrecorded.remove(key)
             return self._record(own, inputs, key)
-        if own.drop_smaller(key):  # that has loaded the kernels
+        if own.drop_smaller(key):  # the kernels are loaded already
             return self._record(own, inputs, key, again=True)
         own.unrecorded.append(key)
         return None
 
     def _addresses(self, inputs: list[Any]) -> list[int | None]:
-        """For each input where it is, None for those that may be anywhere."""
+        """The addresses of inputs that usually keep theirs; None for all other inputs."""
         addresses: list[int | None] = [None] * len(inputs)
         for place in self._inputs.fixed:
             addresses[place] = inputs[place].data_ptr()
         return addresses
 
     def _record(self, own: _ThreadRecordings, inputs: list[Any], key: CallKey, again: bool = False) -> Recording | None:
-        """A recording of this call, the last of ``own`` from now on.
+        """Record a call and append the recording to ``own``. Returns None if recording fails.
 
-        None where recording fails. Then the graph runs without from now on; with ``again`` only until the call returns.
+        After a failure the graph is not recorded any more. If ``again`` is True, that is, if it was recorded before
+        with smaller caches, only this call runs without a recording.
         """
         try:
             with _CAPTURE_LOCK:
-                recording = record(self._compiled, self._inputs, inputs, key, own.place)
-        except RuntimeError as error:  # no memory for it is one, too
+                recording = record(self._compiled, self._inputs, inputs, key, own.resources)
+        except RuntimeError as error:  # also if there is not enough memory
             if again:
-                log.debug("graph %d: recorded when this call comes again: %s", self._report.index, error)
+                log.debug("graph %d: recording failed, to be tried again: %s", self._report.index, error)
                 own.unrecorded.append(key)
                 return None
             self._disabled = True
@@ -154,23 +157,23 @@ class Recordings:
 
 
 class _ThreadRecordings:
-    """What a thread has recorded of a graph.
+    """The recordings of a graph by one thread.
 
     Attributes:
-        place: where it records.
-        recordings: those that are kept, the one that was replayed last at the end.
-        unrecorded: keys of calls that were not recorded.
-        last_stream: the stream that the graph ran on last.
+        resources: stream and memory pool to record with.
+        recordings: the recordings, the last replayed one at the end.
+        unrecorded: keys of calls that have run once without being recorded.
+        last_stream: the stream of the last call.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.place = CapturePlace(device)
+        self.resources = CaptureResources(device)
         self.recordings: list[Recording] = []
         self.unrecorded: collections.deque[CallKey] = collections.deque(maxlen=MAX_UNRECORDED)
         self.last_stream = torch.cuda.current_stream(device)
 
     def moves_to(self, stream: torch.cuda.Stream) -> None:
-        """Let ``stream`` wait for what ran last, and keep what recordings copy inputs to until it is done with them."""
+        """Let ``stream`` wait for the last call, and tell the allocator that it uses the copies of inputs."""
         stream.wait_stream(self.last_stream)
         self.last_stream = stream
         for recording in self.recordings:
@@ -178,7 +181,7 @@ class _ThreadRecordings:
                 copy.record_stream(stream)
 
     def drop_smaller(self, key: CallKey) -> bool:
-        """Let go of the last recording of the same calls from before their caches have grown; whether there was one."""
+        """Drop the latest recording for the same caches with a smaller capacity. Returns whether there was one."""
         for recording in reversed(self.recordings):
             before = recording.key
             if before.sizes == key.sizes and recording.inputs.have_grown(before.memory, key.memory):
@@ -188,7 +191,7 @@ class _ThreadRecordings:
 
 
 def release_all() -> None:
-    """Let go of all recordings of this process."""
+    """Release all recordings of this process."""
     with _EXISTING_LOCK:
         existing = list(_EXISTING)
     for recordings in existing:

@@ -1,8 +1,8 @@
 """Quantized shadows of dense buffers that a program writes in place (static caches).
 
-The buffer stays the user's, and right. Its shadow is an attribute of the key buffer, so that all graphs which read the
-buffer share it and it is gone with the buffer. It is made of the buffer's contents when a graph first reads the buffer,
-and again whenever the buffer was changed by anything but that graph: its version counter tells.
+The program still writes its dense buffer. The shadow is an attribute of the key buffer, so that all graphs that read
+the buffer share it, and it is freed with the buffer. It is created from the contents of the buffer when a graph first
+reads the buffer, and again whenever the version counters show that something else has changed the buffer.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Shadow:
 
     Attributes:
         key, value: the quantized caches.
-        config: what they were made with.
-        value_buffer: the value buffer, weakly.
-        versions: version counters of both buffers when the shadow last followed them.
+        config: the config that they were created with.
+        value_buffer: a weak reference to the value buffer.
+        versions: version counters of both buffers when the shadow was last up to date.
     """
 
     key: CacheStorage
@@ -44,12 +44,12 @@ class Shadow:
     versions: tuple[int, int]
 
     def __reduce__(self):
-        # attributes go along when a buffer is copied or pickled; the copy is a buffer that gets a shadow of its own
+        # Copying or pickling a buffer copies its attributes: leave the shadow out, the copy gets its own.
         return type(None), ()
 
 
 class ShadowReader:
-    """Finds or makes the shadow of one pair of buffers for the calls of one graph."""
+    """Finds or creates the shadow of a pair of buffers for the calls of one graph."""
 
     def __init__(self, plan: ShadowInput, original: GraphModule, config: Config, sizes: SizeReader) -> None:
         placeholders = original.graph.find_nodes(op="placeholder")
@@ -59,7 +59,7 @@ class ShadowReader:
         self._key_dims, self._value_dims = plan.key_use.dims, plan.value_use.dims
         self._formats = (plan.key.format, plan.value.format)
         self._config = config
-        self._suited: Callable[[], Shadow | None] = lambda: None  # the last that `_suits`, weakly
+        self._suited: Callable[[], Shadow | None] = lambda: None  # a weak reference to the last shadow that `_suits`
         self._position: Callable[[tuple[Any, ...]], Any]
         position = plan.key_use.position
         if not isinstance(position, Node):
@@ -70,11 +70,11 @@ class ShadowReader:
             self._position = sizes.reader(example(position))
 
     def __call__(self, args: tuple[Any, ...]) -> Shadow:
-        """The shadow for a call with ``args``, holding at least the tokens before the position of this call."""
+        """The shadow for a call with ``args``. It holds at least the tokens before the position of the write."""
         key, value = args[self._key], args[self._value]
         shadow = getattr(key, _ATTRIBUTE, None)
         if shadow is not None and shadow.key.tensors.state.is_inference() and not torch.is_inference_mode_enabled():
-            shadow = None  # made in inference mode, where it may be changed, and only there
+            shadow = None  # created in inference mode, so it can be changed only there
         if (
             shadow is None
             or shadow.versions != _versions(key, value)
@@ -86,8 +86,8 @@ class ShadowReader:
         return shadow
 
     def _suits(self, shadow: Shadow) -> bool:
-        """Whether a shadow is of the form that the graph was made for."""
-        if self._suited() is shadow:  # comparing configs and formats takes longer than all the rest
+        """Whether a shadow has the config and formats of the graph."""
+        if self._suited() is shadow:  # a fast path, because comparing configs and formats is slow
             return True
         suits = shadow.config == self._config and (shadow.key.format, shadow.value.format) == self._formats
         if suits:
@@ -95,11 +95,11 @@ class ShadowReader:
         return suits
 
     def followed(self, args: tuple[Any, ...], shadow: Shadow) -> None:
-        """Note that the graph has written the same tokens to the buffers and to the shadow."""
+        """Mark the shadow as up to date, after the graph has written the same tokens to the buffers and to it."""
         shadow.versions = _versions(args[self._key], args[self._value])
 
     def _import(self, key: torch.Tensor, value: torch.Tensor, length: int, last: Shadow | None) -> Shadow:
-        """A shadow of the buffers' contents, in the memory of the ``last`` where it fits: CUDA graphs know that."""
+        """A shadow of the contents of the buffers; in the memory of ``last`` if possible, for recorded CUDA graphs."""
 
         def side(buffer: torch.Tensor, dims: tuple[int, ...], fmt: CacheFormat) -> CacheStorage:
             dense = buffer.detach().permute(dims)
@@ -114,7 +114,7 @@ class ShadowReader:
 
 
 def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:
-    """``storage`` in the memory of ``into``, or as it is where that is of another form."""
+    """``storage`` copied to the memory of ``into``; ``storage`` itself if their formats, shapes or devices differ."""
     source, target = storage.tensors.present(), into.tensors.present()
     alike = source.keys() == target.keys() and all(
         (new.shape, new.dtype, new.device) == (target[name].shape, target[name].dtype, target[name].device)
@@ -138,7 +138,7 @@ def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
 
 
 def _evaluator(original: GraphModule, name: str) -> Callable[[tuple[Any, ...]], Any]:
-    """A function of the graph's arguments that computes one of its integer tensors, and gives its first element."""
+    """A function of the graph's arguments that computes the first element of the node ``name``, an integer tensor."""
     target = next(node for node in original.graph.nodes if node.name == name)
     needed, pending = set(), [target]
     while pending:

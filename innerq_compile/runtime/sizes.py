@@ -1,4 +1,4 @@
-"""Sizes of a graph that are symbols, read from the arguments of a call."""
+"""Evaluates symbolic sizes of a graph from the arguments of a call."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class SizeReader:
             self._places.setdefault(size.node.expr, (index, dim))
 
     def reader(self, size: Any) -> Callable[[tuple[Any, ...]], int]:
-        """A function of the call's arguments that gives ``size``.
+        """A function of the call's arguments that evaluates ``size``.
 
         Raises:
-            KeyError: if the size depends on a symbol that no argument carries.
+            KeyError: if the size depends on a symbol that is not a size or number among the arguments.
         """
         if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
             constant = int(size)
@@ -45,7 +45,7 @@ class SizeReader:
             index, dim = places[expr]
             return lambda args: args[index] if dim is None else args[index].shape[dim]
 
-        # as Python's own arithmetic: sympy takes a tenth of a millisecond, every step
+        # compiled to a Python function, because sympy's evaluation takes a tenth of a millisecond at every step
         evaluate = eval(f"lambda {', '.join(map(str, places))}: {as_python(expr)}", {"math": math})
         reads = list(places.values())
         return lambda args: evaluate(*[args[i] if d is None else args[i].shape[d] for i, d in reads])
