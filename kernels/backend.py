@@ -51,7 +51,9 @@ class KernelBackend(Protocol):
     what ``kernels/reference`` gives, see there: state and windows bit for bit, codes and scales but for ties.
     """
 
-    def supports_key_statistics(self, keys: torch.Tensor) -> bool: ...
+    def supports_key_statistics(self, keys: torch.Tensor) -> bool:
+        """Whether :meth:`key_statistics` takes ``keys [B, H, S, D]``."""
+        ...
 
     def key_statistics(
         self,
@@ -66,7 +68,9 @@ class KernelBackend(Protocol):
         """Mean and normalization of the keys of a prompt ``[B, H, S, D]``, each ``[B, H, D]`` float32."""
         ...
 
-    def supports_prefill(self, fmt: CacheFormat, x: torch.Tensor) -> bool: ...
+    def supports_prefill(self, fmt: CacheFormat, x: torch.Tensor) -> bool:
+        """Whether :meth:`prefill` makes a cache of this format from ``x [B, H, S, D]``."""
+        ...
 
     def prefill(
         self,
@@ -81,19 +85,25 @@ class KernelBackend(Protocol):
         """A cache side made of a prompt ``x [B, H, S, D]``; spare capacity may hold anything."""
         ...
 
-    def supports_append(self, fmt: CacheFormat, x: torch.Tensor) -> bool: ...
+    def supports_append(self, fmt: CacheFormat, x: torch.Tensor) -> bool:
+        """Whether :meth:`append_` writes ``x [B, H, N, D]`` to a cache of this format."""
+        ...
 
     def append_(self, sides: Sequence[Append]) -> None:
         """Write new tokens behind the end of one or two cache sides, in place."""
         ...
 
-    def supports_rewind(self, cache: Cache) -> bool: ...
+    def supports_rewind(self, cache: Cache) -> bool:
+        """Whether :meth:`rewind_` takes a cache side."""
+        ...
 
     def rewind_(self, sides: Sequence[Cache], position: torch.Tensor) -> None:
         """Forget all tokens of cache sides from a position on that is on the device, in place."""
         ...
 
-    def supports_decode(self, call: AttentionCall[torch.Tensor]) -> bool: ...
+    def supports_decode(self, call: AttentionCall[torch.Tensor]) -> bool:
+        """Whether :meth:`decode_attention` takes a call. May compile what serves it."""
+        ...
 
     def decode_attention(self, call: AttentionCall[torch.Tensor]) -> torch.Tensor:
         """Attention to a cache, ``[B, Hq, N, Dv]`` in the query's dtype."""
@@ -105,7 +115,9 @@ class KernelBackend(Protocol):
 
     def supports_row_linear(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
-    ) -> bool: ...
+    ) -> bool:
+        """Whether :meth:`row_linear` takes one row and these layers."""
+        ...
 
     def row_linear(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
