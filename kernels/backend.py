@@ -52,7 +52,9 @@ class KernelBackend(Protocol):
     rounding is a tie.
     """
 
-    def supports_key_statistics(self, keys: torch.Tensor) -> bool: ...
+    def supports_key_statistics(self, keys: torch.Tensor) -> bool:
+        """Whether :meth:`key_statistics` takes ``keys [B, H, S, D]``."""
+        ...
 
     def key_statistics(
         self,
@@ -67,7 +69,9 @@ class KernelBackend(Protocol):
         """Mean and normalization of the keys of a prompt ``[B, H, S, D]``, each ``[B, H, D]`` float32."""
         ...
 
-    def supports_prefill(self, fmt: CacheFormat, x: torch.Tensor) -> bool: ...
+    def supports_prefill(self, fmt: CacheFormat, x: torch.Tensor) -> bool:
+        """Whether :meth:`prefill` makes a cache of this format from ``x [B, H, S, D]``."""
+        ...
 
     def prefill(
         self,
@@ -82,19 +86,25 @@ class KernelBackend(Protocol):
         """Make a cache side from a prompt ``x [B, H, S, D]``. Spare capacity is uninitialized."""
         ...
 
-    def supports_append(self, fmt: CacheFormat, x: torch.Tensor) -> bool: ...
+    def supports_append(self, fmt: CacheFormat, x: torch.Tensor) -> bool:
+        """Whether :meth:`append_` writes ``x [B, H, N, D]`` to a cache of this format."""
+        ...
 
     def append_(self, sides: Sequence[Append]) -> None:
         """Append new tokens to one or two cache sides, in place."""
         ...
 
-    def supports_rewind(self, cache: Cache) -> bool: ...
+    def supports_rewind(self, cache: Cache) -> bool:
+        """Whether :meth:`rewind_` takes a cache side."""
+        ...
 
     def rewind_(self, sides: Sequence[Cache], position: torch.Tensor) -> None:
         """Truncate cache sides to ``position``, which is on the device, in place."""
         ...
 
-    def supports_decode(self, call: AttentionCall[torch.Tensor]) -> bool: ...
+    def supports_decode(self, call: AttentionCall[torch.Tensor]) -> bool:
+        """Whether :meth:`decode_attention` takes a call. May compile what serves it."""
+        ...
 
     def decode_attention(self, call: AttentionCall[torch.Tensor]) -> torch.Tensor:
         """Attention to a cache, ``[B, Hq, N, Dv]`` in the query's dtype."""
@@ -106,7 +116,9 @@ class KernelBackend(Protocol):
 
     def supports_row_linear(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
-    ) -> bool: ...
+    ) -> bool:
+        """Whether :meth:`row_linear` takes one row and these layers."""
+        ...
 
     def row_linear(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]

@@ -33,6 +33,7 @@ class Side:
     @staticmethod
     @functools.cache
     def of(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> Side:
+        """The side of a cache of this format, head_dim and dtype: formats for which the code is the same give one."""
         fmt = dataclasses.replace(fmt, sink=0, recent=0, norm="channel")
         if not fmt.quantized:  # not used by a lossless format
             fmt = dataclasses.replace(fmt, bits=8, scale_dtype="float32")
