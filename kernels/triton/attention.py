@@ -31,7 +31,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def choose_splits(device: torch.device, heads, tokens, programs: int, others: int = 0):
+def choose_splits(device: torch.device, heads: Any, tokens: Any, programs: int, others: int = 0) -> Any:
     """Number of programs that share the blocks of a sequence of at most ``tokens`` tokens.
 
     It is chosen so that all programs run at the same time, ``programs`` per multiprocessor. ``others`` of the programs
@@ -190,7 +190,8 @@ class PartialLaunch:
     options: dict[str, int]
 
     @property
-    def splits(self):
+    def splits(self) -> Any:
+        """Shares of a sequence's tokens: an int, or symbolic."""
         return self.grid[2]
 
 
@@ -297,7 +298,7 @@ def decode_partials(
         mask = query  # is not read
     elif mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
-    # only the fast kernel knows of it; without one, anything stands for what is not read
+    # an argument of the fast kernel only; without one any tensor is passed, and not read
     opened = {} if launch.reason else {"open_from": query if call.open_from is None else call.open_from}
     with on_device(query):
         launch.kernel[launch.grid](
