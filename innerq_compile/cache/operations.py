@@ -1,6 +1,7 @@
-"""What keeps the quantized form of an :class:`InnerQTensor`: a function for each operator of ATen.
+"""The operators of ATen that act on the quantized form of an :class:`InnerQTensor`.
 
-They take the operator's arguments. Those that they cannot follow give ``NotImplemented``, and the dense tensor serves.
+A function takes the arguments of its operator. If it does not support them it returns ``NotImplemented``, and the
+operator runs on the dequantized tensor.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _cat(tensors, dim=0):
 
 
 def _without_empty(tensors):
-    """What ``torch.cat`` joins: a list may begin with the tensors without elements that programs start a cache with."""
+    """The tensors that ``torch.cat`` joins. Programs may start a cache with a tensor without elements, ``[0]``."""
     return [tensor for tensor in tensors if tensor.numel() or isinstance(tensor, InnerQTensor)] or tensors
 
 
@@ -113,7 +114,7 @@ def _zero_(tensor):
     return tensor
 
 
-# --- while a program is traced: sizes are symbols, and nothing that depends on their values can be decided ------------
+# --- traced caches: sizes are symbols, and nothing can depend on their values -----------------------------------------
 
 
 @OPERATIONS.traced(aten.cat.default)
