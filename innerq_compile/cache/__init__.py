@@ -1,8 +1,8 @@
 """Quantized caches as tensors.
 
 ``tensor.py``       :class:`InnerQTensor`, a cache that grows by ``torch.cat``; ``operations.py`` has its operators
-``buffer.py``       :class:`InnerQBuffer`, a preallocated cache; ``empty_cache.py`` creates one, ``writing.py`` writes to
-                    it, ``buffer_operations.py`` has its operators
+``buffer.py``       :class:`InnerQBuffer`, a preallocated cache; ``buffer_operations.py`` has its operators,
+                    ``empty_cache.py`` creates one, ``writing.py`` writes to it
 ``dispatch.py``     chooses what runs for an operator; ``refusals.py`` has the errors for writes that are not supported
 ``storage.py``      the inner tensors of a cache, which several cache tensors may share; ``extents.py`` has the lengths
                     of those, ``locking.py`` the locks of several storages

@@ -1,4 +1,8 @@
-"""Calling a compiled graph: InnerQTensors apart on the way in, together on the way out."""
+"""The callable that Dynamo gets for a graph with quantized caches.
+
+It replaces the cache tensors among the arguments by their inner tensors, runs the compiled graph, and creates the cache
+tensors among the outputs.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ from .sizes import SizeReader
 
 
 class CompiledGraph:
-    """A compiled graph with quantized caches, callable with the arguments of the graph that it was made of.
+    """A compiled graph with quantized caches, called with the arguments of the captured graph.
 
     Args:
-        compiled: the rewritten graph, called with its inputs and with ``Caches.memory``.
-        prelude: the compiled prelude, if there is one.
-        context: of the passes that rewrote the graph.
-        original: the graph as captured.
-        rewritten: the graph that was compiled.
-        report: the graph's report, in which calls are counted.
+        compiled: The compiled rewritten graph. It is called with its inputs and with ``Caches.memory``.
+        prelude: The compiled prelude; None if there is none.
+        context: The context of the passes that rewrote the graph.
+        original: The captured graph.
+        rewritten: The rewritten graph.
+        report: The report of the graph, in which calls are counted.
     """
 
     def __init__(
@@ -72,12 +76,12 @@ class CompiledGraph:
 
 
 def _on_this_stream() -> torch.cuda.Stream | None:
-    """What :meth:`Recordings.begin` is for a graph that is not recorded: there is no other stream to wait for."""
+    """Stands in for :meth:`Recordings.begin` in graphs without recordings, which have no stream to wait for."""
     return None
 
 
 def _taker(indices: list[int]) -> Callable[[tuple[Any, ...]], list[Any]]:
-    """A function that takes the arguments at ``indices``: hundreds of them, every step."""
+    """A fast function that returns the arguments at ``indices``. There are hundreds of them in every step."""
     if len(indices) < 2:
         return lambda args: [args[index] for index in indices]
     take = operator.itemgetter(*indices)

@@ -1,11 +1,12 @@
-"""The caches of one call of a compiled graph, from before it runs until it has worked or failed.
+"""The caches of one call of a compiled graph.
 
-    prepare     every storage is locked, has room for what the graph appends, and nobody else's tokens behind its own
-    ...         the graph runs: the device appends, and counts what it appends
-    commit      it has worked: the host counts the same tokens
-    the end     without commit it has failed: the device counts as many as the host again; storages are unlocked
+    prepare     locks the storages, makes room for the tokens that the graph appends, and copies a storage if these would
+                overwrite tokens of another cache tensor
+    ...         the graph runs: it appends the tokens, and updates the lengths on the device
+    commit      updates the lengths on the host
+    __exit__    unlocks the storages; if the call failed before commit, resets the lengths on the device
 
-Nothing but this changes the length of a cache in a call.
+No other code changes the length of a cache during a call.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from .sizes import SizeReader
 
 
 class GraphCaches:
-    """What is known of the caches of a graph for all of its calls.
+    """Prepares the caches for the calls of a graph.
 
     Args:
-        context: of the passes that rewrote the graph.
-        original: the graph as captured.
-        sizes: of that.
-        returned: for each cache the place among the outputs of this cache with more tokens, None if there is none.
+        context: The context of the passes that rewrote the graph.
+        original: The captured graph.
+        sizes: Evaluates sizes of the captured graph.
+        returned: For each cache, the index of the output that is this cache with appended tokens; None if there is
+            none.
     """
 
     def __init__(
@@ -43,14 +45,14 @@ class GraphCaches:
         caches = list(context.caches.values())
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         self.shadows = [ShadowReader(plan, original, context.config, sizes) for plan in context.shadows.values()]
-        #: of each cache the place among the arguments
+        #: For each cache, its index among the arguments.
         self.arguments = [cache.index for cache in caches]
-        #: of each cache how many tokens are appended, from the arguments of a call; None: it is only read
+        #: For each cache, a function of the arguments that gives the number of appended tokens; None if it is only read.
         self._counts = [sizes.reader(counts[cache]) if cache in counts else None for cache in caches]
         fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
-        #: the same as numbers, where none is a symbol
+        #: The numbers of appended tokens if none depends on the arguments, else None.
         self._fixed_counts = fixed if len(fixed) == len(caches) else None
-        #: what the last call left for the next one, where that can be known
+        #: What the last call prepared for the next one; None if the graph does not allow it.
         self.next: NextCall | None = None
         self._returned: Callable[[Any], Any] | None = None
         if len(caches) > 1 and self._fixed_counts and len(counts) == len(caches) and not self.shadows:
@@ -59,14 +61,14 @@ class GraphCaches:
                 self._returned = operator.itemgetter(*returned)
 
     def prepare(self, args: tuple[Any, ...]) -> CallCaches:
-        """The caches of a call with ``args``, fit to be appended to.
+        """The caches of a call with ``args``, ready for the graph to append to.
 
-        Their storages are locked until the call is closed: threads may call with views of the same storage, and the
-        tokens that one of them appends are to be seen by the next.
+        Their storages stay locked until the end of the ``with`` block: several threads may call the graph with cache
+        tensors of the same storage, and each has to see the tokens that another one has appended.
 
         Raises:
-            UnsupportedOperation: If a buffer is among the arguments twice.
-            InnerQError: For a static cache whose changes cannot be followed.
+            UnsupportedOperation: If two arguments share a storage, and one of them is a buffer.
+            InnerQError: If changes of a static cache cannot be detected.
         """
         shadows = [reader(args) for reader in self.shadows]
         if self.next is not None and (known := self.next.take(args)) is not None:
@@ -83,19 +85,19 @@ class GraphCaches:
             raise
 
     def counts(self, args: tuple[Any, ...]) -> Sequence[int]:
-        """How many tokens a call with ``args`` appends to each cache."""
+        """The number of tokens that a call with ``args`` appends to each cache."""
         if self._fixed_counts is not None:
             return self._fixed_counts
         return [0 if count is None else count(args) for count in self._counts]
 
     def expect(self, outputs: Sequence[Any]) -> None:
-        """Get ready for the next call, whose caches are usually among these ``outputs`` of the last one."""
+        """Prepare for the next call, whose caches are usually among these ``outputs``."""
         if self.next is not None and self._returned is not None:
             self.next.expect(self._returned(outputs))
 
     def _writable(self, args: tuple[Any, ...], counts: Sequence[int]) -> list[CacheStorage]:
-        """The storage of each cache, or a copy of it where somebody else's tokens would be overwritten."""
-        tensors = [args[index] for index in self.arguments]  # Dynamo has checked their kind
+        """The storages to append to: those of the caches, or copies if tokens of another tensor would be overwritten."""
+        tensors = [args[index] for index in self.arguments]  # guards have checked their types
         if len({id(tensor._storage) for tensor in tensors}) != len(tensors):
             return self._writable_copies(tensors, counts)
         return [
@@ -104,9 +106,10 @@ class GraphCaches:
         ]
 
     def _writable_copies(self, tensors: list[Any], counts: Sequence[int]) -> list[CacheStorage]:
-        """The same where arguments are views of one storage: none may see what another appends.
+        """The storages to append to if several arguments share one: a copy for each.
 
-        Copies of one storage keep the same capacity. Dynamo saw one tensor of blocks, so that it is one symbol.
+        Copies of the same storage get the same capacity, because it is a single symbol in the graph: Dynamo saw a single
+        ``blocks`` tensor.
         """
         for tensor in tensors:
             if isinstance(tensor, InnerQBuffer):
@@ -128,7 +131,7 @@ class GraphCaches:
 
 
 def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> CacheStorage:
-    """``storage`` for a graph that appends ``count`` tokens behind ``tensor``, or one that only reads it."""
+    """The storage for a graph that appends ``count`` tokens to ``tensor``; it only reads it if ``appends`` is None."""
     if appends is not None:
         return storage.writable_from(tensor._extent, count)
     length = tensor.shape[tensor.tokens_dim]
@@ -140,13 +143,14 @@ def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> Cac
 
 
 class CallCaches:
-    """The caches of one call, locked for other threads. The graph runs within a ``with`` block of it.
+    """The caches of one call, a context manager around the run of the graph.
 
-    A block that ends before :meth:`commit` is a call that failed. What the graph may have appended on the device is
-    forgotten then, so that the call can be made again.
+    Their storages are locked. If the ``with`` block ends without :meth:`commit`, the call has failed, and tokens that
+    the graph may have appended are dropped. The call can be repeated then.
 
     Attributes:
-        inner, memory: What the graph takes of them, see :class:`Caches`.
+        inner: See :class:`Caches`.
+        memory: See :class:`Caches`.
     """
 
     __slots__ = ("_args", "_committed", "_graph", "_locks", "_shadows", "_storages", "inner", "memory")
@@ -181,22 +185,22 @@ class CallCaches:
     @property
     def blocks(self) -> int:
         """The capacity of the first cache, in blocks."""
-        return self.inner[0].shape[2]  # its codes are its first inner tensor
+        return self.inner[0].shape[2]  # of its codes
 
     @property
     def storages(self) -> list[CacheStorage]:
-        """The storage of each cache. Caches that were known before the call are their arguments' own."""
-        if self._storages is None:  # not looked for before the graph runs, while a GPU would wait for it
+        """The storage of each cache."""
+        if self._storages is None:  # they were prepared by the last call; found only now, because the GPU is busy now
             self._storages = [self._args[index]._storage for index in self._graph.arguments]
         return self._storages
 
     @property
     def all_storages(self) -> list[CacheStorage]:
-        """The storages of the caches, and behind them those of shadows."""
+        """The storages of the caches, followed by those of shadows."""
         return [*self.storages, *(side for shadow in self._shadows for side in (shadow.key, shadow.value))]
 
     def commit(self) -> None:
-        """The graph has run: the host counts the tokens that it appended."""
+        """Count on the host the tokens that the graph has appended."""
         for reader, shadow in zip(self._graph.shadows, self._shadows, strict=True):
             reader.followed(self._args, shadow)
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
@@ -205,9 +209,9 @@ class CallCaches:
         self._committed = True
 
     def _roll_back(self) -> None:
-        """The device counts as many tokens as the host again."""
+        """Reset the lengths on the device to those on the host."""
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
             if count:
-                # where the device takes no kernel any more, what happened before says why
+                # after an error of the device this one fails as well, and the first one is raised
                 with contextlib.suppress(RuntimeError):
                     storage.truncate(storage.length)

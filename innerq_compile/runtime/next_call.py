@@ -1,8 +1,8 @@
-"""What a graph's next call needs of its caches, made ready while the GPU works on the last one.
+"""Preparation of a graph's next call while the GPU still works on the last one.
 
-A step appends to each cache of each layer and gives a new tensor for it. As a rule the next call's caches are just
-these tensors, and nothing has happened to any cache in between. Then all that there is to find out about them is known
-before the call, and the GPU need not wait for it.
+A decode step appends to the cache of each layer and returns a new cache tensor for it. Usually these tensors are the
+arguments of the next call, and no cache has changed in between. Then the inner tensors are known before the call, and
+the GPU does not have to wait for the host to collect them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..cache.tensor import InnerQTensor
 
 @dataclasses.dataclass(frozen=True)
 class Caches:
-    """What a graph takes of its caches.
+    """The inner tensors of the caches of a call.
 
     Attributes:
-        inner: Their inner tensors, in the order of the graph's inputs.
-        memory: The address of each inner tensor, and then the capacity of each cache in blocks. A recording serves
-            calls whose caches are in the same memory.
+        inner: The inner tensors in the order of the graph's inputs.
+        memory: The address of each inner tensor, followed by the capacity of each cache in blocks. A recording can be
+            replayed for calls with the same memory.
     """
 
     inner: list[torch.Tensor]
@@ -36,20 +36,20 @@ class Caches:
 
     @classmethod
     def of(cls, storages: Sequence[CacheStorage]) -> Caches:
-        """Those of ``storages``."""
+        """The inner tensors of ``storages``."""
         inner = [tensor for storage in storages for tensor in storage.inputs]
         return cls(inner, [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)])
 
 
 class _Expected(NamedTuple):
-    """What is known of the caches of the next call.
+    """The expected caches of the next call.
 
     Attributes:
-        moment: Since when (``ChangeClock.now``).
-        extents: Ids of the extents of the tensors that are expected as arguments.
-        caches: What the graph takes of them.
-        locks: Those of their storages.
-        storages: Weak references to these. Where one dies, its inner tensors are let go.
+        moment: ``ChangeClock.now`` when they were collected.
+        extents: Ids of the extents of the cache tensors that are expected as arguments.
+        caches: Their inner tensors.
+        locks: The locks of their storages.
+        storages: Weak references to the storages. When one dies, its inner tensors are dropped.
     """
 
     moment: object
@@ -60,18 +60,17 @@ class _Expected(NamedTuple):
 
 
 class NextCall:
-    """The inner tensors of the caches that the next call of a graph will append to.
+    """The inner tensors of the caches of a graph's next call, collected after the last one.
 
-    They are known where the arguments are the tensors that :meth:`expect` was told, of whose extents
-    only the ids are compared. That is enough: another extent with the id of one that has died would have been made in
-    between, and once a cache was made or changed (``cache/changes.py``) nothing is known. Inner tensors are let go with
-    the first of the storages, and before one of them grows.
+    They are used if no cache has changed since then (``cache/changes.py``), and if the arguments are the expected cache
+    tensors. Comparing the ids of their extents is enough: an id can only be reused by an extent created later, which
+    counts as a change. The inner tensors are dropped when one of the storages dies or is reallocated.
 
-    Threads that run the same graph share it: what is expected is one object, replaced as a whole.
+    Threads that run the same graph share the object. What is expected is replaced as a whole, in one assignment.
 
     Args:
-        places: For each cache its place among the arguments, two at least.
-        counts: How many tokens are appended to each.
+        places: For each cache, its index among the arguments. There are at least two.
+        counts: The number of tokens that a call appends to each cache.
     """
 
     def __init__(self, places: Sequence[int], counts: Sequence[int]) -> None:
@@ -81,7 +80,7 @@ class NextCall:
         CHANGES.add_holder(self)
 
     def take(self, args: tuple[Any, ...]) -> tuple[Caches, StorageLocks] | None:
-        """The caches of a call with ``args`` and their locks, which are held from now on; None where not known."""
+        """The caches of a call with ``args``, and their locks, which are acquired; None if they were not expected."""
         expected = self._expected
         if expected is None or expected.moment is not CHANGES.now:
             return None
@@ -91,17 +90,17 @@ class NextCall:
         locks.acquire()
         if expected.moment is CHANGES.now:
             return expected.caches, locks
-        locks.release()  # another thread had them, and has changed a cache
+        locks.release()  # another thread held one of them, and has changed a cache
         return None
 
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
-        """Take these tensors, which a call has just made, for the caches of the next one."""
+        """Expect these cache tensors, outputs of a call, to be the arguments of the next one."""
         storages = [tensor._storage for tensor in tensors]
         if any(s.length + count > s.room for s, count in zip(storages, self._counts, strict=True)):
             self.forget()
             return
         last = self._expected
-        if last is not None and [ref() for ref in last.storages] == storages:  # they compare by identity
+        if last is not None and [ref() for ref in last.storages] == storages:  # compared by identity
             locks, references = last.locks, last.storages
         else:
             forget = self._forgetting()
@@ -109,11 +108,11 @@ class NextCall:
         self._expected = _Expected(CHANGES.now, _extents(tensors), Caches.of(storages), locks, references)
 
     def forget(self) -> None:
-        """Hold nothing any more."""
+        """Drop everything that is held."""
         self._expected = None
 
     def _forgetting(self) -> Callable[[Any], None]:
-        mine = weakref.ref(self)  # a storage that outlives the graph does not keep it
+        mine = weakref.ref(self)  # so that storages do not keep the graph alive
 
         def forget(_: Any) -> None:
             if (self := mine()) is not None:

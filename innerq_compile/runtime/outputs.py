@@ -1,4 +1,4 @@
-"""What a call gives back, made of the results of the compiled graph."""
+"""The outputs of a call, created from the results of the compiled graph."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from .sizes import SizeReader
 
 
 class Outputs:
-    """The outputs of the captured graph, each made of what the rewritten graph returns, or of what a call began with.
+    """Creates the outputs of the captured graph from the results of the rewritten one.
 
     Args:
-        plans: how each is made.
-        caches: the quantized caches among the graph's arguments, in order.
-        sizes: of the captured graph.
+        plans: For each output, how it is created.
+        caches: The quantized caches among the graph's arguments, in order.
+        sizes: Evaluates sizes of the captured graph.
 
     Attributes:
-        appended: for each cache the place of the last output that is this cache with more tokens, or None.
+        appended: For each cache, the index of the last output that is this cache with appended tokens, or None.
     """
 
     def __init__(self, plans: Sequence[OutputPlan], caches: Sequence[ProgramCache], sizes: SizeReader) -> None:
         numbers = {cache: number for number, cache in enumerate(caches)}
         self._count = len(plans)
-        self._values: list[tuple[int, int]] = []  # place, and that of the result
-        self._arguments: list[tuple[int, int]] = []  # place, and that of the argument which is given back as it is
-        self._appended: list[tuple[int, int, int]] = []  # place, number of the cache, its tokens_dim
-        self._made: dict[int, tuple[list[int], Quantized, Callable[..., int]]] = {}  # by the first of their results
+        self._values: list[tuple[int, int]] = []  # index of the output, and of the result
+        self._arguments: list[tuple[int, int]] = []  # index of the output, and of the argument that it is
+        self._appended: list[tuple[int, int, int]] = []  # index of the output, and of the cache; its tokens_dim
+        self._made: dict[
+            int, tuple[list[int], Quantized, Callable[..., int]]
+        ] = {}  # by the index of the first inner tensor among the results
         self.appended: list[int | None] = [None] * len(caches)
         for place, plan in enumerate(plans):
             what, at = plan.what, plan.at
@@ -51,12 +53,12 @@ class Outputs:
     def __call__(
         self, args: tuple[Any, ...], results: Sequence[Any], storages: Sequence[CacheStorage]
     ) -> tuple[list[Any], list[InnerQTensor]]:
-        """The outputs, and those among them that are caches made in this call.
+        """The outputs of a call, and the new caches among them.
 
         Args:
-            args: of the call.
-            results: of the compiled graph.
-            storages: of the caches, which have been appended to.
+            args: The arguments of the call.
+            results: The results of the compiled graph.
+            storages: The storages of the caches, after :meth:`CallCaches.commit`.
         """
         outputs: list[Any] = [None] * self._count
         for place, at in self._values:
@@ -67,7 +69,7 @@ class Outputs:
             storage = storages[number]
             outputs[place] = InnerQTensor(storage, storage.length, tokens_dim)
         caches: list[InnerQTensor] = []
-        lock = threading.RLock()  # one for all: later calls append to them together
+        lock = threading.RLock()  # shared by the new caches, because later calls append to all of them
         for at, (places, plan, length) in self._made.items():
             cache = _new_cache(results, at, plan, length(args), lock)
             caches.append(cache)
@@ -79,7 +81,7 @@ class Outputs:
 def _new_cache(
     results: Sequence[torch.Tensor], at: int, plan: Quantized, length: int, lock: threading.RLock
 ) -> InnerQTensor:
-    """The cache whose inner tensors are the results from ``at`` on."""
+    """A new cache whose inner tensors are the results from index ``at`` on."""
     tensors = plan.tensors.rebuilt(results[at : at + len(plan.tensors.present())])
     storage = CacheStorage(tensors, length, lock=lock)
     return InnerQTensor(storage, length, plan.tokens_dim)

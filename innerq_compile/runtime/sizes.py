@@ -1,4 +1,4 @@
-"""Sizes of a graph that are symbols, read from the arguments of a call."""
+"""Evaluation of the symbolic sizes of a graph from the arguments of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from ..passes.graph.values import example_or_none
 
 
 class SizeReader:
-    """Evaluates symbolic sizes of a graph from the arguments of a call."""
+    """Evaluates symbolic sizes of a graph.
+
+    Args:
+        original: The captured graph. Its placeholders say which argument has which size.
+    """
 
     def __init__(self, original: GraphModule) -> None:
         self._places: dict[Any, tuple[int, int | None]] = {}  # symbol -> (argument, dimension or None for an int)
@@ -31,10 +35,10 @@ class SizeReader:
             self._places.setdefault(size.node.expr, (index, dim))
 
     def reader(self, size: Any) -> Callable[[tuple[Any, ...]], int]:
-        """A function of the call's arguments that gives ``size``.
+        """A function that computes ``size``, a number or a ``SymInt``, from the arguments of a call.
 
         Raises:
-            KeyError: if the size depends on a symbol that no argument carries.
+            KeyError: If the size depends on a symbol that is not the size of any argument.
         """
         if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
             constant = int(size)
@@ -45,7 +49,7 @@ class SizeReader:
             index, dim = places[expr]
             return lambda args: args[index] if dim is None else args[index].shape[dim]
 
-        # as Python's own arithmetic: sympy takes a tenth of a millisecond, every step
+        # compiled to Python arithmetic, because evaluation by sympy takes 0.1 ms in every step
         evaluate = eval(f"lambda {', '.join(map(str, places))}: {as_python(expr)}", {"math": math})
         reads = list(places.values())
         return lambda args: evaluate(*[args[i] if d is None else args[i].shape[d] for i, d in reads])
