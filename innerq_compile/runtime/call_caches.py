@@ -1,7 +1,7 @@
 """The caches of one call of a compiled graph.
 
-    prepare     locks the storages, makes room for the tokens that the graph appends, and copies a storage if these would
-                overwrite tokens of another cache tensor
+    prepare     locks the storages, makes room for the tokens that the graph appends, and copies a storage if these
+                would overwrite tokens of another cache tensor
     ...         the graph runs: it appends the tokens, and updates the lengths on the device
     commit      updates the lengths on the host
     __exit__    unlocks the storages; if the call failed before commit, resets the lengths on the device
@@ -47,7 +47,7 @@ class GraphCaches:
         self.shadows = [ShadowReader(plan, original, context.config, sizes) for plan in context.shadows.values()]
         #: For each cache, its index among the arguments.
         self.arguments = [cache.index for cache in caches]
-        #: For each cache, a function of the arguments that gives the number of appended tokens; None if it is only read.
+        #: For each cache, a function of the arguments that gives the number of appended tokens; None if only read.
         self._counts = [sizes.reader(counts[cache]) if cache in counts else None for cache in caches]
         fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
         #: The numbers of appended tokens if none depends on the arguments, else None.
@@ -96,7 +96,7 @@ class GraphCaches:
             self.next.expect(self._returned(outputs))
 
     def _writable(self, args: tuple[Any, ...], counts: Sequence[int]) -> list[CacheStorage]:
-        """The storages to append to: those of the caches, or copies if tokens of another tensor would be overwritten."""
+        """The storages to append to: those of the caches, or copies to protect tokens of other cache tensors."""
         tensors = [args[index] for index in self.arguments]  # guards have checked their types
         if len({id(tensor._storage) for tensor in tensors}) != len(tensors):
             return self._writable_copies(tensors, counts)
@@ -108,8 +108,8 @@ class GraphCaches:
     def _writable_copies(self, tensors: list[Any], counts: Sequence[int]) -> list[CacheStorage]:
         """The storages to append to if several arguments share one: a copy for each.
 
-        Copies of the same storage get the same capacity, because it is a single symbol in the graph: Dynamo saw a single
-        ``blocks`` tensor.
+        Copies of the same storage get the same capacity, because it is a single symbol in the graph: Dynamo saw a
+        single ``blocks`` tensor.
         """
         for tensor in tensors:
             if isinstance(tensor, InnerQBuffer):

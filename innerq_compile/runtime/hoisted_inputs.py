@@ -80,7 +80,7 @@ class HoistedInputs:
         return buffers
 
     def used_on(self, stream: torch.cuda.Stream) -> None:
-        """Note that ``stream`` uses this thread's buffers, so that the allocator does not reuse their memory too early."""
+        """Tell the allocator that ``stream`` uses this thread's buffers, so that it does not reuse them too early."""
         for _, buffers in self._buffers.by_shapes.values():
             for buffer in buffers:
                 buffer.record_stream(stream)

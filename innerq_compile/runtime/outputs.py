@@ -32,9 +32,8 @@ class Outputs:
         self._values: list[tuple[int, int]] = []  # index of the output, and of the result
         self._arguments: list[tuple[int, int]] = []  # index of the output, and of the argument that it is
         self._appended: list[tuple[int, int, int]] = []  # index of the output, and of the cache; its tokens_dim
-        self._made: dict[
-            int, tuple[list[int], Quantized, Callable[..., int]]
-        ] = {}  # by the index of the first inner tensor among the results
+        #: New caches, by the index of their first inner tensor among the results.
+        self._made: dict[int, tuple[list[int], Quantized, Callable[..., int]]] = {}
         self.appended: list[int | None] = [None] * len(caches)
         for place, plan in enumerate(plans):
             what, at = plan.what, plan.at

@@ -1,4 +1,7 @@
-"""What a call gets of a recording's results: an input of its own, a view of one, or a copy of memory that is reused."""
+"""The results of a replayed CUDA graph.
+
+A result is an input of the call, a view of one, or a copy of memory that the next replay overwrites.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,25 @@ import torch
 from ..kernels.internals.tensors import memory_of
 from ..passes.analysis.recordable import RecordedInputs
 
-#: How a call gets one result: a function of its inputs, and of its copies of the memory that results are made in.
+#: Creates one result of a call from its inputs and from its copies of the memory that the graph writes results to.
 Result = Callable[[list[Any], list[torch.Tensor]], Any]
 
 
 def recorded_results(
     results: Sequence[Any], inputs: list[Any], plan: RecordedInputs
 ) -> tuple[list[torch.Tensor], list[Result]]:
-    """The memory that results are made in, and how a caller gets each.
+    """Determine how each result of a recorded call is created for later calls.
 
     Args:
-        results: of the call that was recorded.
-        inputs: of the same call.
-        plan: what is known of the graph's inputs.
+        results: The results of the recorded call.
+        inputs: The inputs of the same call.
+        plan: The inputs of the graph, and how they are used.
+
+    Returns:
+        The memory that the graph writes results to, and a function for each result.
 
     Raises:
-        RuntimeError: for a result that no later call could be given.
+        RuntimeError: If a result cannot be created for later calls.
     """
     places = {_memory(value): place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)}
     among = collections.Counter(_memory(result) for result in results if isinstance(result, torch.Tensor))
@@ -44,7 +50,7 @@ def recorded_results(
         elif among[memory] == 1 and _is_copied_as_it_is(result):
             index, _ = made.setdefault(memory, (len(made), result))
             found.append(_copied(index))
-        else:  # copies share memory where results do
+        else:  # results that share memory share it in their copies as well
             index, _ = made.setdefault(memory, (len(made), _whole(result)))
             found.append(_view_of_copy(index, result))
     return [memory for _, memory in made.values()], found
@@ -55,7 +61,7 @@ def _of_input(place: int) -> Result:
 
 
 def _view_of_input(place: int, result: torch.Tensor, recorded: torch.Tensor, plan: RecordedInputs) -> Result:
-    """The same view of a call's own input. One that is copied may have other strides there: then a copy of the view."""
+    """The same view of an input of the call. If the input was copied and has other strides now, a copy of the view."""
     if result.dtype != recorded.dtype:
         raise RuntimeError(f"a result is the memory of an input of {recorded.dtype} read as {result.dtype}")
     shape, strides, of_input = result.shape, result.stride(), recorded.stride()
@@ -85,10 +91,10 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _is_copied_as_it_is(tensor: torch.Tensor) -> bool:
-    """Whether a clone has the strides of the original: it has no gaps and nothing twice."""
+    """Whether a clone has the same strides: the tensor is dense and has no overlapping elements."""
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory behind a tensor, as bytes."""
+    """The whole storage of a tensor, as bytes."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

@@ -1,4 +1,4 @@
-"""One recording: the CUDA graph of one call, replayed for all calls that have the same key."""
+"""One recording: the CUDA graph of a call, which is replayed for all calls with the same key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .recorded_results import Result, recorded_results
 
 
 class CallKey(NamedTuple):
-    """What calls have in common for which one recording serves.
+    """What calls must have in common to share a recording.
 
     Attributes:
-        sizes: values of the symbols, as ``RecordedInputs.sizes`` lists them.
-        memory: where the caches are (``Caches.memory``).
-        addresses: of the other tensors that stay where they are, None for all other inputs.
+        sizes: The values of the symbols, in the order of ``RecordedInputs.sizes``.
+        memory: The addresses and capacities of the caches (``Caches.memory``).
+        addresses: The addresses of the other inputs that the graph reads in place; None for inputs that are copied.
     """
 
     sizes: list[int]
@@ -29,9 +29,9 @@ class CallKey(NamedTuple):
 
 
 class CapturePlace:
-    """Where a thread records the calls of a graph: a stream of its own, and memory that its recordings share.
+    """The stream on which a thread records the calls of a graph, and the memory pool of its recordings.
 
-    They can share it, because nothing that a recording leaves behind is read by another one.
+    They can share a pool, because no recording reads what another one has left in it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,12 +44,12 @@ class Recording:
     """One CUDA graph.
 
     Attributes:
-        graph: what CUDA recorded.
-        inputs: of the graph that was recorded.
-        key: what later calls have to have in common with the one that was recorded.
-        copies: what the inputs to copy are copied to.
-        made: memory of results, of which a caller gets a copy.
-        results: how a call gets each result.
+        graph: The CUDA graph.
+        inputs: The inputs of the compiled graph, and how they are used.
+        key: The key of the recorded call.
+        copies: The tensors that inputs are copied to.
+        made: The memory that the graph writes results to. A caller gets copies.
+        results: For each result, a function that creates it.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -60,7 +60,7 @@ class Recording:
     results: list[Result]
 
     def serves(self, inputs: list[Any], sizes: list[int], memory: list[int]) -> bool:
-        """Whether it does what a call would do, whose :class:`CallKey` need not be made for that."""
+        """Whether it can be replayed for a call, given the parts of its :class:`CallKey`."""
         key = self.key
         return (
             sizes == key.sizes
@@ -69,7 +69,7 @@ class Recording:
         )
 
     def replay(self, inputs: list[Any]) -> list[Any]:
-        """The results of a call with ``inputs``."""
+        """Replay the CUDA graph for a call with ``inputs``. Returns the results."""
         if self.copies:
             cuda.copy_each(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
         self.graph.replay()
@@ -86,21 +86,21 @@ def record(
     key: CallKey,
     place: CapturePlace,
 ) -> Recording:
-    """Record a call of ``compiled`` with ``inputs``, which it does not run.
+    """Record a call of ``compiled`` as a CUDA graph, without running it.
 
     Args:
-        compiled: the compiled graph.
-        plan: what is known of its inputs.
-        inputs: of the call.
-        key: of the call.
-        place: where to record.
+        compiled: The compiled graph.
+        plan: Its inputs, and how they are used.
+        inputs: The inputs of the call.
+        key: The key of the call.
+        place: The stream and the memory pool of the recording.
 
     Raises:
-        RuntimeError: if the call does what cannot be recorded, such as waiting for the device. Nothing has happened.
+        RuntimeError: If the call cannot be recorded, for example because it synchronizes with the device.
     """
     inputs = list(inputs)
     copies = []
-    with torch.inference_mode(False), torch.no_grad():  # for calls in any mode
+    with torch.inference_mode(False), torch.no_grad():  # so that calls in any mode can use it
         for index in plan.copied:
             value = inputs[index]
             inputs[index] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
@@ -108,7 +108,7 @@ def record(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(plan.device):
         before = torch.cuda.current_stream()
-        # What cuBLAS works in is either the recording's or nobody's: neither is to find the other's later.
+        # cuBLAS caches its workspaces. One from outside must not be used in the recording, nor the other way round.
         cuda.forget_cublas_workspaces()
         try:
             with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
@@ -123,11 +123,11 @@ def record(
 
 
 def _end_failed_capture(device: torch.device, place: CapturePlace, stream: torch.cuda.Stream) -> None:
-    """Bring torch back to ``stream`` from a recording that failed.
+    """Reset torch to ``stream`` after a recording failed.
 
-    Where CUDA does not give a graph, ``CUDAGraph.capture_end`` raises before it tells the allocator and the random
-    generators that recording is over (torch 2.11), and ``torch.cuda.graph`` stays on its own stream. A recording that
-    succeeds tells the generators.
+    If CUDA returns no graph, ``CUDAGraph.capture_end`` raises before it notifies the allocator and the random
+    generators of the end of the recording (torch 2.11), and ``torch.cuda.graph`` stays on its own stream. An empty
+    recording, which succeeds, notifies the generators.
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):
@@ -138,7 +138,7 @@ def _end_failed_capture(device: torch.device, place: CapturePlace, stream: torch
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` without its repetitions, which memory has once."""
+    """``tensor`` without the repetitions of expanded dimensions, which are in memory once."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)

@@ -1,15 +1,16 @@
-"""When calls of a compiled graph are recorded as CUDA graphs, and which recording is replayed for a call.
+"""Recording and replay of a compiled graph as CUDA graphs.
 
-Inductor has CUDA graphs of its own, for any program: trees of recordings that share memory, whose outputs live until
-the next step. Here is one graph, the decode step, whose inputs are where they were. What there is to check is less, the
-outputs are the caller's, and the first kernel of a step starts sooner (``docs/lab/host-cost.md``).
+Inductor has CUDA graphs for programs of any kind: trees of recordings that share memory, whose outputs are valid until
+the next step. The recordings here are for a single graph, the decode step, most of whose inputs keep their addresses.
+They check less before a replay, the outputs belong to the caller, and the first kernel of a step starts earlier
+(``docs/lab/host-cost.md``).
 
-    first call with these addresses     runs the kernels one by one, which loads and tunes them
+    first call with these addresses     launches the kernels one by one, which loads and tunes them
     second call                         records them, then replays the recording
-    later calls                         copy tokens and positions into it, and replay it
-    caches have grown                   records them anew, in place of the recording before
+    later calls                         copy tokens and positions to its inputs, and replay it
+    first call after caches have grown  records again, and drops the recording before
 
-So a program that has its tensors elsewhere in every call is never recorded, and never waits for a recording either.
+A program whose tensors have other addresses in every call is never recorded.
 """
 
 from __future__ import annotations
@@ -29,31 +30,32 @@ from .report import CudaGraphs, CudaGraphUse, GraphReport
 
 log = logging.getLogger(__name__)
 
-#: Recordings that a thread keeps of a graph, of the calls that it replayed last: other caches, other batch sizes.
+#: How many recordings of a graph a thread keeps, for different caches and batch sizes. The least recently used one is
+#: dropped first.
 MAX_RECORDINGS = 32
 
-#: Calls that a thread remembers without having recorded them.
+#: How many keys of calls that were not recorded a thread keeps.
 MAX_UNRECORDED = 128
 
-#: Recording waits for the device and empties the allocator's cache, which ends what another thread records.
+#: Starting a recording synchronizes with the device and empties the allocator's cache, which would break the recording
+#: of another thread.
 _CAPTURE_LOCK = threading.Lock()
 
-#: All that there are in this process, to be released, and what guards them.
+#: All recordings of this process, for :func:`release_all`.
 _EXISTING: weakref.WeakSet[Recordings] = weakref.WeakSet()
 _EXISTING_LOCK = threading.Lock()
 
 
 class Recordings:
-    """A compiled graph that records itself.
+    """A compiled graph that is recorded and replayed as CUDA graphs.
 
-    Called with a list of the graph's inputs, as the compiled graph is with them one by one, and with what says where
-    the caches among them are (``Caches.memory``). Threads do not share recordings, which have memory of their own to
-    work in.
+    Called with a list of the inputs of the compiled graph, and with ``Caches.memory``. Each thread has recordings of
+    its own, because a recording has its own working memory.
 
     Args:
-        compiled: the compiled graph.
-        inputs: what is known of its inputs.
-        report: the graph's report.
+        compiled: The compiled graph, called with the inputs one by one.
+        inputs: Its inputs, and how they are used.
+        report: The report of the graph.
     """
 
     def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
@@ -66,10 +68,13 @@ class Recordings:
             _EXISTING.add(self)
 
     def begin(self) -> torch.cuda.Stream | None:
-        """Wait for what this thread last ran on another stream: the next call writes where that one reads.
+        """Prepare for a call. If it runs on another stream than the last one, its stream waits for that one.
 
-        Returns the stream that the next call runs on, where it is another one. Memory that calls work in is not to be
-        given to anybody else before it is done.
+        Without that, the call could overwrite memory that the last one still reads.
+
+        Returns:
+            The stream of the call if it is another one than before, else None. The allocator has to be told that it
+            uses the buffers of earlier calls.
         """
         if torch.cuda.is_current_stream_capturing():
             return None
@@ -80,8 +85,8 @@ class Recordings:
         return stream
 
     def __call__(self, inputs: list[Any], memory: list[int]) -> Sequence[Any]:
-        """The results of a call that :meth:`begin` stands before."""
-        if torch.cuda.is_current_stream_capturing():  # somebody else records the program
+        """Run a call, by replay if there is a recording for it. :meth:`begin` was called before."""
+        if torch.cuda.is_current_stream_capturing():  # the program itself is being recorded
             return self._compiled(*inputs)
         own = self._of_this_thread()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
@@ -93,7 +98,7 @@ class Recordings:
         return recording.replay(inputs)
 
     def release(self) -> None:
-        """Let go of all recordings."""
+        """Drop all recordings of the graph."""
         self._by_thread = threading.local()
 
     def _of_this_thread(self) -> _ThreadRecordings:
@@ -104,7 +109,7 @@ class Recordings:
             return self._by_thread.own
 
     def _find(self, own: _ThreadRecordings, inputs: list[Any], sizes: list[int], memory: list[int]) -> Recording | None:
-        """The recording for a call, the last of ``own`` from now on; None where the call is to run by itself."""
+        """The recording for a call, moved to the end of the list; None if the call has to run without one."""
         if self._disabled:
             return None
         found = next((one for one in own.recordings if one.serves(inputs, sizes, memory)), None)
@@ -116,27 +121,35 @@ class Recordings:
         if key in own.unrecorded:
             own.unrecorded.remove(key)
             return self._record(own, inputs, key)
-        if own.drop_smaller(key):  # that has loaded the kernels
+        if own.drop_smaller(key):  # the kernels have been loaded before
             return self._record(own, inputs, key, again=True)
         own.unrecorded.append(key)
         return None
 
     def _addresses(self, inputs: list[Any]) -> list[int | None]:
-        """For each input where it is, None for those that may be anywhere."""
+        """The addresses of the inputs; None for those that are copied."""
         addresses: list[int | None] = [None] * len(inputs)
         for place in self._inputs.fixed:
             addresses[place] = inputs[place].data_ptr()
         return addresses
 
     def _record(self, own: _ThreadRecordings, inputs: list[Any], key: CallKey, again: bool = False) -> Recording | None:
-        """A recording of this call, the last of ``own`` from now on.
+        """Record this call, and add the recording to the end of the list.
 
-        None where recording fails. Then the graph runs without from now on; with ``again`` only until the call returns.
+        Args:
+            own: The recordings of this thread.
+            inputs: The inputs of the call.
+            key: Its key.
+            again: Whether the same calls were recorded before, with smaller caches.
+
+        Returns:
+            The recording; None if it failed. After that, calls of the graph are not recorded any more. If ``again``,
+            this call is recorded when it is repeated.
         """
         try:
             with _CAPTURE_LOCK:
                 recording = record(self._compiled, self._inputs, inputs, key, own.place)
-        except RuntimeError as error:  # no memory for it is one, too
+        except RuntimeError as error:  # including out of memory
             if again:
                 log.debug("graph %d: recorded when this call comes again: %s", self._report.index, error)
                 own.unrecorded.append(key)
@@ -154,13 +167,13 @@ class Recordings:
 
 
 class _ThreadRecordings:
-    """What a thread has recorded of a graph.
+    """The recordings of a graph that belong to one thread.
 
     Attributes:
-        place: where it records.
-        recordings: those that are kept, the one that was replayed last at the end.
-        unrecorded: keys of calls that were not recorded.
-        last_stream: the stream that the graph ran on last.
+        place: The stream and the memory pool for recordings.
+        recordings: The recordings, least recently used first.
+        unrecorded: The keys of calls that were not recorded.
+        last_stream: The stream of the last call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -170,7 +183,7 @@ class _ThreadRecordings:
         self.last_stream = torch.cuda.current_stream(device)
 
     def moves_to(self, stream: torch.cuda.Stream) -> None:
-        """Let ``stream`` wait for what ran last, and keep what recordings copy inputs to until it is done with them."""
+        """Let ``stream`` wait for the last call, and tell the allocator that it uses the inputs of recordings."""
         stream.wait_stream(self.last_stream)
         self.last_stream = stream
         for recording in self.recordings:
@@ -178,7 +191,7 @@ class _ThreadRecordings:
                 copy.record_stream(stream)
 
     def drop_smaller(self, key: CallKey) -> bool:
-        """Let go of the last recording of the same calls from before their caches have grown; whether there was one."""
+        """Drop the last recording of the same calls with smaller caches. Returns whether there was one."""
         for recording in reversed(self.recordings):
             before = recording.key
             if before.sizes == key.sizes and recording.inputs.have_grown(before.memory, key.memory):
@@ -188,7 +201,7 @@ class _ThreadRecordings:
 
 
 def release_all() -> None:
-    """Let go of all recordings of this process."""
+    """Drop all recordings of this process."""
     with _EXISTING_LOCK:
         existing = list(_EXISTING)
     for recordings in existing:
