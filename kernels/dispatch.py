@@ -34,9 +34,10 @@ def reference_only() -> bool:
 def backend_for(device: torch.device) -> KernelBackend:
     """The fastest kernels that there are for tensors of a device."""
     if not reference_only():
-        if device.type == "cuda":
+        kind = device.type
+        if kind == "cuda":
             return triton
-        if device.type == "cpu" and cpu.available():
+        if kind == "cpu" and cpu.available():
             return cpu
     return reference
 

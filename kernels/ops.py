@@ -164,12 +164,12 @@ def write_(cache: Cache, x: torch.Tensor, position: torch.Tensor, moments: torch
         moments: ``[B, H, 2, D]`` of ``reference.query_moments``, or None where they were not measured.
 
     Raises:
-        RuntimeError: where that would leave a gap, or positions do not follow one another.
+        RuntimeError: where that would leave a gap, or positions are not consecutive.
     """
     fmt, mean, norm, places = cache.format, cache.mean, cache.norm, position.reshape(-1).tolist()
     place = places[0]
     if places != list(range(place, place + len(places))) or len(places) not in (1, x.shape[2]):
-        raise RuntimeError(f"innerq: a quantized cache is written at {places}, which do not follow one another")
+        raise RuntimeError(f"innerq: a quantized cache is written at {places}, which are not consecutive")
     if place < 0:
         raise RuntimeError(f"innerq: a quantized cache is written at {place}: positions are counted from its start")
     if int((cache.state[..., layout.START] + cache.state[..., layout.LENGTH]).min()) < place:

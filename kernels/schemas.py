@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import operator
 import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -109,22 +108,32 @@ class OperatorSchema:
 
     def values(self, arguments: Sequence[Any]) -> list[Any]:
         """The values of a call with these ``arguments``: the inverse of :meth:`arguments`."""
-        return [take(arguments) for first, take in self._takers if first < len(arguments)]
+        values: list[Any] = []
+        for first, end, cache_of in self._steps:
+            if cache_of is None:
+                values += arguments[first:end]
+            else:
+                values.append(cache_of(arguments))
+        return values
 
     @functools.cached_property
-    def _takers(self) -> list[tuple[int, Callable[[Sequence[Any]], Any]]]:
-        """For each value, the index of its first argument, and what makes it of all of them."""
-        takers: list[tuple[int, Callable[[Sequence[Any]], Any]]] = []
+    def _steps(self) -> list[tuple[int, int, Callable[[Sequence[Any]], CacheTensors[Any]] | None]]:
+        """How :meth:`values` goes through the arguments: runs of those that are values, and what makes a cache."""
+        steps: list[tuple[int, int, Callable[[Sequence[Any]], CacheTensors[Any]] | None]] = []
         index = 0
         for part in self.parameters:
+            first = index
             if isinstance(part, CacheArguments):
-                takers.append((index, _cache_taker(part.names, index, self.declared.index(part.format))))
                 index += len(part.names)
-            else:
-                if part not in self._formats:
-                    takers.append((index, operator.itemgetter(index)))
-                index += 1
-        return takers
+                steps.append((first, index, _cache_taker(part.names, first, self.declared.index(part.format))))
+                continue
+            index += 1
+            if part in self._formats:
+                continue
+            if steps and steps[-1][1] == first and steps[-1][2] is None:
+                first = steps.pop()[0]
+            steps.append((first, index, None))
+        return steps
 
 
 def _cache_taker(names: tuple[str, ...], first: int, at_format: int) -> Callable[[Sequence[Any]], CacheTensors[Any]]:

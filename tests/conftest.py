@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, no search for the network, and no more threads than its share."""
+"""Fixtures for all tests: a fixed seed, no access to the network, no more threads than a worker's share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logging.getLogger("torch.__trace").propagate = True
 
 SEED = 20260223
 
-# Examples are few and always the same ones: a failure in CI is a failure everywhere. HYPOTHESIS_PROFILE=thorough
+# Examples are few and always the same, so that a failure in CI is reproducible. HYPOTHESIS_PROFILE=thorough
 # searches at random.
 settings.register_profile(
     "default", max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -47,14 +47,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``sampled(n)`` an n-th of the cases runs by default, always the same ones; the rest is slow."""
+    """Of a test marked ``sampled(n)``, one in n cases runs by default, always the same ones; the others are slow."""
     families: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sampled") is not None:
             families.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for family in families.values():
         of = family[0].get_closest_marker("sampled").args[0]
-        # by the checksum of the name: neighbours in a product of parameters do not go together, and a file may be moved
+        # sorted by a checksum of the name, which spreads the sample over all parameters and does not depend on the file
         family.sort(key=lambda item: zlib.crc32(item.name.encode()))
         for item in family[-(-len(family) // of) :]:
             item.add_marker(pytest.mark.slow)
@@ -69,7 +69,7 @@ def seed() -> int:
 
 @pytest.fixture(autouse=True)
 def no_pass_fails(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A pass that fails is left out, and the program is right all the same: here it is an error nevertheless."""
+    """Fail the test if a pass fails. Without this the backend leaves the pass out, and the program is still right."""
     failed: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: failed.append(record.getMessage())
@@ -83,7 +83,7 @@ def no_pass_fails(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def plain_torch() -> Iterator[None]:
-    """The operators run in plain torch: C++ for each of the formats here would take its time to compile."""
+    """The operators run in plain torch, because compiling C++ for every format of a file would take long."""
     from innerq_compile.kernels import cpu
 
     with pytest.MonkeyPatch.context() as patch:
@@ -100,21 +100,21 @@ def fresh_dynamo() -> Iterator[None]:
 
 @pytest.fixture
 def no_inductor(fresh_dynamo: None) -> Iterator[None]:
-    """Graphs run operator by operator, traced by AOTAutograd. For tests of what becomes of a program."""
+    """Graphs are traced by AOTAutograd and run operator by operator."""
     with without_inductor():
         yield
 
 
 @pytest.fixture
 def graphs_as_they_are(fresh_dynamo: None) -> Iterator[None]:
-    """Graphs run as the passes left them: faster still, for tests of the passes with many programs."""
+    """Graphs run as the passes left them, which is faster still: for tests with many programs."""
     with without_inductor(as_it_is):
         yield
 
 
 @pytest.fixture(scope="module")
 def no_inductor_in_module() -> Iterator[None]:
-    """`no_inductor` for all tests of a file, which use the graphs of those before them where the guards allow it."""
+    """As `no_inductor`, for a whole file: a test uses graphs of earlier tests where their guards hold."""
     with _fresh_dynamo(), without_inductor():
         yield
 
@@ -128,7 +128,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Matrices of the test are small: to share them among threads takes longer than to multiply them."""
+    """torch computes in one thread: for matrices as small as the test's that is fastest."""
     with threads(1):
         yield
 
@@ -145,7 +145,7 @@ def tiny_model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tiny_model")
     model = tiny_llama(layers=2)
-    model.config.eos_token_id = model.generation_config.eos_token_id = None  # it says as much as it is asked for
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # it never stops early
     model.save_pretrained(folder)
     characters = ["<unk>", *string.ascii_lowercase, *string.digits, *" .,;:!?-_()[]{}<>/+*=@#'"][:61]
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))

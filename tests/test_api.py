@@ -233,7 +233,7 @@ def run_prefill_and_decode(model) -> None:
 
 
 def without_cuda_graphs(options: dict) -> dict:
-    """What a prefill graph gets: it runs once, and is not recorded."""
+    """The options of a prefill graph: it runs once, and is not recorded."""
     return {**options, "triton.cudagraphs": False} if options.get("triton.cudagraphs") else options
 
 

@@ -1,6 +1,6 @@
 """Imports go one way: cli -> api, inspect, integrations -> compiler -> runtime -> cache -> passes -> kernels.
 
-No modules import one another in a circle either.
+Modules do not import one another in a circle.
 
 Imports within functions count, those for type checkers do not.
 """

@@ -1,4 +1,4 @@
-"""Logs: one line a graph, one warning, TORCH_LOGS, the artifact, traces for tlparse."""
+"""Logs: one line for each graph, one warning, TORCH_LOGS, the artifact, traces for tlparse."""
 
 from __future__ import annotations
 

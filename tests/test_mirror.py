@@ -1,4 +1,4 @@
-"""Tests stand where their source does, and what they share stands in one place."""
+"""The tree of tests mirrors the source, and helpers are in one folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FILES = sorted(TESTS.rglob("*.py"))
 
 
 def mirror_of(test: Path) -> Path | None:
-    """What a test file is about: the file or folder of the source whose name it has, before any other words.
+    """The file or folder of the source that a test file is named after. More words may follow.
 
-    ``tests/cache/test_storage_memory.py`` is about ``innerq_compile/cache/storage.py``.
+    ``tests/cache/test_storage_memory.py`` tests ``innerq_compile/cache/storage.py``.
     """
     room, *folders = test.relative_to(TESTS).parent.parts
     source = ROOT.joinpath(MIRRORED[room], *folders)
@@ -62,7 +62,7 @@ def test_helpers_stand_in_one_place():
 
 
 def test_no_test_file_imports_another():
-    """What two of them need is a helper."""
+    """What several test files need is a helper."""
     found = {
         str(file.relative_to(ROOT)): name
         for file in FILES

@@ -1,4 +1,4 @@
-"""What is shipped: a checkout that is not installed imports, and sdist and wheel hold every file, once."""
+"""A checkout can be imported without installing it, and sdist and wheel contain every file once."""
 
 from __future__ import annotations
 

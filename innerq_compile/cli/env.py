@@ -15,7 +15,7 @@ import innerq_compile
 
 from ..kernels import cpu, dispatch, lowering
 from ..kernels.internals import table
-from ..kernels.internals.table.entry import READ_IN
+from ..kernels.internals.table.entry import SUPPORTED_TORCH
 from ..kernels.triton import support
 from .output import Output
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     """The environment as a dict."""
-    supported = ".".join(torch.__version__.split(".")[:2]) in READ_IN
+    supported = ".".join(torch.__version__.split(".")[:2]) in SUPPORTED_TORCH
     return {
         "innerq_compile": innerq_compile.__version__,
         "python": platform.python_version(),
@@ -79,7 +79,7 @@ def _gpu_kernels() -> str:
 
 def show(result: dict[str, Any], output: Output) -> None:
     """Print the environment as a table."""
-    remark = "" if result["torch_supported"] else f" (not supported; supported are {', '.join(READ_IN)})"
+    remark = "" if result["torch_supported"] else f" (not supported; supported are {', '.join(SUPPORTED_TORCH)})"
     lowerings = result["lowerings"]
     rows = [
         ("innerq-compile", result["innerq_compile"]),

@@ -4,7 +4,7 @@ accelerate wraps the ``forward`` of each module in a hook that moves its inputs 
 disables Dynamo in all hooks. That breaks the graph in every linear layer. All these wrappers share one code object, so
 that Dynamo's recompile limit is reached after a few blocks, and the blocks that follow run uncompiled with dense
 caches. Hooks that only move inputs can be traced, because they only call ``tensor.to(device)``: they are given the
-functions without accelerate's ``torch._dynamo.disable``, and the model is one graph again.
+functions without accelerate's ``torch.compiler.disable``, and the model is one graph again.
 """
 
 from __future__ import annotations
@@ -67,6 +67,6 @@ def trace_hooks(model: torch.nn.Module) -> int:
 
 @functools.cache
 def _traced_class(cls: type) -> type:
-    """A subclass of a hook class whose methods are those without accelerate's ``torch._dynamo.disable``."""
+    """A subclass of a hook class whose methods are those without accelerate's ``torch.compiler.disable``."""
     plain = {name: inspect.unwrap(getattr(cls, name)) for name in ("pre_forward", "post_forward")}
     return type(cls.__name__, (cls,), {**plain, "__module__": cls.__module__})

@@ -1,8 +1,4 @@
-"""The callable that Dynamo gets for a graph with quantized caches.
-
-It replaces the cache tensors among the arguments by their inner tensors, runs the compiled graph, and creates the cache
-tensors among the outputs.
-"""
+"""Calls a compiled graph: unwraps InnerQTensors among its arguments, and wraps caches among its results."""
 
 from __future__ import annotations
 
@@ -23,15 +19,15 @@ from .sizes import SizeReader
 
 
 class CompiledGraph:
-    """A compiled graph with quantized caches, called with the arguments of the captured graph.
+    """A compiled graph with quantized caches. Takes the arguments and returns the outputs of the captured graph.
 
     Args:
-        compiled: The compiled rewritten graph. It is called with its inputs and with ``Caches.memory``.
-        prelude: The compiled prelude; None if there is none.
-        context: The context of the passes that rewrote the graph.
-        original: The captured graph.
-        rewritten: The rewritten graph.
-        report: The report of the graph, in which calls are counted.
+        compiled: the compiled graph. It is called with a list of its inputs and with ``Caches.memory``.
+        prelude: the compiled prelude; None if there is none.
+        context: the context of the passes.
+        original: the graph as captured.
+        rewritten: the graph that was compiled.
+        report: the report of the graph, which counts its calls.
     """
 
     def __init__(
@@ -76,12 +72,12 @@ class CompiledGraph:
 
 
 def _on_this_stream() -> torch.cuda.Stream | None:
-    """Stands in for :meth:`Recordings.begin` in graphs without recordings, which have no stream to wait for."""
+    """Replaces :meth:`Recordings.begin` for a graph that is not recorded and has no other stream to wait for."""
     return None
 
 
 def _taker(indices: list[int]) -> Callable[[tuple[Any, ...]], list[Any]]:
-    """A fast function that returns the arguments at ``indices``. There are hundreds of them in every step."""
+    """A fast function that selects the arguments at ``indices``, of which there may be hundreds."""
     if len(indices) < 2:
         return lambda args: [args[index] for index in indices]
     take = operator.itemgetter(*indices)

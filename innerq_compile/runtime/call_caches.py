@@ -1,12 +1,13 @@
-"""The caches of one call of a compiled graph.
+"""The caches of one call of a compiled graph, handled as a transaction.
 
-    prepare     locks the storages, makes room for the tokens that the graph appends, and copies a storage if these
-                would overwrite tokens of another cache tensor
-    ...         the graph runs: it appends the tokens, and updates the lengths on the device
-    commit      updates the lengths on the host
-    __exit__    unlocks the storages; if the call failed before commit, resets the lengths on the device
+    prepare     locks every storage and ensures that it has room for the appended tokens and that appending does not
+                overwrite tokens of another tensor
+    ...         the graph runs: it appends tokens and advances the lengths on the device
+    commit      the call has succeeded: advances the lengths on the host
+    exit        without a commit the call has failed: resets the lengths on the device to those on the host; then
+                unlocks the storages
 
-No other code changes the length of a cache during a call.
+Nothing else changes the length of a cache during a call.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ from .sizes import SizeReader
 
 
 class GraphCaches:
-    """Prepares the caches for the calls of a graph.
+    """Prepares the caches of each call of a graph.
 
     Args:
-        context: The context of the passes that rewrote the graph.
-        original: The captured graph.
-        sizes: Evaluates sizes of the captured graph.
-        returned: For each cache, the index of the output that is this cache with appended tokens; None if there is
-            none.
+        context: the context of the passes.
+        original: the graph as captured.
+        sizes: evaluates symbolic sizes of ``original``.
+        returned: for each cache, the index of the output that is this cache with tokens appended, or None.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class GraphCaches:
         caches = list(context.caches.values())
         counts = {appended.cache: appended.count for appended in context.appended.values()}
         self.shadows = [ShadowReader(plan, original, context.config, sizes) for plan in context.shadows.values()]
-        #: For each cache, its index among the arguments.
+        #: the index of each cache among the arguments
         self.arguments = [cache.index for cache in caches]
-        #: For each cache, a function of the arguments that gives the number of appended tokens; None if only read.
+        #: for each cache, a function of the arguments that gives the number of appended tokens; None if it is only read
         self._counts = [sizes.reader(counts[cache]) if cache in counts else None for cache in caches]
         fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
-        #: The numbers of appended tokens if none depends on the arguments, else None.
+        #: the numbers of appended tokens if all are constants, else None
         self._fixed_counts = fixed if len(fixed) == len(caches) else None
-        #: What the last call prepared for the next one; None if the graph does not allow it.
+        #: prepared caches of the next call; None if this graph does not support it
         self.next: NextCall | None = None
         self._returned: Callable[[Any], Any] | None = None
         if len(caches) > 1 and self._fixed_counts and len(counts) == len(caches) and not self.shadows:
@@ -61,14 +61,14 @@ class GraphCaches:
                 self._returned = operator.itemgetter(*returned)
 
     def prepare(self, args: tuple[Any, ...]) -> CallCaches:
-        """The caches of a call with ``args``, ready for the graph to append to.
+        """The caches of a call with ``args``, ready to be appended to.
 
-        Their storages stay locked until the end of the ``with`` block: several threads may call the graph with cache
-        tensors of the same storage, and each has to see the tokens that another one has appended.
+        Their storages remain locked until the end of the call, because other threads may call with tensors of the same
+        storage.
 
         Raises:
-            UnsupportedOperation: If two arguments share a storage, and one of them is a buffer.
-            InnerQError: If changes of a static cache cannot be detected.
+            UnsupportedOperation: If the same buffer is passed twice.
+            InnerQError: If changes of a static cache cannot be tracked.
         """
         shadows = [reader(args) for reader in self.shadows]
         if self.next is not None and (known := self.next.take(args)) is not None:
@@ -91,13 +91,13 @@ class GraphCaches:
         return [0 if count is None else count(args) for count in self._counts]
 
     def expect(self, outputs: Sequence[Any]) -> None:
-        """Prepare for the next call, whose caches are usually among these ``outputs``."""
+        """Prepare the next call, whose caches are usually among the ``outputs`` of this one."""
         if self.next is not None and self._returned is not None:
             self.next.expect(self._returned(outputs))
 
     def _writable(self, args: tuple[Any, ...], counts: Sequence[int]) -> list[CacheStorage]:
-        """The storages to append to: those of the caches, or copies to protect tokens of other cache tensors."""
-        tensors = [args[index] for index in self.arguments]  # guards have checked their types
+        """The storage of each cache, or a copy of it if appending would overwrite tokens of another tensor."""
+        tensors = [args[index] for index in self.arguments]  # Dynamo has checked their types
         if len({id(tensor._storage) for tensor in tensors}) != len(tensors):
             return self._writable_copies(tensors, counts)
         return [
@@ -106,10 +106,9 @@ class GraphCaches:
         ]
 
     def _writable_copies(self, tensors: list[Any], counts: Sequence[int]) -> list[CacheStorage]:
-        """The storages to append to if several arguments share one: a copy for each.
+        """Copies of all storages, for several arguments on one storage: appended tokens must not be shared.
 
-        Copies of the same storage get the same capacity, because it is a single symbol in the graph: Dynamo saw a
-        single ``blocks`` tensor.
+        Copies of the same storage have the same capacity, because it is one symbol in the graph.
         """
         for tensor in tensors:
             if isinstance(tensor, InnerQBuffer):
@@ -131,7 +130,7 @@ class GraphCaches:
 
 
 def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> CacheStorage:
-    """The storage for a graph that appends ``count`` tokens to ``tensor``; it only reads it if ``appends`` is None."""
+    """``storage`` or a copy of it, with the length of ``tensor``, and room for ``count`` tokens if it is written."""
     if appends is not None:
         return storage.writable_from(tensor._extent, count)
     length = tensor.shape[tensor.tokens_dim]
@@ -143,14 +142,13 @@ def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> Cac
 
 
 class CallCaches:
-    """The caches of one call, a context manager around the run of the graph.
+    """The caches of one call, locked for other threads: a context in which the graph runs.
 
-    Their storages are locked. If the ``with`` block ends without :meth:`commit`, the call has failed, and tokens that
-    the graph may have appended are dropped. The call can be repeated then.
+    If the context is left before :meth:`commit`, the call has failed. Tokens that the graph may have appended on the
+    device are discarded, so that the call can be repeated.
 
     Attributes:
-        inner: See :class:`Caches`.
-        memory: See :class:`Caches`.
+        inner, memory: Inputs of the graph, see :class:`Caches`.
     """
 
     __slots__ = ("_args", "_committed", "_graph", "_locks", "_shadows", "_storages", "inner", "memory")
@@ -185,12 +183,12 @@ class CallCaches:
     @property
     def blocks(self) -> int:
         """The capacity of the first cache, in blocks."""
-        return self.inner[0].shape[2]  # of its codes
+        return self.inner[0].shape[2]  # the first inner tensor holds the codes
 
     @property
     def storages(self) -> list[CacheStorage]:
-        """The storage of each cache."""
-        if self._storages is None:  # they were prepared by the last call; found only now, because the GPU is busy now
+        """The storage of each cache. For prepared caches these are the storages of the arguments."""
+        if self._storages is None:  # determined after the graph was launched, so that the GPU does not wait
             self._storages = [self._args[index]._storage for index in self._graph.arguments]
         return self._storages
 
@@ -200,7 +198,7 @@ class CallCaches:
         return [*self.storages, *(side for shadow in self._shadows for side in (shadow.key, shadow.value))]
 
     def commit(self) -> None:
-        """Count on the host the tokens that the graph has appended."""
+        """Advance the lengths on the host, after the graph has run."""
         for reader, shadow in zip(self._graph.shadows, self._shadows, strict=True):
             reader.followed(self._args, shadow)
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
@@ -212,6 +210,6 @@ class CallCaches:
         """Reset the lengths on the device to those on the host."""
         for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
             if count:
-                # after an error of the device this one fails as well, and the first one is raised
+                # after an error of the device no kernel can be launched; the original error is raised
                 with contextlib.suppress(RuntimeError):
                     storage.truncate(storage.length)

@@ -1,4 +1,4 @@
-"""Inputs of a graph that the prelude computes before it in each call, such as masks as long as the cache."""
+"""Runs the prelude of a graph before each call, and keeps its results, such as masks, at fixed addresses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ..kernels.formats import CacheFormat
 from ..passes.context import Prelude
 from .sizes import SizeReader
 
-#: For how many batch sizes a graph keeps its hoisted inputs at fixed addresses.
+#: The number of batch sizes for which a graph keeps the buffers of its hoisted inputs.
 MAX_BATCH_SIZES = 8
 
 
 class _Buffers(threading.local):
-    """The buffers for results of the prelude, separate in each thread.
+    """The buffers of one thread for the results of the prelude.
 
     Attributes:
-        by_shapes: For the shapes of one batch size, the number of tokens of the masks, and a buffer for each result.
+        by_shapes: for the shapes of each batch size, the number of tokens that masks have room for, and a buffer for
+            each result.
     """
 
     def __init__(self) -> None:
@@ -29,14 +30,14 @@ class _Buffers(threading.local):
 
 
 class HoistedInputs:
-    """Runs the prelude of a graph, and writes its results to buffers at fixed addresses, which a CUDA graph needs.
+    """Runs the prelude of a graph, and keeps its results in buffers that do not move, as a CUDA graph requires.
 
     Args:
-        prelude: The compiled prelude.
-        plan: Its inputs and results.
-        cache: The format of one of the caches, which all have the same capacity.
-        original: The captured graph.
-        sizes: Evaluates sizes of the captured graph.
+        prelude: the compiled prelude.
+        plan: its inputs and results.
+        cache: the format of a cache of the graph; all caches have the same capacity.
+        original: the graph as captured.
+        sizes: evaluates symbolic sizes of ``original``.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class HoistedInputs:
         self._arguments = [names.index(name) for name in plan.inputs]
         self._masks = plan.masks
         self._kinds = [(result.dtype, result.device) for result in plan.results]
-        # All sizes but the last of a mask, which is the capacity of the caches in tokens: numbers and batch sizes.
+        # All sizes except the last one of a mask, which is the capacity. They are constants or batch sizes.
         shapes = [result.shape[: result.dim() - mask] for result, mask in zip(plan.results, plan.masks, strict=True)]
         self._shape_readers = [[sizes.reader(size) for size in shape] for shape in shapes]
         fixed = all(isinstance(size, int) for shape in shapes for size in shape)
         self._fixed_shapes = tuple(map(tuple, shapes)) if fixed else None
-        #: Indices of the results that the prelude returns.
+        #: indices of the results that the prelude returns
         self._returned = [place for place, write in enumerate(plan.written) if not write]
-        #: Indices of the results that it writes in place; for masks also a function that gives their length in a call.
+        #: indices of the results that the prelude writes; for a mask with a function that gives its length in a call
         self._written = [
             (place, sizes.reader(result.shape[-1]) if mask else None)
             for place, (result, mask, write) in enumerate(zip(plan.results, plan.masks, plan.written, strict=True))
@@ -69,7 +70,7 @@ class HoistedInputs:
         self._buffers = _Buffers()
 
     def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
-        """Run the prelude. Returns the hoisted inputs for a call with ``args``, whose caches have ``blocks`` blocks."""
+        """The hoisted inputs for a call with ``args``, whose caches have a capacity of ``blocks``."""
         buffers = self._buffers_for(args, blocks * self._block + self._window)
         inputs = [args[index] for index in self._arguments]
         for place, length in self._written:
@@ -80,13 +81,13 @@ class HoistedInputs:
         return buffers
 
     def used_on(self, stream: torch.cuda.Stream) -> None:
-        """Tell the allocator that ``stream`` uses this thread's buffers, so that it does not reuse them too early."""
+        """Let the allocator not reuse this thread's buffers, once freed, before ``stream`` is done with them."""
         for _, buffers in self._buffers.by_shapes.values():
             for buffer in buffers:
                 buffer.record_stream(stream)
 
     def _buffers_for(self, args: tuple[Any, ...], tokens: int) -> list[torch.Tensor]:
-        """This thread's buffers for the batch size of a call, with masks of ``tokens`` tokens."""
+        """This thread's buffers for the batch size of a call, with room for ``tokens`` in masks."""
         shapes = self._fixed_shapes
         if shapes is None:
             shapes = tuple(tuple(read(args) for read in shape) for shape in self._shape_readers)
@@ -100,7 +101,7 @@ class HoistedInputs:
                 for (dtype, device), shape, mask in zip(self._kinds, shapes, self._masks, strict=True)
             ]
             kept.pop(shapes, None)
-            if len(kept) == MAX_BATCH_SIZES:  # drop the oldest; that batch size will be recorded again
+            if len(kept) == MAX_BATCH_SIZES:  # if this batch size comes again, it is recorded again
                 del kept[next(iter(kept))]
             kept[shapes] = tokens, buffers
         return buffers

@@ -1,8 +1,8 @@
-"""Preparation of a graph's next call while the GPU still works on the last one.
+"""Prepares the caches of a graph's next call while the GPU is still busy with the current one.
 
-A decode step appends to the cache of each layer and returns a new cache tensor for it. Usually these tensors are the
-arguments of the next call, and no cache has changed in between. Then the inner tensors are known before the call, and
-the GPU does not have to wait for the host to collect them.
+A decode step appends to the cache of each layer and returns a new tensor for it. Usually these tensors are the
+arguments of the next call, and no cache changes in between. Then the inputs of the graph are known before the call, and
+the GPU does not have to wait for them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..cache.tensor import InnerQTensor
 
 @dataclasses.dataclass(frozen=True)
 class Caches:
-    """The inner tensors of the caches of a call.
+    """The inputs that a graph takes for its caches.
 
     Attributes:
-        inner: The inner tensors in the order of the graph's inputs.
+        inner: All inner tensors, in the order of the graph's inputs.
         memory: The address of each inner tensor, followed by the capacity of each cache in blocks. A recording can be
-            replayed for calls with the same memory.
+            replayed for calls with the same value.
     """
 
     inner: list[torch.Tensor]
@@ -36,20 +36,20 @@ class Caches:
 
     @classmethod
     def of(cls, storages: Sequence[CacheStorage]) -> Caches:
-        """The inner tensors of ``storages``."""
+        """The inputs for caches with these storages."""
         inner = [tensor for storage in storages for tensor in storage.inputs]
         return cls(inner, [*map(torch.Tensor.data_ptr, inner), *(storage.capacity for storage in storages)])
 
 
 class _Expected(NamedTuple):
-    """The expected caches of the next call.
+    """The prepared caches of the next call.
 
     Attributes:
-        moment: ``ChangeClock.now`` when they were collected.
-        extents: Ids of the extents of the cache tensors that are expected as arguments.
-        caches: Their inner tensors.
+        moment: ``ChangeClock.now`` when they were prepared.
+        extents: Ids of the extents of the tensors that are expected as arguments.
+        caches: The inputs of the graph for them.
         locks: The locks of their storages.
-        storages: Weak references to the storages. When one dies, its inner tensors are dropped.
+        storages: Weak references to the storages. If one of them dies, the inner tensors are released.
     """
 
     moment: object
@@ -60,17 +60,19 @@ class _Expected(NamedTuple):
 
 
 class NextCall:
-    """The inner tensors of the caches of a graph's next call, collected after the last one.
+    """The prepared caches of the next call of a graph.
 
-    They are used if no cache has changed since then (``cache/changes.py``), and if the arguments are the expected cache
-    tensors. Comparing the ids of their extents is enough: an id can only be reused by an extent created later, which
-    counts as a change. The inner tensors are dropped when one of the storages dies or is reallocated.
+    They are valid if the arguments are the tensors given to :meth:`expect`. Only the ids of their extents are compared.
+    That is sufficient: an extent that reuses the id of a dead one would have been created in between, and creating or
+    changing any cache (``cache/changes.py``) invalidates the prepared ones. The inner tensors are released when one of
+    the storages dies, and before one of them grows.
 
-    Threads that run the same graph share the object. What is expected is replaced as a whole, in one assignment.
+    Threads that run the same graph share this object. The prepared caches are one immutable value, which is replaced as
+    a whole.
 
     Args:
-        places: For each cache, its index among the arguments. There are at least two.
-        counts: The number of tokens that a call appends to each cache.
+        places: The index of each cache among the arguments; there are at least two.
+        counts: The number of tokens that are appended to each cache.
     """
 
     def __init__(self, places: Sequence[int], counts: Sequence[int]) -> None:
@@ -80,7 +82,7 @@ class NextCall:
         CHANGES.add_holder(self)
 
     def take(self, args: tuple[Any, ...]) -> tuple[Caches, StorageLocks] | None:
-        """The caches of a call with ``args``, and their locks, which are acquired; None if they were not expected."""
+        """The caches of a call with ``args`` and their locks, which have been acquired; None if not prepared."""
         expected = self._expected
         if expected is None or expected.moment is not CHANGES.now:
             return None
@@ -90,17 +92,17 @@ class NextCall:
         locks.acquire()
         if expected.moment is CHANGES.now:
             return expected.caches, locks
-        locks.release()  # another thread held one of them, and has changed a cache
+        locks.release()  # another thread held them, and has changed a cache
         return None
 
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
-        """Expect these cache tensors, outputs of a call, to be the arguments of the next one."""
+        """Prepare these tensors, which a call has just returned, as the caches of the next call."""
         storages = [tensor._storage for tensor in tensors]
         if any(s.length + count > s.room for s, count in zip(storages, self._counts, strict=True)):
             self.forget()
             return
         last = self._expected
-        if last is not None and [ref() for ref in last.storages] == storages:  # compared by identity
+        if last is not None and [ref() for ref in last.storages] == storages:  # they compare by identity
             locks, references = last.locks, last.storages
         else:
             forget = self._forgetting()
@@ -108,11 +110,11 @@ class NextCall:
         self._expected = _Expected(CHANGES.now, _extents(tensors), Caches.of(storages), locks, references)
 
     def forget(self) -> None:
-        """Drop everything that is held."""
+        """Release the prepared caches."""
         self._expected = None
 
     def _forgetting(self) -> Callable[[Any], None]:
-        mine = weakref.ref(self)  # so that storages do not keep the graph alive
+        mine = weakref.ref(self)  # so that a storage does not keep the graph alive
 
         def forget(_: Any) -> None:
             if (self := mine()) is not None:

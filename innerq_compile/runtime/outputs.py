@@ -1,4 +1,4 @@
-"""The outputs of a call, created from the results of the compiled graph."""
+"""Rebuilds the outputs of the captured graph from the results of the compiled graph."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from .sizes import SizeReader
 
 
 class Outputs:
-    """Creates the outputs of the captured graph from the results of the rewritten one.
+    """Rebuilds the outputs of the captured graph from results of the rewritten graph, or from arguments.
 
     Args:
-        plans: For each output, how it is created.
-        caches: The quantized caches among the graph's arguments, in order.
-        sizes: Evaluates sizes of the captured graph.
+        plans: how each output is rebuilt.
+        caches: the quantized caches among the arguments, in order.
+        sizes: evaluates symbolic sizes of the captured graph.
 
     Attributes:
-        appended: For each cache, the index of the last output that is this cache with appended tokens, or None.
+        appended: for each cache, the index of the last output that is this cache with tokens appended, or None.
     """
 
     def __init__(self, plans: Sequence[OutputPlan], caches: Sequence[ProgramCache], sizes: SizeReader) -> None:
         numbers = {cache: number for number, cache in enumerate(caches)}
         self._count = len(plans)
-        self._values: list[tuple[int, int]] = []  # index of the output, and of the result
-        self._arguments: list[tuple[int, int]] = []  # index of the output, and of the argument that it is
-        self._appended: list[tuple[int, int, int]] = []  # index of the output, and of the cache; its tokens_dim
-        #: New caches, by the index of their first inner tensor among the results.
-        self._made: dict[int, tuple[list[int], Quantized, Callable[..., int]]] = {}
+        self._values: list[tuple[int, int]] = []  # index of the output, index of the result
+        self._arguments: list[tuple[int, int]] = []  # index of the output, index of the argument that it is
+        self._appended: list[tuple[int, int, int]] = []  # index of the output, index of the cache, tokens_dim
+        self._made: dict[int, tuple[list[int], Quantized, Callable[..., int]]] = {}  # by index of the first result
         self.appended: list[int | None] = [None] * len(caches)
         for place, plan in enumerate(plans):
             what, at = plan.what, plan.at
@@ -43,7 +42,7 @@ class Outputs:
                 self._appended.append((place, numbers[what.cache], what.cache.tokens_dim))
                 self.appended[numbers[what.cache]] = place
             else:
-                assert at is not None, "it is made of results"
+                assert at is not None, "values and new caches are results"
                 if what is None:
                     self._values.append((place, at))
                 else:
@@ -52,12 +51,12 @@ class Outputs:
     def __call__(
         self, args: tuple[Any, ...], results: Sequence[Any], storages: Sequence[CacheStorage]
     ) -> tuple[list[Any], list[InnerQTensor]]:
-        """The outputs of a call, and the new caches among them.
+        """The outputs, and the new caches among them.
 
         Args:
-            args: The arguments of the call.
-            results: The results of the compiled graph.
-            storages: The storages of the caches, after :meth:`CallCaches.commit`.
+            args: the arguments of the call.
+            results: the results of the compiled graph.
+            storages: the storages of the caches among the arguments, with their new lengths.
         """
         outputs: list[Any] = [None] * self._count
         for place, at in self._values:
@@ -68,7 +67,7 @@ class Outputs:
             storage = storages[number]
             outputs[place] = InnerQTensor(storage, storage.length, tokens_dim)
         caches: list[InnerQTensor] = []
-        lock = threading.RLock()  # shared by the new caches, because later calls append to all of them
+        lock = threading.RLock()  # one for all new caches, because later calls append to all of them
         for at, (places, plan, length) in self._made.items():
             cache = _new_cache(results, at, plan, length(args), lock)
             caches.append(cache)
@@ -80,7 +79,7 @@ class Outputs:
 def _new_cache(
     results: Sequence[torch.Tensor], at: int, plan: Quantized, length: int, lock: threading.RLock
 ) -> InnerQTensor:
-    """A new cache whose inner tensors are the results from index ``at`` on."""
+    """The new cache whose inner tensors are the results from index ``at`` on."""
     tensors = plan.tensors.rebuilt(results[at : at + len(plan.tensors.present())])
     storage = CacheStorage(tensors, length, lock=lock)
     return InnerQTensor(storage, length, plan.tokens_dim)

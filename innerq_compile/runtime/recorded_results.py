@@ -1,7 +1,4 @@
-"""The results of a replayed CUDA graph.
-
-A result is an input of the call, a view of one, or a copy of memory that the next replay overwrites.
-"""
+"""The results of a replayed recording: inputs of the call, views of them, or copies of the recording's memory."""
 
 from __future__ import annotations
 
@@ -14,25 +11,22 @@ import torch
 from ..kernels.internals.tensors import memory_of
 from ..passes.analysis.recordable import RecordedInputs
 
-#: Creates one result of a call from its inputs and from its copies of the memory that the graph writes results to.
+#: Computes one result from the inputs of the call and its copies of the recording's result memory.
 Result = Callable[[list[Any], list[torch.Tensor]], Any]
 
 
 def recorded_results(
     results: Sequence[Any], inputs: list[Any], plan: RecordedInputs
 ) -> tuple[list[torch.Tensor], list[Result]]:
-    """Determine how each result of a recorded call is created for later calls.
+    """The memory of a recording that has to be copied after each replay, and how to compute each result.
 
     Args:
-        results: The results of the recorded call.
-        inputs: The inputs of the same call.
-        plan: The inputs of the graph, and how they are used.
-
-    Returns:
-        The memory that the graph writes results to, and a function for each result.
+        results: the results of the recorded call.
+        inputs: the inputs of the recorded call.
+        plan: how the recording treats the inputs.
 
     Raises:
-        RuntimeError: If a result cannot be created for later calls.
+        RuntimeError: if a result cannot be reproduced for later calls.
     """
     places = {_memory(value): place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)}
     among = collections.Counter(_memory(result) for result in results if isinstance(result, torch.Tensor))
@@ -50,7 +44,7 @@ def recorded_results(
         elif among[memory] == 1 and _is_copied_as_it_is(result):
             index, _ = made.setdefault(memory, (len(made), result))
             found.append(_copied(index))
-        else:  # results that share memory share it in their copies as well
+        else:  # results that share memory are views of one copy
             index, _ = made.setdefault(memory, (len(made), _whole(result)))
             found.append(_view_of_copy(index, result))
     return [memory for _, memory in made.values()], found
@@ -61,9 +55,9 @@ def _of_input(place: int) -> Result:
 
 
 def _view_of_input(place: int, result: torch.Tensor, recorded: torch.Tensor, plan: RecordedInputs) -> Result:
-    """The same view of an input of the call. If the input was copied and has other strides now, a copy of the view."""
+    """The corresponding view of a later call's input; a copy of the recorded view if that input has other strides."""
     if result.dtype != recorded.dtype:
-        raise RuntimeError(f"a result is the memory of an input of {recorded.dtype} read as {result.dtype}")
+        raise RuntimeError(f"a result is a view of an input of dtype {recorded.dtype} as dtype {result.dtype}")
     shape, strides, of_input = result.shape, result.stride(), recorded.stride()
     offset = result.storage_offset() - recorded.storage_offset()
     own = result if place in plan.copied else None
@@ -91,7 +85,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _is_copied_as_it_is(tensor: torch.Tensor) -> bool:
-    """Whether a clone has the same strides: the tensor is dense and has no overlapping elements."""
+    """Whether a clone has the same strides: the tensor has no gaps and no repeated elements."""
     return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 

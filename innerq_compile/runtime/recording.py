@@ -1,4 +1,4 @@
-"""One recording: the CUDA graph of a call, which is replayed for all calls with the same key."""
+"""One recording: the CUDA graph of one call, which is replayed for all calls with the same key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .recorded_results import Result, recorded_results
 
 
 class CallKey(NamedTuple):
-    """What calls must have in common to share a recording.
+    """What calls must have in common to be served by the same recording.
 
     Attributes:
-        sizes: The values of the symbols, in the order of ``RecordedInputs.sizes``.
-        memory: The addresses and capacities of the caches (``Caches.memory``).
-        addresses: The addresses of the other inputs that the graph reads in place; None for inputs that are copied.
+        sizes: values of the symbols in ``RecordedInputs.sizes``.
+        memory: addresses and capacities of the caches (``Caches.memory``).
+        addresses: the addresses of the inputs in ``RecordedInputs.fixed``; None for all other inputs.
     """
 
     sizes: list[int]
@@ -28,10 +28,10 @@ class CallKey(NamedTuple):
     addresses: list[int | None]
 
 
-class CapturePlace:
-    """The stream on which a thread records the calls of a graph, and the memory pool of its recordings.
+class CaptureResources:
+    """The stream and the memory pool with which a thread records the calls of a graph.
 
-    They can share a pool, because no recording reads what another one has left in it.
+    Recordings can share the pool, because none reads memory that another one has written.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,15 +41,15 @@ class CapturePlace:
 
 @dataclasses.dataclass(eq=False)
 class Recording:
-    """One CUDA graph.
+    """A recorded call.
 
     Attributes:
-        graph: The CUDA graph.
-        inputs: The inputs of the compiled graph, and how they are used.
-        key: The key of the recorded call.
-        copies: The tensors that inputs are copied to.
-        made: The memory that the graph writes results to. A caller gets copies.
-        results: For each result, a function that creates it.
+        graph: the CUDA graph.
+        inputs: how the recording treats the inputs.
+        key: the key of the recorded call.
+        copies: the tensors that inputs in ``RecordedInputs.copied`` are copied to.
+        made: memory of results that is copied for the caller.
+        results: how to compute each result.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -60,7 +60,7 @@ class Recording:
     results: list[Result]
 
     def serves(self, inputs: list[Any], sizes: list[int], memory: list[int]) -> bool:
-        """Whether it can be replayed for a call, given the parts of its :class:`CallKey`."""
+        """Whether the recording can be replayed for a call. Avoids creating the :class:`CallKey` of the call."""
         key = self.key
         return (
             sizes == key.sizes
@@ -69,7 +69,7 @@ class Recording:
         )
 
     def replay(self, inputs: list[Any]) -> list[Any]:
-        """Replay the CUDA graph for a call with ``inputs``. Returns the results."""
+        """Replay the recording for ``inputs`` and return the results."""
         if self.copies:
             cuda.copy_each(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
         self.graph.replay()
@@ -84,23 +84,24 @@ def record(
     plan: RecordedInputs,
     inputs: list[Any],
     key: CallKey,
-    place: CapturePlace,
+    resources: CaptureResources,
 ) -> Recording:
-    """Record a call of ``compiled`` as a CUDA graph, without running it.
+    """Record a call of ``compiled`` with ``inputs``, without executing it.
 
     Args:
-        compiled: The compiled graph.
-        plan: Its inputs, and how they are used.
-        inputs: The inputs of the call.
-        key: The key of the call.
-        place: The stream and the memory pool of the recording.
+        compiled: the compiled graph.
+        plan: how the recording treats the inputs.
+        inputs: the inputs of the call.
+        key: the key of the call.
+        resources: stream and memory pool to record with.
 
     Raises:
-        RuntimeError: If the call cannot be recorded, for example because it synchronizes with the device.
+        RuntimeError: if the call does something that cannot be recorded, such as synchronizing with the device. It has
+            no effect then.
     """
     inputs = list(inputs)
     copies = []
-    with torch.inference_mode(False), torch.no_grad():  # so that calls in any mode can use it
+    with torch.inference_mode(False), torch.no_grad():  # for calls in any mode
         for index in plan.copied:
             value = inputs[index]
             inputs[index] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
@@ -108,13 +109,15 @@ def record(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(plan.device):
         before = torch.cuda.current_stream()
-        # cuBLAS caches its workspaces. One from outside must not be used in the recording, nor the other way round.
+        # cuBLAS must not use a workspace from outside within the recording, nor one of the recording outside.
         cuda.forget_cublas_workspaces()
         try:
-            with torch.cuda.graph(graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=resources.pool, stream=resources.stream, capture_error_mode="thread_local"
+            ):
                 results = compiled(*inputs)
         except BaseException:
-            _end_failed_capture(plan.device, place, before)
+            _end_failed_capture(plan.device, resources, before)
             raise
         finally:
             cuda.forget_cublas_workspaces()
@@ -122,23 +125,23 @@ def record(
     return Recording(graph, plan, key, copies, made, outputs)
 
 
-def _end_failed_capture(device: torch.device, place: CapturePlace, stream: torch.cuda.Stream) -> None:
-    """Reset torch to ``stream`` after a recording failed.
+def _end_failed_capture(device: torch.device, resources: CaptureResources, stream: torch.cuda.Stream) -> None:
+    """Restore torch's state, with ``stream`` as the current stream, after a recording that failed.
 
-    If CUDA returns no graph, ``CUDAGraph.capture_end`` raises before it notifies the allocator and the random
-    generators of the end of the recording (torch 2.11), and ``torch.cuda.graph`` stays on its own stream. An empty
-    recording, which succeeds, notifies the generators.
+    If CUDA returns no graph, ``CUDAGraph.capture_end`` raises before it informs the allocator and the random generators
+    that the capture has ended (torch 2.11), and ``torch.cuda.graph`` does not restore the stream. A successful capture
+    of another graph informs the generators.
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):
-        cuda.end_allocation_to_pool(device.index, place.pool)
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=place.stream):
+        cuda.end_allocation_to_pool(device.index, resources.pool)
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=resources.stream):
         torch.zeros(1, device=device)
     torch.cuda.set_stream(stream)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` without the repetitions of expanded dimensions, which are in memory once."""
+    """``tensor`` without repeated elements: dimensions of stride 0 have size 1."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)

@@ -1,16 +1,15 @@
-"""Recording and replay of a compiled graph as CUDA graphs.
+"""Decides when calls of a compiled graph are recorded as CUDA graphs, and which recording is replayed for a call.
 
-Inductor has CUDA graphs for programs of any kind: trees of recordings that share memory, whose outputs are valid until
-the next step. The recordings here are for a single graph, the decode step, most of whose inputs keep their addresses.
-They check less before a replay, the outputs belong to the caller, and the first kernel of a step starts earlier
-(``docs/lab/host-cost.md``).
+Inductor's own CUDA graphs support any program: trees of recordings that share memory, whose outputs are valid until the
+next step. This module supports one graph, the decode step, whose inputs mostly keep their addresses. So there is less
+to check, outputs belong to the caller, and the first kernel of a step starts earlier (``docs/lab/host-cost.md``).
 
-    first call with these addresses     launches the kernels one by one, which loads and tunes them
-    second call                         records them, then replays the recording
-    later calls                         copy tokens and positions to its inputs, and replay it
-    first call after caches have grown  records again, and drops the recording before
+    first call with these addresses     runs kernel by kernel, which loads and tunes the kernels
+    second call                         is recorded, and the recording is replayed
+    later calls                         copy tokens and positions into the recording and replay it
+    first call after caches have grown  is recorded, and the new recording replaces the old one
 
-A program whose tensors have other addresses in every call is never recorded.
+A program whose tensors have other addresses in every call is never recorded, so it does not pay for recordings either.
 """
 
 from __future__ import annotations
@@ -25,37 +24,35 @@ from typing import Any
 import torch
 
 from ..passes.analysis.recordable import RecordedInputs
-from .recording import CallKey, CapturePlace, Recording, record
+from .recording import CallKey, CaptureResources, Recording, record
 from .report import CudaGraphs, CudaGraphUse, GraphReport
 
 log = logging.getLogger(__name__)
 
-#: How many recordings of a graph a thread keeps, for different caches and batch sizes. The least recently used one is
-#: dropped first.
+#: The number of recordings of a graph that a thread keeps, for different caches and batch sizes.
 MAX_RECORDINGS = 32
 
-#: How many keys of calls that were not recorded a thread keeps.
+#: The number of keys that a thread keeps of calls that were not recorded.
 MAX_UNRECORDED = 128
 
-#: Starting a recording synchronizes with the device and empties the allocator's cache, which would break the recording
-#: of another thread.
+#: Recording synchronizes with the device and empties the allocator's cache, which would break a concurrent capture.
 _CAPTURE_LOCK = threading.Lock()
 
-#: All recordings of this process, for :func:`release_all`.
+#: All instances in this process, for release_all, and their lock.
 _EXISTING: weakref.WeakSet[Recordings] = weakref.WeakSet()
 _EXISTING_LOCK = threading.Lock()
 
 
 class Recordings:
-    """A compiled graph that is recorded and replayed as CUDA graphs.
+    """A compiled graph that records its calls.
 
-    Called with a list of the inputs of the compiled graph, and with ``Caches.memory``. Each thread has recordings of
-    its own, because a recording has its own working memory.
+    Called with a list of the graph's inputs, and with addresses and capacities of the caches among them
+    (``Caches.memory``). Threads do not share recordings, because each recording writes to its own memory.
 
     Args:
-        compiled: The compiled graph, called with the inputs one by one.
-        inputs: Its inputs, and how they are used.
-        report: The report of the graph.
+        compiled: the compiled graph.
+        inputs: how recordings treat its inputs.
+        report: the report of the graph.
     """
 
     def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
@@ -68,13 +65,13 @@ class Recordings:
             _EXISTING.add(self)
 
     def begin(self) -> torch.cuda.Stream | None:
-        """Prepare for a call. If it runs on another stream than the last one, its stream waits for that one.
+        """Let the current stream wait for this thread's previous call if that ran on another stream.
 
-        Without that, the call could overwrite memory that the last one still reads.
+        Both calls use the memory of the same recordings and buffers.
 
         Returns:
-            The stream of the call if it is another one than before, else None. The allocator has to be told that it
-            uses the buffers of earlier calls.
+            The current stream if it has changed, so that the caller can tell the allocator about buffers that it uses;
+            else None.
         """
         if torch.cuda.is_current_stream_capturing():
             return None
@@ -85,7 +82,7 @@ class Recordings:
         return stream
 
     def __call__(self, inputs: list[Any], memory: list[int]) -> Sequence[Any]:
-        """Run a call, by replay if there is a recording for it. :meth:`begin` was called before."""
+        """The results of a call. :meth:`begin` has to be called before."""
         if torch.cuda.is_current_stream_capturing():  # the program itself is being recorded
             return self._compiled(*inputs)
         own = self._of_this_thread()
@@ -98,7 +95,7 @@ class Recordings:
         return recording.replay(inputs)
 
     def release(self) -> None:
-        """Drop all recordings of the graph."""
+        """Release all recordings."""
         self._by_thread = threading.local()
 
     def _of_this_thread(self) -> _ThreadRecordings:
@@ -109,7 +106,7 @@ class Recordings:
             return self._by_thread.own
 
     def _find(self, own: _ThreadRecordings, inputs: list[Any], sizes: list[int], memory: list[int]) -> Recording | None:
-        """The recording for a call, moved to the end of the list; None if the call has to run without one."""
+        """The recording for a call, moved to the end of ``own``; None if the call is to run without a recording."""
         if self._disabled:
             return None
         found = next((one for one in own.recordings if one.serves(inputs, sizes, memory)), None)
@@ -121,37 +118,30 @@ class Recordings:
         if key in own.unrecorded:
             own.unrecorded.remove(key)
             return self._record(own, inputs, key)
-        if own.drop_smaller(key):  # the kernels have been loaded before
+        if own.drop_smaller(key):  # the kernels are loaded already
             return self._record(own, inputs, key, again=True)
         own.unrecorded.append(key)
         return None
 
     def _addresses(self, inputs: list[Any]) -> list[int | None]:
-        """The addresses of the inputs; None for those that are copied."""
+        """The addresses of inputs that usually keep theirs; None for all other inputs."""
         addresses: list[int | None] = [None] * len(inputs)
         for place in self._inputs.fixed:
             addresses[place] = inputs[place].data_ptr()
         return addresses
 
     def _record(self, own: _ThreadRecordings, inputs: list[Any], key: CallKey, again: bool = False) -> Recording | None:
-        """Record this call, and add the recording to the end of the list.
+        """Record a call and append the recording to ``own``. Returns None if recording fails.
 
-        Args:
-            own: The recordings of this thread.
-            inputs: The inputs of the call.
-            key: Its key.
-            again: Whether the same calls were recorded before, with smaller caches.
-
-        Returns:
-            The recording; None if it failed. After that, calls of the graph are not recorded any more. If ``again``,
-            this call is recorded when it is repeated.
+        After a failure the graph is not recorded any more. If ``again`` is True, that is, if it was recorded before
+        with smaller caches, only this call runs without a recording.
         """
         try:
             with _CAPTURE_LOCK:
-                recording = record(self._compiled, self._inputs, inputs, key, own.place)
-        except RuntimeError as error:  # including out of memory
+                recording = record(self._compiled, self._inputs, inputs, key, own.resources)
+        except RuntimeError as error:  # also if there is not enough memory
             if again:
-                log.debug("graph %d: recorded when this call comes again: %s", self._report.index, error)
+                log.debug("graph %d: recording failed, to be tried again: %s", self._report.index, error)
                 own.unrecorded.append(key)
                 return None
             self._disabled = True
@@ -167,23 +157,23 @@ class Recordings:
 
 
 class _ThreadRecordings:
-    """The recordings of a graph that belong to one thread.
+    """The recordings of a graph by one thread.
 
     Attributes:
-        place: The stream and the memory pool for recordings.
-        recordings: The recordings, least recently used first.
-        unrecorded: The keys of calls that were not recorded.
-        last_stream: The stream of the last call.
+        resources: stream and memory pool to record with.
+        recordings: the recordings, the last replayed one at the end.
+        unrecorded: keys of calls that have run once without being recorded.
+        last_stream: the stream of the last call.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.place = CapturePlace(device)
+        self.resources = CaptureResources(device)
         self.recordings: list[Recording] = []
         self.unrecorded: collections.deque[CallKey] = collections.deque(maxlen=MAX_UNRECORDED)
         self.last_stream = torch.cuda.current_stream(device)
 
     def moves_to(self, stream: torch.cuda.Stream) -> None:
-        """Let ``stream`` wait for the last call, and tell the allocator that it uses the inputs of recordings."""
+        """Let ``stream`` wait for the last call, and tell the allocator that it uses the copies of inputs."""
         stream.wait_stream(self.last_stream)
         self.last_stream = stream
         for recording in self.recordings:
@@ -191,7 +181,7 @@ class _ThreadRecordings:
                 copy.record_stream(stream)
 
     def drop_smaller(self, key: CallKey) -> bool:
-        """Drop the last recording of the same calls with smaller caches. Returns whether there was one."""
+        """Drop the latest recording for the same caches with a smaller capacity. Returns whether there was one."""
         for recording in reversed(self.recordings):
             before = recording.key
             if before.sizes == key.sizes and recording.inputs.have_grown(before.memory, key.memory):
@@ -201,7 +191,7 @@ class _ThreadRecordings:
 
 
 def release_all() -> None:
-    """Drop all recordings of this process."""
+    """Release all recordings of this process."""
     with _EXISTING_LOCK:
         existing = list(_EXISTING)
     for recordings in existing:

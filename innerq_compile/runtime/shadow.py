@@ -1,9 +1,8 @@
-"""Quantized shadows of dense buffers that a program writes in place, such as static caches of transformers.
+"""Quantized shadows of dense buffers that a program writes in place (static caches).
 
-The program's buffers stay dense and up to date. The shadow of a pair of buffers is an attribute of the key buffer: all
-graphs that read the buffer share it, and it lives as long as the buffer. It is created from the contents of the buffers
-when a graph first reads them, and again after anything but a graph that follows them has changed them, which their
-version counters show.
+The program still writes its dense buffer. The shadow is an attribute of the key buffer, so that all graphs that read
+the buffer share it, and it is freed with the buffer. It is created from the contents of the buffer when a graph first
+reads the buffer, and again whenever the version counters show that something else has changed the buffer.
 """
 
 from __future__ import annotations
@@ -29,14 +28,13 @@ _ATTRIBUTE = "_innerq_shadow"
 
 @dataclasses.dataclass
 class Shadow:
-    """The quantized copy of a key buffer and a value buffer.
+    """The quantized copy of a key and a value buffer.
 
     Attributes:
-        key: The quantized keys.
-        value: The quantized values.
-        config: The config that they were quantized with.
-        value_buffer: A weak reference to the value buffer.
-        versions: The version counters of both buffers when the shadow was last up to date.
+        key, value: the quantized caches.
+        config: the config that they were created with.
+        value_buffer: a weak reference to the value buffer.
+        versions: version counters of both buffers when the shadow was last up to date.
     """
 
     key: CacheStorage
@@ -46,19 +44,12 @@ class Shadow:
     versions: tuple[int, int]
 
     def __reduce__(self):
-        # copying or pickling a buffer copies its attributes; the copy gets None, and later a shadow of its own
+        # Copying or pickling a buffer copies its attributes: leave the shadow out, the copy gets its own.
         return type(None), ()
 
 
 class ShadowReader:
-    """Finds or creates the shadow of one pair of buffers for the calls of one graph.
-
-    Args:
-        plan: The shadow as the passes planned it.
-        original: The captured graph.
-        config: The config of the graph.
-        sizes: Evaluates sizes of the captured graph.
-    """
+    """Finds or creates the shadow of a pair of buffers for the calls of one graph."""
 
     def __init__(self, plan: ShadowInput, original: GraphModule, config: Config, sizes: SizeReader) -> None:
         placeholders = original.graph.find_nodes(op="placeholder")
@@ -68,7 +59,7 @@ class ShadowReader:
         self._key_dims, self._value_dims = plan.key_use.dims, plan.value_use.dims
         self._formats = (plan.key.format, plan.value.format)
         self._config = config
-        self._suited: Callable[[], Shadow | None] = lambda: None  # a weak reference to the last one that `_suits`
+        self._suited: Callable[[], Shadow | None] = lambda: None  # a weak reference to the last shadow that `_suits`
         self._position: Callable[[tuple[Any, ...]], Any]
         position = plan.key_use.position
         if not isinstance(position, Node):
@@ -79,11 +70,11 @@ class ShadowReader:
             self._position = sizes.reader(example(position))
 
     def __call__(self, args: tuple[Any, ...]) -> Shadow:
-        """The shadow for a call with ``args``. It holds at least the tokens before the position written by the call."""
+        """The shadow for a call with ``args``. It holds at least the tokens before the position of the write."""
         key, value = args[self._key], args[self._value]
         shadow = getattr(key, _ATTRIBUTE, None)
         if shadow is not None and shadow.key.tensors.state.is_inference() and not torch.is_inference_mode_enabled():
-            shadow = None  # inference tensors can only be modified in inference mode
+            shadow = None  # created in inference mode, so it can be changed only there
         if (
             shadow is None
             or shadow.versions != _versions(key, value)
@@ -95,8 +86,8 @@ class ShadowReader:
         return shadow
 
     def _suits(self, shadow: Shadow) -> bool:
-        """Whether a shadow has the config and the formats that the graph was compiled for."""
-        if self._suited() is shadow:  # comparing configs and formats takes longer than everything else here
+        """Whether a shadow has the config and formats of the graph."""
+        if self._suited() is shadow:  # a fast path, because comparing configs and formats is slow
             return True
         suits = shadow.config == self._config and (shadow.key.format, shadow.value.format) == self._formats
         if suits:
@@ -104,14 +95,11 @@ class ShadowReader:
         return suits
 
     def followed(self, args: tuple[Any, ...], shadow: Shadow) -> None:
-        """Note that the graph has written the same tokens to the buffers and to their shadow."""
+        """Mark the shadow as up to date, after the graph has written the same tokens to the buffers and to it."""
         shadow.versions = _versions(args[self._key], args[self._value])
 
     def _import(self, key: torch.Tensor, value: torch.Tensor, length: int, last: Shadow | None) -> Shadow:
-        """Quantize the first ``length`` tokens of the buffers.
-
-        The result is written to the memory of the ``last`` shadow if it fits, so that CUDA graphs stay valid.
-        """
+        """A shadow of the contents of the buffers; in the memory of ``last`` if possible, for recorded CUDA graphs."""
 
         def side(buffer: torch.Tensor, dims: tuple[int, ...], fmt: CacheFormat) -> CacheStorage:
             dense = buffer.detach().permute(dims)
@@ -126,7 +114,7 @@ class ShadowReader:
 
 
 def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:
-    """Copy ``storage`` to the memory of ``into``. Returns ``storage`` itself if shapes or formats differ."""
+    """``storage`` copied to the memory of ``into``; ``storage`` itself if their formats, shapes or devices differ."""
     source, target = storage.tensors.present(), into.tensors.present()
     alike = source.keys() == target.keys() and all(
         (new.shape, new.dtype, new.device) == (target[name].shape, target[name].dtype, target[name].device)
@@ -141,11 +129,6 @@ def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:
 
 
 def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
-    """The version counters of two buffers.
-
-    Raises:
-        InnerQError: If they have none, because they were created in inference mode.
-    """
     if key.is_inference() or value.is_inference():
         raise InnerQError(
             "a static cache made under torch.inference_mode() cannot be followed, because it does not count its "
@@ -155,7 +138,7 @@ def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
 
 
 def _evaluator(original: GraphModule, name: str) -> Callable[[tuple[Any, ...]], Any]:
-    """A function of the graph's arguments that computes the integer tensor ``name`` and returns its first element."""
+    """A function of the graph's arguments that computes the first element of the node ``name``, an integer tensor."""
     target = next(node for node in original.graph.nodes if node.name == name)
     needed, pending = set(), [target]
     while pending:

@@ -1,4 +1,4 @@
-"""Evaluation of the symbolic sizes of a graph from the arguments of a call."""
+"""Evaluates symbolic sizes of a graph from the arguments of a call."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from ..passes.graph.values import example_or_none
 
 
 class SizeReader:
-    """Evaluates symbolic sizes of a graph.
-
-    Args:
-        original: The captured graph. Its placeholders say which argument has which size.
-    """
+    """Evaluates symbolic sizes of a graph from the arguments of a call."""
 
     def __init__(self, original: GraphModule) -> None:
         self._places: dict[Any, tuple[int, int | None]] = {}  # symbol -> (argument, dimension or None for an int)
@@ -35,10 +31,10 @@ class SizeReader:
             self._places.setdefault(size.node.expr, (index, dim))
 
     def reader(self, size: Any) -> Callable[[tuple[Any, ...]], int]:
-        """A function that computes ``size``, a number or a ``SymInt``, from the arguments of a call.
+        """A function of the call's arguments that evaluates ``size``.
 
         Raises:
-            KeyError: If the size depends on a symbol that is not the size of any argument.
+            KeyError: if the size depends on a symbol that is not a size or number among the arguments.
         """
         if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
             constant = int(size)
@@ -49,7 +45,7 @@ class SizeReader:
             index, dim = places[expr]
             return lambda args: args[index] if dim is None else args[index].shape[dim]
 
-        # compiled to Python arithmetic, because evaluation by sympy takes 0.1 ms in every step
+        # compiled to a Python function, because sympy's evaluation takes a tenth of a millisecond at every step
         evaluate = eval(f"lambda {', '.join(map(str, places))}: {as_python(expr)}", {"math": math})
         reads = list(places.values())
         return lambda args: evaluate(*[args[i] if d is None else args[i].shape[d] for i, d in reads])

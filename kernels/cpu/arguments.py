@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import struct
 
-import torch
-
 from ..cache import Cache
-from ..formats import LANES
-from .codegen import CPP_TYPES
 
 _CACHE = "7q"
 APPEND_ONE = struct.Struct("4q" + _CACHE + "5q")
@@ -45,8 +41,3 @@ def is_plain(cache: Cache) -> bool:
         and cache.state.is_contiguous()
         and window.shape[2] == cache.format.window_rows
     )
-
-
-def takes(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for caches of a head_dim and dtype."""
-    return dtype in CPP_TYPES and head_dim % LANES == 0

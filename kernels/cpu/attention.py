@@ -9,7 +9,7 @@ from ..backend import Kernel, KernelChoice
 from ..formats import LANES
 from .arguments import DECODE, cache_fields, is_plain
 from .codegen import CPP_TYPES
-from .compiled import PairFunctions, pair_functions
+from .compiled import pair_functions
 
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 _NO_STRIDE = (0, 0, 0, 0)
@@ -17,14 +17,16 @@ _NO_STRIDE = (0, 0, 0, 0)
 
 def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
     """Whether :func:`decode_attention` can serve these arguments. Compiles its kernel on the first call."""
-    mask = call.mask
+    keys, values, mask = call.keys, call.values, call.mask
+    window = keys.window
+    head_dim = window.shape[3]
     return (
         not _refusal(call)
-        and call.query.shape[3] == call.keys.window.shape[3]
+        and call.query.shape[3] == head_dim
         and (mask is None or (mask.dim() <= 4 and mask.shape[-1] > 0))
-        and is_plain(call.keys)
-        and is_plain(call.values)
-        and _functions(call) is not None
+        and is_plain(keys)
+        and is_plain(values)
+        and pair_functions(keys.format, values.format, head_dim, values.window.shape[3], window.dtype) is not None
     )
 
 
@@ -48,12 +50,6 @@ def _refusal(call: AttentionCall[torch.Tensor]) -> str:
     return ""
 
 
-def _functions(call: AttentionCall[torch.Tensor]) -> PairFunctions | None:
-    keys, values = call.keys, call.values
-    dims = keys.window.shape[3], values.window.shape[3]
-    return pair_functions(keys.format, values.format, *dims, keys.window.dtype)
-
-
 def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     """Attention to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 
@@ -63,10 +59,10 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     Raises:
         MemoryError: where there is no memory for partial results.
     """
-    query, mask, sink_logits = call.query, call.mask, call.sink_logits
-    batch, q_heads, rows, _ = query.shape
-    heads, value_dim = call.keys.window.shape[1], call.values.window.shape[3]
-    functions = _functions(call)
+    query, keys, values, mask, sink_logits = call.query, call.keys, call.values, call.mask, call.sink_logits
+    batch, q_heads, rows, head_dim = query.shape
+    heads, value_dim = keys.window.shape[1], values.window.shape[3]
+    functions = pair_functions(keys.format, values.format, head_dim, value_dim, query.dtype)
     assert functions is not None, "supports_decode was not asked"
     out = query.new_empty((batch, q_heads, rows, value_dim))
     mask_ptr, mask_kind, mask_length, mask_stride = 0, 0, 0, _NO_STRIDE
@@ -82,8 +78,8 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
         DECODE.pack(
             query.data_ptr(),
             out.data_ptr(),
-            *cache_fields(call.keys),
-            *cache_fields(call.values),
+            *cache_fields(keys),
+            *cache_fields(values),
             mask_ptr,
             sink_ptr,
             mask_kind,

@@ -10,14 +10,15 @@ import torch
 from .. import reference
 from ..backend import Append
 from ..cache import Cache
-from ..formats import CacheFormat
-from .arguments import APPEND_ONE, APPEND_TWO, PREFILL, cache_fields, is_plain, takes
+from ..formats import LANES, CacheFormat
+from .arguments import APPEND_ONE, APPEND_TWO, PREFILL, cache_fields, is_plain
+from .codegen import CPP_TYPES
 from .compiled import Function, pair_functions, side_functions
 
 
 def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether ``x [B, H, N, D]`` can be written to a cache by :func:`append_`."""
-    return takes(x.shape[3], x.dtype)
+    return x.dtype in CPP_TYPES and x.shape[3] % LANES == 0
 
 
 def append_(sides: Sequence[Append]) -> None:
@@ -66,7 +67,7 @@ def append_(sides: Sequence[Append]) -> None:
 
 def supports_prefill(fmt: CacheFormat, x: torch.Tensor) -> bool:
     """Whether :func:`prefill` can make a cache of ``x [B, H, S, D]``. Compiles its kernel on the first call."""
-    return takes(x.shape[3], x.dtype) and side_functions(fmt, x.shape[3], x.dtype) is not None
+    return supports_append(fmt, x) and side_functions(fmt, x.shape[3], x.dtype) is not None
 
 
 def prefill(

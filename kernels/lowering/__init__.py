@@ -12,7 +12,7 @@ import os
 
 from ..dispatch import reference_only
 from ..internals.table import missing
-from ..internals.table.entry import READ_IN
+from ..internals.table.entry import SUPPORTED_TORCH
 from ..triton import support
 
 log = logging.getLogger("innerq_compile.lowering")
@@ -77,6 +77,6 @@ def _refused(reason: str, lacking: tuple[str, ...] = ()) -> Registration:
         "no lowering is registered: %s. %s. Install one of torch %s, or set INNERQ_LOWERING=0 to do without",
         reason,
         COST,
-        ", ".join(READ_IN),
+        ", ".join(SUPPORTED_TORCH),
     )
     return Registration(False, reason, lacking)

@@ -12,7 +12,7 @@ from ..graph.writing import Writer, size_node
 
 
 def dequantized(write: Writer, cache: CacheInput, length: Node | int, like: Node | None = None) -> Node:
-    """The dense tensor ``[B, H, S, D]`` of the first ``length`` tokens of a cache."""
+    """The first ``length`` tokens of a cache as a dense tensor ``[B, H, S, D]``."""
     arguments = arguments_of("dequantize", cache.tensors, length)
     return write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
 

@@ -25,16 +25,24 @@ def append(
     new_key: Node,
     new_value: Node,
 ) -> None:
-    """An append of new keys and values, ``[B, H, N, D]``, to a cache."""
+    """Append new keys and values, each ``[B, H, N, D]``, to a cache.
+
+    `fold_key_norm` normalizes the keys later, so ``new_key`` must not be normalized.
+    """
     arguments = arguments_of("append_", key.tensors, value.tensors, new_key, new_value)
     op = write.call(torch.ops.innerq.append_.default, *arguments)
     context.key_norms.append(KeyNormUse(op, "key", new_key, key, match, is_key=True))
 
 
 def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *moments: Node) -> None:
-    """A write of ``new [B, H, N, D]`` into a preallocated cache at a position, a tensor.
+    """Write ``new [B, H, N, D]`` to a preallocated cache.
 
-    ``moments`` are the query moments of a prompt, where they were measured.
+    Args:
+        write: a writer of the graph.
+        cache: the cache.
+        new: the tokens to write.
+        position: a tensor with the position of the first token.
+        moments: the query moments of the prompt, if they were measured.
     """
     arguments = arguments_of("write_", cache.tensors, new, position, *moments)
     write.call(torch.ops.innerq.write_.default, *arguments)

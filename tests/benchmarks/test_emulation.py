@@ -30,7 +30,7 @@ def model():
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        initializer_range=0.2,  # attention that looks at something
+        initializer_range=0.2,  # so that the attention weights are not almost equal
     )
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -67,7 +67,7 @@ def test_emulation_is_the_product(model, preset, changes):
     with torch.no_grad():
         emulated, full = emulation.logits(preset_format(preset, **changes)), emulation.logits(None)
     assert (full - product).abs().max() > 0.1, "quantization changed nothing: the test would not see a wrong emulation"
-    # a float's last bit can put a code on the other side of a rounding border, which later tokens then see
+    # the last bit of a float may round a code up or down, which later tokens then attend to
     assert (emulated - product).abs().mean() < 1e-4 * (full - product).abs().mean() + 1e-5
     assert (emulated - product).abs().max() < 0.05 * (full - product).abs().max()
 

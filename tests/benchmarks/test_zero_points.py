@@ -1,4 +1,4 @@
-"""Zero points that are chosen (`benchmarks/emulation/zero_points.py`)."""
+"""The choice of zero points in the emulation (`benchmarks/emulation/zero_points.py`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def test_the_token_of_least_norm_is_nearly_exact(bits):
     scale, _ = spanned(x, bits)
     error = (anchored(x, bits) - x).abs()
     assert (error[:, :, 7] <= scale[..., 0] * scale_types.zero_step(bits) * 0.5001).all()
-    assert (error.amax(-1) <= 1.2 * scale[..., 0]).all()  # half a scale of shift, half a scale of rounding and of range
+    # half a scale for the shift of the zero point, half a scale for rounding and for the range of the codes
+    assert (error.amax(-1) <= 1.2 * scale[..., 0]).all()
 
 
 def test_groups_of_zeros_stay():

@@ -121,7 +121,7 @@ def test_a_write_before_the_start_is_an_error(compiled, no_inductor):
 
 
 def test_the_capacity_of_a_buffer_is_no_symbol():
-    """Nor is that of its copies and of what is loaded."""
+    """The same holds for copies of a buffer and for a buffer that is loaded from a file."""
     buffer, _ = pair("base")
     file = io.BytesIO()
     torch.save(buffer, file)

@@ -33,7 +33,7 @@ def test_bytes_held_are_the_bytes_of_the_layout(role, preset, tokens):
 
 @pytest.mark.parametrize(("prompt", "tokens"), [(4096, 4096), (3500, 4096), (32768, 32768)], ids=lambda n: str(n))
 def test_memory_of_the_base_preset(prompt, tokens):
-    """What is needed is at most 0.26 of float16, what is allocated at most 1.25 of what is needed."""
+    """A cache needs at most 0.26 of the bytes of float16, and allocates at most 1.25 times what it needs."""
     config, dtype, head_dim = InnerQConfig.preset("base"), torch.float16, 128
     needed = held = 0
     for role in ROLES:
@@ -73,7 +73,7 @@ def test_a_cache_grows_behind_its_room(role):
 
 @pytest.mark.parametrize("what", ["room", "nbytes_held"])
 def test_a_compiled_program_asks_for_its_memory(what, fresh_dynamo):
-    """Nothing of it is known while compiling."""
+    """Both are known only when the compiled program runs."""
 
     def attend(query, cache):
         return torch.nn.functional.scaled_dot_product_attention(query, cache, cache), getattr(cache, what)

@@ -76,4 +76,4 @@ def test_growing_past_the_capacity(past):
         tensor, dense = torch.cat([tensor, new], dim=2), torch.cat([dense, new], dim=2)
         sizes.add(tensor._storage.capacity)
     assert_equal(tensor, dense)
-    assert 2 < len(sizes) < 10  # it grew, and not each time
+    assert 2 < len(sizes) < 10  # it grew, but not at each append

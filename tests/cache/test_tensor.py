@@ -92,7 +92,7 @@ STAYS_QUANTIZED_BSHD = {
 }
 BECOMES_DENSE_BSHD = {
     "transpose": lambda t: t.transpose(1, 2),
-    "view": lambda t: t.view(2, 90, HEADS * HEAD_DIM),  # as contiguous as it says
+    "view": lambda t: t.view(2, 90, HEADS * HEAD_DIM),  # the dense tensor is contiguous, as the cache says that it is
     "[:, :, :1]": lambda t: t[:, :, :1],
     "[:, 5:]": lambda t: t[:, 5:],
     "[:, -1]": lambda t: t[:, -1],
@@ -245,7 +245,7 @@ def test_writing_is_refused_and_changes_nothing(cache, name):
 
 
 def test_zero(cache):
-    """As a reset of a cache does; what is appended then reads as it is."""
+    """A program that resets its cache does this. Tokens that are appended afterwards read as usual."""
     assert cache.zero_() is cache
     assert not cache.dequantize().any()
     new = random_cache(3)
@@ -345,7 +345,7 @@ def test_a_copy_is_independent(past, how):
 
 @pytest.mark.parametrize("norm", ["channel", "half8", "interleaved16", "half8@4", "paper"])
 def test_the_key_normalization_stays_with_the_cache(norm):
-    """Copied, reordered, cropped and appended to: the word, its statistics, and the numbers that follow from them."""
+    """Copies, reordered and cropped caches and longer ones keep its kind, its statistics, and so the same numbers."""
     dense, new = random_cache(100), random_cache(40)
     config = InnerQConfig.preset("base", **SMALL_WINDOWS, key_norm="paper" if norm == "paper" else "channel")
     tensor = InnerQTensor.from_dense(dense, config, role="key", norm=None if norm == "paper" else norm)

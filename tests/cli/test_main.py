@@ -94,7 +94,7 @@ def test_env_as_a_program():
 
 
 def test_env_says_what_this_torch_lacks(monkeypatch, capsys):
-    """With what happens without it."""
+    """It also says what happens without each missing name."""
     monkeypatch.delattr("torch._inductor.select_algorithm.SymbolicGridFn")
     lacking = lowering.Registration(False, "this torch lacks SymbolicGridFn", ("SymbolicGridFn",))
     monkeypatch.setattr(lowering, "register", lambda: lacking)

@@ -1,4 +1,4 @@
-"""Compiled graphs are cached under all source that they are made from."""
+"""The key of a cached graph covers all source that the graph is made from."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_all_files_are_found():
 
 @pytest.fixture(params=["inductor", "autograd"])
 def compiled_with_cache_counts(request):
-    """Compile a graph as the backend does; how often the cache of Inductor, or AOTAutograd, lacked it and had it."""
+    """Compile a graph as the backend does; how often the cache of Inductor or of AOTAutograd missed and hit."""
     counter, name = {"inductor": ("inductor", "fxgraph"), "autograd": ("aot_autograd", "autograd")}[request.param]
 
     def backend(gm, examples):
@@ -80,7 +80,7 @@ def compiled_with_cache_counts(request):
 
 @pytest.mark.parametrize("done", [True, False], ids=["lowered", "calls"])
 def test_cached_graphs_are_those_of_the_same_source(monkeypatch, compiled_with_cache_counts, done):
-    """Also where no lowering is registered: what is traced into a graph is ours then, too."""
+    """Also where no lowering is registered: graphs still contain traced source of this package."""
     monkeypatch.setattr(lowering, "register", lambda: lowering.Registration(done))
     assert compiled_with_cache_counts() == (1, 0)
     assert compiled_with_cache_counts() == (0, 1)
@@ -98,7 +98,7 @@ def test_graphs_without_the_lowerings_are_others(monkeypatch, compiled_with_cach
 
 
 def test_cpp_kernels_are_cached_by_their_whole_source():
-    """Inductor's cache of C++ is keyed by the text that it compiles: nothing is included from our files."""
+    """Inductor's cache of C++ is keyed by the text that it compiles: it includes none of this package's files."""
     side = codegen.Side.of(InnerQConfig().format_for("key", 64, torch.float32), 64, torch.float32)
     text = codegen.source([side], [], 8)
     headers = sorted(Path(cpu.__file__).parent.glob("*.h"))

@@ -1,4 +1,4 @@
-"""Switching off passes, the rewrite and the kernels, to find out which of them is at fault."""
+"""Options that switch off passes, the rewrite or the kernels, by which a user finds out which of them is at fault."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def steps(model, count: int = 4, tokens: int = 150):
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_without_any_one_pass_the_program_stays_right(name):
-    """Lossless, so that nothing but the plumbing could make a difference."""
+    """In ``lossless``, so that quantization makes no difference."""
     torch._dynamo.reset()
     clear_reports()
     torch.manual_seed(1)

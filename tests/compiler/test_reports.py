@@ -38,7 +38,7 @@ def clean():
 
 
 def at_once(work) -> None:
-    """``work(number)`` in several threads."""
+    """Call ``work(number)`` in several threads at the same time."""
     barrier = threading.Barrier(THREADS, timeout=60)
     failures = []
 

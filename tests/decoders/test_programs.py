@@ -42,7 +42,7 @@ def test_program(program):
 @pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize(("program", "tokens_dim"), [(NanoGPT, 2), (EinsumDecoder, 1)])
 def test_base_computes_what_the_method_says(program, tokens_dim):
-    """Against an eager program whose caches are quantized after the prompt: an exact attention to dequantized ones."""
+    """Compared with the eager program over caches that are quantized after the prompt and dequantized to be read."""
     model = program(batch=2).eval()
     tokens = torch.randint(0, VOCAB, (2, 200))
     tokens[:, 150:160] = tokens[:, 150:151]

@@ -29,7 +29,7 @@ def test_generator_is_deterministic():
 
 
 def test_plain_programs_are_rewritten():
-    """The comparison would say nothing if the compiler left everything alone."""
+    """Otherwise the comparison with eager mode would show nothing."""
     plain = [p for p in map(random_program, range(400)) if p.ordinary and len(p.steps) == 3 and not p.buffers][:3]
     for program in plain:
         with without_inductor(as_it_is):

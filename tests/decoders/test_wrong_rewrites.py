@@ -1,7 +1,7 @@
-"""Programs whose rewrite would be wrong: found by random programs, or by reading for their like.
+"""Programs that a careless rewrite would break. Random programs found some; others are variations of those.
 
 A program is a function of ``compiled``, a decorator for what is compiled, and of ``buffer``, which makes a buffer
-``[B, H, MAX, D]``; it returns tensors. It has to compute compiled what it computes eagerly, or to be refused with an
+``[B, H, MAX, D]``; it returns tensors. Compiled, it has to compute what it computes eagerly, or to be refused with an
 error that is meant for the user.
 """
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from innerq_compile.kernels.internals.table.entry import READ_IN
+from innerq_compile.kernels.internals.table.entry import SUPPORTED_TORCH
 from tests.helpers.scripts import ROOT
 
-FIRST, LAST = READ_IN[0], READ_IN[-1]
+FIRST, LAST = SUPPORTED_TORCH[0], SUPPORTED_TORCH[-1]
 AFTER = f"2.{int(LAST.partition('.')[2]) + 1}"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -18,11 +18,11 @@ def text(path: str) -> str:
 
 def test_versions_of_torch():
     assert f'"torch>={FIRST},<{AFTER}"' in text("pyproject.toml")
-    assert [*READ_IN] == re.findall(r'torch: "(\d+\.\d+)\.\d+"', text(".github/workflows/ci.yml"))
+    assert [*SUPPORTED_TORCH] == re.findall(r'torch: "(\d+\.\d+)\.\d+"', text(".github/workflows/ci.yml"))
     low, high = (version.replace(".", ", ") for version in (FIRST, AFTER))
     assert f"not ({low}) <=" in text("Makefile") and f"< ({high})" in text("Makefile")
     assert f"TORCH ?= torch=={LAST}." in text("Makefile")
-    listed = f"{', '.join(READ_IN[:-1])} or {LAST}"
+    listed = f"{', '.join(SUPPORTED_TORCH[:-1])} or {LAST}"
     assert listed in text("README.md") and f"PyTorch {listed}" in text("docs/getting-started.md")
     assert f"| PyTorch | {FIRST} to {LAST} |" in text("docs/support-matrix.md")
 

@@ -34,7 +34,7 @@ def fresh():
 
 
 def recordings() -> int:
-    """How many CUDA graphs this process has recorded, by itself; none of them are Inductor's."""
+    """How many CUDA graphs this package has recorded in this process; Inductor records none."""
     from torch._inductor.cudagraph_trees import get_manager
 
     assert get_manager(torch.cuda.current_device(), create_if_none_exists=False) is None
@@ -75,7 +75,7 @@ def test_generate(dtype, batch, padding):
 
 @pytest.mark.parametrize("padding", [(0, 0, 0), (0, 41, 7)], ids=["whole", "padded"])
 def test_batch_sizes(padding):
-    """One recording for each batch size, also where Dynamo has made it a symbol; one that comes back is there."""
+    """Each batch size has one recording, also where Dynamo has made it a symbol, and uses it again later."""
     dtype = torch.float16
     eager, model = (tiny_llama(layers=2, dtype=dtype).cuda() for _ in range(2))
     innerq(model, preset="lossless", mode="reduce-overhead")
@@ -91,7 +91,7 @@ def test_batch_sizes(padding):
 
 
 def test_reset_releases_what_was_recorded():
-    """Where ranks recorded collectives, NCCL does not leave before."""
+    """Otherwise NCCL waits for recorded collectives when a rank exits."""
     model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
     generate(model, prompt(1, 50, device="cuda"), 10)
     assert living() == 1
@@ -127,7 +127,7 @@ def test_a_cache_that_grows(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_results_of_a_step_are_not_overwritten(mode):
-    """The caller's own, as those of a program that is not recorded; no step has to be marked."""
+    """They belong to the caller, as without recording; no call has to mark the begin of a step."""
     model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode=mode)
     ids, cache, kept = prompt(1, 60, device="cuda")["input_ids"], DynamicCache(), []
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_results_of_a_step_are_not_overwritten(mode):
 
 
 def test_two_caches_on_two_streams():
-    """Nobody waits: each stream has a cache of its own, and both have the graph's buffers and its memory."""
+    """Without any wait: each stream has its own cache, and both use the buffers and the memory of the graph."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
     innerq(model, preset="lossless", mode="reduce-overhead")
     texts = [prompt(1, 120, device="cuda")["input_ids"] for _ in range(2)]
@@ -163,7 +163,7 @@ def test_two_caches_on_two_streams():
 
 
 def test_streams():
-    """Steps on two streams by turns, without a wait of the user's but for the cache."""
+    """Steps alternate between two streams; the program waits for nothing but the cache."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
     innerq(model, preset="lossless", mode="reduce-overhead")
     ids, cache = prompt(1, 100, device="cuda")["input_ids"], DynamicCache()

@@ -140,7 +140,7 @@ def test_three_kernels():
 
 
 def test_registers_are_limited():
-    """Inductor's own launcher drops ``maxnreg``; ours does not."""
+    """Inductor's launcher drops ``maxnreg``; the one of this package keeps it."""
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     from innerq_compile.kernels.lowering import launch
@@ -184,7 +184,7 @@ def test_generate(mode):
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [1, 3])
 def test_dependent_launch(layers):
-    """Kernels that start before those in front of them are done: the same numbers every time, and the right ones."""
+    """Kernels that start before the ones they depend on are done give the right numbers every time."""
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs a GPU that launches kernels that way")
     torch._dynamo.reset()

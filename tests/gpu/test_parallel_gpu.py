@@ -34,7 +34,7 @@ def test_tensor_parallel(dtype, mode, tmp_path):
     common = {"model": str(tmp_path / "model"), "inputs": inputs, "new": NEW, "inductor": True}
     common["dtype"] = str(dtype).removeprefix("torch.")
     cases = [{**common, "options": {"preset": preset, **mode}} for preset in ("lossless", "base")]
-    ranks = Ranks(cases, GPUS, tmp_path, device="cuda")  # at work while this process computes what it expects
+    ranks = Ranks(cases, GPUS, tmp_path, device="cuda")  # runs while this process computes the expected results
 
     def alone(**options):
         torch._dynamo.reset()

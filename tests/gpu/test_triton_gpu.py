@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from innerq_compile.kernels import reference
+from innerq_compile.kernels import dispatch, reference
 from innerq_compile.kernels import triton as kernels
 from innerq_compile.kernels.attention_call import AttentionCall
 from innerq_compile.kernels.formats import blocks_for
@@ -268,3 +268,16 @@ def test_addresses_beyond_two_to_the_31():
     out = kernels.decode_attention(AttentionCall(query, *caches, None, None, None, 1.0))
     wanted = torch.nn.functional.scaled_dot_product_attention(query[:, -2:], *tail, scale=1.0)
     torch.testing.assert_close(out[:, -2:], wanted, rtol=0.02, atol=0.02)
+
+
+def test_key_statistics_are_the_reference_s_where_it_is_asked_for(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a kernel of Triton was called")
+
+    monkeypatch.setattr(dispatch, "reference_only", lambda: True)
+    monkeypatch.setattr(kernels, "key_statistics", refuse)
+    keys, start = torch.randn(2, 2, 300, 64, device="cuda"), torch.tensor([0, 40], dtype=torch.int32, device="cuda")
+    found = torch.ops.innerq.key_statistics(keys, start, True, True)
+    expected = reference.key_statistics(keys, start, centre=True, normalize=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""The quantizer and the cache once more, written from their description and not from the code, slow and in numpy.
+"""A second, slow implementation of the quantizer and the cache in numpy, written from their description.
 
 Everything is a loop over one group, one token, one head. Nothing here imports the package.
 """
@@ -141,7 +141,7 @@ def _quantize_group(group, mode, bits, scale_dtype, anchor, query, infinite) -> 
         return _quantize_pair(group, smallest, largest, mode, bits, anchor, query, infinite)
 
     def stored(scale, reach):
-        """Rounded as it is kept; never so large that ``reach`` of it is no number."""
+        """A scale rounded to its format, and small enough for ``reach`` times it to be finite."""
         if scale_dtype == "float8_e5m2":
             return number(round_short(scale, scale_dtype, bits, 57344.0 / reach))
         return number(round_to(clip(number(scale), LARGEST[scale_dtype] / reach), scale_dtype))

@@ -1,4 +1,4 @@
-"""What a quantized cache is held to: a dense tensor, and a second, slow writing of the method."""
+"""Two models of a quantized cache: a dense tensor, and a second, slow implementation of the method."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DenseCache:
 
 
 class MethodCache:
-    """InnerQ written down token by token: sinks, a quantized region in whole blocks, a recent window.
+    """InnerQ token by token: sinks, a quantized region of whole blocks, a recent window.
 
     Views share their rows, as tensors share a storage: a shorter view reads what has become of its tokens.
     """
@@ -89,7 +89,7 @@ class _Row:
         while self.tokens.shape[1] >= fmt.sink + (self.blocks + 1) * fmt.block + fmt.recent:
             first = fmt.sink + self.blocks * fmt.block
             block = self.tokens[:, first : first + fmt.block]
-            # all that is known of the queries: held keys meet them times the normalization
+            # without queries, only the normalization of the keys is known of them
             window = torch.zeros(1, len(block), fmt.window_rows, block.shape[-1], dtype=self.dtype)
             reference.set_query_profile_(window, fmt, None, None if self.norm is None else self.norm[None])
             profile = reference.held_query_profile(window, fmt)[0] if fmt.uses_queries else None

@@ -2,8 +2,8 @@
 
     python -m tests.helpers.compile_step 3000
 
-Inductor makes the kernels as it would on a GPU (``inductor.py``); none is run, and each is compiled. What a version of
-torch and of Triton does not take, and the interpreter does not mind, shows here. Prints how many there were, and those
+Inductor makes the kernels as it would on a GPU (``inductor.py``); none is run, and each is compiled. So this finds
+code that the interpreter runs and a compiler refuses. Prints how many there were, and those
 that failed.
 """
 
@@ -30,7 +30,7 @@ def main(tokens: int) -> int:
     def nothing(self, *args, **options):
         for each in args:
             if isinstance(each, torch.Tensor):
-                each.zero_()  # what is read on the host, such as the padding of a prompt, has to make sense
+                each.zero_()  # the host reads some tensors, such as the padding of a prompt, so these need real numbers
 
     with (
         mock.patch.object(inductor, "_load", loaded),

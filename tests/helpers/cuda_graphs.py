@@ -19,10 +19,10 @@ class Recorded:
     """A graph that is to be recorded.
 
     Attributes:
-        moving: inputs that are changed in place and not known to keep their address: Inductor skips CUDA graphs.
+        moving: inputs that are changed in place and may change their address: Inductor then skips CUDA graphs.
         copied: floating inputs of four dimensions that are copied into the recording at every step.
-        symbols: what inputs that are sizes say, each once: a recording for each of their values.
-        moved: inputs that are taken to keep their address, and had another one in a later call: recorded anew.
+        symbols: symbolic sizes among the inputs: there is a recording for each of their values.
+        moved: inputs whose address was expected to stay and changed in a later call: the graph is recorded again.
         waits: a node that cannot be recorded, or None.
         targets: names of the operators, in order.
     """
@@ -41,7 +41,7 @@ class Recorded:
 
 @contextlib.contextmanager
 def recordings() -> Iterator[list[Recorded]]:
-    """Collects the graphs that are to be recorded while it is open. They run operator by operator."""
+    """Within the block, collect the graphs that are to be recorded. They run operator by operator."""
     import torch._inductor.compile_fx as module
     from functorch.compile import make_boxed_func
     from torch._inductor.utils import get_first_incompatible_cudagraph_node
@@ -66,7 +66,7 @@ def recordings() -> Iterator[list[Recorded]]:
 
 
 def _following(gm: GraphModule, static, recorded: Recorded):
-    """The graph's forward, which notes static inputs that are elsewhere than in the call before."""
+    """The graph's forward, which notes static inputs whose address has changed since the last call."""
     names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
     before: dict[int, int] = {}
 

@@ -1,7 +1,7 @@
-"""CUDA graphs on a CPU, for what is around them: operators are noted with their tensors, and run again on that memory.
+"""An emulation of CUDA graphs on a CPU: operators are recorded with their tensors, and run again on the same memory.
 
-As on a GPU nothing is computed while a graph is recorded, what it is played with is found at the addresses of then, and
-results are written where they were. Waiting for the device (``item``) cannot be recorded.
+As on a GPU, nothing is computed while a graph is recorded, and a replay reads and writes the recorded addresses.
+Operators that wait for the device (``item``) cannot be recorded.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class Stream:
 
 
 def _at(tensors: list[Any], addresses: list[int | None], places: list[int]) -> bool:
-    """A function of torch that only its CUDA builds have."""
+    """Set a function of torch that only CUDA builds have."""
     return all(tensors[place].data_ptr() == addresses[place] for place in places)
 
 
 @pytest.fixture
 def emulated(monkeypatch) -> Iterator[Stream]:
-    """Recording works without a GPU; the stream that is the current one."""
+    """Recording works without a GPU. Gives the current stream."""
     stream = Stream()
     monkeypatch.setattr(recordable, "DEVICE", "cpu")
     for name, stand_in in {

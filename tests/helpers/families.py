@@ -50,9 +50,9 @@ class Family:
         name: as its users call it.
         model: class in transformers; its config class has the name that belongs to it unless ``config`` says so.
         kwargs: of the config.
-        attn: attention implementations that it has.
+        attn: its attention implementations.
         kept: layers that keep their own cache, exactly as they were.
-        note: what is particular about it.
+        note: its peculiarities.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Triton's interpreter without its most frequent work: it patches the language at every call between functions.
+"""Makes Triton's interpreter faster: by itself it patches the language at every call of a function.
 
-Patching goes through all members of ``triton.language``, and what a kernel was launched with is patched already: it was
-two fifths of the time that these tests took.
+Patching visits all members of ``triton.language``, which are patched already when a kernel is launched. It takes two
+fifths of the time of these tests.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def assert_quantized(cache: DynamicCache) -> None:
 
 
 def compile_config(preset: str = "lossless") -> CompileConfig:
-    """transformers' own way to a backend. It compiles on accelerators alone, unless it is told so."""
+    """How transformers names a backend. By itself it compiles on accelerators alone."""
     config = CompileConfig(backend="innerq", mode=None, options={"preset": preset})
     config._compile_all_devices = True
     return config
@@ -91,5 +91,5 @@ def feed(model: LlamaForCausalLM, ids: torch.Tensor, cache: Any, sizes: list[int
 
 
 def assert_same_logits(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    """The same but for the rounding of float32 in another order."""
+    """Equal up to float32 operations in another order."""
     torch.testing.assert_close(logits, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)

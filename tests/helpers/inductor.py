@@ -1,4 +1,4 @@
-"""Inductor's GPU code on a machine without a GPU: its text, and what it computes, in Triton's interpreter.
+"""Inductor's GPU code without a GPU: its source, and its results in Triton's interpreter.
 
 Inductor is told that Triton serves the CPU and that an H100 is there. It then makes the very kernels that it would make
 for the GPU. Where it would have them compiled, the interpreter runs their text instead.
@@ -31,7 +31,7 @@ from innerq_compile.kernels.triton import attention, support
 
 
 class _Driver:
-    """An H100 as far as anyone asks."""
+    """Answers Triton's questions as an H100 does."""
 
     def get_current_target(self):
         return GPUTarget("cuda", 90, 32)
@@ -85,7 +85,7 @@ class _Libdevice:
 
 
 def _max2(values: Any, axis: int) -> Any:
-    """Inductor's maximum, which the interpreter would take number by number."""
+    """Inductor's maximum of two tensors; its own code is slow in the interpreter."""
     return triton.language.max(values, axis)
 
 
@@ -165,7 +165,7 @@ def kernels_of(code: str) -> dict[str, str]:
 
 
 def outline(code: str) -> str:
-    """What is to be read of Inductor's output: signatures and bodies of kernels, allocations and launches.
+    """The parts of Inductor's output that goldens show: signatures and bodies of kernels, allocations and launches.
 
     The functions that a template carries are left out: they are the package's own source.
     """

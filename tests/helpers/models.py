@@ -1,4 +1,4 @@
-"""Tiny random decoders from transformers, and the two things a compiled generate() is held to."""
+"""Tiny random decoders from transformers, and comparisons of what they generate."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def attended(model, inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
     try:
         model(**inputs, position_ids=positions_of(inputs), use_cache=False)
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # what transformers has of its own stays
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # what transformers registers by itself stays
         model.set_attn_implementation(own)
     return found
 

@@ -52,7 +52,7 @@ class TinyAttention(nn.Module):
 
 
 class LateTransposing(TinyAttention):
-    """The same with a cache that is kept as ``[B, S, H, D]`` and transposed where it is read."""
+    """The same with a cache ``[B, S, H, D]``, which is transposed where it is read."""
 
     def forward(self, x, past=None, mask=None):
         batch, tokens, _ = x.shape
@@ -70,7 +70,7 @@ class LateTransposing(TinyAttention):
 
 
 class BufferAttention(TinyAttention):
-    """Writes into buffers of 256 tokens."""
+    """The same with buffers of 256 tokens, which are written at positions that a tensor holds."""
 
     def forward(self, x, position, keys, values, mask):
         batch, tokens, _ = x.shape
@@ -83,7 +83,7 @@ class BufferAttention(TinyAttention):
 
 
 class SlicedBuffers(TinyAttention):
-    """Writes at a place that is a number, and reads up to the end of what it has written."""
+    """The same with buffers that are written at a number, and read up to the end of what was written."""
 
     def forward(self, x, start, keys, values):
         batch, tokens, _ = x.shape
@@ -126,7 +126,7 @@ def code_of(gm: torch.fx.GraphModule) -> str:
         line = line.split(";  ")[0].rstrip()
         if line.strip() and not line.strip().startswith("l_"):  # no renaming of inputs
             lines.append(line)
-    return "\n".join(lines[1:])  # without the signature, which is long and says nothing of its own
+    return "\n".join(lines[1:])  # without the signature, which is long and repeats the inputs
 
 
 def changes_by_pass(

@@ -1,4 +1,4 @@
-"""A small decoder put together as a :class:`Program` says: its spelling of attention, its form of cache, its tricks.
+"""A small decoder as a :class:`Program` describes it: its spelling of attention, its form of cache, its tricks.
 
 The decoder is plain PyTorch, as a user would write it, except that it chooses between spellings as it goes. It makes
 one pass over the prompt and then steps of a few tokens; :meth:`RandomDecoder.forward` is what is compiled.

@@ -1,4 +1,4 @@
-"""What one rank runs: ``torchrun --nproc-per-node N -m tests.helpers.rank JOB``, JOB a file that `launch` wrote."""
+"""What one rank runs: ``torchrun --nproc-per-node N -m tests.helpers.rank JOB``, JOB a file that `Ranks` wrote."""
 
 from __future__ import annotations
 

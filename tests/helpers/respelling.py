@@ -1,9 +1,9 @@
-"""The same graph in other words: each call that is understood is spelled in another way that torch takes for the same.
+"""Writes the calls of a graph in other ways that mean the same to torch.
 
     x.transpose(1, 2)      ->      torch.swapaxes(x, axis0=1, axis1=2), torch.ops.aten.transpose.int(x, 1, 2), ...
 
-Ways to spell a call come from the tables; that torch takes them, and computes the same, is tried on fake tensors here
-and on numbers by the tests.
+The tables of operations and signatures give the ways to spell a call. A spelling is tried on fake tensors here; tests
+compare the numbers.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _is_same(node: Node, op: str, target: Any, args: tuple[Any, ...], kwargs: di
                 if op == "call_method"
                 else target(*fake_args, **fake_kwargs)
             )
-    except Exception:  # torch does not take it: no spelling
+    except Exception:  # not a spelling that torch accepts
         return False
     if isinstance(wanted, torch.Tensor):
         return isinstance(found, torch.Tensor) and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)

@@ -1,4 +1,4 @@
-"""Scripts of folders that are no packages, such as docs/ and benchmarks/, as modules."""
+"""Imports scripts from folders that are not packages, such as docs/ and benchmarks/."""
 
 from __future__ import annotations
 

@@ -28,13 +28,8 @@ def make_format(
 
 
 def mode_of(role: str, mode: str) -> str:
-    """``mode``, or the one nearest to it where a side of this role has none like it."""
+    """``mode`` where caches of this role have it, else ``asymmetric``."""
     return mode if role in modes.named(mode).roles else "asymmetric"
-
-
-def preset_like(role: str, dtype: torch.dtype = torch.float16) -> CacheFormat:
-    """A side of the format that issue 2 states its memory budget for."""
-    return make_format(role, dtype=dtype)
 
 
 @st.composite

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Ranks:
-    """Runs ``cases`` (see ``worker.run_case``) on ``ranks`` processes, while the test computes what it expects."""
+    """Runs ``cases`` (see ``rank.run_case``) on ``ranks`` processes, while the test computes what it expects."""
 
     def __init__(self, cases: list[dict[str, Any]], ranks: int, folder: Path, device: str = "cpu") -> None:
         job = folder / "job.pt"

@@ -39,7 +39,7 @@ def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
 
 
 def poison_(cache: Cache) -> None:
-    """NaN (or all ones) into everything that holds no token, in place: none of it may reach a result."""
+    """Write NaN (or all ones) into everything that holds no token: none of it may reach a result."""
     fmt, codes, scales, window, state = cache.format, *cache.encoded
     blocks = reference.quantized_blocks(state, fmt)[..., None]
     spare = torch.arange(codes.shape[2], device=codes.device) >= blocks

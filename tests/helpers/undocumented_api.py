@@ -1,4 +1,4 @@
-"""Where a file names undocumented API of torch and Triton."""
+"""Finds where a file names undocumented API of torch and Triton."""
 
 from __future__ import annotations
 

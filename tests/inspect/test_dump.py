@@ -86,7 +86,7 @@ def test_lines_lead_to_where_they_come_from(dump):
 
 def test_the_variable_and_numbers_of_folders(tmp_path, monkeypatch, no_inductor):
     monkeypatch.setenv("INNERQ_DUMP", str(tmp_path / "a" / "b"))
-    for _ in range(2):  # another process would start from 0 again
+    for _ in range(2):  # as in two processes, each of which counts from 0
         torch._dynamo.reset()
         torch.compile(lambda x: x + 1, backend="innerq")(torch.ones(2))
         import innerq_compile

@@ -12,7 +12,7 @@ import innerq_compile.integrations.entry_point  # noqa: F401  (what torch import
 
 
 class Decoder(nn.Module):
-    """Says which of its forms ran. ``generate`` calls it as often as it is told to, and whatever else it is told to."""
+    """A model whose ``generate`` runs it ``calls`` times, and calls ``then`` behind each run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
 
 @pytest.fixture
 def forms(monkeypatch):
-    """Lets each compiled form of a model write its name down instead of running; gives (model, compiled, list)."""
+    """A model, a function that makes compiled forms of it, and a list of the forms that ran, with their threads."""
     model = Decoder()
     ran: list[tuple[str, str]] = []
 
@@ -56,7 +56,7 @@ def in_thread(name, work) -> threading.Thread:
 
 
 def test_calls_that_overlap_in_threads_each_run_their_own_form(forms):
-    """The first to begin is the first to end: neither ends the other's form, nor leaves one behind."""
+    """The call that begins first ends first; it leaves the other call's form in place, and none stays behind."""
     model, compiled, ran = forms
     a_runs, b_runs, a_is_done = threading.Event(), threading.Event(), threading.Event()
 
@@ -87,7 +87,7 @@ def test_a_thread_without_generate_calls_what_it_called_before(forms):
 
 
 def test_nested_calls(forms):
-    """As when a model assists itself with another preset."""
+    """A model may assist itself with another preset."""
     model, compiled, ran = forms
     outer, inner = compiled("outer"), compiled("inner")
     outer.generate(2, inner.generate)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels.formats import GROUP_SIZES, ROLES, CacheFormat, FormatError, blocks_for
 from innerq_compile.kernels.modes import named, names_of
-from tests.helpers.strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, preset_like, seeds
+from tests.helpers.strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, seeds
 
 
 @st.composite
@@ -67,7 +67,7 @@ def test_unpack_is_the_inverse_of_pack(packing, seed):
     words = layout.pack(codes, fmt)
     assert words.dtype == torch.int32
     assert words.shape == (2, 3, layout.words_per_block(fmt, head_dim))
-    assert words.shape[-1] * 32 == fmt.block * head_dim * fmt.bits  # not one bit more than the codes have
+    assert words.shape[-1] * 32 == fmt.block * head_dim * fmt.bits  # exactly the bits of the codes
     assert torch.equal(layout.unpack(words, fmt, head_dim), codes)
 
 
@@ -249,7 +249,7 @@ def test_budget_of_the_base_preset(tokens, budget, dtype):
     """3-bit keys and values with their windows, at head_dim 128, against a cache of 16-bit elements."""
     total = 0
     for role in ("key", "value"):
-        fmt = preset_like(role, dtype)
+        fmt = make_format(role, dtype=dtype)
         statistics = 2 if role == "key" else 0
         total += layout.cache_bytes(fmt, 1, 8, 128, dtype, blocks_for(fmt, tokens), statistics=statistics)
     dense = 2 * 8 * tokens * 128 * 2

@@ -103,7 +103,7 @@ def test_numbers_beyond_float16_saturate(mode, bits):
 
 @pytest.mark.parametrize("name", ["float8_e5m2", "pair8"])
 def test_short_scales_cost_little(name):
-    """Against scales of 16 bits: as many bytes, or fewer, for hardly more error."""
+    """Compared with scales of 16 bits they take no more bytes, and the error grows little."""
     x = torch.randn(4000, 32) + 0.3 * torch.randn(4000, 1)
     for bits in (2, 3, 4, 8):
         errors = []

@@ -1,4 +1,4 @@
-"""Nothing keeps a decode step from being one CUDA graph for all lengths: asked of the graphs that Inductor gets.
+"""A decode step can be one CUDA graph for all lengths: checked on the graphs that Inductor gets.
 
 The same programs are recorded and replayed in ``tests/gpu/test_cuda_graphs.py``.
 """
@@ -100,7 +100,7 @@ def test_own_loop(recorded, kind, where):
 
 
 class Advancing(TinyAttention):
-    """Moves the caller's position on in place, and makes its mask of it: nothing to compute twice."""
+    """Advances the caller's position in place, and makes its mask from it; this must not be computed twice."""
 
     def forward(self, x, past, real, place):
         place += 1

@@ -1,4 +1,4 @@
-"""The model of the demo, which is real: generation with the quantized cache, against the plain one."""
+"""The trained model of the demo generates with a quantized cache what it generates without."""
 
 from __future__ import annotations
 

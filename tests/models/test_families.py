@@ -16,7 +16,7 @@ INDUCTOR = {("Phi-3", "sdpa")}
 
 
 def parameters():
-    """All rows, of which one a family runs by default: attention is spelled the one way or the other, by turns."""
+    """All rows. One for each family runs by default, with attention implementations in turn; the others are slow."""
     for index, family in enumerate(FAMILIES):
         for attn in family.attn:
             marks = () if attn == family.attn[index % len(family.attn)] else pytest.mark.slow

@@ -1,6 +1,6 @@
-"""How many graphs a program needs: few, and none at all once its forms have been seen.
+"""How many graphs a program needs: few, and no new ones for calls like those before.
 
-Dynamo compiles the first prompt for its length and the second for any length, which is its way with all programs. The
+Dynamo compiles the first prompt for its length and the second for any length, as it does with all programs. The
 length of the cache and the room in its storage are symbols from the first decode step on.
 """
 
@@ -126,7 +126,7 @@ def test_lookup_and_chunks(graphs, options):
 
 
 def test_caches_of_any_origin(graphs):
-    """Copied, cropped, reordered and restored caches are what the decode graph was made for."""
+    """Copied, cropped, reordered and restored caches need no graph of their own."""
     model = models()[1]
     ids = prompt(2, 160)["input_ids"]
     cache = DynamicCache()
@@ -179,7 +179,7 @@ def test_models_alike_share_graphs(graphs):
 
 
 def test_many_models(graphs):
-    """All models of transformers share a code object; Dynamo's limit of 8 graphs for it is not theirs together."""
+    """All models of transformers share a code object; Dynamo's limit of 8 graphs applies to each alone."""
     for heads in (1, 2, 3, 4, 5):
         model = innerq(tiny_llama(heads=heads, kv_heads=1, head_dim=16), preset="lossless")
         cache = run(model, prompt(1, 60), 3).past_key_values

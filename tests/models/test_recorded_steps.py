@@ -1,4 +1,4 @@
-"""Decode steps of whole models that record themselves. CUDA graphs are emulated, everything around them is not.
+"""Recording and replay of the decode steps of whole models, with emulated CUDA graphs.
 
 The same programs are recorded and played on a GPU in ``tests/gpu/test_cuda_graphs.py``.
 """
@@ -118,7 +118,7 @@ def test_own_loop(kind, where):
 
 
 class WithTokens(torch.nn.Module):
-    """A decoder that gives back the tokens it got."""
+    """A decoder that also returns its input tokens."""
 
     def __init__(self) -> None:
         super().__init__()

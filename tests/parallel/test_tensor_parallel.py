@@ -93,7 +93,7 @@ def heads_that_the_ranks_cannot_share_are_refused(ranks, expected):
 
 @pytest.mark.usefixtures("no_inductor")
 def test_two_ranks(tmp_path, subtests):
-    """One test, for pytest's workers would run the ranks once each."""
+    """All checks are one test: otherwise each worker of pytest would run the ranks again."""
     found = run_all(tmp_path)
     for check in (
         tokens_are_those_of_one_process,

@@ -16,7 +16,7 @@ PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key
 
 
 def graph_of_a_reader(model: TinyAttention) -> torch.fx.GraphModule:
-    """Of a program that reads the keys that a prompt has left."""
+    """The graph of a program that reads the cached keys of a prompt."""
 
     def program(x, past=None):
         return model(x) if past is None else past[0].sum()

@@ -89,7 +89,7 @@ class TestHoistLengths(expecttest.TestCase):
 
 
 def test_the_prelude_gives_what_the_graph_computed():
-    """At a length that the graph was not captured with."""
+    """Also at a length that the graph was not captured with."""
     prelude = PIPELINE.rewrite(graph_of_a_step(), PLAIN, static_lengths=True).context.prelude
     assert (prelude.masks, prelude.written) == ([True], [True])
     place = torch.zeros(1, 41, dtype=torch.bool)

@@ -16,7 +16,7 @@ PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key
 
 
 def graph_of_a_step() -> torch.fx.GraphModule:
-    """Of the second step, whose place is a symbol."""
+    """The graph of the second step, whose position is a symbol."""
     buffers = [torch.zeros(1, 1, 64, 16) for _ in range(2)]
     calls = [lambda _, at=at: (torch.randn(1, 1, 32), at, *buffers) for at in (7, 8)]
     return capture(SlicedBuffers(), *calls, config=PLAIN)[-1][0]

@@ -29,7 +29,7 @@ def context_of(program, *calls):
 
 
 class Reads(TinyAttention):
-    """Attends to what is cached already, and adds nothing."""
+    """Attends to the cached tokens, and appends none."""
 
     def forward(self, x, past=None):
         if past is None:

@@ -87,7 +87,7 @@ def graphs(program: str) -> list[GraphModule]:
 
 
 def rewritten(gm: GraphModule) -> tuple[Counter, int, list[str], list[str]]:
-    """Of a graph behind the passes: its operators of ours, attentions, reasons, places of normalizations."""
+    """What the passes make of a graph: operators ``innerq::*``, attentions, reasons, where normalizations stand."""
     context = PassContext(CONFIG)
     gm = PIPELINE.run(copy_graph(gm), context)
     ours = Counter(str(node.target) for node in gm.graph.nodes if str(node.target).startswith("innerq."))
@@ -101,7 +101,8 @@ def rewritten(gm: GraphModule) -> tuple[Counter, int, list[str], list[str]]:
     max_examples=6,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # the graph says what is wrong; to shrink takes minutes
+    # without shrinking, which takes minutes: the graph shows what is wrong
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 @given(random=st.randoms(use_true_random=False))
 def test_the_same_rewrite(program, random):

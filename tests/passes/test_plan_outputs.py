@@ -1,4 +1,4 @@
-"""How the outputs of the program are made of those of the new graph."""
+"""How the outputs of the program are made from those of the new graph."""
 
 from __future__ import annotations
 

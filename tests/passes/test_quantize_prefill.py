@@ -1,4 +1,4 @@
-"""Keys and values that leave a prompt leave it quantized."""
+"""Keys and values that a prompt returns are quantized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call that is interrupted leaves the caches as they were: the next one gives what it would have given."""
+"""A call that is interrupted leaves the caches as they were, so that it can be made again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROMPT = 300
 
 
 class Interrupting:
-    """Lets compiled graphs raise an error behind what they do, where it is told to."""
+    """Lets compiled graphs raise ``error``, where it is set, after their work."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.error: BaseException | None = None

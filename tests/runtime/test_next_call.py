@@ -1,4 +1,4 @@
-"""What a step's caches are known to be before it is called, and when that is forgotten."""
+"""What is known of the caches of the next step before it is called, and when that is forgotten."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_tensors_that_change_places(watched):
 
 
 def test_growing(watched):
-    """Past the room of the storage, where its tensors are other ones."""
+    """A cache that outgrows its storage has other tensors."""
     past = watched.start()
     capacity = past[0][0].inner_tensors()["codes"].shape[2]
     past, known = run(watched, past, 300)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("emulated")
 
 
 class Step:
-    """A step like a decoder's: it adds new numbers to what it holds, and returns what came of it."""
+    """A step like that of a decoder: it appends new numbers to its cache, and returns a result."""
 
     def __init__(self, results=lambda weight, held, new, out: [out]) -> None:
         self.ran = 0
@@ -126,7 +126,7 @@ def test_others_are_recorded_when_they_come_again(factor, keys, values):
 
 
 def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
-    """As where a kernel has to be loaded first: the step runs by itself, and is recorded when it comes again."""
+    """For example because a kernel has to be loaded first. The step runs without a recording; the next is recorded."""
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(2):
         step(weight, memory, new(), places=places((10, 100, 8), (30, 200, 8)))
@@ -242,7 +242,7 @@ def test_an_input_read_as_another_type_is_not_recorded():
     step, weight, memory = Step(lambda weight, held, new, out: [held.view(torch.int32)]), torch.randn(3), held()
     for _ in range(4):
         step(weight, memory, new())
-    assert step.recorded == 0 and "recording failed: a result is the memory of an input" in str(step.report.cuda_graphs)
+    assert step.recorded == 0 and "recording failed: a result is a view of an input" in str(step.report.cuda_graphs)
 
 
 def test_changes_in_place_are_counted():
@@ -280,7 +280,7 @@ def test_what_cannot_be_recorded_runs(caplog):
 
 
 def test_no_memory_to_record():
-    """The step that was to be recorded runs."""
+    """The step runs without a recording."""
     step, weight, memory = Step(), torch.randn(3), held()
     run, calls = step.recordings._compiled, []
 
@@ -363,7 +363,7 @@ def test_another_stream_is_done_with_what_is_let_go(emulated, monkeypatch):  # n
 
 
 def test_threads_do_not_share():
-    """Two threads by turns, each step of one between two of the other."""
+    """Two threads take turns, step by step."""
     step, weight, failures = Step(), torch.randn(3), []
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 #: The supported versions of torch. All names were read in the source of each, unless an entry says otherwise.
-READ_IN = ("2.11", "2.12", "2.13")
+SUPPORTED_TORCH = ("2.11", "2.12", "2.13")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Internal:
     without: str
     on_objects: bool = False
     needs: str = ""
-    versions: tuple[str, ...] = READ_IN
+    versions: tuple[str, ...] = SUPPORTED_TORCH
 
     def missing(self) -> list[str]:
         """The names that do not exist, or lack a parameter, with the name of the module."""

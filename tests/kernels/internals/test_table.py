@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from innerq_compile.kernels.internals.table import TOPICS, missing
-from innerq_compile.kernels.internals.table.entry import READ_IN, Internal
+from innerq_compile.kernels.internals.table.entry import SUPPORTED_TORCH, Internal
 from tests.helpers.undocumented_api import uses
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,7 +22,7 @@ def bare(name: str) -> str:
 
 
 def private_attributes() -> set[str]:
-    """The last parts of the table's names, where they are private: on no object does anybody else name them."""
+    """The private attributes in the table, by their last part: no other file may use one, on any object."""
     names = [bare(name).split(".")[-1] for _, entry in ENTRIES for name in entry.names]
     return {name for name in names if re.match(r"_(?!_)", name)}
 
@@ -48,7 +48,7 @@ def test_the_table_holds_nothing_that_is_not_used(topic):
 
 
 def test_no_other_file_uses_such_api():
-    """Whoever needs a name of torch's or Triton's that they do not document puts it into ``internals`` first."""
+    """An undocumented name of torch or Triton is used only through ``kernels/internals``."""
     found = {}
     for folder in ("innerq_compile", "passes", "kernels"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -65,7 +65,7 @@ def test_a_module_of_each_topic():
 @pytest.mark.parametrize(("topic", "entry"), ENTRIES, ids=[f"{topic}-{entry.names[0]}" for topic, entry in ENTRIES])
 def test_entries_say_why(topic, entry):
     assert entry.names and entry.why.endswith(".") and entry.without.endswith(".")
-    assert set(entry.versions) <= set(READ_IN) and entry.versions
+    assert set(entry.versions) <= set(SUPPORTED_TORCH) and entry.versions
 
 
 def test_this_torch_has_all():

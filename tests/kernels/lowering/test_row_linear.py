@@ -66,7 +66,7 @@ def program(x, w0, w1, w2, bias, residual):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_template(dtype):
-    """One kernel, with the addition behind it; columns that are no whole tile, and rows that are none either."""
+    """One kernel computes the products and the addition behind them; sizes are not multiples of a tile."""
     x, weights, biases = layers((64, 17, 5), (False, True, False), 160, dtype)
     residual = torch.randn(1, 1, 86, dtype=dtype)
     inputs = (x, *weights, biases[1], residual)
@@ -116,7 +116,7 @@ def _row_of_weight_written(x, w):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_weights_are_read_ahead_only_where_no_kernel_writes_them(program, ahead):
-    """Launched before the kernels in front of it are done, it may read what none of them writes, and nobody else."""
+    """A kernel that is launched early may read, before it waits, only tensors that no kernel of the graph writes."""
     x, weights, _ = layers((64,), (False,), 160, torch.float16)
     with inductor.as_on_a_gpu():
         compiled = inductor.compile_for_gpu(program, (x.clone(), weights[0].clone()))

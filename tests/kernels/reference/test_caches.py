@@ -197,7 +197,7 @@ def test_cache_without_room_for_blocks():
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
 def test_steering_does_not_depend_on_the_default_dtype(default):
-    """Which loaders of models like to change."""
+    """Code that loads models may change it."""
     fmt = make_format("key", 3, "steered", 32, 0, 0, torch.float16, "pair8")
     x, start = torch.randn(1, 2, 64, 64, dtype=torch.float16), torch.zeros(1, dtype=torch.int32)
     expected = reference.prefill(x, start, None, None, 2, fmt)

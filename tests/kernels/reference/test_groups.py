@@ -97,7 +97,7 @@ def test_quantizer_is_brute_force_on_any_numbers(mode, bits, dtype, short, data)
 
 @given(modes.flatmap(lambda m: st.tuples(st.just(m), st.sampled_from(named(m).scale_types))), bit_counts, st.data())
 def test_any_scale_dtype_decodes_to_finite_numbers(mode_and_scale, bits, data):
-    """Of numbers of float32, whichever dtype the scales are asked to have.
+    """Numbers are float32, and scales have any dtype of the mode.
 
     The largest of float32 are left out: a float32 scale of them may round up, and then its multiple is infinite.
     """
@@ -137,7 +137,7 @@ def test_better_modes_have_smaller_errors(bits):
 @pytest.mark.parametrize("scale", ["float16", "pair8"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_token_of_least_norm_lies_on_a_code(bits, scale):
-    """What attention rests on where it has nothing to look for: a tenth of the others' norm, a third of the weight."""
+    """Attention gives such a token much weight when no other token matches: its values have to be precise."""
     x = torch.randn(3, 64, 48) + 0.3
     x[torch.arange(3), [5, 20, 31]] *= 0.1
     fmt = make_format("value", bits, "anchored", 32, scale_dtype=scale)
@@ -152,7 +152,7 @@ def test_the_token_of_least_norm_lies_on_a_code(bits, scale):
 
 
 def test_the_first_of_tokens_of_the_same_norm_is_the_anchor():
-    """However they are summed up: a model that normalizes its values has no others."""
+    """In whatever order the norms are summed up. Models that normalize their values have only such tokens."""
     x = torch.nn.functional.normalize(torch.randn(4, 32, 128), dim=-1)
     assert anchored.anchors(x, 32).tolist() == [[0]] * 4
     x[0, 3:] *= 0.5
@@ -243,7 +243,7 @@ SCALES = {torch.float16: torch.float16, torch.bfloat16: torch.bfloat16, torch.fl
 
 
 def precision(mode: str, dtype: torch.dtype) -> float:
-    """Of one number that scale and zero point have to hold alone."""
+    """The relative error of a number that is stored in scale and zero point alone."""
     return 2.0**-4 if "float16" not in named(mode).scale_types else torch.finfo(SCALES[dtype]).eps
 
 

@@ -39,7 +39,7 @@ def test_key_statistics(tokens, start, centre, normalize, seed):
             np.testing.assert_allclose(norm[b, h].numpy(), wanted_norm, rtol=1e-4)
 
 
-def test_a_channel_that_queries_make_much_of_is_divided_by_less():
+def test_channels_with_large_queries_are_divided_by_less():
     """By the fourth root of their root mean square, which channels of a pair share; all relative to the largest."""
     keys = torch.randn(1, 1, 64, 8)
     start = torch.zeros(1, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""What a node calls and its arguments by name, for every spelling; what does not fit is not understood, no error."""
+"""What a node calls and its arguments by name, for every spelling. A call that does not fit is not understood, and is no error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pass that raises what it did not foresee is left out: the program stays right, and it is said what happened."""
+"""A pass that raises an unforeseen exception is left out: the program stays right, and a report says what happened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Broken(Exception):
 
 
 def break_pass(monkeypatch, name: str) -> None:
-    """Let a pass raise, once it has changed graph and context."""
+    """Let a pass raise an error after it has changed the graph and the context."""
 
     def breaking(run):
         def broken(gm, context):
