@@ -16,21 +16,21 @@ _SCHEMA = SCHEMAS["decode_attention"]
 
 @dataclasses.dataclass(eq=False)
 class AttentionCall(Generic[T]):
-    """What attention to a quantized cache takes: tensors, nodes of a graph, or nodes of Inductor's IR.
+    """The arguments of decode attention: tensors, nodes of a graph, or nodes of Inductor's IR.
 
-    The fields are in the order of the operator's schema. Nobody changes them; ``frozen`` would cost each layer of each
-    step more than the rest of making one.
+    The fields are in the order of the operator's schema, and must not be changed. (``frozen`` would double the time of
+    making one, for each layer and step.)
 
     Attributes:
-        query: ``[B, Hq, N, D]``, float16, bfloat16 or float32, multiplied by the key normalization already.
-        keys, values: the cache, head_dim ``D`` and ``Dv``, with equal B, H and lengths; H divides Hq.
-        mask: broadcasts to ``[B, Hq, N, S]``, S counted from the first padding position: boolean (True: seen), or of a
-            floating-point dtype and added to the scores. None shows everything.
-        open_from: ``[B]`` int32 of ``masks.open_from``, or None. It changes nothing in the result.
-        sink_logits: ``[Hq]``, the logit of one more token without a value, or None.
-        scale: what the products of query and keys are multiplied by.
-        softcap: scores are ``softcap * tanh(score / softcap)`` before the mask; 0 leaves them.
-        causal: whether query token i sees all but the last ``N - 1 - i`` tokens.
+        query: ``[B, Hq, N, D]``, float16, bfloat16 or float32, already multiplied by the key normalization.
+        keys, values: the cache, with head_dim ``D`` and ``Dv`` and equal B, H and lengths; H divides Hq.
+        mask: broadcasts to ``[B, Hq, N, S]``, where S includes padding: boolean (True: visible), or of a floating-point
+            dtype and added to the scores. With None all tokens are visible.
+        open_from: ``[B]`` int32 of ``masks.open_from``, or None. It does not change the result.
+        sink_logits: ``[Hq]``, the logit of an additional token without a value, or None.
+        scale: factor of the products of query and keys.
+        softcap: scores become ``softcap * tanh(score / softcap)`` before the mask; 0 for no cap.
+        causal: whether the last ``N - 1 - i`` tokens are hidden from query token i.
     """
 
     query: T
@@ -45,7 +45,7 @@ class AttentionCall(Generic[T]):
 
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> AttentionCall[Any]:
-        """From the arguments of ``innerq::decode_attention``."""
+        """Make a call from the arguments of ``innerq::decode_attention``."""
         return cls(*_SCHEMA.values(arguments))
 
     def arguments(self) -> tuple[Any, ...]:
@@ -53,7 +53,7 @@ class AttentionCall(Generic[T]):
         return _SCHEMA.arguments(*(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     def map(self, function: Callable[[T], U]) -> AttentionCall[U]:
-        """The same with ``function`` applied to each tensor that there is."""
+        """A call with ``function`` applied to each tensor that is not None."""
 
         def optional(tensor: T | None) -> U | None:
             return None if tensor is None else function(tensor)

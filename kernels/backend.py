@@ -1,7 +1,7 @@
-"""What a set of kernels has to be able to do, and how it says what serves a call.
+"""The protocol of a kernel backend, and how it says which kernel a call uses.
 
-``kernels/triton``, ``kernels/cpu`` and ``kernels/reference/backend.py`` are three of them: modules with the functions
-that :class:`KernelBackend` lists. Which one serves a call is decided in ``kernels/dispatch.py``.
+Backends are the modules ``kernels/triton``, ``kernels/cpu`` and ``kernels/reference/backend.py``, which have the
+functions of :class:`KernelBackend`. ``kernels/dispatch.py`` chooses one for each call.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .attention_call import AttentionCall
 from .cache import Cache
 from .formats import CacheFormat
 
-#: A cache side, and the tokens ``[B, H, N, D]`` that are to be written behind its end.
+#: A cache side and the tokens ``[B, H, N, D]`` to append to it.
 Append = tuple[Cache, torch.Tensor]
 
 
 class Kernel(enum.Enum):
-    """What computes the attention to a cache."""
+    """A kernel of decode attention."""
 
-    TRITON_FIELDS = enum.auto()  # straight from the packed words
-    TRITON_PORTABLE = enum.auto()  # from tiles of dequantized tokens
+    TRITON_FIELDS = enum.auto()  # computes directly from packed words
+    TRITON_PORTABLE = enum.auto()  # dequantizes tiles of tokens
     CPP = enum.auto()
     REFERENCE = enum.auto()  # plain torch
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelChoice:
-    """Which kernel serves a call.
+    """The kernel that a call uses.
 
     Attributes:
-        kernel: the one that does.
-        reason: why no faster one does, for people; empty where there is none.
+        kernel: the kernel.
+        reason: why it is not a faster one, as a message; empty if there is none.
     """
 
     kernel: Kernel
@@ -44,14 +44,17 @@ class KernelChoice:
 
 
 class KernelBackend(Protocol):
-    """One set of kernels.
+    """A kernel backend.
 
-    Each operation has a ``supports_*`` beside it, which looks at devices, dtypes, shapes and formats and says whether
-    the operation takes these arguments; no other arguments are given to it. Whatever an operation writes or returns is
-    what ``kernels/reference`` gives, see there: state and windows bit for bit, codes and scales but for ties.
+    Each operation has a function ``supports_*``, which returns whether the operation supports arguments with these
+    devices, dtypes, shapes and formats. Operations are only called with supported arguments. Their results are those of
+    ``kernels/reference``, which also documents them: state and windows bit for bit; codes and scales may differ where
+    rounding is a tie.
     """
 
-    def supports_key_statistics(self, keys: torch.Tensor) -> bool: ...
+    def supports_key_statistics(self, keys: torch.Tensor) -> bool:
+        """Whether :meth:`key_statistics` takes ``keys [B, H, S, D]``."""
+        ...
 
     def key_statistics(
         self,
@@ -66,7 +69,9 @@ class KernelBackend(Protocol):
         """Mean and normalization of the keys of a prompt ``[B, H, S, D]``, each ``[B, H, D]`` float32."""
         ...
 
-    def supports_prefill(self, fmt: CacheFormat, x: torch.Tensor) -> bool: ...
+    def supports_prefill(self, fmt: CacheFormat, x: torch.Tensor) -> bool:
+        """Whether :meth:`prefill` makes a cache of this format from ``x [B, H, S, D]``."""
+        ...
 
     def prefill(
         self,
@@ -78,37 +83,45 @@ class KernelBackend(Protocol):
         fmt: CacheFormat,
         query_profile: torch.Tensor | None = None,
     ) -> Cache:
-        """A cache side made of a prompt ``x [B, H, S, D]``; spare capacity may hold anything."""
+        """Make a cache side from a prompt ``x [B, H, S, D]``. Spare capacity is uninitialized."""
         ...
 
-    def supports_append(self, fmt: CacheFormat, x: torch.Tensor) -> bool: ...
+    def supports_append(self, fmt: CacheFormat, x: torch.Tensor) -> bool:
+        """Whether :meth:`append_` writes ``x [B, H, N, D]`` to a cache of this format."""
+        ...
 
     def append_(self, sides: Sequence[Append]) -> None:
-        """Write new tokens behind the end of one or two cache sides, in place."""
+        """Append new tokens to one or two cache sides, in place."""
         ...
 
-    def supports_rewind(self, cache: Cache) -> bool: ...
+    def supports_rewind(self, cache: Cache) -> bool:
+        """Whether :meth:`rewind_` takes a cache side."""
+        ...
 
     def rewind_(self, sides: Sequence[Cache], position: torch.Tensor) -> None:
-        """Forget all tokens of cache sides from a position on that is on the device, in place."""
+        """Truncate cache sides to ``position``, which is on the device, in place."""
         ...
 
-    def supports_decode(self, call: AttentionCall[torch.Tensor]) -> bool: ...
+    def supports_decode(self, call: AttentionCall[torch.Tensor]) -> bool:
+        """Whether :meth:`decode_attention` takes a call. May compile what serves it."""
+        ...
 
     def decode_attention(self, call: AttentionCall[torch.Tensor]) -> torch.Tensor:
         """Attention to a cache, ``[B, Hq, N, Dv]`` in the query's dtype."""
         ...
 
     def decode_kernel(self, call: AttentionCall[torch.Tensor]) -> KernelChoice:
-        """Which kernel serves a call, from devices, dtypes and head_dims alone, so that fake tensors will do."""
+        """The kernel that a call uses. Depends on devices, dtypes and head_dims only; tensors may be fake."""
         ...
 
     def supports_row_linear(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
-    ) -> bool: ...
+    ) -> bool:
+        """Whether :meth:`row_linear` takes one row and these layers."""
+        ...
 
     def row_linear(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
     ) -> torch.Tensor:
-        """Linear layers of one row side by side: ``x [..., K]``, weights ``[N_i, K]`` to ``[..., sum N_i]``."""
+        """Outputs ``[..., sum N_i]`` of linear layers of one row ``x [..., K]``, with weights ``[N_i, K]``."""
         ...

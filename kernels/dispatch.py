@@ -1,7 +1,7 @@
-"""Which set of kernels serves a call: the one place that chooses.
+"""Chooses the kernel backend for a call.
 
-CUDA tensors go to Triton (``kernels/triton``), CPU tensors to C++ (``kernels/cpu``), and everything that has no kernel
-there to plain torch (``kernels/reference``), as does everything under ``INNERQ_KERNELS=reference``.
+CUDA tensors use Triton (``kernels/triton``), CPU tensors C++ (``kernels/cpu``). Calls that those do not support, other
+devices, and everything with ``INNERQ_KERNELS=reference``, use plain torch (``kernels/reference``).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .reference import backend as reference
 
 @functools.cache
 def reference_only() -> bool:
-    """Whether ``INNERQ_KERNELS=reference`` asks for plain torch everywhere.
+    """Whether ``INNERQ_KERNELS=reference`` is set, so that plain torch is used everywhere.
 
     Raises:
-        ValueError: where the variable says something that is not known.
+        ValueError: if the variable has an unknown value.
     """
     choice = os.environ.get("INNERQ_KERNELS", "all")
     if choice not in ("all", "reference"):
@@ -32,7 +32,7 @@ def reference_only() -> bool:
 
 
 def backend_for(device: torch.device) -> KernelBackend:
-    """The fastest kernels that there are for tensors of a device."""
+    """The fastest backend for tensors on a device."""
     if not reference_only():
         kind = device.type
         if kind == "cuda":
@@ -43,13 +43,13 @@ def backend_for(device: torch.device) -> KernelBackend:
 
 
 def choose(device: torch.device, supports: Callable[[KernelBackend], bool]) -> KernelBackend:
-    """The kernels that serve a call for tensors of a device: the fastest for which ``supports`` is true of the call."""
+    """The backend for a call with tensors on a device: the fastest for which ``supports`` returns True."""
     backend = backend_for(device)
     return backend if supports(backend) else reference
 
 
 def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
-    """What serves `decode_attention` for tensors like these. Fake tensors will do."""
+    """The kernel that ``decode_attention`` uses for a call. Its tensors may be fake."""
     device = call.query.device
     backend = backend_for(device)
     if backend is not reference:

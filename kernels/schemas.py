@@ -1,13 +1,13 @@
-"""The schemas of the operators ``innerq::*``, and how a cache stands among their arguments.
+"""The schemas of the operators ``innerq::*``, and how a cache is passed to them.
 
-A graph holds tensors, numbers and strings. So an operator takes the inner tensors of a cache one by one, and its format
-as a string. Whoever calls or implements one has the cache as one object, :class:`CacheTensors`:
+Arguments of operators are tensors, numbers and strings. So an operator takes the inner tensors of a cache one by one,
+and its format as a string. Code that calls or implements an operator has one object for a cache, :class:`CacheTensors`:
 
     append_(k_codes, k_scales, k_window, k_state, v_codes, ..., key, value, 'key:3:...', 'value:3:...')    the operator
     append_(keys, values, key, value)                                                                      its values
 
-:class:`OperatorSchema` goes from one to the other, by the list of inner tensors in ``kernels/cache.py``. Which of them
-an operator takes is said in :data:`SCHEMAS` alone.
+:class:`OperatorSchema` converts between the two, by the list of inner tensors in ``kernels/cache.py``. Only
+:data:`SCHEMAS` says which of them an operator takes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class CacheArguments:
     """One side of a cache among the arguments of an operator.
 
     Attributes:
-        prefix: what the names of its arguments begin with; its format is the argument ``<prefix>format``.
-        reads: the inner tensors that the operator reads only, by name.
-        writes: those that it writes to.
-        optional: those of either that a cache may lack.
+        prefix: prefix of the names of its arguments; its format is the argument ``<prefix>format``.
+        reads: names of the inner tensors that the operator only reads.
+        writes: names of those that it writes.
+        optional: names of those that a cache may not have.
     """
 
     prefix: str = ""
@@ -41,16 +41,16 @@ class CacheArguments:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The inner tensors that are arguments, in order."""
+        """Names of the inner tensors that are arguments, in order."""
         return tuple(name for name in INNER_TENSORS if name in self.reads or name in self.writes)
 
     @property
     def format(self) -> str:
-        """The argument that holds the format, as a schema has it."""
+        """The declaration of the argument that holds the format."""
         return f"str {self.prefix}format"
 
     def declared(self, aliases: Iterator[str]) -> Iterator[str]:
-        """The tensors as a schema has them; what is written to takes the next letter of ``aliases``."""
+        """The declarations of the tensors. Those that are written take letters from ``aliases``."""
         for name in self.names:
             written = f"({next(aliases)}!)" if name in self.writes else ""
             yield f"Tensor{written}{'?' * (name in self.optional)} {self.prefix}{name}"
@@ -61,9 +61,9 @@ class OperatorSchema:
     """The schema of an operator.
 
     Attributes:
-        name: of the operator, without its namespace.
-        parameters: declarations as in a schema, with a :class:`CacheArguments` for each side of a cache.
-        returns: what is behind the arrow.
+        name: the name of the operator, without namespace.
+        parameters: declarations as in a schema, and a :class:`CacheArguments` for each side of a cache.
+        returns: the declaration of the results.
     """
 
     name: str
@@ -79,18 +79,18 @@ class OperatorSchema:
 
     @property
     def text(self) -> str:
-        """The schema as torch takes it, such as ``(Tensor x, str format) -> Tensor``."""
+        """The schema in torch's syntax, such as ``(Tensor x, str format) -> Tensor``."""
         return f"({', '.join(self.declared)}) -> {self.returns}"
 
     @functools.cached_property
     def _formats(self) -> tuple[str, ...]:
-        """The declarations of the arguments that hold the format of a side: they are no values of their own."""
+        """Declarations of the arguments that hold formats, which are part of the values of caches."""
         return tuple(part.format for part in self.parameters if isinstance(part, CacheArguments))
 
     def arguments(self, *values: Any) -> tuple[Any, ...]:
-        """The arguments of a call with these ``values``: a :class:`CacheTensors` for each side, without its format.
+        """Convert ``values``, with a :class:`CacheTensors` for each side and without formats, to arguments.
 
-        Values at the end may be left out where the schema has defaults.
+        Values at the end may be omitted if the schema has defaults for them.
         """
         given = iter(values)
         specs: dict[str, str] = {}
@@ -107,7 +107,7 @@ class OperatorSchema:
         return tuple(arguments)
 
     def values(self, arguments: Sequence[Any]) -> list[Any]:
-        """The values of a call with these ``arguments``: the inverse of :meth:`arguments`."""
+        """Convert arguments to values: the inverse of :meth:`arguments`."""
         values: list[Any] = []
         for first, end, cache_of in self._steps:
             if cache_of is None:
@@ -137,7 +137,7 @@ class OperatorSchema:
 
 
 def _cache_taker(names: tuple[str, ...], first: int, at_format: int) -> Callable[[Sequence[Any]], CacheTensors[Any]]:
-    """What makes a cache of the arguments from ``first`` on. Each layer asks it once an operator, in every step."""
+    """A function of all arguments that returns a cache. It runs once per operator, layer and step, so it is fast."""
     end, parse = first + len(names), CacheFormat.parse
     if names == INNER_TENSORS[: len(names)]:
         return lambda arguments: CacheTensors(parse(arguments[at_format]), *arguments[first:end])

@@ -1,15 +1,15 @@
-"""CPU kernels: C++ that Inductor's toolchain compiles on first use, specialised for a pair of formats.
+"""CPU kernels: C++, specialized for a pair of formats and compiled with Inductor's toolchain at the first use.
 
-A set of kernels as ``kernels/backend.py`` says. Each function gives what its namesake in ``kernels/reference`` gives,
-codes and scales bit for bit, and leaves the call to it where a tensor is not as a kernel wants it (a view, mixed
-dtypes); what has no kernel here is the reference's own.
+A kernel backend (``kernels/backend.py``). Functions have the results of those of the same name in
+``kernels/reference``, codes and scales bit for bit. They call these for tensors that a kernel does not support (views,
+mixed dtypes); operations without a kernel here are the reference's.
 
 The files, from the bottom: ``vec.h`` vectors, ``cache.h`` a cache side, ``modes/`` the encoders of modes, ``encode.h``
 blocks, ``append.h``, ``prefill.h``, ``decode.h`` attention (on ``contract.h``, ``tokens.h``, ``masks.h``),
 ``codegen.py`` the constants of a format, ``build.py`` the toolchain, ``compiled.py`` the functions of each format,
 ``arguments.py`` what they take, ``writing.py`` and ``attention.py`` their calls.
 
-``INNERQ_CPU_KERNELS=0`` in the environment switches all of it off.
+The environment variable ``INNERQ_CPU_KERNELS=0`` disables this backend.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ __all__ = [
 
 @functools.cache
 def available() -> bool:
-    """Whether the kernels can be used here: a C++ compiler is there, and they are not switched off."""
+    """Whether the backend can be used: there is a C++ compiler, and it is not disabled."""
     return os.environ.get("INNERQ_CPU_KERNELS", "1") != "0" and build.compiler_found()

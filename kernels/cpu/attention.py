@@ -1,4 +1,4 @@
-"""Calls of the kernel of decode attention."""
+"""Calls of the C++ kernel of decode attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_STRIDE = (0, 0, 0, 0)
 
 
 def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
-    """Whether :func:`decode_attention` can serve these arguments. Compiles its kernel on the first call."""
+    """Whether :func:`decode_attention` supports a call. The first call for a pair of formats compiles the kernel."""
     keys, values, mask = call.keys, call.values, call.mask
     window = keys.window
     head_dim = window.shape[3]
@@ -31,13 +31,13 @@ def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
 
 
 def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
-    """Which kernel :func:`decode_attention` takes, and why."""
+    """Which kernel is used for a call, and why."""
     reason = _refusal(call)
     return KernelChoice(Kernel.REFERENCE if reason else Kernel.CPP, reason)
 
 
 def _refusal(call: AttentionCall[torch.Tensor]) -> str:
-    """Why dtypes and head_dims keep a call from the kernel, for people; empty if they do not."""
+    """Why the kernel does not support the dtypes and head_dims of a call, as a message; empty if it does."""
     window, v_window, mask = call.keys.window, call.values.window, call.mask
     if window.dtype not in CPP_TYPES:
         return f"no C++ kernel for {window.dtype}"
@@ -53,11 +53,11 @@ def _refusal(call: AttentionCall[torch.Tensor]) -> str:
 def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     """Attention to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 
-    See ``reference.decode_attention``. A row that sees nothing gives zero, also where an additive mask of -inf is why.
-    The mask is read everywhere, whatever ``call.open_from`` says.
+    See ``reference.decode_attention``. A row to which no token is visible gives zero, also with an additive mask of
+    -inf. ``call.open_from`` is not used: the mask is read for all tokens.
 
     Raises:
-        MemoryError: where there is no memory for partial results.
+        MemoryError: if there is no memory for partial results.
     """
     query, keys, values, mask, sink_logits = call.query, call.keys, call.values, call.mask, call.sink_logits
     batch, q_heads, rows, head_dim = query.shape

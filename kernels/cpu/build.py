@@ -1,6 +1,6 @@
 """Compiles sources with Inductor's C++ toolchain: its compiler, flags, vector ISA and on-disk cache.
 
-Inductor keys that cache by the source, which is complete: the headers stand in it (``codegen.source``).
+The cache is keyed by the source, which includes the text of all headers (``codegen.source``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 
 from ..internals import inductor
 
-#: Behind Inductor's flags, so that they win. It compiles with ``-fno-finite-math-only`` (NaN and infinity are honoured)
-#: and ``-ffp-contract=off`` unless the user's configuration says otherwise, and with ``-fno-signed-zeros``; codes and
-#: scales are to be the reference's bit for bit whatever the configuration is.
+#: Placed after Inductor's flags, which they override. Codes and scales have to be those of the reference, bit for bit,
+#: with any configuration: Inductor compiles with ``-fno-signed-zeros``, and the user's configuration may allow
+#: ``-ffinite-math-only`` and ``-ffp-contract=fast``.
 FLAGS = (
     "-fno-finite-math-only",
     "-fno-unsafe-math-optimizations",
@@ -27,7 +27,7 @@ FLAGS = (
 
 @functools.cache
 def compiler_found() -> bool:
-    """Whether a C++ compiler that Inductor would use is on the path. Imports and runs nothing."""
+    """Whether a C++ compiler that Inductor would use is on the path. Does not import Inductor or run a compiler."""
     if sys.platform == "win32":  # the templates are written for GCC and Clang
         return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
@@ -41,5 +41,5 @@ def lanes() -> int:
 
 
 def load(source: str) -> ctypes.CDLL:
-    """The library that ``source`` compiles to, from Inductor's cache if it was compiled before."""
+    """Compile ``source`` to a library and load it; from Inductor's cache if it was compiled before."""
     return inductor.compile_cpp(source, FLAGS)

@@ -1,9 +1,8 @@
-"""C++ source of the CPU kernels: the templates of ``*.h``, and a struct of constants for each side of a cache.
+"""Generates the C++ source of the CPU kernels: the templates of ``*.h``, and a struct of constants per cache side.
 
-Everything that depends on where a bit lies (``kernels/layout.py``) is computed here from ``layout.field_bits`` and from
-the permutation that ``layout._to_fields`` makes, and written into the struct of a side: tables for packing,
-straight-line code for unpacking. The C++ templates know only that words are ordered ``[hi, half, column / RUN, lane
-pair, column % RUN]``.
+What depends on the bit layout (``kernels/layout.py``) is derived here from ``layout.field_bits`` and from the
+permutation of ``layout._to_fields``, and generated as members of the struct: tables for packing, straight-line code for
+unpacking. The C++ templates depend only on the order of words, ``[hi, half, column / RUN, lane pair, column % RUN]``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CPP_SCALES = {"float32": "float", "bfloat16": "bf16", "float16": "f16", "float8_
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What the code for one side of a cache depends on: its format without windows and norm, head_dim and dtype."""
+    """What the code for a cache side depends on: its format (but not windows and norm), head_dim and dtype."""
 
     fmt: CacheFormat
     head_dim: int
@@ -34,15 +33,16 @@ class Side:
     @staticmethod
     @functools.cache
     def of(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> Side:
+        """The side of a cache of this format, head_dim and dtype: formats for which the code is the same give one."""
         fmt = dataclasses.replace(fmt, sink=0, recent=0, norm="channel")
-        if not fmt.quantized:  # what a lossless format ignores
+        if not fmt.quantized:  # not used by a lossless format
             fmt = dataclasses.replace(fmt, bits=8, scale_dtype="float32")
         return Side(fmt, head_dim, dtype)
 
 
 @functools.cache
 def field_runs(bits: int) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
-    """For each field its runs of bits within one half: ``(half, half_bit, code_bit, mask)``."""
+    """For each field, its runs of bits that are within one half: ``(half, half_bit, code_bit, mask)``."""
     fields = []
     for places in layout.field_bits(bits):
         runs: list[tuple[int, int, int, int]] = []
@@ -57,7 +57,7 @@ def field_runs(bits: int) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
 
 
 def _tile_permutation(side: Side) -> torch.Tensor:
-    """Where a code ``[hi, pair, column, half, field]`` goes in the tile, keys ``[D, 32]`` or values ``[block, D]``."""
+    """Index of each code ``[hi, pair, column, half, field]`` in a tile: keys ``[D, 32]``, values ``[block, D]``."""
     fmt, head_dim = side.fmt, side.head_dim
     token, channel = torch.arange(fmt.block)[:, None], torch.arange(head_dim)
     place = channel * fmt.block + token if fmt.is_key else token * head_dim + channel
@@ -65,7 +65,7 @@ def _tile_permutation(side: Side) -> torch.Tensor:
 
 
 def _stride(places: torch.Tensor, axis: int) -> int:
-    """The constant step of ``places`` along an axis, 0 if it has one element."""
+    """The constant difference of ``places`` along an axis; 0 if the axis has one element."""
     if places.shape[axis] == 1:
         return 0
     steps = places.diff(dim=axis).unique().tolist()
@@ -84,10 +84,10 @@ def _unpack_lines(
     """Statements that unpack the words of one lane pair into ``tile``; ``words`` points to the first of them.
 
     Args:
-        base: place in the tile of ``[half-word][field]`` of column 0.
-        columns: words of one half.
+        base: index in the tile of ``[half-word][field]`` of column 0.
+        columns: columns of a plane.
         pairs: lane pairs.
-        step: step of the place from column to column.
+        step: difference of the index from column to column.
         row: lanes in a row of the tile.
         bits: bits of a code.
         lanes: lanes of a vector.
@@ -103,7 +103,7 @@ def _unpack_lines(
     loaded: dict[tuple[int, tuple[int, ...]], str] = {}
 
     def words(half: int, index: tuple[int, ...]) -> str:
-        """Name of the vector of the words ``index`` of one half."""
+        """Name of a variable that holds the words of columns ``index`` of one half."""
         if (half, index) not in loaded:
             name = f"w{len(loaded)}"
             plane, run = layout.plane_words(columns), layout.plane_words(width)
@@ -217,7 +217,7 @@ def _header(name: str) -> str:
 
 
 def _headers(modes: list[QuantizationMode]) -> list[str]:
-    """The templates, with the encoders of ``modes`` and no others."""
+    """The text of the templates, with the encoders of ``modes`` only."""
     encoders = sorted({f"modes/{mode.name}.h" for mode in modes if mode.cpp_encoder})
     return [_header(name) for name in (*_BEFORE_MODES, *encoders, *_BEHIND_MODES)]
 

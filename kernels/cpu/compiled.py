@@ -1,4 +1,4 @@
-"""The compiled functions of each format and pair of formats, compiled when they are first asked for."""
+"""Compiled functions by format, or by formats of keys and values. They are compiled at their first use."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from .codegen import Side
 
 log = logging.getLogger("innerq_compile.kernels.cpu")
 
-#: A compiled function: takes a block of arguments (``arguments.py``), gives 0 where all went well.
+#: A compiled function. Takes packed arguments (``arguments.py``), returns 0 on success.
 Function = Callable[[bytes], int]
 
 
 class SideFunctions(NamedTuple):
-    """What is compiled for one side of a cache."""
+    """The functions for one side of a cache."""
 
     append: Function
     prefill: Function
 
 
 class PairFunctions(NamedTuple):
-    """What is compiled for keys and values together."""
+    """The functions for keys and values together."""
 
     append: Function
     decode: Function
 
 
 _lock = threading.Lock()
-# by what a call knows of its formats, None: does not compile
+# by format, head_dim and dtype; None: compilation failed
 _sides: dict[tuple[Any, ...], SideFunctions | None] = {}
 _pairs: dict[tuple[Any, ...], PairFunctions | None] = {}
-# by what is compiled
+# by what the compiled code depends on
 _compiled_sides: dict[Side, SideFunctions] = {}
 _compiled_pairs: dict[tuple[Side, Side], PairFunctions] = {}
 
@@ -47,11 +47,11 @@ def compile_formats(
     singles: list[tuple[CacheFormat, int, torch.dtype]],
     pairs: list[tuple[CacheFormat, CacheFormat, int, int, torch.dtype]],
 ) -> None:
-    """Compile the kernels of several formats in one go.
+    """Compile the kernels of several formats as one library.
 
     Args:
-        singles: ``(format, head_dim, dtype)`` of sides that are only appended to and prefilled.
-        pairs: ``(key format, value format, head_dim, value head_dim, dtype)`` of caches that are attended to.
+        singles: ``(format, head_dim, dtype)`` of sides for which only append and prefill are needed.
+        pairs: ``(key format, value format, head_dim, value head_dim, dtype)`` of caches that are also read.
     """
     with _lock:
         _compile(
@@ -61,7 +61,7 @@ def compile_formats(
 
 
 def side_functions(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> SideFunctions | None:
-    """The functions of one cache side; None, with a warning the first time, where they do not compile."""
+    """The functions for one cache side; None, with a warning the first time, if compilation fails."""
     key = (fmt.spec, head_dim, dtype)
     try:
         return _sides[key]
@@ -73,7 +73,7 @@ def side_functions(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> SideF
 def pair_functions(
     k_fmt: CacheFormat, v_fmt: CacheFormat, head_dim: int, value_dim: int, dtype: torch.dtype
 ) -> PairFunctions | None:
-    """The functions of keys and values; None, with a warning the first time, where they do not compile."""
+    """The functions for keys and values; None, with a warning the first time, if compilation fails."""
     key = (k_fmt.spec, v_fmt.spec, head_dim, value_dim, dtype)
     try:
         return _pairs[key]
@@ -85,20 +85,20 @@ def pair_functions(
 def _found(
     table: dict[tuple[Any, ...], Any], key: tuple[Any, ...], compile: Callable[[], None], functions: Callable[[], Any]
 ) -> Any:
-    """``table[key]``, filled where it is not there yet."""
+    """``table[key]``, compiled if it is missing."""
     with _lock:
         if key not in table:
             try:
                 compile()
                 table[key] = functions()
-            except Exception as error:  # whatever a toolchain may raise: slower is better than not at all
+            except Exception as error:  # whatever the toolchain raises: the reference is used instead
                 log.warning("no CPU kernel for %s, plain torch serves instead: %s", key, error)
                 table[key] = None
         return table[key]
 
 
 def _compile(sides: list[Side], pairs: list[tuple[Side, Side]]) -> None:
-    """Compile what is not compiled yet, as one library."""
+    """Compile what has not been compiled yet, as one library."""
     pairs = [pair for pair in dict.fromkeys(pairs) if pair not in _compiled_pairs]
     sides = [*sides, *(side for pair in pairs for side in pair)]
     sides = [side for side in dict.fromkeys(sides) if side not in _compiled_sides]

@@ -63,6 +63,7 @@ def template_source(sinks: bool, single: bool) -> str:
 
 @functools.cache
 def template_for(sinks: bool, single: bool) -> TritonTemplate:
+    """The template of :func:`template_source`."""
     name = "innerq_combine" + "_sinks" * sinks + "_rows" * (not single)
     return TritonTemplate(name, _grid, template_source(sinks, single), **templates.template_options())
 

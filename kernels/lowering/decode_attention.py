@@ -44,6 +44,7 @@ class TensorView:
 
     @classmethod
     def of(cls, node: Any) -> TensorView:
+        """What a realized node of Inductor's looks like."""
         size, stride = node.get_size(), node.get_stride()
         contiguous = ir.is_contiguous_strides_for_shape(stride, size)
         shape, strides = tuple(map(_number, size)), tuple(map(_number, stride))

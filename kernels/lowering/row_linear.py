@@ -62,6 +62,7 @@ def template_source(biases: tuple[bool, ...]) -> str:
 
 @functools.cache
 def template_for(biases: tuple[bool, ...]) -> TritonTemplate:
+    """The template of :func:`template_source`."""
     name = "innerq_row_linear_" + "".join(str(int(bias)) for bias in biases)
     return TritonTemplate(name, _grid, template_source(biases), **templates.template_options())
 

@@ -1,4 +1,4 @@
-"""Groups of elements to codes and scales, and back; blocks of groups to packed words, and back."""
+"""Encoding and decoding of groups (to codes and scales) and of blocks (to packed words)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def quantize_groups(x: torch.Tensor, fmt: CacheFormat, side_data: SideData = Non
     """Quantize groups ``[..., group_size]``.
 
     Codes are chosen for the rounded scale, see ``modes/affine.py`` and ``modes/paired.py``. A group whose scale is zero
-    or subnormal in float32 decodes to zero (to its zero point, where it has one). NaN in a group makes its scale NaN.
+    or subnormal in float32 decodes to zero, or to its zero point. NaN in a group makes its scale NaN.
 
     Args:
         x: elements, ``[..., group_size]``.
         fmt: the format.
-        side_data: what the mode's ``side_data`` gives, in groups as ``x``; None in modes without.
+        side_data: the result of the mode's ``side_data``, split into groups as ``x`` is; None in modes without it.
 
     Returns:
-        Codes without sign ``[..., group_size]`` int32, and scales ``[...]`` and zero points ``[...]`` as they are
-        stored. There are no zero points (None) in modes without, and where words hold both.
+        Unsigned codes ``[..., group_size]`` int32, stored scales ``[...]`` and stored zero points ``[...]``. The last
+        are None in modes without zero points, and where the elements of the scales hold them.
     """
     encode = fmt.quantization.encode
     assert encode is not None, f"mode {fmt.mode} has no codes"
@@ -33,7 +33,7 @@ def quantize_groups(x: torch.Tensor, fmt: CacheFormat, side_data: SideData = Non
 def scale_numbers(
     scales: torch.Tensor, zeros: torch.Tensor | None, fmt: CacheFormat, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scales and zero points (None in modes without), ``[...]`` in ``dtype``, of what a cache holds of them."""
+    """Decode stored scales and zero points to ``[...]`` in ``dtype``, see ``scale_types.numbers``."""
     return scale_types.numbers(scales, zeros, fmt.scale_type, fmt.bits, dtype)
 
 
@@ -44,7 +44,7 @@ def dequantize_groups(
     fmt: CacheFormat,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """The elements ``[..., group_size]`` in ``dtype`` of what :func:`quantize_groups` gave."""
+    """Decode the results of :func:`quantize_groups` to elements ``[..., group_size]`` in ``dtype``."""
     decode = fmt.quantization.decode
     assert decode is not None, f"mode {fmt.mode} has no codes"
     return decode(codes, *scale_numbers(scales, zeros, fmt, dtype), fmt.bits)
@@ -76,7 +76,7 @@ def decode_blocks(
     head_dim: int,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """The elements that blocks ``codes [..., W]``, ``scales [..., P]`` hold, ``[..., block, D]`` in ``dtype``."""
+    """Unpack and dequantize blocks ``codes [..., W]``, ``scales [..., P]`` to ``[..., block, D]`` in ``dtype``."""
     if not fmt.quantized:
         return codes.reshape(*codes.shape[:-1], fmt.block, head_dim).to(dtype)
     groups = layout.groups_per_block(fmt, head_dim)

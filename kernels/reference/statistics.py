@@ -180,7 +180,7 @@ def key_statistics(
     return mean, torch.where(enough, found, 1.0)
 
 
-def normalize_keys(keys, mean, norm):
+def normalize_keys(keys: torch.Tensor, mean: torch.Tensor | None, norm: torch.Tensor | None) -> torch.Tensor:
     """Keys as a cache holds them, ``(k - mean) * (1 / norm)``, in the dtype they came in."""
     if mean is None and norm is None:
         return keys

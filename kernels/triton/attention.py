@@ -31,7 +31,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def choose_splits(device: torch.device, heads, tokens, programs: int, others: int = 0):
+def choose_splits(device: torch.device, heads: Any, tokens: Any, programs: int, others: int = 0) -> Any:
     """Number of programs that share the blocks of a sequence of at most ``tokens`` tokens.
 
     It is chosen so that all programs run at the same time, ``programs`` per multiprocessor. ``others`` of the programs
@@ -190,7 +190,8 @@ class PartialLaunch:
     options: dict[str, int]
 
     @property
-    def splits(self):
+    def splits(self) -> Any:
+        """Shares of a sequence's tokens: an int, or symbolic."""
         return self.grid[2]
 
 

@@ -1,4 +1,4 @@
-"""Append: new tokens into the recent window, and its oldest blocks into the quantized region when it is full."""
+"""Append: writes new tokens to the recent window, and quantizes its oldest block when it is full."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def _no_numbers(source, channel, real, SHAPE: tl.constexpr):
 
 @triton.jit
 def _load_due(source, numbers, token, channel, real):
-    """Elements of a block that falls due, in the dtype of the window: from the ring, or from the new tokens.
+    """Load elements of a block that is to be quantized, in the dtype of the window: from the ring or the new tokens.
 
-    ``source`` is ``(window, new, first token of the block behind the sinks, length, strides of new, SINK, RING, D)``.
+    ``source`` is ``(window, new, first token of the block, counted after the sinks, length, strides of new, SINK, RING,
+    D)``. For the other arguments see ``encode.encode_blocks``.
     """
     window, new, first, length, stride_n, stride_d, SINK, RING, D = source
     r = first + token
@@ -85,9 +86,9 @@ def _append_side(
     COLS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):
-    """One (b, h) of one side. ``ENCODE``: quantize the ``due``-th block that falls due. ``WRITE``: ring and state.
+    """One (b, h) of one side. ``ENCODE``: quantize the ``due``-th new block. ``WRITE``: write the ring and the state.
 
-    With both, all reads of the ring come before all writes: a token that enters may take the slot of one that leaves.
+    With both, all reads of the ring are before all writes: a new token may take the slot of one that is quantized.
     """
     RING: tl.constexpr = ring_slots(RECENT, BLOCK)
     new += bh // H * stride_b + bh % H * stride_h
@@ -98,11 +99,11 @@ def _append_side(
     new_peak = tl.maximum(peak, length + N)
     channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
     if WRITE and ROWS == 1:
-        # a single token is on its way while a block is quantized
+        # issue the load of a single token before quantizing, so that it is not waited for
         b_new = tl.load(new + (channel * stride_d)[None, :], mask=real[None, :], other=0.0)
     if ENCODE:
         block = quantized_blocks(peak, SINK, RECENT, BLOCK) + due
-        # a caller that let the storage run full has broken the contract; even then nothing is written beyond it
+        # a caller has to make room first; if it did not, nothing is written out of bounds
         if (block < quantized_blocks(new_peak, SINK, RECENT, BLOCK)) & (block < capacity):
             source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
@@ -118,7 +119,7 @@ def _append_side(
                 )  # fmt: skip
     if WRITE:
         tl.debug_barrier()  # every warp has read the ring and the state
-        # of tokens that share a slot only the last is written, so that the order of the stores does not matter
+        # of tokens that map to one slot only the last is written, so that the order of stores does not matter
         last = N - RING
         for i0 in range(tl.where(length < SINK, 0, tl.maximum(last, 0)), N, ROWS):
             i = i0 + tl.arange(0, ROWS)
@@ -138,7 +139,8 @@ def _append_side(
         tl.store(state + STATE_PEAK, new_peak)
 
 
-# One program for all capacities: a cache that has grown is recorded at once, when no other can be loaded.
+# Compiled once for all capacities: after a cache has grown, a CUDA graph may be recorded at once, which must not load
+# another kernel.
 @triton.jit(do_not_specialize=("k_capacity", "v_capacity"))
 def append_fwd_kernel(
     k_codes,
@@ -195,7 +197,7 @@ def append_fwd_kernel(
     V_COLS: tl.constexpr,
     V_QUERY_ROWS: tl.constexpr,
 ):
-    """Program (b * H + h, side, due block). The two sides are two caches; with one side the grid is 1 wide there."""
+    """Program (b * H + h, side, new block). Sides are keys and values; if there is only one, the grid has size 1."""
     bh = tl.program_id(0).to(tl.int64)
     due = tl.program_id(2)
     if tl.program_id(1) == 0:
@@ -244,7 +246,7 @@ def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
     blocks = [cache.format.block for cache, _ in sides]
     warps = num_warps or max(warps_for(cache.format, new.shape[3]) for cache, new in sides)
     launches = [(True, True, 1)]
-    if count > min(blocks):  # then more than one block may fall due
+    if count > min(blocks):  # more than one block may have to be quantized
         launches = [(True, False, -(-count // min(blocks))), (False, True, 1)]
     with on_device(first):
         for encode, write, due in launches:

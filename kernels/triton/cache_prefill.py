@@ -1,4 +1,4 @@
-"""Prefill: a cache side made of a whole prompt, each key or value read once."""
+"""Prefill: makes a cache side from a whole prompt, reading each key or value once."""
 
 # ruff: noqa: RUF005
 # Triton has no starred expressions in tuples.
@@ -28,13 +28,13 @@ from .constants import (
 from .encode import copy_blocks, encode_blocks
 from .support import mode_constants, on_device, side_constants
 
-#: Tokens of the windows that a program writes.
+#: Tokens of the windows per program.
 WINDOW_ROWS = tl.constexpr(16)
 
 
 @triton.jit
 def _of_channels(source, channel, real, SHAPE: tl.constexpr):
-    """Mean and 1 / norm of channels, where there are any, as wide as a tile: a thread loads those of its elements."""
+    """Load mean and 1 / norm of the channels of a tile, if there are any. A thread loads those of its own elements."""
     _, mean, inverse, _, _ = source
     numbers = ()
     if mean is not None:
@@ -46,9 +46,10 @@ def _of_channels(source, channel, real, SHAPE: tl.constexpr):
 
 @triton.jit
 def _load_normalized(source, numbers, token, channel, real):
-    """Elements of ``x`` as the cache holds them, ``(x - mean) / norm`` in the dtype of ``x``; anything where not real.
+    """Load elements of ``x`` as a cache holds them: ``(x - mean) / norm`` in the dtype of ``x``.
 
-    ``source`` is ``(x, mean or None, 1 / norm or None, stride of tokens, stride of channels)``.
+    For the arguments see ``encode.encode_blocks``. ``source`` is ``(x, mean or None, 1 / norm or None, stride of
+    tokens, stride of channels)``.
     """
     x, mean, inverse, stride_s, stride_d = source
     b_x = tl.load(x + token.to(tl.int64) * stride_s + channel * stride_d, mask=real).to(tl.float32)
@@ -94,7 +95,7 @@ def prefill_fwd_kernel(
     COLS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):
-    """Program (i, b * H + h) quantizes ``NB`` blocks of 32 or more tokens; the last ``WINDOWS`` write the windows."""
+    """Program (i, b * H + h) quantizes ``NB`` blocks; the last ``WINDOWS`` programs write the windows and the state."""
     block = tl.program_id(0) * NB
     if STRIDE_S:
         stride_s = STRIDE_S
@@ -132,7 +133,7 @@ def prefill_fwd_kernel(
         source = (x, mean, inverse, stride_s, stride_d)
         channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
         slot = part * WINDOW_ROWS + tl.arange(0, WINDOW_ROWS)
-        # the token of a ring slot is the one of [q_end, q_end + RING) that falls on it
+        # the token of a ring slot is the one of [q_end, q_end + RING) that maps to it
         ahead = (tl.maximum(slot - SINK, 0) + RING - blocks * BLOCK % RING) % RING
         token = tl.where(slot < SINK, slot, SINK + blocks * BLOCK + ahead)
         held = (token < length)[:, None]
@@ -149,16 +150,16 @@ def prefill_fwd_kernel(
 
 
 def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dict[str, int]]:
-    """``(NB and WINDOWS, how Triton compiles it)``: as many blocks a program as give each thread of a warp a column."""
+    """``(constants NB and WINDOWS, launch options)``. A program has as many blocks as give each thread a column."""
     constants = {"NB": 1, "WINDOWS": triton.cdiv(fmt.window, WINDOW_ROWS.value)}
     if not fmt.quantized:
         return constants, {"num_warps": 4}
     side = side_constants(fmt, head_dim)
     columns = plane_columns(fmt.is_key, side["SLICES"], fmt.block, side["COLS"])
     constants["NB"] = max(1, 32 // columns)
-    # a set of groups has to fit a thread's registers: 128 elements of it
+    # a set of groups has to fit the registers of a thread: 128 elements
     warps = max(1, constants["NB"] * columns * fmt.group_size // 4096)
-    # 12 programs a multiprocessor; what holds more codes at once would spill
+    # 12 programs per multiprocessor; wider codes or groups would spill registers with this limit
     small = fmt.bits <= 4 and fmt.group_size <= 32
     return constants, {"num_warps": warps} | ({"maxnreg": 168} if small else {})
 
@@ -173,18 +174,18 @@ def prefill(
     query_profile: torch.Tensor | None = None,
     num_warps: int | None = None,
 ) -> Cache:
-    """A cache side made of ``x [B, H, S, D]``, see ``reference.prefill``. Spare capacity is left uninitialized.
+    """Make a cache side from ``x [B, H, S, D]``, see ``reference.prefill``. Spare capacity is left uninitialized.
 
     Args:
         x: keys or values, any strides.
         start: ``[B]`` integers, padding tokens before each sequence.
         mean, norm: ``[B, H, D]`` float32 or None.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
-        query_profile: ``[B, H, 2, D]`` of ``reference.query_profile``, in modes that use one; None: not known.
-        num_warps: warps a block, instead of the default.
+        query_profile: ``[B, H, 2, D]`` of ``reference.query_profile``, in modes that use one; None if not known.
+        num_warps: warps per program, instead of the default.
 
     Raises:
-        ValueError: where ``capacity`` is too small.
+        ValueError: if ``capacity`` is too small.
     """
     batch, heads, tokens, head_dim = x.shape
     blocks = int(blocks_for(fmt, tokens))
@@ -210,7 +211,7 @@ def prefill(
             tokens,
             capacity,
             *x.stride(),
-            # known, it costs no instruction and no register; there are few models whose tokens lie otherwise
+            # as a constant it takes no instructions and registers; it has the same few values in all models
             STRIDE_S=x.stride(2) if x.stride(2) % head_dim == 0 else 0,
             **constants,
             **side_constants(fmt, head_dim),

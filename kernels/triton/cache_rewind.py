@@ -1,4 +1,4 @@
-"""Rewind: a pair of caches back to a length that is on the device, in one launch. See ``reference.truncate_``."""
+"""Rewind: truncates keys and values to a length on the device, in one launch. See ``reference.truncate_``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, larges
 from .support import interpreted, on_device, side_constants
 from .unpack import load_tokens
 
-#: The assertion needs Triton's debug mode, which would check every addition for overflow as well.
+#: Device assertions need Triton's debug mode, which by default also checks additions for overflow.
 OPTIONS = {} if interpreted() else {"debug": True, "sanitize_overflow": False}
 
 
@@ -41,7 +41,7 @@ def _rewind_side(
     COLS: tl.constexpr,
     QUERY_ROWS: tl.constexpr,
 ):
-    """One (b, h) of one side: what a block that is cut still holds goes back into the ring, and the state follows."""
+    """One (b, h) of one side: dequantize the remaining tokens of a truncated block into the ring, and set the state."""
     RING: tl.constexpr = ring_slots(RECENT, BLOCK)
     p_state = state + bh * STATE_SIZE
     start = tl.load(p_state + STATE_START)
@@ -49,14 +49,14 @@ def _rewind_side(
     peak = tl.load(p_state + STATE_PEAK)
     reached = (start + length >= target) & (target >= 0)
     tl.device_assert(reached, "innerq: a static cache was written behind the tokens that it holds")
-    if start + length > target:  # nearly never in a decode step
+    if start + length > target:  # rare in a decode step
         new_start = tl.minimum(start, target)
         kept = target - new_start
         new_peak = tl.minimum(peak, kept + RECENT)
         end = quantized_end(p_state, SINK, RECENT, BLOCK)
         new_end = SINK + quantized_blocks(new_peak, SINK, RECENT, BLOCK) * BLOCK
         position = new_end + tl.arange(0, BLOCK)
-        # the capacity bounds what is quantized, as in the reference
+        # no more blocks than the capacity, as in the reference
         held = (position < kept) & (position < end) & (position < SINK + capacity * BLOCK)
         b_x = load_tokens(
             codes, scales, window, bh, capacity, position, held, end, True, False,
@@ -64,7 +64,7 @@ def _rewind_side(
         )  # fmt: skip
         channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
         slot = SINK + (position - SINK) % RING
-        if window.dtype.element_ty != tl.float32:  # what is finite stays so in the dtype of the window
+        if window.dtype.element_ty != tl.float32:  # finite numbers stay finite in the dtype of the window
             LARGEST: tl.constexpr = largest(window.dtype.element_ty)
             b_x = tl.where(tl.abs(b_x) < float("inf"), tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST), b_x)
         tl.store(
@@ -130,12 +130,12 @@ def rewind_fwd_kernel(
 
 
 def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
-    """Forget all tokens from a position on, in a key and a value cache, in place.
+    """Truncate keys and values to ``position`` tokens, padding included, in place.
 
     Args:
-        sides: keys and values, with equal B and H; dense tensors.
-        position: a tensor with one element, any integer dtype, on the caches' device. A cache that is shorter is a
-            device-side assertion.
+        sides: keys and values, with equal B and H; contiguous tensors.
+        position: a tensor with one element, of any integer dtype, on the caches' device. A device-side assertion fails
+            if a cache is shorter.
     """
     tensors: list[Any] = []
     constants: dict[str, Any] = {}

@@ -20,6 +20,7 @@ UNWRITTEN_SCALES = ("float8_e5m2",)
 
 @functools.cache
 def installed() -> bool:
+    """Whether Triton can be imported. Imports nothing."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -29,6 +30,7 @@ def interpreted() -> bool:
 
 
 def runs_on(x: torch.Tensor) -> bool:
+    """Whether Triton runs on ``x``: on a GPU, or on a CPU in the interpreter."""
     return installed() and (x.is_cuda or (x.device.type == "cpu" and interpreted()))
 
 
@@ -38,6 +40,7 @@ def on_gpu(x: torch.Tensor) -> bool:
 
 
 def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether kernels read caches of a format, head_dim and dtype (of the windows)."""
     if dtype not in DTYPES or head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
         return False
     if fmt.block > 128 or (fmt.is_key and fmt.block != 32):
@@ -62,6 +65,7 @@ def cache_supported(cache: Cache) -> bool:
 
 
 def next_power_of_2(n: int) -> int:
+    """The least power of 2 that is not below ``n``, 1 at least."""
     return 1 << max(n - 1, 0).bit_length()
 
 
