@@ -131,12 +131,12 @@ def plane_columns(is_key: bool, slices: int, block: int, head_dim: int) -> int:
 
 
 def sub_range_stride(is_key: bool, slices: int) -> int:
-    """How many fields further the next sub-range lies. A field is the tokens' part, then the channels' part."""
+    """Distance, in fields, from a sub-range to the next. A field is (tokens' part, channels' part)."""
     return slices if is_key else 1
 
 
 def slice_stride(is_key: bool, slices: int) -> int:
-    """How many fields further the next slice lies."""
+    """Distance, in fields, from a slice to the next."""
     return 1 if is_key else 16 // slices
 
 

@@ -77,7 +77,8 @@ template <class F> void pack(const int32_t* codes, int32_t* words) {
           for (const auto& [field, run] : F::RUNS)
             word[run.half] |= (((uint32_t)from[F::BASE[lane][field]] >> run.code_bit) & run.mask)
                               << (run.half_bit + 16 * lane);
-        int32_t* to = words + hi * (F::BITS * F::PLANE_WORDS) + col / F::RUN * F::RUN_WORDS + pair * F::RUN + col % F::RUN;
+        int32_t* to = words + hi * (F::BITS * F::PLANE_WORDS) + pair * F::RUN;
+        to += col / F::RUN * F::RUN_WORDS + col % F::RUN;
         for (int i = 0; i < F::BITS; ++i) to[i * F::PLANE_WORDS] = (int32_t)word[i];
       }
 }

@@ -6,8 +6,8 @@
 //   2. soft cap, masks, running maximum, exponentials in place (the scale is in q);
 //   3. acc [R][Dv] from the values: a block is unpacked to a tile [token][channel] and contracted with the weights.
 // Steps 1 and 3 are the same `contract` (contract.h).
-// Only real tokens are visited; slots and blocks past the end are never read. Many query tokens take several passes of n
-// tokens each, so that the memory for rows is bounded, whatever N and the context are, and stays in a core's cache.
+// Only real tokens are visited; slots and blocks past the end are never read. Many query tokens take several passes of
+// n tokens each, so that the memory for rows is bounded, whatever N and the context are, and stays in a core's cache.
 
 namespace {
 
@@ -141,8 +141,8 @@ template <class K, class V> struct Worker {
   }
 };
 
-// Chunk c of a sequence is [chunk_begin(c), chunk_begin(c + 1)), limited to its length. The first one includes the sinks,
-// so that the others, and the blocks of keys in them, begin at multiples of CHUNK after the sinks.
+// Chunk c of a sequence is [chunk_begin(c), chunk_begin(c + 1)), limited to its length. The first one includes the
+// sinks, so that the others, and the blocks of keys in them, begin at multiples of CHUNK after the sinks.
 INLINE int64_t chunk_begin(int64_t c, int64_t sink) { return c ? sink % CHUNK + c * CHUNK : 0; }
 INLINE int64_t chunk_count(int64_t length, int64_t sink) {
   if (length <= 0) return 0;

@@ -12,8 +12,8 @@ template <class F> INLINE const int32_t* readable(const Cache& cache, int64_t he
   return spare;
 }
 
-// Visit tokens [begin, end) of one side in order: calls block(block, offset, first token, count) for tokens of quantized
-// blocks, and rows(pointer, first token, count) for runs of tokens in full precision.
+// Visit tokens [begin, end) of one side in order: calls block(block, offset, first token, count) for tokens of
+// quantized blocks, and rows(pointer, first token, count) for runs of tokens in full precision.
 template <class F, class Block, class Rows>
 INLINE void walk(const Cache& cache, int64_t i, int64_t begin, int64_t end, Block block, Rows rows) {
   const int64_t ring = cache.ring<F>(), sink = cache.sink;

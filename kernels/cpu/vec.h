@@ -1,8 +1,8 @@
 // Vectors of VL floats, element types, and the few functions on them that the kernels need.
 //
 // Inductor disables GCC's loop vectorizer, so everything that takes time is written with vector extensions (of GCC and
-// Clang), and with intrinsics where those do not suffice: fused multiply-add, half conversion, horizontal sums. Elements
-// may be NaN; comparisons are written so that NaN is treated as the comments say.
+// Clang), and with intrinsics where those do not suffice: fused multiply-add, half conversion, horizontal sums.
+// Elements may be NaN; comparisons are written so that NaN is treated as the comments say.
 //
 // VL (lanes of a vector, from the vector ISA that Inductor picked) is defined by the generated prologue, and so are the
 // constants of kernels/layout.py and kernels/scale_types.py (codegen.py).

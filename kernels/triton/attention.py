@@ -298,7 +298,7 @@ def decode_partials(
         mask = query  # is not read
     elif mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
-    # only the fast kernel knows of it; without one, anything stands for what is not read
+    # an argument of the fast kernel only; without one any tensor is passed, and not read
     opened = {} if launch.reason else {"open_from": query if call.open_from is None else call.open_from}
     with on_device(query):
         launch.kernel[launch.grid](

@@ -14,9 +14,9 @@ template <class F> INLINE VF stored_scale(VF scale, int reach) {
   }
 }
 
-// Codes of VL groups whose rows are x[0], x[LANES], ..., with x ~ code * scale + zero. `scale` is replaced by the stored
-// scale, limited so that reach * scale is finite. `add` is added to the codes, which have rows of STRIDE lanes. DIVIDE:
-// divide by the scale instead of multiplying with its inverse.
+// Codes of VL groups whose rows are x[0], x[LANES], ..., with x ~ code * scale + zero. `scale` is replaced by the
+// stored scale, limited so that reach * scale is finite. `add` is added to the codes, which have rows of STRIDE lanes.
+// DIVIDE: divide by the scale instead of multiplying with its inverse.
 template <class F, bool ZERO, int STRIDE, bool DIVIDE = false>
 INLINE void affine_codes(const float* x, VF& scale, VF zero, int low, int high, int reach, int add, int32_t* codes) {
   scale = stored_scale<F>(scale, reach);

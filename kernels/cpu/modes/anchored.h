@@ -13,7 +13,7 @@ struct Anchored {
       const VI empty = ~(VI)(magnitude(held) >= 1.17549435e-38f);
       const VF past = past_code<F>(load(g.anchor), g.low, 1.f / (empty ? splat(1.f) : held));
       const VF zero = exact_fma(empty ? splat(0.f) : past, held, g.low);
-      const VF most = LIMIT<typename F::S> - held * (float)LEVELS<F>;  // so that the largest code decodes to a finite number
+      const VF most = LIMIT<typename F::S> - held * (float)LEVELS<F>;  // the largest code decodes to a finite number
       encode_asymmetric(g, zero > most ? most : zero);
     }
   }
