@@ -108,7 +108,8 @@ def _zero_(tensor):
         for inner in (tensors.scales, tensors.window, tensors.mean):
             if inner is not None:
                 inner.zero_()
-        reference.set_query_profile_(tensors.window, storage.format, None, tensors.norm)
+        if tensors.query_profile is not None:
+            tensors.query_profile.copy_(reference.default_profile(storage.format, tensors.window, tensors.norm))
         if not storage.format.quantized:
             tensors.codes.zero_()
     return tensor

@@ -55,9 +55,9 @@ def quantize(
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     has_statistics = role == "key" and (config.centre_keys or config.normalize_keys)
     mean = scale = moments = divisor = profile = None
-    if queries is not None and fmt.uses_queries:
+    if fmt.uses_queries:
         moments = reference.query_moments(queries, x, start)
-        divisor = reference.norm_divisor(moments, fmt.norm)
+        divisor = None if queries is None else reference.norm_divisor(moments, fmt.norm)
     if has_statistics and x.shape[2] == 0:
         mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
         scale = torch.ones_like(mean)
@@ -72,7 +72,8 @@ def quantize(
         capacity = formats.grown_capacity(fmt, x.shape[2])
     encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, profile)
     tensors = CacheTensors.of_encoded(fmt, encoded)
-    return CacheStorage(dataclasses.replace(tensors, mean=mean, norm=scale), x.shape[2])
+    tensors = dataclasses.replace(tensors, query_profile=profile, mean=mean, norm=scale)
+    return CacheStorage(tensors, x.shape[2])
 
 
 def storage_bytes(

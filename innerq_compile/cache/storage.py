@@ -112,11 +112,7 @@ class CacheStorage:
             moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
             return moved.pin_memory() if pin_memory else moved
 
-        copy = self.copy(transform=move)
-        if copy.dtype != self.dtype and self.format.uses_queries:  # its bytes are stored in rows behind the windows
-            profile = reference.held_query_profile(self.tensors.window, self.format)
-            reference.set_query_profile_(copy.tensors.window, self.format, profile.to(copy.device))
-        return copy
+        return self.copy(transform=move)
 
     def __reduce__(self):
         # pickled as an object of its own, so that tensors that share a storage share one again after loading
@@ -230,9 +226,11 @@ def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheSt
     """
     fmt = CacheFormat.parse(spec)
     rows = tensors["window"].shape[2]
-    if rows != fmt.window_rows:
+    if rows != fmt.window or fmt.uses_queries != ("query_profile" in tensors):
+        profile = " and a query profile" if fmt.uses_queries else ""
         raise InnerQError(
-            f"a saved cache of format {spec} has {rows} rows of windows where this version has {fmt.window_rows}: it "
-            "was written by another version of innerq-compile; make the cache anew from its prompt"
+            f"a saved cache of format {spec} has {rows} rows of windows and the tensors {', '.join(tensors)}, where "
+            f"this version has {fmt.window} rows{profile}: it was written by another version of innerq-compile; make "
+            "the cache anew from its prompt"
         )
     return CacheStorage(CacheTensors.of(fmt, tensors), length)

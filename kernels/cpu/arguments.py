@@ -10,7 +10,7 @@ import struct
 
 from ..cache import Cache
 
-_CACHE = "7q"
+_CACHE = "8q"
 APPEND_ONE = struct.Struct("4q" + _CACHE + "5q")
 APPEND_TWO = struct.Struct("4q" + 2 * (_CACHE + "5q"))
 PREFILL = struct.Struct("4q" + _CACHE + "8q")
@@ -19,12 +19,13 @@ DECODE = struct.Struct("2q" + 2 * _CACHE + "18q2d")
 
 def cache_fields(cache: Cache) -> tuple[int, ...]:
     """The ``Cache`` struct of ``cache.h``."""
-    codes, fmt = cache.codes, cache.format
+    codes, profile, fmt = cache.codes, cache.query_profile, cache.format
     return (
         codes.data_ptr(),
         cache.scales.data_ptr(),
         cache.window.data_ptr(),
         cache.state.data_ptr(),
+        0 if profile is None else profile.data_ptr(),
         codes.shape[2],
         fmt.sink,
         fmt.recent,
@@ -39,5 +40,11 @@ def is_plain(cache: Cache) -> bool:
         and cache.scales.is_contiguous()
         and window.is_contiguous()
         and cache.state.is_contiguous()
-        and window.shape[2] == cache.format.window_rows
+        and window.shape[2] == cache.format.window
     )
+
+
+def is_writable(cache: Cache) -> bool:
+    """The same of a cache that is to be written to, by which encoders read its query profile."""
+    profile = cache.query_profile
+    return is_plain(cache) and (not cache.format.uses_queries or (profile is not None and profile.is_contiguous()))

@@ -5,7 +5,7 @@
 //   T, S                       element and scale dtype
 //   Mode                       how groups are encoded, a class of modes/*.h
 //   KEY, QUANTIZED, HAS_ZERO, USES_ANCHOR, USES_QUERIES   flags
-//   D, BLOCK, ROWS, LANES, GS, BITS, WORDS, PARAMS, QUERY_ROWS
+//   D, BLOCK, ROWS, LANES, GS, BITS, WORDS, PARAMS
 //   ZERO_STEP                  what a step of the zero point of a pair is worth, in scales
 //   BASE, *_STRIDE, RUNS       where the codes of a word belong, for pack
 //   unpack(words, tile)        all codes of a block as floats
@@ -44,6 +44,7 @@ struct Cache {  // one side
   void* scales;
   void* window;
   int32_t* state;  // [B, H, 4]: start, length, peak, 0
+  const int8_t* query_profile;  // [B, H, 2, D]: means, then squared deviations; in modes that use it
   int64_t capacity, sink, recent;
   template <class F> int64_t ring() const { return recent + F::BLOCK; }
   // Blocks of sequence-head i that are quantized.
@@ -52,10 +53,11 @@ struct Cache {  // one side
     return past < F::BLOCK ? 0 : past / F::BLOCK;
   }
   template <class F> typename F::T* rows(int64_t i) const {
-    return (typename F::T*)window + i * (sink + ring<F>() + F::QUERY_ROWS) * F::D;
+    return (typename F::T*)window + i * (sink + ring<F>()) * F::D;
   }
-  // The query profile: means of D channels, then squared deviations; in modes that use it.
-  template <class F> const int8_t* queries(int64_t i) const { return (int8_t*)(rows<F>(i) + (sink + ring<F>()) * F::D); }
+  template <class F> const int8_t* profile(int64_t i) const {
+    return F::USES_QUERIES ? query_profile + i * 2 * F::D : nullptr;
+  }
   template <class F> int32_t* words(int64_t i, int64_t block) const {
     return (int32_t*)codes + (i * capacity + block) * F::WORDS;
   }

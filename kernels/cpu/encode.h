@@ -24,9 +24,9 @@ template <class F> INLINE int least_row(const float* rows) {
   return row;
 }
 
-// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES, `query` is of Cache::queries.
+// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES, `profile` is of Cache::profile.
 template <class F>
-void encode(const float* tile, const int8_t* query, int32_t* codes, int32_t* words, typename F::S* params) {
+void encode(const float* tile, const int8_t* profile, int32_t* codes, int32_t* words, typename F::S* params) {
   for (int g = 0; g < F::ROWS / F::GS; ++g) {
     const int least = F::USES_ANCHOR ? least_row<F>(tile + g * F::GS * F::LANES) : 0;
     for (int lane = 0; lane < F::LANES; lane += VL) {
@@ -39,9 +39,9 @@ void encode(const float* tile, const int8_t* query, int32_t* codes, int32_t* wor
         high = (VI)(v > high) | nan ? v : high;
         largest = (VI)(a > largest) | nan ? a : largest;
       }
-      F::Mode::template encode<F>({x, x + least * F::LANES, query + g * F::GS, low, high, largest,
-                                   codes + g * F::GS * F::LANES + lane, params + g * F::LANES + lane,
-                                   F::GROUPS});
+      F::Mode::template encode<F>({x, x + least * F::LANES, F::USES_QUERIES ? profile + g * F::GS : nullptr,
+                                   low, high, largest, codes + g * F::GS * F::LANES + lane,
+                                   params + g * F::LANES + lane, F::GROUPS});
     }
   }
   pack<F>(codes, words);
@@ -60,7 +60,7 @@ template <class F> constexpr int64_t encode_bytes() { return 2 * aligned(4 * (in
 
 template <class F> INLINE void write_block(const Cache& cache, int64_t i, int64_t block, char* memory) {
   float* tile = (float*)memory;
-  encode<F>(tile, cache.queries<F>(i), (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block),
+  encode<F>(tile, cache.profile<F>(i), (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block),
             cache.params<F>(i, block));
 }
 

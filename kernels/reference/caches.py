@@ -13,7 +13,7 @@ from ..formats import CacheFormat, blocks_for
 from ..internals.tensors import assert_async
 from .groups import decode_blocks, encode_blocks
 from .numbers import to_finite
-from .statistics import held_query_profile, normalize_keys, set_query_profile_
+from .statistics import default_profile, normalize_keys
 
 #: Of a write to a static cache that would leave a gap.
 MISSED = "a static cache was written behind the tokens that it holds"
@@ -28,25 +28,19 @@ def empty_cache(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Cache:
-    """A cache side without mean and norm that holds no token yet, with room for ``capacity`` blocks."""
+    """A cache side without mean and norm that holds no token yet, with room for ``capacity`` blocks.
+
+    Its query profile, where it has one, is that of queries that are not known.
+    """
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
     tensors = {name: torch.zeros(s, dtype=own or dtype, device=device) for name, (s, own) in shapes.items()}
     cache = CacheTensors.of(fmt, tensors)
-    set_query_profile_(cache.window, fmt)
-    return cache
+    return dataclasses.replace(cache, query_profile=default_profile(fmt, cache.window))
 
 
 def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
     """Blocks of each sequence that are in the quantized region, ``[B, H]``."""
     return torch.div(state[..., layout.PEAK] - fmt.sink - fmt.recent, fmt.block, rounding_mode="floor").clamp(min=0)
-
-
-def _profile(cache: Cache, dims: int = 0) -> torch.Tensor | None:
-    """The query profile of a cache whose mode uses one, with ``dims`` dimensions of blocks behind its heads."""
-    if not cache.format.uses_queries:
-        return None
-    profile = held_query_profile(cache.window, cache.format)
-    return profile[:, :, None] if dims else profile
 
 
 def prefill(
@@ -66,7 +60,7 @@ def prefill(
         mean, norm: ``[B, H, D]`` of :func:`key_statistics`, what is taken out of keys; None where nothing is.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
         fmt: the format.
-        query_profile: that of the prompt, in modes that use one; None where it is not known.
+        query_profile: that of the prompt, in modes that use one; None where its queries are not known.
     """
     batch, heads, tokens, head_dim = x.shape
     x = normalize_keys(x, mean, norm)
@@ -74,18 +68,20 @@ def prefill(
     index = (torch.arange(tokens, device=x.device) + start[:, None]).clamp(max=tokens - 1)
     x = x.gather(2, index[:, None, :, None].expand(batch, heads, tokens, head_dim))
     cache = empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
-    cache = dataclasses.replace(cache, mean=mean, norm=norm)
+    if query_profile is None:
+        query_profile = default_profile(fmt, x, norm)
+    cache = dataclasses.replace(cache, query_profile=query_profile, mean=mean, norm=norm)
     window, state = cache.window, cache.state
     length = (tokens - start).to(torch.int32)[:, None].expand(batch, heads)
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
     state[..., layout.PEAK] = length
-    set_query_profile_(window, fmt, query_profile, norm)
     blocks = blocks_for(fmt, tokens)
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]
         body = body.reshape(batch, heads, blocks, fmt.block, head_dim)
-        cache.codes[:, :, :blocks], cache.scales[:, :, :blocks] = encode_blocks(body, fmt, _profile(cache, 1))
+        profile = None if query_profile is None else query_profile[:, :, None]
+        cache.codes[:, :, :blocks], cache.scales[:, :, :blocks] = encode_blocks(body, fmt, profile)
     window[:, :, : min(fmt.sink, tokens)] = x[:, :, : fmt.sink]
     if tokens > fmt.sink:
         first = fmt.sink + quantized_blocks(state, fmt) * fmt.block  # [B, H], first token of the recent window
@@ -147,8 +143,11 @@ def append_(cache: Cache, new: torch.Tensor) -> None:
 
     Raises:
         IndexError: where the cache has no room for a block.
+        ValueError: where it has no query profile and its mode uses one.
     """
     fmt, window, state = cache.format, cache.window, cache.state
+    if fmt.uses_queries and cache.query_profile is None:
+        raise ValueError(f"a cache of mode {fmt.mode} is written to without its query profile")
     batch, heads, count, head_dim = new.shape
     b, h = torch.arange(batch, device=new.device)[:, None], torch.arange(heads, device=new.device)[None, :]
     for i in range(count):
@@ -162,7 +161,7 @@ def append_(cache: Cache, new: torch.Tensor) -> None:
         if bool(due.any()):
             slots = fmt.sink + (before[..., None] * fmt.block + torch.arange(fmt.block, device=new.device)) % fmt.ring
             oldest = window.gather(2, slots[..., None].expand(-1, -1, -1, head_dim))
-            new_codes, new_scales = encode_blocks(oldest, fmt, _profile(cache))
+            new_codes, new_scales = encode_blocks(oldest, fmt, cache.query_profile)
             rows, cols = due.nonzero(as_tuple=True)
             cache.codes[rows, cols, before[due]] = new_codes[due]
             cache.scales[rows, cols, before[due]] = new_scales[due]

@@ -55,7 +55,8 @@ def encode_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Blocks ``[..., block, D]`` as ``codes [..., W]`` and ``scales [..., P]``.
 
-    ``query_profile [..., 2, D]``, which broadcasts to the blocks, for modes that use it; None where nothing is known.
+    ``query_profile [..., 2, D]``, which broadcasts to the blocks, for modes that use it; None means that all
+    channels of the queries are alike.
     """
     *lead, block, head_dim = x.shape
     mode = fmt.quantization

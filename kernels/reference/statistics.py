@@ -1,4 +1,4 @@
-"""What is measured on a prompt: mean and normalization of its keys, moments of its queries and what is kept of them."""
+"""What is measured on a prompt: mean and normalization of its keys, moments and profile of its queries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..formats import CacheFormat
 from ..pairs import Pairs
 from .numbers import as_float
 
-#: Largest mean, and squared deviation, in a query profile: bytes below those of float16's infinities.
+#: Largest mean, and squared deviation, in a query profile: signed bytes.
 MAX_PROFILE = 123
 #: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
 MIN_STATISTICS_TOKENS = 32
@@ -25,7 +25,7 @@ MIN_KEY_NORM = 2.0**-6
 MAX_DIVIDED_KEY = 8192.0
 
 
-def query_moments(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def query_moments(query: torch.Tensor | None, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
 
     Taken over the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
@@ -33,11 +33,14 @@ def query_moments(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) 
     alike.
 
     Args:
-        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt.
+        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt. None, where
+            it is not known, gives :func:`default_moments`.
         keys: ``[B, H, S, D]``.
         start: ``[B]``, tokens of padding in front.
     """
     heads, tokens = keys.shape[1:3]
+    if query is None:
+        return default_moments(keys.shape[0], heads, keys.shape[3], keys.device)
     # an index and not a slice: of that the strides tell long from short prompts, and a graph would serve one of them
     last = torch.arange(torch.sym_max(query.shape[2] - MOST_QUERIES, 0), query.shape[2], device=query.device)
     query = query.index_select(2, last)
@@ -57,6 +60,12 @@ def query_moments(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) 
     return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
 
 
+def default_moments(batch: int, heads: int, head_dim: int, device: torch.device | str) -> torch.Tensor:
+    """Query moments ``[B, H, 2, D]`` of a prompt whose queries are not known: 0 and 1, all channels are alike."""
+    zeros = torch.zeros((batch, heads, head_dim), dtype=torch.float32, device=device)
+    return torch.stack((zeros, torch.ones_like(zeros)), 2)
+
+
 def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
     """By what the normalization of keys is divided: the fourth root of the size of the queries.
 
@@ -73,11 +82,10 @@ def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
 
 
 def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
-    """The query profile: what mode ``steered`` keeps of the query moments, two bytes a channel.
+    """The query profile: what a cache keeps of the query moments, two bytes a channel.
 
     Mean and square of the deviation of the queries as held keys meet them (times the normalization), in units of their
-    own for each group, in which neither is above :data:`MAX_PROFILE`. Only ratios within a group count. A mean below
-    zero is its one's complement and the sign bit, so that no two bytes read as a NaN where they lie among numbers.
+    own for each group, in which neither is above :data:`MAX_PROFILE`. Only ratios within a group count.
 
     Args:
         moments: ``[B, H, 2, D]`` float32 of :func:`query_moments`.
@@ -85,7 +93,7 @@ def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: 
         group_size: channels that share a scale.
 
     Returns:
-        ``[B, H, 2, D]`` uint8.
+        ``[B, H, 2, D]`` int8.
     """
     held = torch.nan_to_num(moments if norm is None else moments * norm.unsqueeze(2))
     mean, deviation = held.unflatten(-1, (-1, group_size)).unbind(2)
@@ -94,37 +102,23 @@ def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: 
         MAX_PROFILE / mean.abs().amax(-1, keepdim=True).clamp(min=least),
         MAX_PROFILE**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
     )
-    means = torch.round(mean * unit).clamp(-MAX_PROFILE, MAX_PROFILE).to(torch.int32)
-    means = torch.where(means < 0, ~means + 0x80, means)
-    weights = torch.round((deviation * unit).square()).clamp(max=MAX_PROFILE).to(torch.int32)
-    return torch.stack((means, weights), 2).flatten(-2).to(torch.uint8)
+    means = torch.round(mean * unit).clamp(-MAX_PROFILE, MAX_PROFILE)
+    weights = torch.round((deviation * unit).square()).clamp(max=MAX_PROFILE)
+    return torch.stack((means, weights), 2).flatten(-2).to(torch.int8)
 
 
-def set_query_profile_(
-    window: torch.Tensor, fmt: CacheFormat, profile: torch.Tensor | None = None, norm: torch.Tensor | None = None
-) -> None:
-    """Write a :func:`query_profile` ``[B, H, 2, D]`` behind the windows ``[B, H, R, D]``, in mode ``steered``.
+def default_profile(fmt: CacheFormat, like: torch.Tensor, norm: torch.Tensor | None = None) -> torch.Tensor | None:
+    """The query profile of a cache whose queries are not known; None in modes without one.
 
-    It is bytes there, whatever the dtype of the windows. Where there is none, it is that of queries whose channels are
-    all alike.
+    Args:
+        fmt: the format.
+        like: any ``[B, H, ..., D]`` on the cache's device.
+        norm: ``[B, H, D]`` or None.
     """
     if not fmt.uses_queries:
-        return
-    if profile is None:
-        moments = torch.zeros((*window.shape[:2], 2, window.shape[3]), dtype=torch.float32, device=window.device)
-        moments[:, :, 1] = 1
-        profile = query_profile(moments, norm, fmt.group_size)
-    if profile.dtype is not torch.uint8:
-        raise TypeError(f"a query profile is bytes (torch.uint8), see query_profile, and not {profile.dtype}")
-    held = window.view(torch.uint8)[:, :, fmt.window]
-    held[..., : 2 * window.shape[3]] = profile.flatten(-2)
-    held[..., 2 * window.shape[3] :] = 0
-
-
-def held_query_profile(window: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """The query profile ``[B, H, 2, D]`` that :func:`set_query_profile_` has written."""
-    held = window[:, :, fmt.window].contiguous().view(torch.uint8)
-    return held[..., : 2 * window.shape[3]].unflatten(-1, (2, -1))
+        return None
+    moments = default_moments(like.shape[0], like.shape[1], like.shape[-1], like.device)
+    return query_profile(moments, norm, fmt.group_size)
 
 
 def key_statistics(

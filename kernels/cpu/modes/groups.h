@@ -10,7 +10,7 @@ namespace {
 template <class F> struct Groups {
   const float* x;             // element e of the groups: x + e * F::LANES
   const float* anchor;        // the elements that are to lie on a code, in modes that use an anchor
-  const int8_t* query;        // the query profile of the group's channels, in modes that use it
+  const int8_t* profile;      // the query profile of the group's channels, in modes that use it
   VF low, high, largest;      // extremes, and the largest magnitude; NaN where a group has one
   int32_t* codes;             // to be written, as x
   typename F::S* params;      // to be written: scales, and zero points `zeros` behind them unless one word holds both
