@@ -1,7 +1,7 @@
-"""The blocks of arguments of the compiled functions, as the structs of append.h, prefill.h and masks.h.
+"""The arguments of compiled functions, packed as the structs of append.h, prefill.h and masks.h.
 
-Everything in them is eight bytes wide. Packing one and passing its address costs a microsecond; converting thirty
-arguments one by one costs ten.
+All fields are eight bytes. Packing a struct and passing its address takes a microsecond; passing thirty arguments one
+by one through ctypes takes ten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DECODE = struct.Struct("2q" + 2 * _CACHE + "18q2d")
 
 
 def cache_fields(cache: Cache) -> tuple[int, ...]:
-    """The ``Cache`` struct of ``cache.h``."""
+    """The fields of the ``Cache`` struct of ``cache.h``."""
     codes, profile, fmt = cache.codes, cache.query_profile, cache.format
     return (
         codes.data_ptr(),
@@ -33,7 +33,7 @@ def cache_fields(cache: Cache) -> tuple[int, ...]:
 
 
 def is_plain(cache: Cache) -> bool:
-    """Whether the tensors of a cache side lie in memory as the kernels want them."""
+    """Whether the tensors of a cache side have the memory layout that the kernels require."""
     window = cache.window
     return (
         cache.codes.is_contiguous()

@@ -1,11 +1,11 @@
-// Quantizing a block: kernels/reference/groups.py says what is computed, and this gives the same bits.
+// Quantizes a block, with the results of kernels/reference/groups.py, bit for bit.
 //
-// A block is worked on as a tile [ROWS][LANES] whose rows are contracted by attention and whose lanes are not: rows are
-// channels and lanes tokens for keys, the other way round for values. A group is GS rows of one lane, for both.
+// A block is a tile [ROWS][LANES]. Attention contracts its rows: rows are channels and lanes are tokens for keys, the
+// other way round for values. A group is GS rows of one lane, for both.
 
 namespace {
 
-// The first row whose norm is clearly as small as the least, of rows [LANES]. A norm of NaN is infinite.
+// The first of GS rows whose norm is within the factor CLEARLY of the least. A norm of NaN counts as infinite.
 template <class F> INLINE int least_row(const float* rows) {
   float norms[F::GS], least = INF;
   for (int e = 0; e < F::GS; ++e) {
@@ -47,7 +47,7 @@ void encode(const float* tile, const int8_t* profile, int32_t* codes, int32_t* w
   pack<F>(codes, words);
 }
 
-// Row `i` of the tokens of a block, as it lies in a tile.
+// Store token `i` of a block, with channels `row`, in a tile.
 template <class F> INLINE void put_token(float* tile, int i, const typename F::T* row) {
   if constexpr (F::KEY) {
     for (int c = 0; c < F::D; ++c) tile[c * F::LANES + i] = to_f32(row[c]);

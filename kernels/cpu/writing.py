@@ -1,4 +1,4 @@
-"""Calls of the kernels that write caches: append and prefill."""
+"""Calls of the C++ kernels that write caches: append and prefill."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
 
 
 def append_(sides: Sequence[Append]) -> None:
-    """Write new tokens behind the end of one or two cache sides, in place. See ``reference.append_``.
+    """Append new tokens to one or two cache sides, in place. See ``reference.append_``.
 
     Args:
         sides: ``(cache, new [B, H, N, D])`` of the keys and the values, or of either.
 
     Raises:
-        IndexError: where a cache has no room for a block.
+        IndexError: if a cache has no room for a block.
     """
     cache, new = sides[0]
     batch, heads, count, head_dim = new.shape
@@ -79,10 +79,10 @@ def prefill(
     fmt: CacheFormat,
     query_profile: torch.Tensor | None = None,
 ) -> Cache:
-    """A cache side made of a prompt. See ``reference.prefill``; blocks past a sequence's own end are zero.
+    """Make a cache side from a prompt. See ``reference.prefill``; blocks past the end of a sequence are zero.
 
     Raises:
-        IndexError: where ``capacity`` is too small.
+        IndexError: if ``capacity`` is too small.
     """
     batch, heads, tokens, head_dim = x.shape
     functions = side_functions(fmt, head_dim, x.dtype)

@@ -1,4 +1,4 @@
-"""What is measured on a prompt: mean and normalization of its keys, moments and profile of its queries."""
+"""Statistics of a prompt: mean and normalization of its keys, moments and profile of its queries."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from ..formats import CacheFormat
 from ..pairs import Pairs
 from .numbers import as_float
 
-#: Largest mean, and squared deviation, in a query profile: signed bytes.
+#: Largest magnitude of a mean, and largest squared deviation, in a query profile (signed bytes).
 MAX_PROFILE = 123
-#: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
+#: With fewer real tokens than this nothing is measured; key mean is 0 and normalization 1.
 MIN_STATISTICS_TOKENS = 32
-#: So many of a prompt's last queries say what queries are like; to read all of a long prompt's would cost more.
+#: Query moments are measured on at most so many of a prompt's last queries, which bounds their cost.
 MOST_QUERIES = 2048
-#: Least root mean square of the queries of a channel that counts, as a part of the largest of its head.
+#: Lower limit of the root mean square of the queries of a channel, relative to the largest channel of its head.
 LEAST_QUERY = 2.0**-12
-#: Queries count as no larger than this, so that sums of their squares are finite.
+#: Queries are clamped to this magnitude, so that sums of their squares are finite.
 MAX_QUERY = 1e15
-#: Range of the key normalization, which is relative to the largest channel of its head.
+#: Lower limit of the key normalization, relative to the largest channel of its head.
 MIN_KEY_NORM = 2.0**-6
-#: A key that is divided but not centred yet, as on its way through a rotary embedding, gets no larger than this or than
-#: the largest key of its head: far enough from what float16 holds.
+#: A key that is divided by the normalization but not centred yet (before a rotary embedding) is at most this large, or
+#: as large as the largest key of its head: within the range of float16.
 MAX_DIVIDED_KEY = 8192.0
 
 
 def query_moments(query: torch.Tensor | None, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
+    """Mean and standard deviation of a prompt's queries for each key head, ``[B, H, 2, D]`` float32.
 
-    Taken over the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
-    count as zero. Queries of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1, as if all channels were
-    alike.
+    Measured on the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
+    count as zero. With fewer than :data:`MIN_STATISTICS_TOKENS` real queries the result is 0 and 1, which weighs all
+    channels equally.
 
     Args:
-        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt. None, where
-            it is not known, gives :func:`default_moments`.
+        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt. None, if it is
+            not known, gives :func:`default_moments`.
         keys: ``[B, H, S, D]``.
-        start: ``[B]``, tokens of padding in front.
+        start: ``[B]``, number of padding tokens at the beginning.
     """
     heads, tokens = keys.shape[1:3]
     if query is None:
         return default_moments(keys.shape[0], heads, keys.shape[3], keys.device)
-    # an index and not a slice: of that the strides tell long from short prompts, and a graph would serve one of them
+    # an index instead of a slice: with a slice, guards on strides would compile long and short prompts separately
     last = torch.arange(torch.sym_max(query.shape[2] - MOST_QUERIES, 0), query.shape[2], device=query.device)
     query = query.index_select(2, last)
     batch, q_heads, rows, head_dim = query.shape
@@ -49,29 +49,35 @@ def query_moments(query: torch.Tensor | None, keys: torch.Tensor, start: torch.T
     real = position >= start[:, None]
     x = query.float()
     x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0).clamp(-MAX_QUERY, MAX_QUERY)
-    # a number that is not finite counts as zero: a count for each channel would cost as much as the sums
+    # numbers that are not finite count as zero: counting them per channel would cost as much as the sums
     group, rows = q_heads // heads, real.sum(-1)[:, None, None]
     count = (rows * group).clamp(min=1)
     total, squares = (each.sum(2).view(batch, heads, group, head_dim).sum(2) for each in (x, x.square()))
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     known = rows >= MIN_STATISTICS_TOKENS
-    # no constant tensor: a graph would copy it to the device, and wait for it, at every call
+    # no constant tensors: a graph would copy them to the device, and wait for that, at every call
     return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
 
 
 def default_moments(batch: int, heads: int, head_dim: int, device: torch.device | str) -> torch.Tensor:
-    """Query moments ``[B, H, 2, D]`` of a prompt whose queries are not known: 0 and 1, all channels are alike."""
+    """Query moments ``[B, H, 2, D]`` where queries are not known: mean 0 and deviation 1, for all channels."""
     zeros = torch.zeros((batch, heads, head_dim), dtype=torch.float32, device=device)
     return torch.stack((zeros, torch.ones_like(zeros)), 2)
 
 
 def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
-    """By what the normalization of keys is divided: the fourth root of the size of the queries.
+    """The factor by which the normalization of keys is divided: the fourth root of the size of the queries.
 
-    ``moments [B, H, 2, D]`` are those of :func:`query_moments`; returns ``[B, H, D]`` float32. The size of a channel
-    is the root mean square of its queries, over the channels that share a normalization (``CacheFormat.norm``),
-    relative to the largest of the head.
+    The size is the root mean square of the queries of a channel, averaged over the channels that share a normalization
+    (``CacheFormat.norm``), relative to the largest channel of the head.
+
+    Args:
+        moments: ``[B, H, 2, D]`` of :func:`query_moments`.
+        norm: ``CacheFormat.norm``.
+
+    Returns:
+        ``[B, H, D]`` float32.
     """
     square = moments.square().sum(2)
     square = (square + Pairs.parse(norm).swapped(square)) * 0.5
@@ -82,10 +88,10 @@ def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
 
 
 def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
-    """The query profile: what a cache keeps of the query moments, two bytes a channel.
+    """The query profile: the query moments in the coded form that a cache keeps, two bytes per channel.
 
-    Mean and square of the deviation of the queries as held keys meet them (times the normalization), in units of their
-    own for each group, in which neither is above :data:`MAX_PROFILE`. Only ratios within a group count.
+    Mean and squared deviation of the queries, multiplied by the normalization as the queries of a decode step are. Each
+    group is scaled so that neither is above :data:`MAX_PROFILE`; only ratios within a group matter.
 
     Args:
         moments: ``[B, H, 2, D]`` float32 of :func:`query_moments`.
@@ -97,7 +103,7 @@ def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: 
     """
     held = torch.nan_to_num(moments if norm is None else moments * norm.unsqueeze(2))
     mean, deviation = held.unflatten(-1, (-1, group_size)).unbind(2)
-    least = 1e-30  # so that what is divided by it is finite
+    least = 1e-30  # so that quotients are finite
     unit = torch.minimum(
         MAX_PROFILE / mean.abs().amax(-1, keepdim=True).clamp(min=least),
         MAX_PROFILE**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
@@ -108,11 +114,11 @@ def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: 
 
 
 def default_profile(fmt: CacheFormat, like: torch.Tensor, norm: torch.Tensor | None = None) -> torch.Tensor | None:
-    """The query profile of a cache whose queries are not known; None in modes without one.
+    """The query profile of a cache where queries are not known; None in modes without one.
 
     Args:
         fmt: the format.
-        like: any ``[B, H, ..., D]`` on the cache's device.
+        like: a tensor ``[B, H, ..., D]`` on the cache's device.
         norm: ``[B, H, D]`` or None.
     """
     if not fmt.uses_queries:
@@ -132,17 +138,17 @@ def key_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32.
 
-    Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
-    tokens and over the channels that share it, divided by ``divisor`` where the query moments are known, and
-    relative to the largest channel of the head so that neither the scaled query nor the divided key can overflow.
-    Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
+    Computed over real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
+    tokens and over the channels that share it, divided by ``divisor`` if the query moments are known, and relative to
+    the largest channel of the head, so that neither the scaled query nor the divided key overflows. Prompts of fewer
+    than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
 
     Args:
         keys: ``[B, H, S, D]``.
-        start: ``[B]``, tokens of padding in front.
-        centre, normalize: whether to take the mean, the normalization; where not, they are 0 and 1.
-        norm: ``CacheFormat.norm``. ``paper`` gives ``sqrt(max|k - mean|)`` as it is, and 1 where that is 0.
-        divisor: ``[B, H, D]`` of :func:`norm_divisor`, or None. ``paper`` takes no notice of it.
+        start: ``[B]``, number of padding tokens at the beginning.
+        centre, normalize: whether to compute the mean and the normalization; if not, they are 0 and 1.
+        norm: ``CacheFormat.norm``. With ``paper`` the normalization is ``sqrt(max|k - mean|)``, and 1 where that is 0.
+        divisor: ``[B, H, D]`` of :func:`norm_divisor`, or None. Ignored with ``paper``.
 
     Source: InnerQ, arXiv 2602.23200, key normalization; centring, sharing and queries: ``docs/method.md``.
     """
@@ -175,7 +181,7 @@ def key_statistics(
 
 
 def normalize_keys(keys: torch.Tensor, mean: torch.Tensor | None, norm: torch.Tensor | None) -> torch.Tensor:
-    """Keys as a cache holds them, ``(k - mean) * (1 / norm)``, in the dtype they came in."""
+    """Keys as a cache holds them, ``(k - mean) * (1 / norm)``, in their dtype. ``mean`` and ``norm`` may be None."""
     if mean is None and norm is None:
         return keys
     x = as_float(keys)

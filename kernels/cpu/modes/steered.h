@@ -2,12 +2,12 @@
 
 namespace {
 
-// Elements behind a zero point in parts of a scale.
+// (x - zero) / scale in parts of a scale.
 template <class F> INLINE VI in_parts(VF x, VF inverse, VF steps) {
   return bitcast<VI>(exact_fma(x, inverse, F::TO_PARTS - steps * F::ZERO_STEP)) - bitcast<VI>(splat(F::TO_PARTS));
 }
 
-// The zero point near `steps` whose errors cost least: `_steer` of the reference. `mean` points to the bytes of the
+// The zero point near `steps` of least cost: `_steer` of the reference. `mean` points to the bytes of the
 // group's first channel in the query profile, and the weights of the channels lie F::D bytes behind.
 template <class F> INLINE VF steer(const float* x, const int8_t* mean, VF low, VF high, VF inverse, VF steps) {
   constexpr int shift = F::PRODUCT_SHIFT, levels = (1 << F::BITS) - 1, candidates = sizeof F::STEERING / sizeof(int);
@@ -39,10 +39,10 @@ template <class F> INLINE VF steer(const float* x, const int8_t* mean, VF low, V
     chosen = take ? trial : chosen;
     least = take ? cost : least;
   }
-  return (high >= LIMIT<float>) | (low <= -LIMIT<float>) ? steps : chosen;  // infinite elements have no error
+  return (high >= LIMIT<float>) | (low <= -LIMIT<float>) ? steps : chosen;  // saturated: its error is not meaningful
 }
 
-// What the errors of codes cost, to compare with those of a signed group.
+// The cost of the errors of groups, for comparison with signed groups.
 template <class F> INLINE VF steered_cost(const float* x, const int8_t* mean, VF scale, VF steps) {
   const int8_t* weight = mean + F::D;
   const VF unit = pair_unit(scale), inverse = 1.f / unit, offset = steps * -F::ZERO_STEP;
@@ -67,7 +67,7 @@ struct Steered {
       const VI less = cost * CLEARLY < steered_cost<F>(g.x, g.profile, pair.scale, pair.steps);
       pair = {less ? narrow.scale : pair.scale, less ? narrow.steps : pair.steps};
     }
-    // codes as shares of the largest one, as a GPU has them
+    // codes are rounded from fractions of the largest code, as on a GPU
     const VF inverse = 1.f / pair_unit(pair.scale) * share, offset = pair.steps * F::ZERO_STEP * share;
     for (int e = 0; e < F::GS; ++e) {
       VF within = clamp(exact_fma(g.at(e), inverse, -offset), 0.f, 1.f);
