@@ -54,7 +54,7 @@ def measure(
     dense = [(keys.clone(), values.clone()) for _ in range(layers)]
 
     def append(layer):
-        torch.ops.innerq.append_(*k_caches[layer], *v_caches[layer], key, value, k_fmt.spec, v_fmt.spec)
+        torch.ops.innerq.append_(*k_caches[layer], None, *v_caches[layer], key, value, k_fmt.spec, v_fmt.spec)
 
     def attend(layer):
         cache = (*k_caches[layer], *v_caches[layer])

@@ -38,8 +38,7 @@ class CacheTensors(Generic[T]):
         scales: ``[B, H, capacity, P]``, scales and zero points of the groups of each block.
         window: ``[B, H, sink + recent + block, D]``, the sinks and the recent window in the cache's dtype.
         state: ``[B, H, 4]`` int32, see ``layout.STATE_FIELDS``.
-        query_profile: ``[B, H, 2, D]`` uint8, what the prompt's queries are like; keys whose mode asks for it, else
-            None.
+        query_profile: ``[B, H, 2, D]`` int8, see ``reference.query_profile``; keys whose mode uses it, else None.
         mean, norm: ``[B, H, D]`` float32, what was taken out of the keys; None where nothing was.
     """
 

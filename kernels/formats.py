@@ -18,8 +18,6 @@ from .modes import QuantizationMode, Role, decoding
 from .scale_types import SCALE_TYPES, ScaleType
 
 ROLES: tuple[Role, ...] = ("key", "value")
-#: Rows behind the windows that hold the query profile (two bytes per channel), in modes that use queries.
-QUERY_ROWS = 1
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
@@ -110,11 +108,6 @@ class CacheFormat:
     def window(self) -> int:
         """Slots of the windows: the sinks, then the ring of recent tokens."""
         return self.sink + self.ring
-
-    @property
-    def window_rows(self) -> int:
-        """Rows of the tensor of windows: their slots, then the query profile in modes that use queries."""
-        return self.window + (QUERY_ROWS if self.uses_queries else 0)
 
     @property
     def code_offset(self) -> int:

@@ -1,16 +1,19 @@
 """The memory layout of a quantized cache, down to the bit: for packing, for kernels, and for counting bytes.
 
-A cache side (keys or values, ``[B, H, S, D]``) is four tensors, all with batch and head leading:
+A cache side (keys or values, ``[B, H, S, D]``) is these tensors, all with batch and head leading:
 
-======== ============================ ============ =======================================================
-name     shape                        dtype        holds
-======== ============================ ============ =======================================================
-codes    ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
-scales   ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
-window   ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens (and, in modes
-                                                   that use queries, one more row: the query profile)
-state    ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
-======== ============================ ============ =======================================================
+============= ============================ ============ ======================================================
+name          shape                        dtype        holds
+============= ============================ ============ ======================================================
+codes         ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
+scales        ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
+window        ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens
+state         ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
+query_profile ``[B, H, 2, D]``             int8         in modes that use queries: mean and squared deviation of the
+                                                        prompt's queries, see ``reference.query_profile``
+============= ============================ ============ ======================================================
+
+Mean and normalization of keys (``[B, H, D]`` float32) are further tensors, where the config asks for them.
 
 In mode ``none`` the codes are the elements themselves, ``[B, H, NB, 32 * D]`` in the cache's dtype, token after
 token, and there are no scales.
@@ -274,12 +277,15 @@ def shapes(
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
     """Shape and dtype (None: that of the cache) of each tensor of a cache side with room for ``capacity`` blocks."""
     lead = (batch, heads)
-    return {
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {
         "codes": ((*lead, capacity, words_per_block(fmt, head_dim)), torch.int32 if fmt.quantized else None),
         "scales": ((*lead, capacity, scales_per_block(fmt, head_dim)), fmt.torch_scale_dtype),
-        "window": ((*lead, fmt.window_rows, head_dim), None),
+        "window": ((*lead, fmt.window, head_dim), None),
         "state": ((*lead, len(STATE_FIELDS)), torch.int32),
     }
+    if fmt.uses_queries:
+        shapes["query_profile"] = ((*lead, 2, head_dim), torch.int8)
+    return shapes
 
 
 def cache_bytes(

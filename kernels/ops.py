@@ -17,7 +17,7 @@ import torch
 
 from . import dispatch, layout, masks, reference
 from .attention_call import AttentionCall
-from .cache import Cache
+from .cache import ENCODED, Cache
 from .formats import CacheFormat
 from .schemas import SCHEMAS
 
@@ -100,8 +100,14 @@ def prefill(
     format: str,
     query_profile: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """A cache made of a prompt ``x [B, H, S, D]``, see ``reference.prefill``: its tensors of ``cache.ENCODED``."""
+    """A cache made of a prompt ``x [B, H, S, D]``, see ``reference.prefill``: its tensors of ``cache.ENCODED``.
+
+    Raises:
+        ValueError: where the query profile that the mode uses is not given; the caller keeps it with the others.
+    """
     fmt = CacheFormat.parse(format)
+    if fmt.uses_queries and (query_profile is None or query_profile.dtype is not torch.int8):
+        raise ValueError(f"a cache of mode {fmt.mode} is made with its query profile, a tensor of int8")
     backend = dispatch.choose(x.device, lambda b: b.supports_prefill(fmt, x))
     return backend.prefill(x, start, mean, norm, capacity, fmt, query_profile).encoded
 
@@ -112,7 +118,8 @@ def _(
 ) -> tuple[torch.Tensor, ...]:
     batch, heads, _, head_dim = x.shape
     shapes = layout.shapes(CacheFormat.parse(format), batch, heads, head_dim, capacity)
-    return tuple(x.new_empty(shape, dtype=dtype or x.dtype) for shape, dtype in shapes.values())
+    encoded = (shapes[name] for name in ENCODED)
+    return tuple(x.new_empty(shape, dtype=dtype or x.dtype) for shape, dtype in encoded)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -182,9 +189,10 @@ def write_(cache: Cache, x: torch.Tensor, position: torch.Tensor, moments: torch
         for statistic, new in zip((mean, norm), found, strict=True):
             if statistic is not None:
                 statistic.copy_(new)
-    if place == 0:
-        profile = None if moments is None else reference.query_profile(moments, norm, fmt.group_size)
-        reference.set_query_profile_(cache.window, fmt, profile, norm)
+    if place == 0 and cache.query_profile is not None:
+        if moments is None:
+            moments = reference.default_moments(x.shape[0], x.shape[1], x.shape[3], x.device)
+        cache.query_profile.copy_(reference.query_profile(moments, norm, fmt.group_size))
     append_one_(cache, reference.normalize_keys(x, mean, norm))
 
 

@@ -19,7 +19,7 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .cache import ENCODED, INNER_TENSORS, CacheTensors
+from .cache import ENCODED, INNER_TENSORS, STATISTICS, CacheTensors
 from .formats import CacheFormat
 
 
@@ -148,8 +148,14 @@ def _cache_taker(names: tuple[str, ...], first: int, at_format: int) -> Callable
     return take
 
 
-_STATISTICS = ("mean", "norm")
+_KEY_STATISTICS = ("mean", "norm")
+#: What encoders read; only keys meet queries.
+_PROFILE = ("query_profile",)
 _BOTH_WRITTEN = (CacheArguments("k_", writes=ENCODED), CacheArguments("v_", writes=ENCODED))
+_BOTH_APPENDED = (
+    CacheArguments("k_", writes=ENCODED, reads=_PROFILE, optional=_PROFILE),
+    CacheArguments("v_", writes=ENCODED),
+)
 _BOTH_READ = (CacheArguments("k_", reads=ENCODED), CacheArguments("v_", reads=ENCODED))
 _BOTH_FORMATS = ("str k_format", "str v_format")
 
@@ -157,7 +163,7 @@ _BOTH_FORMATS = ("str k_format", "str v_format")
 SCHEMAS = {
     schema.name: schema
     for schema in (
-        OperatorSchema("query_moments", ("Tensor query", "Tensor keys", "Tensor start"), "Tensor"),
+        OperatorSchema("query_moments", ("Tensor? query", "Tensor keys", "Tensor start"), "Tensor"),
         OperatorSchema("norm_divisor", ("Tensor moments", "str norm"), "Tensor"),
         OperatorSchema("query_profile", ("Tensor moments", "Tensor? norm", "int group_size"), "Tensor"),
         OperatorSchema(
@@ -176,14 +182,18 @@ SCHEMAS = {
             ),
             f"({', '.join('Tensor' for _ in ENCODED)})",
         ),
-        OperatorSchema("append_", (*_BOTH_WRITTEN, "Tensor key", "Tensor value", *_BOTH_FORMATS), "()"),
-        OperatorSchema("append_one_", (CacheArguments(writes=ENCODED), "Tensor x", "str format"), "()"),
+        OperatorSchema("append_", (*_BOTH_APPENDED, "Tensor key", "Tensor value", *_BOTH_FORMATS), "()"),
+        OperatorSchema(
+            "append_one_",
+            (CacheArguments(writes=ENCODED, reads=_PROFILE, optional=_PROFILE), "Tensor x", "str format"),
+            "()",
+        ),
         OperatorSchema("truncate_", (CacheArguments(writes=ENCODED), "SymInt length", "str format"), "()"),
         OperatorSchema("rewind_", (*_BOTH_WRITTEN, "Tensor position", *_BOTH_FORMATS), "()"),
         OperatorSchema(
             "write_",
             (
-                CacheArguments(writes=(*ENCODED, *_STATISTICS), optional=_STATISTICS),
+                CacheArguments(writes=INNER_TENSORS, optional=STATISTICS),
                 *("Tensor x", "Tensor position", "str format", "Tensor? moments=None"),
             ),
             "()",
@@ -201,7 +211,7 @@ SCHEMAS = {
         OperatorSchema(
             "dequantize",
             (
-                CacheArguments(reads=(*ENCODED, *_STATISTICS), optional=_STATISTICS),
+                CacheArguments(reads=(*ENCODED, *_KEY_STATISTICS), optional=_KEY_STATISTICS),
                 *("SymInt length", "str format"),
             ),
             "Tensor",

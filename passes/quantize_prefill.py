@@ -67,23 +67,25 @@ def _quantize(
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     ops = torch.ops.innerq
-    mean = norm = moments = None
-    divisor, profile = (), ()
-    query = _query(write, match) if fmt.uses_queries else None
-    if query is not None:
+    mean = norm = moments = profile = None
+    divisor = ()
+    if fmt.uses_queries:
+        query = _query(write, match)
         moments = write.call(ops.query_moments.default, query, dense, start)
-        divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm),)
+        if query is not None:
+            divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
         wanted = (config.centre_keys, config.normalize_keys, fmt.norm)
         key_statistics = write.call(ops.key_statistics.default, dense, start, *wanted, *divisor)
         mean = write.call(operator.getitem, key_statistics, 0) if config.centre_keys else None
         norm = write.call(operator.getitem, key_statistics, 1) if config.normalize_keys else None
     if moments is not None:
-        profile = (write.call(ops.query_profile.default, moments, norm, fmt.group_size),)
+        profile = write.call(ops.query_profile.default, moments, norm, fmt.group_size)
+    given = () if profile is None else (profile,)
     capacity = _capacity(write, dense, fmt)
-    packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *profile)
+    packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *given)
     encoded = [write.call(operator.getitem, packed, index) for index in range(len(ENCODED))]
-    tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), mean=mean, norm=norm)
+    tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), query_profile=profile, mean=mean, norm=norm)
     return Quantized(tensors, value.shape[2], use.tokens_dim)
 
 

@@ -1,12 +1,15 @@
-"""The quantized cache as a tensor.
+"""Quantized caches as tensors.
 
-``tensor.py``      :class:`InnerQTensor`, a cache that grows by ``torch.cat``
-``buffer.py``      :class:`InnerQBuffer`, a preallocated cache; ``empty_cache.py`` makes one
-``storage.py``     the inner tensors behind them, which several tensors may share; ``extents.py`` says who reads what
-``operations.py``, ``buffer_operations.py``   what acts on the quantized form; ``dispatch.py`` chooses
-``quantizing.py``  a storage made of dense keys or values
-``traced.py``      what stands in place of a storage while Dynamo traces
-``changes.py``     whether any cache has changed since some moment
+``tensor.py``       :class:`InnerQTensor`, a cache that grows by ``torch.cat``; ``operations.py`` has its operators
+``buffer.py``       :class:`InnerQBuffer`, a preallocated cache; ``buffer_operations.py`` has its operators,
+                    ``empty_cache.py`` creates one, ``writing.py`` writes to it
+``dispatch.py``     chooses what runs for an operator; ``refusals.py`` has the errors for writes that are not supported
+``storage.py``      the inner tensors of a cache, which several cache tensors may share; ``extents.py`` has the lengths
+                    of those, ``locking.py`` the locks of several storages
+``quantizing.py``   creates a storage from dense keys or values; ``checks.py`` checks the arguments
+``reading.py``, ``derived.py``, ``layouts.py``, ``indexing.py``   helpers of the tensors
+``traced.py``       stands in place of a storage while Dynamo traces
+``changes.py``      tells whether any cache has changed
 """
 
-from . import buffer_operations, operations  # noqa: F401  (say what keeps the quantized form)
+from . import buffer_operations, operations  # noqa: F401  (register the operators)

@@ -1,10 +1,6 @@
-"""Preallocated quantized caches: :class:`InnerQBuffer`.
+"""The preallocated quantized cache as a tensor: :class:`InnerQBuffer`.
 
-A buffer has the shape of the dense buffer that it stands for, ``[B, H, max_tokens, D]``, and holds the tokens written
-so far, quantized. Programs write it as they write a dense one: ``buffer[:, :, position] = k``,
-``buffer[:, :, a:b] = k``, ``buffer[:, :, a:b].copy_(k)``, ``buffer.index_copy_(2, position, k)``. Tokens are written
-in order: at the end of what is held, or before it, which forgets what lay behind. Positions that hold nothing read as
-zero.
+``empty_cache.py`` creates one, ``writing.py`` writes to it, ``buffer_operations.py`` implements operators on it.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from .tensor import InnerQTensor
 from .traced import TracedCache, is_traced
 from .writing import write
 
-#: What writes to a buffer, or keeps its quantized form, see ``buffer_operations.py``.
+#: The operators that have an implementation of their own, see ``buffer_operations.py``.
 OPERATIONS = Operations()
 
 
@@ -41,6 +37,7 @@ class InnerQBuffer(InnerQTensor):
     dense copy: what is written to it does not reach the buffer.
     """
 
+    #: The position in the whole buffer of the first token of this slice.
     _offset: int
 
     @staticmethod
@@ -53,7 +50,7 @@ class InnerQBuffer(InnerQTensor):
             requires_grad=False,
         )
         tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
-        # it never grows: its capacity is a constant of a graph
+        # a buffer never grows, so that its capacity is a constant in graphs
         unmark_sizes(storage.blocks)
         return tensor
 
@@ -104,15 +101,17 @@ class InnerQBuffer(InnerQTensor):
         write(self, *position, value)
 
     def narrow(self, dim, start, length):
-        """``torch.Tensor.narrow``. Along the tokens the result is a slice of the buffer, and can be written to."""
+        """``torch.Tensor.narrow``. Along the tokens, the result is a view of the buffer."""
+        if dim not in (2, -2) or is_traced(self):
+            return self.dequantize().narrow(dim, start, length)
         first, size = int(start), self.shape[2]
         first += size if first < 0 else 0
-        if dim not in (2, -2) or is_traced(self) or not 0 <= first <= first + length <= size:
+        if not 0 <= first <= first + length <= size:  # raises torch's own error
             return self.dequantize().narrow(dim, start, length)
         return InnerQBuffer(self._storage, length, self._offset + first)
 
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
-        """``torch.Tensor.repeat_interleave``, dense."""
+        """``torch.Tensor.repeat_interleave``. The result is dense."""
         return self.dequantize().repeat_interleave(repeats, dim=dim, output_size=output_size)
 
     def __deepcopy__(self, memo):

@@ -1,7 +1,7 @@
-"""What writes to an :class:`InnerQBuffer` or keeps its quantized form: a function for each operator of ATen.
+"""The operators of ATen that write to an :class:`InnerQBuffer` or act on its quantized form.
 
-They take the operator's arguments. Those that they cannot follow give ``NotImplemented``: a write is refused then, and
-anything else sees the dense tensor.
+A function takes the arguments of its operator. If it does not support them it returns ``NotImplemented``. Then an
+operator that writes raises an error, and any other one runs on the dequantized tensor.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _copy_(tensor, source, non_blocking=False):
 
 @OPERATIONS.held(aten.zero_.default)
 def _zero_(tensor):
-    if tensor.shape[2] == tensor._storage.length:  # all of it: it holds nothing then
+    if tensor.shape[2] == tensor._storage.length:  # the whole buffer is empty then
         tensor._storage.tensors.state.zero_()
     else:
         write(tensor, 0, tensor.shape[2], tensor.new_zeros(()))

@@ -1,4 +1,4 @@
-"""Whether caches have changed since some moment, for all of this process."""
+"""Process-wide detection of changes to caches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 
 class ChangeClock:
-    """Tells whether any cache of this process has changed since some moment.
+    """Tells whether any cache of this process has changed since an earlier moment.
 
-    It ticks when a cache is made, changes its length or its tensors, or a tensor of a cache is made. Threads share it:
-    a change in one of them is one for all of them. Reading and ticking are single assignments and need no lock; the
-    clock ticks behind a change, so that what was read before the tick is never taken for the present.
+    It ticks after a storage or a cache tensor is created, and after a storage changes its length or its tensors, in
+    any thread. Reading and ticking are single reads and writes of an attribute, which need no lock.
 
     Attributes:
-        now: an object that stands for the present. Whoever keeps it finds another one here after any change.
+        now: An object that is replaced by each tick. If it is still the same object, nothing has changed.
     """
 
     def __init__(self) -> None:
@@ -28,16 +27,18 @@ class ChangeClock:
         self.now = object()
 
     def add_holder(self, holder: Any) -> None:
-        """Have ``holder.forget()`` called before a storage replaces its tensors, so that the old ones are freed.
+        """Register an object that keeps inner tensors between calls.
+
+        ``holder.forget()`` is called before a storage replaces its tensors, so that the old ones can be freed.
 
         Args:
-            holder: what holds inner tensors of caches from one call to the next; kept weakly.
+            holder: The object. Only a weak reference to it is kept.
         """
         with self._lock:
             self._holders.add(holder)
 
     def forget_tensors(self) -> None:
-        """Have everybody let go of the inner tensors that they hold."""
+        """Make all registered objects drop the inner tensors that they keep."""
         with self._lock:
             holders = list(self._holders)
         for holder in holders:

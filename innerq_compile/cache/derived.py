@@ -30,12 +30,15 @@ def copied(tensor: InnerQTensor, transform: Callable[[torch.Tensor], torch.Tenso
 
 
 def select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
-    """An independent tensor of the sequences that an integer ``index [N]`` names."""
+    """An independent tensor of the sequences that ``index`` selects, ``[N]`` integers."""
     return copied(tensor, lambda inner: inner.index_select(0, index.to(inner.device)))
 
 
 def on_own_storage(storage: CacheStorage, tensor: InnerQTensor) -> InnerQTensor:
-    """A tensor like ``tensor`` on ``storage``, which nothing else uses and which is cut to the tensor's length."""
+    """A tensor of the length and layout of ``tensor`` on ``storage``, which no other tensor shares.
+
+    The storage is truncated to that length.
+    """
     length = length_of(tensor)
     if storage.length != length:
         storage.truncate(length)

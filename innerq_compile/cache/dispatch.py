@@ -1,4 +1,8 @@
-"""What serves an operator of ATen on a quantized cache: a function for it, the dense tensor, or an error."""
+"""Dispatch of ATen operators on quantized caches.
+
+An operator is served by a function registered for it, or else by the dequantized tensor. One that would write to the
+cache and has no function raises an error.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,22 @@ Handler = Callable[..., Any]
 
 
 class Operations:
-    """Functions for operators: those for caches that hold data, and those for caches that are being traced."""
+    """A table of functions that implement operators: one for caches with data, one for caches being traced."""
 
     def __init__(self) -> None:
         self._held: dict[Any, Handler] = {}
         self._traced: dict[Any, Handler] = {}
 
     def held(self, *overloads: Any) -> Callable[[Handler], Handler]:
-        """Have the decorated function serve these operators on caches that hold data."""
+        """Decorator: register a function for these operators on caches with data."""
         return _register(self._held, overloads)
 
     def traced(self, *overloads: Any) -> Callable[[Handler], Handler]:
-        """Have the decorated function serve these operators while a program is traced: shapes are all that counts."""
+        """Decorator: register a function for these operators on traced caches, of which only shapes are known."""
         return _register(self._traced, overloads)
 
     def handler(self, overload: Any, args: tuple[Any, ...]) -> Handler | None:
-        """The function that serves an operator called with ``args``, None where the dense tensor serves."""
+        """The function registered for an operator called with ``args``, or None."""
         if overload not in self._held and overload not in self._traced:
             return None
         first = args[0] if args else None
@@ -42,10 +46,17 @@ class Operations:
 def dispatch(
     kind: type[InnerQTensor], operations: Operations, overload: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The result of an operator with arguments of class ``kind`` among its own.
+    """Run an operator that has cache tensors of class ``kind`` among its arguments.
+
+    Args:
+        kind: The class whose ``__torch_dispatch__`` was called.
+        operations: The functions registered for the class.
+        overload: The operator.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
 
     Raises:
-        UnsupportedOperation: where it would write to one of them and no function of ``operations`` serves it.
+        UnsupportedOperation: If it would write to a cache in a way that is not supported.
     """
     handler = operations.handler(overload, args)
     if handler is not None and isinstance(args[0], (kind, list, tuple)):

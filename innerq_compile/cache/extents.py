@@ -1,4 +1,7 @@
-"""Which tokens of a storage somebody can still read."""
+"""The lengths of the cache tensors that share a storage.
+
+A storage may be written in place only behind the longest of the tensors that can still read it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import weakref
 
 from .changes import CHANGES
 
-#: References that are kept before those to extents that have died are taken out.
+#: How many references are kept before those to dead extents are removed.
 _MAX_REFERENCES = 16
 
 
 class Extent:
-    """How many tokens of a storage one tensor shows. It lives as long as the tensor.
+    """The length of one cache tensor. It lives as long as the tensor does.
 
     Attributes:
         length: The number of tokens, padding included.
@@ -25,36 +28,36 @@ class Extent:
 
 
 class Extents:
-    """The extents of the tensors of one storage, held weakly. Several threads may use it at the same time."""
+    """Weak references to the extents of all tensors of one storage. Safe to use from several threads."""
 
     __slots__ = ("_lock", "_references")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._references: list[weakref.ref[Extent]] = []  # a WeakSet takes ten times as long
+        self._references: list[weakref.ref[Extent]] = []  # a WeakSet is ten times as slow
 
     def add(self, length: int) -> Extent:
-        """The extent of a tensor of ``length`` tokens that is being made."""
+        """Create the extent of a new tensor of ``length`` tokens."""
         made = Extent(length)
         references = self._references
-        references.append(weakref.ref(made))  # atomic: what others append at the same time stands behind or before it
+        references.append(weakref.ref(made))  # atomic, so that it needs no lock
         if len(references) > _MAX_REFERENCES:
             self._remove_dead()
         CHANGES.tick()
         return made
 
     def is_one_longer_than(self, length: int) -> bool:
-        """Whether a tensor that is alive shows more than ``length`` tokens."""
+        """Whether a tensor of more than ``length`` tokens is alive."""
         with self._lock:
             return any((extent := ref()) is not None and extent.length > length for ref in self._references)
 
     def is_one_besides(self, extent: Extent) -> bool:
-        """Whether a tensor other than that of ``extent`` is alive."""
+        """Whether any tensor but that of ``extent`` is alive."""
         with self._lock:
             return any(ref() not in (None, extent) for ref in self._references)
 
     def _remove_dead(self) -> None:
-        with self._lock:  # nobody else moves references, and nobody looks through them while they move
+        with self._lock:  # no other thread iterates over the list or removes from it
             references = self._references
-            count = len(references)  # what is appended from here on stays where it is, behind these
+            count = len(references)  # other threads may append meanwhile, behind these
             references[:count] = [ref for ref in references[:count] if ref() is not None]

@@ -1,4 +1,4 @@
-"""What an index means along the tokens of a cache."""
+"""Interpretation of indices into cache tensors, along their tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def cropped_length(index, shape, tokens_dim: int) -> int | None:
-    """``S'`` where ``index`` is ``[:, :, :S']`` (or ``[:, :S']``) in any spelling, else None."""
+    """``n`` if ``index`` is a crop, ``[:, :, :n]`` or ``[:, :n]`` in any spelling; else None."""
     index = index if isinstance(index, tuple) else (index,)
     if any(not isinstance(item, slice) and item is not Ellipsis for item in index) or index.count(Ellipsis) > 1:
         return None
@@ -23,7 +23,7 @@ def cropped_length(index, shape, tokens_dim: int) -> int | None:
 
 
 def token_range(index: Any, shape) -> tuple[int, int] | None:
-    """``(a, b)`` where ``index`` is ``[:, :, a:b]``, else None."""
+    """``(a, b)`` if ``index`` is ``[:, :, a:b]``, else None."""
     index = index if isinstance(index, tuple) else (index,)
     if any(not isinstance(item, slice) for item in index) or len(index) > 4:
         return None
@@ -36,7 +36,11 @@ def token_range(index: Any, shape) -> tuple[int, int] | None:
 
 
 def token_index(index: Any, shape) -> tuple[int, int] | None:
-    """``(first, count)`` of the tokens that ``index`` names, which have to be whole and consecutive; else None."""
+    """``(first, count)`` if ``index`` selects whole consecutive tokens ``[:, :, first : first + count]``, else None.
+
+    Raises:
+        IndexError: If it selects a token out of bounds.
+    """
     window = token_range(index, shape)
     if window is not None:
         return window[0], window[1] - window[0]
@@ -48,14 +52,14 @@ def token_index(index: Any, shape) -> tuple[int, int] | None:
 
 
 def consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
-    """``(first, count)`` of the tokens that an index along them names; None where they do not follow one another.
+    """``(first, count)`` if an index tensor selects consecutive tokens, else None.
 
     Args:
-        index: Positions ``[N]``, which may count from the end, or a mask ``[tokens]`` of bool or uint8.
-        tokens: How many tokens there are.
+        index: Positions ``[N]``, which may be negative, or a mask ``[tokens]`` of bool or uint8.
+        tokens: Size of the dimension.
 
     Raises:
-        IndexError: For a position that there is not, as torch does.
+        IndexError: If a position is out of bounds.
     """
     if index.dim() != 1:
         return None
@@ -76,5 +80,5 @@ def consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
 
 
 def is_mask(index: torch.Tensor) -> bool:
-    """Whether torch takes an index for a mask: the dtype bool, and by an older convention uint8."""
+    """Whether torch treats an index tensor as a mask: dtype bool, and by an older convention uint8."""
     return index.dtype in (torch.bool, torch.uint8)

@@ -1,4 +1,4 @@
-"""Holding several storages at once."""
+"""Locking several storages at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .storage import CacheStorage
 
 
 class StorageLocks:
-    """The locks of some storages. Threads take them in the same order, so that none waits for another in a circle."""
+    """The locks of several storages. All threads acquire them in the same order, so that there is no deadlock."""
 
     __slots__ = ("_locks",)
 
@@ -17,11 +17,11 @@ class StorageLocks:
         self._locks: list[threading.RLock] = sorted({storage.lock for storage in storages}, key=id)
 
     def acquire(self) -> None:
-        """Wait until nobody else holds any of them."""
+        """Acquire all locks. Waits for other threads that hold one."""
         for lock in self._locks:
             lock.acquire()
 
     def release(self) -> None:
-        """Let others have them."""
+        """Release all locks."""
         for lock in self._locks:
             lock.release()

@@ -1,6 +1,7 @@
-"""What keeps the quantized form of an :class:`InnerQTensor`: a function for each operator of ATen.
+"""The operators of ATen that act on the quantized form of an :class:`InnerQTensor`.
 
-They take the operator's arguments. Those that they cannot follow give ``NotImplemented``, and the dense tensor serves.
+A function takes the arguments of its operator. If it does not support them it returns ``NotImplemented``, and the
+operator runs on the dequantized tensor.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _cat(tensors, dim=0):
 
 
 def _without_empty(tensors):
-    """What ``torch.cat`` joins: a list may begin with the tensors without elements that programs start a cache with."""
+    """The tensors that ``torch.cat`` joins. Programs may start a cache with a tensor without elements, ``[0]``."""
     return [tensor for tensor in tensors if tensor.numel() or isinstance(tensor, InnerQTensor)] or tensors
 
 
@@ -107,13 +108,14 @@ def _zero_(tensor):
         for inner in (tensors.scales, tensors.window, tensors.mean):
             if inner is not None:
                 inner.zero_()
-        reference.set_query_profile_(tensors.window, storage.format, None, tensors.norm)
+        if tensors.query_profile is not None:
+            tensors.query_profile.copy_(reference.default_profile(storage.format, tensors.window, tensors.norm))
         if not storage.format.quantized:
             tensors.codes.zero_()
     return tensor
 
 
-# --- while a program is traced: sizes are symbols, and nothing that depends on their values can be decided ------------
+# --- traced caches: sizes are symbols, and nothing can depend on their values -----------------------------------------
 
 
 @OPERATIONS.traced(aten.cat.default)

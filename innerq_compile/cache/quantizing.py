@@ -1,4 +1,4 @@
-"""Dense keys and values as a storage: the steps that ``passes/quantize_prefill.py`` puts into graphs, taken at once."""
+"""Quantization of dense keys or values into a storage: what ``passes/quantize_prefill.py`` does in a graph, eagerly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .storage import CacheStorage
 
 
 class Config(Protocol):
-    """What is needed of ``innerq_compile.InnerQConfig``."""
+    """The part of ``innerq_compile.InnerQConfig`` that is used here."""
 
     @property
     def centre_keys(self) -> bool: ...
@@ -35,19 +35,19 @@ def quantize(
     norm: str | None = None,
     queries: torch.Tensor | None = None,
 ) -> CacheStorage:
-    """A storage made of dense keys or values.
+    """Quantize dense keys or values.
 
     Args:
         x: ``[B, H, S, D]``, float16, bfloat16 or float32.
-        config: says what the format is, and which key statistics there are.
+        config: Determines the format, and which key statistics are computed.
         role: ``"key"`` or ``"value"``.
-        start: ``[B]``, tokens of padding in front of each sequence; None means none.
-        capacity: blocks that it has room for; None takes room for growth, see ``formats.grown_capacity``.
-        norm: what ``CacheFormat.norm`` is to be; None takes what the config says.
-        queries: ``[B, Hq, N, D]``, those that the keys are multiplied with, for mode ``steered``; None: not known.
+        start: ``[B]`` integers, the number of padding tokens before each sequence; None means none.
+        capacity: Capacity in blocks; None leaves room for growth, see ``formats.grown_capacity``.
+        norm: ``CacheFormat.norm``; None means that of the config.
+        queries: ``[B, Hq, N, D]``, the queries of the last N tokens, for mode ``steered``; None if they are not known.
 
     Raises:
-        InnerQError: for a dtype or head_dim that a cache cannot have.
+        InnerQError: If a cache cannot have this dtype or head_dim.
     """
     fmt = config.format_for(role, x.shape[-1], x.dtype)
     if norm is not None:
@@ -55,9 +55,9 @@ def quantize(
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     has_statistics = role == "key" and (config.centre_keys or config.normalize_keys)
     mean = scale = moments = divisor = profile = None
-    if queries is not None and fmt.uses_queries:
+    if fmt.uses_queries:
         moments = reference.query_moments(queries, x, start)
-        divisor = reference.norm_divisor(moments, fmt.norm)
+        divisor = None if queries is None else reference.norm_divisor(moments, fmt.norm)
     if has_statistics and x.shape[2] == 0:
         mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
         scale = torch.ones_like(mean)
@@ -72,12 +72,23 @@ def quantize(
         capacity = formats.grown_capacity(fmt, x.shape[2])
     encoded = torch.ops.innerq.prefill(x, start, mean, scale, capacity, fmt.spec, profile)
     tensors = CacheTensors.of_encoded(fmt, encoded)
-    return CacheStorage(dataclasses.replace(tensors, mean=mean, norm=scale), x.shape[2])
+    tensors = dataclasses.replace(tensors, query_profile=profile, mean=mean, norm=scale)
+    return CacheStorage(tensors, x.shape[2])
 
 
 def storage_bytes(
     fmt: CacheFormat, batch: int, heads: int, head_dim: int, dtype: torch.dtype, capacity: int, config: Config
 ) -> int:
-    """Bytes of one cache side, key statistics included: what ``CacheStorage.nbytes`` of such a cache is."""
+    """Bytes of one cache side, key statistics included: the value of ``CacheStorage.nbytes``.
+
+    Args:
+        fmt: The cache format.
+        batch: Number of sequences.
+        heads: Number of KV heads.
+        head_dim: Elements of a key or value.
+        dtype: The dtype of the cache tensor.
+        capacity: Capacity in blocks.
+        config: Says which key statistics there are.
+    """
     statistics = (config.centre_keys + config.normalize_keys) if fmt.is_key else 0
     return layout.cache_bytes(fmt, batch, heads, head_dim, dtype, capacity, statistics=statistics)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def held_storage(tensor: InnerQTensor) -> CacheStorage:
-    """The storage of a tensor that holds data.
+    """The storage of a cache tensor.
 
     Raises:
-        CompileError: while a program is traced.
+        CompileError: If the tensor is being traced, and has none.
     """
     if isinstance(tensor._storage, TracedCache):
         raise tensor._storage.refusal()
@@ -27,27 +27,27 @@ def held_storage(tensor: InnerQTensor) -> CacheStorage:
 
 
 def dense(tensor: InnerQTensor) -> torch.Tensor:
-    """The dense tensor of a cache, in its layout and dtype; of a traced one a fake tensor of its shape."""
+    """Dequantize an :class:`InnerQTensor`, in its layout and dtype. While it is traced, a fake tensor."""
     storage = tensor._storage
     if isinstance(storage, TracedCache):
         return storage.dense(tensor.shape)
     by_head = storage.dequantize(length_of(tensor))
     if tensor._tokens_dim == 2:
         return by_head
-    # with the strides of the wrapper, also along dimensions of size 1: a program may have been traced with them
+    # with the strides of the wrapper, also in dimensions of size 1, because programs are traced with those
     return by_head.transpose(1, 2).reshape(-1).view(tensor.shape)
 
 
 def dense_buffer(tensor: InnerQBuffer) -> torch.Tensor:
-    """The dense tensor of a buffer or of a slice of one; tokens that were not written are zero."""
+    """Dequantize an :class:`InnerQBuffer` or a slice of one. Positions that hold no token are zero."""
     storage = tensor._storage
     if isinstance(storage, TracedCache):
         return storage.dense(tensor.shape)
     end = tensor._offset + tensor.shape[2]
-    # contiguous as the wrapper says that it is: operators take that for granted
+    # contiguous like the wrapper, whose strides programs rely on
     return storage.dequantize(end)[:, :, tensor._offset :].contiguous()
 
 
 def as_dense(value: Any) -> Any:
-    """The dense tensor of a cache tensor or buffer; any other value as it is."""
+    """``value``, dequantized if it is a cache tensor."""
     return value.dequantize() if isinstance(getattr(value, "_storage", None), (CacheStorage, TracedCache)) else value

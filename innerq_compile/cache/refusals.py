@@ -1,4 +1,4 @@
-"""Errors for writes that a quantized cache cannot follow. They name what is allowed and a way out."""
+"""Errors for writes that a quantized cache does not support. The messages name those that it does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def written_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
-    """The values that an operator writes to, those in lists one by one."""
+    """The arguments that an operator writes to. Elements of lists are yielded one by one."""
     for position, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
@@ -23,7 +23,7 @@ def written_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def tensor_refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
-    """The error for a write ``what`` (an operator or words) to a cache that only grows by ``torch.cat``."""
+    """The error for a write to an :class:`InnerQTensor`. ``what`` names the write: an operator or a text."""
     return UnsupportedOperation(
         f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are appending with "
         "torch.cat, cropping, batch selection and zero_(); call .dequantize() for a dense copy to write into"
@@ -31,7 +31,7 @@ def tensor_refusal(what: Any, tensor: InnerQTensor) -> UnsupportedOperation:
 
 
 def buffer_refusal(what: Any, tensor: InnerQBuffer) -> UnsupportedOperation:
-    """The error for a write ``what`` (an operator or words) to a preallocated cache."""
+    """The error for a write to an :class:`InnerQBuffer`. ``what`` names the write: an operator or a text."""
     return UnsupportedOperation(
         f"{what} would write into a quantized cache of shape {tuple(tensor.shape)}: allowed are writes of whole tokens "
         "in order, tensor[:, :, position] = k (or a mask of tokens that follow one another), tensor[:, :, a:b] = k, "

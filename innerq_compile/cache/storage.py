@@ -1,8 +1,7 @@
-"""What stands behind an :class:`InnerQTensor`: the tensors of one cache side, and who may write to them.
+"""The storage of one cache side (keys or values): its inner tensors, and who may append to them in place.
 
-Several tensors of different length share a storage, as ``past`` and ``cat([past, new])`` do. A tensor of length L may
-have tokens written behind its end, in place, as long as no other tensor that is alive is longer; otherwise the storage
-is copied first.
+Several cache tensors of different length share a storage, as ``past`` and ``cat([past, new])`` do. Tokens are appended
+to a tensor in place if no longer tensor of the same storage is alive. Otherwise the storage is copied first.
 """
 
 from __future__ import annotations
@@ -26,20 +25,25 @@ from .traced import Flattened, flattened
 
 @dataclasses.dataclass(eq=False)
 class CacheStorage:
-    """The tensors of one cache side (``kernels/layout.py``) and its logical length on the host.
+    """The inner tensors of one cache side, and what the host knows of them.
 
     Attributes:
-        tensors: the inner tensors, by name.
-        length: logical tokens held, padding included; the host's copy of ``state``.
-        blocks: what Dynamo sees of it, ``[capacity]`` uint8 on the CPU, see ``InnerQTensor.__tensor_flatten__``.
-        extents: how many tokens each tensor shows that stands before it.
-        lock: held by whoever appends to it or reads its contents. Storages that are made together may share one.
-        format: the cache format.
-        dtype, device: of the logical tensor.
-        batch, heads, head_dim: sizes of the logical tensor.
-        room: the longest sequence that it has room for.
-        flat: for each ``tokens_dim``, what ``InnerQTensor.__tensor_flatten__`` returns.
-        inputs: all inner tensors that there are, in the order in which compiled graphs take them.
+        tensors: The inner tensors, described in ``kernels/layout.py``.
+        length: Number of tokens held, padding included. The device has the lengths of the sequences in ``state``.
+        blocks: ``[capacity]`` uint8 on the CPU, without meaning but its size. It is the inner tensor that Dynamo sees,
+            see ``InnerQTensor.__tensor_flatten__``.
+        extents: The lengths of the cache tensors that share the storage.
+        lock: Held while tokens are appended and while contents are read. Storages created by the same call of a
+            compiled graph share one lock.
+        format: The cache format.
+        dtype: The dtype of the cache tensors.
+        device: The device of the inner tensors.
+        batch: Number of sequences.
+        heads: Number of KV heads.
+        head_dim: Elements of a key or value.
+        room: The longest sequence, in tokens, that fits without reallocation.
+        flat: The result of ``InnerQTensor.__tensor_flatten__`` for each ``tokens_dim``.
+        inputs: The inner tensors in the order in which compiled graphs take them.
     """
 
     tensors: CacheTensors[torch.Tensor]
@@ -65,12 +69,17 @@ class CacheStorage:
         self.flat = flattened(self.format.spec, self.dtype, statistics, str(self.device))
         self._derive()
 
-    # --- making one ---------------------------------------------------------------------------------------------
+    # --- copies -------------------------------------------------------------------------------------------------
 
     def copy(
         self, capacity: int | None = None, transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> CacheStorage:
-        """An independent storage with the same content, ``transform`` (a tensor function) applied to each tensor."""
+        """An independent storage with the same content.
+
+        Args:
+            capacity: Its capacity in blocks; None means the same.
+            transform: Applied to each inner tensor; has to return a new tensor. None clones them.
+        """
         with self.lock:
             made = CacheStorage(self.tensors.map(transform or torch.clone), self.length)
         made.resize(capacity or self.capacity)
@@ -84,15 +93,16 @@ class CacheStorage:
         non_blocking: bool = False,
         pin_memory: bool = False,
     ) -> CacheStorage:
-        """An independent storage of another dtype or device.
+        """An independent storage with another dtype or device.
 
-        The windows, and the elements of a lossless cache, take the new dtype; codes, scales, state and statistics stay
-        as they are.
+        The windows, and the elements of a lossless cache, are converted to ``dtype``. Codes, scales, state and
+        statistics keep their dtypes.
 
         Args:
-            dtype: float16, bfloat16 or float32; None for the same.
-            device: None for the same.
-            non_blocking, pin_memory: as of ``torch.Tensor.to``.
+            dtype: float16, bfloat16 or float32; None means the same.
+            device: The new device; None means the same.
+            non_blocking: As in ``torch.Tensor.to``.
+            pin_memory: Whether the new inner tensors are in pinned memory.
         """
         shapes = layout.shapes(self.format, self.batch, self.heads, self.head_dim, self.capacity)
         in_dtype = {id(getattr(self.tensors, name)) for name, (_, own) in shapes.items() if own is None}
@@ -102,34 +112,34 @@ class CacheStorage:
             moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
             return moved.pin_memory() if pin_memory else moved
 
-        copy = self.copy(transform=move)
-        if copy.dtype != self.dtype and self.format.uses_queries:  # it lies behind the windows, as bytes
-            profile = reference.held_query_profile(self.tensors.window, self.format)
-            reference.set_query_profile_(copy.tensors.window, self.format, profile.to(copy.device))
-        return copy
+        return self.copy(transform=move)
 
     def __reduce__(self):
-        # pickled as an object of its own: tensors that share a storage share it again when they are loaded
+        # pickled as an object of its own, so that tensors that share a storage share one again after loading
         return restore, (self.tensors.present(), self.format.spec, self.length)
 
     # --- size ---------------------------------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
-        """Blocks of the quantized region that there is room for."""
+        """How many blocks of quantized tokens fit without reallocation."""
         return self.tensors.codes.shape[2]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all inner tensors, unused capacity included."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` tokens. Grows by a sixteenth at least, so that appending stays linear."""
+        """Make room for ``length`` tokens.
+
+        If that needs a reallocation, the capacity grows by at least a sixteenth: the cost of appending is linear.
+        """
         if length > self.room:
             self.resize(formats.grown_capacity(self.format, length))
 
     def resize(self, capacity: int) -> None:
-        """Make room for ``capacity`` blocks. The caller knows that no more than that are held."""
+        """Reallocate for ``capacity`` blocks, at least as many as are held."""
         if capacity == self.capacity:
             return
         CHANGES.forget_tensors()
@@ -139,33 +149,37 @@ class CacheStorage:
             tensors[name] = new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
             kept = min(capacity, old.shape[2])
             new[:, :, :kept] = old[:, :, :kept]
-            if old.is_cuda:  # whoever made the cache may have done so on another stream
+            if old.is_cuda:  # it may have been allocated on another stream
                 old.record_stream(torch.cuda.current_stream(old.device))
-        self.tensors = CacheTensors.of(self.format, tensors)  # all at once, or none where there is no memory
+        self.tensors = CacheTensors.of(self.format, tensors)  # unchanged if an allocation failed
         self._derive()
 
     def _derive(self) -> None:
-        """Bring what is derived from the tensors up to date; ``blocks`` is the same tensor as before."""
+        """Update the attributes that are derived from the tensors. ``blocks`` stays the same tensor object."""
         self.inputs = tuple(self.tensors)
         self.room = formats.longest(self.format, self.capacity)
-        with without_modes(), torch.inference_mode(False):  # one kind of tensor, whoever is at work
+        with without_modes(), torch.inference_mode(False):  # the same kind of tensor in every mode
             if self.blocks is None:
                 self.blocks = torch.empty(0, dtype=torch.uint8, device="cpu")
-                # a symbol from the first time on: a larger storage is no new graph
+                # its size is a symbol from the first graph on, so that a larger storage causes no recompilation
                 mark_sizes(self.blocks, {0}, set())
             self.blocks.resize_(self.capacity)
         CHANGES.tick()
 
-    # --- tensors and writing ------------------------------------------------------------------------------------
+    # --- length -------------------------------------------------------------------------------------------------
 
     def writable_from(self, extent: Extent, count: int) -> CacheStorage:
-        """The storage that takes ``count`` more tokens behind the tensor of ``extent``: this one, or a copy of it.
+        """The storage to append to: this one, or a copy if another tensor shows tokens that would be overwritten.
 
-        Brings the device-side length to the tensor's, and makes room. The caller holds ``lock`` until the tensor with
-        the new tokens is made: before that nothing shows that they are there.
+        It has the length of ``extent``, also on the device, and room for ``count`` more tokens. The caller holds
+        ``lock`` until it has created the longer tensor, whose extent protects the new tokens.
+
+        Args:
+            extent: That of the tensor to append to.
+            count: How many tokens will be appended.
         """
-        if self.length == extent.length and self.length + count <= self.room:  # none is longer than the storage itself
-            return self  # every cache, every step: what follows would find the same, in ten times the time
+        if self.length == extent.length and self.length + count <= self.room:
+            return self  # the usual case, ten times as fast as what follows: no tensor is longer than the storage
         target = self.copy() if self.extents.is_one_longer_than(extent.length) else self
         if target.length != extent.length:
             target.truncate(extent.length)
@@ -173,6 +187,7 @@ class CacheStorage:
         return target
 
     def truncate(self, length: int) -> None:
+        """Set the length to ``length`` tokens on the host and on the device. Later tokens are dropped."""
         try:
             torch.ops.innerq.truncate_(*arguments_of("truncate_", self.tensors, length))
             self.length = length
@@ -180,31 +195,42 @@ class CacheStorage:
             CHANGES.tick()
 
     def advance(self, count: int) -> None:
-        """Record on the host that ``count`` tokens were appended on the device."""
+        """Count on the host ``count`` tokens that were appended on the device."""
         self.length += count
         CHANGES.tick()
 
     # --- contents -----------------------------------------------------------------------------------------------
 
     def append(self, new: torch.Tensor) -> None:
-        """Append dense ``new [B, H, N, D]``; the caller has made this storage writable."""
+        """Append the tokens ``new [B, H, N, D]`` to a storage that :meth:`writable_from` returned."""
         new = reference.normalize_keys(new.to(self.dtype), self.tensors.mean, self.tensors.norm)
         torch.ops.innerq.append_one_(*arguments_of("append_one_", self.tensors, new))
         self.advance(new.shape[2])
 
     def dequantize(self, length: int) -> torch.Tensor:
-        """The first ``length`` tokens, dense: ``[B, H, length, D]`` in the cache's dtype; padding tokens are zero."""
+        """The first ``length`` tokens as a dense tensor ``[B, H, length, D]``. Padding tokens are zero."""
         with self.lock:
             return torch.ops.innerq.dequantize(*arguments_of("dequantize", self.tensors, length))
 
 
 def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
-    """A storage from what ``CacheStorage.__reduce__`` wrote."""
+    """Load a pickled storage.
+
+    Args:
+        tensors: The inner tensors by name.
+        spec: The cache format (``CacheFormat.spec``).
+        length: Number of tokens held, padding included.
+
+    Raises:
+        InnerQError: If another version of this package wrote it with another layout.
+    """
     fmt = CacheFormat.parse(spec)
     rows = tensors["window"].shape[2]
-    if rows != fmt.window_rows:
+    if rows != fmt.window or fmt.uses_queries != ("query_profile" in tensors):
+        profile = " and a query profile" if fmt.uses_queries else ""
         raise InnerQError(
-            f"a saved cache of format {spec} has {rows} rows of windows where this version has {fmt.window_rows}: it "
-            "was written by another version of innerq-compile; make the cache anew from its prompt"
+            f"a saved cache of format {spec} has {rows} rows of windows and the tensors {', '.join(tensors)}, where "
+            f"this version has {fmt.window} rows{profile}: it was written by another version of innerq-compile; make "
+            "the cache anew from its prompt"
         )
     return CacheStorage(CacheTensors.of(fmt, tensors), length)

@@ -1,9 +1,9 @@
-"""The cache as a tensor: :class:`InnerQTensor` has the shape and dtype of what it replaces and holds it quantized.
+"""The quantized cache as a tensor: :class:`InnerQTensor`, a wrapper subclass with the shape and dtype of a dense cache.
 
-It gives a program with quantized caches its meaning; the compiler gives it speed. What programs do with caches
-(``cat``, crop, beam reorder, copies, moves, saving) acts on the quantized form, see ``operations.py``. Any other
-operation sees the dequantized tensor: slower, never wrong. In-place operations that the quantized form cannot follow
-raise an error.
+A program that uses it gives the same results with and without the compiler, which makes it fast. The usual operations
+on caches (``cat``, crop, beam reorder, copies, moves, saving) act on the quantized form, see ``operations.py``. Any
+other operation reads the dequantized tensor. In-place operations that the quantized form does not support raise an
+error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .refusals import tensor_refusal
 from .storage import CacheStorage, restore
 from .traced import TracedCache, is_traced
 
-#: What keeps the quantized form, see ``operations.py``.
+#: The operators that have an implementation of their own, see ``operations.py``.
 OPERATIONS = Operations()
 
 
@@ -48,7 +48,7 @@ class InnerQTensor(torch.Tensor):
     recent window in quantized form.
     """
 
-    #: a :class:`TracedCache` while a program is traced, see :func:`is_traced`
+    #: A :class:`TracedCache` while a program is traced, see :func:`is_traced`.
     _storage: CacheStorage
     _blocks: torch.Tensor
     _extent: Extent
@@ -69,7 +69,7 @@ class InnerQTensor(torch.Tensor):
         tensor._extent = storage.extents.add(length)
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
-        # are numbers in every graph, also with dynamic=True and when another model had others: the format needs them.
+        # are constants in every graph, also with dynamic=True and if another model has others: kernels depend on them.
         mark_sizes(tensor, {tokens_dim}, {3 - tokens_dim, 3})
         return tensor
 
@@ -171,9 +171,9 @@ class InnerQTensor(torch.Tensor):
     __torch_function__: Any = no_torch_function
 
     def __tensor_flatten__(self):
-        # Dynamo guards on each tensor named here at every call, and on a symbolic size and its strides in Python, layer
-        # for layer; its backend asks the storage for the tensors. One tensor of one dimension is enough to know every
-        # shape; a compiler that would read data is told so (`TracedCache.dense`).
+        # Dynamo guards on each tensor named here at every call, and checks symbolic sizes and strides in Python. So it
+        # sees a single tensor of one dimension, from which all shapes follow; the backend takes the inner tensors from
+        # the storage. Another compiler, which would need their data, gets an error (`TracedCache.dense`).
         return self._storage.flat[self._tokens_dim]
 
     @staticmethod
@@ -189,13 +189,13 @@ class InnerQTensor(torch.Tensor):
         return tensor_refusal(what, tensor)
 
     def __getitem__(self, index):
-        # Cropping through the ordinary view operation would make autograd keep the longer tensor alive as the base of
-        # the shorter one, and then every append after a crop would have to copy the cache.
+        # A crop by the view operation would make autograd keep the longer tensor alive as the base of the shorter one.
+        # Then each append after a crop would copy the storage.
         length = None if is_traced(self) else cropped_length(index, self.shape, self._tokens_dim)
         return super().__getitem__(index) if length is None else of_length(self, length)
 
     def narrow(self, dim, start, length):
-        """``torch.Tensor.narrow``; a crop is the same as by slicing."""
+        """``torch.Tensor.narrow``. A crop stays quantized, as by slicing."""
         if is_traced(self) or not is_along_tokens(self, dim) or start != 0 or not 0 <= length <= length_of(self):
             return super().narrow(dim, start, length)
         return of_length(self, length)
@@ -204,13 +204,13 @@ class InnerQTensor(torch.Tensor):
         raise self._refusal("tensor[...] = value", self)
 
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
-        """``torch.Tensor.repeat_interleave``; along the batch the result stays quantized."""
+        """``torch.Tensor.repeat_interleave``. Along the batch, the result stays quantized."""
         if dim in (0, -4) and not is_traced(self):
             index = torch.arange(self.shape[0], device=self.device)
             return select_batch(self, index.repeat_interleave(repeats, output_size=output_size))
         return self.dequantize().repeat_interleave(repeats, dim=dim, output_size=output_size)
 
-    # These reach for memory that a wrapper does not have.
+    # The methods of `torch.Tensor` that follow would access the memory of this tensor; a wrapper has none.
 
     def numpy(self, *, force=False):
         """The dequantized tensor as a numpy array."""
@@ -237,7 +237,7 @@ class InnerQTensor(torch.Tensor):
 
     @property
     def data(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The same cache, as by ``detach()``."""
+        """The same as ``detach()``. It cannot be assigned to."""
         return self.detach()
 
     @data.setter

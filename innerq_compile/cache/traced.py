@@ -1,7 +1,8 @@
-"""What Dynamo sees of a quantized cache: its format and sizes, and no data.
+"""What stands in place of a storage while Dynamo traces: the format and the sizes of a cache, without data.
 
-Dynamo takes a wrapper subclass apart (``__tensor_flatten__``) and makes another one of fake inner tensors and of what
-else was given (``__tensor_unflatten__``). The other one holds a :class:`TracedCache` where the first holds a storage.
+Dynamo flattens a wrapper subclass into inner tensors and metadata (``__tensor_flatten__``), and creates another one
+from fake inner tensors and the same metadata (``__tensor_unflatten__``). That one holds a :class:`TracedCache` instead
+of a :class:`CacheStorage`.
 """
 
 from __future__ import annotations
@@ -17,34 +18,38 @@ from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import FakeTensor
 from .extents import Extents
 
-#: What a compiled graph is made for, besides sizes: the format's spec, the dtype, the statistics that there are
-#: (``kernels.cache.STATISTICS``), the device.
+#: What a graph is specialized to, besides sizes: the format (``CacheFormat.spec``), the dtype, the names of the
+#: statistics that the cache has (among ``kernels.cache.STATISTICS``), the device.
 Kind = tuple[str, torch.dtype, tuple[str, ...], str]
-#: What ``__tensor_flatten__`` returns: names of tensors that Dynamo looks at, and what else makes the type.
+#: The result of ``__tensor_flatten__``: names of the inner tensors, and metadata: the kind and ``tokens_dim``.
 Flattened = tuple[list[str], tuple[Kind, int]]
 
 
 @functools.cache
 def flattened(*kind: Any) -> dict[int, Flattened]:
-    """For each ``tokens_dim`` what ``InnerQTensor.__tensor_flatten__`` returns for a cache of a :data:`Kind`.
+    """The result of ``InnerQTensor.__tensor_flatten__`` for each ``tokens_dim``, for a cache of a :data:`Kind`.
 
-    Guards ask each cache twice a step: objects that are the same compare fast.
+    Cached, because guards compare it twice for each cache in every step, and identical objects compare fast.
     """
     return {tokens_dim: (["_blocks"], (kind, tokens_dim)) for tokens_dim in (1, 2)}
 
 
 @dataclasses.dataclass(eq=False)
 class TracedCache:
-    """A cache while a program that takes it is traced.
+    """A cache while a program that takes it is traced. Sizes are numbers or symbols.
 
     Attributes:
-        format: the cache format.
-        dtype, device: of the logical tensor.
-        batch, heads, head_dim, length: sizes of the logical tensor, numbers or symbols.
-        statistics: the names of those of ``kernels.cache.STATISTICS`` that it has.
-        blocks: fake, ``[capacity]`` uint8 on the CPU; its size is the number of blocks that there is room for.
-        flat: for each ``tokens_dim``, what ``InnerQTensor.__tensor_flatten__`` returns.
-        extents: as of a storage; nobody asks for them.
+        format: The cache format.
+        dtype: The dtype of the cache tensor.
+        device: The device of the cache tensor.
+        batch: Number of sequences.
+        heads: Number of KV heads.
+        head_dim: Elements of a key or value.
+        length: Number of tokens.
+        statistics: The names of the statistics that it has (among ``kernels.cache.STATISTICS``).
+        blocks: A fake tensor ``[capacity]``, uint8 on the CPU. Its size is the capacity in blocks.
+        flat: The result of ``InnerQTensor.__tensor_flatten__`` for each ``tokens_dim``.
+        extents: As in a storage; not used.
     """
 
     format: CacheFormat
@@ -61,7 +66,7 @@ class TracedCache:
 
     @staticmethod
     def of(inner: Mapping[str, torch.Tensor], context: tuple[Kind, int], size: Sequence[Any]) -> TracedCache:
-        """From the arguments of ``__tensor_unflatten__``."""
+        """Create one from the arguments of ``__tensor_unflatten__``."""
         kind, tokens_dim = context
         spec, dtype, statistics, device = kind
         sizes = (size[0], size[3 - tokens_dim], size[3], size[tokens_dim])
@@ -71,26 +76,26 @@ class TracedCache:
 
     @property
     def capacity(self) -> Any:
-        """Blocks of the quantized region that there is room for."""
+        """The capacity in blocks."""
         return self.blocks.shape[0]
 
     def new_empty(self, shape: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor without data on the cache's device, fake as the cache is."""
+        """A fake tensor on the device of the cache."""
         return self.blocks.new_empty(shape, dtype=dtype, device=self.device)
 
     def dense(self, shape: Sequence[Any]) -> torch.Tensor:
-        """A dense tensor of a cache's ``shape``: Dynamo asks for no more, the backend emits what makes it.
+        """A fake dense tensor of ``shape`` in the cache's dtype. The backend emits the operator that computes it.
 
         Raises:
-            CompileError: where a compiler traces further and would read data.
+            CompileError: If a compiler other than this package's backend traces the cache.
         """
         if not isinstance(self.blocks, FakeTensor):
             raise self.refusal()
         return self.new_empty(shape, self.dtype)
 
     def refusal(self) -> Exception:
-        """The error for a program that looks for data."""
-        from ..compile_error import CompileError  # imports Dynamo, which is at work here anyway
+        """The error for reading data of a traced cache."""
+        from ..compile_error import CompileError  # imports Dynamo, which is loaded while it traces
 
         return CompileError(
             "an InnerQTensor was traced by a compiler that does not know it: compile this program with "
@@ -99,5 +104,5 @@ class TracedCache:
 
 
 def is_traced(tensor: Any) -> bool:
-    """Whether a value is a tensor of a cache that is being traced."""
+    """Whether a value is a cache tensor without data, in a program that is being traced."""
     return isinstance(getattr(tensor, "_storage", None), TracedCache)

@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> None:
-    """Write ``value``, which broadcasts to ``[B, H, count, D]``, at the tokens ``first .. first + count``.
+    """Write ``count`` tokens from position ``first`` on. Tokens held after them are discarded.
+
+    Args:
+        tensor: The buffer, or a slice of one.
+        first: Position in ``tensor`` of the first token.
+        count: How many tokens are written.
+        value: Their values, broadcast to ``[B, H, count, D]``.
 
     Raises:
-        UnsupportedOperation: where that would leave a gap behind the tokens that are held.
+        UnsupportedOperation: If that would leave a gap behind the tokens that are held.
     """
     storage = tensor._storage
     if count == 0:

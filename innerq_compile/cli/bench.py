@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ..config import InnerQConfig
 from ..kernels import dispatch, layout
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.attention_call import AttentionCall
-from ..kernels.cache import CacheTensors
-from ..kernels.formats import blocks_for
+from ..kernels.cache import Cache, CacheTensors
+from ..kernels.formats import CacheFormat, blocks_for
+from ..kernels.reference import default_profile
 from ..kernels.schemas import arguments_of
 from ..runtime.report import AttentionKernel
 from .arguments import (
@@ -93,6 +95,14 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     return result
 
 
+def _cache_of(x: torch.Tensor, fmt: CacheFormat, capacity: int) -> Cache:
+    """A cache of keys or values ``[B, H, S, D]`` with room for ``capacity`` blocks."""
+    start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+    profile = default_profile(fmt, x)
+    encoded = torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec, profile)
+    return dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), query_profile=profile)
+
+
 @torch.no_grad()
 def attention(
     config: InnerQConfig, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, steps: int
@@ -106,12 +116,8 @@ def attention(
     keys, values = (torch.randn(batch, kv_heads, context, head_dim, device=device).to(dtype) for _ in range(2))
     query = torch.randn(batch, heads, 1, head_dim, device=device).to(dtype)
     new_key, new_value = (torch.randn(batch, kv_heads, 1, head_dim, device=device).to(dtype) for _ in range(2))
-    start = torch.zeros(batch, dtype=torch.int32, device=device)
     capacity = blocks_for(formats[0], context + steps + 64) + 1
-    key_cache, value_cache = (
-        CacheTensors.of_encoded(fmt, torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec))
-        for x, fmt in zip((keys, values), formats, strict=True)
-    )
+    key_cache, value_cache = (_cache_of(x, fmt, capacity) for x, fmt in zip((keys, values), formats, strict=True))
     new = arguments_of("append_", key_cache, value_cache, new_key, new_value)
     call = AttentionCall(query, key_cache, value_cache, None, None, None, head_dim**-0.5)
     arguments = call.arguments()

@@ -1,7 +1,7 @@
-"""The blocks of arguments of the compiled functions, as the structs of append.h, prefill.h and masks.h.
+"""The arguments of compiled functions, packed as the structs of append.h, prefill.h and masks.h.
 
-Everything in them is eight bytes wide. Packing one and passing its address costs a microsecond; converting thirty
-arguments one by one costs ten.
+All fields are eight bytes. Packing a struct and passing its address takes a microsecond; passing thirty arguments one
+by one through ctypes takes ten.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 
 from ..cache import Cache
 
-_CACHE = "7q"
+_CACHE = "8q"
 APPEND_ONE = struct.Struct("4q" + _CACHE + "5q")
 APPEND_TWO = struct.Struct("4q" + 2 * (_CACHE + "5q"))
 PREFILL = struct.Struct("4q" + _CACHE + "8q")
@@ -18,13 +18,14 @@ DECODE = struct.Struct("2q" + 2 * _CACHE + "18q2d")
 
 
 def cache_fields(cache: Cache) -> tuple[int, ...]:
-    """The ``Cache`` struct of ``cache.h``."""
-    codes, fmt = cache.codes, cache.format
+    """The fields of the ``Cache`` struct of ``cache.h``."""
+    codes, profile, fmt = cache.codes, cache.query_profile, cache.format
     return (
         codes.data_ptr(),
         cache.scales.data_ptr(),
         cache.window.data_ptr(),
         cache.state.data_ptr(),
+        0 if profile is None else profile.data_ptr(),
         codes.shape[2],
         fmt.sink,
         fmt.recent,
@@ -32,12 +33,18 @@ def cache_fields(cache: Cache) -> tuple[int, ...]:
 
 
 def is_plain(cache: Cache) -> bool:
-    """Whether the tensors of a cache side lie in memory as the kernels want them."""
+    """Whether the tensors of a cache side have the memory layout that the kernels require."""
     window = cache.window
     return (
         cache.codes.is_contiguous()
         and cache.scales.is_contiguous()
         and window.is_contiguous()
         and cache.state.is_contiguous()
-        and window.shape[2] == cache.format.window_rows
+        and window.shape[2] == cache.format.window
     )
+
+
+def is_writable(cache: Cache) -> bool:
+    """The same of a cache that is to be written to, by which encoders read its query profile."""
+    profile = cache.query_profile
+    return is_plain(cache) and (not cache.format.uses_queries or (profile is not None and profile.is_contiguous()))

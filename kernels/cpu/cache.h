@@ -1,20 +1,21 @@
-// The tensors of one side of a cache, and where the bits of their words lie.
+// The tensors of one side of a cache, and the packing of codes into words.
 //
 // The generated structs (kernels/cpu/codegen.py) hold the constants of one side:
 //
 //   T, S                       element and scale dtype
 //   Mode                       how groups are encoded, a class of modes/*.h
 //   KEY, QUANTIZED, HAS_ZERO, USES_ANCHOR, USES_QUERIES   flags
-//   D, BLOCK, ROWS, LANES, GS, BITS, WORDS, PARAMS, QUERY_ROWS
-//   ZERO_STEP                  what a step of the zero point of a pair is worth, in scales
-//   BASE, *_STRIDE, RUNS       where the codes of a word belong, for pack
+//   D, BLOCK, ROWS, LANES, GS, BITS, WORDS, PARAMS
+//   OFFSET, GROUPS             the offset of codes without a zero point; groups of a block
+//   ZERO_STEP                  one step of the zero point of a pair8 group, in scales
+//   BASE, *_STRIDE, RUNS, *_WORDS   positions of the codes of a word and of the words of a block, for pack
 //   unpack(words, tile)        all codes of a block as floats
 //
-// and what the class of the mode needs beside.
+// and the constants that the class of the mode needs.
 
 namespace {
 
-// What a thread keeps between calls, so that a decode step allocates nothing.
+// Scratch memory that a thread keeps between calls, so that a decode step does not allocate.
 struct Scratch {
   char* data = nullptr;
   size_t size = 0;
@@ -35,7 +36,7 @@ inline char* scratch(size_t bytes) {
 }
 constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Part of a code that lies in one half-word: (code >> code_bit & mask) << half_bit.
+// The part of a code that is in one half-word: (code >> code_bit & mask) << half_bit.
 struct Run { int half, half_bit, code_bit; uint32_t mask; };
 struct FieldRun { int field; Run run; };
 
@@ -44,18 +45,20 @@ struct Cache {  // one side
   void* scales;
   void* window;
   int32_t* state;  // [B, H, 4]: start, length, peak, 0
+  const int8_t* query_profile;  // [B, H, 2, D]: means, then squared deviations; in modes that use it
   int64_t capacity, sink, recent;
   template <class F> int64_t ring() const { return recent + F::BLOCK; }
-  // Blocks of sequence-head i that are quantized.
+  // Number of quantized blocks of sequence and head i.
   template <class F> int64_t blocks(int64_t i) const {
     const int64_t past = state[i * STATE_SIZE + PEAK] - sink - recent;
     return past < F::BLOCK ? 0 : past / F::BLOCK;
   }
   template <class F> typename F::T* rows(int64_t i) const {
-    return (typename F::T*)window + i * (sink + ring<F>() + F::QUERY_ROWS) * F::D;
+    return (typename F::T*)window + i * (sink + ring<F>()) * F::D;
   }
-  // The query profile: means of D channels, then squared deviations; in modes that use it.
-  template <class F> const int8_t* queries(int64_t i) const { return (int8_t*)(rows<F>(i) + (sink + ring<F>()) * F::D); }
+  template <class F> const int8_t* profile(int64_t i) const {
+    return F::USES_QUERIES ? query_profile + i * 2 * F::D : nullptr;
+  }
   template <class F> int32_t* words(int64_t i, int64_t block) const {
     return (int32_t*)codes + (i * capacity + block) * F::WORDS;
   }

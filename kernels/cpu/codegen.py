@@ -165,7 +165,6 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         "GROUPS": layout.groups_per_block(fmt, head_dim),
         "WORDS": layout.words_per_block(fmt, head_dim) if fmt.quantized else 0,
         "PARAMS": layout.scales_per_block(fmt, head_dim),
-        "QUERY_ROWS": fmt.window_rows - fmt.window,
     }
     body = [
         f"using T = {CPP_TYPES[side.dtype]};",

@@ -1,11 +1,11 @@
-// Quantizing a block: kernels/reference/groups.py says what is computed, and this gives the same bits.
+// Quantizes a block, with the results of kernels/reference/groups.py, bit for bit.
 //
-// A block is worked on as a tile [ROWS][LANES] whose rows are contracted by attention and whose lanes are not: rows are
-// channels and lanes tokens for keys, the other way round for values. A group is GS rows of one lane, for both.
+// A block is a tile [ROWS][LANES]. Attention contracts its rows: rows are channels and lanes are tokens for keys, the
+// other way round for values. A group is GS rows of one lane, for both.
 
 namespace {
 
-// The first row whose norm is clearly as small as the least, of rows [LANES]. A norm of NaN is infinite.
+// The first of GS rows whose norm is within the factor CLEARLY of the least. A norm of NaN counts as infinite.
 template <class F> INLINE int least_row(const float* rows) {
   float norms[F::GS], least = INF;
   for (int e = 0; e < F::GS; ++e) {
@@ -24,9 +24,9 @@ template <class F> INLINE int least_row(const float* rows) {
   return row;
 }
 
-// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES, `query` is of Cache::queries.
+// tile [ROWS][LANES] -> words and params. `codes` is room for ROWS * LANES, `profile` is of Cache::profile.
 template <class F>
-void encode(const float* tile, const int8_t* query, int32_t* codes, int32_t* words, typename F::S* params) {
+void encode(const float* tile, const int8_t* profile, int32_t* codes, int32_t* words, typename F::S* params) {
   for (int g = 0; g < F::ROWS / F::GS; ++g) {
     const int least = F::USES_ANCHOR ? least_row<F>(tile + g * F::GS * F::LANES) : 0;
     for (int lane = 0; lane < F::LANES; lane += VL) {
@@ -39,15 +39,15 @@ void encode(const float* tile, const int8_t* query, int32_t* codes, int32_t* wor
         high = (VI)(v > high) | nan ? v : high;
         largest = (VI)(a > largest) | nan ? a : largest;
       }
-      F::Mode::template encode<F>({x, x + least * F::LANES, query + g * F::GS, low, high, largest,
-                                   codes + g * F::GS * F::LANES + lane, params + g * F::LANES + lane,
-                                   F::GROUPS});
+      F::Mode::template encode<F>({x, x + least * F::LANES, F::USES_QUERIES ? profile + g * F::GS : nullptr,
+                                   low, high, largest, codes + g * F::GS * F::LANES + lane,
+                                   params + g * F::LANES + lane, F::GROUPS});
     }
   }
   pack<F>(codes, words);
 }
 
-// Row `i` of the tokens of a block, as it lies in a tile.
+// Store token `i` of a block, with channels `row`, in a tile.
 template <class F> INLINE void put_token(float* tile, int i, const typename F::T* row) {
   if constexpr (F::KEY) {
     for (int c = 0; c < F::D; ++c) tile[c * F::LANES + i] = to_f32(row[c]);
@@ -60,7 +60,7 @@ template <class F> constexpr int64_t encode_bytes() { return 2 * aligned(4 * (in
 
 template <class F> INLINE void write_block(const Cache& cache, int64_t i, int64_t block, char* memory) {
   float* tile = (float*)memory;
-  encode<F>(tile, cache.queries<F>(i), (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block),
+  encode<F>(tile, cache.profile<F>(i), (int32_t*)(memory + encode_bytes<F>() / 2), cache.words<F>(i, block),
             cache.params<F>(i, block));
 }
 

@@ -1,4 +1,4 @@
-"""Calls of the kernels that write caches: append and prefill."""
+"""Calls of the C++ kernels that write caches: append and prefill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .. import reference
 from ..backend import Append
 from ..cache import Cache
 from ..formats import LANES, CacheFormat
-from .arguments import APPEND_ONE, APPEND_TWO, PREFILL, cache_fields, is_plain
+from .arguments import APPEND_ONE, APPEND_TWO, PREFILL, cache_fields, is_writable
 from .codegen import CPP_TYPES
 from .compiled import Function, pair_functions, side_functions
 
@@ -22,17 +22,17 @@ def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
 
 
 def append_(sides: Sequence[Append]) -> None:
-    """Write new tokens behind the end of one or two cache sides, in place. See ``reference.append_``.
+    """Append new tokens to one or two cache sides, in place. See ``reference.append_``.
 
     Args:
         sides: ``(cache, new [B, H, N, D])`` of the keys and the values, or of either.
 
     Raises:
-        IndexError: where a cache has no room for a block.
+        IndexError: if a cache has no room for a block.
     """
     cache, new = sides[0]
     batch, heads, count, head_dim = new.shape
-    plain = is_plain(cache) and cache.window.dtype is new.dtype
+    plain = is_writable(cache) and cache.window.dtype is new.dtype
     function: Function | None = None
     if len(sides) == 1:
         if plain and (functions := side_functions(cache.format, head_dim, new.dtype)) is not None:
@@ -40,7 +40,7 @@ def append_(sides: Sequence[Append]) -> None:
         pack, fields = APPEND_ONE.pack, ()
     else:
         values, new_value = sides[1]
-        plain = plain and is_plain(values) and values.window.dtype is new_value.dtype is new.dtype
+        plain = plain and is_writable(values) and values.window.dtype is new_value.dtype is new.dtype
         if plain and new_value.shape[:3] == new.shape[:3] and cache.format.is_key and not values.format.is_key:
             pair = pair_functions(cache.format, values.format, head_dim, new_value.shape[3], new.dtype)
             function = None if pair is None else pair.append
@@ -79,17 +79,17 @@ def prefill(
     fmt: CacheFormat,
     query_profile: torch.Tensor | None = None,
 ) -> Cache:
-    """A cache side made of a prompt. See ``reference.prefill``; blocks past a sequence's own end are zero.
+    """Make a cache side from a prompt. See ``reference.prefill``; blocks past the end of a sequence are zero.
 
     Raises:
-        IndexError: where ``capacity`` is too small.
+        IndexError: if ``capacity`` is too small.
     """
     batch, heads, tokens, head_dim = x.shape
     functions = side_functions(fmt, head_dim, x.dtype)
     assert functions is not None, "supports_prefill was not asked"
     cache = reference.empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
-    cache = dataclasses.replace(cache, mean=mean, norm=norm)
-    reference.set_query_profile_(cache.window, fmt, query_profile, norm)
+    profile = reference.default_profile(fmt, x, norm) if query_profile is None else query_profile.contiguous()
+    cache = dataclasses.replace(cache, query_profile=profile, mean=mean, norm=norm)
     start = start.to(torch.int32).contiguous()
     mean = None if mean is None else mean.to(torch.float32).contiguous()
     norm = None if norm is None else norm.to(torch.float32).contiguous()

@@ -52,7 +52,6 @@ def profile_numbers(blocks: torch.Tensor, query_profile: torch.Tensor | None, gr
     if query_profile is None:
         return None
     means, weights = query_profile.to(torch.int32).unbind(-2)
-    means = torch.where(means > 0x7F, 0x7F - means, means)  # negative ones are stored as one's complements
     return means.unsqueeze(-2).expand_as(blocks), weights.unsqueeze(-2).expand_as(blocks)
 
 

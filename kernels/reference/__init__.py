@@ -32,13 +32,13 @@ from .statistics import (
     MIN_KEY_NORM,
     MIN_STATISTICS_TOKENS,
     MOST_QUERIES,
-    held_query_profile,
+    default_moments,
+    default_profile,
     key_statistics,
     norm_divisor,
     normalize_keys,
     query_moments,
     query_profile,
-    set_query_profile_,
 )
 
 __all__ = [
@@ -53,11 +53,12 @@ __all__ = [
     "append_",
     "decode_attention",
     "decode_blocks",
+    "default_moments",
+    "default_profile",
     "dequantize",
     "dequantize_groups",
     "empty_cache",
     "encode_blocks",
-    "held_query_profile",
     "key_statistics",
     "norm_divisor",
     "normalize_keys",
@@ -70,6 +71,5 @@ __all__ = [
     "rewind_",
     "row_linear",
     "scale_numbers",
-    "set_query_profile_",
     "truncate_",
 ]

@@ -1,4 +1,4 @@
-"""Caches: made of a prompt, appended to, cut, and read back."""
+"""Caches: made from a prompt, appended to, truncated, and read back."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..formats import CacheFormat, blocks_for
 from ..internals.tensors import assert_async
 from .groups import decode_blocks, encode_blocks
 from .numbers import to_finite
-from .statistics import held_query_profile, normalize_keys, set_query_profile_
+from .statistics import default_profile, normalize_keys
 
-#: Of a write to a static cache that would leave a gap.
+#: Error message for a write to a static cache that would leave a gap.
 MISSED = "a static cache was written behind the tokens that it holds"
 
 
@@ -28,25 +28,19 @@ def empty_cache(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Cache:
-    """A cache side without mean and norm that holds no token yet, with room for ``capacity`` blocks."""
+    """A cache side without tokens, mean and norm, with room for ``capacity`` blocks.
+
+    In modes that use queries, its query profile is the default one, for queries that are not known.
+    """
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
     tensors = {name: torch.zeros(s, dtype=own or dtype, device=device) for name, (s, own) in shapes.items()}
     cache = CacheTensors.of(fmt, tensors)
-    set_query_profile_(cache.window, fmt)
-    return cache
+    return dataclasses.replace(cache, query_profile=default_profile(fmt, cache.window))
 
 
 def quantized_blocks(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """Blocks of each sequence that are in the quantized region, ``[B, H]``."""
+    """Number of quantized blocks of each sequence, ``[B, H]``."""
     return torch.div(state[..., layout.PEAK] - fmt.sink - fmt.recent, fmt.block, rounding_mode="floor").clamp(min=0)
-
-
-def _profile(cache: Cache, dims: int = 0) -> torch.Tensor | None:
-    """The query profile of a cache whose mode uses one, with ``dims`` dimensions of blocks behind its heads."""
-    if not cache.format.uses_queries:
-        return None
-    profile = held_query_profile(cache.window, cache.format)
-    return profile[:, :, None] if dims else profile
 
 
 def prefill(
@@ -58,39 +52,41 @@ def prefill(
     fmt: CacheFormat,
     query_profile: torch.Tensor | None = None,
 ) -> Cache:
-    """A cache side made of a prompt.
+    """Make a cache side from a prompt.
 
     Args:
         x: keys or values, ``[B, H, S, D]``, float16, bfloat16 or float32.
-        start: ``[B]`` integers, the position at which each sequence begins; what is in front is padding.
-        mean, norm: ``[B, H, D]`` of :func:`key_statistics`, what is taken out of keys; None where nothing is.
+        start: ``[B]`` integers: the number of padding tokens at the beginning of each sequence.
+        mean, norm: ``[B, H, D]`` of :func:`key_statistics`, or None. Keys are held as ``(x - mean) / norm``.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
         fmt: the format.
-        query_profile: that of the prompt, in modes that use one; None where it is not known.
+        query_profile: the prompt's, in modes that use one; None if its queries are not known.
     """
     batch, heads, tokens, head_dim = x.shape
     x = normalize_keys(x, mean, norm)
-    # each sequence moved to begin at 0; what lies behind its end is never looked at
+    # move each sequence to position 0; what is past its end is never read
     index = (torch.arange(tokens, device=x.device) + start[:, None]).clamp(max=tokens - 1)
     x = x.gather(2, index[:, None, :, None].expand(batch, heads, tokens, head_dim))
     cache = empty_cache(fmt, batch, heads, head_dim, capacity, x.dtype, x.device)
-    cache = dataclasses.replace(cache, mean=mean, norm=norm)
+    if query_profile is None:
+        query_profile = default_profile(fmt, x, norm)
+    cache = dataclasses.replace(cache, query_profile=query_profile, mean=mean, norm=norm)
     window, state = cache.window, cache.state
     length = (tokens - start).to(torch.int32)[:, None].expand(batch, heads)
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
     state[..., layout.PEAK] = length
-    set_query_profile_(window, fmt, query_profile, norm)
     blocks = blocks_for(fmt, tokens)
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]
         body = body.reshape(batch, heads, blocks, fmt.block, head_dim)
-        cache.codes[:, :, :blocks], cache.scales[:, :, :blocks] = encode_blocks(body, fmt, _profile(cache, 1))
+        profile = None if query_profile is None else query_profile[:, :, None]
+        cache.codes[:, :, :blocks], cache.scales[:, :, :blocks] = encode_blocks(body, fmt, profile)
     window[:, :, : min(fmt.sink, tokens)] = x[:, :, : fmt.sink]
     if tokens > fmt.sink:
         first = fmt.sink + quantized_blocks(state, fmt) * fmt.block  # [B, H], first token of the recent window
         slots = torch.arange(fmt.ring, device=x.device)
-        # the token of a slot is the one token of [first, first + ring) that falls on it
+        # the token of a slot is the one of [first, first + ring) that maps to it
         token = first[..., None] + (slots - (first[..., None] - fmt.sink)) % fmt.ring
         held = token < length[..., None]
         gathered = x.gather(2, token.clamp(max=tokens - 1)[..., None].expand(-1, -1, -1, head_dim))
@@ -99,9 +95,9 @@ def prefill(
 
 
 def real_tokens(cache: Cache, tokens: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """What a cache holds at real positions ``0 .. tokens``, ``[B, H, tokens, D]`` in ``dtype``.
+    """The first ``tokens`` real tokens of a cache, ``[B, H, tokens, D]`` in ``dtype``.
 
-    Keys are as they are held, without mean and norm. Positions that the cache lacks are zero.
+    Keys are returned as they are held: mean and norm are not applied. Positions past the end of a sequence are zero.
     """
     fmt, window, state = cache.format, cache.window, cache.state
     batch, heads, _, head_dim = window.shape
@@ -123,9 +119,9 @@ def real_tokens(cache: Cache, tokens: int, dtype: torch.dtype = torch.float32) -
 
 
 def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The first ``length`` tokens of a cache as a dense tensor ``[B, H, length, D]``.
+    """The first ``length`` tokens of a cache, padding included, as a dense tensor ``[B, H, length, D]``.
 
-    Padding positions are zero. ``dtype`` is the cache's own unless it is given.
+    Padding positions are zero. ``dtype`` is by default that of the cache.
     """
     dtype = dtype or cache.window.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -141,14 +137,17 @@ def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None) -> t
 
 
 def append_(cache: Cache, new: torch.Tensor) -> None:
-    """Write ``new [B, H, N, D]`` (keys normalized already) behind the end of a cache side, in place.
+    """Append ``new [B, H, N, D]`` (keys already normalized) to a cache side, in place.
 
-    Tokens enter the recent window; whenever it holds ``recent + block`` of them its oldest block is quantized.
+    Tokens enter the recent window. When it holds ``recent + block`` tokens, its oldest block is quantized.
 
     Raises:
-        IndexError: where the cache has no room for a block.
+        IndexError: if the cache has no room for a block.
+        ValueError: if its mode uses queries and it has no query profile.
     """
     fmt, window, state = cache.format, cache.window, cache.state
+    if fmt.uses_queries and cache.query_profile is None:
+        raise ValueError(f"a cache of mode {fmt.mode} is written to without its query profile")
     batch, heads, count, head_dim = new.shape
     b, h = torch.arange(batch, device=new.device)[:, None], torch.arange(heads, device=new.device)[None, :]
     for i in range(count):
@@ -162,22 +161,22 @@ def append_(cache: Cache, new: torch.Tensor) -> None:
         if bool(due.any()):
             slots = fmt.sink + (before[..., None] * fmt.block + torch.arange(fmt.block, device=new.device)) % fmt.ring
             oldest = window.gather(2, slots[..., None].expand(-1, -1, -1, head_dim))
-            new_codes, new_scales = encode_blocks(oldest, fmt, _profile(cache))
+            new_codes, new_scales = encode_blocks(oldest, fmt, cache.query_profile)
             rows, cols = due.nonzero(as_tuple=True)
             cache.codes[rows, cols, before[due]] = new_codes[due]
             cache.scales[rows, cols, before[due]] = new_scales[due]
 
 
 def truncate_(cache: Cache, length: int | torch.Tensor) -> None:
-    """Forget all tokens of a cache side from logical position ``length`` on, in place.
+    """Truncate a cache side to ``length`` tokens, padding included, in place.
 
-    Where that cuts a quantized block, what is left of it moves back into the recent window. ``length`` may be a tensor
-    without dimensions on the cache's device.
+    If the new end is within a quantized block, the remaining tokens of that block are dequantized into the recent
+    window. ``length`` may be a tensor without dimensions on the cache's device.
     """
     fmt, codes, scales, window, state = cache.format, *cache.encoded
     head_dim = window.shape[-1]
     old_blocks = quantized_blocks(state, fmt).long()
-    # a crop into the padding in front of a sequence leaves less of it
+    # truncating within the padding of a sequence leaves less padding
     state[..., layout.START] = state[..., layout.START].clamp(max=length)
     kept = length - state[..., layout.START]
     kept = torch.minimum(kept, state[..., layout.LENGTH])

@@ -53,9 +53,10 @@ def dequantize_groups(
 def encode_blocks(
     x: torch.Tensor, fmt: CacheFormat, query_profile: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks ``[..., block, D]`` as ``codes [..., W]`` and ``scales [..., P]``.
+    """Quantize and pack blocks ``[..., block, D]`` to ``codes [..., W]`` and ``scales [..., P]``.
 
-    ``query_profile [..., 2, D]``, which broadcasts to the blocks, for modes that use it; None where nothing is known.
+    ``query_profile [..., 2, D]`` broadcasts to the blocks. It is used in modes that use queries; None weighs all
+    channels equally.
     """
     *lead, block, head_dim = x.shape
     mode = fmt.quantization

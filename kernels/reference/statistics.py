@@ -1,4 +1,4 @@
-"""What is measured on a prompt: mean and normalization of its keys, moments of its queries and what is kept of them."""
+"""Statistics of a prompt: mean and normalization of its keys, moments and profile of its queries."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from ..formats import CacheFormat
 from ..pairs import Pairs
 from .numbers import as_float
 
-#: Largest mean, and squared deviation, in a query profile: bytes below those of float16's infinities.
+#: Largest magnitude of a mean, and largest squared deviation, in a query profile (signed bytes).
 MAX_PROFILE = 123
-#: Fewer real tokens than this give no key statistics: mean 0 and normalization 1 are used instead.
+#: With fewer real tokens than this nothing is measured; key mean is 0 and normalization 1.
 MIN_STATISTICS_TOKENS = 32
-#: So many of a prompt's last queries say what queries are like; to read all of a long prompt's would cost more.
+#: Query moments are measured on at most so many of a prompt's last queries, which bounds their cost.
 MOST_QUERIES = 2048
-#: Least root mean square of the queries of a channel that counts, as a part of the largest of its head.
+#: Lower limit of the root mean square of the queries of a channel, relative to the largest channel of its head.
 LEAST_QUERY = 2.0**-12
-#: Queries count as no larger than this, so that sums of their squares are finite.
+#: Queries are clamped to this magnitude, so that sums of their squares are finite.
 MAX_QUERY = 1e15
-#: Range of the key normalization, which is relative to the largest channel of its head.
+#: Lower limit of the key normalization, relative to the largest channel of its head.
 MIN_KEY_NORM = 2.0**-6
-#: A key that is divided but not centred yet, as on its way through a rotary embedding, gets no larger than this or than
-#: the largest key of its head: far enough from what float16 holds.
+#: A key that is divided by the normalization but not centred yet (before a rotary embedding) is at most this large, or
+#: as large as the largest key of its head: within the range of float16.
 MAX_DIVIDED_KEY = 8192.0
 
 
-def query_moments(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Mean and standard deviation of the queries of a prompt that meet each head of keys, ``[B, H, 2, D]`` float32.
+def query_moments(query: torch.Tensor | None, keys: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation of a prompt's queries for each key head, ``[B, H, 2, D]`` float32.
 
-    Taken over the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
-    count as zero. Queries of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1, as if all channels were
-    alike.
+    Measured on the last :data:`MOST_QUERIES` real queries of all query heads of a key head; numbers that are not finite
+    count as zero. With fewer than :data:`MIN_STATISTICS_TOKENS` real queries the result is 0 and 1, which weighs all
+    channels equally.
 
     Args:
-        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt.
+        query: ``[B, Hq, N, D]``, as it is multiplied with the keys; the last ``N`` tokens of the prompt. None, if it is
+            not known, gives :func:`default_moments`.
         keys: ``[B, H, S, D]``.
-        start: ``[B]``, tokens of padding in front.
+        start: ``[B]``, number of padding tokens at the beginning.
     """
     heads, tokens = keys.shape[1:3]
-    # an index and not a slice: of that the strides tell long from short prompts, and a graph would serve one of them
+    if query is None:
+        return default_moments(keys.shape[0], heads, keys.shape[3], keys.device)
+    # an index instead of a slice: with a slice, guards on strides would compile long and short prompts separately
     last = torch.arange(torch.sym_max(query.shape[2] - MOST_QUERIES, 0), query.shape[2], device=query.device)
     query = query.index_select(2, last)
     batch, q_heads, rows, head_dim = query.shape
@@ -46,23 +49,35 @@ def query_moments(query: torch.Tensor, keys: torch.Tensor, start: torch.Tensor) 
     real = position >= start[:, None]
     x = query.float()
     x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0).clamp(-MAX_QUERY, MAX_QUERY)
-    # a number that is not finite counts as zero: a count for each channel would cost as much as the sums
+    # numbers that are not finite count as zero: counting them per channel would cost as much as the sums
     group, rows = q_heads // heads, real.sum(-1)[:, None, None]
     count = (rows * group).clamp(min=1)
     total, squares = (each.sum(2).view(batch, heads, group, head_dim).sum(2) for each in (x, x.square()))
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     known = rows >= MIN_STATISTICS_TOKENS
-    # no constant tensor: a graph would copy it to the device, and wait for it, at every call
+    # no constant tensors: a graph would copy them to the device, and wait for that, at every call
     return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
 
 
-def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
-    """By what the normalization of keys is divided: the fourth root of the size of the queries.
+def default_moments(batch: int, heads: int, head_dim: int, device: torch.device | str) -> torch.Tensor:
+    """Query moments ``[B, H, 2, D]`` where queries are not known: mean 0 and deviation 1, for all channels."""
+    zeros = torch.zeros((batch, heads, head_dim), dtype=torch.float32, device=device)
+    return torch.stack((zeros, torch.ones_like(zeros)), 2)
 
-    ``moments [B, H, 2, D]`` are those of :func:`query_moments`; returns ``[B, H, D]`` float32. The size of a channel
-    is the root mean square of its queries, over the channels that share a normalization (``CacheFormat.norm``),
-    relative to the largest of the head.
+
+def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
+    """The factor by which the normalization of keys is divided: the fourth root of the size of the queries.
+
+    The size is the root mean square of the queries of a channel, averaged over the channels that share a normalization
+    (``CacheFormat.norm``), relative to the largest channel of the head.
+
+    Args:
+        moments: ``[B, H, 2, D]`` of :func:`query_moments`.
+        norm: ``CacheFormat.norm``.
+
+    Returns:
+        ``[B, H, D]`` float32.
     """
     square = moments.square().sum(2)
     square = (square + Pairs.parse(norm).swapped(square)) * 0.5
@@ -73,11 +88,10 @@ def norm_divisor(moments: torch.Tensor, norm: str) -> torch.Tensor:
 
 
 def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: int) -> torch.Tensor:
-    """The query profile: what mode ``steered`` keeps of the query moments, two bytes a channel.
+    """The query profile: the query moments in the coded form that a cache keeps, two bytes per channel.
 
-    Mean and square of the deviation of the queries as held keys meet them (times the normalization), in units of their
-    own for each group, in which neither is above :data:`MAX_PROFILE`. Only ratios within a group count. A mean below
-    zero is its one's complement and the sign bit, so that no two bytes read as a NaN where they lie among numbers.
+    Mean and squared deviation of the queries, multiplied by the normalization as the queries of a decode step are. Each
+    group is scaled so that neither is above :data:`MAX_PROFILE`; only ratios within a group matter.
 
     Args:
         moments: ``[B, H, 2, D]`` float32 of :func:`query_moments`.
@@ -85,46 +99,32 @@ def query_profile(moments: torch.Tensor, norm: torch.Tensor | None, group_size: 
         group_size: channels that share a scale.
 
     Returns:
-        ``[B, H, 2, D]`` uint8.
+        ``[B, H, 2, D]`` int8.
     """
     held = torch.nan_to_num(moments if norm is None else moments * norm.unsqueeze(2))
     mean, deviation = held.unflatten(-1, (-1, group_size)).unbind(2)
-    least = 1e-30  # so that what is divided by it is finite
+    least = 1e-30  # so that quotients are finite
     unit = torch.minimum(
         MAX_PROFILE / mean.abs().amax(-1, keepdim=True).clamp(min=least),
         MAX_PROFILE**0.5 / deviation.abs().amax(-1, keepdim=True).clamp(min=least),
     )
-    means = torch.round(mean * unit).clamp(-MAX_PROFILE, MAX_PROFILE).to(torch.int32)
-    means = torch.where(means < 0, ~means + 0x80, means)
-    weights = torch.round((deviation * unit).square()).clamp(max=MAX_PROFILE).to(torch.int32)
-    return torch.stack((means, weights), 2).flatten(-2).to(torch.uint8)
+    means = torch.round(mean * unit).clamp(-MAX_PROFILE, MAX_PROFILE)
+    weights = torch.round((deviation * unit).square()).clamp(max=MAX_PROFILE)
+    return torch.stack((means, weights), 2).flatten(-2).to(torch.int8)
 
 
-def set_query_profile_(
-    window: torch.Tensor, fmt: CacheFormat, profile: torch.Tensor | None = None, norm: torch.Tensor | None = None
-) -> None:
-    """Write a :func:`query_profile` ``[B, H, 2, D]`` behind the windows ``[B, H, R, D]``, in mode ``steered``.
+def default_profile(fmt: CacheFormat, like: torch.Tensor, norm: torch.Tensor | None = None) -> torch.Tensor | None:
+    """The query profile of a cache where queries are not known; None in modes without one.
 
-    It is bytes there, whatever the dtype of the windows. Where there is none, it is that of queries whose channels are
-    all alike.
+    Args:
+        fmt: the format.
+        like: a tensor ``[B, H, ..., D]`` on the cache's device.
+        norm: ``[B, H, D]`` or None.
     """
     if not fmt.uses_queries:
-        return
-    if profile is None:
-        moments = torch.zeros((*window.shape[:2], 2, window.shape[3]), dtype=torch.float32, device=window.device)
-        moments[:, :, 1] = 1
-        profile = query_profile(moments, norm, fmt.group_size)
-    if profile.dtype is not torch.uint8:
-        raise TypeError(f"a query profile is bytes (torch.uint8), see query_profile, and not {profile.dtype}")
-    held = window.view(torch.uint8)[:, :, fmt.window]
-    held[..., : 2 * window.shape[3]] = profile.flatten(-2)
-    held[..., 2 * window.shape[3] :] = 0
-
-
-def held_query_profile(window: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """The query profile ``[B, H, 2, D]`` that :func:`set_query_profile_` has written."""
-    held = window[:, :, fmt.window].contiguous().view(torch.uint8)
-    return held[..., : 2 * window.shape[3]].unflatten(-1, (2, -1))
+        return None
+    moments = default_moments(like.shape[0], like.shape[1], like.shape[-1], like.device)
+    return query_profile(moments, norm, fmt.group_size)
 
 
 def key_statistics(
@@ -138,17 +138,17 @@ def key_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and normalization of the keys of a prompt, each ``[B, H, D]`` float32.
 
-    Taken over the real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
-    tokens and over the channels that share it, divided by ``divisor`` where the query moments are known, and
-    relative to the largest channel of the head so that neither the scaled query nor the divided key can overflow.
-    Prompts of fewer than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
+    Computed over real, finite keys (positions from ``start[b]`` on). The normalization is ``sqrt(max|k - mean|)`` over
+    tokens and over the channels that share it, divided by ``divisor`` if the query moments are known, and relative to
+    the largest channel of the head, so that neither the scaled query nor the divided key overflows. Prompts of fewer
+    than :data:`MIN_STATISTICS_TOKENS` real tokens give 0 and 1.
 
     Args:
         keys: ``[B, H, S, D]``.
-        start: ``[B]``, tokens of padding in front.
-        centre, normalize: whether to take the mean, the normalization; where not, they are 0 and 1.
-        norm: ``CacheFormat.norm``. ``paper`` gives ``sqrt(max|k - mean|)`` as it is, and 1 where that is 0.
-        divisor: ``[B, H, D]`` of :func:`norm_divisor`, or None. ``paper`` takes no notice of it.
+        start: ``[B]``, number of padding tokens at the beginning.
+        centre, normalize: whether to compute the mean and the normalization; if not, they are 0 and 1.
+        norm: ``CacheFormat.norm``. With ``paper`` the normalization is ``sqrt(max|k - mean|)``, and 1 where that is 0.
+        divisor: ``[B, H, D]`` of :func:`norm_divisor`, or None. Ignored with ``paper``.
 
     Source: InnerQ, arXiv 2602.23200, key normalization; centring, sharing and queries: ``docs/method.md``.
     """
@@ -181,7 +181,7 @@ def key_statistics(
 
 
 def normalize_keys(keys: torch.Tensor, mean: torch.Tensor | None, norm: torch.Tensor | None) -> torch.Tensor:
-    """Keys as a cache holds them, ``(k - mean) * (1 / norm)``, in the dtype they came in."""
+    """Keys as a cache holds them, ``(k - mean) * (1 / norm)``, in their dtype. ``mean`` and ``norm`` may be None."""
     if mean is None and norm is None:
         return keys
     x = as_float(keys)

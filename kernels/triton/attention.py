@@ -259,7 +259,6 @@ def plan_partials(
             "K_BITS": keys.bits,
             "K_GROUP": keys.group_size,
             "K_ZERO": keys.has_zero,
-            "K_WINDOW": keys.window_rows,
             "K_D": head_dim,
             "K_SLICES": layout.word_slices(keys, head_dim),
             "V_BITS": values.bits,

@@ -62,7 +62,6 @@ def decode_partial_portable_kernel(
     K_D: tl.constexpr,
     K_SLICES: tl.constexpr,
     K_COLS: tl.constexpr,
-    K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
     V_HAS_ZERO: tl.constexpr,
     V_BITS: tl.constexpr,
@@ -73,7 +72,6 @@ def decode_partial_portable_kernel(
     V_D: tl.constexpr,
     V_SLICES: tl.constexpr,
     V_COLS: tl.constexpr,
-    V_QUERY_ROWS: tl.constexpr,
 ):
     """Attention of one tile of query rows to one share of the tokens of a sequence.
 
@@ -109,7 +107,7 @@ def decode_partial_portable_kernel(
         b_k = load_tokens(
             k_codes, k_scales, k_window, bh, k_capacity, position, held, k_end,
             (t0 + TOKENS > K_SINK) & (t0 < k_end), (t0 < K_SINK) | (t0 + TOKENS > k_end),
-            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS, K_QUERY_ROWS,
+            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS,
         )  # fmt: skip
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_s = row_scores(
@@ -124,7 +122,7 @@ def decode_partial_portable_kernel(
         b_v = load_tokens(
             v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
             (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
-            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS, V_QUERY_ROWS,
+            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
         )  # fmt: skip
         b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)
         b_max = b_new

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .. import reference
 from ..backend import Append
+from ..cache import Cache
 from .addresses import quantized_blocks, tile_channels, window_slot
 from .casts import round_to
 from .constants import (
@@ -19,7 +20,7 @@ from .constants import (
     block_params,
     block_words,
     ring_slots,
-    window_rows,
+    window_slots,
 )
 from .encode import copy_blocks
 from .encode_at_once import encode_block, warps_for
@@ -58,6 +59,7 @@ def _append_side(
     scales,
     window,
     state,
+    query_profile,
     new,
     bh,
     H,
@@ -84,7 +86,6 @@ def _append_side(
     D: tl.constexpr,
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
-    QUERY_ROWS: tl.constexpr,
 ):
     """One (b, h) of one side. ``ENCODE``: quantize the ``due``-th new block. ``WRITE``: write the ring and the state.
 
@@ -92,7 +93,9 @@ def _append_side(
     """
     RING: tl.constexpr = ring_slots(RECENT, BLOCK)
     new += bh // H * stride_b + bh % H * stride_h
-    window += bh * (window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) * D)
+    window += bh * (window_slots(SINK, RECENT, BLOCK) * D)
+    if USES_QUERIES:
+        query_profile += bh * (2 * D)
     state += bh * STATE_SIZE
     length = tl.load(state + STATE_LENGTH)
     peak = tl.load(state + STATE_PEAK)
@@ -107,14 +110,13 @@ def _append_side(
         if (block < quantized_blocks(new_peak, SINK, RECENT, BLOCK)) & (block < capacity):
             source = (window, new, block * BLOCK, length, stride_n, stride_d, SINK, RING, D)
             at = bh * capacity + block
-            queries = window + (SINK + RING) * D
             p_codes = codes + at * block_words(BITS, BLOCK, D)
             if BITS == 0:
                 copy_blocks(_load_due, _no_numbers, source, p_codes, 1, 1, IS_KEY, BLOCK, D, SLICES, COLS)
             else:
                 p_scales = scales + at * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, scales.dtype.element_ty)
                 encode_block(
-                    _load_due, _no_numbers, source, queries, p_codes, p_scales,
+                    _load_due, _no_numbers, source, query_profile, p_codes, p_scales,
                     IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK, D, SLICES, COLS,
                 )  # fmt: skip
     if WRITE:
@@ -147,6 +149,7 @@ def append_fwd_kernel(
     k_scales,
     k_window,
     k_state,
+    k_query_profile,
     k_new,
     k_capacity,
     k_stride_b,
@@ -157,6 +160,7 @@ def append_fwd_kernel(
     v_scales,
     v_window,
     v_state,
+    v_query_profile,
     v_new,
     v_capacity,
     v_stride_b,
@@ -181,7 +185,6 @@ def append_fwd_kernel(
     K_D: tl.constexpr,
     K_SLICES: tl.constexpr,
     K_COLS: tl.constexpr,
-    K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
     V_ENCODER: tl.constexpr,
     V_HAS_ZERO: tl.constexpr,
@@ -195,25 +198,32 @@ def append_fwd_kernel(
     V_D: tl.constexpr,
     V_SLICES: tl.constexpr,
     V_COLS: tl.constexpr,
-    V_QUERY_ROWS: tl.constexpr,
 ):
     """Program (b * H + h, side, new block). Sides are keys and values; if there is only one, the grid has size 1."""
     bh = tl.program_id(0).to(tl.int64)
     due = tl.program_id(2)
     if tl.program_id(1) == 0:
         _append_side(
-            k_codes, k_scales, k_window, k_state, k_new, bh, H, N, k_capacity,
+            k_codes, k_scales, k_window, k_state, k_query_profile, k_new, bh, H, N, k_capacity,
             k_stride_b, k_stride_h, k_stride_n, k_stride_d, due, ENCODE, WRITE, ROWS,
             K_IS_KEY, K_ENCODER, K_HAS_ZERO, K_USES_ANCHOR, K_USES_QUERIES, K_BITS, K_GROUP, K_BLOCK,
-            K_SINK, K_RECENT, K_D, K_SLICES, K_COLS, K_QUERY_ROWS,
+            K_SINK, K_RECENT, K_D, K_SLICES, K_COLS,
         )  # fmt: skip
     else:
         _append_side(
-            v_codes, v_scales, v_window, v_state, v_new, bh, H, N, v_capacity,
+            v_codes, v_scales, v_window, v_state, v_query_profile, v_new, bh, H, N, v_capacity,
             v_stride_b, v_stride_h, v_stride_n, v_stride_d, due, ENCODE, WRITE, ROWS,
             V_IS_KEY, V_ENCODER, V_HAS_ZERO, V_USES_ANCHOR, V_USES_QUERIES, V_BITS, V_GROUP, V_BLOCK,
-            V_SINK, V_RECENT, V_D, V_SLICES, V_COLS, V_QUERY_ROWS,
+            V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
         )  # fmt: skip
+
+
+def _is_writable(cache: Cache) -> bool:
+    """Whether the tensors of a cache are dense, and its query profile is there if its mode uses one."""
+    profile = cache.query_profile
+    if cache.format.uses_queries and (profile is None or not profile.is_contiguous()):
+        return False
+    return all(tensor.is_contiguous() for tensor in cache.encoded)
 
 
 def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
@@ -226,7 +236,7 @@ def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
         sides: one or two of ``(cache, new [B, H, N, D])`` with equal B, H and N.
         num_warps: warps a program, instead of the default.
     """
-    if not all(tensor.is_contiguous() for cache, _ in sides for tensor in cache.encoded):
+    if not all(_is_writable(cache) for cache, _ in sides):
         for cache, new in sides:  # only views that nobody makes on the fast path are not dense
             reference.append_(cache, new)
         return
@@ -241,7 +251,7 @@ def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
     tensors: list[Any] = []
     constants: dict[str, Any] = {}
     for prefix, (cache, new) in zip(("K_", "V_"), (sides[0], sides[-1]), strict=True):
-        tensors += [*cache.encoded, new, cache.codes.shape[2], *new.stride()]
+        tensors += [*cache.encoded, cache.query_profile, new, cache.codes.shape[2], *new.stride()]
         constants |= side_constants(cache.format, new.shape[3], prefix) | mode_constants(cache.format, prefix)
     blocks = [cache.format.block for cache, _ in sides]
     warps = num_warps or max(warps_for(cache.format, new.shape[3]) for cache, new in sides)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .. import layout, reference
-from ..cache import Cache, CacheTensors
+from ..cache import ENCODED, Cache, CacheTensors
 from ..formats import CacheFormat, blocks_for
 from .addresses import quantized_blocks, tile_channels
 from .casts import round_to
@@ -23,7 +23,7 @@ from .constants import (
     block_words,
     plane_columns,
     ring_slots,
-    window_rows,
+    window_slots,
 )
 from .encode import copy_blocks, encode_blocks
 from .support import mode_constants, on_device, side_constants
@@ -70,6 +70,7 @@ def prefill_fwd_kernel(
     scales,
     window,
     state,
+    query_profile,
     H,
     S,
     capacity,
@@ -93,7 +94,6 @@ def prefill_fwd_kernel(
     D: tl.constexpr,
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
-    QUERY_ROWS: tl.constexpr,
 ):
     """Program (i, b * H + h) quantizes ``NB`` blocks; the last ``WINDOWS`` programs write the windows and the state."""
     block = tl.program_id(0) * NB
@@ -110,7 +110,9 @@ def prefill_fwd_kernel(
     if inverse is not None:
         inverse += bh * D
     RING: tl.constexpr = ring_slots(RECENT, BLOCK)
-    window += bh * (window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) * D)
+    window += bh * (window_slots(SINK, RECENT, BLOCK) * D)
+    if USES_QUERIES:
+        query_profile += bh * (2 * D)
     if block < (tl.num_programs(0) - WINDOWS) * NB:
         if block < blocks:
             token0 = SINK + block * BLOCK
@@ -123,7 +125,7 @@ def prefill_fwd_kernel(
                 )
             else:
                 encode_blocks(
-                    _load_normalized, _of_channels, source, window + (SINK + RING) * D, p_codes,
+                    _load_normalized, _of_channels, source, query_profile, p_codes,
                     scales + at * block_params(BITS, HAS_ZERO, GROUP, BLOCK, D, scales.dtype.element_ty),
                     blocks - block, NB, IS_KEY, ENCODER, HAS_ZERO, USES_ANCHOR, USES_QUERIES, BITS, GROUP, BLOCK,
                     SINK, RECENT, D, SLICES, COLS,
@@ -192,9 +194,9 @@ def prefill(
     if capacity < blocks:
         raise ValueError(f"capacity {capacity} is less than the {blocks} blocks that {tokens} tokens need")
     shapes = layout.shapes(fmt, batch, heads, head_dim, capacity)
-    tensors = {name: torch.empty(s, dtype=own or x.dtype, device=x.device) for name, (s, own) in shapes.items()}
-    cache = dataclasses.replace(CacheTensors.of(fmt, tensors), mean=mean, norm=norm)
-    reference.set_query_profile_(cache.window, fmt, query_profile, norm)
+    encoded = (torch.empty(s, dtype=own or x.dtype, device=x.device) for s, own in (shapes[name] for name in ENCODED))
+    profile = reference.default_profile(fmt, x, norm) if query_profile is None else query_profile.contiguous()
+    cache = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), query_profile=profile, mean=mean, norm=norm)
     mean = None if mean is None else mean.float().contiguous()
     inverse = None if norm is None else norm.float().reciprocal().contiguous()
     constants, options = launch_options(fmt, head_dim)
@@ -207,6 +209,7 @@ def prefill(
             mean,
             inverse,
             *cache.encoded,
+            cache.query_profile,
             heads,
             tokens,
             capacity,

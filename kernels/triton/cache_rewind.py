@@ -12,7 +12,7 @@ import triton.language as tl
 from ..cache import Cache
 from .addresses import quantized_blocks, quantized_end, tile_channels
 from .casts import round_to
-from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_rows
+from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_slots
 from .support import interpreted, on_device, side_constants
 from .unpack import load_tokens
 
@@ -39,7 +39,6 @@ def _rewind_side(
     D: tl.constexpr,
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
-    QUERY_ROWS: tl.constexpr,
 ):
     """One (b, h) of one side: dequantize the remaining tokens of a truncated block into the ring, and set the state."""
     RING: tl.constexpr = ring_slots(RECENT, BLOCK)
@@ -60,7 +59,7 @@ def _rewind_side(
         held = (position < kept) & (position < end) & (position < SINK + capacity * BLOCK)
         b_x = load_tokens(
             codes, scales, window, bh, capacity, position, held, end, True, False,
-            IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, SLICES, COLS, QUERY_ROWS,
+            IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, SLICES, COLS,
         )  # fmt: skip
         channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
         slot = SINK + (position - SINK) % RING
@@ -68,7 +67,7 @@ def _rewind_side(
             LARGEST: tl.constexpr = largest(window.dtype.element_ty)
             b_x = tl.where(tl.abs(b_x) < float("inf"), tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST), b_x)
         tl.store(
-            window + (bh * window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) + slot)[:, None] * D + channel[None, :],
+            window + (bh * window_slots(SINK, RECENT, BLOCK) + slot)[:, None] * D + channel[None, :],
             round_to(b_x, window.dtype.element_ty),
             mask=held[:, None] & real[None, :],
         )
@@ -101,7 +100,6 @@ def rewind_fwd_kernel(
     K_D: tl.constexpr,
     K_SLICES: tl.constexpr,
     K_COLS: tl.constexpr,
-    K_QUERY_ROWS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
     V_HAS_ZERO: tl.constexpr,
     V_BITS: tl.constexpr,
@@ -112,7 +110,6 @@ def rewind_fwd_kernel(
     V_D: tl.constexpr,
     V_SLICES: tl.constexpr,
     V_COLS: tl.constexpr,
-    V_QUERY_ROWS: tl.constexpr,
 ):
     """Program (b * H + h, side)."""
     bh = tl.program_id(0).to(tl.int64)
@@ -120,12 +117,12 @@ def rewind_fwd_kernel(
     if tl.program_id(1) == 0:
         _rewind_side(
             k_codes, k_scales, k_window, k_state, target, bh, k_capacity,
-            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS, K_QUERY_ROWS,
+            K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS,
         )  # fmt: skip
     else:
         _rewind_side(
             v_codes, v_scales, v_window, v_state, target, bh, v_capacity,
-            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS, V_QUERY_ROWS,
+            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
         )  # fmt: skip
 
 

@@ -103,9 +103,9 @@ STATE_PEAK = tl.constexpr(layout.PEAK)
 
 
 @triton.constexpr_function
-def window_rows(sink, recent, block, query_rows):
-    """Rows of the tensor of windows: ``CacheFormat.window_rows``."""
-    return sink + ring_slots(recent, block) + query_rows
+def window_slots(sink, recent, block):
+    """Slots of the tensor of windows: ``CacheFormat.window``."""
+    return sink + ring_slots(recent, block)
 
 
 # --- floating-point numbers -------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .bytes import byte_signs
-
 #: Bits 0 to 6 of all four bytes.
 BELOW_SIGNS = tl.constexpr(0x7F7F7F7F)
 
@@ -30,7 +28,6 @@ def query_words(queries, channel, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl
         if GROUP > 16:
             b_means |= tl.load(p_pairs + (i + 1) * 8).to(tl.int32) << 16
             b_weights |= tl.load(p_pairs + (D // 2 + (i + 1) * 8)).to(tl.int32) << 16
-        b_means ^= byte_signs(b_means) & BELOW_SIGNS  # negative means are one's complements
         means, weights = means + (b_means,), weights + (b_weights,)
     return means, weights
 

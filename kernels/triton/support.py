@@ -90,7 +90,6 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
         "D": head_dim,
         "SLICES": slices,
         "COLS": columns,
-        "QUERY_ROWS": fmt.window_rows - fmt.window,
     }
     return {prefix + name: value for name, value in constants.items()}
 

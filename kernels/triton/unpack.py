@@ -18,7 +18,7 @@ from .constants import (
     is_byte,
     is_paired,
     ring_slots,
-    window_rows,
+    window_slots,
     zero_step,
 )
 from .fields import load_codes
@@ -54,7 +54,6 @@ def load_tokens(
     D: tl.constexpr,
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
-    QUERY_ROWS: tl.constexpr,
 ):
     """The tokens at ``position [T]`` of a cache side, ``[T, COLS]`` float32, from its blocks and windows.
 
@@ -94,6 +93,6 @@ def load_tokens(
     if ANY_WINDOW:
         slot = window_slot(position, SINK, ring_slots(RECENT, BLOCK))
         mask = (held & ((position < SINK) | (position >= q_end)))[:, None] & real[None, :]
-        at = (bh * window_rows(SINK, RECENT, BLOCK, QUERY_ROWS) + slot)[:, None]
+        at = (bh * window_slots(SINK, RECENT, BLOCK) + slot)[:, None]
         b_x += tl.load(window + at * D + channel[None, :], mask, other=0.0).to(tl.float32)
     return b_x

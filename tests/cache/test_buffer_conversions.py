@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile import InnerQBuffer, UnsupportedOperation, empty_cache
-from innerq_compile.kernels import reference
 
 PRESETS = ("base", "hybrid", "lossless")
 
@@ -44,12 +43,11 @@ def test_to_a_dtype_stays_a_quantized_buffer(preset, role, source, target, token
         assert torch.equal(buffer.dequantize(), before), "the first one is another buffer"
 
 
-def test_what_a_steered_cache_knows_of_queries_stays():
-    """Bytes lie behind the windows, which are no numbers of the windows' dtype."""
+def test_the_query_profile_stays():
     buffer = filled("base", "key", torch.float32, 200)
     assert buffer.format.uses_queries
-    known = [reference.held_query_profile(b.inner_tensors()["window"], b.format) for b in (buffer, buffer.half())]
-    assert torch.equal(*known) and known[0].any()
+    profiles = [b.inner_tensors()["query_profile"] for b in (buffer, buffer.half())]
+    assert torch.equal(*profiles) and profiles[0].any()
 
 
 def test_other_dtypes_are_dense():

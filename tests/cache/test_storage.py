@@ -10,13 +10,11 @@ import torch
 from innerq_compile import InnerQError, InnerQTensor, empty_cache
 from innerq_compile.cache.storage import CacheStorage
 from innerq_compile.cache.traced import TracedCache, is_traced
-from innerq_compile.kernels.cache import INNER_TENSORS, CacheTensors
+from innerq_compile.kernels.cache import INNER_TENSORS
 
 
 def storage_with_every_tensor() -> CacheStorage:
-    tensors = InnerQTensor.from_dense(torch.randn(2, 2, 200, 32), "base", role="key")._storage.tensors
-    profile = torch.randint(0, 255, (2, 2, 2, 32), dtype=torch.uint8)
-    return CacheStorage(CacheTensors.of(tensors.format, {**tensors.present(), "query_profile": profile}), 200)
+    return InnerQTensor.from_dense(torch.randn(2, 2, 200, 32), "base", role="key")._storage
 
 
 COPIES = {

@@ -406,9 +406,12 @@ def test_no_graph_of_gradients_is_kept():
 
 
 def test_a_saved_cache_of_another_version_is_refused():
-    """Its windows have other rows, which kernels would take for tokens of the next head."""
+    """Its windows have other rows, which kernels would take for tokens of the next head, or a tensor is missing."""
     storage = InnerQTensor.from_dense(torch.randn(1, 2, 200, 32), "base", role="key")._storage
     restore, (tensors, spec, length) = storage.__reduce__()
-    tensors["window"] = torch.cat((tensors["window"], tensors["window"][:, :, -1:]), 2)
-    with pytest.raises(InnerQError, match="162 rows of windows where this version has 161"):
-        restore(tensors, spec, length)
+    longer = torch.cat((tensors["window"], tensors["window"][:, :, -1:]), 2)
+    with pytest.raises(InnerQError, match=r"161 rows of windows .*, where this version has 160 rows"):
+        restore({**tensors, "window": longer}, spec, length)
+    without = {name: tensor for name, tensor in tensors.items() if name != "query_profile"}
+    with pytest.raises(InnerQError, match="this version has 160 rows and a query profile"):
+        restore(without, spec, length)

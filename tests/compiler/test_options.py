@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
-from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, clear_reports, compiled_graphs, empty_cache, innerq
+from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, compiled_graphs, empty_cache, innerq
 from innerq_compile.config import describe
 from innerq_compile.passes import PIPELINE
 from tests.helpers.models import generate, prompt, tiny_llama
 from tests.helpers.programs import BufferAttention, TinyAttention
+from tests.helpers.without_inductor import forget_graphs
 
 OPTIONAL = [name for name in PIPELINE.names() if name not in PIPELINE.required]
 
@@ -39,8 +40,7 @@ def steps(model, count: int = 4, tokens: int = 150):
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_without_any_one_pass_the_program_stays_right(name):
     """In ``lossless``, so that quantization makes no difference."""
-    torch._dynamo.reset()
-    clear_reports()
+    forget_graphs()
     torch.manual_seed(1)
     model = TinyAttention()
     mask = torch.ones(150, 150).tril().bool()
@@ -95,8 +95,7 @@ def test_without_the_rewrite_the_cache_is_the_same_and_attention_the_programs_ow
     model = TinyAttention(form=form)
     results = []
     for rewrite in (True, False):
-        torch._dynamo.reset()
-        clear_reports()
+        forget_graphs()
         compiled = torch.compile(model, backend="innerq", options={"preset": "tiny", "rewrite": rewrite})
         results.append(steps(compiled, count=40))
     (out, cache), (dense_out, dense_cache) = results
@@ -131,8 +130,7 @@ def test_without_the_rewrite_over_buffers(preallocated):
     model = BufferAttention()
     results = []
     for options in ({"preset": "base"}, {"preset": "base", "rewrite": False}):
-        torch._dynamo.reset()
-        clear_reports()
+        forget_graphs()
         compiled = torch.compile(model, backend="innerq", options=options)
         if preallocated:
             buffers = [empty_cache(1, 1, 256, 16, role=role) for role in ("key", "value")]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from innerq_compile import InnerQConfig, InnerQTensor, clear_reports, compiled_graphs, innerq
+from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
 from tests.helpers.decoders import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
 from tests.helpers.programs import TinyAttention
+from tests.helpers.without_inductor import forget_graphs
 
 PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast]
 
@@ -27,8 +28,7 @@ def run(model, prompt, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 def test_program(program):
-    torch._dynamo.reset()
-    clear_reports()
+    forget_graphs()
     model = program(batch=2).eval()
     prompts = [torch.randint(0, VOCAB, (2, n)) for n in (150, 40)]
     expected = [run(model, prompt, 40) for prompt in prompts]

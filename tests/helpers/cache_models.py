@@ -90,9 +90,8 @@ class _Row:
             first = fmt.sink + self.blocks * fmt.block
             block = self.tokens[:, first : first + fmt.block]
             # without queries, only the normalization of the keys is known of them
-            window = torch.zeros(1, len(block), fmt.window_rows, block.shape[-1], dtype=self.dtype)
-            reference.set_query_profile_(window, fmt, None, None if self.norm is None else self.norm[None])
-            profile = reference.held_query_profile(window, fmt)[0] if fmt.uses_queries else None
+            profile = reference.default_profile(fmt, block[None], None if self.norm is None else self.norm[None])
+            profile = None if profile is None else profile[0]
             codes, scales = reference.encode_blocks(block, fmt, profile)
             block.copy_(reference.decode_blocks(codes, scales, fmt, block.shape[-1]))
             self.blocks += 1

@@ -76,9 +76,9 @@ def assert_quantized(cache: DynamicCache) -> None:
         assert isinstance(layer.keys, InnerQTensor) and isinstance(layer.values, InnerQTensor)
 
 
-def compile_config(preset: str = "lossless") -> CompileConfig:
+def compile_config(**options: Any) -> CompileConfig:
     """How transformers names a backend. By itself it compiles on accelerators alone."""
-    config = CompileConfig(backend="innerq", mode=None, options={"preset": preset})
+    config = CompileConfig(backend="innerq", mode=None, options=options or {"preset": "lossless"})
     config._compile_all_devices = True
     return config
 

@@ -29,13 +29,12 @@ def clone(cache: Cache) -> Cache:
 
 
 def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """Which rows of a window hold a token, or what is known of the queries, ``[B, H, rows]``."""
+    """Which rows of a window hold a token, ``[B, H, rows]``."""
     length = state[..., layout.LENGTH, None]
     slots = torch.arange(fmt.window, device=state.device)
     first = reference.quantized_blocks(state, fmt)[..., None] * fmt.block  # counted from behind the sinks
     token = fmt.sink + first + (slots - fmt.sink - first) % fmt.ring
-    held = torch.where(slots < fmt.sink, slots < length, token < length)
-    return torch.nn.functional.pad(held, (0, fmt.window_rows - fmt.window), value=True)
+    return torch.where(slots < fmt.sink, slots < length, token < length)
 
 
 def poison_(cache: Cache) -> None:

@@ -58,7 +58,7 @@ def call_operator(name: str) -> None:
     keys, values, new = a_cache("key"), a_cache("value"), torch.randn(1, 2, 1, 32)
     calls = {
         "key_statistics": lambda: ops.key_statistics(x, start, True, True),
-        "prefill": lambda: ops.prefill(x, start, None, None, 4, keys.format.spec),
+        "prefill": lambda: ops.prefill(x, start, None, None, 4, keys.format.spec, keys.query_profile),
         "append_": lambda: ops.append_(keys, values, new, new),
         "append_one_": lambda: ops.append_one_(keys, new),
         "rewind_": lambda: ops.rewind_(keys, values, torch.tensor([10])),

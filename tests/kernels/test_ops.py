@@ -51,7 +51,8 @@ with_kernels = pytest.mark.parametrize("kernels", ["reference", "device"], indir
 def make_cache(fmt: CacheFormat, x: torch.Tensor, start=None, mean=None, norm=None, room: int = 0):
     """A cache side of ``x [B, H, S, D]`` with room for ``room`` more tokens."""
     start = torch.zeros(x.shape[0], dtype=torch.int32) if start is None else start
-    return innerq.prefill(x, start, mean, norm, blocks_for(fmt, x.shape[2] + room), fmt.spec)
+    profile = reference.default_profile(fmt, x, norm)
+    return innerq.prefill(x, start, mean, norm, blocks_for(fmt, x.shape[2] + room), fmt.spec, profile)
 
 
 def small_formats(dtype=torch.float32, mode="signed", bits=3):
@@ -72,6 +73,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     k_cache, v_cache = make_cache(k_fmt, keys, start, mean, norm, 64), make_cache(v_fmt, values, start, None, None, 64)
     new_key, new_value = torch.randn(2, 2, 40, 32).to(dtype), torch.randn(2, 2, 40, 32).to(dtype)
     moments = torch.rand(2, 2, 2, 32)
+    profile = reference.query_profile(moments, norm, 16) if k_fmt.uses_queries else None
     query = torch.randn(2, 4, 3, 32).to(dtype)
     mask = torch.rand(2, 1, 3, 96) > 0.2
     bias = torch.randn(1, 4, 1, 96).to(dtype)
@@ -83,9 +85,13 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         (bias, None, torch.randn(4), 0.2, 20.0, True),
     )
     real = torch.arange(96) >= start[:, None, None, None]
-    writes = ((k_cache, mean, norm, 90, k_fmt.spec), (v_cache, None, None, 50, v_fmt.spec))
+    writes = ((k_cache, profile, mean, norm, 90, k_fmt.spec), (v_cache, None, None, None, 50, v_fmt.spec))
     return {
-        "query_moments": ((torch.randn(2, 4, 90, 32).to(dtype), keys, start), (query, keys, start)),
+        "query_moments": (
+            (torch.randn(2, 4, 90, 32).to(dtype), keys, start),
+            (query, keys, start),
+            (None, keys, start),
+        ),
         "norm_divisor": ((moments, "channel"), (moments, "interleaved16@8")),
         "query_profile": ((moments, norm, 16), (moments, None, 32)),
         "key_statistics": (
@@ -94,20 +100,22 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
             (keys, start, True, True, "half16", moments[:, :, 1] + 0.5),
         ),
         "prefill": (
-            (keys, start, mean, norm, 5, k_fmt.spec),
-            (keys, start, mean, norm, 5, k_fmt.spec, reference.query_profile(moments, norm, 16)),
+            (keys, start, mean, norm, 5, k_fmt.spec, profile),
             (values, start, None, None, 5, v_fmt.spec),
         ),
         "append_": (
-            (*k_cache, *v_cache, new_key, new_value, *formats),
-            (*k_cache, *v_cache, new_key[:, :, :1], new_value[:, :, :1], *formats),
+            (*k_cache, profile, *v_cache, new_key, new_value, *formats),
+            (*k_cache, profile, *v_cache, new_key[:, :, :1], new_value[:, :, :1], *formats),
         ),
-        "append_one_": ((*v_cache, new_value, v_fmt.spec),),
+        "append_one_": (
+            (*k_cache, profile, new_key, k_fmt.spec),
+            (*v_cache, None, new_value, v_fmt.spec),
+        ),
         "truncate_": ((*k_cache, 50, k_fmt.spec),),
         "rewind_": tuple((*k_cache, *v_cache, torch.tensor([at]), *formats) for at in (90, 50)),
         "write_": (
-            *((*cache, m, n, new_key, torch.tensor([at]), spec) for cache, m, n, at, spec in writes),
-            (*k_cache, mean, norm, new_key, torch.tensor([0]), k_fmt.spec, moments),
+            *((*cache, *measured, new_key, torch.tensor([at]), spec) for cache, *measured, at, spec in writes),
+            (*k_cache, profile, mean, norm, new_key, torch.tensor([0]), k_fmt.spec, moments),
         ),
         "open_from": ((mask & real, k_cache[3], 3), (torch.where(real, bias, -torch.inf), k_cache[3], 1)),
         "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
@@ -205,7 +213,7 @@ def test_cache_operators_are_the_reference(mode, dtype):
         cache = clone(expected.encoded)
         for count in (1, 30, 1, 68):
             new = torch.randn(2, 2, count, 32).to(dtype)
-            innerq.append_one_(*cache, new, fmt.spec)
+            innerq.append_one_(*cache, None, new, fmt.spec)
             reference.append_(expected, new)
             for ours, theirs in zip(cache, expected.encoded, strict=True):
                 assert_same_bits(ours, theirs)
@@ -213,6 +221,16 @@ def test_cache_operators_are_the_reference(mode, dtype):
         reference.truncate_(expected, 90)
         for ours, theirs in zip(cache, expected.encoded, strict=True):
             assert_same_bits(ours, theirs)
+
+
+@with_kernels
+def test_encoding_without_the_query_profile_that_the_mode_uses_is_an_error():
+    fmt, _ = small_formats(mode="steered")
+    x, start = torch.randn(1, 2, 90, 32), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="its query profile"):
+        innerq.prefill(x, start, None, None, 8, fmt.spec)
+    with pytest.raises(ValueError, match="its query profile"):
+        innerq.append_one_(*make_cache(fmt, x, room=90), None, x, fmt.spec)
 
 
 @with_kernels
@@ -225,7 +243,7 @@ def test_append_writes_both_sides(dtype):
     v_expected = CacheTensors.of_encoded(v_fmt, clone(v_cache))
     for _ in range(3):
         key, value = torch.randn(2, 2, 20, 32).to(dtype), torch.randn(2, 2, 20, 32).to(dtype)
-        innerq.append_(*k_cache, *v_cache, key, value, k_fmt.spec, v_fmt.spec)
+        innerq.append_(*k_cache, None, *v_cache, key, value, k_fmt.spec, v_fmt.spec)
         reference.append_(k_expected, key)
         reference.append_(v_expected, value)
     for ours, theirs in zip((*k_cache, *v_cache), (*k_expected, *v_expected), strict=True):
@@ -431,7 +449,7 @@ def test_decode_step_by_step(sink):
     caches = [make_cache(fmt, x[:, :, :3], room=97) for fmt, x in zip(formats, (keys, values), strict=True)]
     for t in range(3, 100):
         innerq.append_(
-            *caches[0], *caches[1], keys[:, :, t : t + 1], values[:, :, t : t + 1], *(f.spec for f in formats)
+            *caches[0], None, *caches[1], keys[:, :, t : t + 1], values[:, :, t : t + 1], *(f.spec for f in formats)
         )
         query = torch.randn(2, 2, 1, 32)
         out = attend(query, *caches, *formats)

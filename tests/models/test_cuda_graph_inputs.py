@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from innerq_compile import clear_reports, compiled_graphs, innerq
 from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
 from tests.helpers.cuda_graphs import recordings
-from tests.helpers.generation import assert_same_logits, feed, tokens_of
+from tests.helpers.generation import assert_same_logits, compile_config, feed, tokens_of
 from tests.helpers.models import prompt, tiny_llama
 from tests.helpers.programs import TinyAttention
 
@@ -65,8 +65,7 @@ def test_static_cache_of_generate(recorded, padding):
     model = tiny_llama(head_dim=16, layers=2)
     inputs = prompt(max(1, len(padding)), 60, padding)
     expected = tokens_of(model, inputs, 5, cache_implementation="static")
-    config = CompileConfig(backend="innerq", mode=None, options=OPTIONS)
-    config._compile_all_devices = True
+    config = compile_config(**OPTIONS)
     assert torch.equal(tokens_of(model, inputs, 5, cache_implementation="static", compile_config=config), expected)
     assert_one_for_all(recorded)
     assert recorded[0].targets.count("aten._assert_async.msg") <= 2, "one check of the mask for all layers"

@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from innerq_compile import clear_reports
 from tests.helpers.generation import CASES, assert_all_rewritten, models, tokens_of
 from tests.helpers.models import prompt
+from tests.helpers.without_inductor import forget_graphs
 
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["beams", "prompt-lookup", "chunked-prefill-padded", "static"])
 def test_features(name):
-    torch._dynamo.reset()
-    clear_reports()
+    forget_graphs()
     eager, compiled = models()
     if name == "static":
         options: dict[str, Any] = {"cache_implementation": "static"}

@@ -14,17 +14,17 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
 
-from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+from innerq_compile import InnerQTensor, compiled_graphs, innerq
 from tests.helpers.generation import compile_config, feed, models, run
 from tests.helpers.models import prompt, tiny_llama
+from tests.helpers.without_inductor import forget_graphs
 
 
 class Graphs:
     """Counts the graphs that were compiled since it was last asked."""
 
     def __init__(self) -> None:
-        torch._dynamo.reset()
-        clear_reports()
+        forget_graphs()
         counters.clear()
         self._seen = 0
 

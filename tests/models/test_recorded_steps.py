@@ -9,14 +9,14 @@ import threading
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime.hoisted_inputs import HoistedInputs
 from innerq_compile.runtime.recording import Recording
 from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
 from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
-from tests.helpers.generation import assert_same_logits, feed, tokens_of
+from tests.helpers.generation import assert_same_logits, compile_config, feed, tokens_of
 from tests.helpers.models import prompt, tiny_llama
 
 pytestmark = pytest.mark.usefixtures("no_inductor", "emulated")
@@ -88,8 +88,7 @@ def test_static_cache_of_generate(padding):
     model = tiny_llama(head_dim=16, layers=2)
     inputs = prompt(max(1, len(padding)), 60, padding)
     expected = tokens_of(model, inputs, 8, cache_implementation="static")
-    config = CompileConfig(backend="innerq", mode=None, options=OPTIONS)
-    config._compile_all_devices = True
+    config = compile_config(**OPTIONS)
     for _ in range(2):
         found = tokens_of(model, inputs, 8, cache_implementation="static", compile_config=config)
         assert torch.equal(found, expected)

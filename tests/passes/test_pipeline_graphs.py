@@ -82,7 +82,7 @@ class TestSdpaGraphs(expecttest.TestCase):
             prefill["plan_outputs"],
             """\
 - return (reshape, k, v)
-+ return (reshape, getitem_2, getitem_3, getitem_4, getitem_5, getitem, getitem_1, getitem_6, getitem_7, getitem_8, getitem_9)""",
++ return (reshape, getitem_2, getitem_3, getitem_4, getitem_5, query_profile_default, getitem, getitem_1, getitem_6, getitem_7, getitem_8, getitem_9)""",
         )
 
     def test_decode(self):
@@ -111,7 +111,7 @@ class TestSdpaGraphs(expecttest.TestCase):
             decode["rewrite_decode"],
             """\
 - out = torch._C._nn.scaled_dot_product_attention(q, k_1, v_1, attn_mask = None, is_causal = False, enable_gqa = True)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_0__query_profile, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 + decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
@@ -137,8 +137,8 @@ class TestSdpaGraphs(expecttest.TestCase):
 + unsqueeze_1 = truediv_1.unsqueeze(2)
 + sub = to_2 - unsqueeze_1
 + to_3 = sub.to(torch.float32)
-- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')""",
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_0__query_profile, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_0__query_profile, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')""",
         )
         self.assertExpectedInline(
             decode["plan_outputs"],
@@ -218,7 +218,7 @@ class TestEagerGraphs(expecttest.TestCase):
         self.assertExpectedInline(
             decode["rewrite_decode"],
             """\
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_0__query_profile, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 + decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 - getitem = k_1[(slice(None, None, None), slice(None, None, None), None)]
 - expand = getitem.expand(-1, -1, 2, -1, -1)
@@ -300,7 +300,7 @@ class TestGraphsOfCachesAsBatchTokensHeads(expecttest.TestCase):
 - out = torch._C._nn.scaled_dot_product_attention(q, keys, values, attn_mask = None, is_causal = False, enable_gqa = True)
 - transpose_3 = out.transpose(1, 2)
 + transpose_4 = v.transpose(1, 2)
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, transpose, transpose_4, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_0__query_profile, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, transpose, transpose_4, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 + decode_attention_default = torch.ops.innerq.decode_attention.default(q, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.25, 0.0, False, 'key:3:steered:16:32:96:pair8', 'value:3:anchored:32:32:96:pair8')
 + transpose_3 = decode_attention_default.transpose(1, 2)""",
         )

@@ -35,7 +35,7 @@ class TestRewriteBuffer(expecttest.TestCase):
 - return (scaled_dot_product_attention,)
 + getitem = l_position_[slice(0, 1, None)]
 + rewind__default = rewind_(l_keys__shadow..., l_values__shadow..., getitem)
-+ append__default = append_(l_keys__shadow..., l_values__shadow..., k, v)
++ append__default = append_(l_keys__shadow..., None, l_values__shadow..., k, v)
 + open_from_default = open_from(l_mask_, l_keys__shadow_state, 1)
 + decode_attention_default = decode_attention(q, l_keys__shadow..., l_values__shadow..., l_mask_, open_from_default, None, 0.25, 0.0, False)
 + arange = torch.arange(64, device = device(type='cpu'))

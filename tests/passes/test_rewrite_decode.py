@@ -40,7 +40,7 @@ class TestRewriteDecode(expecttest.TestCase):
         self.assertExpectedInline(
             changes["rewrite_decode"],
             """\
-+ append__default = append_(l_past_0_..., l_past_1_..., k, v)
++ append__default = append_(l_past_0_..., None, l_past_1_..., k, v)
 - scaled_dot_product_attention = scaled_dot_product_attention(q, k_1, v_1, None, enable_gqa = True)
 - scaled_dot_product_attention_1 = scaled_dot_product_attention(query, k_1, v_1, l_mask_, enable_gqa = True)
 - cat_2 = torch.cat([scaled_dot_product_attention, scaled_dot_product_attention_1])

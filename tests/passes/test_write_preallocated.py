@@ -37,7 +37,7 @@ class TestWritePreallocated(expecttest.TestCase):
             """\
 - index_copy_ = l_buffer_.index_copy_(2, l_at_, l_x_)
 - sum_1 = l_buffer_.sum(-1)
-+ write__default = write_(l_buffer_..., None, None, l_x_, l_at_)
++ write__default = write_(l_buffer_..., None, None, None, l_x_, l_at_)
 + dequantize_default = dequantize(l_buffer_..., None, None, 64)
 + sum_1 = dequantize_default.sum(-1)""",
         )
@@ -47,7 +47,7 @@ class TestWritePreallocated(expecttest.TestCase):
             self.changes(write_a_part, 0),
             """\
 + full = torch.full((1,), 0, dtype = torch.int64, device = device(type='cpu'))
-+ write__default = write_(l_buffer_..., None, None, l_x_, full)
++ write__default = write_(l_buffer_..., None, None, None, l_x_, full)
 + dequantize_default = dequantize(l_buffer_..., None, None, 64)
 - getitem = l_buffer_[(slice(None, None, None), 0)]
 + getitem = dequantize_default[(slice(None, None, None), 0)]""",

@@ -21,7 +21,7 @@ from ..constants import (
     params_per_group,
     plane_columns,
     ring_slots,
-    window_rows,
+    window_slots,
 )
 from .keys import group_sums, key_scores, query_slices
 from .operands import load_planes
@@ -87,7 +87,6 @@ def decode_partial_fields_kernel(
     K_ZERO: tl.constexpr,
     K_D: tl.constexpr,
     K_SLICES: tl.constexpr,
-    K_WINDOW: tl.constexpr,
     V_BITS: tl.constexpr,
     V_ZERO: tl.constexpr,
     V_D: tl.constexpr,
@@ -118,8 +117,8 @@ def decode_partial_fields_kernel(
         w_tokens = tl.minimum(length, SINK) + tl.maximum(length - q_end, 0)
         w_share = tl.cdiv(tl.cdiv(w_tokens, WINDOW_TOKENS), WINDOW_SPLITS) * WINDOW_TOKENS
         w_out, w_base, w_sum = window_partial(
-            p_query, query_mask, k_window + bh * (K_WINDOW * K_D),
-            v_window + bh * (window_rows(SINK, RECENT, BLOCK_TOKENS, 0) * V_D), mask, b, h, row,
+            p_query, query_mask, k_window + bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * K_D),
+            v_window + bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * V_D), mask, b, h, row,
             split * w_share, tl.minimum((split + 1) * w_share, w_tokens), q_end, length, start, N, G,
             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, query_stride_d, scale, softcap,
             CAUSAL, SOFTCAP, MASK, HEADS, SINK, ring_slots(RECENT, BLOCK_TOKENS), K_D, V_D, WINDOW_TOKENS,

@@ -38,13 +38,14 @@ def test_operators_use_the_kernels(monkeypatch):
         monkeypatch.setattr(cpu, name, counted)
     k_fmt, v_fmt, *_ = BASE
     x, start = randn(1, 2, 100, 64), torch.zeros(1, dtype=torch.int32)
-    cache = (
-        *torch.ops.innerq.prefill(x, start, None, None, 4, k_fmt.spec),
-        *torch.ops.innerq.prefill(x, start, None, None, 4, v_fmt.spec),
+    profile = reference.default_profile(k_fmt, x)
+    keys = torch.ops.innerq.prefill(x, start, None, None, 4, k_fmt.spec, profile)
+    values = torch.ops.innerq.prefill(x, start, None, None, 4, v_fmt.spec)
+    torch.ops.innerq.append_(*keys, profile, *values, x[:, :, :1], x[:, :, :1], k_fmt.spec, v_fmt.spec)
+    torch.ops.innerq.append_one_(*keys, profile, x[:, :, :1], k_fmt.spec)
+    torch.ops.innerq.decode_attention(
+        x[:, :, :1], *keys, *values, None, None, None, 0.1, 0.0, False, k_fmt.spec, v_fmt.spec
     )
-    torch.ops.innerq.append_(*cache, x[:, :, :1], x[:, :, :1], k_fmt.spec, v_fmt.spec)
-    torch.ops.innerq.append_one_(*cache[:4], x[:, :, :1], k_fmt.spec)
-    torch.ops.innerq.decode_attention(x[:, :, :1], *cache, None, None, None, 0.1, 0.0, False, k_fmt.spec, v_fmt.spec)
     assert used == ["prefill", "prefill", "append_", "append_", "decode_attention"]
 
 

@@ -25,7 +25,8 @@ codes = half if mode == "none" else word
 
 
 def side(p):
-    return {{p + "_codes": codes, p + "_scales": half, p + "_window": half, p + "_state": word, p + "_capacity": 100}}
+    return {{p + "_codes": codes, p + "_scales": half, p + "_window": half, p + "_state": word,
+             p + "_query_profile": None, p + "_capacity": 100}}
 
 
 def strides(*names):
@@ -51,6 +52,13 @@ assert "HMMA" in offline.sass(compiled)
 new = strides(*(f"{{p}}_stride_{{x}}" for p in "kv" for x in "bhnd"))
 arguments = dict(both, **writes, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True, ROWS=1, **new)
 offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
+presets = dict(k=CacheFormat("key", bits, "steered", group, 32, 96, "pair8"))
+presets["v"] = CacheFormat("value", bits, "anchored", 32, 32, 96, "pair8")
+for p in "kv":
+    arguments |= {{p + "_codes": word, p + "_scales": torch.int16}}
+    arguments |= side_constants(presets[p], head_dim, p.upper() + "_")
+    arguments |= mode_constants(presets[p], p.upper() + "_")
+offline.compile_for(cache_append.append_fwd_kernel, arguments | dict(k_query_profile=torch.int8), capability)
 offline.compile_for(
     cache_rewind.rewind_fwd_kernel, dict(both, position=torch.int64), capability, **cache_rewind.OPTIONS
 )
@@ -60,13 +68,15 @@ arguments = dict(one, x=half, start=word, mean=single, inverse=single, H=8, S=40
 offline.compile_for(
     cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability
 )
-preset = CacheFormat("value", bits, "anchored", 32, 32, 96, "pair8")  # values as presets have them
-constants, options = cache_prefill.launch_options(preset, head_dim)
-arguments |= dict(constants, codes=word, scales=torch.int16, mean=None, inverse=None)
-arguments |= side_constants(preset, head_dim) | mode_constants(preset)
-offline.compile_for(
-    cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability, **options
-)
+for preset in presets.values():
+    constants, options = cache_prefill.launch_options(preset, head_dim)
+    arguments |= dict(constants, codes=word, scales=torch.int16)
+    arguments |= dict(mean=single if preset.is_key else None, inverse=single if preset.is_key else None)
+    arguments |= side_constants(preset, head_dim) | mode_constants(preset)
+    arguments |= dict(query_profile=torch.int8 if preset.uses_queries else None)
+    offline.compile_for(
+        cache_prefill.prefill_fwd_kernel, arguments | strides(*(f"stride_{{x}}" for x in "bhsd")), capability, **options
+    )
 """
 
 

@@ -1,4 +1,4 @@
-"""Keys of mode ``steered``: what a graph tells a cache of the queries, and what comes of it."""
+"""Keys of mode ``steered``: the query profile that a graph gives a cache, and what comes of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.models import attended, positions_of, prompt, tiny_llama
 TOKENS = 150
 
 
-def statistics(query: torch.Tensor, heads: int, start) -> torch.Tensor:
+def moments(query: torch.Tensor, heads: int, start) -> torch.Tensor:
     """Mean and deviation of the real queries of each key head, written anew: one sequence and one head at a time."""
     out = torch.zeros(query.shape[0], heads, 2, query.shape[3])
     for b in range(query.shape[0]):
@@ -26,58 +26,45 @@ def statistics(query: torch.Tensor, heads: int, start) -> torch.Tensor:
     return out
 
 
-def known(cache: InnerQTensor) -> torch.Tensor:
-    """What a cache of keys holds of the queries, bytes."""
-    return reference.held_query_profile(cache.inner_tensors()["window"], cache.format)
+def profile_of(cache: InnerQTensor) -> torch.Tensor:
+    return cache.inner_tensors()["query_profile"]
 
 
-def numbers(rows: torch.Tensor) -> torch.Tensor:
-    """The numbers that bytes of `reference.query_profile` stand for."""
-    rows = rows.int()
-    return torch.where(rows > 0x7F, 0x7F - rows, rows)
+def test_a_profile_has_the_moments_in_units_of_a_group():
+    measured = torch.stack((torch.randn(64, 8, 32), torch.rand(64, 8, 32) * 0.2), 2)
+    profile = reference.query_profile(measured, None, 32)
+    assert profile.shape == measured.shape and profile.dtype == torch.int8
+    profile = profile.float()
+    assert bool((profile.abs() <= reference.MAX_PROFILE).all()) and float(profile[:, :, 0].min()) < -60
+    scale = profile[:, :, 0].abs().amax(-1, keepdim=True) / measured[:, :, 0].abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(profile[:, :, 0], measured[:, :, 0] * scale, rtol=0, atol=1.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_what_is_known_reads_as_no_nan(dtype):
-    """Bytes among numbers: whoever looks at the windows, or copies them as numbers, finds finite ones."""
-    fmt = InnerQConfig.preset("base").format_for("key", 32, dtype)
-    query = torch.stack((torch.randn(64, 8, 32), torch.rand(64, 8, 32) * 0.2), 2)
-    rows, window = reference.query_profile(query, None, 32), torch.zeros(64, 8, fmt.window_rows, 32, dtype=dtype)
-    reference.set_query_profile_(window, fmt, rows)
-    assert bool(window.isfinite().all())
-    assert torch.equal(reference.held_query_profile(window, fmt), rows)
-    known = numbers(rows).float()
-    assert bool((known.abs() <= reference.MAX_PROFILE).all()) and float(known[:, :, 0].min()) < -60
-    scale = known[:, :, 0].abs().amax(-1, keepdim=True) / query[:, :, 0].abs().amax(-1, keepdim=True)
-    torch.testing.assert_close(known[:, :, 0], query[:, :, 0] * scale, rtol=0, atol=1.1)
-
-
-def assert_knows_nothing(rows: torch.Tensor, norm: torch.Tensor) -> None:
+def assert_is_default(profile: torch.Tensor, norm: torch.Tensor) -> None:
     """All channels of the queries count alike, before the normalization; the largest of a group has most."""
     groups = norm.unflatten(-1, (-1, 32 if norm.shape[-1] % 32 == 0 else 16))
     expected = reference.MAX_PROFILE * (groups / groups.amax(-1, keepdim=True)).square().flatten(-2)
-    assert bool((rows[:, :, 0] == 0).all())
-    torch.testing.assert_close(rows[:, :, 1].float(), expected, rtol=0, atol=0.51)
+    assert bool((profile[:, :, 0] == 0).all())
+    torch.testing.assert_close(profile[:, :, 1].float(), expected, rtol=0, atol=0.51)
 
 
-def assert_knows(cache: InnerQTensor, query: torch.Tensor, start) -> None:
-    """A cache of keys carries the statistics of ``query``, behind its windows and in its normalization."""
+def assert_profile_is_of(cache: InnerQTensor, query: torch.Tensor, start) -> None:
+    """A cache of keys has the profile of ``query``."""
     inner = cache.inner_tensors()
-    asked = statistics(query, cache.shape[1], start)
-    rows = reference.query_profile(asked, inner["norm"], cache.format.group_size)
-    assert int((numbers(known(cache)) - numbers(rows)).abs().max()) <= 1  # sums in another order
+    expected = reference.query_profile(moments(query, cache.shape[1], start), inner["norm"], cache.format.group_size)
+    assert int((profile_of(cache).int() - expected.int()).abs().max()) <= 1  # sums in another order
 
 
 @pytest.mark.parametrize("padding", [(0, 0), (0, 60)], ids=["", "padded"])
 @torch.no_grad()
-def test_a_prompt_tells_the_cache_of_its_queries(no_inductor, padding):
+def test_a_prompt_gives_its_cache_a_profile(no_inductor, padding):
     inputs = prompt(2, TOKENS, padding)
     calls = attended(tiny_llama(layers=2), inputs)
     model = innerq(tiny_llama(layers=2))
     cache = model(**inputs, position_ids=positions_of(inputs), use_cache=True).past_key_values
     for (query, key), layer in zip(calls, cache.layers, strict=True):
         assert layer.keys.format.uses_queries
-        assert_knows(layer.keys, query, padding)
+        assert_profile_is_of(layer.keys, query, padding)
         start = torch.tensor(padding, dtype=torch.int32)
         same = InnerQTensor.from_dense(key, "base", role="key", start=start, queries=query)
         torch.testing.assert_close(same.inner_tensors()["norm"], layer.keys.inner_tensors()["norm"])
@@ -119,11 +106,11 @@ def test_queries_of_any_layout(no_inductor, attention, tokens):
     q, k, v = (torch.randn(2, heads, tokens, 32) + torch.arange(heads)[:, None, None] for heads in (6, 2, 2))
     _, cache, _ = torch.compile(program, backend="innerq")(q, k, v)
     assert isinstance(cache, InnerQTensor)
-    assert_knows(cache, q[:, [0, 2, 4, 1, 3, 5]] if attention is tiled else q, (0, 0))
+    assert_profile_is_of(cache, q[:, [0, 2, 4, 1, 3, 5]] if attention is tiled else q, (0, 0))
 
 
 @torch.no_grad()
-def test_of_a_dense_buffer_nothing_is_known(no_inductor):
+def test_a_dense_buffer_has_the_default_profile(no_inductor):
     """The prompt stays dense there; the first decode step quantizes it, and has queries of its own only."""
     model = innerq(tiny_llama())
     out = model.generate(
@@ -132,33 +119,31 @@ def test_of_a_dense_buffer_nothing_is_known(no_inductor):
     buffer = out.past_key_values.layers[0].keys
     shadow = buffer._innerq_shadow
     assert shadow.key.format.uses_queries
-    assert_knows_nothing(
-        reference.held_query_profile(shadow.key.tensors.window, shadow.key.format), shadow.key.tensors.norm
-    )
+    assert_is_default(shadow.key.tensors.query_profile, shadow.key.tensors.norm)
 
 
 @torch.no_grad()
-def test_a_preallocated_cache_is_told(no_inductor):
+def test_a_preallocated_cache_takes_the_profile_of_its_prompt(no_inductor):
     decoder = BufferDecoder(1, heads=2, head_dim=32, where="number")
     buffers = [empty_cache(1, 2, 200, 32, role=role) for role in ("key", "value")]
     x = torch.randn(1, TOKENS, 64)
     torch.compile(decoder, backend="innerq")(x, 0, *buffers)
     query = decoder.qkv[0](x).view(1, TOKENS, 3, 2, 32)[:, :, 0].transpose(1, 2)
-    assert_knows(buffers[0], query, [0])
+    assert_profile_is_of(buffers[0], query, [0])
 
 
 @torch.no_grad()
-def test_of_a_short_prompt_nothing_is_known(no_inductor):
+def test_a_short_prompt_gives_the_default_profile(no_inductor):
     cache = innerq(tiny_llama())(**prompt(1, 31), use_cache=True).past_key_values
-    rows = known(cache.layers[0].keys)
-    assert bool((rows[:, :, 0] == 0).all()) and bool((rows[:, :, 1] == reference.MAX_PROFILE).all())
+    keys = cache.layers[0].keys
+    assert_is_default(profile_of(keys), torch.ones_like(keys.inner_tensors()["norm"]))
 
 
-def test_statistics_leave_out_what_is_no_query():
+def test_moments_leave_out_what_is_no_query():
     """Padding, infinities and NaN, and tokens whose queries are not there."""
     query, keys = torch.randn(2, 6, 40, 16), torch.randn(2, 2, 90, 16)
     start = torch.tensor([0, 58], dtype=torch.int32)
-    expected = torch.stack([statistics(query[b : b + 1], 2, [s])[0] for b, s in enumerate((0, 8))])
+    expected = torch.stack([moments(query[b : b + 1], 2, [s])[0] for b, s in enumerate((0, 8))])
     torch.testing.assert_close(torch.ops.innerq.query_moments(query, keys, start), expected, rtol=1e-4, atol=1e-5)
     query[0, 3, 7, 5], query[1, 0, 20, 2] = math.inf, math.nan
     found = torch.ops.innerq.query_moments(query, keys, start)
@@ -175,7 +160,7 @@ def test_of_a_long_prompt_the_last_queries_count(no_inductor):
     compiled = torch.compile(torch.ops.innerq.query_moments, backend=counter, dynamic=True)
     for tokens in (reference.MOST_QUERIES + 60, 500, reference.MOST_QUERIES):
         query, keys = torch.randn(1, 4, tokens, 16), torch.randn(1, 2, tokens, 16)
-        expected = statistics(query[:, :, -reference.MOST_QUERIES :], 2, [0])
+        expected = moments(query[:, :, -reference.MOST_QUERIES :], 2, [0])
         torch.testing.assert_close(compiled(query, keys, start), expected, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == 1
 
@@ -194,7 +179,7 @@ def test_queries_see_less_of_the_errors(bits):
     assert seen["steered"] < 0.5 * seen["hybrid"]
 
 
-def test_of_a_few_queries_nothing_is_known():
+def test_a_few_queries_have_the_default_moments():
     """A prompt of one token that looks at many keys, as a decoder's at those of an encoder."""
     found = reference.query_moments(
         torch.randn(2, 4, 31, 16), torch.randn(2, 2, 90, 16), torch.zeros(2, dtype=torch.int32)
@@ -211,18 +196,18 @@ def test_huge_queries_leave_keys_as_they_are():
     assert float((cache.dequantize() - keys).abs().amax()) < 3
 
 
-def test_a_cache_keeps_what_it_knows():
+def test_a_cache_keeps_its_profile():
     keys, query = torch.randn(2, 2, 200, 32), torch.randn(2, 4, 200, 32) + 1
     cache = InnerQTensor.from_dense(keys, "base", role="key", queries=query)
-    rows = known(cache).clone()
+    profile = profile_of(cache).clone()
     longer = torch.cat([cache, torch.randn(2, 2, 100, 32)], 2)
     for other in (longer, longer[:, :, :120], longer.clone(), longer.to(torch.bfloat16).to(torch.float32)):
-        assert torch.equal(known(other), rows)
+        assert torch.equal(profile_of(other), profile)
     chosen = longer.index_select(0, torch.tensor([1, 1]))
-    assert torch.equal(known(chosen), rows[[1, 1]])
-    assert torch.equal(known(longer.to(torch.bfloat16)), rows)
+    assert torch.equal(profile_of(chosen), profile[[1, 1]])
+    assert torch.equal(profile_of(longer.to(torch.bfloat16)), profile)
     cache = cache.clone().zero_()
-    assert_knows_nothing(known(cache), cache.inner_tensors()["norm"])
+    assert_is_default(profile_of(cache), cache.inner_tensors()["norm"])
 
 
 @pytest.mark.parametrize(
