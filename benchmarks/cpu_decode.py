@@ -17,15 +17,17 @@ import time
 import tables
 import torch
 
-from innerq_compile.kernels import layout, ops, reference  # noqa: F401  (registers innerq::*)
+from innerq_compile.kernels import layout, modes, ops, reference  # noqa: F401  (registers innerq::*)
 from innerq_compile.kernels.formats import CacheFormat, blocks_for, default_scale_dtype
 
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 
 
 def formats(mode: str, bits: int, dtype: torch.dtype) -> tuple[CacheFormat, CacheFormat]:
-    scale = default_scale_dtype(dtype, mode)
-    return CacheFormat("key", bits, mode, 32, 32, 96, scale), CacheFormat("value", bits, mode, 32, 32, 96, scale)
+    """Formats of keys and values. Values are anchored where ``mode`` is one of keys only, as in the presets."""
+    v_mode = mode if mode in modes.names_of("value") else "anchored"
+    scale, v_scale = default_scale_dtype(dtype, mode), default_scale_dtype(dtype, v_mode)
+    return CacheFormat("key", bits, mode, 32, 32, 96, scale), CacheFormat("value", bits, v_mode, 32, 32, 96, v_scale)
 
 
 def layer_ms(step, layers: int, steps: int, lowest: bool) -> float:
@@ -49,12 +51,13 @@ def measure(
     keys, values = (torch.randn(1, KV_HEADS, tokens, HEAD_DIM, dtype=dtype) for _ in range(2))
     query = torch.randn(1, HEADS, 1, HEAD_DIM, dtype=dtype)
     key, value = (torch.randn(1, KV_HEADS, 1, HEAD_DIM, dtype=dtype) for _ in range(2))
-    k_caches = [torch.ops.innerq.prefill(keys, start, None, None, capacity, k_fmt.spec) for _ in range(layers)]
+    profile = reference.default_profile(k_fmt, keys)
+    k_caches = [torch.ops.innerq.prefill(keys, start, None, None, capacity, k_fmt.spec, profile) for _ in range(layers)]
     v_caches = [torch.ops.innerq.prefill(values, start, None, None, capacity, v_fmt.spec) for _ in range(layers)]
     dense = [(keys.clone(), values.clone()) for _ in range(layers)]
 
     def append(layer):
-        torch.ops.innerq.append_(*k_caches[layer], None, *v_caches[layer], key, value, k_fmt.spec, v_fmt.spec)
+        torch.ops.innerq.append_(*k_caches[layer], profile, *v_caches[layer], key, value, k_fmt.spec, v_fmt.spec)
 
     def attend(layer):
         cache = (*k_caches[layer], *v_caches[layer])

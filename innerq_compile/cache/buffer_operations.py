@@ -10,7 +10,7 @@ import torch
 
 from .buffer import OPERATIONS, InnerQBuffer
 from .indexing import consecutive, is_mask
-from .writing import write
+from .writing import write, zero
 
 aten = torch.ops.aten
 
@@ -20,11 +20,7 @@ def _index_copy_(tensor, dim, index, source):
     batch, heads, tokens, head_dim = tensor.shape
     if dim not in (2, -2) or is_mask(index) or source.shape != (batch, heads, index.numel(), head_dim):
         return NotImplemented
-    if index.numel() and int(index.min()) < 0:
-        raise IndexError(
-            f"index {int(index.min())} of index_copy_() is out of bounds: positions are counted from its start"
-        )
-    places = consecutive(index.reshape(-1), tokens)
+    places = consecutive(index.reshape(-1), tokens, negative=False)
     if places is None:
         return NotImplemented
     write(tensor, *places, source)
@@ -50,10 +46,7 @@ def _copy_(tensor, source, non_blocking=False):
 
 @OPERATIONS.held(aten.zero_.default)
 def _zero_(tensor):
-    if tensor.shape[2] == tensor._storage.length:  # the whole buffer is empty then
-        tensor._storage.tensors.state.zero_()
-    else:
-        write(tensor, 0, tensor.shape[2], tensor.new_zeros(()))
+    zero(tensor)
     return tensor
 
 

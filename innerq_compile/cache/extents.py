@@ -28,12 +28,16 @@ class Extent:
 
 
 class Extents:
-    """Weak references to the extents of all tensors of one storage. Safe to use from several threads."""
+    """Weak references to the extents of all tensors of one storage. Safe to use from several threads.
 
-    __slots__ = ("_lock", "_references")
+    No method waits for a lock: a finalizer or a signal handler may run within any of them, and make or read a tensor of
+    the same storage.
+    """
+
+    __slots__ = ("_references", "_removing")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._removing = threading.Lock()
         self._references: list[weakref.ref[Extent]] = []  # a WeakSet is ten times as slow
 
     def add(self, length: int) -> Extent:
@@ -48,16 +52,22 @@ class Extents:
 
     def is_one_longer_than(self, length: int) -> bool:
         """Whether a tensor of more than ``length`` tokens is alive."""
-        with self._lock:
-            return any((extent := ref()) is not None and extent.length > length for ref in self._references)
+        references = self._references.copy()
+        return any((extent := ref()) is not None and extent.length > length for ref in references)
 
     def is_one_besides(self, extent: Extent) -> bool:
         """Whether any tensor but that of ``extent`` is alive."""
-        with self._lock:
-            return any(ref() not in (None, extent) for ref in self._references)
+        return any(ref() not in (None, extent) for ref in self._references.copy())
 
     def _remove_dead(self) -> None:
-        with self._lock:  # no other thread iterates over the list or removes from it
+        if not self._removing.acquire(blocking=False):
+            return  # someone else does; the next tensor tries again
+        try:
             references = self._references
-            count = len(references)  # other threads may append meanwhile, behind these
+            count = len(references)  # others may append meanwhile, behind these
             references[:count] = [ref for ref in references[:count] if ref() is not None]
+        finally:
+            self._removing.release()
+
+    def __reduce__(self):
+        return Extents, ()  # of a copy there are no tensors yet

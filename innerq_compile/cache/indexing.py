@@ -51,12 +51,13 @@ def token_index(index: Any, shape) -> tuple[int, int] | None:
     return consecutive(index[2], shape[2])
 
 
-def consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
+def consecutive(index: torch.Tensor, tokens: int, *, negative: bool = True) -> tuple[int, int] | None:
     """``(first, count)`` if an index tensor selects consecutive tokens, else None.
 
     Args:
-        index: Positions ``[N]``, which may be negative, or a mask ``[tokens]`` of bool or uint8.
+        index: Positions ``[N]``, or a mask ``[tokens]`` of bool or uint8.
         tokens: Size of the dimension.
+        negative: Whether negative positions count from the end; if not, they are out of bounds.
 
     Raises:
         IndexError: If a position is out of bounds.
@@ -71,8 +72,9 @@ def consecutive(index: torch.Tensor, tokens: int) -> tuple[int, int] | None:
     if not places:
         return 0, 0
     for place in (min(places), max(places)):
-        if not -tokens <= place < tokens:
-            raise IndexError(f"index {place} is out of bounds for {tokens} tokens of a quantized buffer")
+        if not (-tokens if negative else 0) <= place < tokens:
+            counted = "" if negative else ": positions are counted from its start"
+            raise IndexError(f"index {place} is out of bounds for {tokens} tokens of a quantized buffer{counted}")
     places = [place % tokens for place in places]
     if places != list(range(places[0], places[0] + len(places))):
         return None

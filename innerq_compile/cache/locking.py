@@ -17,9 +17,16 @@ class StorageLocks:
         self._locks: list[threading.RLock] = sorted({storage.lock for storage in storages}, key=id)
 
     def acquire(self) -> None:
-        """Acquire all locks. Waits for other threads that hold one."""
-        for lock in self._locks:
-            lock.acquire()
+        """Acquire all locks. Waits for other threads that hold one; if that is interrupted, none is held."""
+        held = 0
+        try:
+            for lock in self._locks:
+                lock.acquire()
+                held += 1
+        except BaseException:
+            for lock in self._locks[:held]:
+                lock.release()
+            raise
 
     def release(self) -> None:
         """Release all locks."""

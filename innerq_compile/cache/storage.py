@@ -104,15 +104,16 @@ class CacheStorage:
             non_blocking: As in ``torch.Tensor.to``.
             pin_memory: Whether the new inner tensors are in pinned memory.
         """
-        shapes = layout.shapes(self.format, self.batch, self.heads, self.head_dim, self.capacity)
-        in_dtype = {id(getattr(self.tensors, name)) for name, (_, own) in shapes.items() if own is None}
+        with self.lock:  # the tensors that are looked at here are those that are copied
+            shapes = layout.shapes(self.format, self.batch, self.heads, self.head_dim, self.capacity)
+            in_dtype = {id(getattr(self.tensors, name)) for name, (_, own) in shapes.items() if own is None}
 
-        def move(inner: torch.Tensor) -> torch.Tensor:
-            target = dtype if id(inner) in in_dtype else None
-            moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
-            return moved.pin_memory() if pin_memory else moved
+            def move(inner: torch.Tensor) -> torch.Tensor:
+                target = dtype if id(inner) in in_dtype else None
+                moved = inner.to(device=device, dtype=target, non_blocking=non_blocking, copy=True)
+                return moved.pin_memory() if pin_memory else moved
 
-        return self.copy(transform=move)
+            return self.copy(transform=move)
 
     def __reduce__(self):
         # pickled as an object of its own, so that tensors that share a storage share one again after loading

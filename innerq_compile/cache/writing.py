@@ -13,6 +13,7 @@ from .reading import as_dense
 
 if TYPE_CHECKING:
     from .buffer import InnerQBuffer
+    from .storage import CacheStorage
 
 
 def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> None:
@@ -33,8 +34,7 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
     value = torch.as_tensor(as_dense(value), device=tensor.device).expand(*tensor.shape[:2], count, tensor.shape[3])
     first += tensor._offset
     with storage.lock:
-        state = storage.tensors.state
-        held = int((state[..., layout.START] + state[..., layout.LENGTH]).min())
+        held = _held(storage)
         if first > held:
             raise UnsupportedOperation(
                 f"a write at token {first} would leave a gap in a quantized cache that holds {held} tokens: write "
@@ -42,3 +42,22 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
             )
         position = torch.tensor([first], device=tensor.device)
         torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))
+
+
+def zero(tensor: InnerQBuffer) -> None:
+    """Set a buffer, or a slice of one, to zero. Tokens held after it are discarded, as by :func:`write`.
+
+    Positions that hold no token are zero. So tokens are written only if others are held after them.
+    """
+    storage = tensor._storage
+    with storage.lock:
+        if tensor._offset + tensor.shape[2] < _held(storage):
+            write(tensor, 0, tensor.shape[2], tensor.new_zeros(()))
+        else:
+            torch.ops.innerq.truncate_(*arguments_of("truncate_", storage.tensors, tensor._offset))
+
+
+def _held(storage: CacheStorage) -> int:
+    """The number of tokens held by the shortest sequence, padding included. Synchronizes with the device."""
+    state = storage.tensors.state
+    return int((state[..., layout.START] + state[..., layout.LENGTH]).min())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from innerq_compile import InnerQBuffer, InnerQTensor, UnsupportedOperation, empty_cache
+from innerq_compile import InnerQBuffer, InnerQConfig, InnerQTensor, UnsupportedOperation, empty_cache
 
 BATCH, HEADS, TOKENS, ROOM, HEAD_DIM = 2, 2, 50, 70, 16
 WHOLE = slice(None)
@@ -137,10 +137,22 @@ def test_refused_writes_to_a_tensor_that_grows(name):
     assert torch.equal(cache.dequantize(), ONES)
 
 
-def test_zero_of_a_slice_keeps_its_tokens():
-    """Zeros are tokens, too; only a whole buffer is empty then."""
+def test_zeros_in_front_of_tokens_are_written():
+    """As by any write, what was held behind them is discarded."""
     buffer, _ = buffer_and_dense()
+    assert buffer.tokens_held > 3
     buffer[:, :, :3].zero_()
     assert buffer.tokens_held == 3
-    buffer.zero_()
-    assert buffer.tokens_held == 0
+
+
+@pytest.mark.parametrize(("first", "held"), [(0, 0), (70, 70), (100, 100), (120, 100)])
+def test_zeros_up_to_the_end_are_no_tokens(first, held):
+    """Positions without tokens are zero. Zeros that were written would move tokens out of the recent window."""
+    config = InnerQConfig.preset("base", sink=4, recent=16)
+    buffer = empty_cache(1, 2, 200, 64, role="value", config=config)
+    buffer[:, :, :100] = torch.randn(1, 2, 100, 64)
+    before = buffer.dequantize()
+    buffer[:, :, first:].zero_()
+    assert buffer.tokens_held == held
+    assert torch.equal(buffer.dequantize()[:, :, :held], before[:, :, :held])
+    assert not buffer.dequantize()[:, :, held:].any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from innerq_compile import InnerQTensor
 from innerq_compile.cache.extents import Extents
+from innerq_compile.cache.locking import StorageLocks
 from tests.helpers.small_caches import assert_equal, lossless, random_cache
 from tests.helpers.threads import at_once
 
@@ -68,3 +71,40 @@ def test_no_extent_is_lost_that_another_thread_adds():
     del kept
     assert extents.is_one_longer_than(498) and not extents.is_one_longer_than(499)
     assert not extents.is_one_besides(longest)
+
+
+def test_locks_that_were_not_all_acquired_are_released():
+    """Whoever waits for the second of two locks may be interrupted (Ctrl+C); others need the first one."""
+    caches = [lossless(random_cache(8)) for _ in range(2)]
+    locks = StorageLocks(cache._storage for cache in caches)
+    first, second = locks._locks
+
+    class Interrupted:
+        def acquire(self):
+            raise KeyboardInterrupt
+
+    locks._locks[1] = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        locks.acquire()
+    locks._locks[1] = second
+    assert at_once(lambda: first.acquire(blocking=False)) == [True]
+
+
+def test_a_finalizer_may_make_a_tensor_of_the_storage_that_is_looked_at():
+    """A garbage collection runs at any allocation, so finalizers run in the middle of everything."""
+    cache = lossless(random_cache(100))
+    views = [cache[:, :, :length] for length in range(1, 40)]
+
+    class Length(int):
+        def __lt__(self, other):  # as a finalizer would, while extents are compared
+            views.append(cache[:, :, :50])
+            return int(self) < other
+
+    assert cache._storage.extents.is_one_longer_than(Length(99))
+    assert len(views) > 39
+
+
+def test_extents_can_be_copied():
+    extents = copy.deepcopy(pickle.loads(pickle.dumps(Extents())))
+    extent = extents.add(3)
+    assert extents.is_one_longer_than(2) and not extents.is_one_besides(extent)

@@ -18,7 +18,8 @@ VALUES = CacheTensors.of(make_format("value"), {name: f"v_{name}" for name in EN
 def test_the_text_of_a_schema():
     append, dequantize = SCHEMAS["append_one_"], SCHEMAS["dequantize"]
     assert append.text == (
-        "(Tensor(a!) codes, Tensor(b!) scales, Tensor(c!) window, Tensor(d!) state, Tensor x, str format) -> ()"
+        "(Tensor(a!) codes, Tensor(b!) scales, Tensor(c!) window, Tensor(d!) state,"
+        " Tensor? query_profile, Tensor x, str format) -> ()"
     )
     assert dequantize.text == (
         "(Tensor codes, Tensor scales, Tensor window, Tensor state, Tensor? mean, Tensor? norm, SymInt length,"
@@ -64,7 +65,7 @@ def test_values_with_a_default_may_be_left_out():
     arguments = arguments_of("write_", KEYS, "x", "position")
     assert arguments[-1] == KEYS.format.spec
     cache, *others = SCHEMAS["write_"].values(arguments)
-    assert others == ["x", "position"] and cache.norm == "k_norm" and cache.query_profile is None
+    assert others == ["x", "position"] and cache.norm == "k_norm"
 
 
 def test_a_cache_without_an_optional_tensor_gives_none_in_its_place():
@@ -77,4 +78,4 @@ def test_an_operator_takes_the_tensors_that_its_schema_names(monkeypatch):
     side = CacheArguments("k_", writes=ENCODED, reads=("extra",), optional=("extra",))
     schema = OperatorSchema("append_more_", (side, "Tensor key", "str k_format"), "()")
     assert schema.declared[4:] == ("Tensor? k_extra", "Tensor key", "str k_format")
-    assert [*SCHEMAS["append_"].parameters[0].names] == [*ENCODED]
+    assert [*SCHEMAS["append_"].parameters[0].names] == [*ENCODED, "query_profile"]

@@ -326,8 +326,8 @@ class TestGraphs(expecttest.TestCase):
 + unsqueeze_1 = truediv_1.unsqueeze(2)
 + sub = to_2 - unsqueeze_1
 + to_3 = sub.to(torch.float32)
-- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k_1, v, 'key:3:hybrid:32:2:4:pair8:half32', 'value:3:anchored:32:2:4:pair8')
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:32:2:4:pair8:half32', 'value:3:anchored:32:2:4:pair8')""",
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, None, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k_1, v, 'key:3:hybrid:32:2:4:pair8:half32', 'value:3:anchored:32:2:4:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, None, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:32:2:4:pair8:half32', 'value:3:anchored:32:2:4:pair8')""",
         )
 
     def test_without_a_rotary_embedding(self):
@@ -352,8 +352,8 @@ class TestGraphs(expecttest.TestCase):
 + unsqueeze_1 = truediv_1.unsqueeze(2)
 + sub = to_2 - unsqueeze_1
 + to_3 = sub.to(torch.float32)
-- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')""",
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, None, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, None, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_3, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')""",
         )
 
     def test_behind_a_rotary_embedding_that_is_not_understood(self):
@@ -366,8 +366,8 @@ class TestGraphs(expecttest.TestCase):
 + unsqueeze_1 = l_past_0__norm.unsqueeze(2)
 + truediv = sub / unsqueeze_1
 + to_1 = truediv.to(torch.float32)
-- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k_1, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
-+ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
+- append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, None, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, k_1, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
++ append__default = torch.ops.innerq.append_.default(l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, None, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, to_1, v, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
 + to_2 = q_1.to(torch.float32)
 + repeat_interleave = l_past_0__norm.repeat_interleave(2, 1)
 + unsqueeze_2 = repeat_interleave.unsqueeze(2)
