@@ -161,7 +161,7 @@ def relative_positions(q, k, v, mask):
     return weighted(q @ repeat(k).mT * SCALE + q @ (repeat(k) * 0.5).mT + bias(mask), v)
 
 
-@trap("keys: they are computed in every step from what is cached")
+@trap("keys: they are computed in every step from another cached tensor")
 def keys_rotated_after_the_cache(q, k, v, mask):
     k = k * torch.cos(torch.arange(k.shape[2]))[:, None]
     return F.scaled_dot_product_attention(q, repeat(k), repeat(v), mask)
