@@ -57,6 +57,11 @@ STATE_FIELDS = ("start", "length", "peak", "reserved")
 START, LENGTH, PEAK = 0, 1, 2
 
 
+def ends(state: torch.Tensor) -> torch.Tensor:
+    """The number of tokens that each sequence holds, padding included: ``[B, H]`` int32 of a state ``[B, H, 4]``."""
+    return state[..., START] + state[..., LENGTH]
+
+
 # --- fields of a word -------------------------------------------------------------------------------------------------
 #
 # Triton kernels call these functions of integers at compile time (``triton/constants.py``). They call no other function

@@ -179,7 +179,7 @@ def write_(cache: Cache, x: torch.Tensor, position: torch.Tensor, moments: torch
         raise RuntimeError(f"innerq: a quantized cache is written at {places}, which are not consecutive")
     if place < 0:
         raise RuntimeError(f"innerq: a quantized cache is written at {place}: positions are counted from its start")
-    if int((cache.state[..., layout.START] + cache.state[..., layout.LENGTH]).min()) < place:
+    if int(layout.ends(cache.state).min()) < place:
         raise RuntimeError(f"innerq: {reference.MISSED} (position {place})")
     reference.truncate_(cache, place)
     if place == 0 and (mean is not None or norm is not None):

@@ -59,5 +59,4 @@ def zero(tensor: InnerQBuffer) -> None:
 
 def _held(storage: CacheStorage) -> int:
     """The number of tokens held by the shortest sequence, padding included. Synchronizes with the device."""
-    state = storage.tensors.state
-    return int((state[..., layout.START] + state[..., layout.LENGTH]).min())
+    return int(layout.ends(storage.tensors.state).min())

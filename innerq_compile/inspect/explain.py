@@ -121,8 +121,7 @@ class _Seen:
         """The total size of the longest caches. Shorter ones are earlier copies of the same caches, and not counted."""
         found = []
         for storage in self.storages.values():
-            state = storage.tensors.state
-            found.append((int((state[..., layout.START] + state[..., layout.LENGTH]).max()), storage))
+            found.append((int(layout.ends(storage.tensors.state).max()), storage))
         tokens = max((length for length, _ in found), default=0)
         if not tokens:
             return None

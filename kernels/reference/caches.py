@@ -204,7 +204,7 @@ def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
     """
     position = position.reshape(())
     for cache in sides:
-        reached = cache.state[..., layout.START] + cache.state[..., layout.LENGTH]
+        reached = layout.ends(cache.state)
         if position.device.type == "cpu":
             if bool((reached == position).all()):
                 continue

@@ -88,10 +88,6 @@ def _split(axis: Axis, size: Any) -> tuple[Axis, Axis]:
     return axis.parts
 
 
-def _at_least(a: Any, b: Any) -> bool:
-    return isinstance(a, int) and isinstance(b, int) and a >= b
-
-
 def reshaped(dims: Dims, sizes: tuple[Any, ...]) -> Dims:
     """The dimensions of a tensor after a reshape to ``sizes``.
 
