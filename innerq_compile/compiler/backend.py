@@ -25,6 +25,7 @@ from ..compile_error import CompileError
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.internals import inductor
+from ..kernels.internals.dynamo_sizes import with_symbols
 from ..logs import trace_graph
 from ..passes.context import GraphError
 from ..passes.graph.values import example_or_none
@@ -35,6 +36,7 @@ from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .options import split_options, without_cuda_graphs
+from .symbols import growing_sizes
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def _reset() -> None:
 
 
 innerq_backend.reset = _reset  # torch.compiler.reset() calls it
+with_symbols(innerq_backend, growing_sizes)
 
 
 def _compile(
