@@ -25,7 +25,7 @@ from ..compile_error import CompileError
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.internals import inductor
-from ..kernels.internals.dynamo_sizes import with_symbols
+from ..kernels.internals.dynamo_sizes import use_symbols
 from ..logs import trace_graph
 from ..passes.context import GraphError
 from ..passes.graph.values import example_or_none
@@ -36,7 +36,7 @@ from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .options import split_options, without_cuda_graphs
-from .symbols import growing_sizes
+from .symbols import SYMBOLS
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _reset() -> None:
 
 
 innerq_backend.reset = _reset  # torch.compiler.reset() calls it
-with_symbols(innerq_backend, growing_sizes)
+use_symbols(innerq_backend, SYMBOLS)
 
 
 def _compile(

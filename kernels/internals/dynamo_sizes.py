@@ -1,13 +1,13 @@
-"""Which sizes of a program's inputs are symbols in the first graph already. See ``table/dynamo_sizes.py``.
+"""Which sizes and numbers a program takes as symbols in its first graph. See ``table/dynamo_sizes.py``. Imports Dynamo.
 
-Dynamo takes every size for a constant when it first sees an input, and for a symbol from the second size on
-(`automatic dynamic shapes <https://docs.pytorch.org/docs/stable/torch.compiler_dynamic_shapes.html>`_). It keeps what it
-has seen in one entry for each input. What is read here is that entry; a size marked in it is treated as one that has
-changed before. Nothing is left on the tensors, and nothing is done or guarded at later calls.
+Dynamo takes a size for a constant when it first sees an input, and for a symbol once it has seen a second one. What it
+has seen is in an entry for each input. Here the entries of chosen inputs say, from the first call on, that the size has
+changed. That happens while Dynamo compiles: nothing is left on tensors, and calls have no more guards or work.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from typing import Any
@@ -17,43 +17,61 @@ from torch._dynamo import pgo
 from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.variables import builder
 
-__all__ = ["with_symbols"]
-
-#: For each backend, the function that names the dimensions of an input whose sizes are symbols.
-_CHOICES: dict[Any, Callable[[torch.Tensor], Collection[int]]] = {}
+__all__ = ["Symbols", "use_symbols"]
 
 
-def with_symbols(backend: Callable[..., Any], choose: Callable[[torch.Tensor], Collection[int]]) -> None:
-    """Treat sizes of inputs as symbols from the first graph on, in programs that are compiled with a backend.
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+    """What is a symbol from the first graph on, unless the program or the user makes it a constant. 0 and 1 never are.
 
-    A size of 1, and one that the program or the user fixes, stays a constant. ``dynamic=False`` turns this off.
-
-    Args:
-        backend: the backend, as passed to ``torch.compile``, or as registered under a name.
-        choose: the dimensions of an input whose sizes are symbols.
+    Attributes:
+        sizes: for an input, the dimensions whose sizes are symbols.
+        number: for the name of a number, such as ``L['cache'].layers[0].length``, whether it is a symbol.
     """
-    _CHOICES[backend] = choose
-    original = builder.record_automatic_dynamic
-    if getattr(original, "_innerq", False):
-        return
 
+    sizes: Callable[[torch.Tensor], Collection[int]]
+    number: Callable[[str], bool]
+
+
+_OF_BACKEND: dict[Any, Symbols] = {}
+
+
+def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
+    """Make these sizes and numbers symbols in all programs that are compiled with a backend.
+
+    ``dynamic=False`` of ``torch.compile`` turns it off, as it does for sizes that change.
+    """
+    _OF_BACKEND[backend] = symbols
+    if not hasattr(builder.record_automatic_dynamic, "__wrapped__"):
+        builder.record_automatic_dynamic = _with_sizes(builder.record_automatic_dynamic)
+        builder.process_automatic_dynamic = _with_numbers(builder.process_automatic_dynamic)
+
+
+def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def record(tx: Any, name: str, tensor: torch.Tensor) -> Any:
-        entry = original(tx, name, tensor)
-        choice = _CHOICES.get(_backend(tx))
-        return entry if choice is None else _marked(entry, choice(tensor))
+        entry, symbols = original(tx, name, tensor), _of(tx)
+        if symbols is None or not isinstance(entry.size, tuple):
+            return entry
+        dims = symbols.sizes(tensor)
+        sizes = tuple(pgo.auto_dynamic if dim in dims else size for dim, size in enumerate(entry.size))
+        return dataclasses.replace(entry, size=sizes)
 
-    record._innerq = True  # pyright: ignore[reportFunctionMemberAccess]
-    builder.record_automatic_dynamic = record
+    return record
 
 
-def _backend(tx: Any) -> Any:
+def _with_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def process(tx: Any, name: str, entry: Any, **options: Any) -> Any:
+        found, symbols = original(tx, name, entry, **options), _of(tx)
+        if symbols is None or type(entry.scalar) is not int or not symbols.number(name):
+            return found
+        return dataclasses.replace(found, scalar=pgo.auto_dynamic)
+
+    return process
+
+
+def _of(tx: Any) -> Symbols | None:
+    """The symbols of the backend that a program is compiled with."""
     backend: Any = innermost_backend(tx.output.compiler_fn)
-    return getattr(backend, "compiler_fn", backend)
-
-
-def _marked(entry: Any, dims: Collection[int]) -> Any:
-    if not isinstance(entry.size, tuple) or not dims:
-        return entry
-    sizes = tuple(pgo.auto_dynamic if dim in dims else size for dim, size in enumerate(entry.size))
-    return pgo.FrameStateSizeEntry(scalar=entry.scalar, size=sizes, stride=entry.stride)
+    return _OF_BACKEND.get(getattr(backend, "compiler_fn", backend))
