@@ -140,10 +140,12 @@ def test_decode_function(graphs):
         keys[:, :, position : position + 1] = key
         values[:, :, position : position + 1] = value
         mask = torch.arange(keys.shape[2]) <= position
-        return torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask)
+        return torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask[None, None, None])
 
     for number, (batch, room) in enumerate(((2, 200), (3, 300), (8, 250))):
-        keys, values = (empty_cache(batch, 2, room, 16, role=role) for role in ("key", "value"))
+        keys, values = (empty_cache(batch, 2, room, 16, role=role, config="lossless") for role in ("key", "value"))
+        for buffer in (keys, values):
+            buffer[:, :, :40] = torch.randn(batch, 2, 40, 16)
         for position in range(40, 44):
             step(*(torch.randn(batch, 2, 1, 16) for _ in range(3)), keys, values, position)
         assert graphs.new() == ([] if number else ["decode"])
