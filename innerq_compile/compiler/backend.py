@@ -150,7 +150,7 @@ def _compile_rewritten(
     ):
         compiled = inductor.compile_graph(rewritten, inputs, execution.inductor_options)
     if execution.inputs is not None:
-        return Recordings(compiled, execution.inputs, report)
+        return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)
     return lambda inputs, memory: compiled(*inputs)
 

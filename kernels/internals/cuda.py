@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 #: ``copy_each(targets, sources)`` copies each source to its target, with few kernel launches.
 copy_each: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+
+
+#: Whether a capture changes the state of the default generator for the whole process: random numbers on a CUDA device
+#: that another thread draws meanwhile are an error then. Later versions have a state for each capture.
+CAPTURES_GENERATOR = torch.__version__ < "2.12"
 
 
 def same_addresses(inputs: Sequence[Any], addresses: Sequence[Any], places: Sequence[int]) -> bool:
@@ -28,3 +34,20 @@ def end_allocation_to_pool(device: int, pool: tuple[int, int]) -> None:
         RuntimeError: if it was not allocating from it.
     """
     torch._C._cuda_endAllocateToPool(device, pool)
+
+
+def random_offset(device: torch.device) -> int:
+    """A number that changes when random numbers are drawn from the default generator of a CUDA device."""
+    return torch.cuda.default_generators[device.index or 0].get_offset()
+
+
+@contextlib.contextmanager
+def generator_aside(device: torch.device) -> Iterator[None]:
+    """A context in which the default generator of a CUDA device is at another state, which does not count."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    own = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(torch.Generator(device))
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(own)
