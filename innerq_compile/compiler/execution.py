@@ -26,6 +26,9 @@ from ..runtime.report import CudaGraphs, CudaGraphUse
 from .analysis import Analysis
 from .options import GraphRequest, without_cuda_graphs
 
+#: Details of reports.
+BY_DEFAULT, BY_INDUCTOR = "by default", "by Inductor"
+
 
 class Recorder(enum.Enum):
     """Who records CUDA graphs of a graph: nobody, ``runtime/recordings.py`` or Inductor."""
@@ -62,7 +65,7 @@ def choose_execution(analysis: Analysis, inductor_options: dict[str, Any]) -> Ex
     context, report, recording = analysis.context, analysis.report, analysis.recording
     asked = analysis.request is GraphRequest.ASKED
     if isinstance(recording, RecordedInputs):
-        report.cuda_graphs = CudaGraphs(CudaGraphUse.USED, _notes(context))
+        report.cuda_graphs = CudaGraphs(CudaGraphUse.USED, _detail("" if asked else BY_DEFAULT, context))
         return Execution(Recorder.INNERQ, without_cuda_graphs(inductor_options), recording, asked=asked)
     if asked and not recording.by_nobody:
         if analysis.holds_caches:
@@ -91,8 +94,8 @@ def _mark_static_inputs(gm: GraphModule, context: PassContext) -> None:
         dynamo_graphs.mark_static(node)
 
 
-def _notes(context: PassContext) -> str:
-    return "; ".join(note.text for note in context.notes)
+def _detail(first: str, context: PassContext) -> str:
+    return "; ".join(filter(None, [first, *(note.text for note in context.notes)]))
 
 
 @contextlib.contextmanager
@@ -111,5 +114,5 @@ def reporting_inductors_graphs(
     skips = counters["inductor"]["cudagraph_skips"]
     yield
     skipped = counters["inductor"]["cudagraph_skips"] != skips
-    detail = "; ".join(filter(None, ["recorded by Inductor", _notes(analysis.context)]))
-    report.cuda_graphs = CudaGraphs(CudaGraphUse.SKIPPED) if skipped else CudaGraphs(CudaGraphUse.USED, detail)
+    used = CudaGraphs(CudaGraphUse.USED, _detail(BY_INDUCTOR, analysis.context))
+    report.cuda_graphs = CudaGraphs(CudaGraphUse.SKIPPED) if skipped else used

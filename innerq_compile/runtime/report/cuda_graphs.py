@@ -42,6 +42,11 @@ class CudaGraphs:
     use: CudaGraphUse = CudaGraphUse.NOT_USED
     detail: str = ""
 
+    @property
+    def short(self) -> str:
+        """``yes``, ``no`` or ``switched off``."""
+        return _USES[self.use].partition(":")[0]
+
     def __str__(self) -> str:
         between = "; " if self.use is CudaGraphUse.USED else ": "
         return between.join(filter(None, (_USES[self.use], self.detail)))
