@@ -51,7 +51,7 @@ def innerq_backend(
     Args:
         gm: the graph as Dynamo captured it; it is not changed.
         example_inputs: its inputs.
-        mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        mode: a mode of ``torch.compile``, such as ``"max-autotune"``.
         options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and options of Inductor, in one dict.
 
     Returns:
