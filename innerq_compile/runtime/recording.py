@@ -107,7 +107,9 @@ def record(
         inputs: the inputs of the call.
         key: the key of the call.
         resources: stream and memory pool to record with.
-        draws: whether the graph may draw random numbers. Each replay draws new ones from the default generator.
+        draws: whether the graph may draw random numbers where a capture changes the generator for the whole process
+            (``cuda.CAPTURES_GENERATOR``). Elsewhere it may in any case. Each replay draws new ones, and advances the
+            program's generator.
 
     Raises:
         RuntimeError: if the call does something that cannot be recorded, such as synchronizing with the device. It has

@@ -79,7 +79,7 @@ class Recordings:
         self._report = report
         self._asked = asked
         self._disabled = False
-        self._draws = False  # random numbers; known once it has run, and only where it matters
+        self._draws = False  # random numbers; found out only where it matters
         self._by_thread = threading.local()
         self._threads: weakref.WeakSet[_ThreadRecordings] = weakref.WeakSet()
         self._keeping = threading.Lock()  # held while the recordings of any thread are replaced
@@ -114,7 +114,7 @@ class Recordings:
         if recording is None or not recording.serves(inputs, sizes, memory):
             recording = self._find(own, inputs, sizes, memory)
             if recording is None:
-                return self._run(inputs)
+                return self._compiled(*inputs)
         own.replayed += 1
         return recording.replay(inputs)
 
@@ -130,18 +130,6 @@ class Recordings:
             with self._keeping:
                 self._threads.add(own)
             return own
-
-    def _run(self, inputs: list[Any]) -> Sequence[Any]:
-        """The results of a call that is not recorded."""
-        if not cuda.CAPTURES_GENERATOR or self._draws or self._disabled:
-            return self._compiled(*inputs)
-        before = cuda.random_offset(self._inputs.device)
-        results = self._compiled(*inputs)
-        if cuda.random_offset(self._inputs.device) != before:
-            self._draws = True
-            if not self._asked:
-                self._disable("it draws random numbers; with torch 2.11 those of other threads would fail meanwhile")
-        return results
 
     def _find(self, own: _ThreadRecordings, inputs: list[Any], sizes: list[int], memory: list[int]) -> Recording | None:
         """The recording for a call, moved to the end of ``own``; None if the call is to run without a recording."""
@@ -178,23 +166,33 @@ class Recordings:
         """
         try:
             with _CAPTURE_LOCK:
-                try:
-                    recording = record(self._compiled, self._inputs, inputs, key, own.resources, self._draws)
-                except torch.OutOfMemoryError:  # a recording cannot have memory that the allocator keeps for others
-                    torch.cuda.empty_cache()
-                    recording = record(self._compiled, self._inputs, inputs, key, own.resources, self._draws)
+                recording = self._capture(own, inputs, key)
         except RuntimeError as error:
             if again:
                 log.debug("graph %d: recording failed, to be tried again: %s", self._report.index, error)
                 own.unrecorded.append(key)
-                return None
-            self._disable(f"recording failed: {str(error).splitlines()[0]}")
-            log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
+            elif cuda.was_drawing(error):
+                self._disable("it draws random numbers, and with torch 2.11 a capture disturbs those of other threads")
+            else:
+                self._disable(f"recording failed: {str(error).splitlines()[0]}")
+                log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
             return None
         self._report.has_recorded()
         own.recorded += 1
         self._replace(own, None, recording)
         return recording
+
+    def _capture(self, own: _ThreadRecordings, inputs: list[Any], key: CallKey) -> Recording:
+        """Record a call, with a second attempt where the first one has told what it takes."""
+        try:
+            return record(self._compiled, self._inputs, inputs, key, own.resources, self._draws)
+        except torch.OutOfMemoryError:  # a recording cannot have memory that the allocator keeps for others
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if self._draws or not (self._asked and cuda.was_drawing(error)):
+                raise
+            self._draws = True
+        return record(self._compiled, self._inputs, inputs, key, own.resources, self._draws)
 
     def _disable(self, reason: str) -> None:
         self._disabled = True

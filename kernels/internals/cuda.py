@@ -36,14 +36,17 @@ def end_allocation_to_pool(device: int, pool: tuple[int, int]) -> None:
     torch._C._cuda_endAllocateToPool(device, pool)
 
 
-def random_offset(device: torch.device) -> int:
-    """A number that changes when random numbers are drawn from the default generator of a CUDA device."""
-    return torch.cuda.default_generators[device.index or 0].get_offset()
+def was_drawing(error: RuntimeError) -> bool:
+    """Whether a capture has failed because it drew random numbers beside :func:`generator_aside`."""
+    return CAPTURES_GENERATOR and "CUDA generator not in capture mode" in str(error)
 
 
 @contextlib.contextmanager
 def generator_aside(device: torch.device) -> Iterator[None]:
-    """A context in which the default generator of a CUDA device is at another state, which does not count."""
+    """A context in which the default generator of a CUDA device is at another state.
+
+    A capture that begins in it changes that state. If it draws random numbers later, it fails.
+    """
     generator = torch.cuda.default_generators[device.index or 0]
     own = generator.graphsafe_get_state()
     generator.graphsafe_set_state(torch.Generator(device))
