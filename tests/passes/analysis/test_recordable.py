@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from innerq_compile import InnerQConfig
+from innerq_compile.kernels import ops  # noqa: F401  (defines the operators)
 from innerq_compile.kernels.cache import CacheTensors
 from innerq_compile.passes.analysis.recordable import MAX_COPY, MAX_ROWS, is_on_device, recorded_inputs
 from innerq_compile.passes.context import CacheInput, Reason
