@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from .logs import register
 
 if TYPE_CHECKING:
+    from .ahead.report import WarmUp
+    from .ahead.warm_up import warm_up
     from .api import innerq
     from .cache.buffer import InnerQBuffer
     from .cache.empty_cache import empty_cache
@@ -32,6 +34,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "innerq": "api",
+    "WarmUp": "ahead.report",
+    "warm_up": "ahead.warm_up",
     "InnerQBuffer": "cache.buffer",
     "empty_cache": "cache.empty_cache",
     "PRESETS": "presets",
@@ -56,12 +60,14 @@ __all__ = [
     "InnerQError",
     "InnerQTensor",
     "UnsupportedOperation",
+    "WarmUp",
     "clear_reports",
     "compiled_graphs",
     "dump_graphs",
     "empty_cache",
     "explain",
     "innerq",
+    "warm_up",
 ]
 
 
