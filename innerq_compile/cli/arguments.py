@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False)
 def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that set options of the backend."""
     parser.add_argument("--preset", choices=list(PRESETS), default="base", help="default: base")
-    parser.add_argument("--mode", help="a mode of torch.compile, such as reduce-overhead")
+    parser.add_argument("--mode", help="a mode of torch.compile, such as max-autotune")
     parser.add_argument(
         "--option",
         action="append",

@@ -52,7 +52,7 @@ def innerq_backend(
     Args:
         gm: the graph as Dynamo captured it; it is not changed.
         example_inputs: its inputs.
-        mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        mode: a mode of ``torch.compile``, such as ``"max-autotune"``.
         options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and options of Inductor, in one dict.
 
     Returns:
@@ -153,7 +153,7 @@ def _compile_rewritten(
     ):
         compiled = inductor.compile_graph(rewritten, inputs, execution.inductor_options)
     if execution.inputs is not None:
-        return Recordings(compiled, execution.inputs, report)
+        return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)
     return lambda inputs, memory: compiled(*inputs)
 

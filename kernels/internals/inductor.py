@@ -43,6 +43,13 @@ def mode_options() -> dict[str, dict[str, Any]]:
     return list_mode_options()
 
 
+def uses_cuda_graphs() -> bool:
+    """Whether Inductor's configuration, which applies where no option is given, turns CUDA graphs on."""
+    from torch._inductor import config
+
+    return bool(config.triton.cudagraphs)
+
+
 def release_cuda_graphs() -> None:
     """Release the CUDA graphs that Inductor has recorded in this process."""
     from torch._inductor.cudagraph_trees import reset_cudagraph_trees

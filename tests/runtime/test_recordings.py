@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -9,8 +10,10 @@ import weakref
 import pytest
 import torch
 
+from innerq_compile.kernels.internals import cuda
 from innerq_compile.passes.analysis.recordable import RecordedInputs
-from innerq_compile.runtime.recordings import MAX_RECORDINGS, Recordings, release_all
+from innerq_compile.runtime import recordings
+from innerq_compile.runtime.recordings import MAX_OUTLIVED, MAX_RECORDINGS, Recordings, release_all
 from innerq_compile.runtime.report import GraphReport
 from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
 
@@ -20,15 +23,22 @@ pytestmark = pytest.mark.usefixtures("emulated")
 class Step:
     """A step like that of a decoder: it appends new numbers to its cache, and returns a result."""
 
-    def __init__(self, results=lambda weight, held, new, out: [out]) -> None:
+    def __init__(self, results=lambda weight, held, new, out: [out], asked: bool = False) -> None:
         self.ran = 0
         self.report = GraphReport("decode", 1, 1, ())
         self._results = results
         device = torch.device("cpu")
         inputs = RecordedInputs(
-            device, fixed=[0], copied=[2], written=[1], sizes=[(3, None)], caches=2, static_inner=[2, 3, 4, 7, 8, 9]
+            device,
+            fixed=[0],
+            copied=[2],
+            written=[1],
+            sizes=[(3, None)],
+            caches=2,
+            static_inner=[2, 3, 4, 7, 8, 9],
+            cache=1,
         )
-        self.recordings = Recordings(self._run, inputs, self.report)
+        self.recordings = Recordings(self._run, inputs, self.report, asked)
 
     def _run(self, weight, held, new, factor):
         self.ran += 1
@@ -175,6 +185,146 @@ def test_so_many_recordings_are_kept():
     assert [recording.key.sizes[0] for recording in own.recordings] == [2, 3, 4, *range(6, MAX_RECORDINGS + 2), 5]
 
 
+def kept(step: Step) -> list:
+    """The recordings that there are, of all threads."""
+    return [one for thread in step.recordings._threads for one in thread.recordings]
+
+
+def test_few_recordings_outlive_their_caches(monkeypatch):
+    """As of a program that allocates new caches for every request."""
+    step, weight, lasting, requests = Step(), torch.randn(3), held(), []
+    for _ in range(3):
+        step(weight, lasting, new())
+    for _ in range(2 * MAX_OUTLIVED):
+        requests.append(held())  # all alive until they are recorded, so that none lies where another one was
+        for _ in range(3):
+            step(weight, requests[-1], new())
+    assert step.recorded == 1 + 2 * MAX_OUTLIVED == len(kept(step))
+    for one in kept(step):
+        one.graph.calls.clear()  # the emulation holds what a CUDA graph does not
+    last = requests[-1]
+    del requests[:-1]
+    gc.collect()
+    another = held()
+    for _ in range(3):
+        step(weight, another, new())
+    living = [one.cache() for one in kept(step) if not one.outlived]
+    assert len(kept(step)) == 3 + MAX_OUTLIVED and {id(one) for one in living} == {id(lasting), id(last), id(another)}
+
+
+def test_what_is_recorded_in_vain_is_bounded():
+    """Caches take turns, one more than there are recordings, so that each has lost its own when it comes again."""
+    step, weight = Step(), torch.randn(3)
+    memories = [held() for _ in range(MAX_RECORDINGS + 1)]
+    for _ in range(9):
+        for memory in memories:
+            step(weight, memory, new())
+    assert MAX_RECORDINGS <= step.recorded <= 2 * MAX_RECORDINGS
+    before = step.recorded
+    for _ in range(400):
+        step(weight, memories[0], new())
+    for _ in range(2):
+        for memory in memories:
+            step(weight, memory, new())
+    assert step.recorded > before, "who replays may record again"
+
+
+def test_all_threads_together_keep_so_many(monkeypatch):
+    """The latest ones, whichever thread they belong to."""
+    monkeypatch.setattr(recordings, "MAX_RECORDINGS", 3)
+    step, weight, memories, failures = Step(), torch.randn(3), [held() for _ in range(2)], []
+
+    def work(factors: list[int], memory: torch.Tensor) -> None:
+        try:
+            for factor in factors:
+                for _ in range(3):
+                    step(weight, memory, new(), factor)
+        except BaseException as error:
+            failures.append(error)
+
+    def run_beside(factors: list[int]) -> threading.Thread:
+        release, done = threading.Event(), threading.Event()
+
+        def body() -> None:
+            work(factors, memories[1])
+            done.set()
+            release.wait(60)  # a thread's recordings end with it
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        assert done.wait(60)
+        thread.release = release
+        return thread
+
+    work([2, 3], memories[0])
+    thread = run_beside([5, 6])
+    assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 5, 6]
+    step(weight, memories[0], new(), 3)
+    step(weight, memories[0], new(), 4)
+    step(weight, memories[0], new(), 4)
+    assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 4, 6]
+    thread.release.set()
+    thread.join()
+    gc.collect()
+    assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 4]
+    assert not failures
+
+
+@pytest.fixture
+def disturbing(monkeypatch):
+    """A capture changes the random generator for all threads, as with torch 2.11. Gives how often it was set aside."""
+    aside = []
+
+    @contextlib.contextmanager
+    def generator_aside(device):
+        aside.append(device)
+        yield
+
+    monkeypatch.setattr(cuda, "CAPTURES_GENERATOR", True)
+    monkeypatch.setattr(cuda, "generator_aside", generator_aside)
+    return aside
+
+
+def drawing(step: Step, aside: list) -> None:
+    """Let ``step`` draw random numbers: it cannot be recorded while the generator is aside."""
+    run, recorded = step.recordings._compiled, []
+
+    def compiled(*args):
+        if len(aside) > len(recorded):
+            recorded.append(True)
+            raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
+        return run(*args)
+
+    step.recordings._compiled = compiled
+
+
+def test_the_generator_of_other_threads_is_not_disturbed(disturbing):
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(3):
+        step(weight, memory, new())
+    assert step.recorded == 1 and len(disturbing) == 1
+
+
+def test_random_numbers_where_a_capture_disturbs_other_threads(disturbing, caplog):
+    step, weight, memory = Step(), torch.randn(3), held()
+    drawing(step, disturbing)
+    for _ in range(4):
+        step(weight, memory, new())
+    assert step.recorded == 0 and step.ran == 4
+    assert str(step.report.cuda_graphs).startswith("no: it draws random numbers")
+    assert not caplog.text, "no reason to warn"
+
+
+def test_random_numbers_that_may_be_recorded(disturbing):
+    """On request, and then with the program's own generator; the second recording knows it from the start."""
+    step, weight, memories = Step(asked=True), torch.randn(3), [held(), held()]
+    drawing(step, disturbing)
+    for memory in memories:
+        for _ in range(3):
+            step(weight, memory, new())
+    assert step.recorded == 2 and len(disturbing) == 1
+
+
 def test_repeated_elements_are_copied_once():
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(4):
@@ -279,22 +429,27 @@ def test_what_cannot_be_recorded_runs(caplog):
     assert caplog.text.count("recording failed") == 1
 
 
-def test_no_memory_to_record():
-    """The step runs without a recording."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_no_memory_to_record(monkeypatch, caplog, times):
+    """What the allocator keeps is given back once; if that is not enough, steps run without a recording."""
     step, weight, memory = Step(), torch.randn(3), held()
-    run, calls = step.recordings._compiled, []
+    run, calls, emptied = step.recordings._compiled, [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(calls)))
 
     def hungry(*args):
         calls.append(len(calls))
-        if len(calls) == 2:
+        if 2 <= len(calls) < 2 + times:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(*args)
 
     step.recordings._compiled = hungry
     for _ in range(4):
         step(weight, memory, new())
-    assert step.recorded == 0 and len(calls) == 5
-    assert str(step.report.cuda_graphs) == "no: recording failed: CUDA out of memory"
+    assert emptied == [2]
+    assert (step.recorded, len(calls)) == ((1, 3) if times == 1 else (0, 6))
+    if times == 2:
+        assert str(step.report.cuda_graphs) == "no: recording failed: CUDA out of memory"
+        assert caplog.text.count("runs without CUDA graphs") == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -19,6 +19,12 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._inductor.config",
+        names=("triton.cudagraphs",),
+        why="Whether the process has turned on Inductor's CUDA graphs for all graphs.",
+        without="Nothing compiles.",
+    ),
+    Internal(
         module="torch._inductor",
         names=("list_mode_options",),
         why="torch.compile expands a mode for backend='inductor' only.",
