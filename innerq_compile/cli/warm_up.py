@@ -82,8 +82,8 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
         check = shown["check"]
         if check["compiled"] or check["not_kept"] or check["from_disk"] < check["graphs"]:
             raise CommandError(
-                f"a second process needed {check['graphs']} graphs and found {check['from_disk']} on the disk: see whether "
-                "caches of PyTorch are switched off, or the model differs from process to process"
+                f"a second process needed {check['graphs']} graphs and found {check['from_disk']} on the disk: see "
+                "whether caches of PyTorch are switched off, or the model differs from process to process"
             )
     return shown
 
