@@ -34,6 +34,7 @@ from ..runtime.report import GraphReport
 from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
+from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def innerq_backend(
     """
     try:
         config, inductor_options = split_options(options, mode)
-        return _compile(gm, example_inputs, config, inductor_options)
+        with compiling() as notice:
+            return _compile(gm, example_inputs, config, inductor_options, notice)
     except CompileError:
         raise
     except (InnerQError, GraphError) as error:
@@ -81,9 +83,10 @@ innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 
 
 def _compile(
-    gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any]
+    gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any], notice: Notice
 ) -> Callable[..., Any]:
     analysis = analyse(gm, config, inductor_options)
+    notice.concerns(analysis.report)
     if not analysis.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
         # Run eagerly: InnerQTensor's own operations give the right results, slowly.
         return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))

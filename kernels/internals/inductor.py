@@ -95,6 +95,13 @@ def cached_under(tag: str) -> contextlib.AbstractContextManager[Any]:
     return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
 
 
+def cache_directory() -> str:
+    """The folder in which Inductor and AOTAutograd cache compiled graphs: ``TORCHINDUCTOR_CACHE_DIR`` or a default."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 def vector_bits() -> int:
     """Vector width, in bits, of the CPU instruction set that Inductor compiles for; 0 if it found none."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa

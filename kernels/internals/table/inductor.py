@@ -50,6 +50,12 @@ ENTRIES = (
         without="Dumping graphs fails with an AttributeError.",
     ),
     Internal(
+        module="torch._inductor.runtime.cache_dir_utils",
+        names=("cache_dir",),
+        why="The folder of Inductor's caches, where it is Inductor's default: notices and warm_up name it.",
+        without="warm_up fails, and so does the notice of a compilation, with an ImportError.",
+    ),
+    Internal(
         module="torch._inductor.cpu_vec_isa",
         names=("pick_vec_isa",),
         why="The C++ kernels are generated for the vector width that Inductor's compiler flags allow.",
