@@ -34,6 +34,8 @@ class Symbols:
 
 
 _OF_BACKEND: dict[Any, Symbols] = {}
+#: The module of Dynamo that decides what is a symbol.
+_MODULE: Any = builder
 
 
 def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
@@ -42,9 +44,9 @@ def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
     ``dynamic=False`` of ``torch.compile`` turns it off, as it does for sizes that change.
     """
     _OF_BACKEND[backend] = symbols
-    if not hasattr(builder.record_automatic_dynamic, "__wrapped__"):
-        builder.record_automatic_dynamic = _with_sizes(builder.record_automatic_dynamic)
-        builder.process_automatic_dynamic = _with_numbers(builder.process_automatic_dynamic)
+    if not hasattr(_MODULE.record_automatic_dynamic, "__wrapped__"):
+        _MODULE.record_automatic_dynamic = _with_sizes(_MODULE.record_automatic_dynamic)
+        _MODULE.process_automatic_dynamic = _with_numbers(_MODULE.process_automatic_dynamic)
 
 
 def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
