@@ -55,7 +55,8 @@ def innerq(
         config: An :class:`InnerQConfig`. Excludes ``preset`` and config fields among ``options``.
         preset: Name of a preset, see :data:`PRESETS`; ``"base"`` by default.
         mode: A mode of ``torch.compile``, such as ``"max-autotune"``.
-        dynamic: As in ``torch.compile``.
+        dynamic: As in ``torch.compile``, but by default sizes that count sequences or tokens are symbols from the first
+            call on. With False each length of a prompt and each batch size is compiled for itself.
         fullgraph: As in ``torch.compile``.
         **options: Fields of :class:`InnerQConfig` and options of Inductor.
 
