@@ -77,6 +77,8 @@ class InnerQConfig:
         strict: Whether an attention that cannot be rewritten is an error. By default it is left as it is.
         rewrite: If False, caches are quantized but the program's own attention reads them dequantized. Slow; use it to
             tell an error of quantization from one of the rewrite (``docs/debugging.md``).
+        regions: Whether parts of a graph that do the same, such as layers, are compiled once and called for each
+            (``passes/regions``). If False, Inductor compiles each graph as a whole, which takes longer.
         disabled_passes: Names of compiler passes to switch off, see ``passes/__init__.py``.
 
     Raises:
@@ -100,6 +102,7 @@ class InnerQConfig:
     scale_dtype: str | None = None
     strict: bool = False
     rewrite: bool = True
+    regions: bool = True
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -116,7 +119,7 @@ class InnerQConfig:
         )
         for name in ("sink", "recent"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
-        for name in ("centre_keys", "normalize_keys", "strict", "rewrite"):
+        for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "regions"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         _check("key_norm", self.key_norm, self.key_norm in KEY_NORMS, f"one of {', '.join(KEY_NORMS)}")
         _check(
