@@ -37,7 +37,7 @@ def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Any]]:
     inner: Any = compiled
     for attribute in ("_torchdynamo_orig_callable", "__wrapped__"):  # torch.compiler.disable, then AOTAutograd's star
         inner = getattr(inner, attribute, None)
-    if callable(inner) and getattr(inner, "_boxed_call", False):
+    if getattr(inner, "_boxed_call", False):
         return inner
 
     def call(inputs: list[Any]) -> Sequence[Any]:

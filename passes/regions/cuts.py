@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import Graph, Node
@@ -18,8 +18,9 @@ from ...kernels.internals.tensors import is_traceable_wrapper_subclass
 from ..graph.aliases import Writes
 from ..graph.values import example_or_none, has_example, tensor_of
 
-#: Functions that change a state of torch for the nodes after them, which a region compiled by itself would not see.
-_CHANGES_STATE = ("_set_grad_enabled", "inference_mode", "_functorch", "_saved_tensors_hooks")
+#: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see. The
+#: grad mode is not among them: regions are compiled only where no gradient is computed.
+_CHANGES_STATE = ("inference_mode", "_functorch", "_saved_tensors_hooks")
 
 
 def body_of(graph: Graph) -> list[Node]:
@@ -52,7 +53,7 @@ def allowed_cuts(body: Sequence[Node], writes: Writes) -> list[bool]:
     - if a value crosses it that is not a tensor or a size, such as a tuple, or the object of an autocast context;
     - between the first use of memory that the graph allocates and the last write to it, so that each region writes to
       memory of its inputs only if that is memory of the graph's own inputs;
-    - in a graph that changes a state of torch, such as the grad mode.
+    - in a graph that changes a state of torch for the nodes that follow.
     """
     if any(_changes_state(node) for node in body):
         return [False] * len(body)
@@ -81,7 +82,7 @@ def may_cross(node: Node) -> bool:
     return is_size(value) or (has_example(node) and is_constant(value))
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[torch.SymInt]:
     """Whether a value is a symbolic size, which is passed from one region to another as a number."""
     return isinstance(value, torch.SymInt) and not is_constant_size(value) and not free_unbacked_symbols(value)
 

@@ -1,7 +1,7 @@
 """Conditions on symbols that a compiled region relies on.
 
-Inductor and AOTAutograd may specialize on properties of a size, such as that it is a multiple of 16. Such a condition is
-noted as a guard of the graph: Dynamo compiles again if it does not hold in a later call. A function compiled with the
+Inductor and AOTAutograd may specialize on properties of a size, such as that it is a multiple of 16. Such a condition
+becomes a guard of the graph: Dynamo compiles again if it does not hold in a later call. A function compiled with the
 symbols of one layer and called with those of another relies on the same conditions for the symbols of that layer.
 """
 
