@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 import tables
 import torch
-from generate_8b import model_8b
+from llama import model_8b
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from innerq_compile import innerq

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tables
 import torch
-from generate_8b import TINY, model_8b
+from llama import TINY, model_8b
 from transformers import DynamicCache
 
 from innerq_compile import PRESETS, InnerQTensor

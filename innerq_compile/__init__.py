@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .logs import register
+import torch
+
+from .kernels.versions import check_torch
 
 if TYPE_CHECKING:
     from .api import innerq
@@ -65,7 +67,15 @@ __all__ = [
 ]
 
 
-register()
+def _start() -> None:
+    """Check torch before anything uses what only known versions have, then register the package's logs."""
+    check_torch(torch.__version__)
+    from .logs import register
+
+    register()
+
+
+_start()
 
 
 def __getattr__(name: str) -> Any:

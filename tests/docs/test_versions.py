@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from innerq_compile.kernels.internals.table.entry import SUPPORTED_TORCH
+from innerq_compile.kernels.versions import SUPPORTED_TORCH
 from tests.helpers.scripts import ROOT
 
 FIRST, LAST = SUPPORTED_TORCH[0], SUPPORTED_TORCH[-1]
@@ -16,21 +16,40 @@ def text(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
+def newest_torch() -> str:
+    """The release that the requirements file pins."""
+    (pinned,) = re.findall(r"^torch==(\S+)$", text("requirements/newest.txt"), re.MULTILINE)
+    return pinned
+
+
+def releases_in_ci() -> list[str]:
+    """The releases that the jobs of continuous integration install."""
+    listed = re.findall(r'torch: "([\w.]+)"', text(".github/workflows/ci.yml"))
+    return [newest_torch() if torch == "newest" else torch for torch in listed]
+
+
 def test_versions_of_torch():
+    assert newest_torch().startswith(f"{LAST}.")
     assert f'"torch>={FIRST},<{AFTER}"' in text("pyproject.toml")
-    assert [*SUPPORTED_TORCH] == re.findall(r'torch: "(\d+\.\d+)\.\d+"', text(".github/workflows/ci.yml"))
-    low, high = (version.replace(".", ", ") for version in (FIRST, AFTER))
-    assert f"not ({low}) <=" in text("Makefile") and f"< ({high})" in text("Makefile")
-    assert f"TORCH ?= torch=={LAST}." in text("Makefile")
-    listed = f"{', '.join(SUPPORTED_TORCH[:-1])} or {LAST}"
-    assert listed in text("README.md") and f"PyTorch {listed}" in text("docs/getting-started.md")
-    assert f"| PyTorch | {FIRST} to {LAST} |" in text("docs/support-matrix.md")
+    assert [*SUPPORTED_TORCH] == [torch.rpartition(".")[0] for torch in releases_in_ci()]
+    (default,) = re.findall(r"^DEFAULT_TORCH := ([\d.]+)$", text("Makefile"), re.MULTILINE)
+    assert default in releases_in_ci()
+
+
+def test_pages_say_the_versions_of_torch():
+    assert f"pip install torch=={newest_torch()}    # {FIRST} to {LAST}" in text("README.md")
+    assert f"PyTorch {FIRST} to {LAST}" in text("docs/getting-started.md")
+    installed = re.findall(r"pip install torch==(\S+)", text("docs/getting-started.md"))
+    assert installed and {*installed} == {newest_torch()}
+    assert f"| PyTorch | {FIRST} to {LAST} | {', '.join(releases_in_ci())} |" in text("docs/support-matrix.md")
 
 
 def test_versions_of_python():
     project = text("pyproject.toml")
     assert re.findall(r"Python :: (3\.\d+)", project) == [*PYTHONS]
     assert f'requires-python = ">={PYTHONS[0]}"' in project
+    assert f'target-version = "py{PYTHONS[0].replace(".", "")}"' in project
+    assert f'pythonVersion = "{PYTHONS[0]}"' in project
     tested = re.findall(r'python: "([\d.]+)"', text(".github/workflows/ci.yml"))
     assert (tested[0], tested[-1]) == (PYTHONS[0], PYTHONS[-1]) and {*tested} <= {*PYTHONS}
     for page in ("README.md", "docs/getting-started.md", "docs/support-matrix.md"):
