@@ -18,6 +18,7 @@ __all__ = [
     "free_symbols",
     "free_unbacked_symbols",
     "guards_of",
+    "hint_of",
     "holds",
     "is_constant_size",
     "is_erased",
@@ -44,19 +45,24 @@ def is_constant_size(size: torch.SymInt) -> bool:
     return bool(size.node.expr.is_number)
 
 
-def shape_env_of(size: torch.SymInt) -> Any:
-    """The shape environment of a symbolic int: the symbols of its graph, and what is known of them."""
+def shape_env_of(size: torch.SymInt | torch.SymFloat) -> Any:
+    """The shape environment of a symbolic number: the symbols of its graph, and what is known of them."""
     return size.node.shape_env
 
 
-def range_of(size: torch.SymInt, symbol: Any) -> Any:
-    """The range of a symbol of a symbolic int: the values that its graph may be called with."""
+def range_of(size: torch.SymInt | torch.SymFloat, symbol: Any) -> Any:
+    """The range of a symbol of a symbolic number: the values that its graph may be called with."""
     return shape_env_of(size).var_to_range[symbol]
 
 
 def guards_of(shape_env: Any) -> list[Any]:
     """The conditions on symbols that a graph relies on, as sympy expressions, in the order in which they were added."""
     return [guard.expr for guard in shape_env.guards]
+
+
+def hint_of(shape_env: Any, condition: Any) -> bool:
+    """Whether a condition on symbols holds in the first call of a graph. No guard is added."""
+    return bool(shape_env.create_symboolnode(condition).node.hint)
 
 
 def holds(shape_env: Any, condition: Any) -> bool:

@@ -2,7 +2,8 @@
 
 Inductor and AOTAutograd may specialize on properties of a size, such as that it is a multiple of 16. Such a condition
 becomes a guard of the graph: Dynamo compiles again if it does not hold in a later call. A function compiled with the
-symbols of one layer and called with those of another relies on the same conditions for the symbols of that layer.
+symbols of one layer and called with those of another relies on the same conditions for the symbols of that layer. So it
+does on conditions that the program itself depends on, such as that the cache of its first layer is not full.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import sympy
 import torch
 
-from ...kernels.internals.graphs import guards_of, holds, shape_env_of
+from ...kernels.internals.graphs import guards_of, hint_of, holds, shape_env_of
 
 
 class Guards:
-    """Context of the compilation of a region: the guards that it adds to the graph.
+    """Context of the compilation of a region: the guards that it relies on.
+
+    These are the guards that it adds to the graph, and those that the graph had before on symbols of the region alone.
 
     Args:
         sizes: symbolic sizes of the graph.
@@ -25,24 +28,27 @@ class Guards:
 
     def __init__(self, sizes: Iterable[torch.SymInt]) -> None:
         self._shape_env = next((shape_env_of(size) for size in sizes), None)
-        self._conditions: list[Any] = []
+        self._before: list[Any] = []
+        self._added: list[Any] = []
 
     def __enter__(self) -> Guards:
-        self._before = self._count()
+        self._before = self._all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._shape_env is not None:
-            self._conditions = guards_of(self._shape_env)[self._before :]
+        self._added = self._all()[len(self._before) :]
 
-    def _count(self) -> int:
-        return 0 if self._shape_env is None else len(guards_of(self._shape_env))
+    def _all(self) -> list[Any]:
+        return [] if self._shape_env is None else guards_of(self._shape_env)
 
     def hold_for(self, compiled: Sequence[sympy.Symbol], others: Sequence[sympy.Symbol]) -> bool:
-        """Whether the guards hold with each symbol of ``compiled`` replaced. They become guards of the graph if so."""
+        """Whether the guards hold with each symbol of ``compiled`` replaced. They become guards of the graph if so.
+
+        If not, no guard is added: otherwise a call in which they do hold would be compiled again.
+        """
         renamed = {old: new for old, new in zip(compiled, others, strict=True) if old != new}
-        return all(
-            holds(self._shape_env, condition.xreplace(renamed))
-            for condition in self._conditions
-            if not condition.free_symbols.isdisjoint(renamed)
+        relied_on = self._added + [one for one in self._before if one.free_symbols <= set(compiled)]
+        conditions = [one.xreplace(renamed) for one in relied_on if not one.free_symbols.isdisjoint(renamed)]
+        return all(hint_of(self._shape_env, condition) for condition in conditions) and all(
+            holds(self._shape_env, condition) for condition in conditions
         )
