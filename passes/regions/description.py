@@ -2,7 +2,8 @@
 
 A description holds, for each node, what it calls, its constant arguments, where its other arguments come from (a node
 of the region, counted from its start, or an input, counted by first use), and the type, shape, strides and device of
-its value. For each input it holds the same, and whether it is a parameter or keeps its address.
+its value. For each input it holds the same, whether it is a parameter or keeps its address, and which inputs share
+memory that the region writes to.
 
 Symbols of sizes are numbered by first use as well: the cache of each layer has a capacity of its own, which is a symbol
 of its own. A compiled function takes them as inputs. It may rely on conditions that hold for the symbols that it was
@@ -20,8 +21,10 @@ import torch
 from torch.fx import Node
 
 from ...kernels.internals.dynamo_graphs import static
-from ...kernels.internals.graphs import range_of
-from ..graph.values import example_or_none
+from ...kernels.internals.graphs import free_unbacked_symbols, range_of
+from ..graph.aliases import storage_of
+from ..graph.reading import written
+from ..graph.values import example_or_none, tensor_of
 from .cuts import is_size
 
 
@@ -43,7 +46,7 @@ class _Facts:
     """What is known of a value or of a call, with symbolic sizes left out, and these sizes in order."""
 
     fixed: Hashable
-    sizes: tuple[torch.SymInt, ...]
+    sizes: tuple[torch.SymInt | torch.SymFloat, ...]
 
 
 class Describer:
@@ -52,6 +55,7 @@ class Describer:
     def __init__(self) -> None:
         self._calls: dict[Node, tuple[_Facts, tuple[Node, ...]]] = {}
         self._values: dict[Node, _Facts] = {}
+        self._written: dict[Node, list[int | None]] = {}
         self._numbered: dict[tuple[sympy.Expr, tuple[int, ...]], Hashable] = {}
 
     def call(self, node: Node) -> Hashable:
@@ -73,12 +77,28 @@ class Describer:
             places = tuple(inside[argument] if argument in inside else inputs[argument] for argument in arguments)
             found += places, *numbers.of(call), *numbers.of(self._value(node))
         found.append(tuple(inside[node] for node in outputs))
+        found.append(self._shared_memory(nodes, list(inputs)))
         return Description(tuple(found), list(numbers.symbols))
+
+    def _shared_memory(self, nodes: Sequence[Node], inputs: Sequence[Node]) -> Hashable:
+        """Which inputs share memory that a node writes to, and where in it each begins."""
+        changed = {storage for node in nodes for storage in self._writes(node)} - {None}
+        sharing: dict[int | None, list[int]] = {}
+        for index, node in enumerate(inputs):
+            if (storage := storage_of(node)) in changed:
+                sharing.setdefault(storage, []).append(index)
+        shared = [indices for indices in sharing.values() if len(indices) > 1]
+        return tuple((index, _offset(inputs[index])) for indices in shared for index in indices), len(shared)
+
+    def _writes(self, node: Node) -> list[int | None]:
+        if node not in self._written:
+            self._written[node] = [storage_of(target) for target in written(node)]
+        return self._written[node]
 
     def _call(self, node: Node) -> tuple[_Facts, tuple[Node, ...]]:
         if node not in self._calls:
             arguments: list[Node] = []
-            sizes: list[torch.SymInt] = []
+            sizes: list[torch.SymInt | torch.SymFloat] = []
             literals = _literal((node.args, dict(node.kwargs)), arguments, sizes)
             target = node.target if isinstance(node.target, str) else id(node.target)
             self._calls[node] = _Facts((node.op, target, literals), tuple(sizes)), tuple(arguments)
@@ -86,7 +106,7 @@ class Describer:
 
     def _value(self, node: Node) -> _Facts:
         if node not in self._values:
-            sizes: list[torch.SymInt] = []
+            sizes: list[torch.SymInt | torch.SymFloat] = []
             self._values[node] = _Facts(_described(example_or_none(node), sizes), tuple(sizes))
         return self._values[node]
 
@@ -119,6 +139,11 @@ class _Numbers:
             yield self._known[key]
 
 
+def _offset(node: Node) -> str:
+    value = tensor_of(node)
+    return "" if value is None else str(value.storage_offset())
+
+
 def _input(node: Node) -> Hashable:
     """What an input of a region is, apart from its value."""
     if node.op == "get_attr":
@@ -128,28 +153,41 @@ def _input(node: Node) -> Hashable:
     return (None, False)
 
 
-def _described(value: Any, sizes: list[torch.SymInt]) -> Hashable:
-    """A value of the graph: type, dtype, device, shape and strides of a tensor. Appends its symbolic sizes."""
+def _described(value: Any, sizes: list[torch.SymInt | torch.SymFloat]) -> Hashable:
+    """A value of the graph: type, dtype, device, shape and strides of a tensor. Appends its symbolic sizes.
+
+    A float may be symbolic like a size: with ``dynamic=True`` the epsilon of each norm is.
+    """
     if isinstance(value, torch.Tensor):
         shape = tuple(_size(size, sizes) for size in value.shape)
-        strides = tuple(_size(size, sizes) for size in value.stride()) if value.layout is torch.strided else ()
+        strides: tuple[Hashable, ...] = ()
+        if value.layout is torch.strided:
+            strides = tuple(_size(size, sizes) for size in value.stride())
+            if is_size(offset := value.storage_offset()):  # constant ones may differ: they are no part of compiled code
+                sizes.append(offset)
+                strides += ("offset",)
         flags = value.layout, value.requires_grad, value.is_inference(), value.is_conj(), value.is_neg()
         return type(value).__name__, value.dtype, value.device, shape, strides, flags
     if isinstance(value, (tuple, list)):
         return type(value).__name__, *(_described(item, sizes) for item in value)
     if isinstance(value, torch.SymInt):
         return "SymInt", _size(value, sizes)
+    if isinstance(value, torch.SymFloat):
+        sizes.append(value)
+        return "SymFloat"
     return type(value).__name__, repr(value)
 
 
-def _size(size: Any, sizes: list[torch.SymInt]) -> Hashable:
+def _size(size: Any, sizes: list[torch.SymInt | torch.SymFloat]) -> Hashable:
     if is_size(size):
         sizes.append(size)
         return None
+    if isinstance(size, torch.SymInt) and free_unbacked_symbols(size):
+        return str(size)  # known on the device only, and computed in one region
     return int(size)
 
 
-def _literal(value: Any, arguments: list[Node], sizes: list[torch.SymInt]) -> Hashable:
+def _literal(value: Any, arguments: list[Node], sizes: list[torch.SymInt | torch.SymFloat]) -> Hashable:
     """An argument without its nodes and symbolic sizes, which are appended to the lists."""
     if isinstance(value, Node):
         arguments.append(value)
