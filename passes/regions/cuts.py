@@ -7,7 +7,7 @@ one region and inputs of another.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -16,27 +16,28 @@ from torch.fx import Graph, Node
 from ...kernels.internals.graphs import free_unbacked_symbols, is_constant_size
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass
 from ..graph.aliases import Writes
+from ..graph.reading import called_name
 from ..graph.values import example_or_none, has_example, tensor_of
 
-#: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see. The
-#: grad mode is not among them: regions are compiled only where no gradient is computed.
-_CHANGES_STATE = ("inference_mode", "_functorch", "_saved_tensors_hooks")
+#: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see.
+_CHANGES_STATE = ("inference_mode", "_functorch", "_saved_tensors_hooks", "_set_fwd_grad_enabled", "_sdpa_kernel")
 
 
 def body_of(graph: Graph) -> list[Node]:
     """The nodes of a graph that compute something, in order, without numbers that nothing uses.
 
     Such numbers are left over where a pass has replaced the computation of a length. The lengths of caches are symbols
-    of their own, so that layers that are the same otherwise would differ by them.
+    of their own, so that layers that are the same otherwise would differ by them. Changes of the grad mode are left out
+    if they change nothing, as in a function under ``torch.no_grad()`` whose inputs require no gradient.
     """
-    unused: set[Node] = set()
+    unused: set[Node] = set(_idle_modes(graph))
     found = []
     for node in reversed(graph.nodes):
         if node.op in ("placeholder", "get_attr", "output"):
             continue
         if _is_number(node) and unused.issuperset(node.users):
             unused.add(node)
-        else:
+        elif node not in unused:
             found.append(node)
     return found[::-1]
 
@@ -53,7 +54,8 @@ def allowed_cuts(body: Sequence[Node], writes: Writes) -> list[bool]:
     - if a value crosses it that is not a tensor or a size, such as a tuple, or the object of an autocast context;
     - between the first use of memory that the graph allocates and the last write to it, so that each region writes to
       memory of its inputs only if that is memory of the graph's own inputs;
-    - in a graph that changes a state of torch for the nodes that follow.
+    - where the grad mode is not that of the caller, which a region that leaves it so would change for the caller, too;
+    - in a graph that changes another state of torch for the nodes that follow.
     """
     if any(_changes_state(node) for node in body):
         return [False] * len(body)
@@ -68,7 +70,8 @@ def allowed_cuts(body: Sequence[Node], writes: Writes) -> list[bool]:
         if last > index:  # no cut before any of the nodes index + 1 ... last
             steps[index + 1] += 1
             steps[last + 1] -= 1
-    return [crossing == 0 for crossing in itertools.accumulate(steps[:-1])]
+    crossing = itertools.accumulate(steps[:-1])
+    return [count == 0 and mode for count, mode in zip(crossing, _in_mode_of_caller(body), strict=True)]
 
 
 def may_cross(node: Node) -> bool:
@@ -90,6 +93,28 @@ def is_size(value: Any) -> TypeGuard[torch.SymInt]:
 def is_constant(value: Any) -> bool:
     """Whether a value is a number that is the same in all calls of the graph."""
     return isinstance(value, (bool, int, float)) or (isinstance(value, torch.SymInt) and is_constant_size(value))
+
+
+def _sets_mode(node: Node) -> bool:
+    return called_name(node) == "_set_grad_enabled"
+
+
+def _idle_modes(graph: Graph) -> list[Node]:
+    """The changes of the grad mode in a graph without gradients, unless the last leaves it changed for the caller."""
+    modes = [node for node in graph.nodes if _sets_mode(node)]
+    if not modes or bool(modes[-1].args[0]) != torch.is_grad_enabled():
+        return []
+    computed = (tensor_of(node) for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    return [] if any(value is not None and value.requires_grad for value in computed) else modes
+
+
+def _in_mode_of_caller(body: Sequence[Node]) -> Iterator[bool]:
+    """For each node, whether the grad mode before it is the one in which the graph is called."""
+    mode = caller = torch.is_grad_enabled()
+    for node in body:
+        yield mode == caller
+        if _sets_mode(node):
+            mode = bool(node.args[0])
 
 
 def _changes_state(node: Node) -> bool:
