@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..kernels.internals import inductor
+from ..kernels.internals.dynamo_calls import RestartAnalysis
 from ..passes.graph.reading import outputs
 from ..passes.graph.values import example, example_or_none
 from ..passes.regions import ExtractedRegion, Guards, Region, Regions, extract, find_regions, is_size
@@ -45,6 +47,8 @@ def compile_by_regions(
             report.regions = str(regions)
             return compiled
         reason = regions.reason
+    except RestartAnalysis:
+        raise
     except Exception as error:  # the graph as a whole does not depend on this
         if analysis.config.strict:
             raise
@@ -92,9 +96,9 @@ def compile_regions(
     for region, function, freed in zip(regions.regions, functions, _freed(gm, regions.regions), strict=True):
         arguments = [places[region.inputs[index]] for index in function.inputs]
         arguments += [symbol_places[symbol] for symbol in function.symbols]
-        results = [places.setdefault(node, next(count)) if node.users else None for node in region.outputs]
+        results = [places.setdefault(node, next(count)) if _needed(node, region) else None for node in region.outputs]
         calls.append(Call(function.compiled, arguments, [places[node] for node in freed], results))
-    returned = [places[value] if value in places else (_constant(value),) for value in outputs(gm.graph)]
+    returned = [places[value] if value in places else (_constant(gm, value),) for value in outputs(gm.graph)]
     return RegionCalls(calls, [sizes[symbol][:2] for symbol in needed], next(count), returned)
 
 
@@ -178,6 +182,12 @@ def _sizes(placeholders: Sequence[Node]) -> dict[sympy.Symbol, tuple[int, int | 
     return found
 
 
+def _needed(node: Node, region: Region) -> bool:
+    """Whether a result of a region is used outside of it: that of the last layer may not be, though its kind has it."""
+    inside = set(region.nodes)
+    return any(user not in inside for user in node.users)
+
+
 def _freed(gm: GraphModule, regions: Sequence[Region]) -> list[list[Node]]:
     """For each region the results of others that it is the last to use. Outputs of the graph are kept."""
     kept = set(gm.graph.output_node().all_input_nodes)
@@ -190,6 +200,11 @@ def _freed(gm: GraphModule, regions: Sequence[Region]) -> list[list[Node]]:
     return found[::-1]
 
 
-def _constant(value: Any) -> Any:
+def _constant(gm: GraphModule, value: Any) -> Any:
     """An output of the graph that no call computes."""
-    return example(value) if isinstance(value, Node) else value
+    if not isinstance(value, Node):
+        return value
+    if value.op == "get_attr":
+        return operator.attrgetter(str(value.target))(gm)
+    constant = example(value)
+    return int(constant) if isinstance(constant, torch.SymInt) else constant

@@ -52,7 +52,9 @@ class RegionCalls:
             arguments = [values[place] for place in call.inputs]
             for place in call.freed:
                 values[place] = None
-            for place, result in zip(call.results, call.function(arguments), strict=True):
+            results = call.function(arguments)
+            for place, result in zip(call.results, results, strict=True):
                 if place is not None:
                     values[place] = result
+            del results, result  # else the next call could not free the last of them
         return [values[place] if isinstance(place, int) else place[0] for place in self._outputs]
