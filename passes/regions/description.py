@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from ...kernels.internals.dynamo_graphs import static
 from ...kernels.internals.graphs import range_of
+from ..graph.reading import spelling
 from ..graph.values import example_or_none
 from .cuts import is_size
 
@@ -79,9 +80,8 @@ class Describer:
         if node not in self._calls:
             arguments: list[Node] = []
             sizes: list[torch.SymInt] = []
-            literals = _literal((node.args, dict(node.kwargs)), arguments, sizes)
-            target = node.target if isinstance(node.target, str) else id(node.target)
-            self._calls[node] = _Facts((node.op, target, literals), tuple(sizes)), tuple(arguments)
+            fixed = _literal(spelling(node), arguments, sizes)
+            self._calls[node] = _Facts(fixed, tuple(sizes)), tuple(arguments)
         return self._calls[node]
 
     def _value(self, node: Node) -> _Facts:
