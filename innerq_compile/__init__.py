@@ -17,6 +17,8 @@ import torch
 from .kernels.versions import check_torch
 
 if TYPE_CHECKING:
+    from .ahead.report import WarmUp
+    from .ahead.warm_up import warm_up
     from .api import innerq
     from .cache.buffer import InnerQBuffer
     from .cache.empty_cache import empty_cache
@@ -34,6 +36,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "innerq": "api",
+    "WarmUp": "ahead.report",
+    "warm_up": "ahead.warm_up",
     "InnerQBuffer": "cache.buffer",
     "empty_cache": "cache.empty_cache",
     "PRESETS": "presets",
@@ -58,12 +62,14 @@ __all__ = [
     "InnerQError",
     "InnerQTensor",
     "UnsupportedOperation",
+    "WarmUp",
     "clear_reports",
     "compiled_graphs",
     "dump_graphs",
     "empty_cache",
     "explain",
     "innerq",
+    "warm_up",
 ]
 
 

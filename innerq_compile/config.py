@@ -29,7 +29,9 @@ KEY_NORMS = ("pair", "channel", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class InnerQConfig:
-    """How caches are quantized. Immutable; use ``dataclasses.replace`` to change a field.
+    """How caches are quantized, and how the graphs that use them run.
+
+    Immutable; use ``dataclasses.replace`` to change a field.
 
     Attributes:
         key_bits: Bits of a key code, 2 to 8. Ignored by mode ``none``.
@@ -79,6 +81,11 @@ class InnerQConfig:
             tell an error of quantization from one of the rewrite (``docs/debugging.md``).
         regions: Whether parts of a graph that do the same, such as layers, are compiled once and called for each
             (``passes/regions``). If False, Inductor compiles each graph as a whole, which takes longer.
+        cuda_graphs: Whether decode steps on a CUDA device are recorded as CUDA graphs, which are replayed in later
+            steps, of any length. A graph that cannot be recorded runs kernel by kernel, and ``explain`` shows the
+            reason. If False, nothing is recorded, whatever ``mode`` says; Inductor's option ``triton.cudagraphs=False``
+            has the same effect. If ``mode`` or ``triton.cudagraphs=True`` ask for CUDA graphs, Inductor may record
+            what cannot be recorded here.
         disabled_passes: Names of compiler passes to switch off, see ``passes/__init__.py``.
 
     Raises:
@@ -103,6 +110,7 @@ class InnerQConfig:
     strict: bool = False
     rewrite: bool = True
     regions: bool = True
+    cuda_graphs: bool = True
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -119,7 +127,7 @@ class InnerQConfig:
         )
         for name in ("sink", "recent"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
-        for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "regions"):
+        for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "regions", "cuda_graphs"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         _check("key_norm", self.key_norm, self.key_norm in KEY_NORMS, f"one of {', '.join(KEY_NORMS)}")
         _check(

@@ -20,7 +20,17 @@ from ..kernels.versions import SUPPORTED_TORCH, is_supported
 from .output import Output
 
 PACKAGES = ("numpy", "transformers", "triton", "accelerate", "gguf", "rich", "matplotlib")
-VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWERING", "TRITON_INTERPRET", "TORCH_LOGS")
+VARIABLES = (
+    "INNERQ_DUMP",
+    "INNERQ_PROGRESS",
+    "INNERQ_KERNELS",
+    "INNERQ_CPU_KERNELS",
+    "INNERQ_LOWERING",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TRITON_INTERPRET",
+    "TORCH_LOGS",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

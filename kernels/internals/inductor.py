@@ -63,6 +63,13 @@ def mode_options() -> dict[str, dict[str, Any]]:
     return list_mode_options()
 
 
+def uses_cuda_graphs() -> bool:
+    """Whether Inductor's configuration, which applies where no option is given, turns CUDA graphs on."""
+    from torch._inductor import config
+
+    return bool(config.triton.cudagraphs)
+
+
 def release_cuda_graphs() -> None:
     """Release the CUDA graphs that Inductor has recorded in this process."""
     from torch._inductor.cudagraph_trees import reset_cudagraph_trees
@@ -106,6 +113,13 @@ def cached_under(tag: str) -> contextlib.AbstractContextManager[Any]:
     """A context in which the keys of Inductor's and AOTAutograd's caches contain ``tag``, after the user's own tag."""
     settings: Any = torch.compiler.config
     return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
+
+
+def cache_directory() -> str:
+    """The folder in which Inductor and AOTAutograd cache compiled graphs: ``TORCHINDUCTOR_CACHE_DIR`` or a default."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
 
 
 def vector_bits() -> int:

@@ -148,6 +148,11 @@ def called_name(node: Node) -> str:
     return getattr(node.target, "__name__", "") or str(node.target)
 
 
+def spelling(node: Node) -> tuple[Any, ...]:
+    """A call exactly as the graph spells it, recognized or not: two nodes with equal spellings do the same."""
+    return node.op, node.target, node.args, dict(node.kwargs)
+
+
 def describe(node: Node) -> str:
     """A description of a node for messages."""
     return f"an input ({node.target})" if node.op == "placeholder" else called_name(node) or str(node.target)

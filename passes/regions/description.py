@@ -23,7 +23,7 @@ from torch.fx import Node
 from ...kernels.internals.dynamo_graphs import static
 from ...kernels.internals.graphs import free_unbacked_symbols, range_of
 from ..graph.aliases import storage_of
-from ..graph.reading import written
+from ..graph.reading import spelling, written
 from ..graph.values import example_or_none, tensor_of
 from .cuts import is_size
 
@@ -99,9 +99,8 @@ class Describer:
         if node not in self._calls:
             arguments: list[Node] = []
             sizes: list[torch.SymInt | torch.SymFloat] = []
-            literals = _literal((node.args, dict(node.kwargs)), arguments, sizes)
-            target = node.target if isinstance(node.target, str) else id(node.target)
-            self._calls[node] = _Facts((node.op, target, literals), tuple(sizes)), tuple(arguments)
+            fixed = _literal(spelling(node), arguments, sizes)
+            self._calls[node] = _Facts(fixed, tuple(sizes)), tuple(arguments)
         return self._calls[node]
 
     def _value(self, node: Node) -> _Facts:

@@ -13,9 +13,22 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._functorch.aot_autograd",
+        names=("_boxed_call",),
+        on_objects=True,
+        why="A compiled layer is called with a list of its inputs, so that it can free them after their last use.",
+        without="A prompt needs memory for some more intermediate results.",
+    ),
+    Internal(
         module="torch._inductor.config",
         names=("get_config_copy",),
         why="Which options of torch.compile are Inductor's; unknown options are an error.",
+        without="Nothing compiles.",
+    ),
+    Internal(
+        module="torch._inductor.config",
+        names=("triton.cudagraphs",),
+        why="Whether the process has turned on Inductor's CUDA graphs for all graphs.",
         without="Nothing compiles.",
     ),
     Internal(
@@ -42,6 +55,12 @@ ENTRIES = (
         names=("patch", "enable_autograd_cache"),
         why="With its cache, AOTAutograd loads the code of a graph at the first call, which is too late for a dump.",
         without="Dumping graphs fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._inductor.runtime.cache_dir_utils",
+        names=("cache_dir",),
+        why="The folder of Inductor's caches, where it is Inductor's default: notices and warm_up name it.",
+        without="warm_up fails, and so does the notice of a compilation, with an ImportError.",
     ),
     Internal(
         module="torch._inductor.cpu_vec_isa",
