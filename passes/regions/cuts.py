@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 from ...kernels.internals.graphs import free_unbacked_symbols, is_constant_size
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass
 from ..graph.aliases import Writes
-from ..graph.reading import called_name
+from ..graph.reading import grad_mode_of
 from ..graph.values import example_or_none, has_example, tensor_of
 
 #: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see.
@@ -95,14 +95,10 @@ def is_constant(value: Any) -> bool:
     return isinstance(value, (bool, int, float)) or (isinstance(value, torch.SymInt) and is_constant_size(value))
 
 
-def _sets_mode(node: Node) -> bool:
-    return called_name(node) == "_set_grad_enabled"
-
-
 def _idle_modes(graph: Graph) -> list[Node]:
     """The changes of the grad mode in a graph without gradients, unless the last leaves it changed for the caller."""
-    modes = [node for node in graph.nodes if _sets_mode(node)]
-    if not modes or bool(modes[-1].args[0]) != torch.is_grad_enabled():
+    modes = [node for node in graph.nodes if grad_mode_of(node) is not None]
+    if not modes or grad_mode_of(modes[-1]) != torch.is_grad_enabled():
         return []
     computed = (tensor_of(node) for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     return [] if any(value is not None and value.requires_grad for value in computed) else modes
@@ -113,8 +109,8 @@ def _in_mode_of_caller(body: Sequence[Node]) -> Iterator[bool]:
     mode = caller = torch.is_grad_enabled()
     for node in body:
         yield mode == caller
-        if _sets_mode(node):
-            mode = bool(node.args[0])
+        after = grad_mode_of(node)
+        mode = mode if after is None else after
 
 
 def _changes_state(node: Node) -> bool:
