@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
-from innerq_compile import empty_cache, innerq
+from innerq_compile import compiled_graphs, empty_cache, innerq
 from tests.helpers.decoders import VOCAB, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
 from tests.helpers.families import FAMILIES
 from tests.helpers.generation import compile_config, run
@@ -129,6 +129,8 @@ def test_hand_written(graphs, decoder):
         for step in range(STEPS):
             model.step(torch.randint(0, VOCAB, (batch, 1)), tokens + step)
         assert len(graphs.new()) == (0 if number else 2)
+    reports = [report for report in compiled_graphs() if report.kind == "decode"]
+    assert [report.rewritten for report in reports] == [2]
 
 
 @torch.no_grad()
