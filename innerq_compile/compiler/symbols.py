@@ -7,27 +7,35 @@ sizes as symbols, except where a size is 1, which is always a constant: a single
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import torch
 
+from ..cache.tensor import InnerQTensor
 from ..kernels.internals.dynamo_sizes import Symbols
 
 #: A number is a length or a position if its name contains one of these words.
 _LENGTH = re.compile(r"(?:^|_)(?:pos|position|len|length|offset|start|past)(?:_|$)")
 _IDENTIFIER = re.compile(r"\w+")
+#: Keys and values ``[B, H, S, D]`` in a layer of a cache of transformers.
+_OF_TRANSFORMERS = re.compile(r"\.layers\[\d+\]\.(?:keys|values)$")
 
 
-def _sizes(tensor: torch.Tensor) -> range:
+def _sizes(name: str, tensor: torch.Tensor) -> Collection[int]:
     """The dimensions of an input that may count sequences or tokens.
 
-    Those of token ids, positions and masks; of floating-point tensors ``[B, H, S, D]``, ``[B, S, H, D]`` and
-    ``[B, S, D]`` all but the last, and of a mask ``[B, 1, N, S]`` the last, too. Heads are constants again where the
-    program combines them with those of a weight.
+    Those of token ids, positions and masks, the first two of ``[B, S, D]``, and of keys or values all but heads and
+    head_dim, where it is known which dimension counts heads: in caches of this package and of transformers. Elsewhere
+    heads could be taken for tokens, and an attention with a symbolic number of heads is not rewritten.
     """
     dims = tensor.dim()
     if not tensor.is_floating_point() or (dims == 4 and tensor.shape[1] == 1):
         return range(dims)
-    return range(dims - 1 if dims in (3, 4) else 0)
+    if isinstance(tensor, InnerQTensor):  # which makes heads constants itself
+        return range(3)
+    if dims == 4:
+        return (0, 2) if _OF_TRANSFORMERS.search(name) else (0,)
+    return range(2 if dims == 3 else 0)
 
 
 def _number(name: str) -> bool:

@@ -25,11 +25,11 @@ class Symbols:
     """What is a symbol from the first graph on, unless the program or the user makes it a constant. 0 and 1 never are.
 
     Attributes:
-        sizes: for an input, the dimensions whose sizes are symbols.
+        sizes: for an input, by its name and itself, the dimensions whose sizes are symbols.
         number: for the name of a number, such as ``L['cache'].layers[0].length``, whether it is a symbol.
     """
 
-    sizes: Callable[[torch.Tensor], Collection[int]]
+    sizes: Callable[[str, torch.Tensor], Collection[int]]
     number: Callable[[str], bool]
 
 
@@ -55,7 +55,7 @@ def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
         entry, symbols = original(tx, name, tensor), _of(tx)
         if symbols is None or not isinstance(entry.size, tuple):
             return entry
-        dims = symbols.sizes(tensor)
+        dims = symbols.sizes(name, tensor)
         sizes = tuple(pgo.auto_dynamic if dim in dims else size for dim, size in enumerate(entry.size))
         return dataclasses.replace(entry, size=sizes)
 
