@@ -33,6 +33,13 @@ ENTRIES = (
         without=_NO_PASSES,
     ),
     Internal(
+        module="torch.fx._lazy_graph_module",
+        names=("_LazyGraphModule",),
+        why="A graph module whose code is generated when it is needed. Dynamo's own graphs are of this class; one of "
+        "2,500 nodes takes a tenth of a second.",
+        without=_NO_PASSES,
+    ),
+    Internal(
         module="torch.utils._sympy.printers",
         names=("PythonPrinter",),
         why="Converts symbolic sizes to Python functions, which are evaluated at every call: sympy's own evaluation "
