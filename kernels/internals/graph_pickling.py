@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.node import map_aggregate, map_arg
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -70,7 +71,7 @@ def load(data: bytes) -> tuple[GraphModule, FakeTensorMode, list[Any]]:
     graph = Graph()
     made: list[Node] = []
     for op, name, target, args, kwargs, annotation, meta, source in nodes:
-        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), lambda value: _resolved(value, made))  # pyright: ignore[reportGeneralTypeIssues]
+        args, kwargs = map_aggregate((args, kwargs), lambda value: _resolved(value, made))  # pyright: ignore[reportGeneralTypeIssues]
         node = graph.create_node(op, target, args, kwargs, name, annotation)
         node.meta = meta
         if source is not None:
@@ -107,7 +108,7 @@ def _mode_of(node: Node) -> FakeTensorMode | None:
 
 
 def _node_data(node: Node, numbers: dict[Node, int]) -> tuple[Any, ...]:
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda other: _Place(numbers[other]))  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+    args, kwargs = map_arg((node.args, node.kwargs), lambda other: _Place(numbers[other]))  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
     meta = {key: node.meta[key] for key in _META if key in node.meta}
     if (static := node.meta.get("tensor_dict", {}).get(_STATIC)) is not None:
         meta["tensor_dict"] = {_STATIC: static}

@@ -31,16 +31,45 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._pytree import tree_map
 from torch.utils.weak import TensorWeakRef
 
-#: Guards that state in their text all that they check; the objects that they identify are those of :attr:`Tree.objects`.
-#: A frame with any other guard is not kept.
+#: Guards that state in their text all that they check, with the objects of :attr:`Tree.objects` and the metadata of
+#: :attr:`Tree.subclasses`. A frame with any other guard is not kept.
 KNOWN_GUARDS = frozenset(
-    """
-    AUTOGRAD_SAVED_TENSORS_HOOKS BOOL_MATCH BUILTIN_MATCH CLASS_MATCH CLOSURE_MATCH CONSTANT_MATCH DEFAULT_DEVICE
-    DETERMINISTIC_ALGORITHMS DICT_CONTAINS DICT_KEYS_MATCH DICT_NOT_CONTAINS DUPLICATE_INPUT EMPTY_NN_MODULE_HOOKS_DICT
-    EQUALS_MATCH FUNCTION_MATCH GLOBAL_STATE GRAD_MODE HASATTR ID_MATCH MAPPING_KEYS_CHECK MODULE_MATCH NONE_MATCH
-    NOT_NONE_MATCH NOT_PRESENT_IN_GENERIC_DICT RANGE_ITERATOR_MATCH SEQUENCE_LENGTH SET_CONTAINS SET_NOT_CONTAINS
-    SHAPE_ENV TENSOR_MATCH TENSOR_SUBCLASS_METADATA_MATCH TORCH_FUNCTION_STATE TUPLE_ITERATOR_LEN TYPE_MATCH
-    """.split()
+    (
+        "AUTOGRAD_SAVED_TENSORS_HOOKS",
+        "BOOL_MATCH",
+        "BUILTIN_MATCH",
+        "CLASS_MATCH",
+        "CLOSURE_MATCH",
+        "CONSTANT_MATCH",
+        "DEFAULT_DEVICE",
+        "DETERMINISTIC_ALGORITHMS",
+        "DICT_CONTAINS",
+        "DICT_KEYS_MATCH",
+        "DICT_NOT_CONTAINS",
+        "DUPLICATE_INPUT",
+        "EMPTY_NN_MODULE_HOOKS_DICT",
+        "EQUALS_MATCH",
+        "FUNCTION_MATCH",
+        "GLOBAL_STATE",
+        "GRAD_MODE",
+        "HASATTR",
+        "ID_MATCH",
+        "MAPPING_KEYS_CHECK",
+        "MODULE_MATCH",
+        "NONE_MATCH",
+        "NOT_NONE_MATCH",
+        "NOT_PRESENT_IN_GENERIC_DICT",
+        "RANGE_ITERATOR_MATCH",
+        "SEQUENCE_LENGTH",
+        "SET_CONTAINS",
+        "SET_NOT_CONTAINS",
+        "SHAPE_ENV",
+        "TENSOR_MATCH",
+        "TENSOR_SUBCLASS_METADATA_MATCH",
+        "TORCH_FUNCTION_STATE",
+        "TUPLE_ITERATOR_LEN",
+        "TYPE_MATCH",
+    )
 )
 
 
@@ -191,7 +220,7 @@ _IN_THIS_PROCESS = re.compile(r"___check_metadata_\d+_c\d+(/\d+)*(_\d+)?")
 
 
 def _global_state() -> Any:
-    return torch._C._dynamo.guards.GlobalStateGuard()
+    return torch._C._dynamo.guards.GlobalStateGuard()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # --- a kept frame -----------------------------------------------------------------------------------------------------
@@ -223,7 +252,7 @@ def bytecode_of(output: Any, module_globals: dict[str, Any], before: set[str]) -
     code, graph = output.bytecode, output.tracer_output.output_graph
     names = set(_globals_of(code))
     compiled = [name for name in names if name.startswith("__compiled_fn")]
-    imports = {name: module for name, module in graph.import_sources.items()}
+    imports = dict(graph.import_sources)
     for name in names - set(compiled) - set(imports) - before:
         value = module_globals.get(name)
         if isinstance(value, types.ModuleType):
@@ -318,7 +347,9 @@ def restored(
     code = SerializedCode.to_code_object(bytecode.code)
     for name, module in bytecode.imports.items():
         globals_[name] = importlib.import_module(module)
-    name = bytecode.compiled
+    # a name of its own: code of this process that was compiled under the name, and deleted it, may still live
+    name = bytecode_transformation.unique_id("__compiled_fn", with_uuid=True)
+    code = code.replace(co_names=tuple(name if other == bytecode.compiled else other for other in code.co_names))
     globals_[name] = torch._dynamo.disable(compiled, reason="do not trace Dynamo-compiled graph")
     counters["stats"]["unique_graphs"] += 1
     cleanups = [functools.partial(globals_.pop, name, None)]
@@ -362,7 +393,7 @@ class Frame:
 
 def install(keeper: Keeper, applies: Callable[[Frame], bool]) -> None:
     """Let ``keeper`` take part in the compilation of each frame for which ``applies`` is true."""
-    original = convert_frame.compile_frame
+    original: Any = convert_frame.compile_frame
     if getattr(original, "_innerq", False):
         return
 
@@ -391,7 +422,7 @@ def install(keeper: Keeper, applies: Callable[[Frame], bool]) -> None:
         output.build_guards = build_guards
         return output
 
-    compile_frame._innerq = True  # pyright: ignore[reportFunctionMemberAccess]
+    setattr(compile_frame, "_innerq", True)  # noqa: B010  (functions declare no such attribute)
     convert_frame.compile_frame = compile_frame
 
 
@@ -430,5 +461,3 @@ def install_builtins(name: str, globals_: dict[str, Any]) -> None:
 def new_symbols(mode: Any) -> int:
     """How many conditions on sizes a graph has by now."""
     return len(mode.shape_env.guards)
-
-

@@ -5,8 +5,8 @@
     keeping.py        keeps what Dynamo has found, and restores it where Dynamo would find the same
 
 A kept trace is the graph as Dynamo captured it, the bytecode that calls it, and the guards under which both are valid.
-It is used only if Dynamo's guards, built anew from the values of the call, state word for word what they stated when the
-trace was kept. An object that a guard identifies by its address (a class, a function, a module) is compared by its
+It is used only if Dynamo's guards, built anew from the values of the call, state word for word what they stated when it
+was kept. An object that a guard identifies by its address (a class, a function, a module) is compared by its
 fingerprint, which covers the code of a function and of all methods of a class: a library that was updated, or a method
 that was replaced, is another object. The backend compiles the graph as one of Dynamo's own, so that options, passes and
 caches of compiled code work as ever.

@@ -19,6 +19,7 @@ import torch
 
 from ... import cache as _package_marker
 from ...kernels.internals import graph_pickling, inductor, traces
+from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
 from ...kernels.internals.traces import Bytecode, Frame, Guards, NotKept, Restored, Tree
 from . import store
@@ -85,7 +86,9 @@ class TraceKeeper:
         try:
             graph = output.tracer_output.output_graph
             guards = pickle.dumps(traces.guards_of(frame.code, graph))
-            tree = Tree(frame.code, pickle.loads(guards), frame.locals, frame.globals)  # as another process will read it
+            tree = Tree(
+                frame.code, pickle.loads(guards), frame.locals, frame.globals
+            )  # as another process will read it
             codes = traces.traced_code(output)
             trace = Trace(
                 _files(codes),
@@ -97,7 +100,7 @@ class TraceKeeper:
                 len(graph.shape_env.guards),
             )
             if store.write(_key(frame), pickle.dumps(trace)):
-                log.debug("kept the trace of %s", frame.code.co_qualname)
+                log.debug("kept the trace of %s", frame.code.co_name)
         except _REASONS as error:
             log.debug("a trace is not kept: %s", error)
         except Exception as error:  # Dynamo's sources and guards may hold anything; without a trace all works as ever
@@ -139,7 +142,7 @@ class TraceKeeper:
             compiled = frame.compiler(gm, inputs)
         if traces.new_symbols(mode) > trace.conditions:
             raise NotKept("compiling it has added conditions on sizes")
-        log.debug("restored the trace of %s", frame.code.co_qualname)
+        log.debug("restored the trace of %s", frame.code.co_name)
         return traces.restored(trace.bytecode, tree, trace.guards, compiled, mode, frame.globals)
 
 
@@ -149,7 +152,7 @@ def _inputs(gm: torch.fx.GraphModule, tree: Tree) -> list[Any]:
     for node in gm.graph.find_nodes(op="placeholder"):
         value = node.meta["example_value"]
         if isinstance(value, torch.Tensor):
-            value = tree.value(node._dynamo_source)
+            value = tree.value(source_of(node))
         found.append(value)
     return found
 
@@ -159,7 +162,13 @@ def _inputs(gm: torch.fx.GraphModule, tree: Tree) -> list[Any]:
 
 def _key(frame: Frame) -> list[str]:
     """All that is known of a frame before its values are looked at closely."""
-    return [_environment(), code_digest(frame.code), _hash_of(frame.backend), str(frame.one_graph), *_kinds(frame.locals)]
+    return [
+        _environment(),
+        code_digest(frame.code),
+        _hash_of(frame.backend),
+        str(frame.one_graph),
+        *_kinds(frame.locals),
+    ]
 
 
 def _hash_of(backend: Any) -> str:
@@ -273,13 +282,12 @@ def _hash(text: str) -> str:
 KEEPER = TraceKeeper()
 
 
-def install() -> None:
-    """Let traces of frames that this package's backend compiles be kept and restored."""
-    from ..backend import innerq_backend
+def install(backend: Any) -> None:
+    """Let traces of frames that ``backend``, the backend of this package, compiles be kept and restored."""
 
     def applies(frame: Frame) -> bool:
-        backend = frame.backend
-        return getattr(backend, "compiler_fn", backend) is innerq_backend and enabled()
+        found = frame.backend
+        return getattr(found, "compiler_fn", found) is backend and enabled()
 
     traces.install(KEEPER, applies)
 
