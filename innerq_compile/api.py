@@ -11,7 +11,7 @@ import torch
 
 from .compiler.backend import innerq_backend
 from .compiler.options import split_options
-from .compiler.traces.keeping import install as install_traces
+from .compiler.traces import install as install_traces
 from .config import InnerQConfig
 from .errors import InnerQError
 from .inspect.dump import install as install_dumps

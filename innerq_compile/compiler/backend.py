@@ -35,7 +35,7 @@ from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .options import split_options, without_cuda_graphs
-from .traces.keeping import KEEPER
+from .traces import captured
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def innerq_backend(
         CompileError: if an option is wrong, if the config does not support a cache of the graph, if an input of a
             graph with quantized caches requires a gradient, or, in strict mode, if an attention was not rewritten.
     """
-    KEEPER.captured(gm, example_inputs)
+    captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
         return _compile(gm, example_inputs, config, inductor_options)

@@ -11,3 +11,41 @@ fingerprint, which covers the code of a function and of all methods of a class: 
 that was replaced, is another object. The backend compiles the graph as one of Dynamo's own, so that options, passes and
 caches of compiled code work as ever.
 """
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ...kernels.internals.table.entry import SUPPORTED_TORCH
+
+log = logging.getLogger(__name__)
+
+#: The keeper that is told of captured graphs, a ``keeping.TraceKeeper``.
+_KEEPERS: list[Any] = []
+
+
+def install(backend: Any) -> None:
+    """Let traces of what ``backend``, the backend of this package, compiles be kept and restored.
+
+    Does nothing with a version of torch whose Dynamo is not known.
+    """
+    if _KEEPERS or ".".join(torch.__version__.split(".")[:2]) not in SUPPORTED_TORCH:
+        return
+    try:
+        from .keeping import TraceKeeper
+    except ImportError as error:
+        log.info("traces are not kept: %s", error)
+        return
+    keeper = TraceKeeper(backend)
+    keeper.install()
+    _KEEPERS.append(keeper)
+
+
+def captured(gm: GraphModule, example_inputs: list[Any]) -> None:
+    """To be called by the backend with each graph that Dynamo gives it, before it is compiled."""
+    for keeper in _KEEPERS:
+        keeper.captured(gm, example_inputs)

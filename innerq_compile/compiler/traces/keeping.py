@@ -54,11 +54,19 @@ class Trace:
 
 
 class TraceKeeper:
-    """Keeps traces on disk, see :class:`traces.Keeper`. Dynamo compiles one frame at a time."""
+    """Keeps traces of what ``backend`` compiles, see :class:`traces.Keeper`. Dynamo compiles one frame at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
         self._captured: list[bytes | None] | None = None
-        self._symbols: Any = None
+
+    def install(self) -> None:
+        """Take part in Dynamo's compilations from now on."""
+        traces.install(self, self._applies)
+
+    def _applies(self, frame: Frame) -> bool:
+        backend = frame.backend
+        return getattr(backend, "compiler_fn", backend) is self._backend and enabled()
 
     # --- keeping
 
@@ -277,19 +285,6 @@ def _code_hash(module: str, name: str) -> str | None:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-KEEPER = TraceKeeper()
-
-
-def install(backend: Any) -> None:
-    """Let traces of frames that ``backend``, the backend of this package, compiles be kept and restored."""
-
-    def applies(frame: Frame) -> bool:
-        found = frame.backend
-        return getattr(found, "compiler_fn", found) is backend and enabled()
-
-    traces.install(KEEPER, applies)
 
 
 def enabled() -> bool:
