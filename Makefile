@@ -3,18 +3,27 @@
 # Both make a virtual environment in .venv first; a second run finds it ready.
 
 PYTHON ?= python3
-VENV ?= .venv
-# torch is installed by itself and before anything else, so that nothing else chooses its version.
-# For a smaller download: make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" ...
-TORCH ?= torch==2.13.0
+# The torch to run with: a version (make test TORCH=2.15.0), or `newest`, which is requirements/newest.txt. Each has a
+# virtual environment of its own. Without it, .venv keeps the torch that it has if that is supported, and gets this:
+TORCH ?=
+DEFAULT_TORCH := 2.13.0
+# For a smaller download: make test TORCH=newest INDEX=https://download.pytorch.org/whl/cpu
+INDEX ?=
+VENV ?= .venv$(addprefix -,$(TORCH))
 # Arguments for the demo (make demo ARGS="--tokens 100") and for pytest (make test ARGS="-k layout").
 ARGS ?=
-# What runs before the tests. Types are checked against the newest torch: make test LINT= TORCH=... for an older one.
+# What runs before the tests: make test LINT= does without.
 LINT ?= lint
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TORCH_FITS := import sys, torch; sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14))
+
+# torch is installed by itself and before anything else, so that nothing else chooses its version.
+NEWEST := requirements/newest.txt
+WANTED := $(if $(filter newest,$(TORCH)),-r $(NEWEST),torch==$(or $(TORCH),$(DEFAULT_TORCH))) $(addprefix --index-url ,$(INDEX))
+FITS := import sys; sys.path.append("kernels"); import versions, importlib.metadata as installed; \
+	sys.exit(not versions.is_supported(installed.version("torch")))
+HAS_TORCH := $(if $(TORCH),false,$(BIN)/python -c '$(FITS)' 2>/dev/null)
 
 .PHONY: demo test slow lint format clean
 
@@ -37,10 +46,10 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml $(if $(filter newest,$(TORCH)),$(NEWEST))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): torch, then the package. The first time takes minutes."
-	$(BIN)/python -c '$(TORCH_FITS)' 2>/dev/null || $(PIP) $(TORCH)
+	$(HAS_TORCH) || $(PIP) $(WANTED)
 	$(PIP) -e '.[test]'
 	touch $@
 
@@ -51,4 +60,4 @@ $(VENV)/.ready-demo: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,9 +11,10 @@ Under torchrun the model is sharded by transformers (``tp_plan="auto"``): its we
 Figures are those of rank 0.
 
 Sides: ``eager`` is transformers without compilation and with a DynamicCache; ``static`` a StaticCache under
-``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend in the same mode, with a DynamicCache. Prompts are
-random tokens, prefilled at once (with ``--chunk`` in pieces). The cache of ``static``, and with ``--fill`` those of all
-sides, is filled with random numbers instead. Times are wall-clock, from the call to the end of the GPU's work.
+``torch.compile(mode="reduce-overhead")``; ``innerq`` our backend with a DynamicCache, which records decode steps by
+itself, and under torchrun, where it has to be asked to, in the same mode. Prompts are random tokens, prefilled at once
+(with ``--chunk`` in pieces). The cache of ``static``, and with ``--fill`` those of all sides, is filled with random
+numbers instead. Times are wall-clock, from the call to the end of the GPU's work.
 ``--generate`` also measures ``model.generate``: ``static`` is ``cache_implementation="static"`` there, whose steps
 generate compiles itself, and ``eager`` finds cuDNN's plans for the lengths that were measured before.
 """
@@ -248,7 +249,7 @@ def main() -> None:
         if side == "static":
             model.compile(mode="reduce-overhead")
         elif side == "innerq":
-            innerq(model, preset=options.preset, mode="reduce-overhead")
+            innerq(model, preset=options.preset, mode="reduce-overhead" if RANKS > 1 else None)
         for row in options.rows:
             batch, context = map(int, row.split("x"))
             gc.collect()

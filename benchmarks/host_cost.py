@@ -1,7 +1,7 @@
 """Host time of a decode step: innerq, and plain Inductor with a StaticCache.
 
     python benchmarks/host_cost.py                                    # this CPU, a small model of 32 layers
-    python benchmarks/host_cost.py --device cuda --hidden 4096        # a GPU, with mode="reduce-overhead"
+    python benchmarks/host_cost.py --device cuda --hidden 4096        # a GPU, with CUDA graphs on all sides
 
 On a CPU this is the time of a step outside of the code that Inductor generated: Dynamo's guards, AOTAutograd's wrappers
 and innerq's runtime. On a GPU it is the time of a step less that of its kernels.
@@ -127,11 +127,10 @@ def measure(side: str, args: argparse.Namespace) -> dict[str, float]:
     gc.collect()
     torch.manual_seed(0)
     model = make_model(args)
-    mode = "reduce-overhead" if args.device == "cuda" else None
     if side == "static":
-        model.compile(mode=mode)
+        model.compile(mode="reduce-overhead" if args.device == "cuda" else None)
     else:
-        innerq(model, preset=args.preset, **({"mode": mode} if mode else {}))
+        innerq(model, preset=args.preset)
     tokens = args.context + args.warmup + args.steps + 20
     cache = DynamicCache() if side == "innerq" else StaticCache(model.config, max_cache_len=tokens)
     inside = Inside()

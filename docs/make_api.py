@@ -25,7 +25,7 @@ CONFIGURATION = ROOT / "docs/configuration.md"
 
 #: The exported names, in the order of the page.
 SECTIONS = {
-    "Compiling": ("innerq", "InnerQConfig", "PRESETS"),
+    "Compiling": ("innerq", "InnerQConfig", "PRESETS", "warm_up", "WarmUp"),
     "Caches": ("InnerQTensor", "InnerQBuffer", "empty_cache"),
     "Inspecting": ("explain", "Explanation", "compiled_graphs", "clear_reports", "GraphReport", "dump_graphs"),
     "Errors": ("InnerQError", "UnsupportedOperation"),

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> str:
         print(text)
         for rank, (heads, held) in enumerate(ranks):
             print(f"rank {rank}: {heads} KV heads, {held:,} bytes of cache")
-    torch.compiler.reset()  # with mode="reduce-overhead" NCCL waits for the CUDA graphs that recorded its collectives
+    torch.compiler.reset()  # NCCL would wait for CUDA graphs of its collectives, if mode asks for some
     dist.destroy_process_group()
     return text
 

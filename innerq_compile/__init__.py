@@ -12,9 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .logs import register
+import torch
+
+from .kernels.versions import check_torch
 
 if TYPE_CHECKING:
+    from .ahead.report import WarmUp
+    from .ahead.warm_up import warm_up
     from .api import innerq
     from .cache.buffer import InnerQBuffer
     from .cache.empty_cache import empty_cache
@@ -32,6 +36,8 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "innerq": "api",
+    "WarmUp": "ahead.report",
+    "warm_up": "ahead.warm_up",
     "InnerQBuffer": "cache.buffer",
     "empty_cache": "cache.empty_cache",
     "PRESETS": "presets",
@@ -56,16 +62,26 @@ __all__ = [
     "InnerQError",
     "InnerQTensor",
     "UnsupportedOperation",
+    "WarmUp",
     "clear_reports",
     "compiled_graphs",
     "dump_graphs",
     "empty_cache",
     "explain",
     "innerq",
+    "warm_up",
 ]
 
 
-register()
+def _start() -> None:
+    """Check torch before anything uses what only known versions have, then register the package's logs."""
+    check_torch(torch.__version__)
+    from .logs import register
+
+    register()
+
+
+_start()
 
 
 def __getattr__(name: str) -> Any:

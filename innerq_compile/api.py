@@ -49,12 +49,14 @@ def innerq(
     then runs compiled. A class is changed in place, and its instances are compiled when they are created. A function
     is wrapped as ``torch.compile`` does it.
 
+    On a CUDA device decode steps are recorded as CUDA graphs and replayed. ``cuda_graphs=False`` turns that off.
+
     Args:
         target: An ``nn.Module`` instance, an ``nn.Module`` subclass, or a function that runs a decoder. Without it,
             ``innerq(...)`` returns a decorator, as in ``@innerq(preset="small")``.
         config: An :class:`InnerQConfig`. Excludes ``preset`` and config fields among ``options``.
         preset: Name of a preset, see :data:`PRESETS`; ``"base"`` by default.
-        mode: A mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        mode: A mode of ``torch.compile``, such as ``"max-autotune"``.
         dynamic: As in ``torch.compile``.
         fullgraph: As in ``torch.compile``.
         **options: Fields of :class:`InnerQConfig` and options of Inductor.

@@ -29,7 +29,9 @@ KEY_NORMS = ("pair", "channel", "paper")
 
 @dataclasses.dataclass(frozen=True)
 class InnerQConfig:
-    """How caches are quantized. Immutable; use ``dataclasses.replace`` to change a field.
+    """How caches are quantized, and how the graphs that use them run.
+
+    Immutable; use ``dataclasses.replace`` to change a field.
 
     Attributes:
         key_bits: Bits of a key code, 2 to 8. Ignored by mode ``none``.
@@ -77,6 +79,11 @@ class InnerQConfig:
         strict: Whether an attention that cannot be rewritten is an error. By default it is left as it is.
         rewrite: If False, caches are quantized but the program's own attention reads them dequantized. Slow; use it to
             tell an error of quantization from one of the rewrite (``docs/debugging.md``).
+        cuda_graphs: Whether decode steps on a CUDA device are recorded as CUDA graphs, which are replayed in later
+            steps, of any length. A graph that cannot be recorded runs kernel by kernel, and ``explain`` shows the
+            reason. If False, nothing is recorded, whatever ``mode`` says; Inductor's option ``triton.cudagraphs=False``
+            has the same effect. If ``mode`` or ``triton.cudagraphs=True`` ask for CUDA graphs, Inductor may record
+            what cannot be recorded here.
         disabled_passes: Names of compiler passes to switch off, see ``passes/__init__.py``.
 
     Raises:
@@ -100,6 +107,7 @@ class InnerQConfig:
     scale_dtype: str | None = None
     strict: bool = False
     rewrite: bool = True
+    cuda_graphs: bool = True
     disabled_passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -116,7 +124,7 @@ class InnerQConfig:
         )
         for name in ("sink", "recent"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
-        for name in ("centre_keys", "normalize_keys", "strict", "rewrite"):
+        for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "cuda_graphs"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         _check("key_norm", self.key_norm, self.key_norm in KEY_NORMS, f"one of {', '.join(KEY_NORMS)}")
         _check(

@@ -7,8 +7,8 @@
 
 The prelude is a small graph that runs before the main one and writes its results to buffers with fixed addresses. A
 mask may be longer than the cache: the operators read it up to the device-side length only. The pass does something only
-if CUDA graphs were requested. If a length affects anything but masks and small tensors of fixed shape, the graph is not
-changed, and the reason is noted.
+to a graph that is to be recorded. If a length affects anything but masks and small tensors of fixed shape, the graph is
+not changed, and the reason is noted.
 """
 
 from __future__ import annotations
@@ -118,10 +118,7 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
     needed = [
         node
         for node in gm.graph.nodes
-        if node in hoisted
-        and node.op != "placeholder"
-        and (node in symbolic or node in edge)
-        and any(user not in hoisted for user in node.users)
+        if node in hoisted and (node in symbolic or node in edge) and any(user not in hoisted for user in node.users)
     ]
     for node in needed:
         if not isinstance(example(node), torch.Tensor):

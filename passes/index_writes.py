@@ -6,7 +6,7 @@
                                                          rewind_(shadow..., full((1,), s))
 
 A CUDA graph records a number as a constant, but reads a tensor anew; `hoist_lengths` then moves the tensor to the
-prelude. The pass does something only if CUDA graphs were requested, and only for buffers with a shadow.
+prelude. The pass does something only to a graph that is to be recorded, and only for buffers with a shadow.
 """
 
 from __future__ import annotations

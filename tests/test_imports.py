@@ -66,7 +66,7 @@ LAYERS = (
     ("cache",),
     ("runtime",),
     ("compiler",),
-    ("api", "inspect", "integrations"),
+    ("api", "inspect", "integrations", "ahead"),
     ("cli", "__main__", ""),
 )
 

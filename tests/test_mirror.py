@@ -11,7 +11,10 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 #: Folders of tests that mirror a folder of the source.
 MIRRORED = {
-    **{room: f"innerq_compile/{room}" for room in ("cache", "cli", "compiler", "inspect", "integrations", "runtime")},
+    **{
+        room: f"innerq_compile/{room}"
+        for room in ("ahead", "cache", "cli", "compiler", "inspect", "integrations", "runtime")
+    },
     "kernels": "kernels",
     "passes": "passes",
 }

@@ -70,7 +70,7 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     """An sdist of a copy of the checkout, and the wheel that is built of that sdist alone."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("packaging")
-    unwanted = shutil.ignore_patterns(".git", ".venv", "__pycache__", "build", "dist", "*.egg-info", ".*_cache")
+    unwanted = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "build", "dist", "*.egg-info", ".*_cache")
     shutil.copytree(ROOT, folder / "checkout", symlinks=True, ignore=unwanted)
 
     def build(what: str, source: Path) -> Path:
@@ -101,6 +101,7 @@ def test_the_sdist_holds_what_tests_need(built):
         "LICENSE",
         "README.md",
         "Makefile",
+        "requirements/newest.txt",
         "tests/conftest.py",
         "typings/triton/language.pyi",
     } <= names

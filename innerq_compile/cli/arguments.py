@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False)
 def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that set options of the backend."""
     parser.add_argument("--preset", choices=list(PRESETS), default="base", help="default: base")
-    parser.add_argument("--mode", help="a mode of torch.compile, such as reduce-overhead")
+    parser.add_argument("--mode", help="a mode of torch.compile, such as max-autotune")
     parser.add_argument(
         "--option",
         action="append",
@@ -62,14 +62,7 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"preset": args.preset}
     if args.mode:
         options["mode"] = args.mode
-    for text in args.option:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise CommandError(f"--option {text}: write it as NAME=VALUE", usage=True)
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value  # a string without quotes
+    options |= named_values("--option", args.option)
     from ..compiler.options import split_options
 
     try:
@@ -77,6 +70,24 @@ def backend_options(args: argparse.Namespace) -> dict[str, Any]:
     except InnerQError as error:
         raise CommandError(str(error), usage=True) from None
     return options
+
+
+def named_values(option: str, texts: list[str]) -> dict[str, Any]:
+    """The values of an option that is given as ``NAME=VALUE``, as often as needed.
+
+    Raises:
+        CommandError: if one has no equals sign.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise CommandError(f"{option} {text}: write it as NAME=VALUE", usage=True)
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value  # a string without quotes
+    return values
 
 
 def config_of(options: dict[str, Any]) -> InnerQConfig:

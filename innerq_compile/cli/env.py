@@ -15,12 +15,22 @@ import innerq_compile
 
 from ..kernels import cpu, dispatch, lowering
 from ..kernels.internals import table
-from ..kernels.internals.table.entry import SUPPORTED_TORCH
 from ..kernels.triton import support
+from ..kernels.versions import SUPPORTED_TORCH, is_supported
 from .output import Output
 
 PACKAGES = ("numpy", "transformers", "triton", "accelerate", "gguf", "rich", "matplotlib")
-VARIABLES = ("INNERQ_DUMP", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWERING", "TRITON_INTERPRET", "TORCH_LOGS")
+VARIABLES = (
+    "INNERQ_DUMP",
+    "INNERQ_PROGRESS",
+    "INNERQ_KERNELS",
+    "INNERQ_CPU_KERNELS",
+    "INNERQ_LOWERING",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TRITON_INTERPRET",
+    "TORCH_LOGS",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     """The environment as a dict."""
-    supported = ".".join(torch.__version__.split(".")[:2]) in SUPPORTED_TORCH
     return {
         "innerq_compile": innerq_compile.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "torch_supported": supported,
+        "torch_supported": is_supported(torch.__version__),
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": {
             "capability": torch.backends.cpu.get_cpu_capability(),
@@ -79,7 +88,7 @@ def _gpu_kernels() -> str:
 
 def show(result: dict[str, Any], output: Output) -> None:
     """Print the environment as a table."""
-    remark = "" if result["torch_supported"] else f" (not supported; supported are {', '.join(SUPPORTED_TORCH)})"
+    remark = "" if result["torch_supported"] else f" (untested; tested are {', '.join(SUPPORTED_TORCH)})"
     lowerings = result["lowerings"]
     rows = [
         ("innerq-compile", result["innerq_compile"]),

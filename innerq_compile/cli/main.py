@@ -10,11 +10,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
-from . import bench, env, explain, fidelity, generate
+from . import bench, env, explain, fidelity, generate, warm_up
 from .output import CommandError, Output
 
-COMMANDS = (generate, explain, bench, fidelity, env)
+COMMANDS = (generate, explain, bench, fidelity, warm_up, env)
+
+
+def name_of(module: ModuleType) -> str:
+    """The name of the command in a module."""
+    return module.__name__.rsplit(".", 1)[-1].replace("_", "-")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for module in COMMANDS:
-        name, summary = module.__name__.rsplit(".", 1)[-1], (module.__doc__ or "").partition("\n")[0]
+        name, summary = name_of(module), (module.__doc__ or "").partition("\n")[0]
         sub = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
@@ -44,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else [*arguments]
+    args = parser().parse_args(given, argparse.Namespace(arguments=given))
     output = Output(as_json=args.json)
     try:
         output.result(args.module.run(args, output), args.module.show)

@@ -49,6 +49,26 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype, output: Outp
         return model.to(device, dtype).eval()
 
 
+def random_model(name: str, device: torch.device, dtype: torch.dtype, output: Output) -> Any:
+    """A transformers model with the config of another and random weights, in evaluation mode.
+
+    Raises:
+        CommandError: if the config cannot be loaded.
+    """
+    transformers = need("transformers")
+    location, options = _location(name)
+    with output.progress(f"making {name} with random weights"):
+        try:
+            with _quiet(transformers), torch.device(device):
+                config = transformers.AutoConfig.from_pretrained(location, **options)
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+                with contextlib.suppress(OSError):  # many models have no such file
+                    model.generation_config = transformers.GenerationConfig.from_pretrained(location)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise CommandError(f"the config of {name} cannot be loaded: {_first_line(error)}") from error
+        return model.to(device, dtype).eval()
+
+
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of a model.
 

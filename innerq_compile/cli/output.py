@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from ..compiler.notices import LISTENERS
 from ..errors import InnerQError
 
 
@@ -71,7 +72,7 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-        """Show a progress bar on stderr.
+        """Show a progress bar on stderr, which also says what is being compiled.
 
         Args:
             description: the text beside the bar.
@@ -84,6 +85,15 @@ class Output:
             yield lambda count=1, description=None: None
             return
         rich_progress, console = need("rich.progress"), need("rich.console").Console(stderr=True)
-        with rich_progress.Progress(console=console, transient=True) as bar:
+        columns = (*rich_progress.Progress.get_default_columns(), rich_progress.TimeElapsedColumn())
+        with rich_progress.Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(description, total=total)
-            yield lambda count=1, description=None: bar.update(task, advance=count, description=description)
+
+            def compiling(what: str) -> None:
+                bar.update(task, description=f"{description}: compiling {what}")
+
+            def advance(count: int = 1, description: str | None = None) -> None:
+                bar.update(task, advance=count, description=description)
+
+            with LISTENERS.holding(compiling):
+                yield advance

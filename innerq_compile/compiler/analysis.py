@@ -1,4 +1,9 @@
-"""First step of a compilation: run the passes on a copy of the captured graph and report the result."""
+"""First step of a compilation: run the passes on a copy of the captured graph and report the result.
+
+Only a graph that is recorded as a CUDA graph has its lengths moved to a prelude. Whether it can be recorded is known
+once that is done; if it cannot, and nobody has asked for CUDA graphs, the passes run again and leave the lengths where
+they are, so that the graph is the same as with ``cuda_graphs=False``.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,11 @@ from torch.fx import GraphModule
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..passes import PIPELINE, PassContext
+from ..passes.analysis.recordable import RecordedInputs, is_on_device
 from ..runtime.report import GraphReport
 from .observers import Observers
-from .options import CUDA_GRAPHS
+from .options import GraphRequest
+from .recordability import NotRecorded, recordability
 from .reporting import make_report
 from .reports import record
 
@@ -29,6 +36,8 @@ class Analysis:
         report: the graph's report, already recorded and logged.
         observers: the observers of this compilation.
         passes_ran: False if a pass failed without which a graph with quantized caches cannot be compiled.
+        request: what the options say of CUDA graphs.
+        recording: how recordings of the graph treat its inputs, or why it is not recorded.
     """
 
     captured: GraphModule
@@ -38,6 +47,8 @@ class Analysis:
     report: GraphReport
     observers: Observers
     passes_ran: bool
+    request: GraphRequest
+    recording: RecordedInputs | NotRecorded
 
     @property
     def holds_caches(self) -> bool:
@@ -57,11 +68,20 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
         InnerQError: in strict mode, if an attention was not rewritten.
     """
     observers = Observers(gm, config, inductor_options)
-    static_lengths = bool(inductor_options.get(CUDA_GRAPHS))
+    request = GraphRequest.of(config, inductor_options)
+    static_lengths = request is GraphRequest.ASKED or (request is GraphRequest.DEFAULT and is_on_device(gm))
     result = PIPELINE.rewrite(gm, config, static_lengths=static_lengths, observe=observers.after_pass)
-    context = result.context
-    report = make_report(context, config)
+    report = make_report(result.context, config)
+    recording = recordability(result.gm, result.context, report, request)
+    if request is GraphRequest.DEFAULT and isinstance(recording, NotRecorded) and _lengths_moved(result.context):
+        result = PIPELINE.rewrite(gm, config, observe=observers.after_pass)
+        report = make_report(result.context, config)
     record(report)
-    if config.strict and context.reasons:
-        raise InnerQError(f"strict: an attention was not rewritten: {context.reasons[0]}")
-    return Analysis(gm, result.gm, context, config, report, observers, result.passes_ran)
+    if config.strict and result.context.reasons:
+        raise InnerQError(f"strict: an attention was not rewritten: {result.context.reasons[0]}")
+    return Analysis(gm, result.gm, result.context, config, report, observers, result.passes_ran, request, recording)
+
+
+def _lengths_moved(context: PassContext) -> bool:
+    """Whether passes may have changed a graph, or noted a reason, because it was to be recorded."""
+    return context.static_lengths and bool(context.caches or context.shadows)

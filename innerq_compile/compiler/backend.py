@@ -34,6 +34,7 @@ from ..runtime.report import GraphReport
 from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
+from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
 from .traces import captured
 
@@ -52,7 +53,7 @@ def innerq_backend(
     Args:
         gm: the graph as Dynamo captured it; it is not changed.
         example_inputs: its inputs.
-        mode: a mode of ``torch.compile``, such as ``"reduce-overhead"``.
+        mode: a mode of ``torch.compile``, such as ``"max-autotune"``.
         options: fields of :class:`InnerQConfig`, ``preset``, ``mode`` and options of Inductor, in one dict.
 
     Returns:
@@ -65,7 +66,8 @@ def innerq_backend(
     captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
-        return _compile(gm, example_inputs, config, inductor_options)
+        with compiling() as notice:
+            return _compile(gm, example_inputs, config, inductor_options, notice)
     except CompileError:
         raise
     except (InnerQError, GraphError) as error:
@@ -83,9 +85,10 @@ innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 
 
 def _compile(
-    gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any]
+    gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any], notice: Notice
 ) -> Callable[..., Any]:
     analysis = analyse(gm, config, inductor_options)
+    notice.concerns(analysis.report)
     if not analysis.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
         # Run eagerly: InnerQTensor's own operations give the right results, slowly.
         return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))
@@ -152,7 +155,7 @@ def _compile_rewritten(
     ):
         compiled = inductor.compile_graph(rewritten, inputs, execution.inductor_options)
     if execution.inputs is not None:
-        return Recordings(compiled, execution.inputs, report)
+        return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)
     return lambda inputs, memory: compiled(*inputs)
 

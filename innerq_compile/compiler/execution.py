@@ -1,8 +1,9 @@
 """Second step of a compilation: decide whether the graph runs kernel by kernel or as a CUDA graph, and who records it.
 
-A decode step consists of about a thousand small kernels, each faster than its launch. If CUDA graphs were requested and
-the whole graph can be recorded, innerq-compile records it (``runtime/recordings.py``). Otherwise Inductor does, which
-can leave out parts of a graph.
+A decode step consists of about a thousand small kernels, each faster than its launch. If the whole graph can be
+recorded, innerq-compile records it (``runtime/recordings.py``), unless the user has switched that off. If it cannot, it
+runs kernel by kernel. Only if the user has asked for CUDA graphs Inductor records it, which can leave out parts of a
+graph, and whose recordings overwrite the results of earlier steps.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from torch.fx import GraphModule
 from ..kernels.internals import dynamo_graphs
 from ..kernels.internals.dynamo_calls import counters
 from ..passes import PassContext
-from ..passes.analysis.recordable import RecordedInputs, is_prompt, recorded_inputs
+from ..passes.analysis.recordable import RecordedInputs
 from ..passes.graph.aliases import Writes
-from ..runtime.report import CudaGraphs, CudaGraphUse, GraphReport, ServedBy
+from ..runtime.report import CudaGraphs, CudaGraphUse
 from .analysis import Analysis
-from .options import CUDA_GRAPHS, without_cuda_graphs
+from .options import GraphRequest, without_cuda_graphs
+
+#: Details of reports.
+BY_DEFAULT, BY_INDUCTOR = "by default", "by Inductor"
 
 
 class Recorder(enum.Enum):
@@ -42,57 +46,44 @@ class Execution:
         recorder: who records CUDA graphs of it.
         inductor_options: the options that Inductor compiles it with.
         inputs: how recordings treat each input; None unless ``recorder`` is INNERQ.
-        reason: why ``recorder`` is INDUCTOR, for the log; may be empty.
+        reason: why ``recorder`` is not INNERQ, for the log.
+        asked: whether the user has asked for CUDA graphs.
     """
 
     recorder: Recorder
     inductor_options: dict[str, Any]
     inputs: RecordedInputs | None = None
     reason: str = ""
+    asked: bool = False
 
 
 def choose_execution(analysis: Analysis, inductor_options: dict[str, Any]) -> Execution:
     """Decide how a graph runs, and set ``cuda_graphs`` of its report where that is known before the compilation.
 
-    If it may run as a CUDA graph, marks the inputs of the rewritten graph that keep their address.
+    If Inductor may record it, marks the inputs of the rewritten graph that keep their address.
     """
-    context, report = analysis.context, analysis.report
-    if not inductor_options.get(CUDA_GRAPHS):
-        return Execution(Recorder.NONE, inductor_options)
-    if reason := _refusal(analysis.rewritten, context, report):
-        report.cuda_graphs = CudaGraphs(CudaGraphUse.NOT_USED, reason)
-        return Execution(Recorder.NONE, without_cuda_graphs(inductor_options))
-    if not analysis.holds_caches:
-        return Execution(Recorder.INDUCTOR, inductor_options)
-    _mark_static_inputs(analysis.rewritten, context)
-    inputs = recorded_inputs(analysis.rewritten, list(context.cache_inputs()))
-    if not isinstance(inputs, RecordedInputs):
-        return Execution(Recorder.INDUCTOR, inductor_options, reason=str(inputs))
-    report.cuda_graphs = _used(context)
-    return Execution(Recorder.INNERQ, without_cuda_graphs(inductor_options), inputs)
-
-
-def _refusal(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
-    """Why a graph must not be recorded as a CUDA graph by anybody; None if it may be."""
-    if context.lengths_not_hoisted:
-        return f"no CUDA graph can serve all lengths: {context.lengths_not_hoisted}"
-    if context.attentions and not (context.caches or context.shadows):
-        if context.quantized:
-            return "a prefill runs once, and its caches outlive the memory pool of a CUDA graph"
-        return "no attention of this graph reads a quantized cache"
-    if is_prompt(gm):
-        return "this graph writes a prompt to a quantized buffer, which runs once and synchronizes with the device"
-    for layer in report.layers:
-        if layer.kernel.served_by is ServedBy.REFERENCE:
-            return f"an attention runs in plain torch, which synchronizes with the device ({layer.kernel})"
-    return None
+    context, report, recording = analysis.context, analysis.report, analysis.recording
+    asked = analysis.request is GraphRequest.ASKED
+    if isinstance(recording, RecordedInputs):
+        report.cuda_graphs = CudaGraphs(CudaGraphUse.USED, _detail("" if asked else BY_DEFAULT, context))
+        return Execution(Recorder.INNERQ, without_cuda_graphs(inductor_options), recording, asked=asked)
+    if asked and not recording.by_nobody:
+        if analysis.holds_caches:
+            _mark_static_inputs(analysis.rewritten, context)
+        return Execution(Recorder.INDUCTOR, inductor_options, reason=recording.reason, asked=True)
+    off = analysis.request is GraphRequest.OFF
+    report.cuda_graphs = CudaGraphs(CudaGraphUse.OFF if off else CudaGraphUse.NOT_USED, "" if off else recording.reason)
+    plain = analysis.request is GraphRequest.DEFAULT  # Inductor's own configuration has no CUDA graphs, either
+    options = inductor_options if plain else without_cuda_graphs(inductor_options)
+    return Execution(Recorder.NONE, options, reason=recording.reason)
 
 
 def _mark_static_inputs(gm: GraphModule, context: PassContext) -> None:
     """Mark caches, results of the prelude and inputs written in place as inputs that keep their address.
 
-    CUDA graphs then read and write them in place. If an address does change, Inductor records the graph again, up to
-    its limit of recordings. Inductor does not use CUDA graphs for a graph that writes to an input without this mark.
+    Inductor's CUDA graphs then read and write them in place. If an address does change, Inductor records the graph
+    again, up to its limit of recordings. Inductor does not use CUDA graphs for a graph that writes to an input without
+    this mark. A graph that Inductor does not record has no marks: Inductor would rely on their alignment.
     """
     nodes = [node for cache in context.cache_inputs() for node in cache.tensors]
     if context.prelude is not None:
@@ -103,8 +94,8 @@ def _mark_static_inputs(gm: GraphModule, context: PassContext) -> None:
         dynamo_graphs.mark_static(node)
 
 
-def _used(context: PassContext) -> CudaGraphs:
-    return CudaGraphs(CudaGraphUse.USED, "; ".join(note.text for note in context.notes))
+def _detail(first: str, context: PassContext) -> str:
+    return "; ".join(filter(None, [first, *(note.text for note in context.notes)]))
 
 
 @contextlib.contextmanager
@@ -123,4 +114,5 @@ def reporting_inductors_graphs(
     skips = counters["inductor"]["cudagraph_skips"]
     yield
     skipped = counters["inductor"]["cudagraph_skips"] != skips
-    report.cuda_graphs = CudaGraphs(CudaGraphUse.SKIPPED) if skipped else _used(analysis.context)
+    used = CudaGraphs(CudaGraphUse.USED, _detail(BY_INDUCTOR, analysis.context))
+    report.cuda_graphs = CudaGraphs(CudaGraphUse.SKIPPED) if skipped else used

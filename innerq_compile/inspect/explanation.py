@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..runtime.report import GraphReport, LayerReport
+from ..runtime.report import CudaGraphs, GraphKind, GraphReport, LayerReport
 from .formatting import bits, text_table
 from .pages import explanation_page
 
@@ -135,7 +135,14 @@ class Explanation:
         parts += [f"  [{number}] {note}" for number, note in enumerate(notes, 1)]
         parts += [""] if notes else []
         graphs = [
-            (f"{g.index}", f"{g.kind}", f"{g.rewritten}/{g.attentions}", f"{g.calls}", f"{g.cuda_graphs}", g.compile_id)
+            (
+                str(g.index),
+                str(g.kind),
+                f"{g.rewritten}/{g.attentions}",
+                str(g.calls),
+                g.cuda_graphs.short,
+                g.compile_id,
+            )
             for g in self.graphs
         ]
         if graphs:
@@ -144,8 +151,9 @@ class Explanation:
         return "\n".join(parts).rstrip()
 
     def summary(self) -> list[str]:
-        """Recompilations, graph breaks, sizes and remarks, one line each."""
-        lines = [
+        """CUDA graphs, recompilations, graph breaks, sizes and remarks, one line each."""
+        lines = self._cuda_graphs()
+        lines += [
             f"recompiled: graph {recompile.graph}, {recompile.function}: {recompile.cause}"
             for recompile in self.recompiles
         ] or ["recompiles: none"]
@@ -162,6 +170,21 @@ class Explanation:
                 f"{size.at_context / size.fp16_at_context:.3f} of float16 ({size.fp16_at_context:,})"
             )
         return [*lines, *(f"note: {remark}" for remark in self.remarks)]
+
+    def _cuda_graphs(self) -> list[str]:
+        """How decode steps run, a line for each way."""
+        ways: dict[CudaGraphs, list[str]] = {}
+        for graph in self.graphs:
+            if graph.kind is GraphKind.DECODE:
+                ways.setdefault(graph.cuda_graphs, []).append(str(graph.index))
+        if len(ways) == 1:
+            return [f"CUDA graphs of decode steps: {next(iter(ways))}"]
+        return [f"CUDA graphs of decode steps (graph {', '.join(graphs)}): {way}" for way, graphs in ways.items()]
+
+
+def _brief(graph: GraphReport) -> str:
+    """Whether a graph runs as a CUDA graph; the summary has the reason."""
+    return graph.cuda_graphs.short
 
 
 def _cells(row: Row, notes: list[str]) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +39,15 @@ class CaptureResources:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self._keeper: torch.cuda.CUDAGraph | None = None
+
+    def keep_pool(self, device: torch.device) -> None:
+        """Keep the pool while it has no recording: the allocator takes no capture into a pool that no graph holds."""
+        if self._keeper is None:
+            graph = torch.cuda.CUDAGraph()
+            with _capturing(graph, device, self, draws=False):
+                torch.zeros(1, device=device)  # an empty graph would be warned of
+            self._keeper = graph
 
 
 @dataclasses.dataclass(eq=False)
@@ -50,6 +61,8 @@ class Recording:
         copies: the tensors that inputs in ``RecordedInputs.copied`` are copied to.
         made: memory of results that is copied for the caller.
         results: how to compute each result.
+        cache: the input ``RecordedInputs.cache`` of the recorded call; None if there is none.
+        used: when it was last replayed, by ``time.monotonic()``.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -58,6 +71,13 @@ class Recording:
     copies: list[torch.Tensor]
     made: list[torch.Tensor]
     results: list[Result]
+    cache: weakref.ref[torch.Tensor] | None = None
+    used: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def outlived(self) -> bool:
+        """Whether the cache of the recorded call is gone. Another one may still come to lie in the same memory."""
+        return self.cache is not None and self.cache() is None
 
     def serves(self, inputs: list[Any], sizes: list[int], memory: list[int]) -> bool:
         """Whether the recording can be replayed for a call. Avoids creating the :class:`CallKey` of the call."""
@@ -70,6 +90,7 @@ class Recording:
 
     def replay(self, inputs: list[Any]) -> list[Any]:
         """Replay the recording for ``inputs`` and return the results."""
+        self.used = time.monotonic()
         if self.copies:
             cuda.copy_each(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
         self.graph.replay()
@@ -85,6 +106,7 @@ def record(
     inputs: list[Any],
     key: CallKey,
     resources: CaptureResources,
+    draws: bool = False,
 ) -> Recording:
     """Record a call of ``compiled`` with ``inputs``, without executing it.
 
@@ -94,11 +116,15 @@ def record(
         inputs: the inputs of the call.
         key: the key of the call.
         resources: stream and memory pool to record with.
+        draws: whether the graph may draw random numbers where a capture changes the generator for the whole process
+            (``cuda.CAPTURES_GENERATOR``). Elsewhere it may in any case. Each replay draws new ones, and advances the
+            program's generator.
 
     Raises:
         RuntimeError: if the call does something that cannot be recorded, such as synchronizing with the device. It has
             no effect then.
     """
+    cache = None if plan.cache is None else weakref.ref(inputs[plan.cache])
     inputs = list(inputs)
     copies = []
     with torch.inference_mode(False), torch.no_grad():  # for calls in any mode
@@ -108,36 +134,61 @@ def record(
             copies.append(_compact(inputs[index]).copy_(_compact(value)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(plan.device):
-        before = torch.cuda.current_stream()
-        # cuBLAS must not use a workspace from outside within the recording, nor one of the recording outside.
-        cuda.forget_cublas_workspaces()
-        try:
-            with torch.cuda.graph(
-                graph, pool=resources.pool, stream=resources.stream, capture_error_mode="thread_local"
-            ):
-                results = compiled(*inputs)
-        except BaseException:
-            _end_failed_capture(plan.device, resources, before)
-            raise
-        finally:
-            cuda.forget_cublas_workspaces()
+        resources.keep_pool(plan.device)
+        with _capturing(graph, plan.device, resources, draws):
+            results = compiled(*inputs)
     made, outputs = recorded_results(results, inputs, plan)
-    return Recording(graph, plan, key, copies, made, outputs)
+    return Recording(graph, plan, key, copies, made, outputs, cache)
 
 
-def _end_failed_capture(device: torch.device, resources: CaptureResources, stream: torch.cuda.Stream) -> None:
+@contextlib.contextmanager
+def _capturing(
+    graph: torch.cuda.CUDAGraph, device: torch.device, resources: CaptureResources, draws: bool
+) -> Iterator[None]:
+    """A context whose kernels are recorded to ``graph``.
+
+    Unlike ``torch.cuda.graph`` it neither waits for the device nor empties the allocator's cache, after which the next
+    prompt would have to allocate all its memory anew. Other threads may use the device meanwhile.
+    """
+    before = torch.cuda.current_stream()
+    resources.stream.wait_stream(before)  # a capture resets the device's state of a generator, which replays may read
+    # cuBLAS must not use a workspace from outside within the recording, nor one of the recording outside.
+    cuda.forget_cublas_workspaces()
+    aside = cuda.generator_aside(device) if cuda.CAPTURES_GENERATOR and not draws else contextlib.nullcontext()
+    try:
+        with torch.cuda.stream(resources.stream):
+            with aside:
+                graph.capture_begin(pool=resources.pool, capture_error_mode="thread_local")
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # that it was invalid; the error that made it so is raised
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        before.wait_stream(resources.stream)
+    except BaseException:
+        _end_failed_capture(device, resources, before, draws)
+        raise
+    finally:
+        cuda.forget_cublas_workspaces()
+
+
+def _end_failed_capture(
+    device: torch.device, resources: CaptureResources, stream: torch.cuda.Stream, draws: bool
+) -> None:
     """Restore torch's state, with ``stream`` as the current stream, after a recording that failed.
 
     If CUDA returns no graph, ``CUDAGraph.capture_end`` raises before it informs the allocator and the random generators
-    that the capture has ended (torch 2.11), and ``torch.cuda.graph`` does not restore the stream. A successful capture
-    of another graph informs the generators.
+    that the capture has ended (torch 2.11). A successful capture of another graph informs the generators.
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(RuntimeError):
         cuda.end_allocation_to_pool(device.index, resources.pool)
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=resources.stream):
-        torch.zeros(1, device=device)
-    torch.cuda.set_stream(stream)
+    if cuda.CAPTURES_GENERATOR and draws:
+        with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=resources.stream):
+            torch.zeros(1, device=device)
+        torch.cuda.set_stream(stream)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,10 @@ to check, outputs belong to the caller, and the first kernel of a step starts ea
     later calls                         copy tokens and positions into the recording and replay it
     first call after caches have grown  is recorded, and the new recording replaces the old one
 
-A program whose tensors have other addresses in every call is never recorded, so it does not pay for recordings either.
+A program need not know of it. Results are its own, and calls may come from any thread and on any stream. Time and
+memory are bounded: a program whose tensors have other addresses in every call is never recorded, one that returns to
+addresses too seldom is recorded less often (``REPLAYS_PER_RECORDING``), and the number of recordings is limited
+(``MAX_RECORDINGS``, ``MAX_OUTLIVED``).
 """
 
 from __future__ import annotations
@@ -23,19 +26,29 @@ from typing import Any
 
 import torch
 
+from ..kernels.internals import cuda
 from ..passes.analysis.recordable import RecordedInputs
+from .hoisted_inputs import Buffers
+from .per_thread import PerThread
 from .recording import CallKey, CaptureResources, Recording, record
 from .report import CudaGraphs, CudaGraphUse, GraphReport
 
 log = logging.getLogger(__name__)
 
-#: The number of recordings of a graph that a thread keeps, for different caches and batch sizes.
+#: The number of recordings of a graph, of all threads together, for different caches and batch sizes.
 MAX_RECORDINGS = 32
+
+#: The number of those whose caches are gone. The allocator often gives the memory of one request's caches to the next.
+MAX_OUTLIVED = 4
+
+#: After its first `MAX_RECORDINGS` a thread records a call only if it has replayed so many for each recording. A
+#: recording takes as long as a few steps, which would be lost on caches that take turns so that each comes too late.
+REPLAYS_PER_RECORDING = 8
 
 #: The number of keys that a thread keeps of calls that were not recorded.
 MAX_UNRECORDED = 128
 
-#: Recording synchronizes with the device and empties the allocator's cache, which would break a concurrent capture.
+#: Captures change state of the allocator and of the random generators that does not belong to a thread.
 _CAPTURE_LOCK = threading.Lock()
 
 #: All instances in this process, for release_all, and their lock.
@@ -47,20 +60,31 @@ class Recordings:
     """A compiled graph that records its calls.
 
     Called with a list of the graph's inputs, and with addresses and capacities of the caches among them
-    (``Caches.memory``). Threads do not share recordings, because each recording writes to its own memory.
+    (``Caches.memory``). Threads do not share recordings, because each recording writes to its own memory. A new thread
+    takes over those of one that has ended.
 
     Args:
         compiled: the compiled graph.
         inputs: how recordings treat its inputs.
         report: the report of the graph.
+        asked: whether the user has asked for CUDA graphs.
     """
 
-    def __init__(self, compiled: Callable[..., Sequence[Any]], inputs: RecordedInputs, report: GraphReport) -> None:
+    def __init__(
+        self,
+        compiled: Callable[..., Sequence[Any]],
+        inputs: RecordedInputs,
+        report: GraphReport,
+        asked: bool = False,
+    ) -> None:
         self._compiled = compiled
         self._inputs = inputs
         self._report = report
+        self._asked = asked
         self._disabled = False
-        self._by_thread = threading.local()
+        self._draws = False  # random numbers; found out only where it matters
+        self._threads = PerThread(lambda: _ThreadRecordings(inputs.device))
+        self._keeping = threading.Lock()  # held while the recordings of any thread are replaced
         with _EXISTING_LOCK:
             _EXISTING.add(self)
 
@@ -75,7 +99,7 @@ class Recordings:
         """
         if torch.cuda.is_current_stream_capturing():
             return None
-        own, stream = self._of_this_thread(), torch.cuda.current_stream(self._inputs.device)
+        own, stream = self._threads.get(), torch.cuda.current_stream(self._inputs.device)
         if stream == own.last_stream:
             return None
         own.moves_to(stream)
@@ -85,25 +109,24 @@ class Recordings:
         """The results of a call. :meth:`begin` has to be called before."""
         if torch.cuda.is_current_stream_capturing():  # the program itself is being recorded
             return self._compiled(*inputs)
-        own = self._of_this_thread()
+        own = self._threads.get()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
-        recording = own.recordings[-1] if own.recordings else None
+        kept = own.recordings
+        recording = kept[-1] if kept else None
         if recording is None or not recording.serves(inputs, sizes, memory):
             recording = self._find(own, inputs, sizes, memory)
             if recording is None:
                 return self._compiled(*inputs)
+        own.replayed += 1
         return recording.replay(inputs)
 
     def release(self) -> None:
         """Release all recordings."""
-        self._by_thread = threading.local()
+        self._threads.forget()
 
-    def _of_this_thread(self) -> _ThreadRecordings:
-        try:
-            return self._by_thread.own
-        except AttributeError:
-            self._by_thread.own = _ThreadRecordings(self._inputs.device)
-            return self._by_thread.own
+    def buffers(self) -> Buffers:
+        """The calling thread's buffers for hoisted inputs, which a recording reads where it has found them."""
+        return self._threads.get().buffers
 
     def _find(self, own: _ThreadRecordings, inputs: list[Any], sizes: list[int], memory: list[int]) -> Recording | None:
         """The recording for a call, moved to the end of ``own``; None if the call is to run without a recording."""
@@ -111,15 +134,17 @@ class Recordings:
             return None
         found = next((one for one in own.recordings if one.serves(inputs, sizes, memory)), None)
         if found is not None:
-            own.recordings.remove(found)
-            own.recordings.append(found)
+            self._replace(own, found, found)
             return found
         key = CallKey(sizes, memory, self._addresses(inputs))
         if key in own.unrecorded:
+            if not own.may_record:
+                return None
             own.unrecorded.remove(key)
             return self._record(own, inputs, key)
-        if own.drop_smaller(key):  # the kernels are loaded already
-            return self._record(own, inputs, key, again=True)
+        if (smaller := own.smaller(key)) is not None:
+            self._replace(own, smaller, None)
+            return self._record(own, inputs, key, again=True)  # the kernels are loaded already
         own.unrecorded.append(key)
         return None
 
@@ -138,22 +163,54 @@ class Recordings:
         """
         try:
             with _CAPTURE_LOCK:
-                recording = record(self._compiled, self._inputs, inputs, key, own.resources)
-        except RuntimeError as error:  # also if there is not enough memory
+                recording = self._capture(own, inputs, key)
+        except RuntimeError as error:
             if again:
                 log.debug("graph %d: recording failed, to be tried again: %s", self._report.index, error)
                 own.unrecorded.append(key)
-                return None
-            self._disabled = True
-            detail = f"recording failed: {str(error).splitlines()[0]}"
-            self._report.cuda_graphs = CudaGraphs(CudaGraphUse.NOT_USED, detail)
-            log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
+            elif cuda.was_drawing(error):
+                self._disable("it draws random numbers, and with torch 2.11 a capture disturbs those of other threads")
+            else:
+                self._disable(f"recording failed: {str(error).splitlines()[0]}")
+                log.warning("graph %d runs without CUDA graphs: recording failed: %s", self._report.index, error)
             return None
         self._report.has_recorded()
-        if len(own.recordings) == MAX_RECORDINGS:
-            del own.recordings[0]
-        own.recordings.append(recording)
+        own.recorded += 1
+        self._replace(own, None, recording)
         return recording
+
+    def _capture(self, own: _ThreadRecordings, inputs: list[Any], key: CallKey) -> Recording:
+        """Record a call, with a second attempt where the first one has told what it takes."""
+        try:
+            return record(self._compiled, self._inputs, inputs, key, own.resources, self._draws)
+        except torch.OutOfMemoryError:  # a recording cannot have memory that the allocator keeps for others
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if self._draws or not (self._asked and cuda.was_drawing(error)):
+                raise
+            self._draws = True
+        return record(self._compiled, self._inputs, inputs, key, own.resources, self._draws)
+
+    def _disable(self, reason: str) -> None:
+        self._disabled = True
+        self._report.cuda_graphs = CudaGraphs(CudaGraphUse.NOT_USED, reason)
+        log.debug("graph %d is not recorded: %s", self._report.index, reason)
+
+    def _replace(self, own: _ThreadRecordings, old: Recording | None, new: Recording | None) -> None:
+        """Take ``old`` from the recordings of a thread, append ``new``, and drop what exceeds the limits."""
+        with self._keeping:
+            kept = tuple(one for one in own.recordings if one is not old)
+            own.recordings = kept if new is None else (*kept, new)
+            if new is None or new is old:
+                return
+            every = [one for thread in self._threads.all() for one in thread.recordings]
+            every.sort(key=lambda one: one.used)
+            outlived = [one for one in every if one.outlived]
+            surplus = outlived[: max(0, len(outlived) - MAX_OUTLIVED)]
+            every = [one for one in every if one not in surplus]
+            surplus += every[: max(0, len(every) - MAX_RECORDINGS)]
+            for thread in self._threads.all() if surplus else ():
+                thread.recordings = tuple(one for one in thread.recordings if one not in surplus)
 
 
 class _ThreadRecordings:
@@ -161,16 +218,27 @@ class _ThreadRecordings:
 
     Attributes:
         resources: stream and memory pool to record with.
-        recordings: the recordings, the last replayed one at the end.
+        recordings: the recordings, the last replayed one at the end. Another thread may replace the tuple.
+        buffers: the buffers for hoisted inputs.
         unrecorded: keys of calls that have run once without being recorded.
+        recorded: how often the thread has recorded.
+        replayed: how often it has replayed.
         last_stream: the stream of the last call.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.resources = CaptureResources(device)
-        self.recordings: list[Recording] = []
+        self.recordings: tuple[Recording, ...] = ()
+        self.buffers: Buffers = {}
         self.unrecorded: collections.deque[CallKey] = collections.deque(maxlen=MAX_UNRECORDED)
+        self.recorded = 0
+        self.replayed = 0
         self.last_stream = torch.cuda.current_stream(device)
+
+    @property
+    def may_record(self) -> bool:
+        """Whether recordings have been used often enough for another one."""
+        return self.recorded < MAX_RECORDINGS + self.replayed // REPLAYS_PER_RECORDING
 
     def moves_to(self, stream: torch.cuda.Stream) -> None:
         """Let ``stream`` wait for the last call, and tell the allocator that it uses the copies of inputs."""
@@ -180,14 +248,13 @@ class _ThreadRecordings:
             for copy in recording.copies:
                 copy.record_stream(stream)
 
-    def drop_smaller(self, key: CallKey) -> bool:
-        """Drop the latest recording for the same caches with a smaller capacity. Returns whether there was one."""
+    def smaller(self, key: CallKey) -> Recording | None:
+        """The latest recording for the same caches with a smaller capacity."""
         for recording in reversed(self.recordings):
             before = recording.key
             if before.sizes == key.sizes and recording.inputs.have_grown(before.memory, key.memory):
-                self.recordings.remove(recording)
-                return True
-        return False
+                return recording
+        return None
 
 
 def release_all() -> None:

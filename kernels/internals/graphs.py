@@ -23,6 +23,7 @@ __all__ = [
     "linear",
     "node_of_line",
     "scaled_dot_product_attention",
+    "size_hint",
     "statically_known_true",
 ]
 
@@ -39,6 +40,13 @@ def is_erased(node: Node) -> bool:
 def as_python(expression: Any) -> str:
     """A symbolic size as a Python expression."""
     return PythonPrinter().doprint(expression)
+
+
+def size_hint(size: int | torch.SymInt) -> int:
+    """The value that a size had when the graph was captured, without a guard; a large one if it depends on data."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1 << 62
 
 
 def node_of_line(code: Any, line: int) -> int | None:

@@ -43,6 +43,13 @@ def mode_options() -> dict[str, dict[str, Any]]:
     return list_mode_options()
 
 
+def uses_cuda_graphs() -> bool:
+    """Whether Inductor's configuration, which applies where no option is given, turns CUDA graphs on."""
+    from torch._inductor import config
+
+    return bool(config.triton.cudagraphs)
+
+
 def release_cuda_graphs() -> None:
     """Release the CUDA graphs that Inductor has recorded in this process."""
     from torch._inductor.cudagraph_trees import reset_cudagraph_trees
@@ -95,8 +102,8 @@ def caches_enabled() -> bool:
     return bool(config.fx_graph_cache) and not config.force_disable_caches
 
 
-def cache_folder() -> str:
-    """The folder of Inductor's caches."""
+def cache_directory() -> str:
+    """The folder in which Inductor and AOTAutograd cache compiled graphs: ``TORCHINDUCTOR_CACHE_DIR`` or a default."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return cache_dir()

@@ -12,8 +12,8 @@ import os
 
 from ..dispatch import reference_only
 from ..internals.table import missing
-from ..internals.table.entry import SUPPORTED_TORCH
 from ..triton import support
+from ..versions import SUPPORTED_TORCH
 
 log = logging.getLogger("innerq_compile.lowering")
 

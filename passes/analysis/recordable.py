@@ -2,13 +2,14 @@
 
 A CUDA graph holds the addresses and sizes of the call that it was recorded in. So each input of a later call has to be
 at the same address (caches, weights), or is small and copied into the recording (tokens, positions), or is a size,
-which is compared. Work on the host is not recorded. Graphs with tensors on the host, or with parts that cannot be
-examined here, are left to Inductor, which can record parts of a graph.
+which is compared. Work on the host is not recorded. Inductor can record parts of a graph with tensors on the host, or
+with parts that cannot be examined here, if it is asked to.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -16,16 +17,25 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...kernels.internals.dynamo_graphs import static
-from ...kernels.internals.graphs import HigherOrderOperator, free_symbols, free_unbacked_symbols
+from ...kernels.internals.graphs import HigherOrderOperator, free_symbols, free_unbacked_symbols, size_hint
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass, tree_leaves
 from ..context import CacheInput, Reason
 from ..graph.aliases import Writes
 from ..graph.operations import Kind
-from ..graph.reading import may_restride, op_name, possible_kinds
+from ..graph.reading import may_restride, op_name, possible_kinds, read
 from ..graph.values import example, example_or_none
 
 #: The type of device that supports recording.
 DEVICE = "cuda"
+
+#: Larger inputs, in bytes, are not copied into a recording that was not asked for.
+MAX_COPY = 1 << 22
+
+#: A recording that was not asked for has at most so many rows of queries, over all sequences. The host launches the
+#: kernels of larger steps before the GPU is done with them, and their recordings hold much memory.
+MAX_ROWS = 512
+
+_COLLECTIVES = ("_c10d_functional", "c10d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,7 @@ class RecordedInputs:
             Symbols of the capacity of caches are left out.
         caches: the number of caches.
         static_inner: indices of the inner tensors, counted over all caches, that keep their address when a cache grows.
+        cache: an inner tensor of a cache that is replaced when the cache grows and dies with it; None without caches.
     """
 
     device: torch.device
@@ -52,6 +63,7 @@ class RecordedInputs:
     sizes: list[tuple[int, int | None]]
     caches: int
     static_inner: list[int]
+    cache: int | None = None
 
     def have_grown(self, before: list[int], now: list[int]) -> bool:
         """Whether all caches have grown in place between two calls.
@@ -63,13 +75,26 @@ class RecordedInputs:
         return all(old < new for old, new in rooms) and all(before[place] == now[place] for place in self.static_inner)
 
 
-def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs | Reason:
+def is_on_device(gm: GraphModule) -> bool:
+    """Whether an input of a graph is on a device that supports recording."""
+    values = map(example_or_none, gm.graph.find_nodes(op="placeholder"))
+    return any(isinstance(value, torch.Tensor) and value.device.type == DEVICE for value in values)
+
+
+def recorded_inputs(
+    gm: GraphModule, caches: list[CacheInput], hoisted: Sequence[Node] = (), *, asked: bool = False
+) -> RecordedInputs | Reason:
     """How a recording treats the inputs of a graph, or the reason why the graph cannot be recorded as a whole.
 
+    Inputs that keep their address are those that Dynamo knows to (parameters), those that the graph writes, and those
+    of the following arguments.
+
     Args:
-        gm: the rewritten graph. Inputs that keep their address are marked in the way that Inductor uses
-            (``_dynamo_static_input_type``).
+        gm: the rewritten graph.
         caches: all quantized caches among its inputs.
+        hoisted: its inputs that the prelude writes.
+        asked: whether the user has asked for CUDA graphs, so that they may need what a program has to allow: the
+            release of collectives before the process ends, and copies of large inputs.
     """
     placeholders = gm.graph.find_nodes(op="placeholder")
     if torch.are_deterministic_algorithms_enabled():
@@ -77,6 +102,8 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     devices: set[torch.device] = set()
     for node in gm.graph.nodes:
         if (reason := _obstacle(gm, node, devices)) is not None:
+            return Reason(f"{node}: {reason}")
+        if not asked and (reason := _has_to_be_asked_for(node)) is not None:
             return Reason(f"{node}: {reason}")
     if len(devices) != 1:
         return Reason(f"its tensors are on {len(devices)} devices")
@@ -88,7 +115,8 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
     for place, node in enumerate(placeholders):
         value = example_or_none(node)
         if isinstance(value, torch.Tensor) and node not in inner:
-            (fixed if static(node) else copied).append(place)
+            keeps = bool(static(node) or changes.of(node)) or node in hoisted or not (asked or _is_small(value))
+            (fixed if keeps else copied).append(place)
             if changes.of(node):
                 written.append(place)
         for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]:
@@ -99,7 +127,8 @@ def recorded_inputs(gm: GraphModule, caches: list[CacheInput]) -> RecordedInputs
         if unread := _symbols(example(node), place not in copied) - known:
             return Reason(f"{node}: no input has the size {min(map(str, unread))} as a dimension or number of its own")
     static_inner = [number for number, node in enumerate(inner) if node not in growing]
-    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()), len(caches), static_inner)
+    cache = next((place for place, node in enumerate(placeholders) if node in growing), None)
+    return RecordedInputs(devices.pop(), fixed, copied, written, list(sizes.values()), len(caches), static_inner, cache)
 
 
 def is_prompt(gm: GraphModule) -> bool:
@@ -139,6 +168,25 @@ def _obstacle(gm: GraphModule, node: Node, devices: set[torch.device]) -> str | 
         if tensor.device.type != DEVICE:
             return f"it is on {tensor.device}"
     return None
+
+
+def _has_to_be_asked_for(node: Node) -> str | None:
+    """Why a graph with this node is not recorded unless the user asks for it, or None."""
+    if node.op == "call_function" and (
+        str(node.target).startswith(_COLLECTIVES)
+        or getattr(node.target, "__module__", "").startswith("torch.distributed")
+    ):
+        return "a process group waits for the CUDA graphs of its collectives before it ends"
+    call = read(node)
+    if call is not None and call.name == "innerq::decode_attention":
+        batch, _, tokens, _ = example(call["query"]).shape
+        if (rows := size_hint(batch * tokens)) > MAX_ROWS:
+            return f"a step of {rows} tokens keeps a GPU busy without a CUDA graph"
+    return None
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    return size_hint(tensor.numel()) * tensor.dtype.itemsize <= MAX_COPY
 
 
 def _leaves(value: Any, kind: Any) -> list[Any]:

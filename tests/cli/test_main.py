@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ import torch
 
 from innerq_compile.cli.main import main
 from innerq_compile.kernels import lowering
+from tests.helpers.scripts import ROOT
+from tests.helpers.torchrun import environment
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
@@ -82,6 +85,54 @@ def test_bench(tiny_model, tmp_path, capsys):
     assert not chart or (tmp_path / "b.png").stat().st_size > 5000
     code, out, _ = run(capsys, "bench", "--context", "160", "--steps", "1", "--attention-only")
     assert code == 0 and "append + attention of a layer" in out
+
+
+@pytest.fixture
+def cache_folders(tmp_path, monkeypatch):
+    """The folders of caches are set, so that what a command sets is undone."""
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path / "cache"
+
+
+def test_warm_up(tiny_model, cache_folders, capsys):
+    arguments = ("warm-up", tiny_model, "--prompt-tokens", "40", "50", "--batch", "2", "--new-tokens", "3")
+    result = run_json(capsys, *arguments, "--cache-dir", cache_folders)
+    assert [request["name"] for request in result["requests"]] == ["2 x 40 tokens", "2 x 50 tokens"]
+    assert {graph["kind"] for graph in result["graphs"]} == {"prefill", "decode"}
+    assert result["variables"] == {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_folders),
+        "TRITON_CACHE_DIR": str(cache_folders / "triton"),
+    }
+    code, out, _ = run(capsys, *arguments, "--generate", "num_beams=2")
+    assert code == 0 and "2 x 40 tokens" in out and f"  TORCHINDUCTOR_CACHE_DIR={cache_folders}" in out
+
+
+def test_warm_up_without_weights(tiny_model, tmp_path, capsys, cache_folders):
+    shutil.copyfile(tiny_model / "config.json", tmp_path / "config.json")
+    arguments = ("warm-up", tmp_path, "--prompt-tokens", "40")
+    assert run(capsys, *arguments)[0] == 1
+    assert run_json(capsys, *arguments, "--random-weights")["graphs"][0]["rewritten"] == 2
+
+
+@pytest.mark.slow
+def test_warm_up_is_for_other_weights_and_a_check_is_true(tiny_model, tmp_path):
+    """What random weights leave on the disk serves the model with its weights. A check fails where that is not so."""
+    folder = tmp_path / "cache"
+    settings = {**environment(), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+    def warm_up(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "innerq_compile", "warm-up", str(tiny_model), "--prompt-tokens", "40"]
+        command += ["--threads", "1", "--cache-dir", str(folder), "--json", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings | variables)
+
+    first = json.loads(warm_up("--random-weights").stdout)
+    second = json.loads(warm_up("--check").stdout)
+    assert first["compiled"] > 0 == first["from_disk"]
+    assert (second["compiled"], second["from_disk"]) == (0, first["compiled"])
+    assert second["check"]["from_disk"] == first["compiled"]
+    failed = warm_up("--check", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
+    assert failed.returncode == 1 and "found 0 on the disk" in failed.stderr
 
 
 def test_env_as_a_program():

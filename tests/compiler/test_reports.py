@@ -97,11 +97,12 @@ def test_in_words():
     assert KeyNormReport(query="after rotary (channels are mixed)").short == "query: after rotary"
     assert str(KeyNormReport(origin=KeyNormOrigin.FROM_PROMPT)) == "computed from the prompt"
     uses = [CudaGraphs(use, "why") for use in CudaGraphUse]
-    assert [str(use) for use in uses] == ["not asked for: why", "yes; why", "no: why", "no: Inductor skipped them: why"]
-    assert str(CudaGraphs()) == "not asked for"
+    assert [str(use) for use in uses] == ["switched off: why", "yes; why", "no: why", "no: Inductor skipped them: why"]
+    assert [use.short for use in uses] == ["switched off", "yes", "no", "no"]
+    assert str(CudaGraphs()) == "no"
 
 
 def test_as_json_takes_it():
     shown = plain().to_dict()
-    assert type(shown["kind"]) is str and shown["kind"] == "plain" and shown["cuda_graphs"] == "not asked for"
+    assert type(shown["kind"]) is str and shown["kind"] == "plain" and shown["cuda_graphs"] == "no"
     assert shown["reasons"] == [{"text": "no attention was found in the graph", "where": "", "layer": ""}]

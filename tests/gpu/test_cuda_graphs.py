@@ -1,7 +1,7 @@
-"""mode="reduce-overhead": one recorded graph serves all lengths, with caches that grow and with preallocated ones.
+"""One recorded graph serves all lengths, with caches that grow and with preallocated ones.
 
-Everything is ``lossless``, and compared with the program run eagerly. What can be known without a GPU is asserted in
-``tests/models/test_cuda_graph_inputs.py``.
+Nobody has asked for it. Everything is ``lossless``, and compared with the program run eagerly. What can be known
+without a GPU is asserted in ``tests/models/test_cuda_graph_inputs.py``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_generate(dtype, batch, padding):
     model = tiny_llama(layers=2, dtype=dtype).cuda()
     inputs = prompt(batch, 150, padding, device="cuda")
     expected_tokens, expected, _ = generate(model, inputs, 120)
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     recorded = recordings()
     for _ in range(2):
         tokens, logits, past = generate(model, inputs, 120)
@@ -78,7 +78,7 @@ def test_batch_sizes(padding):
     """Each batch size has one recording, also where Dynamo has made it a symbol, and uses it again later."""
     dtype = torch.float16
     eager, model = (tiny_llama(layers=2, dtype=dtype).cuda() for _ in range(2))
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     for batch in (1, 2, 3, 2, 3):
         inputs = prompt(batch, 150, padding[:batch], device="cuda")
         before = recordings()
@@ -92,7 +92,7 @@ def test_batch_sizes(padding):
 
 def test_reset_releases_what_was_recorded():
     """Otherwise NCCL waits for recorded collectives when a rank exits."""
-    model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
+    model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless")
     generate(model, prompt(1, 50, device="cuda"), 10)
     assert living() == 1
     torch.compiler.reset()
@@ -103,7 +103,7 @@ def test_a_cache_that_grows(monkeypatch):
     """All steps but the first are played, also the one that finds more room: 16 blocks behind 11, which Triton would
     make another program of."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     ids, cache, found, played, play = (
         prompt(1, 560, device="cuda")["input_ids"],
         DynamicCache(),
@@ -125,10 +125,10 @@ def test_a_cache_that_grows(monkeypatch):
     assert_recorded(2)
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_results_of_a_step_are_not_overwritten(mode):
+@pytest.mark.parametrize("options", [{"cuda_graphs": False}, {}, {"mode": "reduce-overhead"}], ids=str)
+def test_results_of_a_step_are_not_overwritten(options):
     """They belong to the caller, as without recording; no call has to mark the begin of a step."""
-    model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode=mode)
+    model = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", **options)
     ids, cache, kept = prompt(1, 60, device="cuda")["input_ids"], DynamicCache(), []
     with torch.no_grad():
         model(ids[:, :40], past_key_values=cache, use_cache=True)
@@ -137,12 +137,13 @@ def test_results_of_a_step_are_not_overwritten(mode):
             kept.append((logits, logits.clone()))
     assert all(torch.equal(logits, then) for logits, then in kept)
     assert len({logits.data_ptr() for logits, _ in kept}) == len(kept)
+    assert recordings() == (0 if options.get("cuda_graphs") is False else 1)
 
 
 def test_two_caches_on_two_streams():
     """Without any wait: each stream has its own cache, and both use the buffers and the memory of the graph."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     texts = [prompt(1, 120, device="cuda")["input_ids"] for _ in range(2)]
     streams, caches, found = [torch.cuda.Stream() for _ in range(2)], [DynamicCache(), DynamicCache()], [[], []]
     with torch.no_grad():
@@ -165,7 +166,7 @@ def test_two_caches_on_two_streams():
 def test_streams():
     """Steps alternate between two streams; the program waits for nothing but the cache."""
     eager, model = (tiny_llama(layers=2, dtype=torch.float16).cuda() for _ in range(2))
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     ids, cache = prompt(1, 100, device="cuda")["input_ids"], DynamicCache()
     streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
     found = []
@@ -206,7 +207,7 @@ def test_what_cannot_be_recorded_runs_and_says_so():
     model = Waiting().cuda()
     ids, cache = prompt(1, 80, device="cuda")["input_ids"], DynamicCache()
     expected = model(ids, DynamicCache())[0, 60:]
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     model(ids[:, :60], cache)
     found = torch.cat([model(ids[:, place : place + 1], cache)[0] for place in range(60, 80)])
     torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
@@ -221,7 +222,7 @@ def test_what_cannot_be_recorded_runs_and_says_so():
     before = torch.cuda.memory_reserved()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before - (1 << 28), "the allocator gives back"
-    other = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless", mode="reduce-overhead")
+    other = innerq(tiny_llama(layers=1, dtype=torch.float16).cuda(), preset="lossless")
     generate(other, prompt(1, 50, device="cuda"), 10)
     assert recordings() == 1, "what comes behind is recorded as ever"
 
@@ -237,9 +238,7 @@ def test_generate_static(batch, padding):
     inputs = prompt(batch, 150, padding, device="cuda")
     options = {"cache_implementation": "static"}
     expected_tokens, expected, _ = generate(model, inputs, 60, **options, disable_compile=True)
-    compile_config = CompileConfig(
-        backend="innerq", mode=None, options={"preset": "lossless", "mode": "reduce-overhead"}
-    )
+    compile_config = CompileConfig(backend="innerq", mode=None, options={"preset": "lossless"})
     for _ in range(2):
         recorded = recordings()
         tokens, logits, _ = generate(model, inputs, 60, **options, compile_config=compile_config)
@@ -253,7 +252,7 @@ def test_loop_over_a_static_cache():
     model = tiny_llama(layers=2, dtype=dtype).cuda()
     texts = [prompt(1, tokens, device="cuda") for tokens in (150, 90, 140)]
     expected = [generate(model, text, 40) for text in texts]
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless")
     cache, recorded = StaticCache(config=model.config, max_cache_len=200), recordings()
     for text, (expected_tokens, expected_logits, _) in zip(texts, expected, strict=True):
         cache.reset()
@@ -284,8 +283,7 @@ def test_behind_the_end_of_a_buffer():
 import torch
 from innerq_compile import empty_cache, innerq
 from tests.helpers.buffer_loop import BufferDecoder, decode
-model = innerq(BufferDecoder(layers=1, heads=2, head_dim=64, where="tensor").cuda().eval(), preset="lossless",
-               mode="reduce-overhead")
+model = innerq(BufferDecoder(layers=1, heads=2, head_dim=64, where="tensor").cuda().eval(), preset="lossless")
 buffers = [empty_cache(1, 2, 300, 64, role=role, config="lossless", device="cuda") for role in ("key", "value")]
 decode(model, buffers, prompt=100, steps=5, seed=0)
 torch.cuda.synchronize()

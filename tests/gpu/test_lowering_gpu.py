@@ -165,15 +165,16 @@ def test_registers_are_limited():
     assert seen and set(seen) == {168}
 
 
-@pytest.mark.parametrize("mode", [None, "reduce-overhead", "max-autotune"])
-def test_generate(mode):
+@pytest.mark.parametrize(
+    "options", [{"cuda_graphs": False}, {}, {"mode": "reduce-overhead"}, {"mode": "max-autotune"}], ids=str
+)
+def test_generate(options):
     """A decoder through ``backend="innerq"``: the tokens of the uncompiled one, no CUDA graph skipped."""
     torch._dynamo.reset()
     counters.clear()
     model = tiny_llama(layers=2, dtype=F16).cuda()
     inputs = prompt(2, 150, (0, 41), device="cuda")
     expected_tokens, expected, _ = generate(model, inputs, 100)
-    options = {} if mode is None else {"mode": mode}
     innerq(model, preset="lossless", **options)
     tokens, logits, _ = generate(model, inputs, 100)
     assert_same_tokens(tokens, logits, expected_tokens, expected, F16)
@@ -190,7 +191,7 @@ def test_dependent_launch(layers):
     torch._dynamo.reset()
     shape = {"layers": layers, "dtype": F16, "heads": 8, "kv_heads": 2, "head_dim": 128}
     eager, model = (tiny_llama(**shape).cuda() for _ in range(2))
-    innerq(model, preset="lossless", mode="reduce-overhead", **{"triton.enable_pdl": True})
+    innerq(model, preset="lossless", **{"triton.enable_pdl": True})
     inputs = prompt(1, 500, device="cuda")
     caches = [each(**inputs, use_cache=True).past_key_values for each in (eager, model)]
     token = torch.ones(1, 1, dtype=torch.long, device="cuda")

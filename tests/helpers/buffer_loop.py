@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,11 +72,12 @@ def decode(model: BufferDecoder, buffers: Sequence[torch.Tensor], prompt: int, s
 
 
 def compiled_loops(
-    kind: str, model: BufferDecoder, shape: tuple[int, ...], prompts: Sequence[int], steps: int
+    kind: str, model: BufferDecoder, shape: tuple[int, ...], prompts: Sequence[int], steps: int, **options: Any
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For texts behind one another in the same buffers, the outputs of the model compiled for CUDA graphs and as it is.
+    """For texts behind one another in the same buffers, the outputs of the model compiled and as it is.
 
     ``kind`` says whose buffers of ``shape`` they are: an ``argument``, ``registered`` in the module, or ``quantized``.
+    ``options`` are those of `innerq`.
     """
     like = {"dtype": model.qkv[0].weight.dtype, "device": model.qkv[0].weight.device}
     count = 2 * len(model.qkv)
@@ -88,6 +90,6 @@ def compiled_loops(
     elif kind == "registered":
         model.own(buffers)
         buffers = []
-    innerq(model, preset="lossless", mode="reduce-overhead")
+    innerq(model, preset="lossless", **options)
     for tokens, right in zip(prompts, expected, strict=True):
         yield decode(model, buffers, prompt=tokens, steps=steps, seed=tokens), right

@@ -1,6 +1,6 @@
-"""Machine code for ``sm_90`` of every Triton kernel of a model's prompt and decode graphs, without a GPU.
+"""Machine code of every Triton kernel of a model's prompt and decode graphs, without a GPU.
 
-    python -m tests.helpers.compile_step 3000
+    python -m tests.helpers.compile_step 3000 80 90     # the prompt's tokens, and capabilities of GPUs
 
 Inductor makes the kernels as it would on a GPU (``inductor.py``); none is run, and each is compiled. So this finds
 code that the interpreter runs and a compiler refuses. Prints how many there were, and those
@@ -20,7 +20,7 @@ from tests.helpers import inductor
 from tests.helpers.models import prompt, tiny_llama
 
 
-def main(tokens: int) -> int:
+def main(tokens: int, targets: list[int]) -> int:
     made, load = [], inductor._load
 
     def loaded(self, name, source, device_str="cuda"):
@@ -46,14 +46,15 @@ def main(tokens: int) -> int:
         assert [report.kind for report in compiled_graphs()] == ["prefill", "decode"]
         failed = 0
         for name, kernel in made:
-            try:
-                kernel.compile_for(90)
-            except Exception as failure:
-                failed += 1
-                print(f"{name}: {failure!r}")
-    print(f"{len(made)} kernels, {failed} failed")
+            for target in targets:
+                try:
+                    kernel.compile_for(target)
+                except Exception as failure:
+                    failed += 1
+                    print(f"{name} for sm_{target}: {failure!r}")
+    print(f"{len(made)} kernels for {len(targets)} targets, {failed} failed")
     return int(failed > 0 or not any("decode_attention" in name for name, _ in made))
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), [int(target) for target in sys.argv[2:]]))

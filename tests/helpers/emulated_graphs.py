@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from innerq_compile.kernels.internals import cuda
 from innerq_compile.passes.analysis import recordable
 
 _CPU = torch.device("cpu")
@@ -25,6 +26,18 @@ class Graph:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, tuple, dict, list[torch.Tensor]]] = []
+        self.noting: _Noting | None = None
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local", "other threads may use the device meanwhile"
+        self.noting = _Noting(self)
+        self.noting.__enter__()
+
+    def capture_end(self) -> None:
+        assert self.noting is not None
+        self.noting.__exit__(None, None, None)
+        for storage, content in self.noting.before.values():
+            storage.copy_(content)
 
     @torch.inference_mode()
     def replay(self) -> None:
@@ -59,17 +72,6 @@ def _tensors(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
-@contextlib.contextmanager
-def _recording(graph: Graph, **_: Any) -> Iterator[None]:
-    noting = _Noting(graph)
-    try:
-        with noting:
-            yield
-    finally:
-        for storage, content in noting.before.values():
-            storage.copy_(content)
-
-
 class Stream:
     """Stands for a stream; notes which ones it waited for, and the addresses of tensors that are kept for it."""
 
@@ -93,15 +95,17 @@ def emulated(monkeypatch) -> Iterator[Stream]:
     monkeypatch.setattr(recordable, "DEVICE", "cpu")
     for name, stand_in in {
         "CUDAGraph": Graph,
-        "graph": _recording,
         "Stream": Stream,
         "device": lambda device: contextlib.nullcontext(),
         "current_stream": lambda device=None: stream,
         "set_stream": lambda stream: None,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "empty_cache": lambda: None,
         "graph_pool_handle": object,
         "is_current_stream_capturing": lambda: False,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(cuda, "CAPTURES_GENERATOR", False)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.keeps.append(tensor.data_ptr()))
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)

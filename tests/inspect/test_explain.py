@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from innerq_compile import InnerQError, InnerQTensor, compiled_graphs, explain, innerq
-from innerq_compile.runtime.report import RUN_OBSERVERS
+from innerq_compile.inspect.explanation import Explanation
+from innerq_compile.runtime.report import RUN_OBSERVERS, CudaGraphs, CudaGraphUse, GraphKind, GraphReport
 from tests.helpers.models import prompt, tiny_llama
 from tests.helpers.programs import TinyAttention
 
@@ -74,8 +75,28 @@ def test_it_prints_as_a_table(llama):
     assert text.startswith("2 of 2 attentions work on a quantized cache")
     lines = [line for line in text.splitlines() if line.startswith("model.layers.")]
     assert len(lines) == 2 and all("grows by cat" in line and "3 steered / 3 anchored" in line for line in lines)
-    for part in ("recompiled: graph", "cache now:", "cache at 4,096 tokens:", "CUDA graphs", "not asked for"):
+    how = "CUDA graphs of decode steps: no: nothing in this graph is on a CUDA device"
+    for part in ("recompiled: graph", "cache now:", "cache at 4,096 tokens:", how):
         assert part in text, part
+
+
+def test_it_says_whether_decode_steps_are_recorded():
+    def graph(index: int, use: CudaGraphUse, detail: str = "", kind: GraphKind = GraphKind.DECODE) -> GraphReport:
+        return GraphReport(kind, 1, 1, (), index, cuda_graphs=CudaGraphs(use, detail))
+
+    def lines(*graphs: GraphReport) -> list[str]:
+        shown = Explanation([], list(graphs), [], [], None, []).summary()
+        return [line for line in shown if line.startswith("CUDA graphs")]
+
+    prefill = graph(0, CudaGraphUse.NOT_USED, "a prefill runs once", GraphKind.PREFILL)
+    first, second = (graph(index, CudaGraphUse.USED, "by default") for index in (1, 2))
+    assert lines(prefill) == []
+    assert lines(prefill, first, second) == ["CUDA graphs of decode steps: yes; by default"]
+    assert lines(graph(1, CudaGraphUse.OFF)) == ["CUDA graphs of decode steps: switched off"]
+    assert lines(first, graph(3, CudaGraphUse.NOT_USED, "it is a DTensor"), second) == [
+        "CUDA graphs of decode steps (graph 1, 2): yes; by default",
+        "CUDA graphs of decode steps (graph 3): no: it is a DTensor",
+    ]
 
 
 def test_json_and_html(llama, tmp_path):

@@ -20,7 +20,7 @@ from tests.helpers.generation import assert_same_logits, compile_config, feed, t
 from tests.helpers.models import prompt, tiny_llama
 
 pytestmark = pytest.mark.usefixtures("no_inductor", "emulated")
-OPTIONS = {"preset": "lossless", "mode": "reduce-overhead"}
+OPTIONS = {"preset": "lossless"}
 
 
 def recorded() -> int:

@@ -97,6 +97,22 @@ def test_the_prelude_gives_what_the_graph_computed():
     torch.testing.assert_close(place, torch.arange(41)[None] % 3 != 0)
 
 
+def test_a_mask_of_the_program_that_is_passed_on_as_it_is():
+    """It has a place of its own in every step, and a length of its own."""
+    masks = [torch.ones(1, length, dtype=torch.bool) for length in (6, 7)]
+    calls = [lambda last, mask=mask: (torch.randn(1, 1, 32), last[1], mask) for mask in masks]
+    gm = capture(TinyAttention(), lambda _: (torch.randn(1, 5, 32),), *calls, config=PLAIN)[-1][0]
+    result = PIPELINE.rewrite(gm, PLAIN, static_lengths=True)
+    prelude = result.context.prelude
+    assert (prelude.masks, prelude.written) == ([True], [True]) and "l_mask_" in prelude.inputs
+    names = [node.name for node in result.gm.graph.find_nodes(op="placeholder")]
+    assert "hoisted_0" in names and "l_mask_" not in names
+    place = torch.zeros(1, 9, dtype=torch.bool)
+    mask = torch.arange(9)[None] % 2 == 0
+    prelude.graph(*[mask if name == "l_mask_" else 8 for name in prelude.inputs], place)
+    assert torch.equal(place, mask)
+
+
 def test_a_length_that_reaches_something_else_stays_with_a_reason():
     result = PIPELINE.rewrite(graph_of_a_step(extra=2), PLAIN, static_lengths=True)
     assert result.context.prelude is None and result.context.rewritten

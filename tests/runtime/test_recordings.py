@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -9,8 +10,10 @@ import weakref
 import pytest
 import torch
 
+from innerq_compile.kernels.internals import cuda
 from innerq_compile.passes.analysis.recordable import RecordedInputs
-from innerq_compile.runtime.recordings import MAX_RECORDINGS, Recordings, release_all
+from innerq_compile.runtime import recordings
+from innerq_compile.runtime.recordings import MAX_OUTLIVED, MAX_RECORDINGS, Recordings, release_all
 from innerq_compile.runtime.report import GraphReport
 from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
 
@@ -20,15 +23,22 @@ pytestmark = pytest.mark.usefixtures("emulated")
 class Step:
     """A step like that of a decoder: it appends new numbers to its cache, and returns a result."""
 
-    def __init__(self, results=lambda weight, held, new, out: [out]) -> None:
+    def __init__(self, results=lambda weight, held, new, out: [out], asked: bool = False) -> None:
         self.ran = 0
         self.report = GraphReport("decode", 1, 1, ())
         self._results = results
         device = torch.device("cpu")
         inputs = RecordedInputs(
-            device, fixed=[0], copied=[2], written=[1], sizes=[(3, None)], caches=2, static_inner=[2, 3, 4, 7, 8, 9]
+            device,
+            fixed=[0],
+            copied=[2],
+            written=[1],
+            sizes=[(3, None)],
+            caches=2,
+            static_inner=[2, 3, 4, 7, 8, 9],
+            cache=1,
         )
-        self.recordings = Recordings(self._run, inputs, self.report)
+        self.recordings = Recordings(self._run, inputs, self.report, asked)
 
     def _run(self, weight, held, new, factor):
         self.ran += 1
@@ -100,7 +110,7 @@ def test_caches_that_grow_are_recorded_at_once():
     for (keys, values, room), counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
         step(weight, memory, new(), places=places((keys, 100, room), (values, 200, room)))
         assert (step.ran, step.recorded) == counts
-    (recording,) = step.recordings._of_this_thread().recordings
+    (recording,) = step.recordings._threads.get().recordings
     assert recording.key.memory[-1] == 12, "those of before are gone"
 
 
@@ -122,7 +132,7 @@ def test_others_are_recorded_when_they_come_again(factor, keys, values):
     for recorded in (1, 2):
         step(weight, memory, new(), factor, places=places(keys, values))
         assert step.recorded == recorded
-    assert len(step.recordings._of_this_thread().recordings) == 2
+    assert len(step.recordings._threads.get().recordings) == 2
 
 
 def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
@@ -169,10 +179,171 @@ def test_so_many_recordings_are_kept():
         for _ in range(3):
             step(weight, memory, new(), factor)
     assert step.recorded == MAX_RECORDINGS + 2
-    (own,) = (step.recordings._by_thread.own,)
+    own = step.recordings._threads.get()
     assert [recording.key.sizes[0] for recording in own.recordings] == list(range(2, MAX_RECORDINGS + 2))
     step(weight, memory, new(), 5)
     assert [recording.key.sizes[0] for recording in own.recordings] == [2, 3, 4, *range(6, MAX_RECORDINGS + 2), 5]
+
+
+def kept(step: Step) -> list:
+    """The recordings that there are, of all threads."""
+    return [one for thread in step.recordings._threads.all() for one in thread.recordings]
+
+
+def test_few_recordings_outlive_their_caches(monkeypatch):
+    """As of a program that allocates new caches for every request."""
+    step, weight, lasting, requests = Step(), torch.randn(3), held(), []
+    for _ in range(3):
+        step(weight, lasting, new())
+    for _ in range(2 * MAX_OUTLIVED):
+        requests.append(held())  # all alive until they are recorded, so that none lies where another one was
+        for _ in range(3):
+            step(weight, requests[-1], new())
+    assert step.recorded == 1 + 2 * MAX_OUTLIVED == len(kept(step))
+    for one in kept(step):
+        one.graph.calls.clear()  # the emulation holds what a CUDA graph does not
+    last = requests[-1]
+    del requests[:-1]
+    gc.collect()
+    another = held()
+    for _ in range(3):
+        step(weight, another, new())
+    living = [one.cache() for one in kept(step) if not one.outlived]
+    assert len(kept(step)) == 3 + MAX_OUTLIVED and {id(one) for one in living} == {id(lasting), id(last), id(another)}
+
+
+def test_what_is_recorded_in_vain_is_bounded():
+    """Caches take turns, one more than there are recordings, so that each has lost its own when it comes again."""
+    step, weight = Step(), torch.randn(3)
+    memories = [held() for _ in range(MAX_RECORDINGS + 1)]
+    for _ in range(9):
+        for memory in memories:
+            step(weight, memory, new())
+    assert MAX_RECORDINGS <= step.recorded <= 2 * MAX_RECORDINGS
+    before = step.recorded
+    for _ in range(400):
+        step(weight, memories[0], new())
+    for _ in range(2):
+        for memory in memories:
+            step(weight, memory, new())
+    assert step.recorded > before, "who replays may record again"
+
+
+def test_all_threads_together_keep_so_many(monkeypatch):
+    """The latest ones, whichever thread they belong to."""
+    monkeypatch.setattr(recordings, "MAX_RECORDINGS", 3)
+    step, weight, memories, failures = Step(), torch.randn(3), [held() for _ in range(2)], []
+
+    def work(factors: list[int], memory: torch.Tensor) -> None:
+        try:
+            for factor in factors:
+                for _ in range(3):
+                    step(weight, memory, new(), factor)
+        except BaseException as error:
+            failures.append(error)
+
+    def run_beside(factors: list[int]) -> threading.Thread:
+        release, done = threading.Event(), threading.Event()
+
+        def body() -> None:
+            work(factors, memories[1])
+            done.set()
+            release.wait(60)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        assert done.wait(60)
+        thread.release = release
+        return thread
+
+    work([2, 3], memories[0])
+    thread = run_beside([5, 6])
+    assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 5, 6]
+    step(weight, memories[0], new(), 3)
+    step(weight, memories[0], new(), 4)
+    step(weight, memories[0], new(), 4)
+    assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 4, 6]
+    thread.release.set()
+    thread.join()
+    assert not failures
+
+
+def test_a_thread_for_each_request():
+    """The next one finds what the last one has recorded, and waits for it if that was on another stream."""
+    step, weight, memory, failures = Step(), torch.randn(3), held(), []
+
+    def work() -> None:
+        try:
+            for _ in range(3):
+                step(weight, memory, new())
+        except BaseException as error:
+            failures.append(error)
+
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "current_stream", lambda device=None, stream=stream: stream)
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            gc.collect()
+    assert not failures and step.recorded == 1 and len(step.recordings._threads.all()) == 1
+    assert streams[1].waited == [streams[0]]
+
+
+@pytest.fixture
+def disturbing(monkeypatch):
+    """A capture changes the random generator for all threads, as with torch 2.11. Gives a list of when it was aside."""
+    aside = []
+
+    @contextlib.contextmanager
+    def generator_aside(device):
+        aside.append(device)
+        yield
+
+    monkeypatch.setattr(cuda, "CAPTURES_GENERATOR", True)
+    monkeypatch.setattr(cuda, "generator_aside", generator_aside)
+    return aside
+
+
+def drawing(step: Step, aside: list) -> None:
+    """Let ``step`` draw random numbers: it cannot be recorded while the generator is aside."""
+    run = step.recordings._compiled
+
+    def compiled(*args):
+        if aside:
+            aside.clear()
+            raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
+        return run(*args)
+
+    step.recordings._compiled = compiled
+
+
+def test_the_generator_of_other_threads_is_not_disturbed(disturbing):
+    step, weight, memory = Step(), torch.randn(3), held()
+    for _ in range(3):
+        step(weight, memory, new())
+    assert step.recorded == 1 and len(disturbing) == 2, "it has held the pool first"
+
+
+def test_random_numbers_where_a_capture_disturbs_other_threads(disturbing, caplog):
+    step, weight, memory = Step(), torch.randn(3), held()
+    drawing(step, disturbing)
+    for _ in range(4):
+        step(weight, memory, new())
+    assert step.recorded == 0 and step.ran == 4
+    assert str(step.report.cuda_graphs).startswith("no: it draws random numbers")
+    assert not caplog.text, "no reason to warn"
+
+
+def test_random_numbers_that_may_be_recorded(disturbing):
+    """On request, and then with the program's own generator; the second recording knows it from the start."""
+    step, weight, memories = Step(asked=True), torch.randn(3), [held(), held()]
+    drawing(step, disturbing)
+    for memory in memories:
+        for _ in range(3):
+            step(weight, memory, new())
+    assert step.recorded == 2 and not disturbing
 
 
 def test_repeated_elements_are_copied_once():
@@ -279,22 +450,27 @@ def test_what_cannot_be_recorded_runs(caplog):
     assert caplog.text.count("recording failed") == 1
 
 
-def test_no_memory_to_record():
-    """The step runs without a recording."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_no_memory_to_record(monkeypatch, caplog, times):
+    """What the allocator keeps is given back once; if that is not enough, steps run without a recording."""
     step, weight, memory = Step(), torch.randn(3), held()
-    run, calls = step.recordings._compiled, []
+    run, calls, emptied = step.recordings._compiled, [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(calls)))
 
     def hungry(*args):
         calls.append(len(calls))
-        if len(calls) == 2:
+        if 2 <= len(calls) < 2 + times:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(*args)
 
     step.recordings._compiled = hungry
     for _ in range(4):
         step(weight, memory, new())
-    assert step.recorded == 0 and len(calls) == 5
-    assert str(step.report.cuda_graphs) == "no: recording failed: CUDA out of memory"
+    assert emptied == [2]
+    assert (step.recorded, len(calls)) == ((1, 3) if times == 1 else (0, 6))
+    if times == 2:
+        assert str(step.report.cuda_graphs) == "no: recording failed: CUDA out of memory"
+        assert caplog.text.count("runs without CUDA graphs") == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
@@ -357,7 +533,7 @@ def test_another_stream_is_done_with_what_is_let_go(emulated, monkeypatch):  # n
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
     for _ in range(2):
         step(weight, memory, new())
-    copies = [copy.data_ptr() for one in step.recordings._of_this_thread().recordings for copy in one.copies]
+    copies = [copy.data_ptr() for one in step.recordings._threads.get().recordings for copy in one.copies]
     assert sorted(other.keeps) == sorted(copies) and len(set(copies)) == 2
     assert not emulated.keeps
 
@@ -390,7 +566,7 @@ def test_release():
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(3):
         step(weight, memory, new())
-    graph = weakref.ref(step.recordings._by_thread.own.recordings[0])
+    graph = weakref.ref(step.recordings._threads.get().recordings[0])
     release_all()
     gc.collect()
     assert graph() is None
@@ -404,7 +580,7 @@ def test_caches_are_not_held(results):
     step, weight, memory = Step(results), torch.randn(3), held()
     results = [step(weight, memory, new()) for _ in range(3)]
     gone = weakref.ref(memory)
-    step.recordings._by_thread.own.recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
+    step.recordings._threads.get().recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
     del memory, results
     gc.collect()
     assert gone() is None

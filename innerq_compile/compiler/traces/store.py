@@ -23,7 +23,7 @@ _SUFFIX = ".trace"
 def folder(key: Sequence[str]) -> pathlib.Path:
     """The folder of traces of a key."""
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
-    return pathlib.Path(inductor.cache_folder()) / "innerq_traces" / digest
+    return pathlib.Path(inductor.cache_directory()) / "innerq_traces" / digest
 
 
 def read(key: Sequence[str]) -> Iterator[bytes]:

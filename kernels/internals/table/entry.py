@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-#: The supported versions of torch. All names were read in the source of each, unless an entry says otherwise.
-SUPPORTED_TORCH = ("2.11", "2.12", "2.13")
+from ...versions import SUPPORTED_TORCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Internal:
         on_objects: the names are attributes that ``module`` writes to or reads from objects. No class declares them, so
             the check is whether the source of the module mentions them.
         needs: ``cuda`` (a build of torch) or ``triton`` (a package), if the names are not used without it.
-        versions: versions of torch in whose source the names were read.
+        versions: versions of torch that have the names; all supported ones, unless an entry says otherwise.
     """
 
     module: str

@@ -40,6 +40,13 @@ ENTRIES = (
         without=_NO_PASSES,
     ),
     Internal(
+        module="torch.fx.experimental.sym_node",
+        names=("SymNode.hint", "SymNode.has_hint"),
+        why="How large an input is and how many tokens a step has, without a guard: this decides what is worth "
+        "recording as a CUDA graph.",
+        without="Decode steps on a CUDA device cannot be compiled.",
+    ),
+    Internal(
         module="torch.utils._sympy.printers",
         names=("PythonPrinter",),
         why="Converts symbolic sizes to Python functions, which are evaluated at every call: sympy's own evaluation "

@@ -12,12 +12,6 @@ ENTRIES = (
         without="Traces are not kept on disk: a new process traces its models.",
     ),
     Internal(
-        module="torch._inductor.runtime.cache_dir_utils",
-        names=("cache_dir",),
-        why="The folder of Inductor's caches, in which traces are kept, too.",
-        without="Traces are not kept on disk: a new process traces its models.",
-    ),
-    Internal(
         module="torch._inductor.compile_fx",
         names=("compile_fx(config_patches)",),
         why="Compiles a rewritten graph as backend='inductor' does. torch._inductor.compile is for exported graphs: "
@@ -28,6 +22,12 @@ ENTRIES = (
         module="torch._inductor.config",
         names=("get_config_copy",),
         why="Which options of torch.compile are Inductor's; unknown options are an error.",
+        without="Nothing compiles.",
+    ),
+    Internal(
+        module="torch._inductor.config",
+        names=("triton.cudagraphs",),
+        why="Whether the process has turned on Inductor's CUDA graphs for all graphs.",
         without="Nothing compiles.",
     ),
     Internal(
@@ -54,6 +54,12 @@ ENTRIES = (
         names=("patch", "enable_autograd_cache"),
         why="With its cache, AOTAutograd loads the code of a graph at the first call, which is too late for a dump.",
         without="Dumping graphs fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._inductor.runtime.cache_dir_utils",
+        names=("cache_dir",),
+        why="The folder of Inductor's caches, where it is Inductor's default: notices and warm_up name it.",
+        without="warm_up fails, and so does the notice of a compilation, with an ImportError.",
     ),
     Internal(
         module="torch._inductor.cpu_vec_isa",

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from innerq_compile.kernels.internals.table import TOPICS, missing
-from innerq_compile.kernels.internals.table.entry import SUPPORTED_TORCH, Internal
+from innerq_compile.kernels.internals.table.entry import Internal
+from innerq_compile.kernels.versions import SUPPORTED_TORCH
 from tests.helpers.undocumented_api import uses
 
 ROOT = Path(__file__).resolve().parents[3]

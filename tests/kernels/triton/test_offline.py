@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs that are not there, with and without Hopper's features."""
+"""The kernels compile for GPUs that are not there: Ampere, Ada, Hopper and Blackwell."""
 
 from __future__ import annotations
 
@@ -80,15 +80,19 @@ for preset in presets.values():
 """
 
 
-SLOW_CASES = [(128, "signed", 3, 80), (64, "none", 2, 90), (80, "hybrid", 4, 80), (80, "hybrid", 4, 90)]
+#: Capabilities of the GPUs: A100, L4 and RTX 40, H100 and H200, B200.
+TARGETS = (80, 89, 90, 100)
+KERNELS = ((128, "signed", 3), (64, "none", 2), (80, "hybrid", 4))
+#: Each target at least once, with the kernels that compile fast.
+QUICK = {(64, "none", 2, 80), (64, "none", 2, 89), (128, "signed", 3, 90), (64, "none", 2, 100)}
 
 
 @pytest.mark.parametrize(
     ("head_dim", "mode", "bits", "capability"),
     [
-        (128, "signed", 3, 90),
-        (64, "none", 2, 80),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES),
+        pytest.param(*kernel, target, marks=[] if (*kernel, target) in QUICK else pytest.mark.slow)
+        for kernel in KERNELS
+        for target in TARGETS
     ],
 )
 def test_kernels_compile(head_dim, mode, bits, capability):
@@ -101,7 +105,8 @@ def test_kernels_compile(head_dim, mode, bits, capability):
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [300, 33_000])  # a mask in one piece, and one in a loop
 def test_kernels_of_a_step_compile(tokens):
+    """Those that Inductor makes, templates among them, for every target."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.helpers.compile_step", str(tokens)]
+    command = [sys.executable, "-m", "tests.helpers.compile_step", str(tokens), *map(str, TARGETS)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

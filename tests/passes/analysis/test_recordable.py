@@ -10,8 +10,9 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from innerq_compile import InnerQConfig
+from innerq_compile.kernels import ops  # noqa: F401  (defines the operators)
 from innerq_compile.kernels.cache import CacheTensors
-from innerq_compile.passes.analysis.recordable import recorded_inputs
+from innerq_compile.passes.analysis.recordable import MAX_COPY, MAX_ROWS, is_on_device, recorded_inputs
 from innerq_compile.passes.context import CacheInput, Reason
 
 FORMAT = InnerQConfig().format_for("key", 64, torch.float16)
@@ -49,10 +50,10 @@ class Builder:
             node.meta["example_value"] = value
         return node
 
-    def found(self, *outputs, caches=()):
+    def found(self, *outputs, caches=(), **kwargs):
         self.graph.output(outputs)
         caches = [CacheInput(CacheTensors(FORMAT, *[codes] * 4)) for codes in caches]
-        return recorded_inputs(GraphModule(self.root, self.graph), caches)
+        return recorded_inputs(GraphModule(self.root, self.graph), caches, **kwargs)
 
 
 def test_inputs():
@@ -69,7 +70,63 @@ def test_inputs():
     found = build.found(out, caches=[codes])
     assert (found.fixed, found.copied, found.written) == ([2, 4], [1], [4])
     assert found.sizes == [(0, None)], "each symbol is read at one place, and none is the room of a cache"
-    assert found.device.type == "cuda"
+    assert found.device.type == "cuda" and found.cache == 3
+
+
+def test_inputs_that_keep_their_address_without_a_mark():
+    """Those that the graph writes, and those that the prelude writes."""
+    build = Builder()
+    written, hoisted, ids = (build.input(name, build.value(4)) for name in ("written", "hoisted", "ids"))
+    build.call("add_", written, ids, value=build.value(4))
+    found = build.found(ids, hoisted=[hoisted])
+    assert (found.fixed, found.copied, found.written, found.cache) == ([0, 1], [2], [0], None)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_large_inputs_are_copied_on_request_only(asked, symbolic):
+    build = Builder()
+    rows = MAX_COPY // 2
+    build.input("small", build.value(build.size(rows) if symbolic else rows))
+    build.input("large", build.value(build.size(rows + 1) if symbolic else rows + 1))
+    found = build.found(asked=asked)
+    assert (found.fixed, found.copied) == (([], [0, 1]) if asked else ([1], [0]))
+
+
+def _a_collective(build):
+    return build.call(torch.ops._c10d_functional.all_reduce.default, build.x, "sum", "0", value=build.value(4))
+
+
+def _many_rows(build):
+    """An attention; tensors of its caches do not matter here."""
+    value = build.value(2, 8, MAX_ROWS // 2 + 1, 64)
+    query, inner = build.input("query", value), build.input("inner", build.value(4), static=True)
+    operator = torch.ops.innerq.decode_attention.default
+    given = {"Tensor": inner, "Optional[Tensor]": None, "str": FORMAT.spec, "float": 1.0, "bool": False}
+    arguments = [given[str(argument.type)] for argument in operator._schema.arguments[1:]]
+    return build.call(operator, query, *arguments, value=value)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [(_a_collective, "a process group waits for"), (_many_rows, f"a step of {MAX_ROWS + 2} tokens keeps a GPU busy")],
+)
+def test_recorded_on_request_only(obstacle, reason):
+    for asked in (False, True):
+        build = Builder()
+        build.x = build.input("x", build.value(4))
+        found = build.found(obstacle(build), build.x, asked=asked)
+        assert isinstance(found, Reason) != asked, found
+        assert asked or reason in found.text
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_on_a_device_that_records(device):
+    build = Builder()
+    build.input("s0", build.size(3))
+    build.input("x", build.value(4, device=device))
+    build.graph.output(())
+    assert is_on_device(GraphModule(build.root, build.graph)) == (device == "cuda")
 
 
 def _on_the_host(build):
