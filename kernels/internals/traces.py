@@ -214,8 +214,8 @@ class Tree:
         return "\n".join([_ID.sub(of, text), *self.subclasses])
 
 
-#: An id in the text of a check.
-_ID = re.compile(r"(___check_(?:obj|type)_id\(.*?, )(\d{6,})\)")
+#: An id in the text of a check, and the object that some versions print behind it, with its address.
+_ID = re.compile(r"(___check_(?:obj|type)_id\(.*?, )(\d{6,})\)(, type=<[^>\n]*>)?")
 _IN_THIS_PROCESS = re.compile(r"___check_metadata_\d+_c\d+(/\d+)*(_\d+)?")
 
 
