@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# every test traces what it compiles; tests of kept traces switch them on
-os.environ.setdefault("INNERQ_TRACES", "0")
 
 import pytest
 import torch

@@ -31,8 +31,7 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._pytree import tree_map
 from torch.utils.weak import TensorWeakRef
 
-#: Guards that state in their text all that they check, with the objects of :attr:`Tree.objects` and the metadata of
-#: :attr:`Tree.subclasses`. A frame with any other guard is not kept.
+#: Guards that state in their text all that they check, with :attr:`Tree.objects` and :attr:`Tree.unspelled`. A frame with any other guard is not kept.
 KNOWN_GUARDS = frozenset(
     (
         "AUTOGRAD_SAVED_TENSORS_HOOKS",
@@ -167,7 +166,7 @@ class Tree:
     Attributes:
         manager: the checks; they hold for the values that they were built from.
         objects: the objects that are identified by their id, by that id.
-        subclasses: the metadata of tensor subclasses, which checks compare but do not spell.
+        unspelled: what a trace depends on and checks do not spell: metadata of tensor subclasses, numbers of hooks.
     """
 
     def __init__(self, code: types.CodeType, guards: Guards, scope: dict[str, Any], globals_: dict[str, Any]) -> None:
@@ -188,11 +187,13 @@ class Tree:
         common = OutputGraphCommon(state)
         self.manager = _Manager(code, common, shape_code_parts=guards.shapes)
         self.objects = self.manager.objects
-        self.subclasses = [
-            repr(self.value(guard.originating_source).__tensor_flatten__()[1])
-            for guard in guards.guards
-            if guard.create_fn_name() == "TENSOR_SUBCLASS_METADATA_MATCH"
-        ]
+        self.unspelled = []
+        for guard in guards.guards:
+            kind = guard.create_fn_name()
+            if kind == "TENSOR_SUBCLASS_METADATA_MATCH":
+                self.unspelled.append(repr(self.value(guard.originating_source).__tensor_flatten__()[1]))
+            elif kind == "EMPTY_NN_MODULE_HOOKS_DICT":  # by default not checked in later calls, but seen by a trace
+                self.unspelled.append(f"{guard.name}: {len(self.value(guard.originating_source))}")
 
     def value(self, source: Any) -> Any:
         """The value of a source in this call."""
@@ -211,7 +212,7 @@ class Tree:
                 raise NotKept(f"a guard identifies an object that is not known: {match[0]}")
             return f"{match[1]}{fingerprint(self.objects[int(match[2])])})"
 
-        return "\n".join([_ID.sub(of, text), *self.subclasses])
+        return "\n".join([_ID.sub(of, text), *self.unspelled])
 
 
 #: An id in the text of a check, and the object that some versions print behind it, with its address.
@@ -429,6 +430,13 @@ def install(keeper: Keeper, applies: Callable[[Frame], bool]) -> None:
 def traced_code(output: Any) -> list[types.CodeType]:
     """The code objects that Dynamo ran symbolically."""
     return list(output.tracer_output.output_graph.tracing_context.traced_code)
+
+
+def modules_are_guarded() -> bool:
+    """Whether Dynamo guards on what it reads of modules, which is its default."""
+    from torch._dynamo import config
+
+    return bool(config.guard_nn_modules)
 
 
 def dynamo_settings() -> str:

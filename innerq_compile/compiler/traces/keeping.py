@@ -288,5 +288,8 @@ def _hash(text: str) -> str:
 
 
 def enabled() -> bool:
-    """Whether traces are kept: not if Inductor's caches are off, or ``INNERQ_TRACES=0``."""
-    return os.environ.get("INNERQ_TRACES", "1") != "0" and inductor.caches_enabled()
+    """Whether traces are kept: with ``INNERQ_TRACES=1``, if Inductor's caches are on and the process works alone."""
+    if os.environ.get("INNERQ_TRACES", "0") != "1" or not inductor.caches_enabled():
+        return False
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return traces.modules_are_guarded() and not distributed

@@ -13,6 +13,7 @@ import types
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config
 from torch._inductor.utils import fresh_cache
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
@@ -161,10 +162,9 @@ def test_other_options_of_the_backend():
 @pytest.mark.parametrize("way", ["variable", "Inductor's caches"])
 def test_switched_off(way, monkeypatch):
     if way == "variable":
-        monkeypatch.setenv("INNERQ_TRACES", "0")
-    else:
-        monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    assert traced(model_of()) == traced(model_of()) > 0
+        monkeypatch.delenv("INNERQ_TRACES")
+    with config.patch(force_disable_caches=way == "Inductor's caches"):
+        assert traced(model_of()) == traced(model_of()) > 0
 
 
 def test_damaged_traces(monkeypatch):
@@ -218,6 +218,7 @@ def test_a_graph_that_breaks():
 SCRIPT = """
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config
 from transformers import DynamicCache
 from innerq_compile import innerq
 from tests.helpers.models import tiny_llama
