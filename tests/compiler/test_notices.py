@@ -20,6 +20,11 @@ from tests.helpers.torchrun import environment
 PATIENCE = 0.2
 
 
+@pytest.fixture(autouse=True)
+def lines_are_on(monkeypatch):
+    monkeypatch.delenv("INNERQ_PROGRESS")
+
+
 class Slow:
     """An observer that makes compilations of graphs with an attention take longer than the patience of notices."""
 
