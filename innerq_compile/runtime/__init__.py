@@ -6,6 +6,7 @@
 ``shadow.py``          quantized shadows of dense buffers
 ``hoisted_inputs.py``  inputs that the prelude computes in each call
 ``recordings.py``      CUDA graphs; ``recording.py`` has one of them, ``recorded_results.py`` its results
+``per_thread.py``      a value for each thread that is alive
 ``sizes.py``           symbolic sizes
 ``report/``            reports of compiled graphs
 """

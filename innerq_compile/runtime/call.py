@@ -41,12 +41,14 @@ class CompiledGraph:
     ) -> None:
         self._report = report
         self._compiled = compiled
-        self._begin = compiled.begin if isinstance(compiled, Recordings) else _on_this_stream
+        self._begin, buffers = _on_this_stream, None
+        if isinstance(compiled, Recordings):
+            self._begin, buffers = compiled.begin, compiled.buffers
         sizes = SizeReader(original)
         self._hoisted = None
         if prelude is not None and context.prelude is not None:
             cache = next(context.cache_inputs()).format
-            self._hoisted = HoistedInputs(prelude, context.prelude, cache, original, sizes)
+            self._hoisted = HoistedInputs(prelude, context.prelude, cache, original, sizes, buffers)
         self._outputs = Outputs(context.outputs, list(context.caches.values()), sizes)
         self._caches = GraphCaches(context, original, sizes, self._outputs.appended)
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]

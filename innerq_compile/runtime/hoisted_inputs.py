@@ -17,16 +17,19 @@ from .sizes import SizeReader
 MAX_BATCH_SIZES = 8
 
 
-class _Buffers(threading.local):
-    """The buffers of one thread for the results of the prelude.
+#: The buffers of one thread for the results of the prelude: for the shapes of each batch size, the number of tokens
+#: that masks have room for, and a buffer for each result.
+Buffers = dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]]
 
-    Attributes:
-        by_shapes: for the shapes of each batch size, the number of tokens that masks have room for, and a buffer for
-            each result.
-    """
+
+class _OwnBuffers(threading.local):
+    """The buffers of each thread, where no recording depends on them."""
 
     def __init__(self) -> None:
-        self.by_shapes: dict[tuple[tuple[int, ...], ...], tuple[int, list[torch.Tensor]]] = {}
+        self.kept: Buffers = {}
+
+    def __call__(self) -> Buffers:
+        return self.kept
 
 
 class HoistedInputs:
@@ -38,6 +41,7 @@ class HoistedInputs:
         cache: the format of a cache of the graph; all caches have the same capacity.
         original: the graph as captured.
         sizes: evaluates symbolic sizes of ``original``.
+        buffers: gives the buffers of the calling thread; by default each has its own.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class HoistedInputs:
         cache: CacheFormat,
         original: GraphModule,
         sizes: SizeReader,
+        buffers: Callable[[], Buffers] | None = None,
     ) -> None:
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
         self._block, self._window = cache.block, cache.window
@@ -67,7 +72,7 @@ class HoistedInputs:
             for place, (result, mask, write) in enumerate(zip(plan.results, plan.masks, plan.written, strict=True))
             if write
         ]
-        self._buffers = _Buffers()
+        self._buffers = buffers or _OwnBuffers()
 
     def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
         """The hoisted inputs for a call with ``args``, whose caches have a capacity of ``blocks``."""
@@ -82,7 +87,7 @@ class HoistedInputs:
 
     def used_on(self, stream: torch.cuda.Stream) -> None:
         """Let the allocator not reuse this thread's buffers, once freed, before ``stream`` is done with them."""
-        for _, buffers in self._buffers.by_shapes.values():
+        for _, buffers in self._buffers().values():
             for buffer in buffers:
                 buffer.record_stream(stream)
 
@@ -91,7 +96,7 @@ class HoistedInputs:
         shapes = self._fixed_shapes
         if shapes is None:
             shapes = tuple(tuple(read(args) for read in shape) for shape in self._shape_readers)
-        kept = self._buffers.by_shapes
+        kept = self._buffers()
         room, buffers = kept.get(shapes, (-1, []))
         if room != tokens:
             buffers = [

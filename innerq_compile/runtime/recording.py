@@ -39,6 +39,15 @@ class CaptureResources:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
+        self._keeper: torch.cuda.CUDAGraph | None = None
+
+    def keep_pool(self, device: torch.device) -> None:
+        """Keep the pool while it has no recording: the allocator takes no capture into a pool that no graph holds."""
+        if self._keeper is None:
+            graph = torch.cuda.CUDAGraph()
+            with _capturing(graph, device, self, draws=False):
+                torch.zeros(1, device=device)  # an empty graph would be warned of
+            self._keeper = graph
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,8 +133,10 @@ def record(
             inputs[index] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
             copies.append(_compact(inputs[index]).copy_(_compact(value)))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(plan.device), _capturing(graph, plan.device, resources, draws):
-        results = compiled(*inputs)
+    with torch.cuda.device(plan.device):
+        resources.keep_pool(plan.device)
+        with _capturing(graph, plan.device, resources, draws):
+            results = compiled(*inputs)
     made, outputs = recorded_results(results, inputs, plan)
     return Recording(graph, plan, key, copies, made, outputs, cache)
 

@@ -28,6 +28,8 @@ import torch
 
 from ..kernels.internals import cuda
 from ..passes.analysis.recordable import RecordedInputs
+from .hoisted_inputs import Buffers
+from .per_thread import PerThread
 from .recording import CallKey, CaptureResources, Recording, record
 from .report import CudaGraphs, CudaGraphUse, GraphReport
 
@@ -58,7 +60,8 @@ class Recordings:
     """A compiled graph that records its calls.
 
     Called with a list of the graph's inputs, and with addresses and capacities of the caches among them
-    (``Caches.memory``). Threads do not share recordings, because each recording writes to its own memory.
+    (``Caches.memory``). Threads do not share recordings, because each recording writes to its own memory. A new thread
+    takes over those of one that has ended.
 
     Args:
         compiled: the compiled graph.
@@ -80,8 +83,7 @@ class Recordings:
         self._asked = asked
         self._disabled = False
         self._draws = False  # random numbers; found out only where it matters
-        self._by_thread = threading.local()
-        self._threads: weakref.WeakSet[_ThreadRecordings] = weakref.WeakSet()
+        self._threads = PerThread(lambda: _ThreadRecordings(inputs.device))
         self._keeping = threading.Lock()  # held while the recordings of any thread are replaced
         with _EXISTING_LOCK:
             _EXISTING.add(self)
@@ -97,7 +99,7 @@ class Recordings:
         """
         if torch.cuda.is_current_stream_capturing():
             return None
-        own, stream = self._of_this_thread(), torch.cuda.current_stream(self._inputs.device)
+        own, stream = self._threads.get(), torch.cuda.current_stream(self._inputs.device)
         if stream == own.last_stream:
             return None
         own.moves_to(stream)
@@ -107,7 +109,7 @@ class Recordings:
         """The results of a call. :meth:`begin` has to be called before."""
         if torch.cuda.is_current_stream_capturing():  # the program itself is being recorded
             return self._compiled(*inputs)
-        own = self._of_this_thread()
+        own = self._threads.get()
         sizes = [inputs[place] if dim is None else inputs[place].shape[dim] for place, dim in self._inputs.sizes]
         kept = own.recordings
         recording = kept[-1] if kept else None
@@ -120,16 +122,11 @@ class Recordings:
 
     def release(self) -> None:
         """Release all recordings."""
-        self._by_thread = threading.local()
+        self._threads.forget()
 
-    def _of_this_thread(self) -> _ThreadRecordings:
-        try:
-            return self._by_thread.own
-        except AttributeError:
-            own = self._by_thread.own = _ThreadRecordings(self._inputs.device)
-            with self._keeping:
-                self._threads.add(own)
-            return own
+    def buffers(self) -> Buffers:
+        """The calling thread's buffers for hoisted inputs, which a recording reads where it has found them."""
+        return self._threads.get().buffers
 
     def _find(self, own: _ThreadRecordings, inputs: list[Any], sizes: list[int], memory: list[int]) -> Recording | None:
         """The recording for a call, moved to the end of ``own``; None if the call is to run without a recording."""
@@ -206,12 +203,13 @@ class Recordings:
             own.recordings = kept if new is None else (*kept, new)
             if new is None or new is old:
                 return
-            every = sorted((one for thread in self._threads for one in thread.recordings), key=lambda one: one.used)
+            every = [one for thread in self._threads.all() for one in thread.recordings]
+            every.sort(key=lambda one: one.used)
             outlived = [one for one in every if one.outlived]
             surplus = outlived[: max(0, len(outlived) - MAX_OUTLIVED)]
             every = [one for one in every if one not in surplus]
             surplus += every[: max(0, len(every) - MAX_RECORDINGS)]
-            for thread in self._threads if surplus else ():
+            for thread in self._threads.all() if surplus else ():
                 thread.recordings = tuple(one for one in thread.recordings if one not in surplus)
 
 
@@ -221,6 +219,7 @@ class _ThreadRecordings:
     Attributes:
         resources: stream and memory pool to record with.
         recordings: the recordings, the last replayed one at the end. Another thread may replace the tuple.
+        buffers: the buffers for hoisted inputs.
         unrecorded: keys of calls that have run once without being recorded.
         recorded: how often the thread has recorded.
         replayed: how often it has replayed.
@@ -230,6 +229,7 @@ class _ThreadRecordings:
     def __init__(self, device: torch.device) -> None:
         self.resources = CaptureResources(device)
         self.recordings: tuple[Recording, ...] = ()
+        self.buffers: Buffers = {}
         self.unrecorded: collections.deque[CallKey] = collections.deque(maxlen=MAX_UNRECORDED)
         self.recorded = 0
         self.replayed = 0

@@ -281,6 +281,27 @@ def test_threads_that_sample():
 
 
 @torch.no_grad()
+def test_a_thread_for_each_request():
+    """As of programs that stream the text that ``generate`` makes in a thread. Memory does not grow with requests."""
+    eager, model = pair()
+    innerq(model, preset="lossless")
+    text, reserved = prompt(1, 90, device="cuda")["input_ids"], []
+    expected = eager(text).logits[0, 70:]
+
+    def work(_: int) -> None:
+        cache = DynamicCache()
+        model(text[:, :70], past_key_values=cache, use_cache=True)
+        assert_near(feed(model, text, cache, 70, 90), expected)
+
+    for _ in range(12):
+        beside(work, 1)
+        gc.collect()
+        reserved.append(torch.cuda.memory_reserved())
+    assert 1 <= recorded() <= 12 and living() <= MAX_OUTLIVED + 1
+    assert reserved[-1] <= reserved[5] + (1 << 22), reserved
+
+
+@torch.no_grad()
 def test_a_thread_that_waits_for_the_device():
     """It waits for the whole device, and empties the allocator's cache, while another thread records."""
     eager, model = pair()

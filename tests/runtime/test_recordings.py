@@ -110,7 +110,7 @@ def test_caches_that_grow_are_recorded_at_once():
     for (keys, values, room), counts in zip(looks, [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)], strict=True):
         step(weight, memory, new(), places=places((keys, 100, room), (values, 200, room)))
         assert (step.ran, step.recorded) == counts
-    (recording,) = step.recordings._of_this_thread().recordings
+    (recording,) = step.recordings._threads.get().recordings
     assert recording.key.memory[-1] == 12, "those of before are gone"
 
 
@@ -132,7 +132,7 @@ def test_others_are_recorded_when_they_come_again(factor, keys, values):
     for recorded in (1, 2):
         step(weight, memory, new(), factor, places=places(keys, values))
         assert step.recorded == recorded
-    assert len(step.recordings._of_this_thread().recordings) == 2
+    assert len(step.recordings._threads.get().recordings) == 2
 
 
 def test_caches_that_have_grown_and_cannot_be_recorded_at_once():
@@ -179,7 +179,7 @@ def test_so_many_recordings_are_kept():
         for _ in range(3):
             step(weight, memory, new(), factor)
     assert step.recorded == MAX_RECORDINGS + 2
-    (own,) = (step.recordings._by_thread.own,)
+    own = step.recordings._threads.get()
     assert [recording.key.sizes[0] for recording in own.recordings] == list(range(2, MAX_RECORDINGS + 2))
     step(weight, memory, new(), 5)
     assert [recording.key.sizes[0] for recording in own.recordings] == [2, 3, 4, *range(6, MAX_RECORDINGS + 2), 5]
@@ -187,7 +187,7 @@ def test_so_many_recordings_are_kept():
 
 def kept(step: Step) -> list:
     """The recordings that there are, of all threads."""
-    return [one for thread in step.recordings._threads for one in thread.recordings]
+    return [one for thread in step.recordings._threads.all() for one in thread.recordings]
 
 
 def test_few_recordings_outlive_their_caches(monkeypatch):
@@ -248,7 +248,7 @@ def test_all_threads_together_keep_so_many(monkeypatch):
         def body() -> None:
             work(factors, memories[1])
             done.set()
-            release.wait(60)  # a thread's recordings end with it
+            release.wait(60)
 
         thread = threading.Thread(target=body)
         thread.start()
@@ -265,14 +265,35 @@ def test_all_threads_together_keep_so_many(monkeypatch):
     assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 4, 6]
     thread.release.set()
     thread.join()
-    gc.collect()
-    assert sorted(one.key.sizes[0] for one in kept(step)) == [3, 4]
     assert not failures
+
+
+def test_a_thread_for_each_request():
+    """The next one finds what the last one has recorded, and waits for it if that was on another stream."""
+    step, weight, memory, failures = Step(), torch.randn(3), held(), []
+
+    def work() -> None:
+        try:
+            for _ in range(3):
+                step(weight, memory, new())
+        except BaseException as error:
+            failures.append(error)
+
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "current_stream", lambda device=None, stream=stream: stream)
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            gc.collect()
+    assert not failures and step.recorded == 1 and len(step.recordings._threads.all()) == 1
+    assert streams[1].waited == [streams[0]]
 
 
 @pytest.fixture
 def disturbing(monkeypatch):
-    """A capture changes the random generator for all threads, as with torch 2.11. Gives how often it was set aside."""
+    """A capture changes the random generator for all threads, as with torch 2.11. Gives a list of when it was aside."""
     aside = []
 
     @contextlib.contextmanager
@@ -287,11 +308,11 @@ def disturbing(monkeypatch):
 
 def drawing(step: Step, aside: list) -> None:
     """Let ``step`` draw random numbers: it cannot be recorded while the generator is aside."""
-    run, recorded = step.recordings._compiled, []
+    run = step.recordings._compiled
 
     def compiled(*args):
-        if len(aside) > len(recorded):
-            recorded.append(True)
+        if aside:
+            aside.clear()
             raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
         return run(*args)
 
@@ -302,7 +323,7 @@ def test_the_generator_of_other_threads_is_not_disturbed(disturbing):
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(3):
         step(weight, memory, new())
-    assert step.recorded == 1 and len(disturbing) == 1
+    assert step.recorded == 1 and len(disturbing) == 2, "it has held the pool first"
 
 
 def test_random_numbers_where_a_capture_disturbs_other_threads(disturbing, caplog):
@@ -322,7 +343,7 @@ def test_random_numbers_that_may_be_recorded(disturbing):
     for memory in memories:
         for _ in range(3):
             step(weight, memory, new())
-    assert step.recorded == 2 and len(disturbing) == 1
+    assert step.recorded == 2 and not disturbing
 
 
 def test_repeated_elements_are_copied_once():
@@ -512,7 +533,7 @@ def test_another_stream_is_done_with_what_is_let_go(emulated, monkeypatch):  # n
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: other)
     for _ in range(2):
         step(weight, memory, new())
-    copies = [copy.data_ptr() for one in step.recordings._of_this_thread().recordings for copy in one.copies]
+    copies = [copy.data_ptr() for one in step.recordings._threads.get().recordings for copy in one.copies]
     assert sorted(other.keeps) == sorted(copies) and len(set(copies)) == 2
     assert not emulated.keeps
 
@@ -545,7 +566,7 @@ def test_release():
     step, weight, memory = Step(), torch.randn(3), held()
     for _ in range(3):
         step(weight, memory, new())
-    graph = weakref.ref(step.recordings._by_thread.own.recordings[0])
+    graph = weakref.ref(step.recordings._threads.get().recordings[0])
     release_all()
     gc.collect()
     assert graph() is None
@@ -559,7 +580,7 @@ def test_caches_are_not_held(results):
     step, weight, memory = Step(results), torch.randn(3), held()
     results = [step(weight, memory, new()) for _ in range(3)]
     gone = weakref.ref(memory)
-    step.recordings._by_thread.own.recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
+    step.recordings._threads.get().recordings[0].graph.calls.clear()  # the emulation holds what a CUDA graph does not
     del memory, results
     gc.collect()
     assert gone() is None
