@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+
+import pytest
 
 from innerq_compile.kernels.versions import SUPPORTED_TORCH
 from tests.helpers.scripts import ROOT
@@ -42,6 +47,33 @@ def test_pages_say_the_versions_of_torch():
     installed = re.findall(r"pip install torch==(\S+)", text("docs/getting-started.md"))
     assert installed and {*installed} == {newest_torch()}
     assert f"| PyTorch | {FIRST} to {LAST} | {', '.join(releases_in_ci())} |" in text("docs/support-matrix.md")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("arguments", "folder", "installed"),
+    [
+        ([], ".venv", "torch==2.13.0"),
+        ([f"TORCH={newest_torch()}"], f".venv-{newest_torch()}", f"torch=={newest_torch()}"),
+        (
+            ["TORCH=newest", "INDEX=https://nowhere"],
+            ".venv-newest",
+            "-r requirements/newest.txt --index-url https://nowhere",
+        ),
+    ],
+    ids=["default", "a version", "newest"],
+)
+def test_make_installs_the_torch_that_it_is_told(arguments, folder, installed, tmp_path):
+    """Each into an environment of its own."""
+    for name in ("Makefile", "pyproject.toml", "requirements/newest.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    # without what a make that runs the tests has handed down
+    given = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "TORCH", "INDEX", "VENV")}
+    command = ["make", "-n", "test", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, check=True)
+    assert f"|| {folder}/bin/python -m pip install --quiet --disable-pip-version-check {installed}" in done.stdout
+    assert f"{folder}/bin/python -m pytest" in done.stdout
 
 
 def test_versions_of_python():
