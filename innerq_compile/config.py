@@ -79,6 +79,8 @@ class InnerQConfig:
         strict: Whether an attention that cannot be rewritten is an error. By default it is left as it is.
         rewrite: If False, caches are quantized but the program's own attention reads them dequantized. Slow; use it to
             tell an error of quantization from one of the rewrite (``docs/debugging.md``).
+        regions: Whether parts of a graph that do the same, such as layers, are compiled once and called for each
+            (``passes/regions``). If False, Inductor compiles each graph as a whole, which takes longer.
         cuda_graphs: Whether decode steps on a CUDA device are recorded as CUDA graphs, which are replayed in later
             steps, of any length. A graph that cannot be recorded runs kernel by kernel, and ``explain`` shows the
             reason. If False, nothing is recorded, whatever ``mode`` says; Inductor's option ``triton.cudagraphs=False``
@@ -107,6 +109,7 @@ class InnerQConfig:
     scale_dtype: str | None = None
     strict: bool = False
     rewrite: bool = True
+    regions: bool = True
     cuda_graphs: bool = True
     disabled_passes: tuple[str, ...] = ()
 
@@ -124,7 +127,7 @@ class InnerQConfig:
         )
         for name in ("sink", "recent"):
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
-        for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "cuda_graphs"):
+        for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "regions", "cuda_graphs"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         _check("key_norm", self.key_norm, self.key_norm in KEY_NORMS, f"one of {', '.join(KEY_NORMS)}")
         _check(

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
+from ..kernels.internals.tensors import is_traceable_wrapper_subclass
 from .analysis.shared_norm import shared_norm
 from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheSource, CacheUse, NoMatch, PassContext, Quantized
@@ -27,7 +28,7 @@ from .emit.query import standard_query
 from .graph.aliases import Writes
 from .graph.operations import Kind
 from .graph.reading import is_query, kinds, op_name
-from .graph.values import dtype_of, example, same_size, shape, sizes_of
+from .graph.values import dtype_of, example, same_size, shape, sizes_of, tensor_of
 from .graph.writing import Writer
 
 
@@ -146,7 +147,7 @@ def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> N
     """``[B]`` int32: the number of leading keys that the mask hides from all queries of all heads."""
     batch = write.size(match.key, 0)
     if mask is None:
-        return write.method("new_zeros", match.key, (batch,), dtype=torch.int32)
+        return write.method("new_zeros", _input_on_device_of(match.key), (batch,), dtype=torch.int32)
     visible = mask
     if dtype_of(mask) != torch.bool:
         visible = write.call(operator.gt, mask, torch.finfo(example(mask).dtype).min)
@@ -154,3 +155,13 @@ def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> N
     hidden = write.call(operator.eq, write.method("cumsum", seen, -1), 0)
     start = write.method("sum", hidden, -1, dtype=torch.int32)
     return write.method("expand", start, batch)
+
+
+def _input_on_device_of(key: Node) -> Node:
+    """A dense input on the device of ``key``, so that what is made of it does not depend on a layer; else ``key``."""
+    device = example(key).device
+    for node in key.graph.find_nodes(op="placeholder"):
+        value = tensor_of(node)
+        if value is not None and value.device == device and not is_traceable_wrapper_subclass(value):
+            return node
+    return key

@@ -36,6 +36,7 @@ from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
+from .regions import compile_by_regions
 from .traces import captured
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def _compile_as_captured(analysis: Analysis, execution: Execution, example_input
         reporting_inductors_graphs(execution, analysis, example_inputs),
         analysis.observers.compiling(analysis.captured, analysis.report),
     ):
-        return inductor.compile_graph(analysis.captured, example_inputs, execution.inductor_options)
+        return compile_by_regions(analysis, analysis.captured, example_inputs, execution.inductor_options)
 
 
 def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: list[Any]) -> Callable[..., Any] | None:
@@ -153,7 +154,7 @@ def _compile_rewritten(
         analysis.observers.compiling(rewritten, report, analysis.prelude),
         cached_by_source(),
     ):
-        compiled = inductor.compile_graph(rewritten, inputs, execution.inductor_options)
+        compiled = compile_by_regions(analysis, rewritten, inputs, execution.inductor_options)
     if execution.inputs is not None:
         return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)

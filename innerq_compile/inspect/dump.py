@@ -4,7 +4,7 @@
     dir/graph_003/00_captured.py          the graph as Dynamo captured it
     dir/graph_003/01_unwrap_caches.py ... the graph after each pass
     dir/graph_003/inductor_input.py       the graph that Inductor compiled; prelude.py if it has a prelude
-    dir/graph_003/output_code.py          Inductor's output
+    dir/graph_003/output_code.py          Inductor's output; of a graph in regions output_code_1.py, ..., one of a kind
     dir/graph_003/graph.json              the report, the path of the output code, and the data of index.html
     dir/graph_003/repro.py                runs the captured graph on inputs like those of its first call
 
@@ -34,7 +34,15 @@ from ..passes.graph.values import example_or_none
 from ..passes.pipeline import CAPTURED
 from ..runtime.report import GraphReport
 from ..scoped import Scoped
-from .dump_files import make_folder, numbered_folder, write_codes, write_graph_json, write_index, write_reproducer
+from .dump_files import (
+    make_folder,
+    numbered_folder,
+    output_files,
+    write_codes,
+    write_graph_json,
+    write_index,
+    write_reproducer,
+)
 from .snapshot import Snapshot, changes, module_source, snapshot
 
 VARIABLE = "INNERQ_DUMP"
@@ -141,8 +149,8 @@ class GraphDump:
                 failure = traceback.format_exc()
                 raise
             finally:
-                if output_code:
-                    shutil.copyfile(output_code[-1], folder / "output_code.py")
+                for name, path in output_files(output_code).items():
+                    shutil.copyfile(path, folder / name)
                 write_graph_json(folder, report, self._options, [*self._snapshots, handed], output_code, failure)
                 write_index(self._target)
                 log.info("graph %d: written to %s", report.index, folder)

@@ -58,6 +58,18 @@ def write_codes(folder: Path, snapshots: list[Snapshot], handed: Snapshot, prelu
         (folder / "prelude.py").write_text(graph_text(prelude) + "\n", encoding="utf-8")
 
 
+def output_files(paths: list[str]) -> dict[str, str]:
+    """The files of a dump that hold Inductor's output, with the paths that they are copied from.
+
+    Args:
+        paths: the wrapper modules that Inductor loaded: one, or one for each kind of region. May have duplicates.
+    """
+    different = list(dict.fromkeys(paths))
+    if len(different) == 1:
+        return {"output_code.py": different[0]}
+    return {f"output_code_{number}.py": path for number, path in enumerate(different, 1)}
+
+
 def write_graph_json(
     folder: Path,
     report: GraphReport,
@@ -74,6 +86,7 @@ def write_graph_json(
         "options": options,
         "matches": shown["layers"],
         "output_code": output_code,
+        "output_files": output_files(output_code),
         "failure": failure,
         "snapshots": [
             {"name": shot.name, "lines": [[line.text, line.where] for line in shot.lines]} for shot in snapshots

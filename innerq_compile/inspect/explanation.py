@@ -153,6 +153,7 @@ class Explanation:
     def summary(self) -> list[str]:
         """CUDA graphs, recompilations, graph breaks, sizes and remarks, one line each."""
         lines = self._cuda_graphs()
+        lines += [f"graph {graph.index}: {graph.regions}" for graph in self.graphs if graph.regions]
         lines += [
             f"recompiled: graph {recompile.graph}, {recompile.function}: {recompile.cause}"
             for recompile in self.recompiles

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch._dynamo import config
 from torch._dynamo.eval_frame import OptimizedModule, innermost_backend
-from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.exc import RestartAnalysis, ShortenTraceback
 from torch._dynamo.utils import counters, get_compilation_metrics
 
 __all__ = [
     "OptimizedModule",
+    "RestartAnalysis",
     "ShortenTraceback",
     "accumulated_recompile_limit",
     "backend_of",

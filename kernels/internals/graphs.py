@@ -19,10 +19,16 @@ __all__ = [
     "as_python",
     "free_symbols",
     "free_unbacked_symbols",
+    "guards_of",
+    "hint_of",
+    "holds",
+    "is_constant_size",
     "is_erased",
     "linear",
     "node_of_line",
+    "range_of",
     "scaled_dot_product_attention",
+    "shape_env_of",
     "size_hint",
     "statically_known_true",
 ]
@@ -35,6 +41,36 @@ scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  #
 def is_erased(node: Node) -> bool:
     """Whether a node has been erased from its graph."""
     return node._erased
+
+
+def is_constant_size(size: torch.SymInt) -> bool:
+    """Whether a symbolic int has one value, which the graph specializes on."""
+    return bool(size.node.expr.is_number)
+
+
+def shape_env_of(size: torch.SymInt | torch.SymFloat) -> Any:
+    """The shape environment of a symbolic number: the symbols of its graph, and what is known of them."""
+    return size.node.shape_env
+
+
+def range_of(size: torch.SymInt | torch.SymFloat, symbol: Any) -> Any:
+    """The range of a symbol of a symbolic number: the values that its graph may be called with."""
+    return shape_env_of(size).var_to_range[symbol]
+
+
+def guards_of(shape_env: Any) -> list[Any]:
+    """The conditions on symbols that a graph relies on, as sympy expressions, in the order in which they were added."""
+    return [guard.expr for guard in shape_env.guards]
+
+
+def hint_of(shape_env: Any, condition: Any) -> bool:
+    """Whether a condition on symbols holds in the first call of a graph. No guard is added."""
+    return bool(shape_env.create_symboolnode(condition).node.hint)
+
+
+def holds(shape_env: Any, condition: Any) -> bool:
+    """Whether a condition on symbols holds in the first call of a graph. It becomes a guard of the graph."""
+    return bool(shape_env.create_symboolnode(condition))
 
 
 def as_python(expression: Any) -> str:

@@ -28,6 +28,26 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
     return compile_fx(gm, inputs, config_patches=options)  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
+def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Any]]:
+    """The result of `compile_graph` as a function that takes a list of the inputs and empties it.
+
+    So inputs that nobody else holds are freed after their last use in the graph, not after the call. If torch's
+    functions are not wrapped as expected, the result is the same, but inputs are freed later.
+    """
+    inner: Any = compiled
+    for attribute in ("_torchdynamo_orig_callable", "__wrapped__"):  # torch.compiler.disable, then AOTAutograd's star
+        inner = getattr(inner, attribute, None)
+    if getattr(inner, "_boxed_call", False):
+        return inner
+
+    def call(inputs: list[Any]) -> Sequence[Any]:
+        values = tuple(inputs)
+        inputs.clear()
+        return compiled(*values)
+
+    return call
+
+
 @functools.cache
 def option_names() -> frozenset[str]:
     """Names of all options of Inductor."""

@@ -31,7 +31,7 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._pytree import tree_map
 from torch.utils.weak import TensorWeakRef
 
-#: Guards that state in their text all that they check, with :attr:`Tree.objects` and :attr:`Tree.unspelled`. A frame with any other guard is not kept.
+#: Guards that state in their text all that they check, with :attr:`Tree.objects` and :attr:`Tree.unspelled`.
 KNOWN_GUARDS = frozenset(
     (
         "AUTOGRAD_SAVED_TENSORS_HOOKS",

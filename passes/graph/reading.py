@@ -148,6 +148,11 @@ def called_name(node: Node) -> str:
     return getattr(node.target, "__name__", "") or str(node.target)
 
 
+def spelling(node: Node) -> tuple[Any, ...]:
+    """A call exactly as the graph spells it, recognized or not: two nodes with equal spellings do the same."""
+    return node.op, node.target, node.args, dict(node.kwargs)
+
+
 def describe(node: Node) -> str:
     """A description of a node for messages."""
     return f"an input ({node.target})" if node.op == "placeholder" else called_name(node) or str(node.target)
@@ -162,6 +167,11 @@ def outputs(graph: Graph) -> tuple[Any, ...]:
 def is_output(node: Node) -> bool:
     """Whether the graph returns ``node``."""
     return any(user.op == "output" for user in node.users)
+
+
+def grad_mode_of(node: Node) -> bool | None:
+    """The grad mode that a node sets for the nodes after it; None if it sets none."""
+    return bool(node.args[0]) if called_name(node) == "_set_grad_enabled" and node.args else None
 
 
 # --- effects --------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class TestQuantizePrefill(expecttest.TestCase):
         self.assertExpectedInline(
             changes["quantize_prefill"],
             """\
-+ new_zeros = k.new_zeros((1,), dtype = torch.int32)
++ new_zeros = l_x_.new_zeros((1,), dtype = torch.int32)
 + prefill_default = prefill(k, new_zeros, None, None, 4)
 + getitem = prefill_default[0]
 + getitem_1 = prefill_default[1]

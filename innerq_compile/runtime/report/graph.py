@@ -52,6 +52,7 @@ class GraphReport:
         compiled_at: Time of the compilation, in microseconds since the epoch.
         calls: How often the graph has run.
         recorded: How many CUDA graphs innerq-compile has recorded of it; those of Inductor are not counted.
+        regions: How many parts it was compiled in, as ``"34 regions of 3 kinds"``, or why as a whole.
     """
 
     kind: GraphKind
@@ -68,6 +69,7 @@ class GraphReport:
     compiled_at: int = 0
     calls: int = 0
     recorded: int = 0
+    regions: str = ""
 
     @property
     def headline(self) -> str:

@@ -27,6 +27,12 @@ ENTRIES = (
         without="The backend cannot be imported.",
     ),
     Internal(
+        module="torch._dynamo.exc",
+        names=("RestartAnalysis",),
+        why="AOTAutograd raises it to have Dynamo trace again, with a float as a constant. The backend lets it pass.",
+        without="The backend cannot be imported.",
+    ),
+    Internal(
         module="torch._dynamo.utils",
         names=("counters", "get_compilation_metrics"),
         why="explain() reports whether Inductor has skipped CUDA graphs, graph breaks, and why a graph was compiled "

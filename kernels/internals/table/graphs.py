@@ -47,6 +47,20 @@ ENTRIES = (
         without="Decode steps on a CUDA device cannot be compiled.",
     ),
     Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("ShapeEnv.create_symboolnode",),
+        why="Whether a condition on sizes that a compiled layer relies on holds for the sizes of another layer.",
+        without="Layers are not compiled once for all, and compiling takes longer.",
+    ),
+    Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("guards", "var_to_range"),
+        on_objects=True,
+        why="The conditions on sizes that compiling a layer has added, and the ranges of sizes: they have to be the "
+        "same for two layers that share a compiled function.",
+        without="Layers are not compiled once for all, and compiling takes longer.",
+    ),
+    Internal(
         module="torch.utils._sympy.printers",
         names=("PythonPrinter",),
         why="Converts symbolic sizes to Python functions, which are evaluated at every call: sympy's own evaluation "

@@ -19,6 +19,13 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._functorch.aot_autograd",
+        names=("_boxed_call",),
+        on_objects=True,
+        why="A compiled layer is called with a list of its inputs, so that it can free them after their last use.",
+        without="A prompt needs memory for some more intermediate results.",
+    ),
+    Internal(
         module="torch._inductor.config",
         names=("get_config_copy",),
         why="Which options of torch.compile are Inductor's; unknown options are an error.",

@@ -1,0 +1,209 @@
+"""Compiles a graph region by region, each kind of region once (see ``passes/regions``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import GraphModule, Node
+
+from ..kernels.internals import inductor
+from ..kernels.internals.dynamo_calls import RestartAnalysis
+from ..passes.graph.reading import outputs
+from ..passes.graph.values import example, example_or_none
+from ..passes.regions import ExtractedRegion, Guards, Region, Regions, extract, find_regions, is_size
+from ..runtime.regions import Call, RegionCalls
+from .analysis import Analysis
+from .options import CUDA_GRAPHS
+
+log = logging.getLogger(__name__)
+
+
+def compile_by_regions(
+    analysis: Analysis, gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile a graph with Inductor, region by region if that saves time, and note in the report what was done.
+
+    Args:
+        analysis: the result of the passes.
+        gm: the captured or the rewritten graph.
+        inputs: example inputs of ``gm``.
+        options: options of Inductor.
+    """
+    report = analysis.report
+    if reason := _obstacle(analysis, inputs, options):
+        report.regions = f"compiled as a whole: {reason}"
+        return inductor.compile_graph(gm, inputs, options)
+    try:
+        regions = find_regions(gm.graph)
+        if regions.regions:
+            report.regions = str(regions)  # now, for the notice of a compilation that takes long
+            return compile_regions(gm, regions, inputs, options)
+        reason = regions.reason
+    except RestartAnalysis:
+        raise
+    except Exception as error:  # the graph as a whole does not depend on this
+        if analysis.config.strict:
+            raise
+        log.error("graph %d is compiled as a whole: %r", report.index, error, exc_info=error)
+        reason = f"compiling its regions failed: {error!r}"
+    report.regions = f"compiled as a whole: {reason}"
+    return inductor.compile_graph(gm, inputs, options)
+
+
+def _obstacle(analysis: Analysis, inputs: Sequence[Any], options: dict[str, Any]) -> str:
+    """Why a graph has to be compiled as a whole; empty if regions of it can be compiled."""
+    if not analysis.config.regions:
+        return "regions=False"
+    if options.get(CUDA_GRAPHS):
+        return "Inductor records it as a CUDA graph"
+    if torch.is_grad_enabled() and any(isinstance(one, torch.Tensor) and one.requires_grad for one in inputs):
+        return "it computes gradients"
+    return ""
+
+
+def compile_regions(
+    gm: GraphModule, regions: Regions, inputs: Sequence[Any], options: dict[str, Any]
+) -> Callable[..., Sequence[Any]]:
+    """Compile a graph with Inductor, region by region.
+
+    Args:
+        gm: the graph.
+        regions: its regions, at least one.
+        inputs: example inputs of the graph.
+        options: options of Inductor.
+
+    Returns:
+        A function that takes the inputs of the graph and returns its outputs.
+    """
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    sizes = _sizes(placeholders)
+    compiler = _Compiler(gm, dict(zip(placeholders, inputs, strict=True)), sizes, options)
+    functions = [compiler.function(region) for region in regions.regions]
+
+    places = {node: place for place, node in enumerate(placeholders)}
+    needed = list(dict.fromkeys(symbol for function in functions for symbol in function.symbols))
+    symbol_places = {symbol: len(places) + index for index, symbol in enumerate(needed)}
+    count = itertools.count(len(places) + len(needed))
+    calls = []
+    for region, function, freed in zip(regions.regions, functions, _freed(gm, regions.regions), strict=True):
+        arguments = [places[region.inputs[index]] for index in function.inputs]
+        arguments += [symbol_places[symbol] for symbol in function.symbols]
+        results = [places.setdefault(node, next(count)) if _needed(node, region) else None for node in region.outputs]
+        calls.append(Call(function.compiled, arguments, [places[node] for node in freed], results))
+    returned = [places[value] if value in places else (_constant(gm, value),) for value in outputs(gm.graph)]
+    return RegionCalls(calls, [sizes[symbol][:2] for symbol in needed], next(count), returned)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """The compiled function of a region.
+
+    Attributes:
+        compiled: takes a list of the inputs, which it empties.
+        inputs: indices among ``Region.inputs`` of its inputs.
+        symbols: symbols whose values are further inputs.
+    """
+
+    compiled: Callable[[list[Any]], Sequence[Any]]
+    inputs: list[int]
+    symbols: list[sympy.Symbol]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A compiled region that serves others of its kind."""
+
+    region: Region
+    extracted: ExtractedRegion
+    compiled: Callable[[list[Any]], Sequence[Any]]
+    guards: Guards
+
+
+class _Compiler:
+    """Compiles regions of one graph, unless an equal region was compiled before.
+
+    Args:
+        gm: the graph.
+        examples: an example input for each placeholder.
+        sizes: the result of ``_sizes``.
+        options: options of Inductor.
+    """
+
+    def __init__(
+        self,
+        gm: GraphModule,
+        examples: dict[Node, Any],
+        sizes: dict[sympy.Symbol, tuple[int, int | None, torch.SymInt]],
+        options: dict[str, Any],
+    ) -> None:
+        self._gm, self._examples, self._options = gm, examples, options
+        self._sizes = {symbol: size for symbol, (_, _, size) in sizes.items()}
+        self._kinds: list[_Kind] = []
+
+    def function(self, region: Region) -> _Function:
+        """The compiled function of a region."""
+        kind = next((one for one in self._kinds if self._serves(one, region)), None)
+        if kind is None:
+            kind = self._compile(region)
+            self._kinds.append(kind)
+        renamed = dict(zip(kind.region.symbols, region.symbols, strict=True))
+        inputs = [kind.region.inputs.index(node) for node in kind.extracted.inputs]
+        return _Function(kind.compiled, inputs, [renamed[symbol] for symbol in kind.extracted.symbols])
+
+    def _serves(self, kind: _Kind, region: Region) -> bool:
+        return kind.region.kind == region.kind and kind.guards.hold_for(kind.region.symbols, region.symbols)
+
+    def _compile(self, region: Region) -> _Kind:
+        extracted = extract(self._gm, region, self._sizes)
+        values = [self._examples[node] if node in self._examples else example(node) for node in extracted.inputs]
+        values += [self._sizes[symbol] for symbol in extracted.symbols]
+        with Guards(self._sizes.values()) as guards:
+            compiled = inductor.boxed(inductor.compile_graph(extracted.gm, values, self._options))
+        return _Kind(region, extracted, compiled, guards)
+
+
+def _sizes(placeholders: Sequence[Node]) -> dict[sympy.Symbol, tuple[int, int | None, torch.SymInt]]:
+    """For each symbol an input that has it as a size: its place, the dimension, or None for a number, and the size."""
+    found: dict[sympy.Symbol, tuple[int, int | None, torch.SymInt]] = {}
+    for place, node in enumerate(placeholders):
+        value = example_or_none(node)
+        sizes = enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]
+        for dim, size in sizes:
+            if is_size(size) and size.node.expr.is_Symbol:
+                found.setdefault(size.node.expr, (place, dim, size))
+    return found
+
+
+def _needed(node: Node, region: Region) -> bool:
+    """Whether a result of a region is used outside of it: that of the last layer may not be, though its kind has it."""
+    inside = set(region.nodes)
+    return any(user not in inside for user in node.users)
+
+
+def _freed(gm: GraphModule, regions: Sequence[Region]) -> list[list[Node]]:
+    """For each region the results of others that it is the last to use. Outputs of the graph are kept."""
+    kept = set(gm.graph.output_node().all_input_nodes)
+    found: list[list[Node]] = []
+    for region in reversed(regions):
+        dead = [node for node in region.inputs if node.op not in ("placeholder", "get_attr") and node not in kept]
+        dead = [node for node in dead if isinstance(example_or_none(node), torch.Tensor)]
+        kept.update(dead)
+        found.append(dead)
+    return found[::-1]
+
+
+def _constant(gm: GraphModule, value: Any) -> Any:
+    """An output of the graph that no call computes."""
+    if not isinstance(value, Node):
+        return value
+    if value.op == "get_attr":
+        return operator.attrgetter(str(value.target))(gm)
+    constant = example(value)
+    return int(constant) if isinstance(constant, torch.SymInt) else constant

@@ -1,0 +1,197 @@
+"""Chooses where to cut a graph into regions, so that as few nodes as possible have to be compiled.
+
+Layers of a decoder are not marked in a graph. But each of them contains the same calls, so the graph is cut before all
+occurrences of one call, for example before each projection of queries. The pieces between the cuts are whole layers,
+though they begin in the middle of one. The last one, to which the head of the model belongs, is cut where the others
+end. All calls of matrix products are tried, and the one with the least to compile is taken.
+
+What a program computes once for all layers often stands in the first of them, where it is first used. It is moved in
+front of that layer, which is then like the others (``shared.py``).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+import sympy
+from torch.fx import Graph, Node
+
+from ..graph.aliases import Writes
+from ..graph.operations import Kind
+from ..graph.reading import possible_kinds, read
+from ..graph.values import example_or_none
+from .cuts import allowed_cuts, body_of, is_constant
+from .description import Describer, Description
+from .shared import shared_first
+
+#: Calls of a compiled function that take as much time as compiling one node: a cut has to save more than it costs.
+_NODES_PER_KIND = 10
+
+#: A graph is cut only if at most this part of its nodes has to be compiled then.
+_WORTHWHILE = 2 / 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Region:
+    """Consecutive nodes of a graph.
+
+    Attributes:
+        nodes: the nodes, in order.
+        inputs: the nodes outside of it that they use, in the order of first use.
+        outputs: those of its nodes that other nodes use, in order; of the last layer, those that are used in others.
+        kind: a number; regions with the same number do the same.
+        symbols: the symbols of sizes in it. Regions of the same kind have corresponding symbols in the same order.
+    """
+
+    nodes: list[Node]
+    inputs: list[Node]
+    outputs: list[Node]
+    kind: int
+    symbols: list[sympy.Symbol]
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """A graph as a sequence of regions.
+
+    Attributes:
+        regions: all of them, in order. Every node that computes something is in one.
+        reason: why the graph is left whole, if ``regions`` is empty.
+    """
+
+    regions: list[Region]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{len(self.regions)} regions of {len({region.kind for region in self.regions})} kinds"
+
+
+def find_regions(graph: Graph) -> Regions:
+    """Cut a graph into regions, or say why it is left whole."""
+    body = body_of(graph)
+    writes = Writes(graph)
+    allowed = allowed_cuts(body, writes)
+    describer = Describer()
+    products = _occurrences(body, allowed, describer, _is_product)
+    candidates = products or _occurrences(body, allowed, describer, lambda node: True)
+    if not candidates:
+        return Regions([], "no computation is repeated")
+    best = min((_cut(body, allowed, places, writes, describer) for places in candidates), key=_cost)
+    if _cost(best) > _WORTHWHILE * len(body):
+        return Regions([], "too little of it is repeated")
+    return Regions(best)
+
+
+def _occurrences(
+    body: Sequence[Node], allowed: Sequence[bool], describer: Describer, wanted: Callable[[Node], bool]
+) -> list[list[int]]:
+    """For each call that occurs more than once, the positions of its occurrences before which a cut is allowed."""
+    found: dict[Hashable, list[int]] = {}
+    for index, node in enumerate(body):
+        if allowed[index] and wanted(node):
+            found.setdefault(describer.call(node), []).append(index)
+    return [places for places in found.values() if len(places) > 1]
+
+
+def _is_product(node: Node) -> bool:
+    """Whether a node is a matrix product, which Inductor does not fuse with what precedes it."""
+    call = read(node)
+    return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in ("linear", "addmm"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Nodes between two cuts, those whose values it returns, and what it does."""
+
+    nodes: list[Node]
+    outputs: list[Node]
+    description: Description
+
+    @classmethod
+    def of(cls, nodes: list[Node], describer: Describer) -> _Piece:
+        outputs = _outputs(nodes)
+        return cls(nodes, outputs, describer.region(nodes, outputs))
+
+    @property
+    def does(self) -> Hashable:
+        return self.description.value
+
+    def start(self, like: _Piece, describer: Describer) -> _Piece | None:
+        """The first nodes of this piece if they do what ``like`` does, also if not all its outputs are needed."""
+        nodes = self.nodes[: len(like.nodes)]
+        places = [like.nodes.index(node) for node in like.outputs]
+        if len(nodes) < len(like.nodes) or not {*_outputs(nodes)} <= {nodes[place] for place in places}:
+            return None
+        outputs = [nodes[place] for place in places]
+        found = _Piece(nodes, outputs, describer.region(nodes, outputs))
+        return found if found.does == like.does else None
+
+
+def _cut(
+    body: Sequence[Node], allowed: Sequence[bool], places: Sequence[int], writes: Writes, describer: Describer
+) -> list[Region]:
+    """The regions between these places."""
+    nodes = [list(body[start:end]) for start, end in zip([0, *places], [*places, len(body)], strict=True)]
+    pieces = [_Piece.of(piece, describer) for piece in shared_first(nodes, writes) if piece]
+    repeated = {piece.does: piece for piece in pieces if piece.does in _repeated(pieces)}
+    may_cut = {node for node, may in zip(body, allowed, strict=True) if may}
+    last = pieces[-1]
+    for like in repeated.values():
+        if last.does in repeated or (start := last.start(like, describer)) is None:
+            continue
+        rest = last.nodes[len(start.nodes) :]
+        if rest and rest[0] in may_cut:
+            pieces[-1:] = [start, _Piece.of(rest, describer)]
+            break
+    return _regions(pieces, describer)
+
+
+def _repeated(pieces: Sequence[_Piece]) -> set[Hashable]:
+    """What more than one piece does."""
+    times = collections.Counter(piece.does for piece in pieces)
+    return {does for does, count in times.items() if count > 1}
+
+
+def _regions(pieces: Sequence[_Piece], describer: Describer) -> list[Region]:
+    """The regions of these pieces. Neighbours that occur once are one region."""
+    repeated = _repeated(pieces)
+    joined: list[_Piece] = []
+    for piece in pieces:
+        if joined and not {piece.does, joined[-1].does} & repeated:
+            joined[-1] = _Piece.of(joined[-1].nodes + piece.nodes, describer)
+        else:
+            joined.append(piece)
+    kinds: dict[Hashable, int] = {}
+    return [
+        Region(
+            piece.nodes,
+            _inputs(piece.nodes),
+            piece.outputs,
+            kinds.setdefault(piece.does, len(kinds)),
+            piece.description.symbols,
+        )
+        for piece in joined
+    ]
+
+
+def _cost(regions: Sequence[Region]) -> float:
+    """The nodes to compile, and a little for each compiled function and each call of one."""
+    kinds = {region.kind: len(region.nodes) for region in regions}
+    return sum(kinds.values()) + _NODES_PER_KIND * len(kinds) + 0.1 * len(regions)
+
+
+def _inputs(nodes: Sequence[Node]) -> list[Node]:
+    inside = set(nodes)
+    used = (argument for node in nodes for argument in node.all_input_nodes)
+    return [node for node in dict.fromkeys(used) if node not in inside]
+
+
+def _outputs(nodes: Sequence[Node]) -> list[Node]:
+    inside = set(nodes)
+    return [
+        node
+        for node in nodes
+        if not is_constant(example_or_none(node)) and any(user not in inside for user in node.users)
+    ]

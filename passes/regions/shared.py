@@ -1,0 +1,71 @@
+"""Moves what is computed once for all layers in front of the first layer.
+
+layer 0: x = zeros(1); a = f(x)        head: x = zeros(1)
+layer 1: b = f(x)                      layer 0: a = f(x)
+                                       layer 1: b = f(x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from ..graph.aliases import Writes
+from ..graph.reading import called_name, is_pure, op_name
+from .cuts import may_cross
+
+#: Operations that may draw random numbers. Each draws those behind the ones of the node before it.
+_MAY_BE_RANDOM = ("dropout", "sdpa")
+
+
+def shared_first(pieces: Sequence[list[Node]], writes: Writes) -> list[list[Node]]:
+    """The pieces of a graph, with nodes moved to the end of the first one.
+
+    Moved is what several pieces use and what does not depend on the pieces behind the first. What a piece passes to the
+    next one only is not shared, and may be as large as a weight: it stays, so that it lives for as short as before.
+    """
+    first, *others = pieces
+    piece_of = {node: index for index, piece in enumerate(pieces) for node in piece}
+    movable: set[Node] = set()
+    in_autocast = _in_autocast(others)
+    for node in (node for piece in others for node in piece):
+        early = all(piece_of.get(argument, 0) == 0 or argument in movable for argument in node.all_input_nodes)
+        if early and node not in in_autocast and _may_move(node, writes):
+            movable.add(node)
+    moved: set[Node] = set()
+    pending = [node for node in movable if any(piece_of.get(user) not in _near(piece_of[node]) for user in node.users)]
+    while pending:
+        node = pending.pop()
+        if node not in moved:
+            moved.add(node)
+            pending += [argument for argument in node.all_input_nodes if argument in movable]
+    return [
+        [*first, *(node for piece in others for node in piece if node in moved)],
+        *([node for node in piece if node not in moved] for piece in others),
+    ]
+
+
+def _near(piece: int) -> tuple[int, int]:
+    """A piece and the next one."""
+    return piece, piece + 1
+
+
+def _may_move(node: Node, writes: Writes) -> bool:
+    """Whether a node computes the same where its arguments are known, and can be passed on from there."""
+    return (
+        is_pure(node)
+        and op_name(node) not in _MAY_BE_RANDOM
+        and may_cross(node)
+        and not any(writes.of(one) for one in (node, *node.all_input_nodes))
+    )
+
+
+def _in_autocast(pieces: Sequence[list[Node]]) -> set[Node]:
+    """The nodes that compute in another dtype than they would elsewhere."""
+    found, depth = set(), 0
+    for node in (node for piece in pieces for node in piece):
+        depth += {"_enter_autocast": 1, "_exit_autocast": -1}.get(called_name(node), 0)
+        if depth:
+            found.add(node)
+    return found
