@@ -19,10 +19,8 @@ import sympy
 from torch.fx import Graph, Node
 
 from ..graph.aliases import Writes
-from ..graph.operations import Kind
-from ..graph.reading import possible_kinds, read
 from ..graph.values import example_or_none
-from .cuts import allowed_cuts, body_of, is_constant
+from .cuts import allowed_cuts, body_of, is_constant, is_product
 from .description import Describer, Description
 from .shared import shared_first
 
@@ -74,7 +72,7 @@ def find_regions(graph: Graph) -> Regions:
     writes = Writes(graph)
     allowed = allowed_cuts(body, writes)
     describer = Describer()
-    products = _occurrences(body, allowed, describer, _is_product)
+    products = _occurrences(body, allowed, describer, is_product)
     candidates = products or _occurrences(body, allowed, describer, lambda node: True)
     if not candidates:
         return Regions([], "no computation is repeated")
@@ -93,12 +91,6 @@ def _occurrences(
         if allowed[index] and wanted(node):
             found.setdefault(describer.call(node), []).append(index)
     return [places for places in found.values() if len(places) > 1]
-
-
-def _is_product(node: Node) -> bool:
-    """Whether a node is a matrix product, which Inductor does not fuse with what precedes it."""
-    call = read(node)
-    return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in ("linear", "addmm"))
 
 
 @dataclasses.dataclass(frozen=True)
