@@ -34,7 +34,15 @@ from ..passes.graph.values import example_or_none
 from ..passes.pipeline import CAPTURED
 from ..runtime.report import GraphReport
 from ..scoped import Scoped
-from .dump_files import make_folder, numbered_folder, output_files, write_codes, write_graph_json, write_index, write_reproducer
+from .dump_files import (
+    make_folder,
+    numbered_folder,
+    output_files,
+    write_codes,
+    write_graph_json,
+    write_index,
+    write_reproducer,
+)
 from .snapshot import Snapshot, changes, module_source, snapshot
 
 VARIABLE = "INNERQ_DUMP"

@@ -169,6 +169,11 @@ def is_output(node: Node) -> bool:
     return any(user.op == "output" for user in node.users)
 
 
+def grad_mode_of(node: Node) -> bool | None:
+    """The grad mode that a node sets for the nodes after it; None if it sets none."""
+    return bool(node.args[0]) if called_name(node) == "_set_grad_enabled" and node.args else None
+
+
 # --- effects --------------------------------------------------------------------------------------------------------
 
 

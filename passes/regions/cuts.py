@@ -17,7 +17,7 @@ from ...kernels.internals.graphs import free_unbacked_symbols, is_constant_size
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass
 from ..graph.aliases import Writes
 from ..graph.operations import Kind
-from ..graph.reading import called_name, possible_kinds, read
+from ..graph.reading import grad_mode_of, possible_kinds, read
 from ..graph.values import example_or_none, has_example, tensor_of
 
 #: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see.
@@ -102,14 +102,10 @@ def is_product(node: Node) -> bool:
     return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in ("linear", "addmm"))
 
 
-def _sets_mode(node: Node) -> bool:
-    return called_name(node) == "_set_grad_enabled"
-
-
 def _idle_modes(graph: Graph) -> list[Node]:
     """The changes of the grad mode in a graph without gradients, unless the last leaves it changed for the caller."""
-    modes = [node for node in graph.nodes if _sets_mode(node)]
-    if not modes or bool(modes[-1].args[0]) != torch.is_grad_enabled():
+    modes = [node for node in graph.nodes if grad_mode_of(node) is not None]
+    if not modes or grad_mode_of(modes[-1]) != torch.is_grad_enabled():
         return []
     computed = (tensor_of(node) for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
     return [] if any(value is not None and value.requires_grad for value in computed) else modes
@@ -120,8 +116,8 @@ def _in_mode_of_caller(body: Sequence[Node]) -> Iterator[bool]:
     mode = caller = torch.is_grad_enabled()
     for node in body:
         yield mode == caller
-        if _sets_mode(node):
-            mode = bool(node.args[0])
+        after = grad_mode_of(node)
+        mode = mode if after is None else after
 
 
 def _changes_state(node: Node) -> bool:
