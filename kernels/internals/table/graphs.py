@@ -41,7 +41,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch.fx.experimental.symbolic_shapes",
-        names=("ShapeEnv", "ShapeEnv.create_symboolnode"),
+        names=("ShapeEnv.create_symboolnode",),
         why="Whether a condition on sizes that a compiled layer relies on holds for the sizes of another layer.",
         without="Layers are not compiled once for all, and compiling takes longer.",
     ),
