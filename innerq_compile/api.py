@@ -11,6 +11,7 @@ import torch
 
 from .compiler.backend import innerq_backend
 from .compiler.options import split_options
+from .compiler.traces import install as install_traces
 from .config import InnerQConfig
 from .errors import InnerQError
 from .inspect.dump import install as install_dumps
@@ -19,6 +20,7 @@ from .integrations.tensor_parallel import check_heads
 from .kernels.internals import dynamo_calls
 
 install_dumps()
+install_traces(innerq_backend)
 
 #: How many graphs Dynamo may compile for one code object before it falls back to running it uncompiled. All models of
 #: transformers share one code object (the wrapper of a decorator), and each needs a prefill and a decode graph for each

@@ -39,6 +39,7 @@ from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
 from .regions import compile_by_regions
 from .symbols import SYMBOLS
+from .traces import captured
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def innerq_backend(
         CompileError: if an option is wrong, if the config does not support a cache of the graph, if an input of a
             graph with quantized caches requires a gradient, or, in strict mode, if an attention was not rewritten.
     """
+    captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
         with compiling() as notice:

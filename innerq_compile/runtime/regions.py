@@ -52,9 +52,12 @@ class RegionCalls:
             arguments = [values[place] for place in call.inputs]
             for place in call.freed:
                 values[place] = None
-            results = call.function(arguments)
-            for place, result in zip(call.results, results, strict=True):
-                if place is not None:
-                    values[place] = result
-            del results, result  # else the next call could not free the last of them
+            _place(values, call.results, call.function(arguments))
         return [values[place] if isinstance(place, int) else place[0] for place in self._outputs]
+
+
+def _place(values: list[Any], places: Sequence[int | None], results: Sequence[Any]) -> None:
+    """Store results in a function that ends, so that no variable holds one of them while the next call runs."""
+    for place, result in zip(places, results, strict=True):
+        if place is not None:
+            values[place] = result

@@ -16,7 +16,8 @@ from torch.fx import Graph, Node
 from ...kernels.internals.graphs import free_unbacked_symbols, is_constant_size
 from ...kernels.internals.tensors import is_traceable_wrapper_subclass
 from ..graph.aliases import Writes
-from ..graph.reading import grad_mode_of
+from ..graph.operations import Kind
+from ..graph.reading import grad_mode_of, possible_kinds, read
 from ..graph.values import example_or_none, has_example, tensor_of
 
 #: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see.
@@ -93,6 +94,12 @@ def is_size(value: Any) -> TypeGuard[torch.SymInt]:
 def is_constant(value: Any) -> bool:
     """Whether a value is a number that is the same in all calls of the graph."""
     return isinstance(value, (bool, int, float)) or (isinstance(value, torch.SymInt) and is_constant_size(value))
+
+
+def is_product(node: Node) -> bool:
+    """Whether a node is a matrix product, which Inductor does not fuse with what precedes it."""
+    call = read(node)
+    return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in ("linear", "addmm"))
 
 
 def _idle_modes(graph: Graph) -> list[Node]:

@@ -19,10 +19,8 @@ import sympy
 from torch.fx import Graph, Node
 
 from ..graph.aliases import Writes
-from ..graph.operations import Kind
-from ..graph.reading import possible_kinds, read
 from ..graph.values import example_or_none
-from .cuts import allowed_cuts, body_of, is_constant
+from .cuts import allowed_cuts, body_of, is_constant, is_product
 from .description import Describer, Description
 from .shared import shared_first
 
@@ -74,31 +72,48 @@ def find_regions(graph: Graph) -> Regions:
     writes = Writes(graph)
     allowed = allowed_cuts(body, writes)
     describer = Describer()
-    products = _occurrences(body, allowed, describer, _is_product)
+    products = _occurrences(body, allowed, describer, is_product)
     candidates = products or _occurrences(body, allowed, describer, lambda node: True)
     if not candidates:
         return Regions([], "no computation is repeated")
+    candidates += [same for places in candidates for same in _same_starts(body, places, writes, describer)]
     best = min((_cut(body, allowed, places, writes, describer) for places in candidates), key=_cost)
     if _cost(best) > _WORTHWHILE * len(body):
         return Regions([], "too little of it is repeated")
     return Regions(best)
 
 
+def _same_starts(body: Sequence[Node], places: Sequence[int], writes: Writes, describer: Describer) -> list[list[int]]:
+    """Of these places, those that begin pieces that do the same."""
+    found: dict[Hashable, list[int]] = {}
+    for place, piece in zip(places, _pieces(body, places, writes)[1:], strict=True):
+        if piece:
+            found.setdefault(_Piece.of(piece, describer).does, []).append(place)
+    return [same for same in found.values() if 1 < len(same) < len(places)]
+
+
+def _pieces(body: Sequence[Node], places: Sequence[int], writes: Writes) -> list[list[Node]]:
+    """The nodes in front of the first place, and those between the others."""
+    cut = zip([0, *places], [*places, len(body)], strict=True)
+    return shared_first([list(body[start:end]) for start, end in cut], writes)
+
+
 def _occurrences(
     body: Sequence[Node], allowed: Sequence[bool], describer: Describer, wanted: Callable[[Node], bool]
 ) -> list[list[int]]:
-    """For each call that occurs more than once, the positions of its occurrences before which a cut is allowed."""
+    """For each call that occurs more than once, the positions of its occurrences before which a cut is allowed.
+
+    Those are also taken by themselves that the same two calls follow: a layer may contain the same call several times,
+    as one whose projections are of one shape does. Cut before one of them, layers are whole.
+    """
+    indices = [index for index, node in enumerate(body) if wanted(node)]
+    calls = [describer.call(body[index]) for index in indices]
     found: dict[Hashable, list[int]] = {}
-    for index, node in enumerate(body):
-        if allowed[index] and wanted(node):
-            found.setdefault(describer.call(node), []).append(index)
-    return [places for places in found.values() if len(places) > 1]
-
-
-def _is_product(node: Node) -> bool:
-    """Whether a node is a matrix product, which Inductor does not fuse with what precedes it."""
-    call = read(node)
-    return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in ("linear", "addmm"))
+    for number, index in enumerate(indices):
+        if allowed[index]:
+            found.setdefault(calls[number], []).append(index)
+            found.setdefault(tuple(calls[number : number + 3]), []).append(index)
+    return list({tuple(places): places for places in found.values() if len(places) > 1}.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +148,7 @@ def _cut(
     body: Sequence[Node], allowed: Sequence[bool], places: Sequence[int], writes: Writes, describer: Describer
 ) -> list[Region]:
     """The regions between these places."""
-    nodes = [list(body[start:end]) for start, end in zip([0, *places], [*places, len(body)], strict=True)]
-    pieces = [_Piece.of(piece, describer) for piece in shared_first(nodes, writes) if piece]
+    pieces = [_Piece.of(piece, describer) for piece in _pieces(body, places, writes) if piece]
     repeated = {piece.does: piece for piece in pieces if piece.does in _repeated(pieces)}
     may_cut = {node for node, may in zip(body, allowed, strict=True) if may}
     last = pieces[-1]

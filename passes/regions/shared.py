@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from ..graph.aliases import Writes
 from ..graph.reading import called_name, is_pure, op_name
-from .cuts import may_cross
+from .cuts import is_product, may_cross
 
 #: Operations that may draw random numbers. Each draws those behind the ones of the node before it.
 _MAY_BE_RANDOM = ("dropout", "sdpa")
@@ -22,8 +22,8 @@ _MAY_BE_RANDOM = ("dropout", "sdpa")
 def shared_first(pieces: Sequence[list[Node]], writes: Writes) -> list[list[Node]]:
     """The pieces of a graph, with nodes moved to the end of the first one.
 
-    Moved is what several pieces use and what does not depend on the pieces behind the first. What a piece passes to the
-    next one only is not shared, and may be as large as a weight: it stays, so that it lives for as short as before.
+    Moved is what several pieces use and what is computed, without products, of inputs and the first piece. What a piece
+    passes to the next one only is not shared, and may be as large as a weight: it stays, and lives as long as before.
     """
     first, *others = pieces
     piece_of = {node: index for index, piece in enumerate(pieces) for node in piece}
@@ -34,7 +34,7 @@ def shared_first(pieces: Sequence[list[Node]], writes: Writes) -> list[list[Node
         if early and node not in in_autocast and _may_move(node, writes):
             movable.add(node)
     moved: set[Node] = set()
-    pending = [node for node in movable if any(piece_of.get(user) not in _near(piece_of[node]) for user in node.users)]
+    pending = [node for node in movable if _is_shared(node, piece_of)]
     while pending:
         node = pending.pop()
         if node not in moved:
@@ -46,17 +46,22 @@ def shared_first(pieces: Sequence[list[Node]], writes: Writes) -> list[list[Node
     ]
 
 
-def _near(piece: int) -> tuple[int, int]:
-    """A piece and the next one."""
-    return piece, piece + 1
+def _is_shared(node: Node, piece_of: dict[Node, int]) -> bool:
+    """Whether a node is used in another piece, and not in the next one alone."""
+    users, piece = {piece_of[user] for user in node.users if user in piece_of}, piece_of[node]
+    return bool(users - {piece}) and users != {piece + 1}
 
 
 def _may_move(node: Node, writes: Writes) -> bool:
-    """Whether a node computes the same where its arguments are known, and can be passed on from there."""
+    """Whether a node computes the same where its arguments are known, and can be passed on from there.
+
+    Products are what layers consist of, each of which could be computed in front of itself.
+    """
     return (
         is_pure(node)
         and op_name(node) not in _MAY_BE_RANDOM
         and may_cross(node)
+        and not is_product(node)
         and not any(writes.of(one) for one in (node, *node.all_input_nodes))
     )
 

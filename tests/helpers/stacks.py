@@ -77,7 +77,7 @@ def in_regions(program: Callable[..., Any], dynamic: bool | None = None) -> InRe
 @contextlib.contextmanager
 def always_cut() -> Iterator[None]:
     """Graphs are cut however little that saves, which is little for layers as small as those of tests."""
-    with mock.patch.multiple(find, _NODES_PER_KIND=0, _WORTHWHILE=1.0):
+    with mock.patch.multiple(find, _NODES_PER_KIND=0, _WORTHWHILE=2.0):
         yield
 
 
@@ -122,6 +122,14 @@ class Layer(nn.Module):
         y = torch.sigmoid(y) * torch.tanh(y) + y.abs() * 0.1
         y = y * 2 - y.pow(3).tanh()
         return x + self.down(y)
+
+
+class Other(Layer):
+    """Another kind of layer."""
+
+    def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        y = torch.softmax(self.up(x.tanh()), -1)
+        return (x + self.down(y * y)).clamp(-3, 3)
 
 
 class Stack(nn.Module):

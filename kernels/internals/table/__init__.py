@@ -10,12 +10,14 @@ from . import (
     dynamo_calls,
     dynamo_graphs,
     dynamo_sizes,
+    graph_pickling,
     graphs,
     inductor,
     launchers,
     logs,
     templates,
     tensors,
+    traces,
     triton_compiler,
 )
 from .entry import Internal
@@ -26,12 +28,14 @@ TOPICS: dict[str, tuple[Internal, ...]] = {
     "dynamo_calls": dynamo_calls.ENTRIES,
     "dynamo_graphs": dynamo_graphs.ENTRIES,
     "dynamo_sizes": dynamo_sizes.ENTRIES,
+    "graph_pickling": graph_pickling.ENTRIES,
     "graphs": graphs.ENTRIES,
     "inductor": inductor.ENTRIES,
     "launchers": launchers.ENTRIES,
     "logs": logs.ENTRIES,
     "templates": templates.ENTRIES,
     "tensors": tensors.ENTRIES,
+    "traces": traces.ENTRIES,
     "triton_compiler": triton_compiler.ENTRIES,
 }
 

@@ -30,7 +30,8 @@ def described(first, second, *inputs, dynamic=None) -> tuple[Description, Descri
     returned = outputs(gm.graph)
     pieces = body[:middle], body[middle + 1 :]
     describer = Describer()
-    return tuple(describer.region(piece, [node for node in piece if node in returned]) for piece in pieces)
+    one, two = (describer.region(piece, [node for node in piece if node in returned]) for piece in pieces)
+    return one, two
 
 
 def same(first, second, *inputs, dynamic=None) -> bool:
