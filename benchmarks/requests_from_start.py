@@ -84,9 +84,9 @@ def fast_from(arrived: list[float]) -> float | None:
     return None
 
 
-def peak_gib() -> float:
+def peak_gib(device: str) -> float:
     """The most memory that was held since the last call: of the GPU, or else of this process from its start on."""
-    if not torch.cuda.is_available():
+    if device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
     peak = torch.cuda.max_memory_allocated() / GIB
     torch.cuda.reset_peak_memory_stats()
@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace, side: str, options: dict[str, Any]) -> dic
     torch.manual_seed(0)
     model = make_model(args)
     (torch.ones(64, 64, device=args.device) @ torch.ones(64, 64, device=args.device)).sum().item()  # loads cuBLAS
-    peak_gib()
+    peak_gib(args.device)
     began, used = time.perf_counter(), cpu_seconds()
     more = prepare(model, side, options)
     prepared = time.perf_counter() - began
@@ -119,11 +119,11 @@ def measure(args: argparse.Namespace, side: str, options: dict[str, Any]) -> dic
         "first_token_s": prepared + arrived[0],
         "fast_steps_s": None if fast is None else prepared + fast,
         "first_cpu_s": cpu_seconds() - used,
-        "first_peak_gib": peak_gib(),
+        "first_peak_gib": peak_gib(args.device),
     }
     result["second_prompt_s"] = request(model, args.batch, args.second, 4, more)[0][0]
     gc.collect()
-    peak_gib()
+    peak_gib(args.device)
     prompts, steps = [], []
     for _ in range(args.repeats):
         arrived, _ = request(model, args.batch, args.prompt, args.tokens, more)
@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace, side: str, options: dict[str, Any]) -> dic
         "prompt_ms": statistics.median(prompts),
         "step_ms": statistics.median(steps),
         "tokens_per_s": 1e3 / statistics.fmean(steps),
-        "peak_gib": peak_gib(),
+        "peak_gib": peak_gib(args.device),
         "graphs": counters["stats"]["unique_graphs"],
         "graphs_from_cache": found["autograd_cache_hit"],
         "graphs_compiled": found["autograd_cache_miss"] + found["autograd_cache_bypass"],

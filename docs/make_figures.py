@@ -158,6 +158,29 @@ def _decode_steps() -> str:
     return table([*columns, "cache, full precision", "cache, innerq"], rows)
 
 
+@region("first-token")
+def _first_token() -> str:
+    """From the first request on, of docs/performance.md: the results of benchmarks/first_token.py."""
+    rows = []
+    for file in sorted((ROOT / "benchmarks/results").glob("first-token-*.json"), reverse=True):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        sizes, machine = found["sizes"], found["device"].removeprefix("NVIDIA ").partition(",")[0]
+        model = f"{machine}, {sizes['layers']} layers, hidden size {sizes['hidden']}, {sizes['dtype']}"
+        sides: dict[str, dict[str, Any]] = {}
+        for result in found["results"]:
+            sides.setdefault(result["side"], {})[result["caches"]] = result
+        for index, (side, runs) in enumerate(sides.items()):
+            last = [*runs.values()][-1]
+            cells = [
+                " / ".join("-" if run[name] is None else f"{run[name]:.1f}" for run in runs.values())
+                for name in ("first_token_s", "fast_steps_s", "first_cpu_s", "second_prompt_s")
+            ]
+            speed = [f"{last['prompt_ms']:,.0f} ms", f"{last['step_ms']:.1f} ms"]
+            rows.append(["" if index else model, f"`{side}`", *cells, *speed, f"{last['peak_gib']:.1f} GiB"])
+    columns = ["machine and model", "side", "first token, s", "fast steps, s", "CPU time, s", "another length, s"]
+    return table([*columns, "prompt", "step", "peak memory"], rows)
+
+
 @region("kernels")
 def _kernels() -> str:
     """Single kernels, of docs/kernels.md."""

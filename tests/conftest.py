@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["INNERQ_PROGRESS"] = "0"  # whether a compilation takes long depends on the machine
 
 import pytest
 import torch

@@ -71,6 +71,7 @@ class WarmUp:
             (f"{g.index}", f"{g.kind}", f"{g.rewritten}/{g.attentions}", f"{g.cuda_graphs}", f"{g.recorded}")
             for g in self.graphs
         ]
+        regions = [f"graph {graph.index}: {graph.regions}" for graph in self.graphs if graph.regions]
         reasons = dict.fromkeys(f"graph {graph.index}: {reason}" for graph in self.graphs for reason in graph.reasons)
         pieces = f"{self.compiled} compiled, {self.from_disk} from the disk"
         if self.not_kept:
@@ -81,6 +82,7 @@ class WarmUp:
                 "",
                 text_table(("graph", "kind", "rewritten", "CUDA graphs", "recorded"), graphs),
                 "",
+                *regions,
                 *reasons,
                 f"pieces: {pieces}",
                 *map(str, self.folders),

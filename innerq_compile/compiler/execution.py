@@ -24,7 +24,7 @@ from ..passes.analysis.recordable import RecordedInputs
 from ..passes.graph.aliases import Writes
 from ..runtime.report import CudaGraphs, CudaGraphUse
 from .analysis import Analysis
-from .options import GraphRequest, without_cuda_graphs
+from .options import CUDA_GRAPHS, GraphRequest, without_cuda_graphs
 
 #: Details of reports.
 BY_DEFAULT, BY_INDUCTOR = "by default", "by Inductor"
@@ -70,7 +70,8 @@ def choose_execution(analysis: Analysis, inductor_options: dict[str, Any]) -> Ex
     if asked and not recording.by_nobody:
         if analysis.holds_caches:
             _mark_static_inputs(analysis.rewritten, context)
-        return Execution(Recorder.INDUCTOR, inductor_options, reason=recording.reason, asked=True)
+        options = {**inductor_options, CUDA_GRAPHS: True}  # what asks may be Inductor's own configuration
+        return Execution(Recorder.INDUCTOR, options, reason=recording.reason, asked=True)
     off = analysis.request is GraphRequest.OFF
     report.cuda_graphs = CudaGraphs(CudaGraphUse.OFF if off else CudaGraphUse.NOT_USED, "" if off else recording.reason)
     plain = analysis.request is GraphRequest.DEFAULT  # Inductor's own configuration has no CUDA graphs, either

@@ -54,9 +54,10 @@ _KINDS = {
 
 
 def description(report: GraphReport) -> str:
-    """What a graph is, in the words of the line."""
+    """What a graph is, in the words of the line. Its regions are known once its compilation has begun."""
     count = report.attentions
-    return _KINDS[report.kind] + (f", {count} attention layer{'s' if count > 1 else ''}" if count else "")
+    text = _KINDS[report.kind] + (f", {count} attention layer{'s' if count > 1 else ''}" if count else "")
+    return text + (f" ({report.regions})" if report.regions else "")
 
 
 class Notice:

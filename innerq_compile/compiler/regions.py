@@ -43,9 +43,8 @@ def compile_by_regions(
     try:
         regions = find_regions(gm.graph)
         if regions.regions:
-            compiled = compile_regions(gm, regions, inputs, options)
-            report.regions = str(regions)
-            return compiled
+            report.regions = str(regions)  # now, for the notice of a compilation that takes long
+            return compile_regions(gm, regions, inputs, options)
         reason = regions.reason
     except RestartAnalysis:
         raise

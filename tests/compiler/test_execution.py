@@ -106,6 +106,14 @@ def test_the_configuration_of_the_process(chosen):
     assert all(options[CUDA_GRAPHS] is False for options in chosen.options if options)
 
 
+def test_the_configuration_of_the_process_asks_inductor(chosen):
+    """For what is not recorded here, as everything on a CPU."""
+    with torch._inductor.config.patch({"triton.cudagraphs": True}):
+        run(innerq(TinyAttention()))
+    assert chosen.decode[1].recorder is Recorder.INDUCTOR
+    assert chosen.options[-1] == {CUDA_GRAPHS: True}
+
+
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("target", ["model", "function", "class"])
 def test_every_way_to_compile(chosen, target):

@@ -13,11 +13,17 @@ import torch
 
 from innerq_compile import innerq
 from innerq_compile.compiler import notices, observers
+from innerq_compile.runtime.report import GraphKind, GraphReport
 from tests.helpers.programs import TinyAttention
 from tests.helpers.scripts import ROOT
 from tests.helpers.torchrun import environment
 
 PATIENCE = 0.2
+
+
+@pytest.fixture(autouse=True)
+def lines_are_on(monkeypatch):
+    monkeypatch.delenv("INNERQ_PROGRESS")
 
 
 class Slow:
@@ -95,6 +101,13 @@ def test_listeners_get_the_text_at_once_and_no_line_is_written(caplog):
         "a graph without a quantized cache",
     ]
     assert told(caplog) == []
+
+
+def test_the_line_names_regions_once_they_are_known():
+    report = GraphReport(GraphKind.DECODE, attentions=2, rewritten=2, reasons=())
+    assert notices.description(report) == "decode steps, 2 attention layers"
+    report.regions = "4 regions of 3 kinds"
+    assert notices.description(report) == "decode steps, 2 attention layers (4 regions of 3 kinds)"
 
 
 def test_a_failed_compilation_is_not_told_of_later(monkeypatch, caplog):

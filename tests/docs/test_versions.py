@@ -76,6 +76,14 @@ def test_make_installs_the_torch_that_it_is_told(arguments, folder, installed, t
     assert f"{folder}/bin/python -m pytest" in done.stdout
 
 
+def test_versions_of_triton():
+    """Every job has the one that its torch brings."""
+    tested = re.findall(r'triton: "(\d+\.\d+)\.\d+"', text(".github/workflows/ci.yml"))
+    assert len(tested) == len(releases_in_ci())
+    assert f"| Triton | {tested[0]} or newer | {tested[0]} to {tested[-1]}, " in text("docs/support-matrix.md")
+    assert f'"triton>={tested[0]};' in text("pyproject.toml")
+
+
 def test_versions_of_python():
     project = text("pyproject.toml")
     assert re.findall(r"Python :: (3\.\d+)", project) == [*PYTHONS]

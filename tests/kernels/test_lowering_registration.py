@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from torch._inductor import lowering as inductor_lowering
 from torch._inductor import select_algorithm
 
+import innerq_compile.kernels.ops  # noqa: F401 defines the operators
 from innerq_compile.kernels import lowering
 from innerq_compile.kernels.internals import templates
 
