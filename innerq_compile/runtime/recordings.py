@@ -49,9 +49,9 @@ REPLAYS_PER_RECORDING = 8
 #: The number of keys that a thread keeps of calls that were not recorded.
 MAX_UNRECORDED = 128
 
-#: A call is not recorded, unless the user has asked for CUDA graphs, if another thread has called a recorded graph within
-#: this many seconds. While a thread captures, waiting for the whole device is an error in all others, and with torch
-#: 2.11 drawing random numbers may be.
+#: A call is not recorded, unless the user has asked for CUDA graphs, if another thread has called a graph that can be
+#: recorded within this many seconds. While a thread captures, waiting for the whole device is an error in all others,
+#: and with torch 2.11 drawing random numbers may be.
 ALONE_FOR = 1.0
 
 #: When each thread has last called a graph that can be recorded.
