@@ -11,6 +11,7 @@ import torch
 
 from .compiler.backend import innerq_backend
 from .compiler.options import split_options
+from .compiler.traces import install as install_traces
 from .config import InnerQConfig
 from .errors import InnerQError
 from .inspect.dump import install as install_dumps
@@ -19,6 +20,7 @@ from .integrations.tensor_parallel import check_heads
 from .kernels.internals import dynamo_calls
 
 install_dumps()
+install_traces(innerq_backend)
 
 #: How many graphs Dynamo may compile for one code object before it falls back to running it uncompiled. All models of
 #: transformers share one code object (the wrapper of a decorator), and each needs a prefill and a decode graph for each
@@ -55,7 +57,8 @@ def innerq(
         config: An :class:`InnerQConfig`. Excludes ``preset`` and config fields among ``options``.
         preset: Name of a preset, see :data:`PRESETS`; ``"base"`` by default.
         mode: A mode of ``torch.compile``, such as ``"max-autotune"``.
-        dynamic: As in ``torch.compile``.
+        dynamic: As in ``torch.compile``, but by default sizes that count sequences or tokens are symbols from the first
+            call on. With False each length of a prompt and each batch size is compiled for itself.
         fullgraph: As in ``torch.compile``.
         **options: Fields of :class:`InnerQConfig` and options of Inductor.
 

@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..kernels.internals.dynamo_graphs import ConstantSource, set_source, source_of
 from ..kernels.internals.graphs import free_symbols, free_unbacked_symbols
+from .analysis.buffer_writes import is_preallocated
 from .analysis.recordable import is_prompt
 from .context import CacheInput, PassContext, Prelude, Reason
 from .graph.aliases import Writes
@@ -60,15 +61,22 @@ def _arguments_without_mask(node: Node) -> list[Node] | None:
     return [value for name, value in call.arguments.items() if name != "mask" and isinstance(value, Node)]
 
 
-def _batch_symbols(context: PassContext) -> set[sympy.Symbol]:
-    """The symbols of the batch size. They are not lengths: each batch size has its own CUDA graph."""
-    return set().union(*(free_symbols(example(cache.tensors.state).shape[0]) for cache in context.cache_inputs()))
+def _lasting_symbols(context: PassContext) -> set[sympy.Symbol]:
+    """The symbols of sizes that stay while caches are in use: the batch size, and the room of preallocated buffers.
+
+    They are not lengths: each of their values has its own CUDA graph.
+    """
+    sizes = [example(cache.tensors.state).shape[0] for cache in context.cache_inputs()]
+    buffers = [placeholder for placeholder in context.caches if is_preallocated(placeholder)]
+    buffers += [buffer for pair in context.shadows for buffer in pair]
+    sizes += [size for buffer in buffers for size in example(buffer).shape]
+    return set().union(*map(free_symbols, sizes))
 
 
-def _has_length(value: Any, batch: set[sympy.Symbol]) -> bool:
-    """Whether a size, or a size of a tensor, has a symbol other than those of the batch size."""
+def _has_length(value: Any, lasting: set[sympy.Symbol]) -> bool:
+    """Whether a size, or a size of a tensor, has a symbol that is not a ``lasting`` one."""
     sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
-    return any(isinstance(size, torch.SymInt) and not free_symbols(size) <= batch for size in sizes)
+    return any(isinstance(size, torch.SymInt) and not free_symbols(size) <= lasting for size in sizes)
 
 
 def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[Node]]:
@@ -80,7 +88,7 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         _NotHoistable: if they cannot be moved.
     """
     caches = {node for cache in context.cache_inputs() for node in cache.tensors}
-    batch = _batch_symbols(context)
+    lasting = _lasting_symbols(context)
     symbolic: set[Node] = set()  # nodes whose size depends on a length
     edge: set[Node] = set()  # nodes of fixed size that are computed from those
     for node in gm.graph.nodes:
@@ -89,17 +97,17 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         if node.op == "output":
             if any(arg in symbolic for arg in node.all_input_nodes):
                 raise _NotHoistable("an output has the length of the cache")
-        elif node.op == "placeholder" and _has_length(example_or_none(node), batch):
+        elif node.op == "placeholder" and _has_length(example_or_none(node), lasting):
             symbolic.add(node)
         elif (others := _arguments_without_mask(node)) is not None:
             if any(other in symbolic for other in others):
                 raise _NotHoistable("an attention has a query of symbolic size")
         elif node.op == "placeholder":
             continue
-        elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(example_or_none(node), batch):
+        elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(example_or_none(node), lasting):
             if not has_example(node):
                 raise _NotHoistable(f"the size of {node} is not known")
-            (symbolic if _has_length(example(node), batch) else edge).add(node)
+            (symbolic if _has_length(example(node), lasting) else edge).add(node)
     hoisted, pending = set(), [*symbolic, *edge]
     while pending:
         node = pending.pop()
@@ -124,7 +132,7 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         if not isinstance(example(node), torch.Tensor):
             raise _NotHoistable(f"the number {node} depends on the length of the cache, and not only masks use it")
         *lead, last = example(node).shape or (1,)
-        if any(_has_length(size, batch) for size in lead) or (node in symbolic) != _has_length(last, batch):
+        if any(_has_length(size, lasting) for size in lead) or (node in symbolic) != _has_length(last, lasting):
             raise _NotHoistable("a mask has a symbolic size in a dimension that is not its last")
     return hoisted, needed
 
@@ -138,8 +146,8 @@ def _split(gm: GraphModule, context: PassContext, hoisted: set[Node], targets: l
             set_source(nodes[node], source_of(node))
     inputs = [node.name for node in gm.graph.nodes if node in hoisted and node.op == "placeholder"]
     results = [example(target) for target in targets]
-    batch = _batch_symbols(context)
-    masks = [_has_length(result, batch) for result in results]
+    lasting = _lasting_symbols(context)
+    masks = [_has_length(result, lasting) for result in results]
     written = [not mask or _is_one_row(result) for mask, result in zip(masks, results, strict=True)]
     _write_results(graph, [nodes[target] for target in targets], written)
     cache = next(context.cache_inputs())

@@ -72,16 +72,20 @@ def _quantize(
     divisor = ()
     if fmt.uses_queries:
         query = _query(write, match)
-        moments = write.call(ops.query_moments.default, query, dense, start)
+        batch, heads, _, head_dim = value.shape
+        fresh = value.new_empty((batch, heads, 2, head_dim), dtype=torch.float32)
+        moments = write.call(ops.query_moments.default, query, dense, start, value=fresh)
         if query is not None:
-            divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm),)
+            fresh = value.new_empty((batch, heads, head_dim), dtype=torch.float32)
+            divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm, value=fresh),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
         wanted = (config.centre_keys, config.normalize_keys, fmt.norm)
         key_statistics = write.call(ops.key_statistics.default, dense, start, *wanted, *divisor)
         mean = write.call(operator.getitem, key_statistics, 0) if config.centre_keys else None
         norm = write.call(operator.getitem, key_statistics, 1) if config.normalize_keys else None
     if moments is not None:
-        profile = write.call(ops.query_profile.default, moments, norm, fmt.group_size)
+        fresh = example(moments).new_empty(example(moments).shape, dtype=torch.int8)
+        profile = write.call(ops.query_profile.default, moments, norm, fmt.group_size, value=fresh)
     given = () if profile is None else (profile,)
     capacity = _capacity(write, dense, fmt)
     packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *given)

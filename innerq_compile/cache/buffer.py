@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import layout
-from ..kernels.internals.tensors import make_wrapper, unmark_sizes
+from ..kernels.internals.tensors import make_wrapper, mark_sizes
 from .dispatch import Operations, dispatch
 from .indexing import token_index, token_range
 from .reading import dense_buffer
@@ -50,8 +50,7 @@ class InnerQBuffer(InnerQTensor):
             requires_grad=False,
         )
         tensor._storage, tensor._blocks, tensor._offset = storage, storage.blocks, offset
-        # a buffer never grows, so that its capacity is a constant in graphs
-        unmark_sizes(storage.blocks)
+        mark_sizes(tensor, set(), {1, 3})  # as in an InnerQTensor
         return tensor
 
     def __init__(self, storage: CacheStorage | TracedCache, length: int, offset: int = 0) -> None:

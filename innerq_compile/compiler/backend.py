@@ -25,6 +25,7 @@ from ..compile_error import CompileError
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.internals import inductor
+from ..kernels.internals.dynamo_sizes import use_symbols
 from ..logs import trace_graph
 from ..passes.context import GraphError
 from ..passes.graph.values import example_or_none
@@ -37,6 +38,8 @@ from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
 from .regions import compile_by_regions
+from .symbols import SYMBOLS
+from .traces import captured
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ def innerq_backend(
         CompileError: if an option is wrong, if the config does not support a cache of the graph, if an input of a
             graph with quantized caches requires a gradient, or, in strict mode, if an attention was not rewritten.
     """
+    captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
         with compiling() as notice:
@@ -81,6 +85,7 @@ def _reset() -> None:
 
 
 innerq_backend.reset = _reset  # torch.compiler.reset() calls it
+use_symbols(innerq_backend, SYMBOLS)
 
 
 def _compile(

@@ -21,8 +21,7 @@ from ..kernels.internals import dynamo_calls
 
 log = logging.getLogger(__name__)
 
-#: How many graphs a module with a graph break may need: prefill and decode, each first with static and then with
-#: dynamic shapes.
+#: How many graphs a module with a graph break may need: prefill and decode, for one sequence and for several.
 GRAPHS_PER_BREAK = 4
 
 

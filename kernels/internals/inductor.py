@@ -115,11 +115,25 @@ def cached_under(tag: str) -> contextlib.AbstractContextManager[Any]:
     return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
 
 
+def caches_enabled() -> bool:
+    """Whether Inductor keeps compiled graphs on disk."""
+    from torch._inductor import config
+
+    return bool(config.fx_graph_cache) and not config.force_disable_caches
+
+
 def cache_directory() -> str:
     """The folder in which Inductor and AOTAutograd cache compiled graphs: ``TORCHINDUCTOR_CACHE_DIR`` or a default."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return cache_dir()
+
+
+def settings_hash() -> str:
+    """A hash of Inductor's settings."""
+    from torch._inductor import config
+
+    return config.get_hash().hex()
 
 
 def vector_bits() -> int:

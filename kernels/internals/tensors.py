@@ -26,7 +26,6 @@ __all__ = [
     "schema_of",
     "tree_leaves",
     "tree_map_only",
-    "unmark_sizes",
     "without_modes",
 ]
 
@@ -45,11 +44,6 @@ def mark_sizes(tensor: Any, growing: set[int], fixed: set[int]) -> None:
     """
     tensor._dynamo_weak_dynamic_indices = growing
     tensor._dynamo_static_indices = fixed
-
-
-def unmark_sizes(tensor: Any) -> None:
-    """Undo :func:`mark_sizes` for the growing dimensions."""
-    vars(tensor).pop("_dynamo_weak_dynamic_indices", None)
 
 
 def schema_of(operator: OpOverload) -> torch.FunctionSchema:

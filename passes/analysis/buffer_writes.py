@@ -17,7 +17,17 @@ from torch.fx import Node
 
 from ..graph.aliases import Writes, possible_views
 from ..graph.reading import Call, called_name, is_query, read
-from ..graph.values import Sizes, example_or_none, same_size, same_sizes, shape, sizes_of, tensor_of, value_of
+from ..graph.values import (
+    Sizes,
+    example_or_none,
+    made_equal,
+    same_size,
+    same_sizes,
+    shape,
+    sizes_of,
+    tensor_of,
+    value_of,
+)
 
 
 class NoBuffer(Exception):
@@ -166,7 +176,7 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: Sizes, new: Any) ->
         if dim == token:
             continue
         starts_full = isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
-        if not starts_full or not (item.stop is None or same_size(value_of(item.stop), sizes[dim])):
+        if not starts_full or not (item.stop is None or made_equal(value_of(item.stop), sizes[dim])):
             raise NoBuffer("the buffer is written in part, along another dimension than the tokens")
     written = shape(new)
     if written is None or len(written) != 4:

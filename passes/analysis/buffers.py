@@ -17,7 +17,7 @@ from ..graph.aliases import Writes
 from ..graph.dimensions import order_of
 from ..graph.operations import Kind
 from ..graph.reading import Call, is_query, kinds, op_name, read, source_of, writes_to, written
-from ..graph.values import same_size, same_sizes, shape, sizes_of, tensor_of, value_of
+from ..graph.values import made_equal, same_size, same_sizes, shape, sizes_of, tensor_of, value_of
 from .buffer_writes import IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
 
 #: If a graph writes more tokens than this, as a prefill does, its attention reads the dense buffer.
@@ -149,7 +149,10 @@ def _slice_end(call: Call, source: Node, dims: Dims) -> Any:
     for dim, item in enumerate(index):
         if item == slice(None) or same_sizes(whole[dim : dim + 1], part[dim : dim + 1]):
             continue
-        if dim != dims[2] or item.start not in (None, 0) or item.step not in (None, 1):
+        begins = item.start in (None, 0) and item.step in (None, 1)
+        if dim != dims[2] and begins and made_equal(part[dim], whole[dim]):
+            continue
+        if dim != dims[2] or not begins:
             raise NoBuffer("the buffer is read in part, along another dimension than the tokens")
         end = item.stop
     return end

@@ -1,6 +1,6 @@
 """Example values of nodes: the fake tensor or size that Dynamo (or ``writing.py``) has stored for each node.
 
-Sizes are ints or symbolic ints. No function here adds a guard.
+Sizes are ints or symbolic ints. No function here adds a guard, except :func:`made_equal`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...kernels.internals.graphs import statically_known_true
+from ...kernels.internals.graphs import free_unbacked_symbols, size_hint, statically_known_true
 
 #: The key in ``node.meta`` under which Dynamo stores the example value, and AOTAutograd reads it.
 _KEY = "example_value"
@@ -103,3 +103,16 @@ def same_sizes(a: Sizes, b: Sizes) -> bool:
 def same_size(a: Any, b: Any) -> bool:
     """Whether two sizes are known to be equal. Adds no guard."""
     return same_sizes((a,), (b,))
+
+
+def made_equal(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal in the first call of the graph. If so, they are in all its calls, by a guard.
+
+    For a program that takes the first ``batch`` rows of a buffer with as many: it is compiled for this batch size.
+    """
+    if same_size(a, b):
+        return True
+    numbers = all(isinstance(size, (int, torch.SymInt)) for size in (a, b))
+    if not numbers or free_unbacked_symbols((a, b)) or size_hint(a) != size_hint(b):
+        return False
+    return bool(a == b)

@@ -58,9 +58,21 @@ class Writer:
 
     # --- nodes
 
-    def call(self, function: Callable[..., Any], /, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
-        """Insert a call of a function or operator. Arguments are nodes, constants, and tuples and lists of these."""
-        return self._finish(self.graph.call_function(function, args, kwargs), like)
+    def call(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        like: Node | None = None,
+        value: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Node:
+        """Insert a call of a function or operator. Arguments are nodes, constants, and tuples and lists of these.
+
+        ``value`` is its example value where the caller knows it: some operators consist of dozens of others, and
+        computing them with fake tensors in every layer takes a notable part of a compilation.
+        """
+        return self._finish(self.graph.call_function(function, args, kwargs), like, value)
 
     def method(self, name: str, tensor: Node, /, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
         """Insert a call of the method ``name`` of ``tensor``."""
@@ -121,11 +133,14 @@ class Writer:
 
     # --- values
 
-    def _finish(self, node: Node, like: Node | None) -> Node:
+    def _finish(self, node: Node, like: Node | None, value: torch.Tensor | None = None) -> Node:
         if like is not None:
             node.meta = {**like.meta}
             forget_example(node)
-        self.note_example(node)
+        if value is None:
+            self.note_example(node)
+        else:
+            set_example(node, value)
         return node
 
     def note_example(self, node: Node) -> None:

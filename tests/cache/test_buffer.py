@@ -120,11 +120,11 @@ def test_a_write_before_the_start_is_an_error(compiled, no_inductor):
     assert buffer._storage.tensors.state[0, 0].tolist()[:2] == [0, 5]
 
 
-def test_the_capacity_of_a_buffer_is_no_symbol():
-    """The same holds for copies of a buffer and for a buffer that is loaded from a file."""
+def test_heads_of_a_buffer_are_constants():
+    """The same holds for copies of a buffer and for a buffer that is loaded from a file. Formats depend on them."""
     buffer, _ = pair("base")
     file = io.BytesIO()
     torch.save(buffer, file)
     file.seek(0)
     for same in (buffer, buffer[:, :, :30], copy.deepcopy(buffer), torch.load(file)):
-        assert not hasattr(same._blocks, "_dynamo_weak_dynamic_indices")
+        assert same._dynamo_static_indices == {1, 3}

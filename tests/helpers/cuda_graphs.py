@@ -22,6 +22,7 @@ class Recorded:
         moving: inputs that are changed in place and may change their address: Inductor then skips CUDA graphs.
         copied: floating inputs of four dimensions that are copied into the recording at every step.
         symbols: symbolic sizes among the inputs: there is a recording for each of their values.
+        changed: those of the symbols that had another value in a later call: the graph is recorded again.
         moved: inputs whose address was expected to stay and changed in a later call: the graph is recorded again.
         waits: a node that cannot be recorded, or None.
         targets: names of the operators, in order.
@@ -32,11 +33,12 @@ class Recorded:
     symbols: list[str]
     waits: str | None
     targets: list[str]
+    changed: list[str] = dataclasses.field(default_factory=list)
     moved: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def obstacles(self) -> list[str]:
-        return [*self.moving, *self.copied, *self.symbols, *self.moved, *filter(None, [self.waits])]
+        return [*self.moving, *self.copied, *self.changed, *self.moved, *filter(None, [self.waits])]
 
 
 @contextlib.contextmanager
@@ -66,13 +68,16 @@ def recordings() -> Iterator[list[Recorded]]:
 
 
 def _following(gm: GraphModule, static, recorded: Recorded):
-    """The graph's forward, which notes static inputs whose address has changed since the last call."""
+    """The graph's forward, which notes static inputs whose address, and sizes that have changed since the last call."""
     names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
     before: dict[int, int] = {}
 
     def forward(*args):
-        now = {index: args[index].data_ptr() for index in static}
-        recorded.moved += [names[index] for index in static if before.get(index, now[index]) != now[index]]
+        sizes = {index: value for index, value in enumerate(args) if isinstance(value, int)}
+        now = sizes | {index: args[index].data_ptr() for index in static}
+        for index, value in now.items():
+            if before.get(index, value) != value:
+                (recorded.changed if index in sizes else recorded.moved).append(names[index])
         before.update(now)
         return gm.forward(*args)
 

@@ -5,7 +5,21 @@ The entries are separate from the code that uses them, so that they can be read 
 
 from __future__ import annotations
 
-from . import cuda, dynamo_calls, dynamo_graphs, graphs, inductor, launchers, logs, templates, tensors, triton_compiler
+from . import (
+    cuda,
+    dynamo_calls,
+    dynamo_graphs,
+    dynamo_sizes,
+    graph_pickling,
+    graphs,
+    inductor,
+    launchers,
+    logs,
+    templates,
+    tensors,
+    traces,
+    triton_compiler,
+)
 from .entry import Internal
 
 #: Entries by the name of the module of ``internals`` that uses them.
@@ -13,12 +27,15 @@ TOPICS: dict[str, tuple[Internal, ...]] = {
     "cuda": cuda.ENTRIES,
     "dynamo_calls": dynamo_calls.ENTRIES,
     "dynamo_graphs": dynamo_graphs.ENTRIES,
+    "dynamo_sizes": dynamo_sizes.ENTRIES,
+    "graph_pickling": graph_pickling.ENTRIES,
     "graphs": graphs.ENTRIES,
     "inductor": inductor.ENTRIES,
     "launchers": launchers.ENTRIES,
     "logs": logs.ENTRIES,
     "templates": templates.ENTRIES,
     "tensors": tensors.ENTRIES,
+    "traces": traces.ENTRIES,
     "triton_compiler": triton_compiler.ENTRIES,
 }
 

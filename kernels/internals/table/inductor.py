@@ -6,6 +6,12 @@ from .entry import Internal
 
 ENTRIES = (
     Internal(
+        module="torch._inductor.config",
+        names=("fx_graph_cache", "force_disable_caches", "get_hash"),
+        why="Traces are kept where compiled graphs are, unless these are not kept; and for the same settings.",
+        without="Traces are not kept on disk: a new process traces its models.",
+    ),
+    Internal(
         module="torch._inductor.compile_fx",
         names=("compile_fx(config_patches)",),
         why="Compiles a rewritten graph as backend='inductor' does. torch._inductor.compile is for exported graphs: "

@@ -1,0 +1,51 @@
+"""Dynamo's traces of models on disk: a new process that runs the same model does not trace it again.
+
+    store.py          files of traces, by a key of everything that is known before a call
+    fingerprints.py   what a class, function or module is, in words that hold in every process
+    keeping.py        keeps what Dynamo has found, and restores it where Dynamo would find the same
+
+A kept trace is the graph as Dynamo captured it, the bytecode that calls it, and the guards under which both are valid.
+It is used only if Dynamo's guards, built anew from the values of the call, state word for word what they stated when it
+was kept. An object that a guard identifies by its address (a class, a function, a module) is compared by its
+fingerprint, which covers the code of a function and of all methods of a class: a library that was updated, or a method
+that was replaced, is another object. The backend compiles the graph as one of Dynamo's own, so that options, passes and
+caches of compiled code work as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ...kernels.internals.table.entry import SUPPORTED_TORCH
+
+log = logging.getLogger(__name__)
+
+#: The keeper that is told of captured graphs, a ``keeping.TraceKeeper``.
+_KEEPERS: list[Any] = []
+
+
+def install(backend: Any) -> None:
+    """Let traces of what ``backend``, the backend of this package, compiles be kept and restored.
+
+    Does nothing with a version of torch whose Dynamo is not known.
+    """
+    if _KEEPERS or ".".join(torch.__version__.split(".")[:2]) not in SUPPORTED_TORCH:
+        return
+    try:
+        from .keeping import TraceKeeper
+    except ImportError as error:
+        log.info("traces are not kept: %s", error)
+        return
+    keeper = TraceKeeper(backend)
+    keeper.install()
+    _KEEPERS.append(keeper)
+
+
+def captured(gm: GraphModule, example_inputs: list[Any]) -> None:
+    """To be called by the backend with each graph that Dynamo gives it, before it is compiled."""
+    for keeper in _KEEPERS:
+        keeper.captured(gm, example_inputs)

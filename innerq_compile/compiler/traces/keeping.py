@@ -1,0 +1,295 @@
+"""Keeps what Dynamo has found about a frame, and restores it where Dynamo would find the same."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import pickle
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ... import cache as _package_marker
+from ...kernels.internals import graph_pickling, inductor, traces
+from ...kernels.internals.dynamo_graphs import source_of
+from ...kernels.internals.graph_pickling import NotPicklable
+from ...kernels.internals.traces import Bytecode, Frame, Guards, NotKept, Restored, Tree
+from . import store
+from .fingerprints import Unknown, code_digest, fingerprint
+
+log = logging.getLogger(__name__)
+
+_REASONS = (NotKept, NotPicklable, Unknown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What is kept of a frame.
+
+    Attributes:
+        files: source files whose code Dynamo ran, each with a hash of its content.
+        functions: functions whose code Dynamo ran: module, qualified name, hash of the code.
+        bytecode: what Dynamo runs in place of the frame's code.
+        guards: the guards.
+        checks: a hash of all that the guards check.
+        graph: the captured graph.
+        conditions: the number of conditions on sizes after it was compiled.
+    """
+
+    files: dict[str, str]
+    functions: list[tuple[str, str, str]]
+    bytecode: Bytecode
+    guards: Guards
+    checks: str
+    graph: bytes
+    conditions: int
+
+
+class TraceKeeper:
+    """Keeps traces of what ``backend`` compiles, see :class:`traces.Keeper`. Dynamo compiles one frame at a time."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._captured: list[bytes | None] | None = None
+
+    def install(self) -> None:
+        """Take part in Dynamo's compilations from now on."""
+        traces.install(self, self._applies)
+
+    def _applies(self, frame: Frame) -> bool:
+        backend = frame.backend
+        return getattr(backend, "compiler_fn", backend) is self._backend and enabled()
+
+    # --- keeping
+
+    @contextlib.contextmanager
+    def recording(self, frame: Frame) -> Iterator[None]:
+        """The context in which Dynamo traces a frame, and calls the backend with its graph."""
+        self._captured = []
+        yield
+
+    def captured(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> None:
+        """Called by the backend with each graph, before it is compiled."""
+        if self._captured is None:
+            return
+        try:
+            self._captured.append(graph_pickling.dump(gm, example_inputs))
+        except NotPicklable as error:
+            log.debug("a trace is not kept: %s", error)
+            self._captured.append(None)
+
+    def keep(self, frame: Frame, output: Any, manager: Any, before: set[str]) -> None:
+        """Keep what Dynamo has found, if another process could use it."""
+        graphs, self._captured = self._captured, None
+        if graphs is None or len(graphs) != 1 or graphs[0] is None:
+            return
+        try:
+            graph = output.tracer_output.output_graph
+            guards = pickle.dumps(traces.guards_of(frame.code, graph))
+            tree = Tree(
+                frame.code, pickle.loads(guards), frame.locals, frame.globals
+            )  # as another process will read it
+            codes = traces.traced_code(output)
+            trace = Trace(
+                _files(codes),
+                _functions(codes),
+                traces.bytecode_of(output, frame.globals, before),
+                pickle.loads(guards),  # building checks writes notes on guards
+                _hash(tree.text(fingerprint)),
+                graphs[0],
+                len(graph.shape_env.guards),
+            )
+            if store.write(_key(frame), pickle.dumps(trace)):
+                log.debug("kept the trace of %s", frame.code.co_name)
+        except _REASONS as error:
+            log.debug("a trace is not kept: %s", error)
+        except Exception as error:  # Dynamo's sources and guards may hold anything; without a trace all works as ever
+            log.debug("a trace is not kept: %r", error, exc_info=True)
+
+    # --- restoring
+
+    def restore(self, frame: Frame) -> Restored | None:
+        """The result for a frame that was kept, compiled by the frame's backend; None if there is none."""
+        for data in store.read(_key(frame)):
+            try:
+                return self._restored(frame, pickle.loads(data))
+            except _REASONS as error:
+                log.debug("a kept trace is not for this call: %s", error)
+            except Exception as error:  # values that the guards name do not exist in this call, in whatever way
+                log.debug("a kept trace is not for this call: %r", error)
+        return None
+
+    def _restored(self, frame: Frame, trace: Trace) -> Restored:
+        for file, digest in trace.files.items():
+            if _file_hash(file) != digest:
+                raise NotKept(f"{file} has changed")
+        for module, name, digest in trace.functions:
+            if _code_hash(module, name) != digest:
+                raise NotKept(f"{module}.{name} has changed")
+        for name, module in trace.bytecode.imports.items():
+            if module not in sys.modules:
+                raise NotKept(f"{module} is not imported")
+            frame.globals.setdefault(name, sys.modules[module])
+        if trace.guards.builtins is not None:
+            traces.install_builtins(trace.guards.builtins, frame.globals)
+        tree = Tree(frame.code, trace.guards, frame.locals, frame.globals)
+        if _hash(tree.text(fingerprint)) != trace.checks:
+            raise NotKept("its guards check other values")
+        gm, mode, contexts = graph_pickling.load(trace.graph)
+        inputs = _inputs(gm, tree)
+        pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
+        with traces.compiling_again(mode, pairs):
+            compiled = frame.compiler(gm, inputs)
+        if traces.new_symbols(mode) > trace.conditions:
+            raise NotKept("compiling it has added conditions on sizes")
+        log.debug("restored the trace of %s", frame.code.co_name)
+        return traces.restored(trace.bytecode, tree, trace.guards, compiled, mode, frame.globals)
+
+
+def _inputs(gm: torch.fx.GraphModule, tree: Tree) -> list[Any]:
+    """Example inputs: tensors of this call, symbolic sizes of the graph, and caches without data."""
+    found = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        value = node.meta["example_value"]
+        if isinstance(value, torch.Tensor):
+            value = tree.value(source_of(node))
+        found.append(value)
+    return found
+
+
+# --- what a trace is kept by ------------------------------------------------------------------------------------------
+
+
+def _key(frame: Frame) -> list[str]:
+    """All that is known of a frame before its values are looked at closely."""
+    return [
+        _environment(),
+        code_digest(frame.code),
+        _hash_of(frame.backend),
+        str(frame.one_graph),
+        *_kinds(frame.locals),
+    ]
+
+
+def _hash_of(backend: Any) -> str:
+    arguments = getattr(backend, "kwargs", {})
+    text = repr(sorted((name, repr(value)) for name, value in arguments.items()))
+    if " at 0x" in text:
+        raise NotKept("the backend has arguments that are objects of this process")
+    return text
+
+
+@functools.cache
+def _source() -> str:
+    root = pathlib.Path(_package_marker.__file__).parent.parent
+    from ... import kernels, passes
+
+    digest = hashlib.sha256()
+    for folder in (root, *map(pathlib.Path, (*kernels.__path__, *passes.__path__))):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _environment() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    settings = [traces.dynamo_settings(), inductor.settings_hash()]
+    return "|".join([sys.version, torch.__version__, device, _source(), *settings])
+
+
+def _kinds(scope: dict[str, Any]) -> Iterator[str]:
+    """The kinds of a frame's values, not their contents: so that few traces have the same key."""
+    for name in sorted(scope):
+        yield f"{name}={_kind(scope[name], 4)}"
+
+
+def _kind(value: Any, depth: int) -> str:
+    name = type(value).__qualname__
+    if isinstance(value, torch.Tensor):
+        return f"{name}({value.dtype},{value.dim()},{value.device.type},{value.requires_grad})"
+    if isinstance(value, torch.nn.Module):
+        return f"{name}({sum(1 for _ in value.modules())},{value.training})"
+    if isinstance(value, (bool, type(None))):
+        return repr(value)
+    if depth == 0:
+        return name
+    if isinstance(value, (list, tuple)):
+        kinds = [_kind(item, depth - 1) for item in value[:16]]
+        return f"{name}({len(value)},{','.join(kinds)})"
+    if isinstance(value, dict):
+        kinds = [f"{key!r}:{_kind(value[key], depth - 1)}" for key in list(value)[:64] if isinstance(key, (str, int))]
+        return f"{name}({','.join(kinds)})"
+    if isinstance(value, (types.FunctionType, types.ModuleType, type)):
+        return f"{name} {getattr(value, '__qualname__', value.__name__)}"
+    held = getattr(value, "__dict__", None)
+    return f"{name}{_kind(held, depth - 1)}" if isinstance(held, dict) and not callable(value) else name
+
+
+# --- the code that Dynamo ran -----------------------------------------------------------------------------------------
+
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+def _files(codes: list[types.CodeType]) -> dict[str, str]:
+    names = {code.co_filename for code in codes}
+    return {name: _file_hash(name) for name in sorted(names) if not name.startswith((_TORCH, "<"))}
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_hash(file: str, stamp: tuple[int, int]) -> str:
+    return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
+
+
+def _file_hash(file: str) -> str:
+    try:
+        found = os.stat(file)
+        return _content_hash(file, (found.st_mtime_ns, found.st_size))
+    except OSError:
+        raise NotKept(f"the source {file} cannot be read") from None
+
+
+def _functions(codes: list[types.CodeType]) -> list[tuple[str, str, str]]:
+    """Those of the functions that can be found by their name."""
+    modules = {getattr(module, "__file__", None): name for name, module in list(sys.modules.items())}
+    found = set()
+    for code in codes:
+        module, name = modules.get(code.co_filename), getattr(code, "co_qualname", "<")
+        if module is not None and "<" not in name and _code_hash(module, name) == code_digest(code):
+            found.add((module, name, code_digest(code)))
+    return sorted(found)
+
+
+def _code_hash(module: str, name: str) -> str | None:
+    """The hash of the code of a function, of the innermost one if decorators wrap it."""
+    value: Any = sys.modules.get(module)
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    if isinstance(value, property):
+        value = value.fget
+    seen: set[int] = set()
+    while id(value) not in seen and hasattr(value, "__wrapped__"):
+        seen.add(id(value))
+        value = value.__wrapped__
+    code = getattr(value, "__code__", None)
+    return code_digest(code) if isinstance(code, types.CodeType) else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def enabled() -> bool:
+    """Whether traces are kept: with ``INNERQ_TRACES=1``, if Inductor's caches are on and the process works alone."""
+    if os.environ.get("INNERQ_TRACES", "0") != "1" or not inductor.caches_enabled():
+        return False
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return traces.modules_are_guarded() and not distributed

@@ -1,0 +1,79 @@
+"""Which sizes and numbers a program takes as symbols in its first graph. See ``table/dynamo_sizes.py``. Imports Dynamo.
+
+Dynamo takes a size for a constant when it first sees an input, and for a symbol once it has seen a second one. What it
+has seen is in an entry for each input. Here the entries of chosen inputs say, from the first call on, that the size has
+changed. That happens while Dynamo compiles: nothing is left on tensors, and calls have no more guards or work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch._dynamo import pgo
+from torch._dynamo.eval_frame import innermost_backend
+from torch._dynamo.variables import builder
+
+__all__ = ["Symbols", "use_symbols"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+    """What is a symbol from the first graph on, unless the program or the user makes it a constant. 0 and 1 never are.
+
+    Attributes:
+        sizes: for an input, by its name and itself, the dimensions whose sizes are symbols.
+        number: for the name of a number, such as ``L['cache'].layers[0].length``, whether it is a symbol.
+    """
+
+    sizes: Callable[[str, torch.Tensor], Collection[int]]
+    number: Callable[[str], bool]
+
+
+_OF_BACKEND: dict[Any, Symbols] = {}
+#: The module of Dynamo that decides what is a symbol.
+_MODULE: Any = builder
+
+
+def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
+    """Make these sizes and numbers symbols in all programs that are compiled with a backend.
+
+    ``dynamic=False`` of ``torch.compile`` turns it off, as it does for sizes that change.
+    """
+    _OF_BACKEND[backend] = symbols
+    if not hasattr(_MODULE.record_automatic_dynamic, "__wrapped__"):
+        _MODULE.record_automatic_dynamic = _with_sizes(_MODULE.record_automatic_dynamic)
+        _MODULE.process_automatic_dynamic = _with_numbers(_MODULE.process_automatic_dynamic)
+
+
+def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def record(tx: Any, name: str, tensor: torch.Tensor) -> Any:
+        entry, symbols = original(tx, name, tensor), _of(tx)
+        if symbols is None or not isinstance(entry.size, tuple):
+            return entry
+        dims = symbols.sizes(name, tensor)
+        sizes = tuple(pgo.auto_dynamic if dim in dims else size for dim, size in enumerate(entry.size))
+        return dataclasses.replace(entry, size=sizes)
+
+    return record
+
+
+def _with_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def process(tx: Any, name: str, entry: Any, **options: Any) -> Any:
+        found, symbols = original(tx, name, entry, **options), _of(tx)
+        if symbols is None or type(entry.scalar) is not int or not symbols.number(name):
+            return found
+        return dataclasses.replace(found, scalar=pgo.auto_dynamic)
+
+    return process
+
+
+def _of(tx: Any) -> Symbols | None:
+    """The symbols of the backend that a program is compiled with."""
+    backend: Any = innermost_backend(tx.output.compiler_fn)
+    return _OF_BACKEND.get(getattr(backend, "compiler_fn", backend))

@@ -1,0 +1,250 @@
+"""Graphs of Dynamo as bytes, with the fake tensors and symbolic sizes of their nodes. See ``table/graph_pickling.py``.
+
+torch's own ``GraphPickler`` refuses fake tensors that Dynamo has made, and functions outside of a few modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._guards import CompileContext, TracingContext
+from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.node import map_aggregate, map_arg
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+#: Attributes of a ``ShapeEnv`` that are not carried over: what it needs while Dynamo traces, and caches of results.
+_TRANSIENT = frozenset({"tracked_fakes", "fake_tensor_cache", "log", "fx_node_cache", "_prev_cache_key", "events"})
+#: Metadata of nodes that is carried over. Of ``tensor_dict`` only whether an input keeps its address.
+_META = ("example_value", "stack_trace", "nn_module_stack")
+_STATIC = "_dynamo_static_input_type"
+#: The attribute of a symbolic context that says which symbols the sizes of a tensor are, by the id of a ``ShapeEnv``.
+_CACHE = "shape_env_to_source_to_symbol_cache"
+
+
+class NotPicklable(Exception):
+    """A graph holds something that another process could not use."""
+
+
+def dump(gm: GraphModule, example_inputs: Sequence[Any]) -> bytes:
+    """A graph module as bytes, with what Dynamo knows about the sizes of its inputs.
+
+    Raises:
+        NotPicklable: if the graph has modules or tensors of its own, or something in it cannot be pickled.
+    """
+    modes = {id(mode): mode for mode in map(_mode_of, gm.graph.nodes) if mode is not None}
+    if len(modes) != 1 or any(node.op in ("get_attr", "call_module") for node in gm.graph.nodes):
+        raise NotPicklable("the graph holds modules, tensors of its own, or values of several fake modes")
+    (mode,) = modes.values()
+    pickler = _Pickler(io.BytesIO(), mode.shape_env)
+    numbers = {node: index for index, node in enumerate(gm.graph.nodes)}
+    nodes = [_node_data(node, numbers) for node in gm.graph.nodes]
+    names = gm.meta.get("dynamo_flat_name_to_original_fqn", {})
+    try:
+        pickler.dump(_state(mode.shape_env))  # first, because sizes of tensors are computed when they are made
+        pickler.dump((nodes, names, [_context(value, mode.shape_env) for value in example_inputs]))
+    except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError) as error:
+        raise NotPicklable(str(error)) from error
+    return pickler.stream.getvalue()
+
+
+def load(data: bytes) -> tuple[GraphModule, FakeTensorMode, list[Any]]:
+    """The graph module of :func:`dump`, the new fake mode of its values, and the symbolic context of each input."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    unpickler, shape_env = _Unpickler(io.BytesIO(data), mode), mode.shape_env
+    for name, value in unpickler.load().items():
+        setattr(shape_env, name, value)
+    nodes, names, contexts = unpickler.load()
+    for index, context in enumerate(contexts):
+        if (cache := getattr(context, _CACHE, None)) is not None:
+            contexts[index] = _with_cache(context, {id(shape_env): found for found in cache.values()})
+    graph = Graph()
+    made: list[Node] = []
+    for op, name, target, args, kwargs, annotation, meta, source in nodes:
+        args, kwargs = map_aggregate((args, kwargs), lambda value: _resolved(value, made))  # pyright: ignore[reportGeneralTypeIssues]
+        node = graph.create_node(op, target, args, kwargs, name, annotation)
+        node.meta = meta
+        if source is not None:
+            node._dynamo_source = source  # pyright: ignore[reportAttributeAccessIssue]
+        made.append(node)
+    gm = _LazyGraphModule(torch.nn.Module(), graph)
+    gm.meta |= {"dynamo_flat_name_to_original_fqn": names, "dynamo_compile_id": CompileContext.current_compile_id()}
+    gm._param_name_to_source = {}  # pyright: ignore[reportArgumentType]
+    gm._source_to_user_stacks = {}  # pyright: ignore[reportArgumentType]
+    return gm, mode, contexts
+
+
+class _Place:
+    """Stands for a node among the arguments of another."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Place, (self.index,)
+
+
+def _resolved(value: Any, made: list[Node]) -> Any:
+    return made[value.index] if isinstance(value, _Place) else value
+
+
+def _mode_of(node: Node) -> FakeTensorMode | None:
+    value = node.meta.get("example_value")
+    if is_traceable_wrapper_subclass(value):
+        value = getattr(value, value.__tensor_flatten__()[0][0])  # pyright: ignore[reportAttributeAccessIssue]
+    return value.fake_mode if isinstance(value, FakeTensor) else None
+
+
+def _node_data(node: Node, numbers: dict[Node, int]) -> tuple[Any, ...]:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda other: _Place(numbers[other]))  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+    meta = {key: node.meta[key] for key in _META if key in node.meta}
+    if (static := node.meta.get("tensor_dict", {}).get(_STATIC)) is not None:
+        meta["tensor_dict"] = {_STATIC: static}
+    elif node.op == "placeholder":
+        meta["tensor_dict"] = {}
+    return node.op, node.name, node.target, args, kwargs, node.type, meta, getattr(node, "_dynamo_source", None)
+
+
+def _context(value: Any, shape_env: Any) -> Any:
+    """Which sizes of an input are symbols, and which symbols: how AOTAutograd makes it a fake tensor again."""
+    found = TracingContext.get().tensor_to_context
+    if not isinstance(value, torch.Tensor) or value not in found:
+        return None
+    context = found[value]
+    cache = getattr(context, _CACHE, None)
+    return context if cache is None else _with_cache(context, {0: dict(cache.get(id(shape_env), {}))})
+
+
+def _with_cache(context: Any, cache: dict[int, Any]) -> Any:
+    return dataclasses.replace(context, **{_CACHE: cache})
+
+
+def _state(shape_env: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(shape_env).items() if name not in _TRANSIENT}
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream: io.BytesIO, shape_env: Any) -> None:
+        super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
+        self.stream = stream
+        self._shape_env = shape_env
+        self._storages: dict[int, tuple[int, Any]] = {}
+        self._kept: list[Any] = []  # so that no id is used twice
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "shape_env" if obj is self._shape_env and obj is not None else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, FakeTensor):
+            return _tensor, (_ModeOfTensor(), *self._described(obj))
+        if isinstance(obj, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            if not isinstance(obj, torch.SymInt):
+                raise NotPicklable("the graph holds symbolic numbers that are no sizes")
+            return _sym_int, (obj.node._expr, self._shape_env, obj.node.pytype, obj.node._hint)
+        if is_traceable_wrapper_subclass(obj):
+            names, context = obj.__tensor_flatten__()
+            inner = {name: getattr(obj, name) for name in names}
+            return _wrapper, (type(obj), inner, context, tuple(obj.shape), tuple(obj.stride()))
+        if isinstance(obj, OpOverload):
+            return _overload, (obj.namespace, obj._opname, obj._overloadname)
+        if isinstance(obj, OpOverloadPacket):
+            return _packet, tuple(obj._qualified_op_name.split("::"))
+        if isinstance(obj, torch.Tensor):
+            raise NotPicklable("the graph holds a tensor")
+        return NotImplemented
+
+    def _described(self, tensor: FakeTensor) -> tuple[Any, ...]:
+        if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg() or tensor.grad is not None:
+            raise NotPicklable("the graph holds a tensor that is not strided, or has a gradient")
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._storages:
+            self._storages[key] = (len(self._storages), storage.nbytes())
+            self._kept.append(storage)
+        sizes = tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset()
+        return (*self._storages[key], *sizes, tensor.dtype, tensor.fake_device, tensor.requires_grad)
+
+
+class _ModeOfTensor:
+    """Stands for the fake mode in the arguments of :func:`_tensor`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _current, ()
+
+
+#: The unpickler at work: functions that pickle calls take no other arguments than those that were pickled. Dynamo
+#: compiles one graph at a time.
+_AT_WORK: list[_Unpickler] = []
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, mode: FakeTensorMode) -> None:
+        super().__init__(stream)
+        self.mode = mode
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def persistent_load(self, pid: str) -> Any:
+        return self.mode.shape_env
+
+    def load(self) -> Any:
+        _AT_WORK.append(self)
+        try:
+            return super().load()
+        finally:
+            _AT_WORK.pop()
+
+
+def _current() -> _Unpickler:
+    return _AT_WORK[-1]
+
+
+def _tensor(
+    at_work: _Unpickler,
+    number: int,
+    nbytes: Any,
+    size: tuple[Any, ...],
+    stride: tuple[Any, ...],
+    offset: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    requires_grad: bool,
+) -> FakeTensor:
+    with no_dispatch():
+        if number not in at_work.storages:
+            meta = torch.empty(nbytes, dtype=torch.uint8, device="meta")
+            at_work.storages[number] = meta.untyped_storage()
+        tensor = torch.empty(0, dtype=dtype, device="meta")
+        tensor.set_(at_work.storages[number], offset, size, stride)
+        tensor.requires_grad_(requires_grad)
+        return FakeTensor(at_work.mode, tensor, device)
+
+
+def _sym_int(expr: Any, shape_env: Any, pytype: type, hint: Any) -> torch.SymInt:
+    return torch.SymInt(SymNode(expr, shape_env, pytype, hint))  # pyright: ignore[reportCallIssue]
+
+
+def _wrapper(cls: Any, inner: dict[str, Any], context: Any, size: tuple[Any, ...], stride: tuple[Any, ...]) -> Any:
+    return cls.__tensor_unflatten__(inner, context, size, stride)
+
+
+def _overload(namespace: str, name: str, overload: str) -> OpOverload:
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+
+
+def _packet(namespace: str, name: str) -> OpOverloadPacket:
+    return getattr(getattr(torch.ops, namespace), name)

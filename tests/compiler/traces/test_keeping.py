@@ -1,0 +1,241 @@
+"""A model that was traced is not traced again, in a new process or behind a reset of Dynamo, unless something differs.
+
+Each case of a difference runs the model before and after it, and compares with what the model computes uncompiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config
+from torch._inductor.utils import fresh_cache
+from transformers import DynamicCache
+from transformers.models.llama import modeling_llama
+
+from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from innerq_compile.compiler.traces import store
+from tests.helpers.models import tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def traces(graphs_as_they_are, monkeypatch):
+    monkeypatch.setenv("INNERQ_TRACES", "1")
+    with fresh_cache():
+        yield
+
+
+def model_of(**options):
+    torch.manual_seed(0)
+    return tiny_llama(head_dim=16, **options)
+
+
+@torch.no_grad()
+def logits(model) -> list[torch.Tensor]:
+    """Logits of a prompt and two steps."""
+    cache, ids = DynamicCache(), torch.arange(60)[None] % 50
+    found = [
+        model(piece, past_key_values=cache, use_cache=True).logits
+        for piece in (ids, ids[:, :1].clone(), ids[:, 1:2].clone())
+    ]
+    if model._compiled_call_impl is not None:
+        assert isinstance(cache.layers[0].keys, InnerQTensor)
+    return found
+
+
+def traced(model, preset: str = "lossless") -> int:
+    """How many operations Dynamo traces in a new process that runs ``model``; its results are those of eager."""
+    expected = logits(model)
+    torch._dynamo.reset()
+    counters.clear()
+    innerq(model, preset=preset)
+    found = logits(model)
+    model._compiled_call_impl = None
+    if preset == "lossless":
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+    return counters["stats"]["calls_captured"]
+
+
+def test_a_model_is_traced_once():
+    first = traced(model_of())
+    assert first > 100
+    reports = len(compiled_graphs())
+    assert traced(model_of()) == 0
+    assert [report.kind for report in compiled_graphs()[reports:]] == ["prefill", "decode"]
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_other_weights_need_no_other_trace():
+    traced(model_of())
+    model = model_of()
+    for parameter in model.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.05
+    assert traced(model) == 0
+
+
+def no_rotation(q, k, cos, sin, unsqueeze_dim=1):
+    return q, k
+
+
+class Adapter(torch.nn.Module):
+    """As adapters do it: a layer in place of a linear one, which adds something to its result."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return self.base(x) + self.scale * x.mean(-1, keepdim=True)
+
+
+def twice(self, x):
+    return 2 * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+DIFFERENCES = {
+    "method of a class": lambda model, patch: patch.setattr(modeling_llama.LlamaMLP, "forward", twice),
+    "method of an object": lambda model, patch: setattr(
+        model.model.layers[0].mlp, "forward", types.MethodType(twice, model.model.layers[0].mlp)
+    ),
+    "global function": lambda model, patch: patch.setattr(modeling_llama, "apply_rotary_pos_emb", no_rotation),
+    "number of a module": lambda model, patch: setattr(model.model.norm, "variance_epsilon", 0.3),
+    "attention": lambda model, patch: model.set_attn_implementation("eager"),
+    "activation": lambda model, patch: setattr(model.model.layers[0].mlp, "act_fn", torch.nn.ReLU()),
+    "module": lambda model, patch: setattr(
+        model.model.layers[0].self_attn, "q_proj", Adapter(model.model.layers[0].self_attn.q_proj)
+    ),
+    "hook": lambda model, patch: model.model.layers[0].mlp.register_forward_hook(lambda *call: 2 * call[-1]),
+    "shape of a weight": lambda model, patch: setattr(
+        model, "lm_head", torch.nn.Linear(model.config.hidden_size, model.config.vocab_size + 8, bias=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_a_difference_is_traced_anew(difference, monkeypatch):
+    traced(model_of())
+    model = model_of()
+    DIFFERENCES[difference](model, monkeypatch)
+    assert traced(model) > 0
+
+
+def test_another_number_of_layers_is_traced_anew():
+    traced(model_of())
+    assert traced(model_of(layers=2)) > 0
+
+
+def test_changes_after_a_trace_was_restored():
+    """Guards of a restored trace are those that Dynamo would have made."""
+    traced(model_of())
+    model = model_of()
+    torch._dynamo.reset()
+    counters.clear()
+    innerq(model, preset="lossless")
+    before = logits(model)
+    assert counters["stats"]["calls_captured"] == 0
+    model.model.norm.variance_epsilon = 0.3
+    after = logits(model)
+    assert counters["stats"]["calls_captured"] > 0
+    model._compiled_call_impl = None
+    torch.testing.assert_close(after, logits(model), atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(before[0], after[0])
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    expected = logits(model)
+    innerq(model, preset="lossless")
+    torch.testing.assert_close(logits(model), expected, atol=2e-4, rtol=1e-3)
+
+
+def test_other_options_of_the_backend():
+    traced(model_of(), preset="base")
+    assert traced(model_of(), preset="small") > 0
+    assert traced(model_of(), preset="base") == 0
+    assert traced(model_of(), preset="small") == 0
+
+
+@pytest.mark.parametrize("way", ["variable", "Inductor's caches"])
+def test_switched_off(way, monkeypatch):
+    if way == "variable":
+        monkeypatch.delenv("INNERQ_TRACES")
+    with config.patch(force_disable_caches=way == "Inductor's caches"):
+        assert traced(model_of()) == traced(model_of()) > 0
+
+
+def test_damaged_traces(monkeypatch):
+    traced(model_of())
+    read = store.read
+    monkeypatch.setattr(store, "read", lambda key: (data[: len(data) // 2] for data in read(key)))
+    assert traced(model_of()) > 0
+
+
+SOURCE = """
+import torch
+
+def step(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v) * {factor}, k, v
+"""
+
+
+def test_a_source_that_was_edited(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    q = k = v = torch.randn(1, 2, 40, 16)
+
+    def run(factor: float) -> int:
+        (tmp_path / "edited_step.py").write_text(SOURCE.format(factor=factor))
+        sys.modules.pop("edited_step", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("edited_step")
+        torch._dynamo.reset()
+        counters.clear()
+        found = torch.compile(module.step, backend="innerq")(q, k, v)[0]
+        torch.testing.assert_close(found, module.step(q, k, v)[0])
+        return counters["stats"]["calls_captured"]
+
+    assert run(2.0) > 0
+    assert run(2.0) == 0
+    assert run(12.5) > 0
+
+
+def test_a_graph_that_breaks():
+    def step(q, k, v):
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        torch._dynamo.graph_break()
+        return out, k, v
+
+    q = k = v = torch.randn(1, 2, 40, 16)
+    for _ in range(2):
+        torch._dynamo.reset()
+        found = torch.compile(step, backend="innerq")(q, k, v)[0]
+        torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+SCRIPT = """
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config
+from transformers import DynamicCache
+from innerq_compile import innerq
+from tests.helpers.models import tiny_llama
+
+torch.manual_seed(0)
+model = innerq(tiny_llama(head_dim=16), preset="base")
+ids = torch.arange(60)[None] % 50
+print(model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False).tolist())
+print(counters["stats"]["calls_captured"])
+"""
+
+
+def test_a_new_process(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "tests.helpers.without_inductor", str(script)]
+    outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n") for _ in range(2)]
+    assert outputs[0][0] == outputs[1][0]
+    assert int(outputs[0][1]) > 100
+    assert int(outputs[1][1]) == 0
