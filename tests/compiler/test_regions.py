@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import weakref
 
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from innerq_compile import clear_reports, compiled_graphs, innerq
+from innerq_compile import compiled_graphs, innerq
 from innerq_compile.compiler import regions
 from innerq_compile.compiler.regions import compile_regions
 from innerq_compile.passes.regions import find_regions
+from tests.helpers.families import FAMILIES
+from tests.helpers.generation import models
 from tests.helpers.models import generate, prompt, tiny_llama
 from tests.helpers.stacks import WIDTH, Layer, Other, Stack, always_cut, captured, counted, in_regions, uncompiled
 from tests.helpers.without_inductor import as_it_is, through_autograd, without_inductor
@@ -576,56 +579,57 @@ def test_weights_in_another_dtype_are_not_all_made_at_once():
 
 
 def generated(model, inputs, **options):
-    tokens, logits, _ = generate(model, inputs, 5, **options)
-    return tokens, logits
+    """Tokens and logits of four new tokens."""
+    return generate(model, inputs, 4, **options)[:2]
+
+
+def assert_same(got, expected) -> None:
+    assert torch.equal(got[0], expected[0])
+    torch.testing.assert_close(got[1], expected[1], atol=2e-3, rtol=0)
+
+
+def assert_in_regions() -> None:
+    found = [report.regions for report in compiled_graphs() if report.attentions]
+    assert found and all("kinds" in text for text in found), found
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
-def test_generate(no_inductor, cache):
-    """Eight layers cost three functions for the prompt and three for the step, and a second prompt costs none."""
+def test_generate(graphs_as_they_are, cache):
+    """Eight layers cost three functions for the prompt and three for the step."""
     options = {} if cache is None else {"cache_implementation": cache}
-    shape = {"layers": 8, "head_dim": 16}
+    eager, model = models(layers=8)
     inputs, other = prompt(2, 40, (0, 7)), prompt(2, 55, (3, 0))
-    expected = [
-        generated(innerq(tiny_llama(**shape), preset="base", regions=False), each, **options)
-        for each in (inputs, other)
-    ]
-    torch._dynamo.reset()
-    clear_reports()
-    model = innerq(tiny_llama(**shape), preset="base")
     with counted() as count:
-        first = generated(model, inputs, **options)
-        once = count()
-        second = generated(model, other, **options)
-    for got, want in zip((first, second), expected, strict=True):
-        assert torch.equal(got[0], want[0])
-        torch.testing.assert_close(got[1], want[1])
-    graphs = [report for report in compiled_graphs() if report.attentions]
-    assert graphs and all("kinds" in report.regions for report in graphs), [report.regions for report in graphs]
-    assert once <= 3 * len(graphs) + 2
-    if cache is None:
-        assert count() == once == 6
+        assert_same(generated(model, inputs, **options), generated(eager, inputs, **options))
+        assert count() == 3 * len([report for report in compiled_graphs() if report.attentions])
+        graphs = len(compiled_graphs())
+        before = count()
+        assert_same(generated(model, other, **options), generated(eager, other, **options))
+        assert count() - before == 3 * (len(compiled_graphs()) - graphs)
+    assert_in_regions()
 
 
-def test_generate_with_windows_in_every_other_layer(no_inductor):
-    from tests.helpers.families import FAMILIES
-
+def test_generate_with_windows_in_every_other_layer(graphs_as_they_are):
     (family,) = (family for family in FAMILIES if family.name == "Gemma 3")
-    kwargs = {**family.kwargs, "num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
-    family = copy.copy(family)
-    object.__setattr__(family, "kwargs", kwargs)
+    kinds = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
+    family = dataclasses.replace(family, kwargs={**family.kwargs, **kinds})
     inputs = prompt(2, 40, (0, 7))
     expected = generated(family.build("sdpa"), inputs)
-    tokens, logits = generated(innerq(family.build("sdpa"), preset="lossless"), inputs)
-    assert torch.equal(tokens, expected[0])
-    torch.testing.assert_close(logits, expected[1], atol=2e-3, rtol=0)
-    assert all("kinds" in report.regions for report in compiled_graphs() if report.attentions)
+    assert_same(generated(innerq(family.build("sdpa"), preset="lossless"), inputs), expected)
+    assert_in_regions()
 
 
-def test_steps_of_several_tokens(no_inductor):
+def test_steps_of_several_tokens(graphs_as_they_are):
+    eager, model = models(layers=6)
+    options = {"prompt_lookup_num_tokens": 3}
     inputs = prompt(1, 40)
-    shape = {"layers": 6, "head_dim": 16}
-    expected = generated(tiny_llama(**shape), inputs, prompt_lookup_num_tokens=3)
-    tokens, _ = generated(innerq(tiny_llama(**shape), preset="lossless"), inputs, prompt_lookup_num_tokens=3)
-    assert torch.equal(tokens, expected[0])
-    assert all("kinds" in report.regions for report in compiled_graphs() if report.attentions)
+    assert torch.equal(generated(model, inputs, **options)[0], generated(eager, inputs, **options)[0])
+    assert_in_regions()
+
+
+def test_quantized(graphs_as_they_are):
+    """Regions change nothing of what is quantized and how."""
+    inputs = prompt(2, 40, (0, 7))
+    made = [innerq(tiny_llama(layers=4, head_dim=32), preset="base", regions=regions) for regions in (False, True)]
+    whole, cut = (generated(model, inputs) for model in made)
+    assert torch.equal(whole[0], cut[0]) and torch.equal(whole[1], cut[1])
