@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-#: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as masks of
-#: transformers do: the check names a variable of another scope.
+#: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as it does
+#: for masks of transformers: the check names a variable of another scope.
 _CHECKS_OF_INDICES_FAIL = torch.__version__ < "2.12"
 _CHECKS_OF_INDICES = "assert_indirect_indexing"
 
