@@ -30,7 +30,7 @@ from ..logs import trace_graph
 from ..passes.context import GraphError
 from ..passes.graph.values import example_or_none
 from ..runtime.call import CompiledGraph
-from ..runtime.recordings import Recordings, release_all
+from ..runtime.recordings import Recordings, at_work, release_all
 from ..runtime.report import GraphReport
 from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
@@ -69,7 +69,7 @@ def innerq_backend(
     captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
-        with compiling() as notice:
+        with compiling() as notice, at_work():
             return _compile(gm, example_inputs, config, inductor_options, notice)
     except CompileError:
         raise
@@ -161,7 +161,12 @@ def _compile_rewritten(
     if execution.inputs is not None:
         return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)
-    return lambda inputs, memory: compiled(*inputs)
+
+    def call(inputs: list[Any], memory: list[int]) -> Any:
+        with at_work():
+            return compiled(*inputs)
+
+    return call
 
 
 def _by_placeholder(gm: GraphModule, example_inputs: list[Any]) -> dict[str, Any]:
@@ -172,7 +177,8 @@ def _counting_calls(compiled: Callable[..., Any], report: GraphReport) -> Callab
     """``compiled``, with its calls counted in ``report``."""
 
     def call(*args: Any) -> Any:
-        results = compiled(*args)
+        with at_work():
+            results = compiled(*args)
         report.has_run([])
         return results
 

@@ -46,8 +46,8 @@ def compile_by_regions(
             report.regions = str(regions)  # now, for the notice of a compilation that takes long
             return compile_regions(gm, regions, inputs, options)
         reason = regions.reason
-    except RestartAnalysis:
-        raise
+    except RestartAnalysis:  # raised again for the whole graph, so that all floats to be constants are found at once
+        return inductor.compile_graph(gm, inputs, options)
     except Exception as error:  # the graph as a whole does not depend on this
         if analysis.config.strict:
             raise
@@ -61,6 +61,8 @@ def _obstacle(analysis: Analysis, inputs: Sequence[Any], options: dict[str, Any]
     """Why a graph has to be compiled as a whole; empty if regions of it can be compiled."""
     if not analysis.config.regions:
         return "regions=False"
+    if passes := inductor.custom_passes(options):
+        return f"{', '.join(passes)} of Inductor's options expect it so"
     if options.get(CUDA_GRAPHS):
         return "Inductor records it as a CUDA graph"
     if torch.is_grad_enabled() and any(isinstance(one, torch.Tensor) and one.requires_grad for one in inputs):

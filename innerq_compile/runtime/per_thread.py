@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -24,28 +24,28 @@ class PerThread(Generic[T]):
 
     def get(self) -> T:
         """The value of the calling thread."""
+        local, values, spare = self._state
         try:
-            return self._local.lease.value
+            return local.lease.value
         except AttributeError:
-            self._local.lease = _Lease(self._next(), self._spare)
-            return self._local.lease.value
+            lease = local.lease = _Lease(self._next(values, spare), spare)
+            return lease.value
 
     def all(self) -> list[T]:
         """The values of all threads, those that have ended included."""
-        return list(self._values)
+        return list(self._state[1])
 
     def forget(self) -> None:
         """Make new values from now on."""
-        self._local = threading.local()
-        self._values: list[T] = []
-        self._spare: list[T] = []
+        # replaced as one, so that a call in another thread sees all of it or nothing
+        self._state: tuple[Any, list[T], list[T]] = threading.local(), [], []
 
-    def _next(self) -> T:
+    def _next(self, values: list[T], spare: list[T]) -> T:
         try:
-            return self._spare.pop()
+            return spare.pop()
         except IndexError:
             value = self._make()
-            self._values.append(value)
+            values.append(value)
             return value
 
 

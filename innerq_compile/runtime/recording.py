@@ -91,6 +91,8 @@ class Recording:
     def replay(self, inputs: list[Any]) -> list[Any]:
         """Replay the recording for ``inputs`` and return the results."""
         self.used = time.monotonic()
+        if self.outlived and self.inputs.cache is not None:  # another cache lies in its memory now
+            self.cache = weakref.ref(inputs[self.inputs.cache])
         if self.copies:
             cuda.copy_each(self.copies, [_compact(inputs[place]) for place in self.inputs.copied])
         self.graph.replay()

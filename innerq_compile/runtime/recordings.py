@@ -18,11 +18,13 @@ addresses too seldom is recorded less often (``REPLAYS_PER_RECORDING``), the num
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
+import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +56,21 @@ MAX_UNRECORDED = 128
 #: and with torch 2.11 drawing random numbers may be.
 ALONE_FOR = 1.0
 
-#: When each thread has last called a graph that can be recorded.
+#: When each thread has last called a graph; infinity while it compiles one, or runs one that is not recorded.
 _LAST_CALLS: dict[int, float] = {}
+
+
+@contextlib.contextmanager
+def at_work() -> Iterator[None]:
+    """Context of compilations, and of calls without a recording: other threads capture nothing meanwhile."""
+    threading.current_thread()  # so that a thread that Python has not started is among the living ones
+    own, before = threading.get_ident(), _LAST_CALLS.get(threading.get_ident())
+    _LAST_CALLS[own] = math.inf
+    try:
+        yield
+    finally:
+        _LAST_CALLS[own] = math.inf if before == math.inf else time.monotonic()
+
 
 #: Captures change state of the allocator and of the random generators that does not belong to a thread.
 _CAPTURE_LOCK = threading.Lock()
@@ -134,7 +149,8 @@ class Recordings:
         if recording is None or not recording.serves(inputs, sizes, memory):
             recording = self._find(own, inputs, sizes, memory)
             if recording is None:
-                return self._compiled(*inputs)
+                with at_work():  # which may load and tune kernels
+                    return self._compiled(*inputs)
         own.replayed += 1
         return recording.replay(inputs)
 
@@ -169,10 +185,8 @@ class Recordings:
     def _may_capture(self) -> bool:
         """Whether a capture disturbs no other thread, or the user has asked for it. If not, the report says so."""
         alone = self._asked or _is_alone()
-        if alone and self._report.cuda_graphs == _OTHER_THREADS:
-            self._report.cuda_graphs = self._use
-        elif not alone and self._report.cuda_graphs != _OTHER_THREADS:
-            self._use, self._report.cuda_graphs = self._report.cuda_graphs, _OTHER_THREADS
+        if not self._disabled:
+            self._report.cuda_graphs = self._use if alone else _OTHER_THREADS
         return alone
 
     def _addresses(self, inputs: list[Any]) -> list[int | None]:
@@ -287,7 +301,7 @@ class _ThreadRecordings:
 def _is_alone() -> bool:
     """Whether no other living thread has called a graph that can be recorded within the last `ALONE_FOR` seconds."""
     living, since = {thread.ident for thread in threading.enumerate()}, time.monotonic() - ALONE_FOR
-    for thread, called in list(_LAST_CALLS.items()):
+    for thread, called in _LAST_CALLS.copy().items():
         if called < since or thread not in living:
             _LAST_CALLS.pop(thread, None)
     return not _LAST_CALLS.keys() - {threading.get_ident()}

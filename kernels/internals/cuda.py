@@ -49,7 +49,9 @@ def generator_aside(device: torch.device) -> Iterator[None]:
     """
     generator = torch.cuda.default_generators[device.index or 0]
     own = generator.graphsafe_get_state()
-    generator.graphsafe_set_state(torch.Generator(device))
+    aside = torch.Generator(device)
+    aside.seed()  # another thread that draws in this moment must not draw the same numbers each time
+    generator.graphsafe_set_state(aside)
     try:
         yield
     finally:

@@ -30,9 +30,19 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
     """
     from torch._inductor.compile_fx import compile_fx
 
-    if _CHECKS_OF_INDICES_FAIL and any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in inputs):
+    if _CHECKS_OF_INDICES_FAIL and _on_cpu(inputs) and _has_symbols(gm):
         options = {_CHECKS_OF_INDICES: False, **options}
     return compile_fx(gm, inputs, config_patches=options)  # pyright: ignore[reportReturnType, reportArgumentType]
+
+
+def _on_cpu(inputs: Sequence[Any]) -> bool:
+    return any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in inputs)
+
+
+def _has_symbols(gm: GraphModule) -> bool:
+    values = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
+    sizes = [size for value in values for size in (value.shape if isinstance(value, torch.Tensor) else (value,))]
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Any]]:
@@ -41,10 +51,9 @@ def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Any]]:
     So inputs that nobody else holds are freed after their last use in the graph, not after the call. If torch's
     functions are not wrapped as expected, the result is the same, but inputs are freed later.
     """
-    inner: Any = compiled
-    for attribute in ("_torchdynamo_orig_callable", "__wrapped__"):  # torch.compiler.disable, then AOTAutograd's star
-        inner = getattr(inner, attribute, None)
-    if getattr(inner, "_boxed_call", False):
+    function: Any = getattr(compiled, "_torchdynamo_orig_callable", None)  # without torch.compiler.disable
+    inner: Any = getattr(function, "__wrapped__", None)  # without AOTAutograd's star
+    if getattr(inner, "_boxed_call", False) and not _holds_tensors(function):
         return inner
 
     def call(inputs: list[Any]) -> Sequence[Any]:
@@ -53,6 +62,29 @@ def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Any]]:
         return compiled(*values)
 
     return call
+
+
+def _holds_tensors(function: Any) -> bool:
+    """Whether AOTAutograd's function passes tensors of the module that it was made of on, in front of the inputs."""
+    names = ("named_parameters", "named_buffers")
+    return any(next(iter(getattr(function, name, tuple)()), None) is not None for name in names)
+
+
+#: Inductor's options for passes of the user, which expect to see a graph as a whole.
+_CUSTOM_PASSES = (
+    "pre_grad_custom_pass",
+    "joint_custom_pre_pass",
+    "joint_custom_post_pass",
+    "post_grad_custom_pre_pass",
+    "post_grad_custom_post_pass",
+)
+
+
+def custom_passes(options: dict[str, Any]) -> list[str]:
+    """The names of Inductor's options, given or of the process, by which the user has passes of their own run."""
+    from torch._inductor import config
+
+    return [name for name in _CUSTOM_PASSES if options.get(name, getattr(config, name, None)) is not None]
 
 
 @functools.cache

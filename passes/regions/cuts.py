@@ -65,7 +65,8 @@ def allowed_cuts(body: Sequence[Node], writes: Writes) -> list[bool]:
     for index, node in enumerate(body):
         last = index
         if not may_cross(node):
-            last = max((position.get(user, len(body) - 1) for user in node.users), default=index)
+            ends = (len(body) - 1 if user.op == "output" else position.get(user, index) for user in node.users)
+            last = max(ends, default=index)
         if tensor_of(node) is not None:
             last = max([last, *(position[writer] for writer in writes.of(node))])
         if last > index:  # no cut before any of the nodes index + 1 ... last

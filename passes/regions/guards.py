@@ -47,6 +47,8 @@ class Guards:
         If not, no guard is added: otherwise a call in which they do hold would be compiled again.
         """
         renamed = {old: new for old, new in zip(compiled, others, strict=True) if old != new}
+        if self._shape_env is None:
+            return not renamed
         relied_on = self._added + [one for one in self._before if one.free_symbols <= set(compiled)]
         conditions = [one.xreplace(renamed) for one in relied_on if not one.free_symbols.isdisjoint(renamed)]
         return all(hint_of(self._shape_env, condition) for condition in conditions) and all(

@@ -15,6 +15,7 @@ caches of compiled code work as ever.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
@@ -31,13 +32,14 @@ _KEEPERS: list[Any] = []
 def install(backend: Any) -> None:
     """Let traces of what ``backend``, the backend of this package, compiles be kept and restored.
 
-    Does nothing with a version of torch whose Dynamo is not known.
+    Does nothing without ``INNERQ_TRACES=1``, and with a version of torch whose Dynamo is not known.
     """
-    if _KEEPERS or ".".join(torch.__version__.split(".")[:2]) not in SUPPORTED_TORCH:
+    known = ".".join(torch.__version__.split(".")[:2]) in SUPPORTED_TORCH
+    if _KEEPERS or os.environ.get("INNERQ_TRACES", "0") != "1" or not known:
         return
     try:
         from .keeping import TraceKeeper
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         log.info("traces are not kept: %s", error)
         return
     keeper = TraceKeeper(backend)

@@ -74,7 +74,11 @@ class TraceKeeper:
     def recording(self, frame: Frame) -> Iterator[None]:
         """The context in which Dynamo traces a frame, and calls the backend with its graph."""
         self._captured = []
-        yield
+        try:
+            yield
+        except BaseException:
+            self._captured = None
+            raise
 
     def captured(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> None:
         """Called by the backend with each graph, before it is compiled."""
@@ -118,7 +122,12 @@ class TraceKeeper:
 
     def restore(self, frame: Frame) -> Restored | None:
         """The result for a frame that was kept, compiled by the frame's backend; None if there is none."""
-        for data in store.read(_key(frame)):
+        try:
+            key = _key(frame)
+        except Exception as error:  # the values of a frame may be anything
+            log.debug("no trace is looked for: %r", error)
+            return None
+        for data in store.read(key):
             try:
                 return self._restored(frame, pickle.loads(data))
             except _REASONS as error:

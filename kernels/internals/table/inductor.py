@@ -33,6 +33,18 @@ ENTRIES = (
     ),
     Internal(
         module="torch._inductor.config",
+        names=(
+            "pre_grad_custom_pass",
+            "joint_custom_pre_pass",
+            "joint_custom_post_pass",
+            "post_grad_custom_pre_pass",
+            "post_grad_custom_post_pass",
+        ),
+        why="Whether the user has passes of their own, which expect to see a graph as a whole.",
+        without="Such a pass sees each kind of layer by itself.",
+    ),
+    Internal(
+        module="torch._inductor.config",
         names=("get_config_copy",),
         why="Which options of torch.compile are Inductor's; unknown options are an error.",
         without="Nothing compiles.",

@@ -19,13 +19,15 @@ from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
-from innerq_compile.compiler.traces import store
+from innerq_compile.compiler.backend import innerq_backend
+from innerq_compile.compiler.traces import install, store
 from tests.helpers.models import tiny_llama
 
 
 @pytest.fixture(autouse=True)
 def traces(graphs_as_they_are, monkeypatch):
     monkeypatch.setenv("INNERQ_TRACES", "1")
+    install(innerq_backend)  # as the import of the package does if the variable is set
     with fresh_cache():
         yield
 
