@@ -29,7 +29,7 @@ def described(first, second, *inputs, dynamic=None) -> tuple[Description, Descri
     middle = next(index for index, node in enumerate(body) if node.target == "atan")
     returned = outputs(gm.graph)
     pieces = body[:middle], body[middle + 1 :]
-    describer = Describer()
+    describer = Describer(gm.graph)
     one, two = (describer.region(piece, [node for node in piece if node in returned]) for piece in pieces)
     return one, two
 
@@ -154,7 +154,7 @@ def test_symbolic_offsets_and_floats_are_symbols():
 
     gm, _ = captured(begin, torch.ones(8, 4), 3, dynamic=True)
     ((narrow, sin),) = [body_of(gm.graph)]
-    symbols = {str(symbol) for symbol in Describer().region([sin], [sin]).symbols}
+    symbols = {str(symbol) for symbol in Describer(gm.graph).region([sin], [sin]).symbols}
     assert symbols >= {str(size) for size in narrow.meta["example_value"].storage_offset().node.expr.free_symbols}
 
     def scaled(x, y, a, b):
