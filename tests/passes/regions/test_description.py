@@ -134,6 +134,18 @@ def test_symbols_are_numbered():
     assert not same(lambda x, y: x[: y.shape[0] - 2], lambda x, y: x[: x.shape[0] - 2], *marked(15, 9))
 
 
+def test_inputs_of_the_same_size_are_one():
+    """Two numbers that have to be the same, as lengths of what is added, have one symbol."""
+
+    def first(x, one, other):
+        return x.new_ones(one) + x.new_ones(other).sin() + one
+
+    def second(x, one, other):
+        return x.new_ones(one) + x.new_ones(other).sin() + other
+
+    assert same(first, second, X, 7, 7, dynamic=True)
+
+
 def test_a_symbol_is_no_constant():
     x, (y,) = torch.ones(5, 4), marked(5)
     assert not same(lambda x, y: x.sin(), lambda x, y: y.sin(), x, y)
