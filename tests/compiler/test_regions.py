@@ -38,7 +38,8 @@ def check(program, *calls: Any, run=through_autograd, dynamic=None, exact=True):
     with inductor, torch.no_grad():
         made = in_regions(program, dynamic)
         for inputs in calls:
-            ours, theirs = (inputs(), inputs()) if callable(inputs) else (copy.deepcopy(inputs), copy.deepcopy(inputs))
+            made_inputs: list[Any] = [inputs() if callable(inputs) else copy.deepcopy(inputs) for _ in range(2)]
+            ours, theirs = made_inputs
             torch.manual_seed(3)
             expected = program(*theirs)
             torch.manual_seed(3)
