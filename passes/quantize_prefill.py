@@ -29,7 +29,7 @@ from .graph.aliases import Writes
 from .graph.operations import Kind
 from .graph.reading import is_query, kinds, op_name
 from .graph.values import dtype_of, example, same_size, shape, sizes_of, tensor_of
-from .graph.writing import Writer
+from .graph.writing import Writer, size_node
 
 
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -145,7 +145,7 @@ def _only_attended(node: Node, cached: bool = False) -> bool:
 
 def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> Node:
     """``[B]`` int32: the number of leading keys that the mask hides from all queries of all heads."""
-    batch = write.size(match.key, 0)
+    batch = _batch(write, match.key)
     if mask is None:
         return write.method("new_zeros", _input_on_device_of(match.key), (batch,), dtype=torch.int32)
     visible = mask
@@ -155,6 +155,14 @@ def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> N
     hidden = write.call(operator.eq, write.method("cumsum", seen, -1), 0)
     start = write.method("sum", hidden, -1, dtype=torch.int32)
     return write.method("expand", start, batch)
+
+
+def _batch(write: Writer, key: Node) -> Node | int:
+    """The number of sequences, from an input if one has it, so that what is made of it does not depend on a layer."""
+    try:
+        return size_node(write.graph, example(key).shape[0])
+    except KeyError:
+        return write.size(key, 0)
 
 
 def _input_on_device_of(key: Node) -> Node:

@@ -92,6 +92,16 @@ def is_size(value: Any) -> TypeGuard[torch.SymInt]:
     return isinstance(value, torch.SymInt) and not is_constant_size(value) and not free_unbacked_symbols(value)
 
 
+def same_sizes(graph: Graph) -> dict[Node, Node]:
+    """For each input that is a symbolic size, the first input that is the same size.
+
+    Attributes of layers with the same value are inputs of their own with one symbol. A layer may use that of another.
+    """
+    first: dict[Any, Node] = {}
+    inputs = [(node, example_or_none(node)) for node in graph.find_nodes(op="placeholder")]
+    return {node: first.setdefault(value.node.expr, node) for node, value in inputs if is_size(value)}
+
+
 def is_constant(value: Any) -> bool:
     """Whether a value is a number that is the same in all calls of the graph."""
     return isinstance(value, (bool, int, float)) or (isinstance(value, torch.SymInt) and is_constant_size(value))

@@ -18,14 +18,14 @@ from typing import Any
 
 import sympy
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from ...kernels.internals.dynamo_graphs import static
 from ...kernels.internals.graphs import free_unbacked_symbols, range_of
 from ..graph.aliases import storage_of
 from ..graph.reading import spelling, written
 from ..graph.values import example_or_none, tensor_of
-from .cuts import is_size
+from .cuts import is_size, same_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ class _Facts:
 class Describer:
     """Describes nodes and regions of one graph. Remembers what it has found for each node."""
 
-    def __init__(self) -> None:
+    def __init__(self, graph: Graph) -> None:
+        self._same_size = same_sizes(graph)
         self._calls: dict[Node, tuple[_Facts, tuple[Node, ...]]] = {}
         self._values: dict[Node, _Facts] = {}
         self._descriptions: dict[Hashable, int] = {}
@@ -82,6 +83,12 @@ class Describer:
         number = self._descriptions.setdefault(tuple(found), len(self._descriptions))
         return Description(number, list(numbers.symbols))
 
+    def inputs(self, nodes: Sequence[Node]) -> list[Node]:
+        """The inputs of a region of these nodes, in the order of first use."""
+        inside = set(nodes)
+        used = dict.fromkeys(argument for node in nodes for argument in self._call(node)[1])
+        return [argument for argument in used if argument not in inside]
+
     def _shared_memory(self, nodes: Sequence[Node], inputs: Sequence[Node]) -> Hashable:
         """Which inputs share memory that a node writes to, and where in it each begins."""
         changed = {storage for node in nodes for storage in self._writes(node)} - {None}
@@ -102,7 +109,8 @@ class Describer:
             arguments: list[Node] = []
             sizes: list[torch.SymInt | torch.SymFloat] = []
             fixed = _literal(spelling(node), arguments, sizes)
-            self._calls[node] = _Facts(fixed, tuple(sizes)), tuple(arguments)
+            used = tuple(self._same_size.get(argument, argument) for argument in arguments)
+            self._calls[node] = _Facts(fixed, tuple(sizes)), used
         return self._calls[node]
 
     def _value(self, node: Node) -> _Facts:

@@ -13,7 +13,7 @@ from ...kernels.internals.dynamo_graphs import ConstantSource, copy_notes
 from ...kernels.internals.graphs import free_symbols
 from ..graph.values import example, example_or_none
 from ..graph.writing import Writer
-from .cuts import is_constant, is_size
+from .cuts import is_constant, is_size, same_sizes
 from .find import Region
 
 
@@ -45,6 +45,7 @@ def extract(gm: GraphModule, region: Region, symbols: dict[sympy.Symbol, torch.S
     write = Writer(graph)
     nodes: dict[Node, Any] = {}
     inputs: list[Node] = []
+    first = same_sizes(gm.graph)
     for node in region.inputs:
         value = example_or_none(node)
         if node.op == "get_attr":
@@ -58,7 +59,7 @@ def extract(gm: GraphModule, region: Region, symbols: dict[sympy.Symbol, torch.S
     for index, symbol in enumerate(missing):
         write.placeholder(f"symbol_{index}", symbols[symbol], ConstantSource(f"innerq_symbol_{index}"))
     for node in region.nodes:
-        nodes[node] = graph.node_copy(node, lambda old: nodes[old])
+        nodes[node] = graph.node_copy(node, lambda old: nodes[first.get(old, old)])
     graph.output(tuple(nodes[node] for node in region.outputs))
     made = GraphModule(gm, graph, "Region")
     copy_notes(gm, made, {node: copy for node, copy in nodes.items() if isinstance(copy, Node)})

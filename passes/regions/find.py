@@ -37,7 +37,7 @@ class Region:
 
     Attributes:
         nodes: the nodes, in order.
-        inputs: the nodes outside of it that they use, in the order of first use.
+        inputs: the nodes outside of it that they use, in the order of first use. For sizes see ``cuts.same_sizes``.
         outputs: those of its nodes that other nodes use, in order; of the last layer, those that are used in others.
         kind: a number; regions with the same number do the same.
         symbols: the symbols of sizes in it. Regions of the same kind have corresponding symbols in the same order.
@@ -71,7 +71,7 @@ def find_regions(graph: Graph) -> Regions:
     body = body_of(graph)
     writes = Writes(graph)
     allowed = allowed_cuts(body, writes)
-    describer = Describer()
+    describer = Describer(graph)
     products = _occurrences(body, allowed, describer, is_product)
     candidates = products or _occurrences(body, allowed, describer, lambda node: True)
     if not candidates:
@@ -182,7 +182,7 @@ def _regions(pieces: Sequence[_Piece], describer: Describer) -> list[Region]:
     return [
         Region(
             piece.nodes,
-            _inputs(piece.nodes),
+            describer.inputs(piece.nodes),
             piece.outputs,
             kinds.setdefault(piece.does, len(kinds)),
             piece.description.symbols,
@@ -195,12 +195,6 @@ def _cost(regions: Sequence[Region]) -> float:
     """The nodes to compile, and a little for each compiled function and each call of one."""
     kinds = {region.kind: len(region.nodes) for region in regions}
     return sum(kinds.values()) + _NODES_PER_KIND * len(kinds) + 0.1 * len(regions)
-
-
-def _inputs(nodes: Sequence[Node]) -> list[Node]:
-    inside = set(nodes)
-    used = (argument for node in nodes for argument in node.all_input_nodes)
-    return [node for node in dict.fromkeys(used) if node not in inside]
 
 
 def _outputs(nodes: Sequence[Node]) -> list[Node]:

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import logging
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.compiler import regions
 from innerq_compile.compiler.regions import compile_regions
+from innerq_compile.passes.graph.reading import outputs
 from innerq_compile.passes.regions import find_regions
 from tests.helpers.families import FAMILIES
 from tests.helpers.generation import models
@@ -29,20 +31,21 @@ from tests.helpers.without_inductor import as_it_is, through_autograd, without_i
 IDS = torch.randint(0, 11, (2, 5))
 
 
-def check(program, *calls, run=through_autograd, dynamic=None, exact=True):
+def check(program, *calls: Any, run=through_autograd, dynamic=None, exact=True):
     """The program, compiled in regions, does in each call what it does eagerly, to its inputs as well."""
     inductor = contextlib.nullcontext() if run is None else uncompiled(run)
     torch._dynamo.reset()
     with inductor, torch.no_grad():
         made = in_regions(program, dynamic)
         for inputs in calls:
-            ours, theirs = (inputs(), inputs()) if callable(inputs) else (copy.deepcopy(inputs), copy.deepcopy(inputs))
+            made_inputs: list[Any] = [inputs() if callable(inputs) else copy.deepcopy(inputs) for _ in range(2)]
+            ours, theirs = made_inputs
             torch.manual_seed(3)
             expected = program(*theirs)
             torch.manual_seed(3)
-            tolerance = {"atol": 0, "rtol": 0} if exact and run is not None else {"atol": 1e-9, "rtol": 1e-9}
-            torch.testing.assert_close(made.call(*ours), expected, **tolerance)
-            torch.testing.assert_close(ours, theirs, **tolerance)
+            tolerance = 0.0 if exact and run is not None else 1e-9
+            torch.testing.assert_close(made.call(*ours), expected, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
     return made
 
 
@@ -302,7 +305,7 @@ def test_constants_and_attributes_as_outputs():
     with gm.graph.inserting_before(returned):
         attribute = gm.graph.get_attr("constant")
     attribute.meta["example_value"] = torch.empty(3, device="meta")
-    returned.args = ((*returned.args[0], attribute, None, 4),)
+    returned.args = ((*outputs(gm.graph), attribute, None, 4),)
     with always_cut(), torch.no_grad(), without_inductor(as_it_is):
         found = find_regions(gm.graph)
         results = compile_regions(gm, found, examples, {})(*examples)
@@ -463,18 +466,18 @@ def backend(fresh_dynamo):
     def compiled(program, **options):
         return torch.compile(program, backend="innerq", options=options)
 
-    with torch.no_grad(), without_inductor():
+    with torch.no_grad(), without_inductor(), always_cut():
         yield compiled
 
 
 def stack() -> Stack:
-    return Stack([Layer() for _ in range(12)])
+    return Stack([Layer() for _ in range(4)])
 
 
 def test_the_report_says_what_was_done(backend):
     program = stack()
     torch.testing.assert_close(backend(program)(IDS), program(IDS))
-    assert [report.regions for report in compiled_graphs()] == ["13 regions of 3 kinds"]
+    assert [report.regions for report in compiled_graphs()] == ["5 regions of 3 kinds"]
 
 
 def test_as_a_whole(backend):
@@ -522,8 +525,8 @@ def test_a_failure_in_strict_mode(backend, monkeypatch):
 
     monkeypatch.setattr(regions, "find_regions", breaking)
 
-    compiled = innerq(tiny_llama(layers=4, head_dim=16), preset="lossless", strict=True)
-    with pytest.raises((Broken, torch._dynamo.exc.BackendCompilerFailed), match="nobody thought of this"):
+    compiled = innerq(tiny_llama(layers=1, head_dim=16), preset="lossless", strict=True)
+    with pytest.raises(Exception, match="nobody thought of this"):
         compiled(**prompt(1, 10), use_cache=True)
 
 
@@ -534,13 +537,13 @@ def test_a_float_that_has_to_be_a_constant(backend, caplog):
         def forward(self, ids, scale):
             return super().forward(ids) * scale
 
-    program = Scaled([Layer() for _ in range(12)])
+    program = Scaled([Layer() for _ in range(4)])
     compiled = backend(program)
     with caplog.at_level(logging.ERROR, logger="innerq_compile"):
         for scale in (0.5, 0.7, 0.9):
             torch.testing.assert_close(compiled(IDS, scale), program(IDS, scale))
     assert caplog.records == []
-    assert {report.regions for report in compiled_graphs()} <= {"13 regions of 3 kinds", ""}
+    assert {report.regions for report in compiled_graphs()} <= {"5 regions of 3 kinds", ""}
 
 
 def test_weights_in_another_dtype_are_not_all_made_at_once():
@@ -595,17 +598,17 @@ def assert_in_regions() -> None:
 
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_generate(graphs_as_they_are, cache):
-    """Eight layers cost three functions for the prompt and three for the step."""
+    """Eight layers cost three functions for the prompt and three for the step, and another prompt costs none."""
     options = {} if cache is None else {"cache_implementation": cache}
     eager, model = models(layers=8)
     inputs, other = prompt(2, 40, (0, 7)), prompt(2, 55, (3, 0))
-    with counted() as count:
+    with counted("Region") as count:
         assert_same(generated(model, inputs, **options), generated(eager, inputs, **options))
-        assert count() == 3 * len([report for report in compiled_graphs() if report.attentions])
         graphs = len(compiled_graphs())
-        before = count()
+        assert count() == 3 * graphs
         assert_same(generated(model, other, **options), generated(eager, other, **options))
-        assert count() - before == 3 * (len(compiled_graphs()) - graphs)
+        assert count() == 3 * len(compiled_graphs())
+    assert len(compiled_graphs()) == graphs or cache is not None
     assert_in_regions()
 
 
@@ -620,7 +623,7 @@ def test_generate_with_windows_in_every_other_layer(graphs_as_they_are):
 
 
 def test_steps_of_several_tokens(graphs_as_they_are):
-    eager, model = models(layers=6)
+    eager, model = models(layers=5)
     options = {"prompt_lookup_num_tokens": 3}
     inputs = prompt(1, 40)
     assert torch.equal(generated(model, inputs, **options)[0], generated(eager, inputs, **options)[0])
@@ -630,6 +633,6 @@ def test_steps_of_several_tokens(graphs_as_they_are):
 def test_quantized(graphs_as_they_are):
     """Regions change nothing of what is quantized and how."""
     inputs = prompt(2, 40, (0, 7))
-    made = [innerq(tiny_llama(layers=4, head_dim=32), preset="base", regions=regions) for regions in (False, True)]
+    made = [innerq(tiny_llama(layers=4, head_dim=16), preset="base", regions=regions) for regions in (False, True)]
     whole, cut = (generated(model, inputs) for model in made)
     assert torch.equal(whole[0], cut[0]) and torch.equal(whole[1], cut[1])

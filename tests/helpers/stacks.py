@@ -82,13 +82,14 @@ def always_cut() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Callable[[], int]]:
-    """Count the graphs that are compiled."""
+def counted(name: str = "") -> Iterator[Callable[[], int]]:
+    """Count the graphs that are compiled, or those whose class has this name: regions are of the class ``Region``."""
     graphs: list[GraphModule] = []
     compile_graph = inductor.compile_graph
 
     def counting(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
-        graphs.append(gm)
+        if name in type(gm).__name__:
+            graphs.append(gm)
         return compile_graph(gm, inputs, options)
 
     with mock.patch.object(inductor, "compile_graph", counting):

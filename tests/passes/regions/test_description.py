@@ -29,7 +29,7 @@ def described(first, second, *inputs, dynamic=None) -> tuple[Description, Descri
     middle = next(index for index, node in enumerate(body) if node.target == "atan")
     returned = outputs(gm.graph)
     pieces = body[:middle], body[middle + 1 :]
-    describer = Describer()
+    describer = Describer(gm.graph)
     one, two = (describer.region(piece, [node for node in piece if node in returned]) for piece in pieces)
     return one, two
 
@@ -134,6 +134,18 @@ def test_symbols_are_numbered():
     assert not same(lambda x, y: x[: y.shape[0] - 2], lambda x, y: x[: x.shape[0] - 2], *marked(15, 9))
 
 
+def test_inputs_of_the_same_size_are_one():
+    """Two numbers that have to be the same, as lengths of what is added, have one symbol."""
+
+    def first(x, one, other):
+        return x.new_ones(one) + x.new_ones(other).sin() + one
+
+    def second(x, one, other):
+        return x.new_ones(one) + x.new_ones(other).sin() + other
+
+    assert same(first, second, X, 7, 7, dynamic=True)
+
+
 def test_a_symbol_is_no_constant():
     x, (y,) = torch.ones(5, 4), marked(5)
     assert not same(lambda x, y: x.sin(), lambda x, y: y.sin(), x, y)
@@ -154,7 +166,7 @@ def test_symbolic_offsets_and_floats_are_symbols():
 
     gm, _ = captured(begin, torch.ones(8, 4), 3, dynamic=True)
     ((narrow, sin),) = [body_of(gm.graph)]
-    symbols = {str(symbol) for symbol in Describer().region([sin], [sin]).symbols}
+    symbols = {str(symbol) for symbol in Describer(gm.graph).region([sin], [sin]).symbols}
     assert symbols >= {str(size) for size in narrow.meta["example_value"].storage_offset().node.expr.free_symbols}
 
     def scaled(x, y, a, b):

@@ -114,7 +114,8 @@ def test_symbols_that_no_input_has_are_further_inputs():
         seen = set()
         for node in placeholders:
             value = example(node)
-            seen |= {s.node.expr for s in (value.shape if torch.is_tensor(value) else [value]) if hasattr(s, "node")}
+            sizes_of_it = value.shape if torch.is_tensor(value) else [value]
+            seen |= {size.node.expr for size in sizes_of_it if isinstance(size, torch.SymInt)}
         for node in extracted.gm.graph.nodes:
             value = example(node) if has_example(node) else None
             for size in value.shape if torch.is_tensor(value) else ():
