@@ -11,8 +11,8 @@ to check, outputs belong to the caller, and the first kernel of a step starts ea
 
 A program need not know of it. Results are its own, and calls may come from any thread and on any stream. Time and
 memory are bounded: a program whose tensors have other addresses in every call is never recorded, one that returns to
-addresses too seldom is recorded less often (``REPLAYS_PER_RECORDING``), and the number of recordings is limited
-(``MAX_RECORDINGS``, ``MAX_OUTLIVED``).
+addresses too seldom is recorded less often (``REPLAYS_PER_RECORDING``), the number of recordings is limited
+(``MAX_RECORDINGS``, ``MAX_OUTLIVED``), and nothing is recorded while several threads call graphs (``ALONE_FOR``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,8 +49,23 @@ REPLAYS_PER_RECORDING = 8
 #: The number of keys that a thread keeps of calls that were not recorded.
 MAX_UNRECORDED = 128
 
+#: A call is not recorded, unless the user has asked for CUDA graphs, if another thread has called a graph that can be
+#: recorded within this many seconds. While a thread captures, waiting for the whole device is an error in all others,
+#: and with torch 2.11 drawing random numbers may be.
+ALONE_FOR = 1.0
+
+#: When each thread has last called a graph that can be recorded.
+_LAST_CALLS: dict[int, float] = {}
+
 #: Captures change state of the allocator and of the random generators that does not belong to a thread.
 _CAPTURE_LOCK = threading.Lock()
+
+#: Why a call is not recorded while other threads call graphs, too.
+_OTHER_THREADS = CudaGraphs(
+    CudaGraphUse.NOT_USED,
+    "several threads call graphs at the same time, and a capture in one disturbs the others; mode='reduce-overhead' "
+    "records all the same",
+)
 
 #: All instances in this process, for release_all, and their lock.
 _EXISTING: weakref.WeakSet[Recordings] = weakref.WeakSet()
@@ -81,6 +97,7 @@ class Recordings:
         self._inputs = inputs
         self._report = report
         self._asked = asked
+        self._use = report.cuda_graphs  # to be restored after `_OTHER_THREADS`
         self._disabled = False
         self._draws = False  # random numbers; found out only where it matters
         self._threads = PerThread(lambda: _ThreadRecordings(inputs.device))
@@ -99,6 +116,7 @@ class Recordings:
         """
         if torch.cuda.is_current_stream_capturing():
             return None
+        _LAST_CALLS[threading.get_ident()] = time.monotonic()
         own, stream = self._threads.get(), torch.cuda.current_stream(self._inputs.device)
         if stream == own.last_stream:
             return None
@@ -138,15 +156,24 @@ class Recordings:
             return found
         key = CallKey(sizes, memory, self._addresses(inputs))
         if key in own.unrecorded:
-            if not own.may_record:
+            if not (own.may_record and self._may_capture()):
                 return None
             own.unrecorded.remove(key)
             return self._record(own, inputs, key)
-        if (smaller := own.smaller(key)) is not None:
+        if (smaller := own.smaller(key)) is not None and self._may_capture():
             self._replace(own, smaller, None)
             return self._record(own, inputs, key, again=True)  # the kernels are loaded already
         own.unrecorded.append(key)
         return None
+
+    def _may_capture(self) -> bool:
+        """Whether a capture disturbs no other thread, or the user has asked for it. If not, the report says so."""
+        alone = self._asked or _is_alone()
+        if alone and self._report.cuda_graphs == _OTHER_THREADS:
+            self._report.cuda_graphs = self._use
+        elif not alone and self._report.cuda_graphs != _OTHER_THREADS:
+            self._use, self._report.cuda_graphs = self._report.cuda_graphs, _OTHER_THREADS
+        return alone
 
     def _addresses(self, inputs: list[Any]) -> list[int | None]:
         """The addresses of inputs that usually keep theirs; None for all other inputs."""
@@ -255,6 +282,15 @@ class _ThreadRecordings:
             if before.sizes == key.sizes and recording.inputs.have_grown(before.memory, key.memory):
                 return recording
         return None
+
+
+def _is_alone() -> bool:
+    """Whether no other living thread has called a graph that can be recorded within the last `ALONE_FOR` seconds."""
+    living, since = {thread.ident for thread in threading.enumerate()}, time.monotonic() - ALONE_FOR
+    for thread, called in list(_LAST_CALLS.items()):
+        if called < since or thread not in living:
+            _LAST_CALLS.pop(thread, None)
+    return not _LAST_CALLS.keys() - {threading.get_ident()}
 
 
 def release_all() -> None:

@@ -33,7 +33,8 @@ class Symbols:
     number: Callable[[str], bool]
 
 
-_OF_BACKEND: dict[Any, Symbols] = {}
+#: By the identity of the backend, which need not be hashable. Backends are held, so that no other gets its identity.
+_OF_BACKEND: dict[int, tuple[Callable[..., Any], Symbols]] = {}
 #: The module of Dynamo that decides what is a symbol.
 _MODULE: Any = builder
 
@@ -43,7 +44,7 @@ def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
 
     ``dynamic=False`` of ``torch.compile`` turns it off, as it does for sizes that change.
     """
-    _OF_BACKEND[backend] = symbols
+    _OF_BACKEND[id(backend)] = backend, symbols
     if not hasattr(_MODULE.record_automatic_dynamic, "__wrapped__"):
         _MODULE.record_automatic_dynamic = _with_sizes(_MODULE.record_automatic_dynamic)
         _MODULE.process_automatic_dynamic = _with_numbers(_MODULE.process_automatic_dynamic)
@@ -76,4 +77,5 @@ def _with_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
 def _of(tx: Any) -> Symbols | None:
     """The symbols of the backend that a program is compiled with."""
     backend: Any = innermost_backend(tx.output.compiler_fn)
-    return _OF_BACKEND.get(getattr(backend, "compiler_fn", backend))
+    found = _OF_BACKEND.get(id(getattr(backend, "compiler_fn", backend)))
+    return None if found is None else found[1]

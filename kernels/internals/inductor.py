@@ -14,6 +14,11 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+#: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as it does
+#: for masks of transformers: the check names a variable of another scope.
+_CHECKS_OF_INDICES_FAIL = torch.__version__ < "2.12"
+_CHECKS_OF_INDICES = "assert_indirect_indexing"
+
 
 def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
     """Compile a graph from Dynamo with Inductor.
@@ -25,6 +30,8 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
     """
     from torch._inductor.compile_fx import compile_fx
 
+    if _CHECKS_OF_INDICES_FAIL and any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in inputs):
+        options = {_CHECKS_OF_INDICES: False, **options}
     return compile_fx(gm, inputs, config_patches=options)  # pyright: ignore[reportReturnType, reportArgumentType]
 
 

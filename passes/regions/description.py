@@ -33,11 +33,11 @@ class Description:
     """A description of a region.
 
     Attributes:
-        value: equal for regions that do the same.
+        value: a number, equal for regions of the same describer that do the same.
         symbols: the symbols of sizes in the region, as numbered by ``value``.
     """
 
-    value: Hashable
+    value: int
     symbols: list[sympy.Symbol]
 
 
@@ -55,6 +55,7 @@ class Describer:
     def __init__(self) -> None:
         self._calls: dict[Node, tuple[_Facts, tuple[Node, ...]]] = {}
         self._values: dict[Node, _Facts] = {}
+        self._descriptions: dict[Hashable, int] = {}
         self._written: dict[Node, list[int | None]] = {}
         self._numbered: dict[tuple[sympy.Expr, tuple[int, ...]], Hashable] = {}
 
@@ -78,7 +79,8 @@ class Describer:
             found += places, *numbers.of(call), *numbers.of(self._value(node))
         found.append(tuple(inside[node] for node in outputs))
         found.append(self._shared_memory(nodes, list(inputs)))
-        return Description(tuple(found), list(numbers.symbols))
+        number = self._descriptions.setdefault(tuple(found), len(self._descriptions))
+        return Description(number, list(numbers.symbols))
 
     def _shared_memory(self, nodes: Sequence[Node], inputs: Sequence[Node]) -> Hashable:
         """Which inputs share memory that a node writes to, and where in it each begins."""

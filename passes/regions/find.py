@@ -149,7 +149,8 @@ def _cut(
 ) -> list[Region]:
     """The regions between these places."""
     pieces = [_Piece.of(piece, describer) for piece in _pieces(body, places, writes) if piece]
-    repeated = {piece.does: piece for piece in pieces if piece.does in _repeated(pieces)}
+    counted = _repeated(pieces)
+    repeated = {piece.does: piece for piece in pieces if piece.does in counted}
     may_cut = {node for node, may in zip(body, allowed, strict=True) if may}
     last = pieces[-1]
     for like in repeated.values():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from ..graph.aliases import Writes
-from ..graph.reading import called_name, is_pure, op_name
+from ..graph.reading import called_name, read
 from .cuts import is_product, may_cross
 
 #: Operations that may draw random numbers. Each draws those behind the ones of the node before it.
@@ -55,11 +55,14 @@ def _is_shared(node: Node, piece_of: dict[Node, int]) -> bool:
 def _may_move(node: Node, writes: Writes) -> bool:
     """Whether a node computes the same where its arguments are known, and can be passed on from there.
 
-    Products are what layers consist of, each of which could be computed in front of itself.
+    Products are what layers consist of, each of which could be computed in front of itself. Operators of this package
+    depend on their arguments alone.
     """
+    call = read(node)
     return (
-        is_pure(node)
-        and op_name(node) not in _MAY_BE_RANDOM
+        call is not None
+        and not call.in_place
+        and call.name not in _MAY_BE_RANDOM
         and may_cross(node)
         and not is_product(node)
         and not any(writes.of(one) for one in (node, *node.all_input_nodes))

@@ -20,6 +20,11 @@ from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
 pytestmark = pytest.mark.usefixtures("emulated")
 
 
+@pytest.fixture(autouse=True)
+def no_calls_of_other_tests():
+    recordings._LAST_CALLS.clear()
+
+
 class Step:
     """A step like that of a decoder: it appends new numbers to its cache, and returns a result."""
 
@@ -232,6 +237,7 @@ def test_what_is_recorded_in_vain_is_bounded():
 def test_all_threads_together_keep_so_many(monkeypatch):
     """The latest ones, whichever thread they belong to."""
     monkeypatch.setattr(recordings, "MAX_RECORDINGS", 3)
+    monkeypatch.setattr(recordings, "ALONE_FOR", 0)
     step, weight, memories, failures = Step(), torch.randn(3), [held() for _ in range(2)], []
 
     def work(factors: list[int], memory: torch.Tensor) -> None:
@@ -538,8 +544,53 @@ def test_another_stream_is_done_with_what_is_let_go(emulated, monkeypatch):  # n
     assert not emulated.keeps
 
 
-def test_threads_do_not_share():
+@pytest.mark.parametrize("asked", [False, True])
+def test_nothing_is_recorded_while_other_threads_call_graphs(asked, monkeypatch):
+    """Unless the user has asked for it. The report says so, until a thread is alone again."""
+    step, weight, memory, failures = Step(asked=asked), torch.randn(3), held(), []
+    before, stop, called = step.report.cuda_graphs, threading.Event(), threading.Event()
+
+    def beside() -> None:
+        try:
+            step(weight, held(), new())
+        except BaseException as error:
+            failures.append(error)
+        called.set()
+        stop.wait(60)
+
+    thread = threading.Thread(target=beside)
+    thread.start()
+    assert called.wait(60)
+    for _ in range(3):
+        step(weight, memory, new())
+    assert step.recorded == asked
+    assert ("several threads" in str(step.report.cuda_graphs)) is not asked
+    if not asked:
+        monkeypatch.setattr(recordings, "ALONE_FOR", 0)  # as after a while without a call of the other thread
+        step(weight, memory, new())
+        assert step.recorded == 1
+        recordings._LAST_CALLS.clear()
+        monkeypatch.undo()
+    assert step.report.cuda_graphs == before
+    stop.set()
+    thread.join()
+    assert not failures
+
+
+def test_a_thread_that_has_ended_is_not_waited_for():
+    step, weight = Step(), torch.randn(3)
+    thread = threading.Thread(target=step, args=(weight, held(), new()))
+    thread.start()
+    thread.join()
+    memory = held()
+    for _ in range(2):
+        step(weight, memory, new())
+    assert step.recorded == 1
+
+
+def test_threads_do_not_share(monkeypatch):
     """Two threads take turns, step by step."""
+    monkeypatch.setattr(recordings, "ALONE_FOR", 0)
     step, weight, failures = Step(), torch.randn(3), []
     turns = [threading.Semaphore(1), threading.Semaphore(0)]
 

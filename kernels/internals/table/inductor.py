@@ -19,6 +19,12 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._inductor.config",
+        names=("assert_indirect_indexing",),
+        why="Turns off a check for which torch 2.11 generates C++ that does not compile.",
+        without="With torch 2.11, prompts of transformers' models do not compile on a CPU.",
+    ),
+    Internal(
         module="torch._functorch.aot_autograd",
         names=("_boxed_call",),
         on_objects=True,
