@@ -108,10 +108,21 @@ def recompile_limit(breaks: int = 0) -> dict[str, int]:
     return {"recompile_limit": limit} if limit_is_an_argument() else {}
 
 
+def graphs_of_its_own(module: torch.nn.Module) -> dict[str, bool]:
+    """The keyword argument of ``torch.compile`` by which a part of a model does not share the recompile limit.
+
+    Each layer of a model needs graphs of its own, because it has its place in the cache, and all have one code object:
+    32 layers would reach any limit. Whole models, those that can ``generate``, share graphs with models alike. Empty
+    for versions of torch that have no such argument, before 2.13.
+    """
+    known = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    return {"isolate_recompiles": True} if known and not hasattr(module, "generate") else {}
+
+
 def _apply(target: Any, arguments: dict[str, Any]) -> Any:
     if isinstance(target, torch.nn.Module):
         check_heads(target)
-        target.compile(**{**arguments, **recompile_limit(trace_hooks(target))})
+        target.compile(**{**arguments, **recompile_limit(trace_hooks(target)), **graphs_of_its_own(target)})
         return target
     if inspect.isclass(target):
         if not issubclass(target, torch.nn.Module):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch._inductor import config as inductor_config
 
+from innerq_compile.kernels.versions import release
 from tests.helpers import families
 from tests.helpers.families import FAMILIES, LAYERS, MATRIX, Result, check
 
@@ -13,6 +16,8 @@ ROWS = [(family, attn) for family in FAMILIES for attn in family.attn]
 
 #: Compiled by Inductor here; the graphs of all others run as they are.
 INDUCTOR = {("Phi-3", "sdpa")}
+#: Whether Inductor's C++ for the checks of indices into a padding mask compiles, see docs/troubleshooting.md.
+CHECKS_COMPILE = release(torch.__version__) >= (2, 13)
 
 
 def parameters():
@@ -25,7 +30,8 @@ def parameters():
 
 @pytest.mark.parametrize(("family", "attn"), parameters())
 def test_family(family, attn):
-    result = check(family, attn, inductor=(family.name, attn) in INDUCTOR)
+    with inductor_config.patch(assert_indirect_indexing=CHECKS_COMPILE):
+        result = check(family, attn, inductor=(family.name, attn) in INDUCTOR)
     RESULTS.setdefault(family.name, {})[attn] = result
     assert (result.rewritten, result.attentions) == (family.rewritten, LAYERS)
     assert result.quantized == family.rewritten
