@@ -129,7 +129,8 @@ class CacheStorage:
     @property
     def nbytes(self) -> int:
         """Bytes of all inner tensors, unused capacity included."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        # not Tensor.nbytes, which a compiled program cannot ask for if sizes are symbols
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens.
