@@ -19,17 +19,17 @@ _HIDDEN_BEFORE = (
 def open_from(mask: torch.Tensor, state: torch.Tensor, rows: int) -> torch.Tensor:
     """From which position on a mask is *open*: it hides no token from any row or head, and adds nothing.
 
-    The causal part of the mask, among the last ``rows`` tokens, is not looked at. ``decode_attention`` need not read
+    The causal part of the mask, among the query tokens, is not looked at. ``decode_attention`` need not read
     the mask of blocks behind that position. In a graph this is a few nodes, which Inductor fuses to one reduction.
 
     Args:
         mask: broadcasts to ``[B, Hq, N, S]``; boolean (True: seen) or added to the scores. Values at positions past
             the end of a sequence do not matter.
-        state: the state of the key cache, ``[B, H, 4]``, with the ``rows`` newest tokens.
-        rows: query tokens, N.
+        state: the state of the key cache, ``[B, H, 4]``.
+        rows: how many of the query tokens it counts already: all N, or 0 before they are appended.
 
     Returns:
-        ``[B]`` int32: one more than the last position before ``start + length - rows + 1`` that is not open, else 0.
+        ``[B]`` int32: one more than the last position, up to that of the first query token, that is not open, else 0.
 
     Raises:
         RuntimeError: (on a GPU a device-side assertion) where the mask shows a position in front of the first stored

@@ -83,7 +83,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
                 known = changes.order[form.query] < changes.order[last]  # the query is computed before the writes
                 query = form.query if known else None
                 _write_caches(write, context, match, query, *sides[pair], key, value, positions[pair])
-        if key.whole and form.mask is not None:  # layers share one check, in the last one, if the mask is not changed
+        if key.whole and form.mask is not None:  # layers share one check, behind the last one, if the mask is not changed
             shared = (form.mask, key.count, match if changes.of(form.mask) else None)
             checked = checks.get(shared, (match, {}))[1]
             checks[shared] = match, {**checked, positions[pair]: None}
@@ -92,8 +92,8 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         for use in (key, value):
             if is_preallocated(use.buffer):
                 writes[use.write] = use.buffer
-    for (mask, count, _), (match, checked) in checks.items():
-        with write.before(context.standard[match].node):
+    for (mask, count, changed), (match, checked) in checks.items():
+        with write.before(context.standard[match].node if changed else gm.graph.output_node()):
             _check_mask(write, mask, list(checked), count)
     write.erase_dead([context.standard[match].node for match in context.rewritten])
     for node, buffer in writes.items():  # replaced by writes to the quantized buffer

@@ -1,7 +1,7 @@
 """Replace append and attention of a decode step by operators on the quantized cache.
 
-    keys = cat([past_k, k], 2)                  append_(past_k..., past_v..., k, v)
-    values = cat([past_v, v], 2)            ->  opened = open_from(mask, past_k_state, N)      once for all layers
+    keys = cat([past_k, k], 2)                  opened = open_from(mask, past_k_state, 0)      once for all layers
+    values = cat([past_v, v], 2)            ->  append_(past_k..., past_v..., k, v)
     out = attention(q, keys, values, mask)      out = decode_attention(q, past_k..., past_v..., mask, opened)
     return keys, values                         return (the same caches, appended to in place)
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
-from .emit.attention import attend
+from .emit.attention import attend, open_before_append
 from .emit.read_dequantized import early_reader
 from .emit.writes import append
 from .graph.aliases import Writes
@@ -46,6 +46,8 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         if grows and pair not in written:
             written.add(pair)
+            if not any(earlier.cache is key.cache for earlier in context.appended.values()):
+                open_before_append(write, context, match, key.cache, last, changes)
             with write.after(last):
                 new_key, new_value = (write.by_head(use.new, use.tokens_dim) for use in (key, value))
                 append(write, context, match, key.cache, value.cache, new_key, new_value)

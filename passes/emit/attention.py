@@ -60,6 +60,32 @@ def attend(
     context.key_norms.append(KeyNormUse(attention, "query", form.query, key, match, is_key=False))
 
 
+def open_before_append(
+    write: Writer, context: PassContext, match: AttentionMatch, key: CacheInput, last: Node, changes: Writes
+) -> None:
+    """Insert `open_from` for the mask of an attention whose new tokens are not appended yet, right behind the mask.
+
+    There it is in front of all layers, which are then the same. Behind the append it would be a part of the first one.
+
+    Args:
+        write: a writer of the graph.
+        context: the context of the pipeline.
+        match: an attention that has a standard form.
+        key: the cache of its keys, to which the graph has not appended anything yet.
+        last: the node behind which the tokens are appended.
+        changes: the in-place writes of the graph.
+    """
+    mask, rows = context.standard[match].mask, sizes_of(context.standard[match].query)[2]
+    if not context.config.rewrite or mask is None or same_size(sizes_of(mask)[-1], 1) or (mask, str(rows)) in context.opened:
+        return
+    if changes.of(mask) or changes.order[mask] > changes.order[last]:
+        return
+    first = next(node for node in write.graph.nodes if node.op not in ("placeholder", "get_attr"))
+    with write.before(first) if mask.op in ("placeholder", "get_attr") else write.after(mask):
+        opened = write.call(torch.ops.innerq.open_from.default, mask, key.tensors.state, 0)
+    context.opened[(mask, str(rows))] = opened, None
+
+
 def _laid_out(write: Writer, out: Node, program: Node) -> Node:
     """The output with the heads of a token side by side in memory, where the ``program`` has it so.
 

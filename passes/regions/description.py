@@ -42,11 +42,25 @@ class Description:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Facts:
-    """What is known of a value or of a call, with symbolic sizes left out, and these sizes in order."""
+class _Size:
+    """A symbolic size, its expression, and the symbols of it."""
 
-    fixed: Hashable
-    sizes: tuple[torch.SymInt | torch.SymFloat, ...]
+    size: torch.SymInt | torch.SymFloat
+    expression: sympy.Expr
+    symbols: tuple[sympy.Symbol, ...]
+
+    @classmethod
+    def of(cls, size: torch.SymInt | torch.SymFloat) -> _Size:
+        expression = size.node.expr
+        return cls(size, expression, tuple(sorted(expression.free_symbols, key=str)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What is known of a value or of a call: a number, equal for equal facts, and symbolic sizes, which it leaves out."""
+
+    fixed: int
+    sizes: tuple[_Size, ...]
 
 
 class Describer:
@@ -56,13 +70,15 @@ class Describer:
         self._same_size = same_sizes(graph)
         self._calls: dict[Node, tuple[_Facts, tuple[Node, ...]]] = {}
         self._values: dict[Node, _Facts] = {}
+        self._facts: dict[Hashable, int] = {}
         self._descriptions: dict[Hashable, int] = {}
         self._written: dict[Node, list[int | None]] = {}
         self._numbered: dict[tuple[sympy.Expr, tuple[int, ...]], Hashable] = {}
 
-    def call(self, node: Node) -> Hashable:
-        """What a node calls and returns, without symbolic sizes and without where its arguments come from."""
-        return self._call(node)[0].fixed, self._value(node).fixed
+    def call(self, node: Node) -> int:
+        """What a node calls and returns, without symbolic sizes and without where its arguments come from, as a number."""
+        call = "call", self._call(node)[0].fixed, self._value(node).fixed
+        return self._facts.setdefault(call, len(self._facts))
 
     def region(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> Description:
         """The description of a region of these nodes that returns ``outputs``."""
@@ -110,14 +126,17 @@ class Describer:
             sizes: list[torch.SymInt | torch.SymFloat] = []
             fixed = _literal(spelling(node), arguments, sizes)
             used = tuple(self._same_size.get(argument, argument) for argument in arguments)
-            self._calls[node] = _Facts(fixed, tuple(sizes)), used
+            self._calls[node] = self._found(fixed, sizes), used
         return self._calls[node]
 
     def _value(self, node: Node) -> _Facts:
         if node not in self._values:
             sizes: list[torch.SymInt | torch.SymFloat] = []
-            self._values[node] = _Facts(_described(example_or_none(node), sizes), tuple(sizes))
+            self._values[node] = self._found(_described(example_or_none(node), sizes), sizes)
         return self._values[node]
+
+    def _found(self, fixed: Hashable, sizes: Sequence[torch.SymInt | torch.SymFloat]) -> _Facts:
+        return _Facts(self._facts.setdefault(fixed, len(self._facts)), tuple(map(_Size.of, sizes)))
 
 
 class _Numbers:
@@ -135,16 +154,14 @@ class _Numbers:
         """The facts, with each symbolic size and the range of each new symbol."""
         yield facts.fixed
         for size in facts.sizes:
-            expression = size.node.expr
-            free = sorted(expression.free_symbols, key=str)
-            for symbol in free:
+            for symbol in size.symbols:
                 if symbol not in self.symbols:
                     self.symbols[symbol] = len(self.symbols)
-                    yield str(range_of(size, symbol))
-            key = expression, tuple(self.symbols[symbol] for symbol in free)
+                    yield str(range_of(size.size, symbol))
+            key = size.expression, tuple(self.symbols[symbol] for symbol in size.symbols)
             if key not in self._known:
-                names = {symbol: sympy.Symbol(f"size{self.symbols[symbol]}", integer=True) for symbol in free}
-                self._known[key] = sympy.srepr(expression.xreplace(names))
+                names = {symbol: sympy.Symbol(f"size{self.symbols[symbol]}", integer=True) for symbol in size.symbols}
+                self._known[key] = sympy.srepr(size.expression.xreplace(names))
             yield self._known[key]
 
 

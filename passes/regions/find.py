@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import heapq
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 
 import sympy
@@ -22,10 +24,16 @@ from ..graph.aliases import Writes
 from ..graph.values import example_or_none
 from .cuts import allowed_cuts, body_of, is_constant, is_product
 from .description import Describer, Description
-from .shared import shared_first
+from .shared import movable, probably_shared, shared_first
 
 #: Calls of a compiled function that take as much time as compiling one node: a cut has to save more than it costs.
 _NODES_PER_KIND = 10
+
+#: A call of a compiled function takes time in each call of a graph that is not recorded.
+_NODES_PER_CALL = 0.5
+
+#: So many ways to cut a graph are compared exactly: those that look best by the calls between the cuts.
+_TRIED = 6
 
 #: A graph is cut only if at most this part of its nodes has to be compiled then.
 _WORTHWHILE = 2 / 3
@@ -69,51 +77,100 @@ class Regions:
 def find_regions(graph: Graph) -> Regions:
     """Cut a graph into regions, or say why it is left whole."""
     body = body_of(graph)
-    writes = Writes(graph)
-    allowed = allowed_cuts(body, writes)
-    describer = Describer(graph)
-    products = _occurrences(body, allowed, describer, is_product)
-    candidates = products or _occurrences(body, allowed, describer, lambda node: True)
+    cutter = _Cutter(graph, body)
+    candidates = cutter.candidates(is_product) or cutter.candidates(lambda node: True)
     if not candidates:
         return Regions([], "no computation is repeated")
-    candidates += [same for places in candidates for same in _same_starts(body, places, writes, describer)]
-    best = min((_cut(body, allowed, places, writes, describer) for places in candidates), key=_cost)
+    best = cutter.best(candidates)
     if _cost(best) > _WORTHWHILE * len(body):
         return Regions([], "too little of it is repeated")
     return Regions(best)
 
 
-def _same_starts(body: Sequence[Node], places: Sequence[int], writes: Writes, describer: Describer) -> list[list[int]]:
-    """Of these places, those that begin pieces that do the same."""
-    found: dict[Hashable, list[int]] = {}
-    for place, piece in zip(places, _pieces(body, places, writes)[1:], strict=True):
-        if piece:
-            found.setdefault(_Piece.of(piece, describer).does, []).append(place)
-    return [same for same in found.values() if 1 < len(same) < len(places)]
+class _Cutter:
+    """Cuts one graph in many ways.
 
-
-def _pieces(body: Sequence[Node], places: Sequence[int], writes: Writes) -> list[list[Node]]:
-    """The nodes in front of the first place, and those between the others."""
-    cut = zip([0, *places], [*places, len(body)], strict=True)
-    return shared_first([list(body[start:end]) for start, end in cut], writes)
-
-
-def _occurrences(
-    body: Sequence[Node], allowed: Sequence[bool], describer: Describer, wanted: Callable[[Node], bool]
-) -> list[list[int]]:
-    """For each call that occurs more than once, the positions of its occurrences before which a cut is allowed.
-
-    Those are also taken by themselves that the same two calls follow: a layer may contain the same call several times,
-    as one whose projections are of one shape does. Cut before one of them, layers are whole.
+    Finding out what a region does takes much longer than comparing the calls in it, so cuts are estimated by the calls
+    between them first, and only the most promising are made.
     """
-    indices = [index for index, node in enumerate(body) if wanted(node)]
-    calls = [describer.call(body[index]) for index in indices]
-    found: dict[Hashable, list[int]] = {}
-    for number, index in enumerate(indices):
-        if allowed[index]:
-            found.setdefault(calls[number], []).append(index)
-            found.setdefault(tuple(calls[number : number + 3]), []).append(index)
-    return list({tuple(places): places for places in found.values() if len(places) > 1}.values())
+
+    def __init__(self, graph: Graph, body: Sequence[Node]) -> None:
+        writes = Writes(graph)
+        self._body = body
+        self._may_cut = allowed_cuts(body, writes)
+        self._movable = movable(body, writes)
+        self._describer = Describer(graph)
+        self._calls = [self._describer.call(node) for node in body]
+        self._own = [True] * len(body)
+
+    def candidates(self, wanted: Callable[[Node], bool]) -> list[list[int]]:
+        """Positions before which a cut is allowed, each time those of the same call, or of some of the same calls.
+
+        Args:
+            wanted: whether cuts before a node are considered.
+        """
+        found = self._occurrences(wanted)
+        start = min((places[0] for places in found), default=0)
+        shared = probably_shared(self._body[:start], self._body[start:], self._movable)
+        self._own = [node not in shared for node in self._body]
+        return found + [same for places in found for same in self._same_starts(places)]
+
+    def _occurrences(self, wanted: Callable[[Node], bool]) -> list[list[int]]:
+        """For each call that occurs more than once, the positions of its occurrences.
+
+        Those are also taken by themselves that the same two calls follow: a layer may contain the same call several
+        times, as one whose projections are of one shape does. Cut before one of them, layers are whole.
+        """
+        indices = [index for index, node in enumerate(self._body) if wanted(node)]
+        calls = [self._calls[index] for index in indices]
+        found: dict[Hashable, list[int]] = {}
+        for number, index in enumerate(indices):
+            if self._may_cut[index]:
+                found.setdefault(calls[number], []).append(index)
+                found.setdefault(tuple(calls[number : number + 3]), []).append(index)
+        return list({tuple(places): places for places in found.values() if len(places) > 1}.values())
+
+    def _same_starts(self, places: Sequence[int]) -> list[list[int]]:
+        """Of these places, those that begin pieces with the same calls."""
+        found: dict[Hashable, list[int]] = {}
+        for place, piece in zip(places, self._calls_between(places)[1:], strict=True):
+            found.setdefault(piece, []).append(place)
+        return [same for same in found.values() if 1 < len(same) < len(places)]
+
+    def _calls_between(self, places: Sequence[int]) -> list[tuple[int, ...]]:
+        """The calls in front of the first place, and those between the others, without what is shared by all."""
+        cut = zip([0, *places], [*places, len(self._calls)], strict=True)
+        return [tuple(itertools.compress(self._calls[start:end], self._own[start:end])) for start, end in cut]
+
+    def _estimate(self, places: Sequence[int]) -> float:
+        """The cost of the regions between these places if those with the same calls do the same."""
+        *pieces, last = self._calls_between(places)
+        like = next((piece for piece in dict.fromkeys(pieces) if piece == last[: len(piece)]), ())
+        pieces += [like, last[len(like) :]]  # the last layer, and what follows it
+        return _price({piece: len(piece) for piece in pieces}, len(pieces))
+
+    def best(self, candidates: Sequence[list[int]]) -> list[Region]:
+        """The cheapest of the regions that begin at some of the most promising candidates."""
+        promising = heapq.nsmallest(_TRIED, candidates, key=self._estimate)
+        return min(map(self._cut, promising), key=_cost)
+
+    def _cut(self, places: Sequence[int]) -> list[Region]:
+        """The regions between these places."""
+        cut = zip([0, *places], [*places, len(self._body)], strict=True)
+        nodes = shared_first([list(self._body[start:end]) for start, end in cut], self._movable)
+        pieces = [_Piece.of(piece, self._describer) for piece in nodes if piece]
+        counted = _repeated(pieces)
+        repeated = {piece.does: piece for piece in pieces if piece.does in counted}
+        may_cut = {node for node, may in zip(self._body, self._may_cut, strict=True) if may}
+        last = pieces[-1]
+        for like in repeated.values():
+            if last.does in repeated or (start := last.start(like, self._describer)) is None:
+                continue
+            rest = last.nodes[len(start.nodes) :]
+            if rest and rest[0] in may_cut:
+                pieces[-1:] = [start, _Piece.of(rest, self._describer)]
+                break
+        return _regions(pieces, self._describer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,25 +199,6 @@ class _Piece:
         outputs = [nodes[place] for place in places]
         found = _Piece(nodes, outputs, describer.region(nodes, outputs))
         return found if found.does == like.does else None
-
-
-def _cut(
-    body: Sequence[Node], allowed: Sequence[bool], places: Sequence[int], writes: Writes, describer: Describer
-) -> list[Region]:
-    """The regions between these places."""
-    pieces = [_Piece.of(piece, describer) for piece in _pieces(body, places, writes) if piece]
-    counted = _repeated(pieces)
-    repeated = {piece.does: piece for piece in pieces if piece.does in counted}
-    may_cut = {node for node, may in zip(body, allowed, strict=True) if may}
-    last = pieces[-1]
-    for like in repeated.values():
-        if last.does in repeated or (start := last.start(like, describer)) is None:
-            continue
-        rest = last.nodes[len(start.nodes) :]
-        if rest and rest[0] in may_cut:
-            pieces[-1:] = [start, _Piece.of(rest, describer)]
-            break
-    return _regions(pieces, describer)
 
 
 def _repeated(pieces: Sequence[_Piece]) -> set[Hashable]:
@@ -192,9 +230,17 @@ def _regions(pieces: Sequence[_Piece], describer: Describer) -> list[Region]:
 
 
 def _cost(regions: Sequence[Region]) -> float:
-    """The nodes to compile, and a little for each compiled function and each call of one."""
-    kinds = {region.kind: len(region.nodes) for region in regions}
-    return sum(kinds.values()) + _NODES_PER_KIND * len(kinds) + 0.1 * len(regions)
+    return _price({region.kind: len(region.nodes) for region in regions}, len(regions))
+
+
+def _price(kinds: dict[Hashable, int], calls: int) -> float:
+    """The nodes to compile, and a little for each compiled function and each call of one.
+
+    Args:
+        kinds: the number of nodes of each kind of region.
+        calls: the number of regions.
+    """
+    return sum(kinds.values()) + _NODES_PER_KIND * len(kinds) + _NODES_PER_CALL * calls
 
 
 def _outputs(nodes: Sequence[Node]) -> list[Node]:

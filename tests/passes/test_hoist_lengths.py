@@ -44,8 +44,8 @@ class TestHoistLengths(expecttest.TestCase):
 - getitem_4 = arange[None]
 - mod = getitem_4 % 3
 - mask = mod != 0
-- open_from_default = open_from(mask, l_past_0__state, 1)
-+ open_from_default = open_from(hoisted_0, l_past_0__state, 1)
+- open_from_default = open_from(mask, l_past_0__state, 0)
++ open_from_default = open_from(hoisted_0, l_past_0__state, 0)
 - decode_attention_default = decode_attention(q, l_past_0_..., l_past_1_..., mask, open_from_default, None, 0.25, 0.0, False)
 + decode_attention_default = decode_attention(q, l_past_0_..., l_past_1_..., hoisted_0, open_from_default, None, 0.25, 0.0, False)""",
         )

@@ -65,7 +65,7 @@ class TestOpenFrom(expecttest.TestCase):
         self.assertExpectedInline(
             masked_calls(gm),
             """\
-open_from_default = open_from(mask, l_pasts_0_0__state, 1)
+open_from_default = open_from(mask, l_pasts_0_0__state, 0)
 decode_attention_default = decode_attention(..., mask, open_from_default, ...)
 decode_attention_default_1 = decode_attention(..., mask, open_from_default, ...)""",
         )
@@ -79,7 +79,7 @@ decode_attention_default_1 = decode_attention(..., mask, open_from_default, ...)
         self.assertExpectedInline(
             masked_calls(gm),
             """\
-open_from_default = open_from(hoisted_0, l_pasts_0_0__state, 1)
+open_from_default = open_from(hoisted_0, l_pasts_0_0__state, 0)
 decode_attention_default = decode_attention(..., hoisted_0, open_from_default, ...)
 decode_attention_default_1 = decode_attention(..., hoisted_0, open_from_default, ...)""",
         )

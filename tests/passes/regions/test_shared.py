@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from innerq_compile.passes.graph.aliases import Writes
 from innerq_compile.passes.graph.reading import called_name
 from innerq_compile.passes.regions.cuts import body_of
-from innerq_compile.passes.regions.shared import shared_first
+from innerq_compile.passes.regions.shared import movable, shared_first
 from tests.helpers.stacks import captured
 
 X, Y = torch.ones(4, 4), torch.full((4, 4), 2.0)
@@ -23,7 +23,7 @@ def pieces_of(program, *inputs) -> list[str]:
         if called_name(node) == "linear":
             pieces.append([])
         pieces[-1].append(node)
-    moved = shared_first(pieces, Writes(gm.graph))
+    moved = shared_first(pieces, movable([node for piece in pieces for node in piece], Writes(gm.graph)))
     nodes = [node for piece in moved for node in piece]
     assert sorted(nodes) == sorted(body_of(gm.graph))
     position = {node: index for index, node in enumerate(nodes)}
