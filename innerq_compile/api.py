@@ -17,7 +17,7 @@ from .errors import InnerQError
 from .inspect.dump import install as install_dumps
 from .integrations.device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
 from .integrations.tensor_parallel import check_heads
-from .kernels.internals import dynamo_calls
+from .kernels.internals import dynamo_calls, inductor
 
 install_dumps()
 install_traces(innerq_backend)
@@ -122,6 +122,8 @@ def graphs_of_its_own(module: torch.nn.Module) -> dict[str, bool]:
 def _apply(target: Any, arguments: dict[str, Any]) -> Any:
     if isinstance(target, torch.nn.Module):
         check_heads(target)
+        if any(parameter.is_cuda for parameter in target.parameters()):
+            inductor.start_workers()  # now, so that they are ready when Dynamo has traced the model
         target.compile(**{**arguments, **recompile_limit(trace_hooks(target)), **graphs_of_its_own(target)})
         return target
     if inspect.isclass(target):

@@ -69,6 +69,7 @@ def innerq_backend(
     captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
+        inductor.start_workers()
         with compiling() as notice, at_work():
             return _compile(gm, example_inputs, config, inductor_options, notice)
     except CompileError:

@@ -35,6 +35,17 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
     return compile_fx(gm, inputs, config_patches=options)  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
+def start_workers() -> None:
+    """Start the processes in which Inductor compiles Triton kernels, if it uses any. They take seconds to be ready.
+
+    Until they are, kernels are compiled one after the other in this process. Without a GPU nothing is started.
+    """
+    if torch.cuda.is_available():
+        from torch._inductor.async_compile import maybe_warm_pool
+
+        maybe_warm_pool()
+
+
 def _on_cpu(inputs: Sequence[Any]) -> bool:
     return any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in inputs)
 

@@ -19,6 +19,12 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._inductor.async_compile",
+        names=("maybe_warm_pool",),
+        why="Starts the processes that compile Triton kernels, as backend='inductor' does, while Dynamo still traces.",
+        without="Nothing compiles on a GPU.",
+    ),
+    Internal(
         module="torch._inductor.config",
         names=("assert_indirect_indexing",),
         why="Turns off a check for which torch 2.11 generates C++ that does not compile.",
