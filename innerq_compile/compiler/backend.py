@@ -35,6 +35,7 @@ from ..runtime.report import GraphReport
 from .analysis import Analysis, analyse
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
+from .kernels_ahead import compiling_kernels
 from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
 from .regions import compile_by_regions
@@ -157,6 +158,7 @@ def _compile_rewritten(
         reporting_inductors_graphs(execution, analysis, example_inputs),
         analysis.observers.compiling(rewritten, report, analysis.prelude),
         cached_by_source(),
+        compiling_kernels(rewritten),
     ):
         compiled = compile_by_regions(analysis, rewritten, inputs, execution.inductor_options)
     if execution.inputs is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx import Node
@@ -30,6 +31,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "shape_env_of",
     "size_hint",
+    "size_with",
     "statically_known_true",
 ]
 
@@ -83,6 +85,14 @@ def size_hint(size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else 1 << 62
+
+
+def size_with(size: int | torch.SymInt, number: int) -> int:
+    """The value of a size with ``number`` in place of each symbol."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.xreplace({symbol: sympy.Integer(number) for symbol in expression.free_symbols}))
 
 
 def node_of_line(code: Any, line: int) -> int | None:

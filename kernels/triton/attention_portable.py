@@ -14,8 +14,11 @@ from .attention_scores import row_scores
 from .constants import STATE_LENGTH, STATE_SIZE, STATE_START
 from .unpack import load_tokens
 
+#: Numbers that depend on the lengths of caches and of masks: the kernel is compiled once for all of them.
+UNSPECIALIZED = ("k_capacity", "v_capacity", "mask_tokens", "mask_stride_b", "mask_stride_h", "mask_stride_n")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def decode_partial_portable_kernel(
     query,
     k_codes,

@@ -143,7 +143,7 @@ def _append_side(
 
 # Compiled once for all capacities: after a cache has grown, a CUDA graph may be recorded at once, which must not load
 # another kernel.
-@triton.jit(do_not_specialize=("k_capacity", "v_capacity"))
+@triton.jit(do_not_specialize=("k_capacity", "v_capacity"), do_not_specialize_on_alignment=("N",))
 def append_fwd_kernel(
     k_codes,
     k_scales,

@@ -60,7 +60,11 @@ def _load_normalized(source, numbers, token, channel, real):
     return round_to(b_x, x.dtype.element_ty)
 
 
-@triton.jit
+#: Numbers that depend on the length of a prompt. A kernel is not compiled again for those that divide by 16.
+UNSPECIALIZED = ("S", "capacity")
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def prefill_fwd_kernel(
     x,
     start,

@@ -77,7 +77,7 @@ def _rewind_side(
         tl.store(p_state + STATE_PEAK, new_peak)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("k_capacity", "v_capacity"))
 def rewind_fwd_kernel(
     k_codes,
     k_scales,

@@ -22,7 +22,7 @@ TILE, PART = 64, 128
 PARTS = tl.constexpr(16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S",))  # the length of the prompt
 def key_moments_kernel(
     x,
     start,
@@ -102,7 +102,7 @@ def _reach(parts, bh, count, channel, unit, D: tl.constexpr, COLS: tl.constexpr,
     return b_mean, b_most, b_whole
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S", "count"))  # they depend on the length of the prompt
 def key_statistics_kernel(
     parts,
     start,

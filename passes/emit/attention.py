@@ -75,15 +75,16 @@ def open_before_append(
         last: the node behind which the tokens are appended.
         changes: the in-place writes of the graph.
     """
-    mask, rows = context.standard[match].mask, sizes_of(context.standard[match].query)[2]
-    if not context.config.rewrite or mask is None or same_size(sizes_of(mask)[-1], 1) or (mask, str(rows)) in context.opened:
+    mask, query = context.standard[match].mask, context.standard[match].query
+    if not context.config.rewrite or mask is None or same_size(sizes_of(mask)[-1], 1):
         return
-    if changes.of(mask) or changes.order[mask] > changes.order[last]:
+    at = (mask, str(sizes_of(query)[2]))
+    if at in context.opened or changes.of(mask) or changes.order[mask] > changes.order[last]:
         return
     first = next(node for node in write.graph.nodes if node.op not in ("placeholder", "get_attr"))
     with write.before(first) if mask.op in ("placeholder", "get_attr") else write.after(mask):
         opened = write.call(torch.ops.innerq.open_from.default, mask, key.tensors.state, 0)
-    context.opened[(mask, str(rows))] = opened, None
+    context.opened[at] = opened, None
 
 
 def _laid_out(write: Writer, out: Node, program: Node) -> Node:

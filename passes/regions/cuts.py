@@ -23,6 +23,9 @@ from ..graph.values import example_or_none, has_example, tensor_of
 #: Parts of names of functions that change a state of torch, which regions compiled by themselves would not see.
 _CHANGES_STATE = ("inference_mode", "_functorch", "_saved_tensors_hooks", "_set_fwd_grad_enabled", "_sdpa_kernel")
 
+#: Matrix products that are not of `Kind.PRODUCT`. `join_linears` writes the last one, whose kernel reads finished rows.
+_PRODUCTS = ("linear", "addmm", "innerq::row_linear")
+
 
 def body_of(graph: Graph) -> list[Node]:
     """The nodes of a graph that compute something, in order, without numbers that nothing uses.
@@ -110,7 +113,7 @@ def is_constant(value: Any) -> bool:
 def is_product(node: Node) -> bool:
     """Whether a node is a matrix product, which Inductor does not fuse with what precedes it."""
     call = read(node)
-    return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in ("linear", "addmm"))
+    return bool(possible_kinds(node) & Kind.PRODUCT) or (call is not None and call.name in _PRODUCTS)
 
 
 def _idle_modes(graph: Graph) -> list[Node]:

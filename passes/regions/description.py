@@ -57,7 +57,7 @@ class _Size:
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What is known of a value or of a call: a number, equal for equal facts, and symbolic sizes, which it leaves out."""
+    """What is known of a value or of a call: a number, equal for equal facts, and the symbolic sizes apart from it."""
 
     fixed: int
     sizes: tuple[_Size, ...]
@@ -76,7 +76,7 @@ class Describer:
         self._numbered: dict[tuple[sympy.Expr, tuple[int, ...]], Hashable] = {}
 
     def call(self, node: Node) -> int:
-        """What a node calls and returns, without symbolic sizes and without where its arguments come from, as a number."""
+        """What a node calls and returns, as a number, without symbolic sizes and where its arguments come from."""
         call = "call", self._call(node)[0].fixed, self._value(node).fixed
         return self._facts.setdefault(call, len(self._facts))
 

@@ -1,0 +1,162 @@
+"""Lets Triton compile the kernels of operators while Inductor compiles the rest of a graph.
+
+Inductor compiles the kernels that it generates in other processes. Those of an operator that it only calls are compiled
+by Triton when the operator is first called, which takes ten seconds for the two sides of a prompt's cache. So each kind
+of call is made once in another thread, with small tensors like its own, as soon as the passes have run. Triton's
+compilers release Python's global lock. With the kernels on disk a thread only loads them.
+
+The first prompt also compiles the kernel by which the steps after it append to the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ..kernels.cache import Cache, CacheTensors
+from ..kernels.formats import CacheFormat
+from ..kernels.internals.graphs import size_with
+from ..kernels.schemas import arguments_of
+from ..passes.graph.reading import read
+from ..passes.graph.values import example_or_none
+from ..runtime.recordings import at_work
+
+log = logging.getLogger(__name__)
+
+#: Operators that Inductor calls and does not lower, and whose kernels therefore Triton compiles.
+_CALLED = ("innerq::key_statistics", "innerq::prefill", "innerq::append_", "innerq::rewind_", "innerq::write_")
+
+#: What each symbol of a size is replaced by: kernels do not depend on it.
+_SMALL = 16
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def compiling_kernels(gm: GraphModule) -> Iterator[None]:
+    """Context in which the kernels of the operators of a graph are compiled. It ends when they are."""
+    calls = list(_calls(gm))
+    if not calls:
+        yield
+        return
+    with ThreadPoolExecutor(_THREADS, "innerq-kernels") as pool:
+        prefills: dict[str, Future[Cache | None]] = {}
+        for function in calls:
+            future = pool.submit(_quietly, function)
+            if isinstance(function, _Prefill):
+                prefills.setdefault(function.format.role, future)
+        if len(prefills) == 2:
+            pool.submit(_quietly, lambda: _append(prefills["key"].result(), prefills["value"].result()))
+        yield
+
+
+def _quietly(function: Callable[[], Any]) -> Any:
+    """The result of a function, or None if it fails: then the call in the graph compiles the kernel, or fails."""
+    try:
+        with at_work(), torch.no_grad():
+            return function()
+    except Exception as error:
+        log.debug("a kernel is not compiled ahead: %r", error, exc_info=True)
+        return None
+
+
+def _calls(gm: GraphModule) -> Iterator[_Call]:
+    """The different calls of operators on a GPU that Triton has kernels for."""
+    known: set[Any] = set()
+    for node in gm.graph.nodes:
+        call = read(node)
+        if call is None or call.name not in _CALLED:
+            continue
+        try:
+            arguments = tuple(_small(argument) for argument in node.args)
+        except _Unknown:
+            continue
+        devices = {argument.device for argument in arguments if isinstance(argument, _Tensor)}
+        if arguments in known or not all(device.type == "cuda" for device in devices):
+            continue
+        known.add(arguments)
+        kind = _Prefill if call.name == "innerq::prefill" else _Call
+        yield kind(node.target, arguments, next(iter(devices)))
+
+
+class _Unknown(Exception):
+    """An argument has no example value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A small tensor like one of a graph."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def made(self) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device).zero_()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of an operator with small tensors."""
+
+    operator: Any
+    arguments: tuple[Any, ...]
+    device: torch.device
+
+    def __call__(self) -> Any:
+        with _own_stream(self.device):
+            return self.operator(*(one.made() if isinstance(one, _Tensor) else one for one in self.arguments))
+
+
+class _Prefill(_Call):
+    """A call that makes one side of a cache. Its result is that side."""
+
+    @property
+    def format(self) -> CacheFormat:
+        """The format of the side."""
+        return CacheFormat.parse(self.arguments[5])
+
+    def __call__(self) -> Cache:
+        cache = CacheTensors.of_encoded(self.format, super().__call__())
+        profile = self.arguments[6] if len(self.arguments) > 6 else None
+        return dataclasses.replace(cache, query_profile=profile.made() if isinstance(profile, _Tensor) else None)
+
+
+def _append(keys: Cache | None, values: Cache | None) -> None:
+    """Append one token, as a decode step does."""
+    if keys is None or values is None:
+        return
+    with _own_stream(keys.state.device):
+        new = (side.window.new_zeros(side.window.shape[:2] + (1, side.window.shape[3])) for side in (keys, values))
+        torch.ops.innerq.append_.default(*arguments_of("append_", keys, values, *new))
+
+
+@contextlib.contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Context of a stream of this thread, whose kernels are done at the end: memory may be used by others then."""
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)) as _:
+        yield
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _small(value: Any) -> Any:
+    """An argument of a node, with small sizes in place of symbols. Equal arguments need the same kernels."""
+    if isinstance(value, Node):
+        value = example_or_none(value)
+        if value is None:
+            raise _Unknown
+    if isinstance(value, torch.Tensor):
+        shape, strides = (tuple(size_with(size, _SMALL) for size in sizes) for sizes in (value.shape, value.stride()))
+        return _Tensor(shape, strides, value.dtype, value.device)
+    if isinstance(value, torch.SymInt):
+        return size_with(value, _SMALL)
+    return value

@@ -1,0 +1,51 @@
+"""Which calls of operators are made ahead, with tensors of which sizes. They run on a GPU: ``tests/gpu``."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from innerq_compile.compiler import kernels_ahead
+from innerq_compile.passes.graph.writing import Writer
+
+KEY, VALUE = "key:3:steered:32:32:96:pair8", "value:3:anchored:32:32:96:pair8"
+
+
+def prompt_of(device: str, layers: int = 2) -> GraphModule:
+    """The part of a prompt's graph that makes the caches of some layers, ``[2, 4, S, 64]``."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    sizes = StatelessSymbolicContext([DimDynamic.STATIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    meta = mode.from_tensor(torch.empty(2, 4, 100, 64, device="meta"), symbolic_context=sizes)
+    with mode:
+        keys = torch.empty(meta.shape, device=device, dtype=torch.bfloat16)
+        start, profile = (torch.empty(*s, device=device, dtype=torch.int8) for s in ((2,), (2, 4, 2, 64)))
+    graph = Graph()
+    write = Writer(graph)
+    first, queries = write.placeholder("start", start), write.placeholder("queries", profile)
+    made = []
+    for layer in range(layers):
+        for role, spec, more in (("k", KEY, (queries,)), ("v", VALUE, ())):
+            x = write.placeholder(f"{role}{layer}", keys)
+            capacity = 8 + keys.shape[2] // 32
+            made.append(write.call(torch.ops.innerq.prefill.default, x, first, None, None, capacity, spec, *more))
+    graph.output(tuple(made))
+    return GraphModule({}, graph)
+
+
+def test_each_kind_once_and_small():
+    calls = list(kernels_ahead._calls(prompt_of("cuda")))
+    assert [call.format.role for call in calls] == ["key", "value"]
+    assert {call.arguments[0].shape for call in calls} == {(2, 4, 16, 64)}
+    assert {call.arguments[4] for call in calls} == {8}  # the capacity that the graph computes, of the small length
+
+
+def test_nothing_on_a_cpu():
+    assert not list(kernels_ahead._calls(prompt_of("cpu")))
+
+
+def test_a_failing_call_is_left_to_the_graph(monkeypatch):
+    monkeypatch.setattr(kernels_ahead._Prefill, "__call__", lambda self: 1 / 0)
+    with kernels_ahead.compiling_kernels(prompt_of("cuda")):
+        pass
