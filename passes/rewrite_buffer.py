@@ -83,9 +83,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
                 known = changes.order[form.query] < changes.order[last]  # the query is computed before the writes
                 query = form.query if known else None
                 _write_caches(write, context, match, query, *sides[pair], key, value, positions[pair])
-        if (
-            key.whole and form.mask is not None
-        ):  # layers share one check, behind the last one, if the mask is not changed
+        if key.whole and form.mask is not None:  # layers share a check, behind the last one, of a mask that stays
             shared = (form.mask, key.count, match if changes.of(form.mask) else None)
             checked = checks.get(shared, (match, {}))[1]
             checks[shared] = match, {**checked, positions[pair]: None}

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ..kernels import ops  # noqa: F401  (the operators are registered by their import)
 from ..kernels.cache import Cache, CacheTensors
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.graphs import size_with
 from ..kernels.schemas import arguments_of
 from ..passes.graph.reading import read
 from ..passes.graph.values import example_or_none
-from ..runtime.recordings import at_work
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def compiling_kernels(gm: GraphModule) -> Iterator[None]:
 def _quietly(function: Callable[[], Any]) -> Any:
     """The result of a function, or None if it fails: then the call in the graph compiles the kernel, or fails."""
     try:
-        with at_work(), torch.no_grad():
+        with torch.no_grad():
             return function()
     except Exception as error:
         log.debug("a kernel is not compiled ahead: %r", error, exc_info=True)
@@ -136,14 +136,14 @@ def _append(keys: Cache | None, values: Cache | None) -> None:
     if keys is None or values is None:
         return
     with _own_stream(keys.state.device):
-        new = (side.window.new_zeros(side.window.shape[:2] + (1, side.window.shape[3])) for side in (keys, values))
+        new = (side.window.new_zeros((*side.window.shape[:2], 1, side.window.shape[3])) for side in (keys, values))
         torch.ops.innerq.append_.default(*arguments_of("append_", keys, values, *new))
 
 
 @contextlib.contextmanager
 def _own_stream(device: torch.device) -> Iterator[None]:
     """Context of a stream of this thread, whose kernels are done at the end: memory may be used by others then."""
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)) as _:
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
         yield
         torch.cuda.current_stream(device).synchronize()
 
