@@ -110,6 +110,22 @@ def test_queries_of_any_layout(no_inductor, attention, tokens):
 
 
 @torch.no_grad()
+def test_queries_of_a_batch_that_the_program_doubles(no_inductor):
+    """As with guidance: the batch is no input, but computed from one."""
+
+    def program(q, k, v):
+        q, k, v = (torch.cat([x, x * 1.5]) for x in (q, k, v))
+        return bmm(q, k, v), k, v
+
+    q, k, v = (torch.randn(3, heads, 64, 32) + torch.arange(heads)[:, None, None] for heads in (6, 2, 2))
+    for x in (q, k, v):
+        torch._dynamo.mark_dynamic(x, 0)
+        torch._dynamo.mark_dynamic(x, 2)
+    _, cache, _ = torch.compile(program, backend="innerq")(q, k, v)
+    assert_profile_is_of(cache, torch.cat([q, q * 1.5]), (0,) * 6)
+
+
+@torch.no_grad()
 def test_a_dense_buffer_has_the_default_profile(no_inductor):
     """The prompt stays dense there; the first decode step quantizes it, and has queries of its own only."""
     model = innerq(tiny_llama())
