@@ -138,7 +138,6 @@ def test_a_dense_buffer_has_the_default_profile(no_inductor):
     assert_is_default(shadow.key.tensors.query_profile, shadow.key.tensors.norm)
 
 
-@pytest.mark.xfail(reason="with lengths as symbols the profile differs by more than rounding", strict=False)
 @torch.no_grad()
 def test_a_preallocated_cache_takes_the_profile_of_its_prompt(no_inductor):
     decoder = BufferDecoder(1, heads=2, head_dim=32, where="number")
