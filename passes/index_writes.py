@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from .analysis.buffer_writes import is_preallocated
 from .context import BufferUse, PassContext
-from .emit.writes import position_tensor
+from .emit.writes import position_tensor, token_count
 from .graph.reading import operand
 from .graph.values import example, value_of
 from .graph.writing import Writer
@@ -38,7 +38,7 @@ def _rewrite(write: Writer, context: PassContext, use: BufferUse) -> None:
     view, buffer = operand(use.write), example(use.buffer)
     with write.before(use.write):
         first = position_tensor(write, context, use)
-        at = write.call(torch.add, first, write.call(torch.arange, use.count, device=buffer.device))
+        at = write.call(torch.add, first, write.call(torch.arange, token_count(write, use), device=buffer.device))
         write.method("index_copy_", use.buffer, use.dims[2], at, write.cast(use.new, buffer.dtype))
     write.graph.erase_node(use.write)
     if view is not None:

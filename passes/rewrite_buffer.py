@@ -29,7 +29,7 @@ from ..kernels.internals.tensors import assert_async
 from ..kernels.masks import MASKED
 from ..kernels.schemas import arguments_of
 from .analysis.buffer_writes import is_preallocated, same_position
-from .analysis.buffers import MAX_QUERY_TOKENS
+from .analysis.buffers import is_step
 from .analysis.shared_norm import shared_norm
 from .context import (
     AttentionMatch,
@@ -44,7 +44,7 @@ from .context import (
 from .emit.attention import attend
 from .emit.inputs import add_placeholders, cache_examples
 from .emit.read_dequantized import early_reader
-from .emit.writes import append, by_head_in_dtype, position_tensor, write_at
+from .emit.writes import append, by_head_in_dtype, position_tensor, token_count, write_at
 from .graph.aliases import Writes, possible_views
 from .graph.values import dtype_of, example, same_size, sizes_of, tensor_of
 from .graph.writing import Writer
@@ -57,7 +57,7 @@ _ORDER = (0, 1, 2, 3)
 
 def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
     write = Writer(gm.graph)
-    checks: dict[tuple[Node, int, AttentionMatch | None], tuple[AttentionMatch, dict[Node, None]]] = {}
+    checks: dict[tuple[Node, str, AttentionMatch | None], tuple[AttentionMatch, dict[Node, None]]] = {}
     sides: dict[tuple[Node, Node], tuple[CacheInput, CacheInput]] = {}
     positions: dict[tuple[Node, Node], Node] = {}
     writes: dict[Node, Node] = {}
@@ -84,7 +84,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
                 query = form.query if known else None
                 _write_caches(write, context, match, query, *sides[pair], key, value, positions[pair])
         if key.whole and form.mask is not None:  # layers share a check, behind the last one, of a mask that stays
-            shared = (form.mask, key.count, match if changes.of(form.mask) else None)
+            shared = (form.mask, str(key.count), match if changes.of(form.mask) else None)
             checked = checks.get(shared, (match, {}))[1]
             checks[shared] = match, {**checked, positions[pair]: None}
         attend(write, context, match, *sides[pair], changes, (key.position, key.count))
@@ -92,9 +92,9 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         for use in (key, value):
             if is_preallocated(use.buffer):
                 writes[use.write] = use.buffer
-    for (mask, count, changed), (match, checked) in checks.items():
+    for (mask, _, changed), (match, checked) in checks.items():
         with write.before(context.standard[match].node if changed else gm.graph.output_node()):
-            _check_mask(write, mask, list(checked), count)
+            _check_mask(write, mask, list(checked), token_count(write, context.uses[match][0].buffer))
     write.erase_dead([context.standard[match].node for match in context.rewritten])
     for node, buffer in writes.items():  # replaced by writes to the quantized buffer
         write.replace(node, buffer)
@@ -109,7 +109,8 @@ def _obstacle(
         return "is_causal aligns the first query with the first key, which is wrong with a cache; pass a mask"
     if key.buffer is value.buffer:
         return "keys and values are the same buffer"
-    if not same_position(key.position, value.position) or key.count != value.count or key.whole != value.whole:
+    alike = same_position(key.position, value.position) and same_size(key.count, value.count)
+    if not alike or key.whole != value.whole:
         return "the buffers of keys and values are written or read at different positions"
     if is_preallocated(key.buffer) != is_preallocated(value.buffer):
         return "only one of keys and values is a quantized buffer"
@@ -160,7 +161,7 @@ def _write_caches(
         query: the query of the attention; None if it is computed after the writes, so that its moments cannot be used.
     """
     new_key, new_value = by_head_in_dtype(write, key_use), by_head_in_dtype(write, value_use)
-    if key_use.count > MAX_QUERY_TOKENS:  # a prompt, from which the key statistics are computed
+    if not is_step(key_use.count):  # at 0 it is a prompt, from which the key statistics are computed
         moments = ()
         if key.format.uses_queries and query is not None:
             start = write.method("new_zeros", new_key, (write.method("size", new_key, 0),), dtype=torch.int32)
@@ -205,7 +206,7 @@ def _shadow(write: Writer, role: Role, use: BufferUse, changes: Writes, context:
     return CacheInput(add_placeholders(write, f"{use.buffer.name}_shadow", examples, source))
 
 
-def _check_mask(write: Writer, mask: Node, positions: list[Node], count: int) -> None:
+def _check_mask(write: Writer, mask: Node, positions: list[Node], count: Node | int) -> None:
     """Add an assertion that the mask hides all tokens after those written at the smallest of ``positions``."""
     position = positions[0]
     if len(positions) > 1:

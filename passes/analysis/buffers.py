@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from ..context import BufferUse
@@ -20,7 +21,7 @@ from ..graph.reading import Call, is_query, kinds, op_name, read, source_of, wri
 from ..graph.values import made_equal, same_size, same_sizes, shape, sizes_of, tensor_of, value_of
 from .buffer_writes import IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
 
-#: If a graph writes more tokens than this, as a prefill does, its attention reads the dense buffer.
+#: If a graph may write more tokens than this, as a prefill does, its attention reads the dense buffer.
 MAX_QUERY_TOKENS = 16
 #: Operations whose result is not a view.
 _COMPUTED = ("linear", "addmm", "matmul", "bmm", "einsum", "add", "mul")
@@ -57,10 +58,9 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
         raise NoBuffer("the buffer is read before it is written")
     position = write_position(index, dims, sizes_of(buffer), new)
     count = sizes_of(new)[dims[2]]
-    if not isinstance(count, int) or (count > MAX_QUERY_TOKENS and not is_preallocated(buffer)):
-        raise NoBuffer(
-            f"more than {MAX_QUERY_TOKENS} tokens are written at once, as in a prefill, whose attention stays exact"
-        )
+    if not is_step(count) and not is_preallocated(buffer):
+        many = f"more than {MAX_QUERY_TOKENS}" if isinstance(count, int) else "different numbers of"
+        raise NoBuffer(f"{many} tokens are written at once, as in a prefill, whose attention stays exact")
     consecutive = True
     if isinstance(position, IndexTensor):
         position, consecutive = position.node, position.consecutive()
@@ -70,6 +70,11 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
     if not whole and not _is_end(end, position, count):
         raise NoBuffer("the attention does not read the buffer up to the last token written")
     return BufferUse(buffer, dims, new, write, position, count, whole, consecutive)
+
+
+def is_step(count: int | torch.SymInt) -> bool:
+    """Whether so few tokens are written as in a decode step. A number that differs between calls may be a prompt's."""
+    return isinstance(count, int) and count <= MAX_QUERY_TOKENS
 
 
 def is_written(node: Node) -> bool:
@@ -172,7 +177,7 @@ def _changes_before(node: Node, changes: Writes) -> bool:
     return False
 
 
-def _is_end(end: Any, position: Any, count: int) -> bool:
+def _is_end(end: Any, position: Any, count: int | torch.SymInt) -> bool:
     """Whether ``end`` is known to be ``position + count``."""
     if tensor_of(position) is not None:
         return False

@@ -25,7 +25,7 @@ from torch.fx import Node
 
 from ..context import NoMatch
 from ..graph.values import plain_size, same_sizes, sizes_of
-from ..graph.writing import Writer, size_node
+from ..graph.writing import Writer
 
 
 class Axis:
@@ -212,8 +212,8 @@ def _reshape(write: Writer, node: Node, source: Dims, target: Dims) -> Node:
 
 
 def _size(write: Writer, size: Any) -> Any:
-    """A size as an int, or as the placeholder that holds it."""
+    """A size as an int, or as a node that holds it."""
     try:
-        return size_node(write.graph, size)
+        return write.number(size)
     except KeyError:
-        raise NoMatch("a symbolic size of the attention is not an input of the graph") from None
+        raise NoMatch("a symbolic size of the attention is not known from inputs of the graph") from None

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from ...kernels.cache import CacheTensors
@@ -53,7 +54,7 @@ class BufferUse:
         write: the node that writes them.
         position: the position of the first of them: an int, the node of a symbolic int, or the node of a tensor whose
             first element it is.
-        count: the number of tokens that are written.
+        count: the number of tokens that are written; a symbol only for an ``InnerQBuffer``.
         whole: True if the attention reads the whole buffer, so that the mask has to hide positions not yet written.
         consecutive: False if the positions are given by a tensor that is not known to hold consecutive numbers.
     """
@@ -63,7 +64,7 @@ class BufferUse:
     new: Node
     write: Node
     position: Any
-    count: int
+    count: int | torch.SymInt
     whole: bool
     consecutive: bool
 

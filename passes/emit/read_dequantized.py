@@ -11,13 +11,11 @@ caused by the rewrite or by its kernel, and any other one by quantization.
 
 from __future__ import annotations
 
-import operator
-
 from torch.fx import Node
 
-from ..context import AttentionMatch, CacheInput, ProgramCache, StandardForm
-from ..graph.values import plain_size, sizes_of
-from ..graph.writing import Writer, size_node
+from ..context import AttentionMatch, CacheInput, StandardForm
+from ..graph.values import sizes_of
+from ..graph.writing import Writer
 from .dense import dequantized
 
 
@@ -38,23 +36,11 @@ def read_dequantized(
     first = next(node for node in write.graph.nodes if node in everyone)
     for cache, node, tokens_dim in zip((key, value), (match.key, match.value), match.tokens_dims, strict=True):
         with write.before(first):
-            dense = dequantized(write, cache, _length(write, cache, node, tokens_dim), like=node)
+            dense = dequantized(write, cache, write.number(sizes_of(node)[tokens_dim]), like=node)
             if tokens_dim == 1:
                 dense = write.method("transpose", dense, 1, 2, like=node)
         for reader in readers[node]:
             reader.replace_input_with(node, dense)
-
-
-def _length(write: Writer, cache: CacheInput, node: Node, tokens_dim: int) -> Node | int:
-    """The number of tokens of keys or values: those of the input cache plus the appended ones."""
-    length = sizes_of(node)[tokens_dim]
-    try:
-        return size_node(write.graph, length)
-    except KeyError:
-        if not isinstance(cache, ProgramCache):
-            raise
-        past = sizes_of(cache.placeholder)[tokens_dim]
-        return write.call(operator.add, size_node(write.graph, past), plain_size(length - past))
 
 
 def _readers(form: StandardForm, node: Node) -> list[Node]:

@@ -57,7 +57,7 @@ def position_tensor(write: Writer, context: PassContext, use: BufferUse) -> Node
     if (positions := tensor_of(position)) is not None:
         first = write.call(operator.getitem, position, slice(0, 1))
         if not use.consecutive:
-            steps = write.call(torch.arange, use.count, device=positions.device)
+            steps = write.call(torch.arange, token_count(write, use), device=positions.device)
             same = write.call(torch.eq, position, write.call(operator.add, first, steps))
             write.call(assert_async, write.method("all", same), _NOT_CONSECUTIVE)
         return first
@@ -69,6 +69,11 @@ def position_tensor(write: Writer, context: PassContext, use: BufferUse) -> Node
         with write.after(inputs[-1] if position.op == "placeholder" else position):
             context.positions[position, device] = _full(write, position, device)
     return context.positions[position, device]
+
+
+def token_count(write: Writer, use: BufferUse) -> Node | int:
+    """The number of tokens that are written to a buffer, as an argument of a node."""
+    return write.size(use.new, use.dims[2])
 
 
 def _full(write: Writer, number: Node | int, device: torch.device) -> Node:

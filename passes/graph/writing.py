@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Graph, Node, Proxy
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
 from ...kernels.internals.dynamo_graphs import Source, set_source
-from ...kernels.internals.graphs import is_erased
+from ...kernels.internals.graphs import as_python, is_erased
 from ...kernels.internals.tensors import FakeTensor
 from .reading import Call, is_pure, read
 from .values import example, example_or_none, forget_example, has_example, set_example, value_of
@@ -97,6 +98,22 @@ class Writer:
         if isinstance(size, int) or size.node.expr.is_number:
             return int(size)
         return self.method("size", tensor, dim)
+
+    def number(self, size: int | torch.SymInt) -> Node | int:
+        """A size as an argument: an int, an input of the graph, or computed here from several such inputs.
+
+        Raises:
+            KeyError: if it has a symbol that no input has, or takes more than sums and products of symbols.
+        """
+        try:
+            return size_node(self.graph, size)
+        except KeyError:
+            expr = size.node.expr  # pyright: ignore[reportAttributeAccessIssue]
+            inputs = {str(symbol): _input_of(self.graph, symbol) for symbol in expr.free_symbols}
+            whole = expr.is_polynomial() and all(number.is_integer for number in expr.atoms(sympy.Number))
+            if not whole or None in inputs.values():
+                raise
+        return eval(as_python(expr), {name: self.traced(node) for name, node in inputs.items() if node}).node
 
     def by_head(self, node: Node, tokens_dim: int) -> Node:
         """Keys or values as ``[B, H, S, D]``; ``tokens_dim`` (2 or 1) is the dimension that counts tokens."""
@@ -212,8 +229,16 @@ def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
     """
     if isinstance(size, int) or size.node.expr.is_number:
         return int(size)
+    node = _input_of(graph, size.node.expr)
+    if node is None:
+        raise KeyError(f"no input of the graph is the size {size}")
+    return node
+
+
+def _input_of(graph: Graph, expr: sympy.Expr) -> Node | None:
+    """The placeholder of a symbolic int whose value is ``expr``; None if there is none."""
     for node in graph.find_nodes(op="placeholder"):
         value = value_of(node)
-        if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:
+        if isinstance(value, torch.SymInt) and value.node.expr == expr:
             return node
-    raise KeyError(f"no input of the graph is the size {size}")
+    return None

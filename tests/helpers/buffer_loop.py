@@ -52,7 +52,9 @@ class BufferDecoder(nn.Module):
             keys[:, :, position:end] = k
             values[:, :, position:end] = v
             keys, values = keys[:, :, :end], values[:, :, :end]
-            mask = torch.ones(count, count, dtype=torch.bool, device=x.device).tril() if count > 1 else None
+            mask = None
+            if count > 1:
+                mask = torch.arange(end, device=x.device) <= torch.arange(position, end, device=x.device)[:, None]
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         return out.transpose(1, 2).reshape(x.shape)
 

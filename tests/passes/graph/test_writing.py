@@ -128,6 +128,27 @@ def test_sizes_are_inputs_that_carry_them(graph):
         size_node(graph, size + 1)
 
 
+def test_sizes_are_computed_from_inputs_that_carry_their_symbols(graph):
+    _, s, _, _ = graph.nodes
+    write, size = Writer(graph), example(s)
+    with write.before(graph.output_node()):
+        assert write.number(7) == 7 and write.number(size) is s
+        longer = write.number(2 * size + 3)
+        assert str(example(longer)) == str(2 * size + 3) and len(longer.all_input_nodes) == 1
+        with pytest.raises(KeyError, match="no input of the graph is the size"):
+            write.number(size // 2)
+
+
+def test_a_size_of_a_symbol_that_no_input_has(graph):
+    _, s, _, _ = graph.nodes
+    size = example(s)
+    graph.erase_node(s)
+    before = names(graph)
+    with pytest.raises(KeyError, match="no input of the graph is the size"):
+        Writer(graph).number(size + 1)
+    assert names(graph) == before
+
+
 def test_outputs(graph):
     x, _, _, _ = graph.nodes
     Writer(graph).set_outputs([x, 3])
