@@ -82,6 +82,20 @@ def no_pass_fails(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(failed[0])
 
 
+@pytest.fixture(autouse=True)
+def own_traces(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A test finds the traces on disk that it has left there itself, not those of other tests and of earlier runs."""
+    from innerq_compile.compiler.traces import store
+
+    _TESTS.append(None)
+    folder = tmp_path_factory.getbasetemp() / f"traces{len(_TESTS)}"  # made where a trace is kept
+    monkeypatch.setattr(store, "root", lambda: folder)
+
+
+#: One for each test that has run.
+_TESTS: list[None] = []
+
+
 @pytest.fixture(scope="module")
 def plain_torch() -> Iterator[None]:
     """The operators run in plain torch, because compiling C++ for every format of a file would take long."""

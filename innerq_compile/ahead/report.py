@@ -34,6 +34,7 @@ class WarmUp:
         graphs: Reports of the graphs that ran: what was rewritten, and what was recorded as a CUDA graph.
         from_disk: How many compiled pieces were taken from the caches on disk.
         compiled: How many were not there and are now.
+        traced: How many graphs Dynamo traced. What it found about the others was on disk.
         not_kept: How many PyTorch did not put there, so that each process compiles them.
         folders: The folders that hold the caches.
     """
@@ -42,6 +43,7 @@ class WarmUp:
     graphs: tuple[GraphReport, ...]
     from_disk: int
     compiled: int
+    traced: int
     not_kept: int
     folders: tuple[CacheFolder, ...]
 
@@ -58,6 +60,7 @@ class WarmUp:
             "graphs": [graph.to_dict() for graph in self.graphs],
             "from_disk": self.from_disk,
             "compiled": self.compiled,
+            "traced": self.traced,
             "not_kept": self.not_kept,
             "folders": [dataclasses.asdict(folder) for folder in self.folders],
         }
@@ -76,6 +79,7 @@ class WarmUp:
         pieces = f"{self.compiled} compiled, {self.from_disk} from the disk"
         if self.not_kept:
             pieces += f", {self.not_kept} that every process compiles"
+        new = sum(len(request.compiled) for request in self.requests)
         return "\n".join(
             [
                 text_table(("request", "seconds", "new graphs"), requests),
@@ -84,6 +88,7 @@ class WarmUp:
                 "",
                 *regions,
                 *reasons,
+                f"graphs: {self.traced} traced, {new - self.traced} from the disk",
                 f"pieces: {pieces}",
                 *map(str, self.folders),
             ]

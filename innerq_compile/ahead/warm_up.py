@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..cache.storage import CacheStorage
+from ..compiler import traces
 from ..compiler.reports import compiled_graphs
 from ..errors import InnerQError
 from ..kernels.internals.dynamo_calls import counters
@@ -92,6 +93,7 @@ def _run(target: Any, requests: Iterator[tuple[str, Callable[[], Any]]]) -> Warm
         ran[report] = None
 
     folders, found, done = cache_folders(), dict(counters["aot_autograd"]), []
+    restored = traces.restored()
     with unchanged(target), RUN_OBSERVERS.holding(observe):
         for name, run in requests:
             known, began = {*compiled_graphs()}, time.perf_counter()
@@ -107,7 +109,8 @@ def _run(target: Any, requests: Iterator[tuple[str, Callable[[], Any]]]) -> Warm
         for name in ("hit", "miss", "bypass")
     )
     graphs = tuple(sorted(ran, key=lambda graph: graph.index))
-    return WarmUp(tuple(done), graphs, hits, misses, bypassed, tuple(since(folders)))
+    traced = sum(len(request.compiled) for request in done) - (traces.restored() - restored)
+    return WarmUp(tuple(done), graphs, hits, misses, traced, bypassed, tuple(since(folders)))
 
 
 def _random_requests(

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
         "missing": {name: entry.without for name, entry in table.missing().items()},
         "reference_only": dispatch.reference_only(),
         "dtypes": ["float16", "bfloat16", "float32"],
+        "traces": _traces(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
@@ -79,6 +80,12 @@ def _gpu(index: int) -> dict[str, Any]:
     }
 
 
+def _traces() -> dict[str, Any]:
+    from ..compiler import traces  # imports Dynamo
+
+    return {"folder": traces.folder(), "off": traces.why_off()}
+
+
 def _gpu_kernels() -> str:
     if not support.installed():
         return "reference: Triton is not installed"
@@ -91,6 +98,7 @@ def show(result: dict[str, Any], output: Output) -> None:
     """Print the environment as a table."""
     remark = "" if result["torch_supported"] else f" (untested; tested are {', '.join(SUPPORTED_TORCH)})"
     lowerings = result["lowerings"]
+    traces = result["traces"]
     rows = [
         ("innerq-compile", result["innerq_compile"]),
         ("Python", f"{result['python']} on {result['platform']}"),
@@ -104,6 +112,7 @@ def show(result: dict[str, Any], output: Output) -> None:
         ),
         ("GPU kernels", result["gpu_kernels"]),
         ("lowerings", "registered" if lowerings["done"] else f"none: {lowerings['reason']}"),
+        ("traces", f"off: {traces['off']}" if traces["off"] else f"kept in {traces['folder']}"),
         ("cache dtypes", ", ".join(result["dtypes"])),
         *((name, value) for name, value in result["variables"].items()),
     ]

@@ -97,8 +97,9 @@ def _second_process(args: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         raise CommandError(f"the second process failed: {done.stderr.strip().splitlines()[-1]}")
     found = json.loads(done.stdout)
+    names = ("seconds", "from_disk", "compiled", "traced", "not_kept")
     graphs = sum(len(request["compiled"]) for request in found["requests"])
-    return {"graphs": graphs, **{name: found[name] for name in ("seconds", "from_disk", "compiled", "not_kept")}}
+    return {"graphs": graphs, **{name: found[name] for name in names}}
 
 
 def show(result: dict[str, Any], output: Output) -> None:
@@ -107,6 +108,8 @@ def show(result: dict[str, Any], output: Output) -> None:
     if "check" in result:
         check = result["check"]
         output.line(f"a second process took {check['seconds']:.1f} s and found all of it on the disk")
+        if check["traced"]:
+            output.line(f"{check['traced']} of {check['graphs']} graphs are traced in every process")
     output.line("requests find them with:")
     for name, folder in result["variables"].items():
         output.line(f"  {name}={folder}")

@@ -11,7 +11,11 @@ import contextlib
 import dataclasses
 import dis
 import functools
+import io
+import logging
+import pickle
 import re
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,18 +24,18 @@ from typing import Any, Protocol
 import torch
 from torch._dynamo import bytecode_transformation, convert_frame
 from torch._dynamo.eval_frame import innermost_backend
-from torch._dynamo.guards import CheckFunctionManager, convert_int_to_concrete_values
+from torch._dynamo.guards import CheckFunctionManager, convert_int_to_concrete_values, get_verbose_code_part
 from torch._dynamo.output_graph import OutputGraphCommon, OutputGraphGuardsState
 from torch._dynamo.package import SerializedCode
 from torch._dynamo.utils import counters
-from torch._guards import Guard, GuardsSet, TracingContext, tracing
+from torch._guards import Guard, GuardsSet, Source, TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._pytree import tree_map
 from torch.utils.weak import TensorWeakRef
 
-#: Guards that state in their text all that they check, with :attr:`Tree.objects` and :attr:`Tree.unspelled`.
+#: Guards that state all that they check in what :func:`text_of` gives.
 KNOWN_GUARDS = frozenset(
     (
         "AUTOGRAD_SAVED_TENSORS_HOOKS",
@@ -77,25 +81,68 @@ class NotKept(Exception):
 
 
 class _Manager(CheckFunctionManager):
-    """The checks of a frame, built from the values of a call."""
+    """The checks of a frame, with what they were built from, until :meth:`release`.
+
+    Attributes:
+        objects: the objects that are identified by their id, by that id.
+        sorted_guards: the guards, in the order in which the checks were built.
+        builder: what built them, and knows the values of the call.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.objects: dict[int, Any] = {}
         self.sorted_guards: list[Guard] = []
+        self.builder: Any = None
         super().__init__(*args, **kwargs)
 
     def id_ref(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self.objects[id(obj)] = obj
         return super().id_ref(obj, *args, **kwargs)
 
-    def build_guards(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().build_guards(*args, **kwargs)
+    def build_guards(self, sorted_guards: list[Guard], *args: Any, **kwargs: Any) -> Any:
+        self.sorted_guards = list(sorted_guards)
+        with contextlib.ExitStack() as stack:
+            for guard in sorted_guards:
+                if guard.create_fn_name() == "SHAPE_ENV":
+                    stack.enter_context(_conditions_are_saved(guard))
+            result = super().build_guards(sorted_guards, *args, **kwargs)
         self.builder = result[0]
         return result
 
-    def serialize_guards(self, builder: Any, sorted_guards: list[Guard], output_graph: Any) -> bytes:
-        self.sorted_guards = sorted_guards
-        return b""
+    def release(self) -> None:
+        """Forget the values of the call. Objects that are guarded keep a manager alive for as long as they live."""
+        self.objects, self.sorted_guards, self.builder = {}, [], None
+
+
+@contextlib.contextmanager
+def _conditions_are_saved(guard: Guard) -> Iterator[None]:
+    """While this guard is built, conditions on sizes are left as code in ``shape_code_parts`` of the manager."""
+    create: Any = guard.create_fn
+
+    @functools.wraps(create)
+    def saving(builder: Any, guard: Guard) -> Any:
+        builder.save_guards = True
+        try:
+            return create(builder, guard)
+        finally:
+            builder.save_guards = False
+
+    guard.create_fn = saving
+    try:
+        yield
+    finally:
+        guard.create_fn = create
+
+
+@contextlib.contextmanager
+def _remembering() -> Iterator[None]:
+    """The checks that Dynamo builds in this context are a :class:`_Manager`."""
+    original = convert_frame.CheckFunctionManager  # pyright: ignore[reportPrivateImportUsage]
+    setattr(convert_frame, "CheckFunctionManager", _Manager)  # noqa: B010  (a class is assigned)
+    try:
+        yield
+    finally:
+        setattr(convert_frame, "CheckFunctionManager", original)  # noqa: B010
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +166,8 @@ class Guards:
     builtins: str | None
 
 
-def guards_of(code: types.CodeType, output_graph: Any) -> Guards:
-    """The guards of a frame that Dynamo has just traced.
+def guards_of(manager: _Manager, output_graph: Any) -> Guards:
+    """The guards of a frame that Dynamo has just traced, whose checks are ``manager``.
 
     Raises:
         NotKept: if one of them says less than it checks.
@@ -133,7 +180,8 @@ def guards_of(code: types.CodeType, output_graph: Any) -> Guards:
         raise NotKept("the frame was traced inside of modes of torch")
     if any(type(guard).__name__ != "DuplicateInputs" for guard in state.aotautograd_guards):
         raise NotKept("AOTAutograd has added guards of unknown meaning")
-    manager = _Manager(code, output_graph, save_guards=True)
+    if {*map(id, manager.sorted_guards)} != {*map(id, state.guards)}:
+        raise NotKept("guards were left out")
     guards = [Guard(guard.originating_source, _without_values(guard.create_fn)) for guard in manager.sorted_guards]
     sizes = tree_map(convert_int_to_concrete_values, state.input_source_to_sizes_strides)
     found = Guards(
@@ -147,6 +195,28 @@ def guards_of(code: types.CodeType, output_graph: Any) -> Guards:
     if state.aotautograd_guards:
         raise NotKept("AOTAutograd has found that inputs are the same tensor")
     return found
+
+
+class _GuardPickler(pickle.Pickler):
+    """A pickler that knows the fields of sources, of which guards have thousands."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, Source):
+            return NotImplemented
+        cls = type(obj)
+        return cls, tuple([getattr(obj, name) for name in _fields(cls)])
+
+
+@functools.cache
+def _fields(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
+
+
+def dump_guards(guards: Guards) -> bytes:
+    """Guards as bytes, for ``pickle.loads``."""
+    stream = io.BytesIO()
+    _GuardPickler(stream, pickle.HIGHEST_PROTOCOL).dump(guards)
+    return stream.getvalue()
 
 
 def _without_values(create: Any) -> Any:
@@ -165,8 +235,6 @@ class Tree:
 
     Attributes:
         manager: the checks; they hold for the values that they were built from.
-        objects: the objects that are identified by their id, by that id.
-        unspelled: what a trace depends on and checks do not spell: metadata of tensor subclasses, numbers of hooks.
     """
 
     def __init__(self, code: types.CodeType, guards: Guards, scope: dict[str, Any], globals_: dict[str, Any]) -> None:
@@ -185,39 +253,113 @@ class Tree:
             name_of_builtins_dict_key_in_fglobals=guards.builtins,
         )
         common = OutputGraphCommon(state)
-        self.manager = _Manager(code, common, shape_code_parts=guards.shapes)
-        self.objects = self.manager.objects
-        self.unspelled = []
-        for guard in guards.guards:
-            kind = guard.create_fn_name()
-            if kind == "TENSOR_SUBCLASS_METADATA_MATCH":
-                self.unspelled.append(repr(self.value(guard.originating_source).__tensor_flatten__()[1]))
-            elif kind == "EMPTY_NN_MODULE_HOOKS_DICT":  # by default not checked in later calls, but seen by a trace
-                self.unspelled.append(f"{guard.name}: {len(self.value(guard.originating_source))}")
+        self._common = common
+        self.manager = self._built(code, guards.shapes)
+        self._shapes = guards.shapes
+
+    def _built(self, code: types.CodeType, shapes: Any, *args: Any) -> _Manager:
+        with _no_errors_of_guards():
+            return _Manager(code, self._common, *args, shape_code_parts=shapes)
 
     def value(self, source: Any) -> Any:
         """The value of a source in this call."""
         return self.manager.builder.get(source)
 
     def text(self, fingerprint: Callable[[Any], str]) -> str:
-        """All that is checked, with fingerprints in place of ids: equal for calls that Dynamo would not tell apart.
+        """All that is checked, see :func:`text_of`."""
+        return text_of(self.manager, fingerprint)
 
-        Raises:
-            NotKept: if an object that is checked has no fingerprint.
-        """
-        text = _IN_THIS_PROCESS.sub("___check_metadata", str(self.manager.guard_manager))
+    def final(self, code: types.CodeType, cache_entries: Any, hooks: Any) -> _Manager:
+        """The checks for Dynamo, with what a program has asked for about guards. Afterwards the tree is empty."""
+        leave_out, failed = getattr(hooks, "guard_filter_fn", None), getattr(hooks, "guard_fail_fn", None)
+        manager = self.manager
+        if leave_out is not None:
+            manager.release()
+            manager = self._built(code, self._shapes, cache_entries, failed, leave_out)
+        manager.guard_manager.guard_fail_fn = failed
+        self.release()
+        manager.release()
+        return manager
 
-        def of(match: re.Match[str]) -> str:
-            if int(match[2]) not in self.objects:
-                raise NotKept(f"a guard identifies an object that is not known: {match[0]}")
-            return f"{match[1]}{fingerprint(self.objects[int(match[2])])})"
-
-        return "\n".join([_ID.sub(of, text), *self.unspelled])
+    def release(self) -> None:
+        """Forget the values of the call."""
+        self.manager.release()
+        self._common = None
 
 
+def text_of(manager: _Manager, fingerprint: Callable[[Any], str]) -> str:
+    """All that is checked, with fingerprints in place of ids: equal for calls that Dynamo would not tell apart.
+
+    Raises:
+        NotKept: if an object that is checked has no fingerprint.
+    """
+    text = _IN_THIS_PROCESS.sub("___check_metadata", str(manager.guard_manager))
+    text = _without_places(text, manager)
+
+    def of(match: re.Match[str]) -> str:
+        if int(match[2]) not in manager.objects:
+            raise NotKept(f"a guard identifies an object that is not known: {match[0]}")
+        return f"{match[1]}{fingerprint(manager.objects[int(match[2])])})"
+
+    return "\n".join([_ID.sub(of, text), *_unspelled(manager)])
+
+
+def _unspelled(manager: _Manager) -> Iterator[str]:
+    """What a trace depends on and checks do not spell: metadata of tensor subclasses, numbers of hooks."""
+    for guard in manager.sorted_guards:
+        kind = guard.create_fn_name()
+        if kind == "TENSOR_SUBCLASS_METADATA_MATCH":
+            yield repr(manager.builder.get(guard.originating_source).__tensor_flatten__()[1])
+        elif kind == "EMPTY_NN_MODULE_HOOKS_DICT":  # by default not checked in later calls, but seen by a trace
+            yield f"{guard.name}: {len(manager.builder.get(guard.originating_source))}"
+
+
+def _without_places(text: str, manager: _Manager) -> str:
+    """The text of checks without the lines of code that guards are from: guards that were kept have none."""
+    stacks = {(id(guard.user_stack), id(guard.stack)): guard for guard in manager.sorted_guards}
+    places = {get_verbose_code_part("", guard)[_WIDTH_OF_CODE:] for guard in stacks.values()} - {""}
+    if not places:
+        return text
+    shapes = manager.shape_code_parts
+    conditions = set() if shapes is None else {*shapes.verbose_code_parts.exprs}  # kept with their lines of code
+
+    def without(line: str) -> str:
+        if line.partition(": ")[2] in conditions:
+            return line
+        start = line.find(_COMMENT)
+        while start >= 0:
+            place, hint, rest = line[start:].partition(" (HINT: ")
+            if place in places:
+                return line[:start] + hint + rest
+            start = line.find(_COMMENT, start + 1)
+        return line
+
+    return "\n".join([without(line) if _COMMENT in line else line for line in text.split("\n")])
+
+
+#: The width to which Dynamo fills up the code of a check, and what stands before the place that it is from.
+_WIDTH_OF_CODE, _COMMENT = 60, "  # "
 #: An id in the text of a check, and the object that some versions print behind it, with its address.
 _ID = re.compile(r"(___check_(?:obj|type)_id\(.*?, )(\d{6,})\)(, type=<[^>\n]*>)?")
 _IN_THIS_PROCESS = re.compile(r"___check_metadata_\d+_c\d+(/\d+)*(_\d+)?")
+
+
+@contextlib.contextmanager
+def _no_errors_of_guards() -> Iterator[None]:
+    """A guard that cannot be built is no error here, but a trace that is not for this call."""
+    thread = threading.get_ident()
+    loggers = [logging.getLogger(name) for name in ("torch._guards", "torch._dynamo.guards")]
+
+    def quiet(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for logger in loggers:
+        logger.addFilter(quiet)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(quiet)
 
 
 def _global_state() -> Any:
@@ -318,10 +460,15 @@ class Restored:
     def __init__(self, bytecode: types.CodeType, tree: Tree, output_graph: _OutputGraph) -> None:
         self.bytecode, self.pycode, self.last_attempt_start_time = bytecode, [], None
         self.tracer_output = _TracerOutput(output_graph)
-        self._manager = tree.manager
+        self._tree: Tree | None = tree
 
-    def build_guards(self, *args: Any, **kwargs: Any) -> Any:
-        return self._manager
+    def build_guards(
+        self, code: types.CodeType, hooks: Any = None, save: bool = False, cache_entries: Any = None, **options: Any
+    ) -> Any:
+        """The checks, once."""
+        tree, self._tree = self._tree, None
+        assert tree is not None
+        return tree.final(code, cache_entries, hooks)
 
 
 @contextlib.contextmanager
@@ -415,9 +562,12 @@ def install(keeper: Keeper, applies: Callable[[Frame], bool]) -> None:
             output = original(*given, **kwargs)
         build = output.build_guards
 
-        def build_guards(*arguments: Any, **options: Any) -> Any:
-            manager = build(*arguments, **options)
-            keeper.keep(frame, output, manager, before)
+        def build_guards(code: Any, hooks: Any = None, *arguments: Any, **options: Any) -> Any:
+            with _remembering():
+                manager = build(code, hooks, *arguments, **options)
+            if isinstance(manager, _Manager):
+                keeper.keep(frame, output, manager, before)
+                manager.release()
             return manager
 
         output.build_guards = build_guards

@@ -108,7 +108,8 @@ result = warm_up(run, 20)
 with torch.no_grad():
     run(20)
 found = {"warm_up": [result.compiled, result.from_disk, result.not_kept], "new": result.folders[0].new_bytes}
-print(json.dumps({**found, "aot": dict(counters["aot_autograd"]), "graphs": counters["stats"]["unique_graphs"]}))
+stats = {"graphs": counters["stats"]["unique_graphs"], "operations": counters["stats"]["calls_captured"]}
+print(json.dumps({**found, **stats, "traced": result.traced, "aot": dict(counters["aot_autograd"])}))
 """
 
 
@@ -125,4 +126,5 @@ def test_a_second_process_takes_everything_from_the_disk(tmp_path):
     assert first["warm_up"] == [pieces, 0, 0] and pieces >= first["graphs"] == 2
     assert second["warm_up"] == [0, pieces, 0] and second["graphs"] == 2
     assert second["aot"].get("autograd_cache_miss", 0) == 0 == first["aot"].get("autograd_cache_hit", 0)
+    assert (first["traced"], second["traced"], second["operations"]) == (2, 0, 0) < (2, 0, first["operations"])
     assert first["new"] > 10_000 > second["new"]

@@ -141,6 +141,7 @@ def test_env_as_a_program():
     assert done.returncode == 0 and result["torch"] == torch.__version__ and result["torch_supported"]
     assert result["missing"] == {}
     triton = result["packages"]["triton"] is not None
+    assert result["traces"] == {"folder": result["traces"]["folder"], "off": None}
     assert result["lowerings"]["done"] == triton and (triton or "not installed" in result["lowerings"]["reason"])
 
 

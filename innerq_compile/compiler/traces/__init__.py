@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from ...kernels.internals.table.entry import SUPPORTED_TORCH
+from ...kernels.versions import is_supported
+from . import store
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,9 @@ _KEEPERS: list[Any] = []
 def install(backend: Any) -> None:
     """Let traces of what ``backend``, the backend of this package, compiles be kept and restored.
 
-    Does nothing without ``INNERQ_TRACES=1``, and with a version of torch whose Dynamo is not known.
+    Does nothing with ``INNERQ_TRACES=0``, and with a version of torch whose Dynamo is not known.
     """
-    known = ".".join(torch.__version__.split(".")[:2]) in SUPPORTED_TORCH
-    if _KEEPERS or os.environ.get("INNERQ_TRACES", "0") != "1" or not known:
+    if _KEEPERS or os.environ.get("INNERQ_TRACES") == "0" or not is_supported(torch.__version__):
         return
     try:
         from .keeping import TraceKeeper
@@ -51,3 +51,24 @@ def captured(gm: GraphModule, example_inputs: list[Any]) -> None:
     """To be called by the backend with each graph that Dynamo gives it, before it is compiled."""
     for keeper in _KEEPERS:
         keeper.captured(gm, example_inputs)
+
+
+def restored() -> int:
+    """How many graphs this process has not traced, because an earlier one had."""
+    return sum(keeper.restored for keeper in _KEEPERS)
+
+
+def why_off() -> str | None:
+    """Why traces are neither kept nor restored in this process. None if they are."""
+    if not is_supported(torch.__version__):
+        return f"torch {torch.__version__} is not known"
+    try:
+        from . import keeping
+    except (ImportError, AttributeError) as error:
+        return f"this torch lacks what they need: {error}"
+    return keeping.why_off()
+
+
+def folder() -> str:
+    """The folder of traces."""
+    return str(store.root())

@@ -12,6 +12,7 @@ import pathlib
 import pickle
 import sys
 import types
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from ... import cache as _package_marker
 from ...kernels.internals import graph_pickling, inductor, traces
 from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
+from ...kernels.internals.guarded_values import Outline, outline_of
 from ...kernels.internals.traces import Bytecode, Frame, Guards, NotKept, Restored, Tree
 from . import store
 from .fingerprints import Unknown, code_digest, fingerprint
@@ -37,26 +39,33 @@ class Trace:
     Attributes:
         files: source files whose code Dynamo ran, each with a hash of its content.
         functions: functions whose code Dynamo ran: module, qualified name, hash of the code.
+        outline: the kinds of the values that are guarded.
         bytecode: what Dynamo runs in place of the frame's code.
-        guards: the guards.
+        guards: the guards, pickled and compressed.
         checks: a hash of all that the guards check.
-        graph: the captured graph.
+        graph: the captured graph, compressed.
         conditions: the number of conditions on sizes after it was compiled.
     """
 
     files: dict[str, str]
     functions: list[tuple[str, str, str]]
+    outline: Outline
     bytecode: Bytecode
-    guards: Guards
+    guards: bytes
     checks: str
     graph: bytes
     conditions: int
 
 
 class TraceKeeper:
-    """Keeps traces of what ``backend`` compiles, see :class:`traces.Keeper`. Dynamo compiles one frame at a time."""
+    """Keeps traces of what ``backend`` compiles, see :class:`traces.Keeper`. Dynamo compiles one frame at a time.
+
+    Attributes:
+        restored: how many graphs were not traced.
+    """
 
     def __init__(self, backend: Any) -> None:
+        self.restored = 0
         self._backend = backend
         self._captured: list[bytes | None] | None = None
 
@@ -66,7 +75,7 @@ class TraceKeeper:
 
     def _applies(self, frame: Frame) -> bool:
         backend = frame.backend
-        return getattr(backend, "compiler_fn", backend) is self._backend and enabled()
+        return getattr(backend, "compiler_fn", backend) is self._backend and why_off() is None
 
     # --- keeping
 
@@ -97,18 +106,16 @@ class TraceKeeper:
             return
         try:
             graph = output.tracer_output.output_graph
-            guards = pickle.dumps(traces.guards_of(frame.code, graph))
-            tree = Tree(
-                frame.code, pickle.loads(guards), frame.locals, frame.globals
-            )  # as another process will read it
+            guards = traces.guards_of(manager, graph)
             codes = traces.traced_code(output)
             trace = Trace(
                 _files(codes),
                 _functions(codes),
+                outline_of(guards.guards, frame.locals),
                 traces.bytecode_of(output, frame.globals, before),
-                pickle.loads(guards),  # building checks writes notes on guards
-                _hash(tree.text(fingerprint)),
-                graphs[0],
+                _packed(traces.dump_guards(guards)),
+                _hash(traces.text_of(manager, fingerprint)),
+                _packed(graphs[0]),
                 len(graph.shape_env.guards),
             )
             if store.write(_key(frame), pickle.dumps(trace)):
@@ -129,7 +136,9 @@ class TraceKeeper:
             return None
         for data in store.read(key):
             try:
-                return self._restored(frame, pickle.loads(data))
+                found = self._restored(frame, pickle.loads(data))
+                self.restored += 1
+                return found
             except _REASONS as error:
                 log.debug("a kept trace is not for this call: %s", error)
             except Exception as error:  # values that the guards name do not exist in this call, in whatever way
@@ -143,16 +152,26 @@ class TraceKeeper:
         for module, name, digest in trace.functions:
             if _code_hash(module, name) != digest:
                 raise NotKept(f"{module}.{name} has changed")
+        if not trace.outline.fits(frame.locals):
+            raise NotKept("its guards are on values of other kinds")
         for name, module in trace.bytecode.imports.items():
             if module not in sys.modules:
                 raise NotKept(f"{module} is not imported")
             frame.globals.setdefault(name, sys.modules[module])
-        if trace.guards.builtins is not None:
-            traces.install_builtins(trace.guards.builtins, frame.globals)
-        tree = Tree(frame.code, trace.guards, frame.locals, frame.globals)
+        guards: Guards = pickle.loads(zlib.decompress(trace.guards))
+        if guards.builtins is not None:
+            traces.install_builtins(guards.builtins, frame.globals)
+        tree = Tree(frame.code, guards, frame.locals, frame.globals)
+        try:
+            return self._compiled(frame, trace, guards, tree)
+        except BaseException:
+            tree.release()
+            raise
+
+    def _compiled(self, frame: Frame, trace: Trace, guards: Guards, tree: Tree) -> Restored:
         if _hash(tree.text(fingerprint)) != trace.checks:
             raise NotKept("its guards check other values")
-        gm, mode, contexts = graph_pickling.load(trace.graph)
+        gm, mode, contexts = graph_pickling.load(zlib.decompress(trace.graph))
         inputs = _inputs(gm, tree)
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):
@@ -160,7 +179,11 @@ class TraceKeeper:
         if traces.new_symbols(mode) > trace.conditions:
             raise NotKept("compiling it has added conditions on sizes")
         log.debug("restored the trace of %s", frame.code.co_name)
-        return traces.restored(trace.bytecode, tree, trace.guards, compiled, mode, frame.globals)
+        return traces.restored(trace.bytecode, tree, guards, compiled, mode, frame.globals)
+
+
+def _packed(data: bytes) -> bytes:
+    return zlib.compress(data, 1)
 
 
 def _inputs(gm: torch.fx.GraphModule, tree: Tree) -> list[Any]:
@@ -296,9 +319,12 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def enabled() -> bool:
-    """Whether traces are kept: with ``INNERQ_TRACES=1``, if Inductor's caches are on and the process works alone."""
-    if os.environ.get("INNERQ_TRACES", "0") != "1" or not inductor.caches_enabled():
-        return False
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return traces.modules_are_guarded() and not distributed
+def why_off() -> str | None:
+    """Why traces are neither kept nor restored in this process. None if they are."""
+    if os.environ.get("INNERQ_TRACES") == "0":
+        return "INNERQ_TRACES=0"
+    if not inductor.caches_enabled():
+        return "Inductor's caches on disk are off"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "the process is one of several"
+    return None if traces.modules_are_guarded() else "modules are not guarded"

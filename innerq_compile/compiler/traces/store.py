@@ -10,7 +10,6 @@ import hashlib
 import os
 import pathlib
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 
 from ...kernels.internals import inductor
@@ -20,10 +19,15 @@ MAX_TRACES = 12
 _SUFFIX = ".trace"
 
 
+def root() -> pathlib.Path:
+    """The folder of all traces."""
+    return pathlib.Path(inductor.cache_directory()) / "innerq_traces"
+
+
 def folder(key: Sequence[str]) -> pathlib.Path:
     """The folder of traces of a key."""
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
-    return pathlib.Path(inductor.cache_directory()) / "innerq_traces" / digest
+    return root() / digest
 
 
 def read(key: Sequence[str]) -> Iterator[bytes]:
@@ -31,8 +35,8 @@ def read(key: Sequence[str]) -> Iterator[bytes]:
     with contextlib.suppress(OSError):
         files = [(file.stat().st_mtime_ns, file) for file in folder(key).glob(f"*{_SUFFIX}")]
         for _, file in sorted(files, reverse=True):
-            with contextlib.suppress(OSError, zlib.error):
-                yield zlib.decompress(file.read_bytes())
+            with contextlib.suppress(OSError):
+                yield file.read_bytes()
 
 
 def write(key: Sequence[str], trace: bytes) -> bool:
@@ -45,7 +49,7 @@ def write(key: Sequence[str], trace: bytes) -> bool:
         name = hashlib.sha256(trace).hexdigest()[:24]
         handle, temporary = tempfile.mkstemp(dir=path, prefix=f"{name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(zlib.compress(trace, 1))
+            file.write(trace)
         os.replace(temporary, path / f"{name}{_SUFFIX}")
     except OSError:
         return False

@@ -9,9 +9,9 @@ _NO_TRACES = "Traces are not kept on disk: a new process traces its models."
 ENTRIES = (
     Internal(
         module="torch._dynamo.convert_frame",
-        names=("compile_frame",),
+        names=("compile_frame", "CheckFunctionManager"),
         why="The step of Dynamo that traces a frame. It is replaced for frames of this backend, to return what an "
-        "earlier process has found.",
+        "earlier process has found; and the class that builds checks behind it, by one that remembers the guards.",
         without=_NO_TRACES,
     ),
     Internal(
@@ -22,8 +22,9 @@ ENTRIES = (
     ),
     Internal(
         module="torch._dynamo.guards",
-        names=("CheckFunctionManager", "convert_int_to_concrete_values"),
-        why="Builds the checks of kept guards from the values of a call, as Dynamo does behind a trace.",
+        names=("CheckFunctionManager", "convert_int_to_concrete_values", "get_verbose_code_part"),
+        why="Builds the checks of kept guards from the values of a call, as Dynamo does behind a trace, and says which "
+        "lines of code they are from.",
         without=_NO_TRACES,
     ),
     Internal(
@@ -59,7 +60,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch._guards",
-        names=("Guard", "GuardsSet", "TracingContext", "tracing"),
+        names=("Guard", "GuardsSet", "Source", "TracingContext", "tracing"),
         why="Guards, and the context in which a backend compiles a graph.",
         without=_NO_TRACES,
     ),

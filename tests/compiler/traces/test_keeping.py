@@ -5,31 +5,34 @@ Each case of a difference runs the model before and after it, and compares with 
 
 from __future__ import annotations
 
+import gc
 import importlib
+import logging
+import pickle
 import subprocess
 import sys
 import types
+import weakref
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config
-from torch._inductor.utils import fresh_cache
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
 from innerq_compile.compiler.backend import innerq_backend
-from innerq_compile.compiler.traces import install, store
+from innerq_compile.compiler.traces import install, keeping, store
+from innerq_compile.compiler.traces.fingerprints import fingerprint
+from innerq_compile.kernels.internals import traces
 from tests.helpers.models import tiny_llama
 
 
 @pytest.fixture(autouse=True)
-def traces(graphs_as_they_are, monkeypatch):
-    monkeypatch.setenv("INNERQ_TRACES", "1")
-    install(innerq_backend)  # as the import of the package does if the variable is set
-    with fresh_cache():
-        yield
+def kept(graphs_as_they_are, monkeypatch):
+    monkeypatch.delenv("INNERQ_TRACES", raising=False)
+    install(innerq_backend)  # as the import of the package does unless the variable forbids it
 
 
 def model_of(**options):
@@ -161,10 +164,12 @@ def test_other_options_of_the_backend():
     assert traced(model_of(), preset="small") == 0
 
 
-@pytest.mark.parametrize("way", ["variable", "Inductor's caches"])
+@pytest.mark.parametrize("way", ["variable", "Inductor's caches", "distributed"])
 def test_switched_off(way, monkeypatch):
+    if way == "distributed":
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     if way == "variable":
-        monkeypatch.delenv("INNERQ_TRACES")
+        monkeypatch.setenv("INNERQ_TRACES", "0")
     with config.patch(force_disable_caches=way == "Inductor's caches"):
         assert traced(model_of()) == traced(model_of()) > 0
 
@@ -174,6 +179,82 @@ def test_damaged_traces(monkeypatch):
     read = store.read
     monkeypatch.setattr(store, "read", lambda key: (data[: len(data) // 2] for data in read(key)))
     assert traced(model_of()) > 0
+
+
+def test_checks_are_spelled_as_those_that_are_built_from_kept_guards(monkeypatch):
+    """Otherwise no trace would be found again."""
+    compared = []
+    keep = keeping.TraceKeeper.keep
+
+    def compare(self, frame, output, manager, before):
+        guards = traces.guards_of(manager, output.tracer_output.output_graph)
+        tree = traces.Tree(frame.code, pickle.loads(traces.dump_guards(guards)), frame.locals, frame.globals)
+        compared.append(tree.text(fingerprint) == traces.text_of(manager, fingerprint))
+        keep(self, frame, output, manager, before)
+
+    monkeypatch.setattr(keeping.TraceKeeper, "keep", compare)
+    traced(model_of())
+    assert compared == [True, True]
+
+
+def test_traces_that_do_not_fit_are_silent_and_their_guards_are_not_built(monkeypatch, caplog):
+    """The guards of steps are on codes of a cache, which is empty when the prompt is run."""
+    monkeypatch.setattr(
+        keeping, "_kinds", lambda scope: iter(())
+    )  # as under generate, where the cache is further inside
+    traced(model_of())
+    built = []
+    tree = keeping.Tree
+    monkeypatch.setattr(keeping, "Tree", lambda *args: built.append(args) or tree(*args))
+    with caplog.at_level(logging.WARNING):
+        assert traced(model_of()) == 0
+        assert len(built) == 2
+        monkeypatch.setattr(keeping.Outline, "fits", lambda self, scope: True)  # guards have to be built to find out
+        assert traced(model_of()) == 0
+    assert len(built) > 4
+    assert caplog.records == []
+
+
+def test_a_filter_of_guards():
+    """With guards left out a trace is not kept; and they are left out of those of a trace that was kept."""
+
+    def step(q, k, v, scale):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v) * scale, k, v
+
+    def run(scale: float, **options) -> tuple[int, float]:
+        """How much is traced, and the scale that the graph has."""
+        counters.clear()
+        found = torch.compile(step, backend="innerq", dynamic=False, options=options)(q, k, v, scale)[0]
+        return counters["stats"]["calls_captured"], round(float((found / step(q, k, v, 1.0)[0]).mean()), 2)
+
+    def without_values(entries):
+        return [entry.guard_type not in ("CONSTANT_MATCH", "EQUALS_MATCH") for entry in entries]
+
+    q = k = v = torch.randn(1, 2, 40, 16)
+    assert run(2.0, guard_filter_fn=without_values) == (2, 2.0)
+    assert run(3.0, guard_filter_fn=without_values) == (0, 2.0)
+    torch._dynamo.reset()
+    assert run(2.0) == (2, 2.0)
+    assert run(3.0) == (2, 3.0)
+    torch._dynamo.reset()
+    assert run(2.0, guard_filter_fn=without_values) == (0, 2.0)
+    assert run(3.0, guard_filter_fn=without_values) == (0, 2.0)
+
+
+def test_values_of_a_call_are_not_held(monkeypatch):
+    """Guarded objects keep the builder of checks alive, which must not keep a cache alive."""
+    for _ in range(2):
+        model = model_of()
+        torch._dynamo.reset()
+        innerq(model, preset="base")
+        cache = DynamicCache()
+        with torch.no_grad():
+            model(torch.arange(60)[None] % 50, past_key_values=cache, use_cache=True)
+            model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+        held = weakref.ref(cache)
+        del cache
+        gc.collect()
+        assert held() is None
 
 
 SOURCE = """
@@ -234,10 +315,13 @@ print(counters["stats"]["calls_captured"])
 
 
 def test_a_new_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "tests.helpers.without_inductor", str(script)]
-    outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n") for _ in range(2)]
+    done = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(2)]
+    assert "Error while creating guard" not in done[1].stderr
+    outputs = [process.stdout.split("\n") for process in done]
     assert outputs[0][0] == outputs[1][0]
     assert int(outputs[0][1]) > 100
     assert int(outputs[1][1]) == 0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-from torch._inductor.utils import fresh_cache
+from pathlib import Path
 
 from innerq_compile.compiler.traces import store
+from innerq_compile.kernels.internals import inductor
+
+ROOT = store.root  # tests have another
 
 
-@pytest.fixture(autouse=True)
-def empty_folder():
-    with fresh_cache():
-        yield
+def test_traces_are_below_the_folder_of_inductor(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert Path(inductor.cache_directory()) == tmp_path
+    assert tmp_path in ROOT().parents
 
 
 def test_what_was_written():
@@ -32,7 +34,7 @@ def test_not_more_than_are_worth_it():
     assert written == [True] * store.MAX_TRACES + [False] * 2
 
 
-def test_damaged_files_are_left_out():
+def test_files_of_others_are_left_out():
     store.write(["a"], b"one")
-    (store.folder(["a"]) / "x.trace").write_bytes(b"no archive")
+    (store.folder(["a"]) / "x.tmp").write_bytes(b"half of a trace")
     assert list(store.read(["a"])) == [b"one"]
