@@ -27,7 +27,7 @@ from ..kernels.formats import CacheFormat
 from ..kernels.internals.graphs import size_with
 from ..kernels.schemas import arguments_of
 from ..passes.graph.reading import read
-from ..passes.graph.values import example_or_none
+from ..passes.graph.values import example_or_none, tensor_of
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +148,20 @@ def _own_stream(device: torch.device) -> Iterator[None]:
         torch.cuda.current_stream(device).synchronize()
 
 
+def _without_nothing(node: Node) -> Node:
+    """What a node is once Inductor has left out joining it to nothing, as an empty cache does: it has other strides."""
+    call = read(node)
+    tensors = call["tensors"] if call is not None and call.name == "cat" else None
+    if not isinstance(tensors, (list, tuple)) or not all(isinstance(one, Node) for one in tensors):
+        return node
+    some = [one for one in tensors if (value := tensor_of(one)) is None or tuple(value.shape) != (0,)]
+    return _without_nothing(some[0]) if len(some) == 1 else node
+
+
 def _small(value: Any) -> Any:
     """An argument of a node, with small sizes in place of symbols. Equal arguments need the same kernels."""
     if isinstance(value, Node):
-        value = example_or_none(value)
+        value = example_or_none(_without_nothing(value))
         if value is None:
             raise _Unknown
     if isinstance(value, torch.Tensor):

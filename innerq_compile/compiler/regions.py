@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from ..kernels.internals import inductor
 from ..kernels.internals.dynamo_calls import RestartAnalysis
+from ..kernels.internals.graphs import as_size
 from ..passes.graph.reading import outputs
 from ..passes.graph.values import example, example_or_none
 from ..passes.regions import ExtractedRegion, Guards, Region, Regions, extract, find_regions, is_size
@@ -87,7 +88,7 @@ def compile_regions(
     placeholders = gm.graph.find_nodes(op="placeholder")
     sizes = _sizes(placeholders)
     compiler = _Compiler(gm, dict(zip(placeholders, inputs, strict=True)), sizes, options)
-    functions = [compiler.function(region) for region in regions.regions]
+    functions = [compiler.function(region, _most_general(region, regions.regions)) for region in regions.regions]
 
     places = {node: place for place, node in enumerate(placeholders)}
     needed = list(dict.fromkeys(symbol for function in functions for symbol in function.symbols))
@@ -149,15 +150,26 @@ class _Compiler:
         self._sizes = {symbol: size for symbol, (_, _, size) in sizes.items()}
         self._kinds: list[_Kind] = []
 
-    def function(self, region: Region) -> _Function:
-        """The compiled function of a region."""
-        kind = next((one for one in self._kinds if self._serves(one, region)), None)
+    def function(self, region: Region, general: Region) -> _Function:
+        """The compiled function of a region.
+
+        Args:
+            region: the region.
+            general: the one of its kind that is compiled first.
+        """
+        kind = self._serving(region)
+        if kind is None and not any(one.region is general for one in self._kinds):
+            self._kinds.append(self._compile(general))
+            kind = self._serving(region)
         if kind is None:
             kind = self._compile(region)
             self._kinds.append(kind)
         renamed = dict(zip(kind.region.symbols, region.symbols, strict=True))
         inputs = [kind.region.inputs.index(node) for node in kind.extracted.inputs]
         return _Function(kind.compiled, inputs, [renamed[symbol] for symbol in kind.extracted.symbols])
+
+    def _serving(self, region: Region) -> _Kind | None:
+        return next((one for one in self._kinds if self._serves(one, region)), None)
 
     def _serves(self, kind: _Kind, region: Region) -> bool:
         return kind.region.kind == region.kind and kind.guards.hold_for(kind.region.symbols, region.symbols)
@@ -171,6 +183,11 @@ class _Compiler:
         return _Kind(region, extracted, compiled, guards)
 
 
+def _most_general(region: Region, regions: Sequence[Region]) -> Region:
+    """The region of the same kind with the most symbols: its function does not rely on two of them being equal."""
+    return max((one for one in regions if one.kind == region.kind), key=lambda one: len(set(one.symbols)))
+
+
 def _sizes(placeholders: Sequence[Node]) -> dict[sympy.Symbol, tuple[int, int | None, torch.SymInt]]:
     """For each symbol an input that has it as a size: its place, the dimension, or None for a number, and the size."""
     found: dict[sympy.Symbol, tuple[int, int | None, torch.SymInt]] = {}
@@ -179,7 +196,8 @@ def _sizes(placeholders: Sequence[Node]) -> dict[sympy.Symbol, tuple[int, int | 
         sizes = enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]
         for dim, size in sizes:
             if is_size(size) and size.node.expr.is_Symbol:
-                found.setdefault(size.node.expr, (place, dim, size))
+                symbol = size.node.expr
+                found.setdefault(symbol, (place, dim, as_size(symbol, size)))
     return found
 
 

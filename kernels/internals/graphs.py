@@ -18,6 +18,7 @@ __all__ = [
     "OpOverload",
     "OpOverloadPacket",
     "as_python",
+    "as_size",
     "free_symbols",
     "free_unbacked_symbols",
     "guards_of",
@@ -27,6 +28,7 @@ __all__ = [
     "is_erased",
     "linear",
     "node_of_line",
+    "own_symbol",
     "range_of",
     "scaled_dot_product_attention",
     "shape_env_of",
@@ -48,6 +50,19 @@ def is_erased(node: Node) -> bool:
 def is_constant_size(size: torch.SymInt) -> bool:
     """Whether a symbolic int has one value, which the graph specializes on."""
     return bool(size.node.expr.is_number)
+
+
+def own_symbol(size: torch.SymInt) -> Any:
+    """The symbol as which a size was created, or None if it was computed.
+
+    Its expression has another symbol instead where the two were found to be equal since then.
+    """
+    return size.node._expr if size.node._expr.is_Symbol else None
+
+
+def as_size(symbol: Any, size: torch.SymInt) -> torch.SymInt:
+    """A symbol as a size, of the value of ``size``."""
+    return size.node.shape_env.create_symintnode(symbol, hint=size.node.hint)
 
 
 def shape_env_of(size: torch.SymInt | torch.SymFloat) -> Any:

@@ -13,14 +13,14 @@ compiled with (see ``guards.py``), and on their ranges, which are part of the de
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch.fx import Graph, Node
 
-from ...kernels.internals.dynamo_graphs import static
+from ...kernels.internals.dynamo_graphs import ConstantSource, source_of, static
 from ...kernels.internals.graphs import free_unbacked_symbols, range_of
 from ..graph.aliases import storage_of
 from ..graph.reading import spelling, written
@@ -43,16 +43,23 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """A symbolic size, its expression, and the symbols of it."""
+    """The expression of a symbolic size, its symbols, and their ranges."""
 
-    size: torch.SymInt | torch.SymFloat
     expression: sympy.Expr
     symbols: tuple[sympy.Symbol, ...]
+    ranges: tuple[str, ...]
 
     @classmethod
     def of(cls, size: torch.SymInt | torch.SymFloat) -> _Size:
         expression = size.node.expr
-        return cls(size, expression, tuple(sorted(expression.free_symbols, key=str)))
+        symbols = tuple(sorted(expression.free_symbols, key=str))
+        return cls(expression, symbols, tuple(str(range_of(size, symbol)) for symbol in symbols))
+
+    def renamed(self, names: Mapping[sympy.Symbol, sympy.Symbol]) -> _Size:
+        """The size with other symbols of the same ranges."""
+        return dataclasses.replace(
+            self, expression=self.expression.xreplace(names), symbols=tuple(names[symbol] for symbol in self.symbols)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Describer:
         self._descriptions: dict[Hashable, int] = {}
         self._written: dict[Node, list[int | None]] = {}
         self._numbered: dict[tuple[sympy.Expr, tuple[int, ...]], Hashable] = {}
+        self._aliases: dict[sympy.Symbol, sympy.Symbol] = {}
 
     def call(self, node: Node) -> int:
         """What a node calls and returns, as a number, without symbolic sizes and where its arguments come from."""
@@ -97,7 +105,7 @@ class Describer:
         found.append(tuple(inside[node] for node in outputs))
         found.append(self._shared_memory(nodes, list(inputs)))
         number = self._descriptions.setdefault(tuple(found), len(self._descriptions))
-        return Description(number, list(numbers.symbols))
+        return Description(number, [self._aliases.get(symbol, symbol) for symbol in numbers.symbols])
 
     def inputs(self, nodes: Sequence[Node]) -> list[Node]:
         """The inputs of a region of these nodes, in the order of first use."""
@@ -132,8 +140,19 @@ class Describer:
     def _value(self, node: Node) -> _Facts:
         if node not in self._values:
             sizes: list[torch.SymInt | torch.SymFloat] = []
-            self._values[node] = self._found(_described(example_or_none(node), sizes), sizes)
+            facts = self._found(_described(example_or_none(node), sizes), sizes)
+            self._values[node] = self._independent(facts) if _is_own_buffer(node) else facts
         return self._values[node]
+
+    def _independent(self, facts: _Facts) -> _Facts:
+        """The facts with other symbols in the place of those of the graph, each of which stands for one of them.
+
+        A mask in a buffer of this package has room for the capacity of the first layer's cache. Layers are alike for
+        which that is another symbol than the capacity of their own cache, and one for which it is the same.
+        """
+        alias = {symbol: sympy.Dummy(symbol.name, integer=True) for size in facts.sizes for symbol in size.symbols}
+        self._aliases |= {new: old for old, new in alias.items()}
+        return dataclasses.replace(facts, sizes=tuple(size.renamed(alias) for size in facts.sizes))
 
     def _found(self, fixed: Hashable, sizes: Sequence[torch.SymInt | torch.SymFloat]) -> _Facts:
         return _Facts(self._facts.setdefault(fixed, len(self._facts)), tuple(map(_Size.of, sizes)))
@@ -154,10 +173,10 @@ class _Numbers:
         """The facts, with each symbolic size and the range of each new symbol."""
         yield facts.fixed
         for size in facts.sizes:
-            for symbol in size.symbols:
+            for symbol, its_range in zip(size.symbols, size.ranges, strict=True):
                 if symbol not in self.symbols:
                     self.symbols[symbol] = len(self.symbols)
-                    yield str(range_of(size.size, symbol))
+                    yield its_range
             key = size.expression, tuple(self.symbols[symbol] for symbol in size.symbols)
             if key not in self._known:
                 names = {symbol: sympy.Symbol(f"size{self.symbols[symbol]}", integer=True) for symbol in size.symbols}
@@ -168,6 +187,11 @@ class _Numbers:
 def _offset(node: Node) -> str:
     value = tensor_of(node)
     return "" if value is None else str(value.storage_offset())
+
+
+def _is_own_buffer(node: Node) -> bool:
+    """Whether a node is an input that this package adds to the program's, a result of the prelude."""
+    return node.op == "placeholder" and isinstance(source_of(node), ConstantSource)
 
 
 def _input(node: Node) -> Hashable:

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ...kernels.internals.dynamo_graphs import ConstantSource, copy_notes
-from ...kernels.internals.graphs import free_symbols
+from ...kernels.internals.graphs import free_symbols, own_symbol
 from ..graph.values import example, example_or_none
 from ..graph.writing import Writer
 from .cuts import is_constant, is_size, same_sizes
@@ -75,12 +75,17 @@ def _placeholder(write: Writer, node: Node, number: int) -> Node:
 
 
 def _missing(inputs: list[Node]) -> list[sympy.Symbol]:
-    """The symbols that the sizes of inputs have, and that none of them has as a whole size."""
+    """The symbols that the sizes of inputs have, and that none of them has as a whole size.
+
+    A size that was created as another symbol, and found to be equal since then, is still known by that one to Inductor.
+    """
     used: set[sympy.Symbol] = set()
     known: set[sympy.Symbol] = set()
     for node in inputs:
         value = example(node)
         used |= free_symbols(value)
-        sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
-        known |= {size.node.expr for size in sizes if is_size(size) and size.node.expr.is_Symbol}
+        if isinstance(value, torch.Tensor):
+            known |= {size.node.expr for size in value.shape if is_size(size)}
+        elif is_size(value):
+            known.add(own_symbol(value))
     return sorted(used - known, key=str)

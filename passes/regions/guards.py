@@ -46,7 +46,10 @@ class Guards:
 
         If not, no guard is added: otherwise a call in which they do hold would be compiled again.
         """
-        renamed = {old: new for old, new in zip(compiled, others, strict=True) if old != new}
+        pairs = set(zip(compiled, others, strict=True))
+        if len(pairs) > len(set(compiled)):
+            return False  # the function was compiled with one symbol for sizes that are different ones here
+        renamed = {old: new for old, new in pairs if old != new}
         if self._shape_env is None:
             return not renamed
         relied_on = self._added + [one for one in self._before if one.free_symbols <= set(compiled)]

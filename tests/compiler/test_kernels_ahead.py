@@ -8,6 +8,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from innerq_compile.compiler import kernels_ahead
+from innerq_compile.passes.graph.values import example
 from innerq_compile.passes.graph.writing import Writer
 
 KEY, VALUE = "key:3:steered:32:32:96:pair8", "value:3:anchored:32:32:96:pair8"
@@ -37,6 +38,21 @@ def test_each_kind_once_and_small():
     calls = list(kernels_ahead._calls(prompt_of("cuda")))
     assert [call.arguments[5] for call in calls] == [KEY, VALUE]
     assert {call.arguments[0].shape for call in calls} == {(2, 4, 16, 64)}
+
+
+def test_strides_are_those_without_an_empty_cache():
+    """``DynamicCache`` joins the first keys, ``[B, S, H, D]`` in memory, to an empty tensor; Inductor does not."""
+    gm = prompt_of("cuda", layers=1)
+    write, (prefill, _) = Writer(gm.graph), (node for node in gm.graph.nodes if node.op == "call_function")
+    keys = prefill.args[0]
+    with example(keys).fake_mode:
+        nothing = torch.empty(0, device="cuda", dtype=torch.bfloat16)
+    with write.before(prefill):
+        by_token = write.method("transpose", write.method("contiguous", write.method("transpose", keys, 1, 2)), 1, 2)
+        joined = write.call(torch.cat, [write.placeholder("nothing", nothing), by_token], dim=-2)
+    assert example(joined).stride(2) == 64
+    prefill.update_arg(0, joined)
+    assert next(kernels_ahead._calls(gm)).arguments[0].strides == (4 * 16 * 64, 64, 4 * 64, 1)
 
 
 def test_nothing_on_a_cpu():

@@ -47,6 +47,19 @@ ENTRIES = (
         without="Decode steps on a CUDA device cannot be compiled.",
     ),
     Internal(
+        module="torch.fx.experimental.sym_node",
+        names=("_expr",),
+        on_objects=True,
+        why="The symbol that Inductor knows a size by, which is not always the one that the sizes of tensors have.",
+        without="Layers are not compiled once for all, and compiling takes longer.",
+    ),
+    Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("ShapeEnv.create_symintnode",),
+        why="A symbol as an input of a layer whose other inputs have sizes that are computed from it.",
+        without="Layers are not compiled once for all, and compiling takes longer.",
+    ),
+    Internal(
         module="torch.fx.experimental.symbolic_shapes",
         names=("ShapeEnv.create_symboolnode",),
         why="Whether a condition on sizes that a compiled layer relies on holds for the sizes of another layer.",
