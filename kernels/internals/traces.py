@@ -93,7 +93,11 @@ class _Manager(CheckFunctionManager):
         self.objects: dict[int, Any] = {}
         self.sorted_guards: list[Guard] = []
         self.builder: Any = None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:  # the checks do not hold
+            self.release()
+            raise
 
     def id_ref(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self.objects[id(obj)] = obj
@@ -111,7 +115,8 @@ class _Manager(CheckFunctionManager):
 
     def release(self) -> None:
         """Forget the values of the call. Objects that are guarded keep a manager alive for as long as they live."""
-        self.objects, self.sorted_guards, self.builder = {}, [], None
+        self.objects, self.sorted_guards, self.builder, self.output_graph = {}, [], None, None
+        self._weakrefs.clear()
 
 
 @contextlib.contextmanager
