@@ -427,7 +427,7 @@ class _OutputGraph:
 
     def __init__(self, guards: Guards, mode: FakeTensorMode, cleanups: list[Any]) -> None:
         self.guards, self.shape_env, self.cleanups = guards.guards, mode.shape_env, cleanups
-        self.graph, self.placeholders, self.local_scope = Graph(), [], {}
+        self.graph, self.placeholders, self.tracked_fakes, self.local_scope = Graph(), [], [], {}
         self.non_compliant_ops, self.compliant_custom_ops = set(), set()
         self.export = self.package = self.root_tx = None
         self.tracing_context = TracingContext(mode)
