@@ -169,7 +169,8 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
     def _described(self, tensor: FakeTensor) -> tuple[Any, ...]:
-        if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg() or tensor.grad is not None:
+        has_gradient = tensor.is_leaf and tensor.grad is not None
+        if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg() or has_gradient:
             raise NotPicklable("the graph holds a tensor that is not strided, or has a gradient")
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -196,7 +197,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, stream: io.BytesIO, mode: FakeTensorMode) -> None:
         super().__init__(stream)
         self.mode = mode
-        self.storages: dict[int, torch.UntypedStorage] = {}
+        self.first: dict[int, torch.Tensor] = {}  # for each storage, the first tensor that has it
 
     def persistent_load(self, pid: str) -> Any:
         return self.mode.shape_env
@@ -224,14 +225,30 @@ def _tensor(
     device: torch.device,
     requires_grad: bool,
 ) -> FakeTensor:
-    with no_dispatch():
-        if number not in at_work.storages:
-            meta = torch.empty(nbytes, dtype=torch.uint8, device="meta")
-            at_work.storages[number] = meta.untyped_storage()
-        tensor = torch.empty(0, dtype=dtype, device="meta")
-        tensor.set_(at_work.storages[number], offset, size, stride)
-        tensor.requires_grad_(requires_grad)
-        return FakeTensor(at_work.mode, tensor, device)
+    with no_dispatch(), torch.no_grad():
+        first = at_work.first.get(number)
+        if first is None:  # an empty tensor that is given a storage would cost a dozen comparisons of symbolic sizes
+            tensor = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+                _Meta, size, stride, offset, dtype=dtype, device=_META_DEVICE, storage_size=nbytes
+            ).detach()
+            at_work.first[number] = tensor
+        elif first.dtype == dtype:
+            tensor = first.as_strided(size, stride, offset)
+        else:
+            tensor = torch.empty(0, dtype=dtype, device=_META_DEVICE)
+            tensor.set_(first.untyped_storage(), offset, size, stride)
+        return FakeTensor(at_work.mode, tensor.detach().requires_grad_(requires_grad), device)
+
+
+class _Meta(torch.Tensor):
+    """A meta tensor on its way to become a fake one. No operator sees it."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(function)
+
+
+_META_DEVICE = torch.device("meta")
 
 
 def _sym_int(expr: Any, shape_env: Any, pytype: type, hint: Any) -> torch.SymInt:

@@ -93,7 +93,11 @@ class _Manager(CheckFunctionManager):
         self.objects: dict[int, Any] = {}
         self.sorted_guards: list[Guard] = []
         self.builder: Any = None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:  # the checks do not hold
+            self.release()
+            raise
 
     def id_ref(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
         self.objects[id(obj)] = obj
@@ -111,7 +115,8 @@ class _Manager(CheckFunctionManager):
 
     def release(self) -> None:
         """Forget the values of the call. Objects that are guarded keep a manager alive for as long as they live."""
-        self.objects, self.sorted_guards, self.builder = {}, [], None
+        self.objects, self.sorted_guards, self.builder, self.output_graph = {}, [], None, None
+        self._weakrefs.clear()
 
 
 @contextlib.contextmanager
@@ -422,7 +427,7 @@ class _OutputGraph:
 
     def __init__(self, guards: Guards, mode: FakeTensorMode, cleanups: list[Any]) -> None:
         self.guards, self.shape_env, self.cleanups = guards.guards, mode.shape_env, cleanups
-        self.graph, self.placeholders, self.local_scope = Graph(), [], {}
+        self.graph, self.placeholders, self.tracked_fakes, self.local_scope = Graph(), [], [], {}
         self.non_compliant_ops, self.compliant_custom_ops = set(), set()
         self.export = self.package = self.root_tx = None
         self.tracing_context = TracingContext(mode)

@@ -86,6 +86,12 @@ ENTRIES = (
         without=_NO_TRACES,
     ),
     Internal(
+        module="torch",
+        names=("Tensor._make_wrapper_subclass",),
+        why="Makes a tensor with a storage of its own, without comparing symbolic sizes.",
+        without=_NO_TRACES,
+    ),
+    Internal(
         module="torch.storage",
         names=("_cdata",),
         on_objects=True,
