@@ -89,7 +89,8 @@ def _replace(write: Writer, group: list[Call]) -> None:
     weights, biases = ([call[name] for call in group] for name in ("weight", "bias"))
     widths = [sizes_of(weight)[0] for weight in weights]
     with write.before(first):
-        joined = write.call(torch.ops.innerq.row_linear.default, x, weights, biases, like=first)
+        value = example(x).new_empty((*example(x).shape[:-1], sum(widths)))
+        joined = write.call(torch.ops.innerq.row_linear.default, x, weights, biases, like=first, value=value)
         results = [joined]
         if len(group) > 1:
             parts = write.call(torch.split, joined, widths, -1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..kernels.formats import CacheFormat
-from ..kernels.internals.tensors import FakeTensor
+from ..kernels.internals.tensors import FakeTensor, fake_empty
 from .extents import Extents
 
 #: What a graph is specialized to, besides sizes: the format (``CacheFormat.spec``), the dtype, the names of the
@@ -81,6 +81,8 @@ class TracedCache:
 
     def new_empty(self, shape: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
         """A fake tensor on the device of the cache."""
+        if type(self.blocks) is FakeTensor:
+            return fake_empty(self.blocks.fake_mode, shape, dtype, self.device)
         return self.blocks.new_empty(shape, dtype=dtype, device=self.device)
 
     def dense(self, shape: Sequence[Any]) -> torch.Tensor:

@@ -20,8 +20,9 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import map_aggregate, map_arg
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .tensors import META, meta_tensor, no_dispatch
 
 #: Attributes of a ``ShapeEnv`` that are not carried over: what it needs while Dynamo traces, and caches of results.
 _TRANSIENT = frozenset({"tracked_fakes", "fake_tensor_cache", "log", "fx_node_cache", "_prev_cache_key", "events"})
@@ -227,28 +228,14 @@ def _tensor(
 ) -> FakeTensor:
     with no_dispatch(), torch.no_grad():
         first = at_work.first.get(number)
-        if first is None:  # an empty tensor that is given a storage would cost a dozen comparisons of symbolic sizes
-            tensor = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-                _Meta, size, stride, offset, dtype=dtype, device=_META_DEVICE, storage_size=nbytes
-            ).detach()
-            at_work.first[number] = tensor
+        if first is None:
+            tensor = at_work.first[number] = meta_tensor(size, stride, offset, dtype, nbytes)
         elif first.dtype == dtype:
             tensor = first.as_strided(size, stride, offset)
         else:
-            tensor = torch.empty(0, dtype=dtype, device=_META_DEVICE)
+            tensor = torch.empty(0, dtype=dtype, device=META)
             tensor.set_(first.untyped_storage(), offset, size, stride)
         return FakeTensor(at_work.mode, tensor.detach().requires_grad_(requires_grad), device)
-
-
-class _Meta(torch.Tensor):
-    """A meta tensor on its way to become a fake one. No operator sees it."""
-
-    @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise NotImplementedError(function)
-
-
-_META_DEVICE = torch.device("meta")
 
 
 def _sym_int(expr: Any, shape_env: Any, pytype: type, hint: Any) -> torch.SymInt:

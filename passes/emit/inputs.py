@@ -11,6 +11,7 @@ from ...kernels import layout
 from ...kernels.cache import CacheTensors
 from ...kernels.formats import CacheFormat
 from ...kernels.internals.dynamo_graphs import AttrSource, Source
+from ...kernels.internals.tensors import FakeTensor, fake_empty
 from ..graph.writing import Writer
 
 
@@ -20,7 +21,7 @@ def cache_examples(
     head_dim: int,
     capacity: Any,
     dtype: torch.dtype,
-    like: torch.Tensor,
+    like: FakeTensor,
     *,
     mean: bool,
     norm: bool,
@@ -37,10 +38,11 @@ def cache_examples(
         mean, norm: whether the cache has these key statistics.
     """
     shapes = layout.shapes(fmt, *lead, head_dim, capacity)
-    examples = {name: like.new_empty(shape, dtype=own or dtype) for name, (shape, own) in shapes.items()}
+    mode, device = like.fake_mode, like.device
+    examples = {name: fake_empty(mode, shape, own or dtype, device) for name, (shape, own) in shapes.items()}
     for name, present in (("mean", mean), ("norm", norm)):
         if present:
-            examples[name] = like.new_empty((*lead, head_dim), dtype=torch.float32)
+            examples[name] = fake_empty(mode, (*lead, head_dim), torch.float32, device)
     return CacheTensors.of(fmt, examples)
 
 

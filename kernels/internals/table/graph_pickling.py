@@ -53,12 +53,6 @@ ENTRIES = (
         without=_NO_TRACES,
     ),
     Internal(
-        module="torch.utils._mode_utils",
-        names=("no_dispatch",),
-        why="Fake tensors are made of tensors without data, which no mode may see.",
-        without=_NO_TRACES,
-    ),
-    Internal(
         module="torch.utils._python_dispatch",
         names=("is_traceable_wrapper_subclass",),
         why="Quantized caches among the inputs are written as their inner tensors.",
@@ -83,12 +77,6 @@ ENTRIES = (
         names=("_dynamo_static_input_type",),
         on_objects=True,
         why="Whether an input keeps its address.",
-        without=_NO_TRACES,
-    ),
-    Internal(
-        module="torch",
-        names=("Tensor._make_wrapper_subclass",),
-        why="Makes a tensor with a storage of its own, without comparing symbolic sizes.",
         without=_NO_TRACES,
     ),
     Internal(

@@ -27,6 +27,12 @@ ENTRIES = (
         without=_NO_CACHE,
     ),
     Internal(
+        module="torch.utils._mode_utils",
+        names=("no_dispatch",),
+        why="Fake tensors are made of tensors without data, which no mode may see.",
+        without=_NO_CACHE,
+    ),
+    Internal(
         module="torch.utils._pytree",
         names=("tree_map_only", "tree_leaves"),
         why="Finds the tensors in the nested arguments of an operation.",
