@@ -18,8 +18,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from innerq_compile import compiled_graphs, innerq
+from innerq_compile.compiler import backend as compiler_backend
 from innerq_compile.compiler import regions
+from innerq_compile.compiler.analysis import analyse
 from innerq_compile.compiler.regions import compile_regions
+from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.graph.reading import outputs
 from innerq_compile.passes.regions import find_regions
 from tests.helpers.families import FAMILIES
@@ -614,6 +617,35 @@ def test_generate(graphs_as_they_are, cache):
     assert_in_regions()
     if cache is None:  # the first layer and the last one are like the others
         assert {report.regions for report in compiled_graphs()} == {"10 regions of 3 kinds"}
+
+
+def test_steps_with_a_mask():
+    """Two inputs of a padded step are the same size, by a symbol each: layers know the mask's length by only one."""
+    model = innerq(tiny_llama(layers=4, head_dim=64, heads=8, dtype=torch.bfloat16))
+    generated(model, prompt(2, 160, (0, 5)))
+    assert {report.regions for report in compiled_graphs()} == {"6 regions of 3 kinds"}
+
+
+def test_a_mask_with_room_for_the_first_cache(monkeypatch):
+    """Where lengths are moved to a prelude, the mask is as long as the first cache: all layers are alike all the same.
+
+    They share a function that does not rely on the capacity of their own cache being that one.
+    """
+    found = []
+
+    def analyse_for_a_gpu(gm, config, options):
+        rewritten = PIPELINE.rewrite(gm, config, static_lengths=True)
+        found.append((rewritten, find_regions(rewritten.gm.graph)))
+        return analyse(gm, config, options)
+
+    monkeypatch.setattr(compiler_backend, "analyse", analyse_for_a_gpu)
+    generated(innerq(tiny_llama(layers=4)), prompt(2, 40, (0, 7)))
+    (rewritten, cut) = found[-1]
+    assert rewritten.context.prelude is not None
+    assert [region.kind for region in cut.regions] == [0, 1, 1, 1, 1, 2]
+    first, *others = cut.regions[1:5]
+    assert regions._most_general(first, cut.regions) in others
+    assert len(set(first.symbols)) < len(first.symbols) == len(set(others[0].symbols))
 
 
 @pytest.mark.slow

@@ -71,6 +71,14 @@ def test_guards_on_several_symbols(sizes):
     assert not guards.hold_for(symbols(one, two), symbols(two, one)), "all symbols are replaced at once"
 
 
+def test_sizes_that_are_one_symbol_in_one_region_alone(sizes):
+    one, two, three = sizes
+    with Guards(sizes) as guards:
+        pass
+    assert guards.hold_for(symbols(one, two), symbols(three, three)), "two equal sizes are two sizes"
+    assert not guards.hold_for(symbols(one, one), symbols(two, three)), "the function may use either for both"
+
+
 def test_the_same_symbols(sizes):
     with Guards(sizes) as guards:
         assert sizes[0] % 16 == 0
