@@ -306,7 +306,8 @@ def text_of(manager: _Manager, fingerprint: Callable[[Any], str]) -> str:
             raise NotKept(f"a guard identifies an object that is not known: {match[0]}")
         return f"{match[1]}{fingerprint(manager.objects[int(match[2])])})"
 
-    return "\n".join([_ID.sub(of, text), *_unspelled(manager)])
+    # guards that differ in nothing but their line of code are one when they have been kept
+    return "\n".join([_ID.sub(of, text), *dict.fromkeys(_unspelled(manager))])
 
 
 def _unspelled(manager: _Manager) -> Iterator[str]:
