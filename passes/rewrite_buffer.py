@@ -83,7 +83,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
                 known = changes.order[form.query] < changes.order[last]  # the query is computed before the writes
                 query = form.query if known else None
                 _write_caches(write, context, match, query, *sides[pair], key, value, positions[pair])
-        if key.whole and form.mask is not None:  # layers share a check, behind the last one, of a mask that stays
+        if key.whole and form.mask is not None:  # layers share a check of a mask that stays as it is
             shared = (form.mask, str(key.count), match if changes.of(form.mask) else None)
             checked = checks.get(shared, (match, {}))[1]
             checks[shared] = match, {**checked, positions[pair]: None}
@@ -93,7 +93,9 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             if is_preallocated(use.buffer):
                 writes[use.write] = use.buffer
     for (mask, _, changed), (match, checked) in checks.items():
-        with write.before(context.standard[match].node if changed else gm.graph.output_node()):
+        # behind the last layer, which is like the others then, unless the program changes what is looked at
+        here = changed is not None or any(changes.of(position) for position in checked)
+        with write.before(context.standard[match].node if here else gm.graph.output_node()):
             _check_mask(write, mask, list(checked), token_count(write, context.uses[match][0].buffer))
     write.erase_dead([context.standard[match].node for match in context.rewritten])
     for node, buffer in writes.items():  # replaced by writes to the quantized buffer

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
     if args.cache_dir is not None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.abspath(args.cache_dir)
         os.environ["TRITON_CACHE_DIR"] = os.path.join(os.path.abspath(args.cache_dir), "triton")
-    elif "TRITON_CACHE_DIR" not in os.environ:  # Inductor sets it late, behind the first kernels
-        os.environ["TRITON_CACHE_DIR"] = os.path.join(inductor.cache_directory(), "triton")
+    else:
+        inductor.set_triton_folder()  # Inductor sets it late, behind the first kernels
     from ..ahead.warm_up import warm_up
     from ..api import innerq
 

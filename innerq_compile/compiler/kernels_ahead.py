@@ -21,21 +21,25 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..kernels import ops  # noqa: F401  (the operators are registered by their import)
+from ..kernels import dispatch, ops, triton  # noqa: F401  (the operators are registered by their import)
+from ..kernels.backend import KernelBackend
 from ..kernels.cache import Cache, CacheTensors
 from ..kernels.formats import CacheFormat
+from ..kernels.internals import inductor
 from ..kernels.internals.graphs import size_with
 from ..kernels.schemas import arguments_of
 from ..passes.graph.reading import read
-from ..passes.graph.values import example_or_none, tensor_of
+from ..passes.graph.values import example, tensor_of
 
 log = logging.getLogger(__name__)
 
-#: Operators that Inductor calls and does not lower, and whose kernels therefore Triton compiles.
-_CALLED = ("innerq::key_statistics", "innerq::prefill", "innerq::append_", "innerq::rewind_", "innerq::write_")
+#: Operators of a prompt that Inductor calls and does not lower, and whose kernels therefore Triton compiles.
+_CALLED = ("innerq::key_statistics", "innerq::prefill")
 
 #: What each symbol of a size is replaced by: kernels do not depend on it.
 _SMALL = 16
+#: A call is left to the graph if a tensor of it has more elements, because its sizes are constants.
+_MAX_ELEMENTS = 1 << 25
 
 _THREADS = min(4, os.cpu_count() or 1)
 
@@ -47,6 +51,7 @@ def compiling_kernels(gm: GraphModule) -> Iterator[None]:
     if not calls:
         yield
         return
+    inductor.set_triton_folder()  # before the first kernel is compiled, so that all of them are found in one place
     with ThreadPoolExecutor(_THREADS, "innerq-kernels") as pool:
         prefills: dict[str, Future[Cache | None]] = {}
         for function in calls:
@@ -69,7 +74,7 @@ def _quietly(function: Callable[[], Any]) -> Any:
 
 
 def _calls(gm: GraphModule) -> Iterator[_Call]:
-    """The different calls of operators on a GPU that Triton has kernels for."""
+    """The different calls of operators on a GPU for which Triton's kernels are used."""
     known: set[Any] = set()
     for node in gm.graph.nodes:
         call = read(node)
@@ -77,18 +82,15 @@ def _calls(gm: GraphModule) -> Iterator[_Call]:
             continue
         try:
             arguments = tuple(_small(argument) for argument in node.args)
-        except _Unknown:
+        except Exception as error:  # sizes may be any expressions
+            log.debug("the kernel of %s is not compiled ahead: %r", node, error)
             continue
-        devices = {argument.device for argument in arguments if isinstance(argument, _Tensor)}
-        if arguments in known or not all(device.type == "cuda" for device in devices):
+        tensors = [argument for argument in arguments if isinstance(argument, _Tensor)]
+        if arguments in known or any(one.device.type != "cuda" or one.elements > _MAX_ELEMENTS for one in tensors):
             continue
         known.add(arguments)
-        kind = _Prefill if call.name == "innerq::prefill" else _Call
-        yield kind(node.target, arguments, next(iter(devices)))
-
-
-class _Unknown(Exception):
-    """An argument has no example value."""
+        kind = _Prefill if call.name == "innerq::prefill" else _Statistics
+        yield kind(node.target, arguments, tensors[0].device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,11 @@ class _Tensor:
     strides: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def elements(self) -> int:
+        """The number of elements that its memory has room for."""
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
     def made(self) -> torch.Tensor:
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device).zero_()
@@ -113,8 +120,24 @@ class _Call:
     device: torch.device
 
     def __call__(self) -> Any:
+        """Make the call, unless a kernel other than Triton's would serve it: that may take long, or refuse it."""
         with _own_stream(self.device):
-            return self.operator(*(one.made() if isinstance(one, _Tensor) else one for one in self.arguments))
+            arguments = [one.made() if isinstance(one, _Tensor) else one for one in self.arguments]
+            backend = dispatch.choose(self.device, lambda one: self._supported_by(one, arguments[0]))
+            return self._result(arguments) if backend is triton else None
+
+    def _supported_by(self, backend: KernelBackend, x: torch.Tensor) -> bool:
+        raise NotImplementedError
+
+    def _result(self, arguments: list[Any]) -> Any:
+        return self.operator(*arguments)
+
+
+class _Statistics(_Call):
+    """A call that measures the keys of a prompt."""
+
+    def _supported_by(self, backend: KernelBackend, x: torch.Tensor) -> bool:
+        return backend.supports_key_statistics(x)
 
 
 class _Prefill(_Call):
@@ -125,10 +148,12 @@ class _Prefill(_Call):
         """The format of the side."""
         return CacheFormat.parse(self.arguments[5])
 
-    def __call__(self) -> Cache:
-        cache = CacheTensors.of_encoded(self.format, super().__call__())
-        profile = self.arguments[6] if len(self.arguments) > 6 else None
-        return dataclasses.replace(cache, query_profile=profile.made() if isinstance(profile, _Tensor) else None)
+    def _supported_by(self, backend: KernelBackend, x: torch.Tensor) -> bool:
+        return backend.supports_prefill(self.format, x) and backend.supports_append(self.format, x)
+
+    def _result(self, arguments: list[Any]) -> Cache:
+        cache = CacheTensors.of_encoded(self.format, super()._result(arguments))
+        return dataclasses.replace(cache, query_profile=arguments[6] if len(arguments) > 6 else None)
 
 
 def _append(keys: Cache | None, values: Cache | None) -> None:
@@ -161,9 +186,7 @@ def _without_nothing(node: Node) -> Node:
 def _small(value: Any) -> Any:
     """An argument of a node, with small sizes in place of symbols. Equal arguments need the same kernels."""
     if isinstance(value, Node):
-        value = example_or_none(_without_nothing(value))
-        if value is None:
-            raise _Unknown
+        value = example(_without_nothing(value))
     if isinstance(value, torch.Tensor):
         shape, strides = (tuple(size_with(size, _SMALL) for size in sizes) for sizes in (value.shape, value.stride()))
         return _Tensor(shape, strides, value.dtype, value.device)

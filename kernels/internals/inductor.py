@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -177,6 +178,14 @@ def cache_directory() -> str:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return cache_dir()
+
+
+def set_triton_folder() -> None:
+    """Let Triton keep compiled kernels where Inductor lets it, which does so later, behind the first kernels."""
+    from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+
+    device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    os.environ.setdefault("TRITON_CACHE_DIR", triton_cache_dir(device))
 
 
 def settings_hash() -> str:

@@ -616,14 +616,14 @@ def test_generate(graphs_as_they_are, cache):
     assert len(compiled_graphs()) == graphs or cache is not None
     assert_in_regions()
     if cache is None:  # the first layer and the last one are like the others
-        assert {report.regions for report in compiled_graphs()} == {"10 regions of 3 kinds"}
+        assert {report.regions for report in compiled_graphs()[-2:]} == {"10 regions of 3 kinds"}
 
 
 def test_steps_with_a_mask():
     """Two inputs of a padded step are the same size, by a symbol each: layers know the mask's length by only one."""
     model = innerq(tiny_llama(layers=4, head_dim=64, heads=8, dtype=torch.bfloat16))
     generated(model, prompt(2, 160, (0, 5)))
-    assert {report.regions for report in compiled_graphs()} == {"6 regions of 3 kinds"}
+    assert {report.regions for report in compiled_graphs()[-2:]} == {"6 regions of 3 kinds"}
 
 
 def test_a_mask_with_room_for_the_first_cache(monkeypatch):

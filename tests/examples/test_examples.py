@@ -89,7 +89,8 @@ def test_static_cache():
     for title, out in outputs.items():
         error = (out - plain).square().mean().sqrt() / plain.square().mean().sqrt()
         assert 1e-4 < error < 0.3, title  # quantized, and near
-    assert [kind for kind, count in rewritten() if count] == ["decode", "decode"]
+    # a step on dense buffers, prompt and step on quantized ones
+    assert [kind for kind, count in rewritten() if count] == ["decode"] * 3
 
 
 @pytest.mark.slow  # tests/parallel has ranks, too

@@ -88,7 +88,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch._inductor.runtime.cache_dir_utils",
-        names=("cache_dir",),
+        names=("cache_dir", "triton_cache_dir"),
         why="The folder of Inductor's caches, where it is Inductor's default: notices and warm_up name it.",
         without="warm_up fails, and so does the notice of a compilation, with an ImportError.",
     ),
