@@ -71,6 +71,38 @@ def test_a_mask_that_does_not_hide_what_is_not_written():
     assert not result.context.shadows and not result.context.rewritten
 
 
+@pytest.mark.parametrize("moved", [-1, 1])
+def test_a_position_that_the_program_changes_is_looked_at_before(moved):
+    """The check of the mask reads the position of the write, which the program advances, or takes back, later."""
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position = torch.tensor([7])
+            self.shown = 0
+
+        def forward(self, q, k, v, keys, values):
+            keys.index_copy_(2, self.position, k)
+            values.index_copy_(2, self.position, v)
+            mask = torch.arange(64)[None] <= self.position[:, None] + self.shown
+            out = torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            self.position.add_(moved)
+            return out
+
+    def call(shown: int) -> torch.Tensor:
+        torch._dynamo.reset()
+        program, inputs = Counting(), [torch.randn(1, 1, 1, 16) for _ in range(3)]
+        program.shown = shown
+        buffers = [torch.randn(1, 1, 64, 16) for _ in range(2)]
+        return torch.compile(program, backend="innerq", dynamic=False)(*inputs, *buffers)
+
+    with torch.no_grad():
+        call(0)
+        assert compiled_graphs()[-1].rewritten
+        with pytest.raises(RuntimeError, match="have not been written"):
+            call(1)
+
+
 class TestPromptInQuantizedBuffers(expecttest.TestCase):
     def test_its_length_is_a_symbol(self):
         buffers = [empty_cache(1, 1, 64, 16, role=role, config=PLAIN) for role in ("key", "value")]
