@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ... import cache as _package_marker
-from ...kernels.internals import graph_pickling, inductor, traces
+from ...kernels.internals import constant_results, graph_pickling, inductor, traces
 from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
 from ...kernels.internals.guarded_values import Outline, outline_of
@@ -44,6 +44,7 @@ class Trace:
         guards: the guards, pickled and compressed.
         checks: a hash of all that the guards check.
         graph: the captured graph, compressed.
+        constants: calls of functions whose results Dynamo took for constants, with the results.
         conditions: the number of conditions on sizes after it was compiled.
     """
 
@@ -54,6 +55,7 @@ class Trace:
     guards: bytes
     checks: str
     graph: bytes
+    constants: list[constant_results.Call]
     conditions: int
 
 
@@ -68,6 +70,7 @@ class TraceKeeper:
         self.restored = 0
         self._backend = backend
         self._captured: list[bytes | None] | None = None
+        self._constants = constant_results.Calls()
 
     def install(self) -> None:
         """Take part in Dynamo's compilations from now on."""
@@ -84,7 +87,8 @@ class TraceKeeper:
         """The context in which Dynamo traces a frame, and calls the backend with its graph."""
         self._captured = []
         try:
-            yield
+            with constant_results.noting() as self._constants:
+                yield
         except BaseException:
             self._captured = None
             raise
@@ -102,9 +106,12 @@ class TraceKeeper:
     def keep(self, frame: Frame, output: Any, manager: Any, before: set[str]) -> None:
         """Keep what Dynamo has found, if another process could use it."""
         graphs, self._captured = self._captured, None
+        constants, self._constants = self._constants, constant_results.Calls()
         if graphs is None or len(graphs) != 1 or graphs[0] is None:
             return
         try:
+            if constants.problem is not None:
+                raise NotKept(constants.problem)
             graph = output.tracer_output.output_graph
             guards = traces.guards_of(manager, graph)
             codes = traces.traced_code(output)
@@ -116,6 +123,7 @@ class TraceKeeper:
                 _packed(traces.dump_guards(guards)),
                 _hash(traces.text_of(manager, fingerprint)),
                 _packed(graphs[0]),
+                constants.calls,
                 len(graph.shape_env.guards),
             )
             if store.write(_key(frame), pickle.dumps(trace)):
@@ -152,6 +160,8 @@ class TraceKeeper:
         for module, name, digest in trace.functions:
             if _code_hash(module, name) != digest:
                 raise NotKept(f"{module}.{name} has changed")
+        if (name := constant_results.changed(trace.constants)) is not None:
+            raise NotKept(f"{name}, whose result is a constant, returns something else")
         if not trace.outline.fits(frame.locals):
             raise NotKept("its guards are on values of other kinds")
         for name, module in trace.bytecode.imports.items():

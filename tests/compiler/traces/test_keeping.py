@@ -285,6 +285,74 @@ def test_a_source_that_was_edited(tmp_path, monkeypatch):
     assert run(12.5) > 0
 
 
+CONSTANTS = """
+import functools
+import os
+import torch
+
+@torch._dynamo.assume_constant_result
+def factor(name, kind=float):
+    return {result}
+
+@functools.lru_cache
+@torch._dynamo.assume_constant_result
+def cached(default):
+    return float(os.environ.get("FACTOR", default))
+
+class Scale(torch.nn.Module):
+    @torch._dynamo.assume_constant_result
+    def factor(self):
+        return float(os.environ["FACTOR"])
+
+scale = Scale()
+
+def closure():
+    @torch._dynamo.assume_constant_result
+    def factor():
+        return float(os.environ["FACTOR"])
+    return factor
+
+inner = closure()
+
+def step(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v) * {call}, k, v
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "kept"),
+    [
+        ("factor('FACTOR')", "float(os.environ[name])", True),
+        ("factor(name='FACTOR')", "float(os.environ[name])", True),
+        ("factor('FACTOR')[0]", "(float(os.environ[name]), 'x')", True),
+        ("cached(1)", "None", True),
+        ("inner()", "None", False),
+        ("scale.factor()", "None", False),
+    ],
+)
+def test_a_function_whose_result_is_a_constant(call, result, kept, tmp_path, monkeypatch):
+    """No guard says what it returned, and in another process it may return something else."""
+    monkeypatch.syspath_prepend(tmp_path)
+    q = k = v = torch.randn(1, 2, 40, 16)
+    (tmp_path / "constant_step.py").write_text(CONSTANTS.format(call=call, result=result))
+
+    def run(factor: float) -> int:
+        monkeypatch.setenv("FACTOR", str(factor))
+        sys.modules.pop("constant_step", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("constant_step")
+        torch._dynamo.reset()
+        counters.clear()
+        found = torch.compile(module.step, backend="innerq")(q, k, v)[0]
+        torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(q, k, v) * factor)
+        return counters["stats"]["calls_captured"]
+
+    assert run(2.0) > 0
+    assert (run(2.0) == 0) == kept
+    assert run(3.0) > 0
+    assert (run(2.0) == 0) == kept
+
+
 def test_a_graph_that_breaks():
     def step(q, k, v):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
