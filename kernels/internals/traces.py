@@ -622,6 +622,6 @@ def install_builtins(name: str, globals_: dict[str, Any]) -> None:
             pass
 
 
-def new_symbols(mode: Any) -> int:
-    """How many conditions on sizes a graph has by now."""
-    return len(mode.shape_env.guards)
+def conditions(shape_env: Any) -> frozenset[str]:
+    """The conditions on sizes that a graph has by now, as text. Its symbols have the same names when it is restored."""
+    return frozenset(str(guard.expr) for guard in shape_env.guards)

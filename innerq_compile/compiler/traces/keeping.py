@@ -45,7 +45,7 @@ class Trace:
         checks: a hash of all that the guards check.
         graph: the captured graph, compressed.
         constants: calls of functions whose results Dynamo took for constants, with the results.
-        conditions: the number of conditions on sizes after it was compiled.
+        conditions: the conditions on sizes after it was compiled, as text.
     """
 
     files: dict[str, str]
@@ -56,7 +56,7 @@ class Trace:
     checks: str
     graph: bytes
     constants: list[constant_results.Call]
-    conditions: int
+    conditions: frozenset[str]
 
 
 class TraceKeeper:
@@ -124,7 +124,7 @@ class TraceKeeper:
                 _hash(traces.text_of(manager, fingerprint)),
                 _packed(graphs[0]),
                 constants.calls,
-                len(graph.shape_env.guards),
+                traces.conditions(graph.shape_env),
             )
             if store.write(_key(frame), pickle.dumps(trace)):
                 log.debug("kept the trace of %s", frame.code.co_name)
@@ -186,8 +186,8 @@ class TraceKeeper:
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):
             compiled = frame.compiler(gm, inputs)
-        if traces.new_symbols(mode) > trace.conditions:
-            raise NotKept("compiling it has added conditions on sizes")
+        if added := traces.conditions(mode.shape_env) - trace.conditions:  # no guard checks them
+            raise NotKept(f"compiling it has added conditions on sizes: {sorted(added)}")
         log.debug("restored the trace of %s", frame.code.co_name)
         return traces.restored(trace.bytecode, tree, guards, compiled, mode, frame.globals)
 
@@ -241,10 +241,28 @@ def _source() -> str:
     return digest.hexdigest()[:24]
 
 
+#: Environment variables that change how graphs are compiled.
+_VARIABLES = ("INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWERING", "TRITON_INTERPRET")
+
+
+@functools.cache
+def _installed() -> str:
+    """A hash of the packages that are installed and their versions. Libraries look for others, and do something else.
+
+    Both are in the names of folders of metadata, which are found much faster than ``importlib.metadata`` reads them.
+    """
+    found: set[str] = set()
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            found.update(name for name in os.listdir(folder or ".") if name.endswith((".dist-info", ".egg-info")))
+    return _hash("\n".join(sorted(found)))
+
+
 def _environment() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     settings = [traces.dynamo_settings(), inductor.settings_hash()]
-    return "|".join([sys.version, torch.__version__, device, _source(), *settings])
+    variables = [f"{name}={os.environ.get(name)}" for name in _VARIABLES]
+    return "|".join([sys.version, torch.__version__, device, _source(), _installed(), *variables, *settings])
 
 
 def _kinds(scope: dict[str, Any]) -> Iterator[str]:

@@ -257,6 +257,32 @@ def test_values_of_a_call_are_not_held():
         assert held() is None
 
 
+def test_conditions_on_sizes_that_compiling_adds(monkeypatch):
+    """No guard checks them, even if they are as many as those that were there when the trace was kept."""
+    traced(model_of())
+    found = traces.conditions
+    monkeypatch.setattr(traces, "conditions", lambda env: frozenset(f"other than {text}" for text in found(env) or "x"))
+    assert traced(model_of()) > 0
+
+
+@pytest.mark.parametrize("name", ["INNERQ_LOWERING", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS"])
+def test_variables_that_change_what_is_compiled(name, monkeypatch):
+    before = keeping._environment()
+    monkeypatch.setenv(name, "0")
+    assert keeping._environment() != before
+
+
+def test_a_package_that_was_installed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    keeping._installed.cache_clear()
+    before = keeping._environment()
+    (tmp_path / "flash_attn-2.8.dist-info").mkdir()
+    assert keeping._environment() == before  # packages are looked for once
+    keeping._installed.cache_clear()
+    assert keeping._environment() != before
+    keeping._installed.cache_clear()
+
+
 SOURCE = """
 import torch
 
