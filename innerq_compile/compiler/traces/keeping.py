@@ -45,7 +45,7 @@ class Trace:
         checks: a hash of all that the guards check.
         graph: the captured graph, compressed.
         constants: calls of functions whose results Dynamo took for constants, with the results.
-        conditions: the conditions on sizes after it was compiled, as text.
+        conditions: the conditions on sizes after it was compiled.
     """
 
     files: dict[str, str]
@@ -56,7 +56,7 @@ class Trace:
     checks: str
     graph: bytes
     constants: list[constant_results.Call]
-    conditions: frozenset[str]
+    conditions: traces.Conditions
 
 
 class TraceKeeper:
@@ -124,7 +124,7 @@ class TraceKeeper:
                 _hash(traces.text_of(manager, fingerprint)),
                 _packed(graphs[0]),
                 constants.calls,
-                traces.conditions(graph.shape_env),
+                traces.conditions_of(graph.shape_env),
             )
             if store.write(_key(frame), pickle.dumps(trace)):
                 log.debug("kept the trace of %s", frame.code.co_name)
@@ -142,10 +142,11 @@ class TraceKeeper:
         except Exception as error:  # the values of a frame may be anything
             log.debug("no trace is looked for: %r", error)
             return None
-        for data in store.read(key):
+        for file, data in store.read(key):
             try:
                 found = self._restored(frame, pickle.loads(data))
                 self.restored += 1
+                store.used(file)
                 return found
             except _REASONS as error:
                 log.debug("a kept trace is not for this call: %s", error)
@@ -186,8 +187,8 @@ class TraceKeeper:
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):
             compiled = frame.compiler(gm, inputs)
-        if added := traces.conditions(mode.shape_env) - trace.conditions:  # no guard checks them
-            raise NotKept(f"compiling it has added conditions on sizes: {sorted(added)}")
+        if added := traces.added_conditions(mode.shape_env, trace.conditions):  # no guard checks them
+            raise NotKept(f"compiling it has added conditions on sizes: {added}")
         log.debug("restored the trace of %s", frame.code.co_name)
         return traces.restored(trace.bytecode, tree, guards, compiled, mode, frame.globals)
 

@@ -15,9 +15,11 @@ import types
 import weakref
 
 import pytest
+import sympy
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config
+from torch.utils._sympy.value_ranges import ValueRanges
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
 
@@ -177,7 +179,7 @@ def test_switched_off(way, monkeypatch):
 def test_damaged_traces(monkeypatch):
     traced(model_of())
     read = store.read
-    monkeypatch.setattr(store, "read", lambda key: (data[: len(data) // 2] for data in read(key)))
+    monkeypatch.setattr(store, "read", lambda key: ((file, data[: len(data) // 2]) for file, data in read(key)))
     assert traced(model_of()) > 0
 
 
@@ -258,11 +260,33 @@ def test_values_of_a_call_are_not_held():
 
 
 def test_conditions_on_sizes_that_compiling_adds(monkeypatch):
-    """No guard checks them, even if they are as many as those that were there when the trace was kept."""
+    """No guard checks them."""
     traced(model_of())
-    found = traces.conditions
-    monkeypatch.setattr(traces, "conditions", lambda env: frozenset(f"other than {text}" for text in found(env) or "x"))
+    monkeypatch.setattr(traces, "added_conditions", lambda env, known: ["s0 < 7"])
     assert traced(model_of()) > 0
+
+
+@pytest.mark.parametrize(
+    ("conditions", "added"),
+    [
+        (["a < 9"], []),
+        (["9 > a"], []),
+        (["a <= 2048", "a - 2048 <= 0", "a >= 2"], []),  # what a range says
+        (["a < 8"], ["a < 8"]),  # as many as before, but others
+        (["a < 9", "Eq(Mod(a, 8), 0)"], ["Eq(Mod(a, 8), 0)"]),
+        (["b < 7"], ["b < 7"]),  # a symbol that was not there
+    ],
+)
+def test_which_conditions_are_new(conditions, added):
+    a, b = (sympy.Symbol(name, integer=True, positive=True) for name in "ab")
+
+    def env(*texts: str):
+        parsed = [sympy.sympify(text, {"a": a, "b": b}) for text in texts]
+        guards = [types.SimpleNamespace(expr=one) for one in parsed]
+        return types.SimpleNamespace(guards=guards, var_to_range={a: ValueRanges(2, 2048)})
+
+    known = pickle.loads(pickle.dumps(traces.conditions_of(env("a < 9"))))
+    assert traces.added_conditions(env(*conditions), known) == added
 
 
 @pytest.mark.parametrize("name", ["INNERQ_LOWERING", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS"])
