@@ -33,6 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._pytree import tree_map
+from torch.utils._sympy.value_ranges import bound_sympy
 from torch.utils.weak import TensorWeakRef
 
 #: Guards that state all that they check in what :func:`text_of` gives.
@@ -622,6 +623,41 @@ def install_builtins(name: str, globals_: dict[str, Any]) -> None:
             pass
 
 
-def new_symbols(mode: Any) -> int:
-    """How many conditions on sizes a graph has by now."""
-    return len(mode.shape_env.guards)
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """The conditions on sizes that a graph has: those that guards check, once guards were built.
+
+    Attributes:
+        texts: conditions that were added one by one. Symbols have the same names where the graph is restored.
+        ranges: of each symbol, the least and the greatest value.
+    """
+
+    texts: frozenset[str]
+    ranges: dict[Any, Any]
+
+
+def conditions_of(shape_env: Any) -> Conditions:
+    """The conditions on sizes that a graph has by now."""
+    found = [guard.expr for guard in shape_env.guards]
+    return Conditions(frozenset([*map(str, found), *map(_canonical, found)]), dict(shape_env.var_to_range))
+
+
+def added_conditions(shape_env: Any, known: Conditions) -> list[str]:
+    """Conditions that a graph has by now and that do not follow from ``known``.
+
+    Caches of compiled code spell the same condition in another way than the compiler, or add what a range says.
+    """
+    return sorted(str(guard.expr) for guard in shape_env.guards if not _follows(guard.expr, known))
+
+
+def _follows(condition: Any, known: Conditions) -> bool:
+    if str(condition) in known.texts or _canonical(condition) in known.texts:
+        return True
+    if any(symbol not in known.ranges for symbol in condition.free_symbols):
+        return False
+    found: Any = bound_sympy(condition, known.ranges)
+    return bool(found.is_singleton()) and bool(found.lower)
+
+
+def _canonical(condition: Any) -> str:
+    return str(getattr(condition, "canonical", condition))

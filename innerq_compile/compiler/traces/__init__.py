@@ -66,9 +66,12 @@ def why_off() -> str | None:
         from . import keeping
     except (ImportError, AttributeError) as error:
         return f"this torch lacks what they need: {error}"
-    return keeping.why_off()
+    return keeping.why_off() or ("their folder cannot be made" if folder() is None else None)
 
 
-def folder() -> str:
-    """The folder of traces."""
-    return str(store.root())
+def folder() -> str | None:
+    """The folder of traces. None if it cannot be made."""
+    try:
+        return str(store.root())
+    except OSError:
+        return None

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ... import cache as _package_marker
-from ...kernels.internals import graph_pickling, inductor, traces
+from ...kernels.internals import constant_results, graph_pickling, inductor, traces
 from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
 from ...kernels.internals.guarded_values import Outline, outline_of
@@ -44,7 +44,8 @@ class Trace:
         guards: the guards, pickled and compressed.
         checks: a hash of all that the guards check.
         graph: the captured graph, compressed.
-        conditions: the number of conditions on sizes after it was compiled.
+        constants: calls of functions whose results Dynamo took for constants, with the results.
+        conditions: the conditions on sizes after it was compiled.
     """
 
     files: dict[str, str]
@@ -54,7 +55,8 @@ class Trace:
     guards: bytes
     checks: str
     graph: bytes
-    conditions: int
+    constants: list[constant_results.Call]
+    conditions: traces.Conditions
 
 
 class TraceKeeper:
@@ -68,6 +70,7 @@ class TraceKeeper:
         self.restored = 0
         self._backend = backend
         self._captured: list[bytes | None] | None = None
+        self._constants = constant_results.Calls()
 
     def install(self) -> None:
         """Take part in Dynamo's compilations from now on."""
@@ -84,7 +87,8 @@ class TraceKeeper:
         """The context in which Dynamo traces a frame, and calls the backend with its graph."""
         self._captured = []
         try:
-            yield
+            with constant_results.noting() as self._constants:
+                yield
         except BaseException:
             self._captured = None
             raise
@@ -102,9 +106,12 @@ class TraceKeeper:
     def keep(self, frame: Frame, output: Any, manager: Any, before: set[str]) -> None:
         """Keep what Dynamo has found, if another process could use it."""
         graphs, self._captured = self._captured, None
+        constants, self._constants = self._constants, constant_results.Calls()
         if graphs is None or len(graphs) != 1 or graphs[0] is None:
             return
         try:
+            if constants.problem is not None:
+                raise NotKept(constants.problem)
             graph = output.tracer_output.output_graph
             guards = traces.guards_of(manager, graph)
             codes = traces.traced_code(output)
@@ -116,7 +123,8 @@ class TraceKeeper:
                 _packed(traces.dump_guards(guards)),
                 _hash(traces.text_of(manager, fingerprint)),
                 _packed(graphs[0]),
-                len(graph.shape_env.guards),
+                constants.calls,
+                traces.conditions_of(graph.shape_env),
             )
             if store.write(_key(frame), pickle.dumps(trace)):
                 log.debug("kept the trace of %s", frame.code.co_name)
@@ -134,10 +142,11 @@ class TraceKeeper:
         except Exception as error:  # the values of a frame may be anything
             log.debug("no trace is looked for: %r", error)
             return None
-        for data in store.read(key):
+        for file, data in store.read(key):
             try:
                 found = self._restored(frame, pickle.loads(data))
                 self.restored += 1
+                store.used(file)
                 return found
             except _REASONS as error:
                 log.debug("a kept trace is not for this call: %s", error)
@@ -152,6 +161,8 @@ class TraceKeeper:
         for module, name, digest in trace.functions:
             if _code_hash(module, name) != digest:
                 raise NotKept(f"{module}.{name} has changed")
+        if (name := constant_results.changed(trace.constants)) is not None:
+            raise NotKept(f"{name}, whose result is a constant, returns something else")
         if not trace.outline.fits(frame.locals):
             raise NotKept("its guards are on values of other kinds")
         for name, module in trace.bytecode.imports.items():
@@ -176,8 +187,8 @@ class TraceKeeper:
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):
             compiled = frame.compiler(gm, inputs)
-        if traces.new_symbols(mode) > trace.conditions:
-            raise NotKept("compiling it has added conditions on sizes")
+        if added := traces.added_conditions(mode.shape_env, trace.conditions):  # no guard checks them
+            raise NotKept(f"compiling it has added conditions on sizes: {added}")
         log.debug("restored the trace of %s", frame.code.co_name)
         return traces.restored(trace.bytecode, tree, guards, compiled, mode, frame.globals)
 
@@ -231,10 +242,28 @@ def _source() -> str:
     return digest.hexdigest()[:24]
 
 
+#: Environment variables that change how graphs are compiled.
+_VARIABLES = ("INNERQ_KERNELS", "INNERQ_CPU_KERNELS", "INNERQ_LOWERING", "TRITON_INTERPRET")
+
+
+@functools.cache
+def _installed() -> str:
+    """A hash of the packages that are installed and their versions. Libraries look for others, and do something else.
+
+    Both are in the names of folders of metadata, which are found much faster than ``importlib.metadata`` reads them.
+    """
+    found: set[str] = set()
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            found.update(name for name in os.listdir(folder or ".") if name.endswith((".dist-info", ".egg-info")))
+    return _hash("\n".join(sorted(found)))
+
+
 def _environment() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     settings = [traces.dynamo_settings(), inductor.settings_hash()]
-    return "|".join([sys.version, torch.__version__, device, _source(), *settings])
+    variables = [f"{name}={os.environ.get(name)}" for name in _VARIABLES]
+    return "|".join([sys.version, torch.__version__, device, _source(), _installed(), *variables, *settings])
 
 
 def _kinds(scope: dict[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ The entries are separate from the code that uses them, so that they can be read 
 from __future__ import annotations
 
 from . import (
+    constant_results,
     cuda,
     dynamo_calls,
     dynamo_graphs,
@@ -25,6 +26,7 @@ from .entry import Internal
 
 #: Entries by the name of the module of ``internals`` that uses them.
 TOPICS: dict[str, tuple[Internal, ...]] = {
+    "constant_results": constant_results.ENTRIES,
     "cuda": cuda.ENTRIES,
     "dynamo_calls": dynamo_calls.ENTRIES,
     "dynamo_graphs": dynamo_graphs.ENTRIES,

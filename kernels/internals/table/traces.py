@@ -89,6 +89,12 @@ ENTRIES = (
         without=_NO_TRACES,
     ),
     Internal(
+        module="torch.utils._sympy.value_ranges",
+        names=("bound_sympy",),
+        why="Whether a condition on sizes that compiling adds follows from ranges that guards check.",
+        without=_NO_TRACES,
+    ),
+    Internal(
         module="torch.utils.weak",
         names=("TensorWeakRef",),
         why="Guards hold tensors of the process in which they were made; a kept guard must not.",

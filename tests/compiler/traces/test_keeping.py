@@ -15,9 +15,11 @@ import types
 import weakref
 
 import pytest
+import sympy
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config
+from torch.utils._sympy.value_ranges import ValueRanges
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
 
@@ -177,7 +179,7 @@ def test_switched_off(way, monkeypatch):
 def test_damaged_traces(monkeypatch):
     traced(model_of())
     read = store.read
-    monkeypatch.setattr(store, "read", lambda key: (data[: len(data) // 2] for data in read(key)))
+    monkeypatch.setattr(store, "read", lambda key: ((file, data[: len(data) // 2]) for file, data in read(key)))
     assert traced(model_of()) > 0
 
 
@@ -257,6 +259,54 @@ def test_values_of_a_call_are_not_held():
         assert held() is None
 
 
+def test_conditions_on_sizes_that_compiling_adds(monkeypatch):
+    """No guard checks them."""
+    traced(model_of())
+    monkeypatch.setattr(traces, "added_conditions", lambda env, known: ["s0 < 7"])
+    assert traced(model_of()) > 0
+
+
+@pytest.mark.parametrize(
+    ("conditions", "added"),
+    [
+        (["a < 9"], []),
+        (["9 > a"], []),
+        (["a <= 2048", "a - 2048 <= 0", "a >= 2"], []),  # what a range says
+        (["a < 8"], ["a < 8"]),  # as many as before, but others
+        (["a < 9", "Eq(Mod(a, 8), 0)"], ["Eq(Mod(a, 8), 0)"]),
+        (["b < 7"], ["b < 7"]),  # a symbol that was not there
+    ],
+)
+def test_which_conditions_are_new(conditions, added):
+    a, b = (sympy.Symbol(name, integer=True, positive=True) for name in "ab")
+
+    def env(*texts: str):
+        parsed = [sympy.sympify(text, {"a": a, "b": b}) for text in texts]
+        guards = [types.SimpleNamespace(expr=one) for one in parsed]
+        return types.SimpleNamespace(guards=guards, var_to_range={a: ValueRanges(2, 2048)})
+
+    known = pickle.loads(pickle.dumps(traces.conditions_of(env("a < 9"))))
+    assert traces.added_conditions(env(*conditions), known) == added
+
+
+@pytest.mark.parametrize("name", ["INNERQ_LOWERING", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS"])
+def test_variables_that_change_what_is_compiled(name, monkeypatch):
+    before = keeping._environment()
+    monkeypatch.setenv(name, "0")
+    assert keeping._environment() != before
+
+
+def test_a_package_that_was_installed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    keeping._installed.cache_clear()
+    before = keeping._environment()
+    (tmp_path / "flash_attn-2.8.dist-info").mkdir()
+    assert keeping._environment() == before  # packages are looked for once
+    keeping._installed.cache_clear()
+    assert keeping._environment() != before
+    keeping._installed.cache_clear()
+
+
 SOURCE = """
 import torch
 
@@ -283,6 +333,74 @@ def test_a_source_that_was_edited(tmp_path, monkeypatch):
     assert run(2.0) > 0
     assert run(2.0) == 0
     assert run(12.5) > 0
+
+
+CONSTANTS = """
+import functools
+import os
+import torch
+
+@torch._dynamo.assume_constant_result
+def factor(name, kind=float):
+    return {result}
+
+@functools.lru_cache
+@torch._dynamo.assume_constant_result
+def cached(default):
+    return float(os.environ.get("FACTOR", default))
+
+class Scale(torch.nn.Module):
+    @torch._dynamo.assume_constant_result
+    def factor(self):
+        return float(os.environ["FACTOR"])
+
+scale = Scale()
+
+def closure():
+    @torch._dynamo.assume_constant_result
+    def factor():
+        return float(os.environ["FACTOR"])
+    return factor
+
+inner = closure()
+
+def step(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v) * {call}, k, v
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "result", "kept"),
+    [
+        ("factor('FACTOR')", "float(os.environ[name])", True),
+        ("factor(name='FACTOR')", "float(os.environ[name])", True),
+        ("factor('FACTOR')[0]", "(float(os.environ[name]), 'x')", True),
+        ("cached(1)", "None", True),
+        ("inner()", "None", False),
+        ("scale.factor()", "None", False),
+    ],
+)
+def test_a_function_whose_result_is_a_constant(call, result, kept, tmp_path, monkeypatch):
+    """No guard says what it returned, and in another process it may return something else."""
+    monkeypatch.syspath_prepend(tmp_path)
+    q = k = v = torch.randn(1, 2, 40, 16)
+    (tmp_path / "constant_step.py").write_text(CONSTANTS.format(call=call, result=result))
+
+    def run(factor: float) -> int:
+        monkeypatch.setenv("FACTOR", str(factor))
+        sys.modules.pop("constant_step", None)
+        importlib.invalidate_caches()
+        module = importlib.import_module("constant_step")
+        torch._dynamo.reset()
+        counters.clear()
+        found = torch.compile(module.step, backend="innerq")(q, k, v)[0]
+        torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(q, k, v) * factor)
+        return counters["stats"]["calls_captured"]
+
+    assert run(2.0) > 0
+    assert (run(2.0) == 0) == kept
+    assert run(3.0) > 0
+    assert (run(2.0) == 0) == kept
 
 
 def test_a_graph_that_breaks():
