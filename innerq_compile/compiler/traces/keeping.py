@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import pathlib
@@ -166,9 +167,7 @@ class TraceKeeper:
         if not trace.outline.fits(frame.locals):
             raise NotKept("its guards are on values of other kinds")
         for name, module in trace.bytecode.imports.items():
-            if module not in sys.modules:
-                raise NotKept(f"{module} is not imported")
-            frame.globals.setdefault(name, sys.modules[module])
+            frame.globals.setdefault(name, _module(module))
         guards: Guards = pickle.loads(zlib.decompress(trace.guards))
         if guards.builtins is not None:
             traces.install_builtins(guards.builtins, frame.globals)
@@ -331,7 +330,7 @@ def _functions(codes: list[types.CodeType]) -> list[tuple[str, str, str]]:
 
 def _code_hash(module: str, name: str) -> str | None:
     """The hash of the code of a function, of the innermost one if decorators wrap it."""
-    value: Any = sys.modules.get(module)
+    value: Any = _module(module)
     for part in name.split("."):
         value = getattr(value, part, None)
     if isinstance(value, property):
@@ -342,6 +341,18 @@ def _code_hash(module: str, name: str) -> str | None:
         value = value.__wrapped__
     code = getattr(value, "__code__", None)
     return code_digest(code) if isinstance(code, types.CodeType) else None
+
+
+def _module(name: str) -> Any:
+    """A module, imported if it is not yet, as Dynamo would import it.
+
+    Raises:
+        NotKept: if it cannot be.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise NotKept(f"{name} cannot be imported") from None
 
 
 def _hash(text: str) -> str:
