@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._dynamo.source import (
@@ -24,9 +24,18 @@ from torch._guards import Guard, Source
 
 #: Guards that hold for one value only, which is compared if it is a constant.
 _OF_VALUES = frozenset(("BOOL_MATCH", "CONSTANT_MATCH", "EQUALS_MATCH", "ID_MATCH"))
+#: Guards that hold for one length only.
+_OF_LENGTHS = frozenset(("DICT_LENGTH", "SEQUENCE_LENGTH"))
 #: Guards that hold for other values than those of the same type, or that are on attributes which modules always have.
 _NOT_OF_TYPES = frozenset(("DICT_NOT_CONTAINS", "EMPTY_NN_MODULE_HOOKS_DICT", "NOT_PRESENT_IN_GENERIC_DICT"))
 _CONSTANTS = (bool, int, float, str)
+
+
+class _Compared(NamedTuple):
+    """What of a value is compared besides its type: a constant itself, the length of a list, tuple or dict."""
+
+    exactly: bool
+    length: bool
 
 
 class _Missing:
@@ -44,13 +53,13 @@ class Outline:
     """
 
     steps: list[tuple[int, str, Any]]
-    kinds: list[tuple[int, bool, str]]
+    kinds: list[tuple[int, _Compared, str]]
 
     def fits(self, scope: dict[str, Any]) -> bool:
         """Whether the values of a call are of these kinds. If they are not, the guards do not hold."""
         values = _values(self.steps, scope)
         with torch._C.DisableTorchFunctionSubclass():
-            return all(_kind(values[number], exactly) == kind for number, exactly, kind in self.kinds)
+            return all(_kind(values[number], compared) == kind for number, compared, kind in self.kinds)
 
 
 def outline_of(guards: Iterable[Guard], scope: dict[str, Any]) -> Outline:
@@ -71,14 +80,15 @@ def outline_of(guards: Iterable[Guard], scope: dict[str, Any]) -> Outline:
                 steps.append((base, step[1], step[2]))
         return numbers[source]
 
-    exactly: dict[int, bool] = {}
+    everything: dict[int, _Compared] = {}
     for guard in guards:
         kind = guard.create_fn_name()
         if kind not in _NOT_OF_TYPES and (found := number(guard.originating_source)) is not None:
-            exactly[found] = exactly.get(found, False) or kind in _OF_VALUES
+            before = everything.get(found, _Compared(False, False))
+            everything[found] = _Compared(before.exactly or kind in _OF_VALUES, before.length or kind in _OF_LENGTHS)
     values = _values(steps, scope)
     with torch._C.DisableTorchFunctionSubclass():
-        kinds = [(found, flag, _kind(values[found], flag)) for found, flag in exactly.items()]
+        kinds = [(found, compared, _kind(values[found], compared)) for found, compared in everything.items()]
     return Outline(steps, kinds)
 
 
@@ -128,9 +138,11 @@ def _item(holder: Any, key: Any) -> Any:
         return _Missing
 
 
-def _kind(value: Any, exactly: bool) -> str:
+def _kind(value: Any, compared: _Compared) -> str:
     cls = type(value)
-    if exactly and cls in _CONSTANTS:
+    if compared.exactly and cls in _CONSTANTS:
         return repr(value)
+    if compared.length and cls in (list, tuple, dict):
+        return f"{cls.__qualname__} {len(value)}"
     name = f"{cls.__module__}.{cls.__qualname__}"
     return f"{name} {value.dtype} {value.ndim}" if isinstance(value, torch.Tensor) else name

@@ -25,7 +25,7 @@ from transformers.models.llama import modeling_llama
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
 from innerq_compile.compiler.backend import innerq_backend
-from innerq_compile.compiler.traces import install, keeping, store
+from innerq_compile.compiler.traces import install, keeping, restored, store
 from innerq_compile.compiler.traces.fingerprints import fingerprint
 from innerq_compile.kernels.internals import traces
 from tests.helpers.models import tiny_llama
@@ -208,9 +208,10 @@ def test_traces_that_do_not_fit_are_silent_and_their_guards_are_not_built(monkey
     built = []
     tree = keeping.Tree
     monkeypatch.setattr(keeping, "Tree", lambda *args: built.append(args) or tree(*args))
+    before = restored()
     with caplog.at_level(logging.WARNING):
         assert traced(model_of()) == 0
-        assert len(built) == 2
+        assert len(built) == restored() - before >= 2  # in one process, guards of a frame before may take one with them
         monkeypatch.setattr(keeping.Outline, "fits", lambda self, scope: True)  # guards have to be built to find out
         assert traced(model_of()) == 0
     assert len(built) > 4
