@@ -88,7 +88,7 @@ def compile_regions(
     placeholders = gm.graph.find_nodes(op="placeholder")
     sizes = _sizes(placeholders)
     compiler = _Compiler(gm, dict(zip(placeholders, inputs, strict=True)), sizes, options)
-    functions = [compiler.function(region, _most_general(region, regions.regions)) for region in regions.regions]
+    functions = [compiler.function(region, regions.regions) for region in regions.regions]
 
     places = {node: place for place, node in enumerate(placeholders)}
     needed = list(dict.fromkeys(symbol for function in functions for symbol in function.symbols))
@@ -150,17 +150,19 @@ class _Compiler:
         self._sizes = {symbol: size for symbol, (_, _, size) in sizes.items()}
         self._kinds: list[_Kind] = []
 
-    def function(self, region: Region, general: Region) -> _Function:
+    def function(self, region: Region, regions: Sequence[Region]) -> _Function:
         """The compiled function of a region.
 
         Args:
             region: the region.
-            general: the one of its kind that is compiled first.
+            regions: all of the graph, of which the most general one of its kind is compiled first.
         """
         kind = self._serving(region)
-        if kind is None and not any(one.region is general for one in self._kinds):
-            self._kinds.append(self._compile(general))
-            kind = self._serving(region)
+        if kind is None:
+            general = _most_general(region, regions)
+            if not any(one.region is general for one in self._kinds):
+                self._kinds.append(self._compile(general))
+                kind = self._serving(region)
         if kind is None:
             kind = self._compile(region)
             self._kinds.append(kind)
@@ -195,9 +197,8 @@ def _sizes(placeholders: Sequence[Node]) -> dict[sympy.Symbol, tuple[int, int | 
         value = example_or_none(node)
         sizes = enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]
         for dim, size in sizes:
-            if is_size(size) and size.node.expr.is_Symbol:
-                symbol = size.node.expr
-                found.setdefault(symbol, (place, dim, as_size(symbol, size)))
+            if is_size(size) and (symbol := size.node.expr).is_Symbol and symbol not in found:
+                found[symbol] = place, dim, as_size(symbol, size)
     return found
 
 

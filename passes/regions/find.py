@@ -139,8 +139,11 @@ class _Cutter:
 
     def _calls_between(self, places: Sequence[int]) -> list[tuple[int, ...]]:
         """The calls in front of the first place, and those between the others, without what is shared by all."""
-        cut = zip([0, *places], [*places, len(self._calls)], strict=True)
-        return [tuple(itertools.compress(self._calls[start:end], self._own[start:end])) for start, end in cut]
+        return [tuple(itertools.compress(self._calls[piece], self._own[piece])) for piece in self._between(places)]
+
+    def _between(self, places: Sequence[int]) -> list[slice]:
+        """The positions in front of the first place, and those between the others."""
+        return [slice(start, end) for start, end in itertools.pairwise([0, *places, len(self._body)])]
 
     def _estimate(self, places: Sequence[int]) -> float:
         """The cost of the regions between these places if those with the same calls do the same."""
@@ -156,8 +159,7 @@ class _Cutter:
 
     def _cut(self, places: Sequence[int]) -> list[Region]:
         """The regions between these places."""
-        cut = zip([0, *places], [*places, len(self._body)], strict=True)
-        nodes = shared_first([list(self._body[start:end]) for start, end in cut], self._movable)
+        nodes = shared_first([list(self._body[piece]) for piece in self._between(places)], self._movable)
         pieces = [_Piece.of(piece, self._describer) for piece in nodes if piece]
         counted = _repeated(pieces)
         repeated = {piece.does: piece for piece in pieces if piece.does in counted}
