@@ -259,8 +259,10 @@ def test_threads_that_sample():
         feed(model, text, cache, 70, 73)
     torch.cuda.synchronize()
     before = recorded()
+    together = threading.Barrier(len(texts), timeout=300)
 
-    def work(number: int) -> None:
+    def work(number: int, wait=lambda: None) -> None:
+        wait()
         for _ in range(8):
             cache = DynamicCache()
             kept.append(cache)  # so that the next one lies elsewhere
@@ -272,8 +274,9 @@ def test_threads_that_sample():
                 assert 0 <= int(torch.multinomial(probabilities, 1)) < probabilities.shape[-1]
                 torch.rand(1000, device="cuda")
             found[number].append(torch.cat(logits))
+        wait()  # a thread whose neighbours have ended is alone
 
-    beside(work, len(texts))
+    beside(lambda number: work(number, together.wait), len(texts))
     for logits, right in zip(found, expected, strict=True):
         for one in logits:
             assert_near(one, right)
