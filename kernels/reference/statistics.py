@@ -41,18 +41,22 @@ def query_moments(query: torch.Tensor | None, keys: torch.Tensor, start: torch.T
     heads, tokens = keys.shape[1:3]
     if query is None:
         return default_moments(keys.shape[0], heads, keys.shape[3], keys.device)
-    # an index instead of a slice: with a slice, guards on strides would compile long and short prompts separately
-    last = torch.arange(torch.sym_max(query.shape[2] - MOST_QUERIES, 0), query.shape[2], device=query.device)
-    query = query.index_select(2, last)
+    if isinstance(query.shape[2], int):
+        query = query[:, :, -MOST_QUERIES:]
+    # A symbolic number of queries is masked, which reads more of a long prompt, but compiles long and short prompts as
+    # one: the size of a slice would be a minimum, which guards and caches of compiled code decide one way or the other.
     batch, q_heads, rows, head_dim = query.shape
     position = torch.arange(rows, device=query.device) + (tokens - rows)
-    real = position >= start[:, None]
+    real = (position >= start[:, None]) & (position >= tokens - MOST_QUERIES)
     x = query.float()
     x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0).clamp(-MAX_QUERY, MAX_QUERY)
     # numbers that are not finite count as zero: counting them per channel would cost as much as the sums
     group, rows = q_heads // heads, real.sum(-1)[:, None, None]
     count = (rows * group).clamp(min=1)
-    total, squares = (each.sum(2).view(batch, heads, group, head_dim).sum(2) for each in (x, x.square()))
+    # Inductor compiles sums of at most 4,096 float32 on a CPU, and of more, separately: its guard would compile twice.
+    dtype = torch.float64 if x.device.type == "cpu" else torch.float32
+    sums = (each.sum(2, dtype=dtype).float() for each in (x, x.square()))
+    total, squares = (each.view(batch, heads, group, head_dim).sum(2) for each in sums)
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     known = rows >= MIN_STATISTICS_TOKENS

@@ -107,6 +107,7 @@ def run(tokens):
 result = warm_up(run, 20)
 with torch.no_grad():
     run(20)
+    run(4200)
 found = {"warm_up": [result.compiled, result.from_disk, result.not_kept], "new": result.folders[0].new_bytes}
 stats = {"graphs": counters["stats"]["unique_graphs"], "operations": counters["stats"]["calls_captured"]}
 print(json.dumps({**found, **stats, "traced": result.traced, "aot": dict(counters["aot_autograd"])}))
@@ -121,14 +122,11 @@ def test_a_second_process_takes_everything_from_the_disk(tmp_path):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    first, second, third = run(), run(), run()
+    first, second = run(), run()
     pieces = first["warm_up"][0]
     assert first["warm_up"] == [pieces, 0, 0] and pieces >= first["graphs"] == 2
     assert first["traced"] == 2 and first["aot"].get("autograd_cache_hit", 0) == 0
-    # compiles nothing, but looking up the prompt's code adds a condition, with which it is traced and kept once more
-    assert second["warm_up"][::2] == [0, 0] and second["aot"].get("autograd_cache_miss", 0) == 0
-    assert second["operations"] < first["operations"]
-    assert third["warm_up"] == [0, pieces, 0] and third["graphs"] == 2
-    assert third["aot"].get("autograd_cache_miss", 0) == 0
-    assert (third["traced"], third["operations"]) == (0, 0)
-    assert first["new"] > 10_000 > third["new"]
+    assert second["warm_up"] == [0, pieces, 0] and second["graphs"] == 2
+    assert second["aot"].get("autograd_cache_miss", 0) == 0
+    assert (second["traced"], second["operations"]) == (0, 0)
+    assert first["new"] > 10_000 > second["new"]

@@ -174,7 +174,7 @@ def test_of_a_long_prompt_the_last_queries_count(no_inductor):
     start = torch.zeros(1, dtype=torch.int32)
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(torch.ops.innerq.query_moments, backend=counter, dynamic=True)
-    for tokens in (reference.MOST_QUERIES + 60, 500, reference.MOST_QUERIES):
+    for tokens in (reference.MOST_QUERIES + 60, 500, reference.MOST_QUERIES, 4200):
         query, keys = torch.randn(1, 4, tokens, 16), torch.randn(1, 2, tokens, 16)
         expected = moments(query[:, :, -reference.MOST_QUERIES :], 2, [0])
         torch.testing.assert_close(compiled(query, keys, start), expected, rtol=1e-4, atol=1e-5)
