@@ -18,7 +18,7 @@ from ..attention_call import AttentionCall
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
 from .combine import combine
-from .support import UNWRITTEN_SCALES, on_device, side_constants
+from .support import UNWRITTEN_SCALES, launching, side_constants
 
 #: Least tokens of a split: for fewer, combining its result costs more than it gains.
 MIN_SPLIT_TOKENS = 128
@@ -299,7 +299,7 @@ def decode_partials(
         mask = mask.view(torch.uint8)
     # an argument of the fast kernel only; without one any tensor is passed, and not read
     opened = {} if launch.reason else {"open_from": query if call.open_from is None else call.open_from}
-    with on_device(query):
+    with launching(query, launch.kernel):
         launch.kernel[launch.grid](
             query, *call.keys.encoded, *call.values.encoded, mask, **opened,
             part_out=part_out, part_max=part_max, part_sum=part_sum,

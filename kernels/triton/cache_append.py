@@ -24,7 +24,7 @@ from .constants import (
 )
 from .encode import copy_blocks
 from .encode_at_once import encode_block, warps_for
-from .support import mode_constants, on_device, side_constants
+from .support import launching, mode_constants, side_constants
 
 
 @triton.jit
@@ -258,7 +258,7 @@ def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
     launches = [(True, True, 1)]
     if count > min(blocks):  # more than one block may have to be quantized
         launches = [(True, False, -(-count // min(blocks))), (False, True, 1)]
-    with on_device(first):
+    with launching(first, append_fwd_kernel):
         for encode, write, due in launches:
             append_fwd_kernel[(batch * heads, len(sides), due)](
                 *tensors,

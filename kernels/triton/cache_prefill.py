@@ -26,7 +26,7 @@ from .constants import (
     window_slots,
 )
 from .encode import copy_blocks, encode_blocks
-from .support import mode_constants, on_device, side_constants
+from .support import launching, mode_constants, side_constants
 
 #: Tokens of the windows per program.
 WINDOW_ROWS = tl.constexpr(16)
@@ -206,7 +206,7 @@ def prefill(
     constants, options = launch_options(fmt, head_dim)
     if num_warps is not None:
         options["num_warps"] = num_warps
-    with on_device(x):
+    with launching(x, prefill_fwd_kernel):
         prefill_fwd_kernel[(triton.cdiv(blocks, constants["NB"]) + constants["WINDOWS"], batch * heads)](
             x,
             start.contiguous(),

@@ -13,7 +13,7 @@ from ..cache import Cache
 from .addresses import quantized_blocks, quantized_end, tile_channels
 from .casts import round_to
 from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_slots
-from .support import interpreted, on_device, side_constants
+from .support import interpreted, launching, side_constants
 from .unpack import load_tokens
 
 #: Device assertions need Triton's debug mode, which by default also checks additions for overflow.
@@ -140,5 +140,5 @@ def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
         tensors += [*cache.encoded, cache.codes.shape[2]]
         constants |= side_constants(cache.format, cache.window.shape[3], prefix)
     batch, heads = sides[0].state.shape[:2]
-    with on_device(position):
+    with launching(position, rewind_fwd_kernel):
         rewind_fwd_kernel[(batch * heads, 2)](*tensors, position, **constants, num_warps=4, **OPTIONS)

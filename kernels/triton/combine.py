@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .casts import round_to
 from .constants import LOG2E
-from .support import on_device
+from .support import launching
 
 #: Columns of the result per program.
 COLUMNS = 32
@@ -89,7 +89,7 @@ def combine(
 ) -> None:
     """Combine partial results ``[splits, rows, D]`` and twice ``[splits, rows]`` into ``out [B, Hq, N, D]``."""
     splits, rows, head_dim = part_out.shape
-    with on_device(out):
+    with launching(out, decode_combine_kernel):
         decode_combine_kernel[(rows, triton.cdiv(head_dim, COLUMNS))](
             part_out,
             part_max,

@@ -14,12 +14,12 @@ import triton.language as tl
 from .. import reference
 from ..pairs import Pairs
 from .constants import F32_MAX, F32_TINY
-from .support import next_power_of_2, on_device
+from .support import launching, next_power_of_2
 
 #: Tokens of a tile, and of the part that one program reads. Parts are short because a program's loads are sequential.
 TILE, PART = 64, 128
 #: Parts that the second kernel loads at a time.
-PARTS = tl.constexpr(16)
+PARTS_AT_ONCE = tl.constexpr(16)
 
 
 @triton.jit(do_not_specialize=("S",))  # the length of the prompt
@@ -78,8 +78,8 @@ def _moments(parts, bh, count, channel, D: tl.constexpr, COLS: tl.constexpr):
     b_count = tl.zeros((COLS,), tl.float32)
     b_high = tl.full((COLS,), float("-inf"), tl.float32)
     b_low = tl.full((COLS,), float("inf"), tl.float32)
-    for first in range(0, count, PARTS):
-        part = first + tl.arange(0, PARTS)
+    for first in range(0, count, PARTS_AT_ONCE):
+        part = first + tl.arange(0, PARTS_AT_ONCE)
         p_part = parts + ((bh * count + part) * (4 * D))[:, None] + channel[None, :]
         mask = (part < count)[:, None] & real[None, :]
         b_sum += tl.sum(tl.load(p_part, mask, other=0.0), 0)
@@ -173,7 +173,7 @@ def key_statistics(
     start = start.contiguous()
     unit = 1.0 / next_power_of_2(tokens)
     sizes = {"D": head_dim, "COLS": next_power_of_2(head_dim)}
-    with on_device(keys):
+    with launching(keys, key_moments_kernel, key_statistics_kernel):
         key_moments_kernel[(count, batch * heads)](
             keys, start, parts, heads, tokens, unit, *keys.stride(), **sizes, TILE=TILE, PART=PART, num_warps=4
         )

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .dependent import wait_for_others
-from .support import next_power_of_2, on_device
+from .support import launching, next_power_of_2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def row_linear(
     launch = launch or choose_launch(inputs)
     out = x.new_empty((*x.shape[:-1], sum(widths)))
     grid = sum(triton.cdiv(width, launch.outputs) for width in widths)
-    with on_device(x):
+    with launching(x, row_linear_kernel):
         row_linear_kernel[(grid,)](
             x.contiguous(),
             tuple(weights),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -96,18 +97,25 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
 
 def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
     """The compile-time constants of a mode, for kernels that quantize."""
+    from ..internals.triton_compiler import hash_in_order
     from .modes import encoder  # imports Triton, which may not be installed
 
+    function = encoder(fmt)
+    hash_in_order(function)
     constants = {
-        "ENCODER": encoder(fmt),
+        "ENCODER": function,
         "USES_ANCHOR": fmt.quantization.uses_anchor,
         "USES_QUERIES": fmt.uses_queries,
     }
     return {prefix + name: value for name, value in constants.items()}
 
 
-def on_device(x: torch.Tensor):
-    """A context in which Triton launches on the device of ``x``, which need not be the current device."""
+def launching(x: torch.Tensor, *kernels: Any):
+    """A context in which Triton launches kernels on the device of ``x``, which need not be the current device."""
+    from ..internals.triton_compiler import hash_in_order
+
+    for kernel in kernels:
+        hash_in_order(kernel)
     return torch.cuda.device(x.device) if x.is_cuda else _NoDevice()
 
 
