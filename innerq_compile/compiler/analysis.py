@@ -3,6 +3,8 @@
 Only a graph that is recorded as a CUDA graph has its lengths moved to a prelude. Whether it can be recorded is known
 once that is done; if it cannot, and nobody has asked for CUDA graphs, the passes run again and leave the lengths where
 they are, so that the graph is the same as with ``cuda_graphs=False``.
+
+What the passes made of a graph is kept with its trace (``traces/``), and used again where that is restored.
 """
 
 from __future__ import annotations
@@ -16,12 +18,37 @@ from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..passes import PIPELINE, PassContext
 from ..passes.analysis.recordable import RecordedInputs, is_on_device
+from ..passes.regions import Regions
 from ..runtime.report import GraphReport
+from . import traces
 from .observers import Observers
 from .options import GraphRequest
 from .recordability import NotRecorded, recordability
-from .reporting import make_report
+from .reporting import make_report, stamp
 from .reports import record
+
+
+@dataclasses.dataclass(frozen=True)
+class PassResult:
+    """What the passes made of a graph, without the graph itself.
+
+    Attributes:
+        rewritten: the copy that the passes worked on.
+        context: the context of the passes.
+        report: the graph's report.
+        recording: how recordings of the graph treat its inputs, or why it is not recorded.
+        holds_caches: whether quantized caches are inputs or outputs. If not, the graph is compiled as it was captured.
+        passes_ran: False if a pass failed without which a graph with quantized caches cannot be compiled.
+        regions: the regions of the graph that is compiled, if an earlier process has found them.
+    """
+
+    rewritten: GraphModule
+    context: PassContext
+    report: GraphReport
+    recording: RecordedInputs | NotRecorded
+    holds_caches: bool
+    passes_ran: bool
+    regions: Regions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +57,37 @@ class Analysis:
 
     Attributes:
         captured: the graph as Dynamo captured it.
-        rewritten: the copy that the passes worked on.
-        context: the context of the passes.
+        result: what the passes made of it. Its report is already recorded and logged.
         config: the user's config.
-        report: the graph's report, already recorded and logged.
         observers: the observers of this compilation.
-        passes_ran: False if a pass failed without which a graph with quantized caches cannot be compiled.
         request: what the options say of CUDA graphs.
-        recording: how recordings of the graph treat its inputs, or why it is not recorded.
     """
 
     captured: GraphModule
-    rewritten: GraphModule
-    context: PassContext
+    result: PassResult
     config: InnerQConfig
-    report: GraphReport
     observers: Observers
-    passes_ran: bool
     request: GraphRequest
-    recording: RecordedInputs | NotRecorded
 
     @property
-    def holds_caches(self) -> bool:
-        """Whether quantized caches are inputs or outputs. If not, the graph is compiled as it was captured."""
-        return bool(self.context.rewritten or self.context.caches)
+    def rewritten(self) -> GraphModule:
+        """The copy that the passes worked on."""
+        return self.result.rewritten
+
+    @property
+    def context(self) -> PassContext:
+        """The context of the passes."""
+        return self.result.context
+
+    @property
+    def report(self) -> GraphReport:
+        """The graph's report."""
+        return self.result.report
+
+    @property
+    def compiled(self) -> GraphModule:
+        """The graph that is compiled: the rewritten one, or the captured one if that has no quantized caches."""
+        return self.rewritten if self.result.holds_caches else self.captured
 
     @property
     def prelude(self) -> GraphModule | None:
@@ -69,6 +103,18 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
     """
     observers = Observers(gm, config, inductor_options)
     request = GraphRequest.of(config, inductor_options)
+    result = traces.work_on(gm)
+    if isinstance(result, PassResult) and observers.after_pass is None:
+        result = dataclasses.replace(result, report=stamp(result.report))
+    else:
+        result = _run_passes(gm, config, request, observers)
+    record(result.report)
+    if config.strict and result.context.reasons:
+        raise InnerQError(f"strict: an attention was not rewritten: {result.context.reasons[0]}")
+    return Analysis(gm, result, config, observers, request)
+
+
+def _run_passes(gm: GraphModule, config: InnerQConfig, request: GraphRequest, observers: Observers) -> PassResult:
     static_lengths = request is GraphRequest.ASKED or (request is GraphRequest.DEFAULT and is_on_device(gm))
     result = PIPELINE.rewrite(gm, config, static_lengths=static_lengths, observe=observers.after_pass)
     report = make_report(result.context, config)
@@ -76,12 +122,28 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
     if request is GraphRequest.DEFAULT and isinstance(recording, NotRecorded) and _lengths_moved(result.context):
         result = PIPELINE.rewrite(gm, config, observe=observers.after_pass)
         report = make_report(result.context, config)
-    record(report)
-    if config.strict and result.context.reasons:
-        raise InnerQError(f"strict: an attention was not rewritten: {result.context.reasons[0]}")
-    return Analysis(gm, result.gm, result.context, config, report, observers, result.passes_ran, request, recording)
+    context = result.context
+    holds_caches = bool(context.rewritten or context.caches)
+    return PassResult(result.gm, context, report, recording, holds_caches, result.passes_ran)
 
 
 def _lengths_moved(context: PassContext) -> bool:
     """Whether passes may have changed a graph, or noted a reason, because it was to be recorded."""
     return context.static_lengths and bool(context.caches or context.shadows)
+
+
+def keep(analysis: Analysis, example_inputs: list[Any], regions: Regions) -> None:
+    """Let the result of the passes be kept with the trace of the graph. To be called before it is compiled.
+
+    Args:
+        analysis: the result.
+        example_inputs: inputs of the captured graph.
+        regions: the regions of the graph that is compiled.
+    """
+    result = analysis.result
+    if result.context.failures:  # another process may have more luck
+        traces.captured(analysis.captured, example_inputs)
+        return
+    kept = dataclasses.replace(result, rewritten=analysis.compiled, context=result.context.for_calls(), regions=regions)
+    graphs = [gm for gm in (analysis.rewritten, analysis.prelude) if result.holds_caches and gm is not None]
+    traces.captured(analysis.captured, example_inputs, graphs, kept)

@@ -4,6 +4,8 @@
                        their inner tensors, and report the result (analysis.py)
     choose_execution   decide whether the graph runs kernel by kernel or as a CUDA graph, and who records it
                        (execution.py)
+    plan_regions       find the repeated layers, each kind of which is compiled once (regions.py)
+    keep               let the trace of the graph and all of the above be kept for other processes (traces/)
     compile            Inductor compiles the copy, and its prelude if it has one
     wrap               the callable returned to Dynamo unwraps InnerQTensors into their inner tensors, allocates space
                        for the tokens that the graph appends, and wraps the results (runtime/call.py)
@@ -29,18 +31,18 @@ from ..kernels.internals.dynamo_sizes import use_symbols
 from ..logs import trace_graph
 from ..passes.context import GraphError
 from ..passes.graph.values import example_or_none
+from ..passes.regions import Regions
 from ..runtime.call import CompiledGraph
 from ..runtime.recordings import Recordings, at_work, release_all
 from ..runtime.report import GraphReport
-from .analysis import Analysis, analyse
+from .analysis import Analysis, analyse, keep
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .kernels_ahead import compiling_kernels
 from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
-from .regions import compile_by_regions
+from .regions import compile_by_regions, plan_regions
 from .symbols import SYMBOLS
-from .traces import captured
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,6 @@ def innerq_backend(
         CompileError: if an option is wrong, if the config does not support a cache of the graph, if an input of a
             graph with quantized caches requires a gradient, or, in strict mode, if an attention was not rewritten.
     """
-    captured(gm, example_inputs)
     try:
         config, inductor_options = split_options(options, mode)
         inductor.start_workers()
@@ -95,16 +96,18 @@ def _compile(
 ) -> Callable[..., Any]:
     analysis = analyse(gm, config, inductor_options)
     notice.concerns(analysis.report)
-    if not analysis.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
+    if not analysis.result.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
         # Run eagerly: InnerQTensor's own operations give the right results, slowly.
         return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))
     execution = choose_execution(analysis, inductor_options)
-    if not analysis.holds_caches:
-        compiled = _compile_as_captured(analysis, execution, example_inputs)
+    regions = plan_regions(analysis, example_inputs, execution.inductor_options)
+    keep(analysis, example_inputs, regions)
+    if not analysis.result.holds_caches:
+        compiled = _compile_as_captured(analysis, execution, regions, example_inputs)
         return analysis.observers.observed(_counting_calls(compiled, analysis.report))
     _refuse_gradients(example_inputs)
     prelude = _compile_prelude(analysis, execution, example_inputs)
-    compiled = _compile_rewritten(analysis, execution, example_inputs)
+    compiled = _compile_rewritten(analysis, execution, regions, example_inputs)
     graph = CompiledGraph(compiled, prelude, analysis.context, gm, analysis.rewritten, analysis.report)
     return analysis.observers.observed(graph)
 
@@ -123,13 +126,15 @@ def _refuse_gradients(example_inputs: list[Any]) -> None:
 # --- compiling ------------------------------------------------------------------------------------------------------
 
 
-def _compile_as_captured(analysis: Analysis, execution: Execution, example_inputs: list[Any]) -> Callable[..., Any]:
+def _compile_as_captured(
+    analysis: Analysis, execution: Execution, regions: Regions, example_inputs: list[Any]
+) -> Callable[..., Any]:
     trace_graph(f"innerq_graph_{analysis.report.index}", analysis.captured)
     with (
         reporting_inductors_graphs(execution, analysis, example_inputs),
         analysis.observers.compiling(analysis.captured, analysis.report),
     ):
-        return compile_by_regions(analysis, analysis.captured, example_inputs, execution.inductor_options)
+        return compile_by_regions(analysis, regions, example_inputs, execution.inductor_options)
 
 
 def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: list[Any]) -> Callable[..., Any] | None:
@@ -143,7 +148,7 @@ def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: l
 
 
 def _compile_rewritten(
-    analysis: Analysis, execution: Execution, example_inputs: list[Any]
+    analysis: Analysis, execution: Execution, regions: Regions, example_inputs: list[Any]
 ) -> Callable[[list[Any], list[int]], Any]:
     """Compile the rewritten graph. The result is called with its inputs and the addresses of its caches.
 
@@ -160,7 +165,7 @@ def _compile_rewritten(
         cached_by_source(),
         compiling_kernels(rewritten),
     ):
-        compiled = compile_by_regions(analysis, rewritten, inputs, execution.inductor_options)
+        compiled = compile_by_regions(analysis, regions, inputs, execution.inductor_options)
     if execution.inputs is not None:
         return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)

@@ -62,13 +62,13 @@ def choose_execution(analysis: Analysis, inductor_options: dict[str, Any]) -> Ex
 
     If Inductor may record it, marks the inputs of the rewritten graph that keep their address.
     """
-    context, report, recording = analysis.context, analysis.report, analysis.recording
+    context, report, recording = analysis.context, analysis.report, analysis.result.recording
     asked = analysis.request is GraphRequest.ASKED
     if isinstance(recording, RecordedInputs):
         report.cuda_graphs = CudaGraphs(CudaGraphUse.USED, _detail("" if asked else BY_DEFAULT, context))
         return Execution(Recorder.INNERQ, without_cuda_graphs(inductor_options), recording, asked=asked)
     if asked and not recording.by_nobody:
-        if analysis.holds_caches:
+        if analysis.result.holds_caches:
             _mark_static_inputs(analysis.rewritten, context)
         options = {**inductor_options, CUDA_GRAPHS: True}  # what asks may be Inductor's own configuration
         return Execution(Recorder.INDUCTOR, options, reason=recording.reason, asked=True)

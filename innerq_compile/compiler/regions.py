@@ -26,36 +26,56 @@ from .options import CUDA_GRAPHS
 log = logging.getLogger(__name__)
 
 
+def plan_regions(analysis: Analysis, inputs: Sequence[Any], options: dict[str, Any]) -> Regions:
+    """The regions of the graph that is compiled, or none and the reason why it is compiled as a whole.
+
+    Args:
+        analysis: the result of the passes.
+        inputs: example inputs of the captured graph.
+        options: options of Inductor.
+    """
+    if reason := _obstacle(analysis, inputs, options):
+        return Regions([], reason)
+    if analysis.result.regions is not None:
+        return analysis.result.regions
+    try:
+        return find_regions(analysis.compiled.graph)
+    except Exception as error:  # the graph as a whole does not depend on this
+        return Regions([], _failed(analysis, "finding", error))
+
+
 def compile_by_regions(
-    analysis: Analysis, gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any]
+    analysis: Analysis, regions: Regions, inputs: Sequence[Any], options: dict[str, Any]
 ) -> Callable[..., Any]:
     """Compile a graph with Inductor, region by region if that saves time, and note in the report what was done.
 
     Args:
         analysis: the result of the passes.
-        gm: the captured or the rewritten graph.
-        inputs: example inputs of ``gm``.
+        regions: the result of :func:`plan_regions`.
+        inputs: example inputs of the graph that is compiled.
         options: options of Inductor.
     """
-    report = analysis.report
-    if reason := _obstacle(analysis, inputs, options):
-        report.regions = f"compiled as a whole: {reason}"
-        return inductor.compile_graph(gm, inputs, options)
-    try:
-        regions = find_regions(gm.graph)
-        if regions.regions:
-            report.regions = str(regions)  # now, for the notice of a compilation that takes long
+    gm, report, reason = analysis.compiled, analysis.report, regions.reason
+    if regions.regions:
+        report.regions = str(regions)  # now, for the notice of a compilation that takes long
+        try:
             return compile_regions(gm, regions, inputs, options)
-        reason = regions.reason
-    except RestartAnalysis:  # raised again for the whole graph, so that all floats to be constants are found at once
-        return inductor.compile_graph(gm, inputs, options)
-    except Exception as error:  # the graph as a whole does not depend on this
-        if analysis.config.strict:
-            raise
-        log.error("graph %d is compiled as a whole: %r", report.index, error, exc_info=error)
-        reason = f"compiling its regions failed: {error!r}"
+        except (
+            RestartAnalysis
+        ):  # raised again for the whole graph, so that all floats to be constants are found at once
+            return inductor.compile_graph(gm, inputs, options)
+        except Exception as error:  # the graph as a whole does not depend on this
+            reason = _failed(analysis, "compiling", error)
     report.regions = f"compiled as a whole: {reason}"
     return inductor.compile_graph(gm, inputs, options)
+
+
+def _failed(analysis: Analysis, what: str, error: Exception) -> str:
+    """Log an error in regions and return the reason for the report. In strict mode it is raised."""
+    if analysis.config.strict:
+        raise error
+    log.error("graph %d is compiled as a whole: %r", analysis.report.index, error, exc_info=error)
+    return f"{what} its regions failed: {error!r}"
 
 
 def _obstacle(analysis: Analysis, inputs: Sequence[Any], options: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from typing import Any
 
 from ..config import InnerQConfig, describe
 from ..kernels import dispatch
@@ -44,9 +46,17 @@ def make_report(context: PassContext, config: InnerQConfig) -> GraphReport:
         config=describe(config),
         rewrite=config.rewrite,
         left_out=context.left_out,
-        compile_id=compile_id(),
-        compiled_at=time.time_ns() // 1000,
+        **_now(),
     )
+
+
+def stamp(report: GraphReport) -> GraphReport:
+    """The report of an earlier compilation for one of now."""
+    return dataclasses.replace(report, **_now())
+
+
+def _now() -> dict[str, Any]:
+    return {"compile_id": compile_id(), "compiled_at": time.time_ns() // 1000}
 
 
 def _kind(context: PassContext) -> GraphKind:

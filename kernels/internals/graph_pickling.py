@@ -9,7 +9,7 @@ import dataclasses
 import io
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._guards import CompileContext, TracingContext
@@ -37,38 +37,70 @@ class NotPicklable(Exception):
     """A graph holds something that another process could not use."""
 
 
-def dump(gm: GraphModule, example_inputs: Sequence[Any]) -> bytes:
+class Loaded(NamedTuple):
+    """What :func:`load` returns.
+
+    Attributes:
+        gm: the graph module.
+        mode: the new fake mode of its values.
+        contexts: the symbolic context of each input.
+        value: the value that was kept with it.
+    """
+
+    gm: GraphModule
+    mode: FakeTensorMode
+    contexts: list[Any]
+    value: Any
+
+
+def dump(
+    gm: GraphModule, example_inputs: Sequence[Any], others: Sequence[GraphModule] = (), value: Any = None
+) -> bytes:
     """A graph module as bytes, with what Dynamo knows about the sizes of its inputs.
 
+    Args:
+        gm: the graph module.
+        example_inputs: its inputs.
+        others: graph modules made of it, whose values are of the same fake mode.
+        value: anything that may hold these graph modules, and nodes of them and of graphs that exist no more.
+
     Raises:
-        NotPicklable: if the graph has modules or tensors of its own, or something in it cannot be pickled.
+        NotPicklable: if a graph has modules or tensors of its own, or something in it cannot be pickled.
     """
-    modes = {id(mode): mode for mode in map(_mode_of, gm.graph.nodes) if mode is not None}
-    if len(modes) != 1 or any(node.op in ("get_attr", "call_module") for node in gm.graph.nodes):
-        raise NotPicklable("the graph holds modules, tensors of its own, or values of several fake modes")
+    graphs = [gm, *others]
+    modes = {id(mode): mode for graph in graphs for mode in map(_mode_of, graph.graph.nodes) if mode is not None}
+    if len(modes) != 1 or any(node.op in ("get_attr", "call_module") for graph in graphs for node in graph.graph.nodes):
+        raise NotPicklable("a graph holds modules, tensors of its own, or values of several fake modes")
     (mode,) = modes.values()
-    pickler = _Pickler(io.BytesIO(), mode.shape_env)
-    numbers = {node: index for index, node in enumerate(gm.graph.nodes)}
-    nodes = [_node_data(node, numbers) for node in gm.graph.nodes]
+    pickler = _Pickler(io.BytesIO(), mode.shape_env, graphs)
     names = gm.meta.get("dynamo_flat_name_to_original_fqn", {})
     try:
         pickler.dump(_state(mode.shape_env))  # first, because sizes of tensors are computed when they are made
-        pickler.dump((nodes, names, [_context(value, mode.shape_env) for value in example_inputs]))
+        pickler.dump((names, [_context(one, mode.shape_env) for one in example_inputs]))
+        pickler.dump([[_node_data(node, pickler.numbers) for node in graph.graph.nodes] for graph in graphs])
+        pickler.dump(value)
     except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError) as error:
         raise NotPicklable(str(error)) from error
     return pickler.stream.getvalue()
 
 
-def load(data: bytes) -> tuple[GraphModule, FakeTensorMode, list[Any]]:
-    """The graph module of :func:`dump`, the new fake mode of its values, and the symbolic context of each input."""
+def load(data: bytes) -> Loaded:
+    """What was given to :func:`dump`."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
     unpickler, shape_env = _Unpickler(io.BytesIO(data), mode), mode.shape_env
-    for name, value in unpickler.load().items():
-        setattr(shape_env, name, value)
-    nodes, names, contexts = unpickler.load()
+    for name, found in unpickler.load().items():
+        setattr(shape_env, name, found)
+    names, contexts = unpickler.load()
     for index, context in enumerate(contexts):
         if (cache := getattr(context, _CACHE, None)) is not None:
-            contexts[index] = _with_cache(context, {id(shape_env): found for found in cache.values()})
+            contexts[index] = _with_cache(context, {id(shape_env): known for known in cache.values()})
+    for nodes in unpickler.load():
+        unpickler.graphs.append(_graph(nodes, names))
+    unpickler.nodes = [list(gm.graph.nodes) for gm in unpickler.graphs]
+    return Loaded(unpickler.graphs[0], mode, contexts, unpickler.load())
+
+
+def _graph(nodes: list[Any], names: dict[str, str]) -> GraphModule:
     graph = Graph()
     made: list[Node] = []
     for op, name, target, args, kwargs, annotation, meta, source in nodes:
@@ -82,7 +114,7 @@ def load(data: bytes) -> tuple[GraphModule, FakeTensorMode, list[Any]]:
     gm.meta |= {"dynamo_flat_name_to_original_fqn": names, "dynamo_compile_id": CompileContext.current_compile_id()}
     gm._param_name_to_source = {}  # pyright: ignore[reportArgumentType]
     gm._source_to_user_stacks = {}  # pyright: ignore[reportArgumentType]
-    return gm, mode, contexts
+    return gm
 
 
 class _Place:
@@ -108,14 +140,18 @@ def _mode_of(node: Node) -> FakeTensorMode | None:
     return value.fake_mode if isinstance(value, FakeTensor) else None
 
 
-def _node_data(node: Node, numbers: dict[Node, int]) -> tuple[Any, ...]:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda other: _Place(numbers[other]))  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-    meta = {key: node.meta[key] for key in _META if key in node.meta}
+def _node_data(node: Node, numbers: dict[Node, tuple[int, int]]) -> tuple[Any, ...]:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda other: _Place(numbers[other][1]))  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+    meta = _meta_of(node)
     if (static := node.meta.get("tensor_dict", {}).get(_STATIC)) is not None:
         meta["tensor_dict"] = {_STATIC: static}
     elif node.op == "placeholder":
         meta["tensor_dict"] = {}
     return node.op, node.name, node.target, args, kwargs, node.type, meta, getattr(node, "_dynamo_source", None)
+
+
+def _meta_of(node: Node) -> dict[str, Any]:
+    return {key: node.meta[key] for key in _META if key in node.meta}
 
 
 def _context(value: Any, shape_env: Any) -> Any:
@@ -140,17 +176,37 @@ def _state(shape_env: Any) -> dict[str, Any]:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, shape_env: Any) -> None:
+    """Writes graphs.
+
+    Attributes:
+        numbers: for each node of a graph, the number of the graph and its own.
+    """
+
+    def __init__(self, stream: io.BytesIO, shape_env: Any, graphs: Sequence[GraphModule]) -> None:
         super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
         self.stream = stream
+        self.numbers = {
+            node: (number, index) for number, gm in enumerate(graphs) for index, node in enumerate(gm.graph.nodes)
+        }
+        self._graphs = {id(gm): number for number, gm in enumerate(graphs)}
         self._shape_env = shape_env
         self._storages: dict[int, tuple[int, Any]] = {}
         self._kept: list[Any] = []  # so that no id is used twice
 
-    def persistent_id(self, obj: Any) -> str | None:
-        return "shape_env" if obj is self._shape_env and obj is not None else None
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if obj is self._shape_env and obj is not None:
+            return ("shape_env",)
+        if isinstance(obj, Node) and (number := self.numbers.get(obj)) is not None:
+            return ("node", *number)
+        if isinstance(obj, GraphModule) and (number := self._graphs.get(id(obj))) is not None:
+            return ("graph", number)
+        return None
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Node):
+            return _erased, (obj.op, obj.name, obj.target, _meta_of(obj))
+        if isinstance(obj, GraphModule):
+            raise NotPicklable("another graph")
         if isinstance(obj, FakeTensor):
             return _tensor, (_ModeOfTensor(), *self._described(obj))
         if isinstance(obj, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -198,10 +254,15 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, stream: io.BytesIO, mode: FakeTensorMode) -> None:
         super().__init__(stream)
         self.mode = mode
+        self.graphs: list[GraphModule] = []
+        self.nodes: list[list[Node]] = []
         self.first: dict[int, torch.Tensor] = {}  # for each storage, the first tensor that has it
 
-    def persistent_load(self, pid: str) -> Any:
-        return self.mode.shape_env
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *number = pid
+        if kind == "node":
+            return self.nodes[number[0]][number[1]]
+        return self.graphs[number[0]] if kind == "graph" else self.mode.shape_env
 
     def load(self) -> Any:
         _AT_WORK.append(self)
@@ -209,6 +270,13 @@ class _Unpickler(pickle.Unpickler):
             return super().load()
         finally:
             _AT_WORK.pop()
+
+
+def _erased(op: str, name: str, target: Any, meta: dict[str, Any]) -> Node:
+    """A node that is in no graph any more: it has a name and a value, and no arguments."""
+    node = Graph().create_node(op, target, name=name)
+    node.meta = meta
+    return node
 
 
 def _current() -> _Unpickler:

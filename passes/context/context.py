@@ -107,6 +107,13 @@ class PassContext:
         for pair in self.shadows.values():
             yield from (pair.key, pair.value)
 
+    def for_calls(self) -> PassContext:
+        """A context with the fields that calls of the compiled graph need, without those that are about its nodes."""
+        needed = ("caches", "appended", "shadows", "outputs", "prelude", "lengths_not_hoisted", "reasons", "notes")
+        return PassContext(
+            self.config, self.static_lengths, self.left_out, **{name: getattr(self, name) for name in needed}
+        )
+
     def refuse(self, attention: AttentionMatch | Node, text: str) -> None:
         """Record why an attention is not rewritten.
 

@@ -8,14 +8,15 @@ A kept trace is the graph as Dynamo captured it, the bytecode that calls it, and
 It is used only if Dynamo's guards, built anew from the values of the call, state word for word what they stated when it
 was kept. An object that a guard identifies by its address (a class, a function, a module) is compared by its
 fingerprint, which covers the code of a function and of all methods of a class: a library that was updated, or a method
-that was replaced, is another object. The backend compiles the graph as one of Dynamo's own, so that options, passes and
-caches of compiled code work as ever.
+that was replaced, is another object. The backend compiles the graph as one of Dynamo's own, so that options and caches
+of compiled code work as ever. What the passes made of the graph is kept with it, so that they need not run again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from ...kernels.versions import is_supported
 from . import store
 
 log = logging.getLogger(__name__)
+
+#: Metadata of a restored graph.
+WORK = "innerq_work"
 
 #: The keeper that is told of captured graphs, a ``keeping.TraceKeeper``.
 _KEEPERS: list[Any] = []
@@ -47,10 +51,22 @@ def install(backend: Any) -> None:
     _KEEPERS.append(keeper)
 
 
-def captured(gm: GraphModule, example_inputs: list[Any]) -> None:
-    """To be called by the backend with each graph that Dynamo gives it, before it is compiled."""
+def captured(gm: GraphModule, example_inputs: list[Any], graphs: Sequence[GraphModule] = (), work: Any = None) -> None:
+    """To be called by the backend with each graph that Dynamo gives it, before it is compiled.
+
+    Args:
+        gm: the graph.
+        example_inputs: its inputs.
+        graphs: the graphs that passes have made of it.
+        work: what else passes have found out about it, for :func:`work_on`. May hold these graphs and nodes of them.
+    """
     for keeper in _KEEPERS:
-        keeper.captured(gm, example_inputs)
+        keeper.captured(gm, example_inputs, graphs, work)
+
+
+def work_on(gm: GraphModule) -> Any:
+    """What was given to :func:`captured` for a graph that is restored, with new graphs; None for any other graph."""
+    return gm.meta.get(WORK)
 
 
 def restored() -> int:

@@ -14,10 +14,11 @@ import pickle
 import sys
 import types
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from ... import cache as _package_marker
 from ...kernels.internals import constant_results, graph_pickling, inductor, traces
@@ -25,7 +26,7 @@ from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
 from ...kernels.internals.guarded_values import Outline, outline_of
 from ...kernels.internals.traces import Bytecode, Frame, Guards, NotKept, Restored, Tree
-from . import store
+from . import WORK, store
 from .fingerprints import Unknown, code_digest, fingerprint
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Trace:
         bytecode: what Dynamo runs in place of the frame's code.
         guards: the guards, pickled and compressed.
         checks: a hash of all that the guards check.
-        graph: the captured graph, compressed.
+        graph: the captured graph and what passes made of it, compressed.
         constants: calls of functions whose results Dynamo took for constants, with the results.
         conditions: the conditions on sizes after it was compiled.
     """
@@ -94,15 +95,17 @@ class TraceKeeper:
             self._captured = None
             raise
 
-    def captured(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> None:
-        """Called by the backend with each graph, before it is compiled."""
+    def captured(self, gm: GraphModule, example_inputs: list[Any], graphs: Sequence[GraphModule], work: Any) -> None:
+        """Called by the backend with each graph, before it is compiled, and with what passes made of it."""
         if self._captured is None:
             return
-        try:
-            self._captured.append(graph_pickling.dump(gm, example_inputs))
-        except NotPicklable as error:
-            log.debug("a trace is not kept: %s", error)
-            self._captured.append(None)
+        for more in ((graphs, work), ((), None)):  # passes may leave something that cannot be kept
+            try:
+                self._captured.append(graph_pickling.dump(gm, example_inputs, *more))
+                return
+            except NotPicklable as error:
+                log.debug("%s is not kept: %s", "a trace" if more[1] is None else "what passes made of a graph", error)
+        self._captured.append(None)
 
     def keep(self, frame: Frame, output: Any, manager: Any, before: set[str]) -> None:
         """Keep what Dynamo has found, if another process could use it."""
@@ -181,7 +184,8 @@ class TraceKeeper:
     def _compiled(self, frame: Frame, trace: Trace, guards: Guards, tree: Tree) -> Restored:
         if _hash(tree.text(fingerprint)) != trace.checks:
             raise NotKept("its guards check other values")
-        gm, mode, contexts = graph_pickling.load(zlib.decompress(trace.graph))
+        gm, mode, contexts, work = graph_pickling.load(zlib.decompress(trace.graph))
+        gm.meta[WORK] = work
         inputs = _inputs(gm, tree)
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):
