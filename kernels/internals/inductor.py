@@ -160,10 +160,31 @@ def compiled_at_once() -> contextlib.AbstractContextManager[Any]:
     return config.patch(enable_autograd_cache=False)
 
 
+class _Tag(str):
+    """The user's tag and ours for keys of compiled graphs.
+
+    As part of a longer text it is the user's alone. So are keys of launch configurations that were found by timing:
+    Inductor computes them in other processes, too, which do not know our tag, and would time them in every process.
+    """
+
+    users: str
+
+    def __new__(cls, users: str, ours: str) -> _Tag:
+        tag = super().__new__(cls, users + ours)
+        tag.users = users
+        return tag
+
+    def __format__(self, spec: str) -> str:
+        return format(self.users, spec)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as a plain text: keys of compiled graphs are hashes of pickles
+        return str, (str.__str__(self),)
+
+
 def cached_under(tag: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which the keys of Inductor's and AOTAutograd's caches contain ``tag``, after the user's own tag."""
+    """A context in which the keys of Inductor's and AOTAutograd's graphs contain ``tag``, after the user's own tag."""
     settings: Any = torch.compiler.config
-    return settings.patch(cache_key_tag=settings.cache_key_tag + tag)
+    return settings.patch(cache_key_tag=_Tag(settings.cache_key_tag, tag))
 
 
 def caches_enabled() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -104,3 +105,15 @@ def test_cpp_kernels_are_cached_by_their_whole_source():
     headers = sorted(Path(cpu.__file__).parent.glob("*.h"))
     assert headers and all(header.read_text() in text for header in headers)
     assert '#include "' not in text
+
+
+def test_keys_of_timed_launches_have_no_tag_of_ours():
+    """Inductor's worker processes compute these keys, too. Graphs have one, and their keys are hashes of pickles."""
+    from torch.compiler import config
+
+    with config.patch(cache_key_tag="theirs"), inductor.cached_under("-ours"):
+        tag = config.cache_key_tag
+        assert f"kernel:{tag}" == "kernel:theirs" and tag == "theirs-ours"
+        kept = pickle.loads(pickle.dumps(tag))
+        assert kept == "theirs-ours" and type(kept) is str
+    assert config.cache_key_tag == ""
