@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ __all__ = ["ASTSource", "CompiledKernel", "GPUTarget", "disassembler", "hash_in_
 
 #: The ids of functions that are hashed, and what they call. They live as long as their modules.
 _HASHED: set[int] = set()
+#: Held while functions are hashed: another thread must not find a function that is half done.
+_HASHING = threading.RLock()
 
 
 def hash_in_order(function: Any) -> None:
@@ -24,12 +27,15 @@ def hash_in_order(function: Any) -> None:
     callees which were hashed before, so it depended on which kernel was compiled first, and a process compiled anew
     what others had kept. Functions in Triton's interpreter have no hash.
     """
-    if not hasattr(type(function), "cache_key") or id(function) in _HASHED:
+    if not hasattr(type(function), "cache_key"):
         return
-    _HASHED.add(id(function))  # at once, because functions may call themselves
-    for callee in _callees(function.fn):
-        hash_in_order(callee)
-    _ = function.cache_key
+    with _HASHING:
+        if id(function) in _HASHED:
+            return
+        _HASHED.add(id(function))  # at once, because functions may call themselves
+        for callee in _callees(function.fn):
+            hash_in_order(callee)
+        _ = function.cache_key
 
 
 def _callees(function: types.FunctionType) -> Iterator[Any]:
