@@ -9,9 +9,20 @@ from torch._dynamo.source import AttrSource, ConstantSource
 from torch._guards import Source
 from torch.fx import GraphModule, Node
 
-__all__ = ["AttrSource", "ConstantSource", "Source", "copy_notes", "mark_static", "set_source", "source_of", "static"]
+__all__ = [
+    "ON_MODULES",
+    "AttrSource",
+    "ConstantSource",
+    "Source",
+    "copy_notes",
+    "mark_static",
+    "set_source",
+    "source_of",
+    "static",
+]
 
-_ON_MODULES = ("_param_name_to_source", "_source_to_user_stacks")
+#: Attributes of Dynamo's graph modules that belong to the graph.
+ON_MODULES = ("_param_name_to_source", "_source_to_user_stacks")
 
 
 def source_of(node: Node) -> Source | None:
@@ -27,7 +38,7 @@ def set_source(node: Node, source: Source | None) -> None:
 
 def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) -> None:
     """Copy Dynamo's metadata from a graph module to a copy of it. ``nodes`` maps old nodes to new ones."""
-    for name in _ON_MODULES:
+    for name in ON_MODULES:
         if hasattr(old, name):
             setattr(new, name, getattr(old, name))
     for original, copy in nodes.items():

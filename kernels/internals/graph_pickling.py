@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .dynamo_graphs import ON_MODULES
 from .tensors import META, meta_tensor, no_dispatch
 
 #: Attributes of a ``ShapeEnv`` that are not carried over: what it needs while Dynamo traces, and caches of results.
@@ -29,6 +30,8 @@ _TRANSIENT = frozenset({"tracked_fakes", "fake_tensor_cache", "log", "fx_node_ca
 #: Metadata of nodes that is carried over. Of ``tensor_dict`` only whether an input keeps its address.
 _META = ("example_value", "stack_trace", "nn_module_stack")
 _STATIC = "_dynamo_static_input_type"
+#: Metadata of a graph that AOTAutograd reads.
+_NAMES, _COMPILE_ID = "dynamo_flat_name_to_original_fqn", "dynamo_compile_id"
 #: The attribute of a symbolic context that says which symbols the sizes of a tensor are, by the id of a ``ShapeEnv``.
 _CACHE = "shape_env_to_source_to_symbol_cache"
 
@@ -73,11 +76,10 @@ def dump(
         raise NotPicklable("a graph holds modules, tensors of its own, or values of several fake modes")
     (mode,) = modes.values()
     pickler = _Pickler(io.BytesIO(), mode.shape_env, graphs)
-    names = gm.meta.get("dynamo_flat_name_to_original_fqn", {})
     try:
         pickler.dump(_state(mode.shape_env))  # first, because sizes of tensors are computed when they are made
-        pickler.dump((names, [_context(one, mode.shape_env) for one in example_inputs]))
-        pickler.dump([[_node_data(node, pickler.numbers) for node in graph.graph.nodes] for graph in graphs])
+        pickler.dump([_context(one, mode.shape_env) for one in example_inputs])
+        pickler.dump([_graph_data(graph, pickler.numbers) for graph in graphs])
         pickler.dump(value)
     except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError) as error:
         raise NotPicklable(str(error)) from error
@@ -90,17 +92,16 @@ def load(data: bytes) -> Loaded:
     unpickler, shape_env = _Unpickler(io.BytesIO(data), mode), mode.shape_env
     for name, found in unpickler.load().items():
         setattr(shape_env, name, found)
-    names, contexts = unpickler.load()
+    contexts = unpickler.load()
     for index, context in enumerate(contexts):
         if (cache := getattr(context, _CACHE, None)) is not None:
             contexts[index] = _with_cache(context, {id(shape_env): known for known in cache.values()})
-    for nodes in unpickler.load():
-        unpickler.graphs.append(_graph(nodes, names))
+    unpickler.graphs = [_graph(*data) for data in unpickler.load()]
     unpickler.nodes = [list(gm.graph.nodes) for gm in unpickler.graphs]
     return Loaded(unpickler.graphs[0], mode, contexts, unpickler.load())
 
 
-def _graph(nodes: list[Any], names: dict[str, str]) -> GraphModule:
+def _graph(nodes: list[Any], notes: dict[str, Any], of_dynamo: bool) -> GraphModule:
     graph = Graph()
     made: list[Node] = []
     for op, name, target, args, kwargs, annotation, meta, source in nodes:
@@ -111,9 +112,12 @@ def _graph(nodes: list[Any], names: dict[str, str]) -> GraphModule:
             node._dynamo_source = source  # pyright: ignore[reportAttributeAccessIssue]
         made.append(node)
     gm = _LazyGraphModule(torch.nn.Module(), graph)
-    gm.meta |= {"dynamo_flat_name_to_original_fqn": names, "dynamo_compile_id": CompileContext.current_compile_id()}
-    gm._param_name_to_source = {}  # pyright: ignore[reportArgumentType]
-    gm._source_to_user_stacks = {}  # pyright: ignore[reportArgumentType]
+    gm.meta |= notes
+    if _COMPILE_ID in notes:
+        gm.meta[_COMPILE_ID] = CompileContext.current_compile_id()
+    if of_dynamo:  # empty without parameters; AOTAutograd expects all inputs of such a graph to have sources
+        for name in ON_MODULES:
+            setattr(gm, name, {})
     return gm
 
 
@@ -138,6 +142,11 @@ def _mode_of(node: Node) -> FakeTensorMode | None:
     if is_traceable_wrapper_subclass(value):
         value = getattr(value, value.__tensor_flatten__()[0][0])  # pyright: ignore[reportAttributeAccessIssue]
     return value.fake_mode if isinstance(value, FakeTensor) else None
+
+
+def _graph_data(gm: GraphModule, numbers: dict[Node, tuple[int, int]]) -> tuple[Any, ...]:
+    notes = {_NAMES: gm.meta.get(_NAMES, {})} | ({_COMPILE_ID: None} if _COMPILE_ID in gm.meta else {})
+    return [_node_data(node, numbers) for node in gm.graph.nodes], notes, hasattr(gm, ON_MODULES[0])
 
 
 def _node_data(node: Node, numbers: dict[Node, tuple[int, int]]) -> tuple[Any, ...]:

@@ -36,6 +36,8 @@ from torch.utils._pytree import tree_map
 from torch.utils._sympy.value_ranges import bound_sympy
 from torch.utils.weak import TensorWeakRef
 
+from ..collector import sparing_old_objects
+
 #: Guards that state all that they check in what :func:`text_of` gives.
 KNOWN_GUARDS = frozenset(
     (
@@ -561,20 +563,22 @@ def install(keeper: Keeper, applies: Callable[[Frame], bool]) -> None:
         given = (code, globals, locals, builtins, closure, compiler_fn, one_graph, *args)
         if kwargs.get("export") or kwargs.get("package") is not None or not applies(frame):
             return original(*given, **kwargs)
-        found = keeper.restore(frame)
-        if found is not None:
-            return found
-        before = set(globals)
-        with keeper.recording(frame):
-            output = original(*given, **kwargs)
+        with sparing_old_objects():
+            found = keeper.restore(frame)
+            if found is not None:
+                return found
+            before = set(globals)
+            with keeper.recording(frame):
+                output = original(*given, **kwargs)
         build = output.build_guards
 
         def build_guards(code: Any, hooks: Any = None, *arguments: Any, **options: Any) -> Any:
-            with _remembering():
-                manager = build(code, hooks, *arguments, **options)
-            if isinstance(manager, _Manager):
-                keeper.keep(frame, output, manager, before)
-                manager.release()
+            with sparing_old_objects():
+                with _remembering():
+                    manager = build(code, hooks, *arguments, **options)
+                if isinstance(manager, _Manager):
+                    keeper.keep(frame, output, manager, before)
+                    manager.release()
             return manager
 
         output.build_guards = build_guards

@@ -60,13 +60,6 @@ ENTRIES = (
     ),
     Internal(
         module="torch._dynamo.output_graph",
-        names=("_param_name_to_source", "_source_to_user_stacks"),
-        on_objects=True,
-        why="Attributes of Dynamo's graphs that AOTAutograd reads, or that are part of the key of its cache.",
-        without=_NO_TRACES,
-    ),
-    Internal(
-        module="torch._dynamo.output_graph",
         names=("_dynamo_source",),
         on_objects=True,
         why="Where an input comes from.",
