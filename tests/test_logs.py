@@ -64,7 +64,7 @@ def test_one_line_a_graph_and_one_warning(caplog, no_inductor):
     ]
 
 
-@pytest.mark.parametrize("setting", ["+innerq_compile", "innerq_compile"])
+@pytest.mark.parametrize("setting", ["+innerq_compile", pytest.param("innerq_compile", marks=pytest.mark.slow)])
 def test_torch_logs_takes_the_name_of_the_package_and_traces_hold_artifacts(setting, tmp_path):
     text = run(TORCH_LOGS=setting, TORCH_TRACE=str(tmp_path))
     assert "graph 0: 1/1 attentions rewritten, prefill, base" in text

@@ -21,7 +21,7 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
 
 @pytest.fixture(autouse=True)
-def cheap(no_inductor):
+def cheap(graphs_as_they_are):
     pytest.importorskip("rich")
     pytest.importorskip("transformers")
 

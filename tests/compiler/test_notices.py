@@ -131,14 +131,21 @@ with notices.compiling() as notice:
 """
 
 
-@pytest.mark.parametrize("first", ["torch", "innerq_compile"])
+AS_IT_IS = ("", "innerq_compile: compiling a prompt, 2 attention layers; ")
+CONFIGURED = (
+    "import logging; logging.basicConfig(level=logging.INFO)",
+    "INFO:innerq_compile.compiling:compiling a prompt",
+)
+
+
 @pytest.mark.parametrize(
-    ("setup", "start"),
-    [
-        ("", "innerq_compile: compiling a prompt, 2 attention layers; "),
-        ("import logging; logging.basicConfig(level=logging.INFO)", "INFO:innerq_compile.compiling:compiling a prompt"),
+    ("first", "setup", "start"),
+    [  # a process for each: by default each import and each setup runs once
+        pytest.param("torch", *AS_IT_IS, id="torch-as it is"),
+        pytest.param("innerq_compile", *CONFIGURED, id="innerq_compile-configured"),
+        pytest.param("torch", *CONFIGURED, id="torch-configured", marks=pytest.mark.slow),
+        pytest.param("innerq_compile", *AS_IT_IS, id="innerq_compile-as it is", marks=pytest.mark.slow),
     ],
-    ids=["as it is", "configured"],
 )
 def test_a_plain_program_shows_the_line_once(first, setup, start):
     command = [sys.executable, "-c", PROGRAM.format(first=first, setup=setup)]

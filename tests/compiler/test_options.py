@@ -88,6 +88,7 @@ def test_a_config_in_few_words():
 # --- the rewrite ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("form", ["sdpa", "eager"])
 def test_without_the_rewrite_the_cache_is_the_same_and_attention_the_programs_own(form):
     """Over a block boundary: in both ways a full window is quantized before the attention reads it."""
@@ -124,6 +125,7 @@ def test_without_the_rewrite_in_a_model_of_transformers_with_padding():
     assert all(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)
 
 
+@pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("preallocated", [False, True])
 def test_without_the_rewrite_over_buffers(preallocated):
     torch.manual_seed(3)

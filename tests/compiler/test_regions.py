@@ -619,14 +619,14 @@ def test_generate(graphs_as_they_are, cache):
         assert {report.regions for report in compiled_graphs()[-2:]} == {"10 regions of 3 kinds"}
 
 
-def test_steps_with_a_mask():
+def test_steps_with_a_mask(graphs_as_they_are):
     """Two inputs of a padded step are the same size, by a symbol each: layers know the mask's length by only one."""
     model = innerq(tiny_llama(layers=4, head_dim=64, heads=8, dtype=torch.bfloat16))
     generated(model, prompt(2, 160, (0, 5)))
     assert {report.regions for report in compiled_graphs()[-2:]} == {"6 regions of 3 kinds"}
 
 
-def test_a_mask_with_room_for_the_first_cache(monkeypatch):
+def test_a_mask_with_room_for_the_first_cache(graphs_as_they_are, monkeypatch):
     """Where lengths are moved to a prelude, the mask is as long as the first cache: all layers are alike all the same.
 
     They share a function that does not rely on the capacity of their own cache being that one.

@@ -8,7 +8,6 @@ import torch
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
 from tests.helpers.decoders import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
 from tests.helpers.programs import TinyAttention
-from tests.helpers.without_inductor import forget_graphs
 
 PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast]
 
@@ -26,9 +25,24 @@ def run(model, prompt, steps: int) -> torch.Tensor:
     return torch.stack(logits, 1)
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 def test_program(program):
-    forget_graphs()
+    check_program(program)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, marks=() if p is GPTFast else pytest.mark.slow) for p in PROGRAMS],
+    ids=lambda p: p.__name__,
+)
+def test_compiled_by_inductor(program):
+    """The buffers of one that are written in place are what is special to Inductor; the others take long as well."""
+    check_program(program)
+
+
+def check_program(program):
     model = program(batch=2).eval()
     prompts = [torch.randint(0, VOCAB, (2, n)) for n in (150, 40)]
     expected = [run(model, prompt, 40) for prompt in prompts]
@@ -40,7 +54,11 @@ def test_program(program):
 
 
 @pytest.mark.usefixtures("no_inductor")
-@pytest.mark.parametrize(("program", "tokens_dim"), [(NanoGPT, 2), (EinsumDecoder, 1)])
+@pytest.mark.parametrize(
+    # caches with tokens in the third dimension are those of transformers, see test_generate_llama.py
+    ("program", "tokens_dim"),
+    [pytest.param(NanoGPT, 2, marks=pytest.mark.slow), (EinsumDecoder, 1)],
+)
 def test_base_computes_what_the_method_says(program, tokens_dim):
     """Compared with the eager program over caches that are quantized after the prompt and dequantized to be read."""
     model = program(batch=2).eval()
@@ -75,8 +93,8 @@ def test_base_computes_what_the_method_says(program, tokens_dim):
     assert all(isinstance(x, InnerQTensor) and x.tokens_dim == tokens_dim for past in model.pasts for x in past)
 
 
-@pytest.mark.usefixtures("no_inductor")
-@pytest.mark.parametrize("program", [LateTransposeGPT, EinsumDecoder])
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("program", [LateTransposeGPT, pytest.param(EinsumDecoder, marks=pytest.mark.slow)])
 def test_beams_and_crops_of_caches_as_batch_tokens_heads(program):
     """Reordering sequences, going back some tokens and going on from an older cache, between compiled steps."""
     model = program(batch=2).eval()

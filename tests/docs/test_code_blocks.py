@@ -40,7 +40,7 @@ def blocks(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_code_of_pages_runs(page, small_model, no_inductor, capsys):
+def test_code_of_pages_runs(page, small_model, graphs_as_they_are, capsys):
     names = {"__name__": "page"}
     for code in blocks(page):
         code = code.replace(MODEL, repr(str(small_model)))

@@ -14,25 +14,37 @@ RESULTS: dict[str, dict[str, Result]] = {}
 
 ROWS = [(family, attn) for family in FAMILIES for attn in family.attn]
 
-#: Compiled by Inductor here; the graphs of all others run as they are.
-INDUCTOR = {("Phi-3", "sdpa")}
+#: Their attention, positions and weights are those of families that run by default.
+ALIKE = {"Mistral", "StarCoder2", "StableLM", "Qwen2", "Qwen3-MoE", "OLMo 2"}
+ALIKE |= {"Gemma", "Phi", "Cohere", "Granite", "GLM-4"}
 #: Whether Inductor's C++ for the checks of indices into a padding mask compiles, see docs/troubleshooting.md.
 CHECKS_COMPILE = release(torch.__version__) >= (2, 13)
 
 
 def parameters():
-    """All rows. One for each family runs by default, with attention implementations in turn; the others are slow."""
+    """All rows. One for each kind of family runs by default, attention implementations in turn; the others are slow."""
     for index, family in enumerate(FAMILIES):
         for attn in family.attn:
-            marks = () if attn == family.attn[index % len(family.attn)] else pytest.mark.slow
+            in_turn = attn == family.attn[index % len(family.attn)]
+            marks = () if in_turn and family.name not in ALIKE else pytest.mark.slow
             yield pytest.param(family, attn, marks=marks, id=f"{family.name}-{attn}")
 
 
 @pytest.mark.parametrize(("family", "attn"), parameters())
 def test_family(family, attn):
+    RESULTS.setdefault(family.name, {})[attn] = result = check(family, attn)
+    assert_kept(family, result)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor():
+    """Here with fused queries, keys and values; all others run as they are, and test_generate_llama.py compiles."""
+    (family,) = (family for family in FAMILIES if family.name == "Phi-3")
     with inductor_config.patch(assert_indirect_indexing=CHECKS_COMPILE):
-        result = check(family, attn, inductor=(family.name, attn) in INDUCTOR)
-    RESULTS.setdefault(family.name, {})[attn] = result
+        assert_kept(family, check(family, "sdpa", inductor=True))
+
+
+def assert_kept(family, result):
     assert (result.rewritten, result.attentions) == (family.rewritten, LAYERS)
     assert result.quantized == family.rewritten
     assert len(result.reasons) == (1 if family.kept else 0)

@@ -19,7 +19,8 @@ from tests.helpers.models import prompt, tiny_llama
 
 
 @pytest.fixture
-def graphs(no_inductor) -> Graphs:
+def graphs(graphs_as_they_are) -> Graphs:
+    """How many there are is Dynamo's affair, and that of the passes."""
     return Graphs()
 
 

@@ -33,7 +33,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("no_inductor_in_module")
 def test_generate(case: Case):
@@ -45,6 +45,7 @@ def test_generate(case: Case):
     assert_all_rewritten()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", [c for c in CASES if c.name != "beams"], ids=str)  # it runs beams eagerly
 @pytest.mark.usefixtures("no_inductor")
 def test_compile_config(case: Case):

@@ -16,7 +16,7 @@ LAYERS, NEW = 2, 4
 
 
 @pytest.fixture(autouse=True)
-def fresh(no_inductor):
+def fresh(graphs_as_they_are):
     pass
 
 

@@ -270,6 +270,7 @@ def check_same(model, compiled, **options):
     return compiled_graphs()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["sdpa_positional", "bshd_einsum", "grouped_einsum"])
 def test_keys_and_values_of_different_head_dim(name, compiled):
     reports = check_same(Keeping(same, same, SPELLINGS[name], value_dim=32), compiled, strict=True)
@@ -300,7 +301,7 @@ class Bshd(Decoder):
         return self.attend(q, k.transpose(1, 2), heads_first, mask), (k, v)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["sdpa_positional", "bshd_einsum", "grouped_einsum", "at_operator_mt"])
 @pytest.mark.parametrize("values", [True, False], ids=["both", "keys-only"])
 def test_caches_as_batch_tokens_heads(name, values, compiled):
@@ -416,6 +417,7 @@ class WithExperts(Decoder):
         return out + routing @ self.experts + torch.einsum("...e,ed->...d", best, self.experts), past
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["sdpa_positional", "at_operator_mt"])
 def test_router_of_experts_is_no_attention(name, compiled):
     reports = check_same(WithExperts(SPELLINGS[name]), compiled, strict=True)
