@@ -619,7 +619,7 @@ def test_generate(graphs_as_they_are, cache):
         assert {report.regions for report in compiled_graphs()[-2:]} == {"10 regions of 3 kinds"}
 
 
-def test_steps_with_a_mask(graphs_as_they_are):
+def test_steps_with_a_mask():
     """Two inputs of a padded step are the same size, by a symbol each: layers know the mask's length by only one."""
     model = innerq(tiny_llama(layers=4, head_dim=64, heads=8, dtype=torch.bfloat16))
     generated(model, prompt(2, 160, (0, 5)))
