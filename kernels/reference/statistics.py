@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import torch
 
 from ..formats import CacheFormat
@@ -41,27 +43,53 @@ def query_moments(query: torch.Tensor | None, keys: torch.Tensor, start: torch.T
     heads, tokens = keys.shape[1:3]
     if query is None:
         return default_moments(keys.shape[0], heads, keys.shape[3], keys.device)
-    if isinstance(query.shape[2], int):
-        query = query[:, :, -MOST_QUERIES:]
-    # A symbolic number of queries is masked, which reads more of a long prompt, but compiles long and short prompts as
-    # one: the size of a slice would be a minimum, which guards and caches of compiled code decide one way or the other.
-    batch, q_heads, rows, head_dim = query.shape
-    position = torch.arange(rows, device=query.device) + (tokens - rows)
-    real = (position >= start[:, None]) & (position >= tokens - MOST_QUERIES)
+    batch, q_heads, count, head_dim = query.shape
+    query, row = last_queries(query, _reading(query))
+    real = (row + (tokens - count) >= start[:, None]) & (row >= count - MOST_QUERIES) & (row >= 0)
     x = query.float()
     x = torch.where(real[:, None, :, None] & x.isfinite(), x, 0.0).clamp(-MAX_QUERY, MAX_QUERY)
     # numbers that are not finite count as zero: counting them per channel would cost as much as the sums
-    group, rows = q_heads // heads, real.sum(-1)[:, None, None]
-    count = (rows * group).clamp(min=1)
+    group, known = q_heads // heads, real.sum(-1)[:, None, None]
+    numbers = (known * group).clamp(min=1)
     # Inductor compiles sums of at most 4,096 float32 on a CPU, and of more, separately: its guard would compile twice.
     dtype = torch.float64 if x.device.type == "cpu" else torch.float32
     sums = (each.sum(2, dtype=dtype).float() for each in (x, x.square()))
     total, squares = (each.view(batch, heads, group, head_dim).sum(2) for each in sums)
-    mean = total / count
-    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-    known = rows >= MIN_STATISTICS_TOKENS
+    mean = total / numbers
+    deviation = (squares / numbers - mean.square()).clamp(min=0).sqrt()
+    enough = known >= MIN_STATISTICS_TOKENS
     # no constant tensors: a graph would copy them to the device, and wait for that, at every call
-    return torch.stack((torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0)), 2)
+    return torch.stack((torch.where(enough, mean, 0.0), torch.where(enough, deviation, 1.0)), 2)
+
+
+class Reading(enum.Enum):
+    """Which queries are read, of which those count that are among the last :data:`MOST_QUERIES`."""
+
+    LAST = "the last ones"
+    CONSTANT_NUMBER = "as many, with some that do not exist in a short prompt"
+    ALL = "all"
+
+
+def _reading(query: torch.Tensor) -> Reading:
+    """How to read queries so that prompts of all lengths are compiled as one.
+
+    Of a symbolic number of queries the last ones are a minimum. Guards, and caches of compiled code, decide such sizes
+    one way or the other. A CPU would take long for rows that do not exist, and a GPU for a sum over a symbolic number.
+    """
+    if isinstance(query.shape[2], int):
+        return Reading.LAST
+    return Reading.ALL if query.device.type == "cpu" else Reading.CONSTANT_NUMBER
+
+
+def last_queries(query: torch.Tensor, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+    """The queries that are read, ``[B, Hq, R, D]``, and their places ``[R]`` among all; those below 0 do not exist."""
+    row = torch.arange(query.shape[2], device=query.device)
+    if reading is Reading.LAST:
+        return query[:, :, -MOST_QUERIES:], row[-MOST_QUERIES:]
+    if reading is Reading.ALL:
+        return query, row
+    row = torch.arange(MOST_QUERIES, device=query.device) + (query.shape[2] - MOST_QUERIES)
+    return query.index_select(2, row.clamp(min=0)), row
 
 
 def default_moments(batch: int, heads: int, head_dim: int, device: torch.device | str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
     store.py          files of traces, by a key of everything that is known before a call
     fingerprints.py   what a class, function or module is, in words that hold in every process
+    work.py           what the backend has found out about a graph, kept with it
     keeping.py        keeps what Dynamo has found, and restores it where Dynamo would find the same
 
 A kept trace is the graph as Dynamo captured it, the bytecode that calls it, and the guards under which both are valid.
@@ -24,11 +25,11 @@ from torch.fx import GraphModule
 
 from ...kernels.versions import is_supported
 from . import store
+from .work import work_on
+
+__all__ = ["captured", "folder", "install", "restored", "why_off", "work_on"]
 
 log = logging.getLogger(__name__)
-
-#: Metadata of a restored graph.
-WORK = "innerq_work"
 
 #: The keeper that is told of captured graphs, a ``keeping.TraceKeeper``.
 _KEEPERS: list[Any] = []
@@ -62,11 +63,6 @@ def captured(gm: GraphModule, example_inputs: list[Any], graphs: Sequence[GraphM
     """
     for keeper in _KEEPERS:
         keeper.captured(gm, example_inputs, graphs, work)
-
-
-def work_on(gm: GraphModule) -> Any:
-    """What was given to :func:`captured` for a graph that is restored, with new graphs; None for any other graph."""
-    return gm.meta.get(WORK)
 
 
 def restored() -> int:

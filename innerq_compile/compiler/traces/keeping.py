@@ -26,8 +26,9 @@ from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
 from ...kernels.internals.guarded_values import Outline, outline_of
 from ...kernels.internals.traces import Bytecode, Frame, Guards, NotKept, Restored, Tree
-from . import WORK, store
+from . import store
 from .fingerprints import Unknown, code_digest, fingerprint
+from .work import attach
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class TraceKeeper:
         if _hash(tree.text(fingerprint)) != trace.checks:
             raise NotKept("its guards check other values")
         gm, mode, contexts, work = graph_pickling.load(zlib.decompress(trace.graph))
-        gm.meta[WORK] = work
+        attach(gm, work)
         inputs = _inputs(gm, tree)
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):

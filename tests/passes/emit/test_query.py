@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, empty_cache, innerq
 from innerq_compile.kernels import reference
+from innerq_compile.kernels.reference import statistics
 from tests.helpers.buffer_loop import BufferDecoder
 from tests.helpers.models import attended, positions_of, prompt, tiny_llama
 
@@ -166,6 +167,19 @@ def test_moments_leave_out_what_is_no_query():
     assert bool(found.isfinite().all())
     group = query[0, 3:, :, 5].reshape(-1).nan_to_num(0, 0, 0)  # they count as zero
     torch.testing.assert_close(found[0, 1, :, 5], torch.stack((group.mean(), group.std(correction=0))))
+
+
+@pytest.mark.parametrize("tokens", [40, statistics.MOST_QUERIES, statistics.MOST_QUERIES + 60])
+@pytest.mark.parametrize("reading", statistics.Reading)
+def test_all_ways_to_read_queries_read_the_last_ones(reading, tokens, monkeypatch):
+    """A GPU reads others than a CPU."""
+    monkeypatch.setattr(statistics, "_reading", lambda query: reading)
+    query, keys = torch.randn(2, 4, tokens, 16), torch.randn(2, 2, tokens + 3, 16)
+    start = torch.tensor([0, tokens - 36], dtype=torch.int32)
+    last = query[:, :, -statistics.MOST_QUERIES :]
+    padding = (0, max(0, last.shape[2] - 39))
+    expected = torch.stack([moments(last[b : b + 1], 2, [at])[0] for b, at in enumerate(padding)])
+    torch.testing.assert_close(reference.query_moments(query, keys, start), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
