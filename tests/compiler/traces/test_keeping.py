@@ -23,7 +23,8 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
 
-from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from innerq_compile import InnerQTensor, compiled_graphs, dump_graphs, innerq
+from innerq_compile.compiler import analysis
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.compiler.traces import install, keeping, restored, store
 from innerq_compile.compiler.traces.fingerprints import fingerprint
@@ -55,12 +56,12 @@ def logits(model, steps: int = 2) -> list[torch.Tensor]:
     return found
 
 
-def traced(model, preset: str = "lossless", steps: int = 2) -> int:
+def traced(model, preset: str = "lossless", steps: int = 2, **options) -> int:
     """How many operations Dynamo traces in a new process that runs ``model``; its results are those of eager."""
     expected = logits(model, steps)
     torch._dynamo.reset()
     counters.clear()
-    innerq(model, preset=preset)
+    innerq(model, preset=preset, **options)
     found = logits(model, steps)
     model._compiled_call_impl = None
     if preset == "lossless":
@@ -75,6 +76,33 @@ def test_a_model_is_traced_once():
     assert traced(model_of()) == 0
     assert [report.kind for report in compiled_graphs()[reports:]] == ["prefill", "decode"]
     assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "reduce-overhead"}], ids=["plain", "with a prelude"])
+def test_passes_do_not_run_again(options, monkeypatch):
+    """What they made of a graph is kept with it, and what was found out about recording it."""
+    traced(model_of(), **options)
+    first = compiled_graphs()[-2:]
+
+    def passes(*args):
+        raise AssertionError("they ran")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis.PIPELINE, "rewrite", passes)
+        assert traced(model_of(), **options) == 0
+    again = compiled_graphs()[-2:]
+    assert [graph.index for graph in again] == [graph.index + 2 for graph in first]
+    for before, now in zip(first, again, strict=True):
+        new = {"index": now.index, "compiled_at": now.compiled_at, "compile_id": now.compile_id}
+        assert {**before.to_dict(), **new} == now.to_dict() and now.calls == before.calls
+        assert now.compiled_at > before.compiled_at
+
+
+def test_passes_run_again_for_an_observer(tmp_path):
+    traced(model_of(), steps=0)
+    with dump_graphs(tmp_path):
+        assert traced(model_of(), steps=0) == 0
+    assert len(list(tmp_path.rglob("*_match_attention.py"))) == 1
 
 
 def test_other_weights_need_no_other_trace():
