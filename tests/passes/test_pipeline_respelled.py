@@ -127,6 +127,7 @@ def outputs(program: str, compile_model) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_same_numbers(program, graphs_as_they_are, one_thread):
     random, changed = Random(1), set()
