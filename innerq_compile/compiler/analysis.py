@@ -33,8 +33,8 @@ class PassResult:
     """What the passes made of a graph, without the graph itself.
 
     Attributes:
-        rewritten: the copy that the passes worked on.
-        context: the context of the passes.
+        rewritten: the copy that the passes worked on; in a result that is kept, the graph that is compiled.
+        context: the context of the passes, as far as calls need it (``PassContext.for_calls``).
         report: the graph's report.
         recording: how recordings of the graph treat its inputs, or why it is not recorded.
         holds_caches: whether quantized caches are inputs or outputs. If not, the graph is compiled as it was captured.
@@ -103,7 +103,7 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
     """
     observers = Observers(gm, config, inductor_options)
     request = GraphRequest.of(config, inductor_options)
-    result = traces.work_on(gm)
+    result = traces.take_work(gm)
     if isinstance(result, PassResult) and observers.after_pass is None:
         result = dataclasses.replace(result, report=stamp(result.report))
     else:
@@ -124,7 +124,7 @@ def _run_passes(gm: GraphModule, config: InnerQConfig, request: GraphRequest, ob
         report = make_report(result.context, config)
     context = result.context
     holds_caches = bool(context.rewritten or context.caches)
-    return PassResult(result.gm, context, report, recording, holds_caches, result.passes_ran)
+    return PassResult(result.gm, context.for_calls(), report, recording, holds_caches, result.passes_ran)
 
 
 def _lengths_moved(context: PassContext) -> bool:
@@ -144,6 +144,7 @@ def keep(analysis: Analysis, example_inputs: list[Any], regions: Regions) -> Non
     if result.context.failures:  # another process may have more luck
         traces.captured(analysis.captured, example_inputs)
         return
-    kept = dataclasses.replace(result, rewritten=analysis.compiled, context=result.context.for_calls(), regions=regions)
+    # an error in finding regions, or an option that forbids them, is not kept
+    kept = dataclasses.replace(result, rewritten=analysis.compiled, regions=regions if regions.regions else None)
     graphs = [gm for gm in (analysis.rewritten, analysis.prelude) if result.holds_caches and gm is not None]
     traces.captured(analysis.captured, example_inputs, graphs, kept)

@@ -60,9 +60,8 @@ def compile_by_regions(
         report.regions = str(regions)  # now, for the notice of a compilation that takes long
         try:
             return compile_regions(gm, regions, inputs, options)
-        except (
-            RestartAnalysis
-        ):  # raised again for the whole graph, so that all floats to be constants are found at once
+        except RestartAnalysis:
+            # raised again for the whole graph, so that all floats that have to be constants are found at once
             return inductor.compile_graph(gm, inputs, options)
         except Exception as error:  # the graph as a whole does not depend on this
             reason = _failed(analysis, "compiling", error)

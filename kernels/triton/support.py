@@ -12,6 +12,7 @@ import torch
 from .. import layout
 from ..cache import Cache
 from ..formats import CacheFormat
+from .hashing import hash_in_order
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -97,7 +98,6 @@ def side_constants(fmt: CacheFormat, head_dim: int, prefix: str = "") -> dict[st
 
 def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
     """The compile-time constants of a mode, for kernels that quantize."""
-    from ..internals.triton_compiler import hash_in_order
     from .modes import encoder  # imports Triton, which may not be installed
 
     function = encoder(fmt)
@@ -112,8 +112,6 @@ def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
 
 def launching(x: torch.Tensor, *kernels: Any):
     """A context in which Triton launches kernels on the device of ``x``, which need not be the current device."""
-    from ..internals.triton_compiler import hash_in_order
-
     for kernel in kernels:
         hash_in_order(kernel)
     return torch.cuda.device(x.device) if x.is_cuda else _NoDevice()

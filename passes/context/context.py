@@ -109,10 +109,9 @@ class PassContext:
 
     def for_calls(self) -> PassContext:
         """A context with the fields that calls of the compiled graph need, without those that are about its nodes."""
-        needed = ("caches", "appended", "shadows", "outputs", "prelude", "lengths_not_hoisted", "reasons", "notes")
-        return PassContext(
-            self.config, self.static_lengths, self.left_out, **{name: getattr(self, name) for name in needed}
-        )
+        about_calls = ("caches", "appended", "shadows", "outputs", "prelude")
+        needed = ("left_out", "failures", *about_calls, "lengths_not_hoisted", "reasons", "notes")
+        return PassContext(self.config, self.static_lengths, **{name: getattr(self, name) for name in needed})
 
     def refuse(self, attention: AttentionMatch | Node, text: str) -> None:
         """Record why an attention is not rewritten.

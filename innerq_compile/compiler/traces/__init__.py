@@ -25,9 +25,9 @@ from torch.fx import GraphModule
 
 from ...kernels.versions import is_supported
 from . import store
-from .work import work_on
+from .work import take_work
 
-__all__ = ["captured", "folder", "install", "restored", "why_off", "work_on"]
+__all__ = ["captured", "folder", "install", "restored", "take_work", "why_off"]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def captured(gm: GraphModule, example_inputs: list[Any], graphs: Sequence[GraphM
         gm: the graph.
         example_inputs: its inputs.
         graphs: the graphs that passes have made of it.
-        work: what else passes have found out about it, for :func:`work_on`. May hold these graphs and nodes of them.
+        work: what else passes have found out about it, for :func:`take_work`. May hold these graphs and nodes of them.
     """
     for keeper in _KEEPERS:
         keeper.captured(gm, example_inputs, graphs, work)

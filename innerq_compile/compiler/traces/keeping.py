@@ -21,11 +21,13 @@ import torch
 from torch.fx import GraphModule
 
 from ... import cache as _package_marker
+from ...kernels import cpu
 from ...kernels.internals import constant_results, graph_pickling, inductor, traces
 from ...kernels.internals.dynamo_graphs import source_of
 from ...kernels.internals.graph_pickling import NotPicklable
 from ...kernels.internals.guarded_values import Outline, outline_of
 from ...kernels.internals.traces import Bytecode, Frame, Guards, NotKept, Restored, Tree
+from ...kernels.triton import support
 from . import store
 from .fingerprints import Unknown, code_digest, fingerprint
 from .work import attach
@@ -104,8 +106,10 @@ class TraceKeeper:
             try:
                 self._captured.append(graph_pickling.dump(gm, example_inputs, *more))
                 return
-            except NotPicklable as error:
-                log.debug("%s is not kept: %s", "a trace" if more[1] is None else "what passes made of a graph", error)
+            except (
+                Exception
+            ) as error:  # a graph, and what passes leave, may hold anything; it can be compiled all the same
+                log.debug("%s is not kept: %r", "a trace" if more[1] is None else "what passes made of a graph", error)
         self._captured.append(None)
 
     def keep(self, frame: Frame, output: Any, manager: Any, before: set[str]) -> None:
@@ -267,7 +271,8 @@ def _environment() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     settings = [traces.dynamo_settings(), inductor.settings_hash()]
     variables = [f"{name}={os.environ.get(name)}" for name in _VARIABLES]
-    return "|".join([sys.version, torch.__version__, device, _source(), _installed(), *variables, *settings])
+    kernels = f"C++ {cpu.available()}, Triton {support.installed()}"  # reports say which kernels serve an attention
+    return "|".join([sys.version, torch.__version__, device, kernels, _source(), _installed(), *variables, *settings])
 
 
 def _kinds(scope: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,9 @@ def attach(gm: GraphModule, work: Any) -> None:
     gm.meta[_KEY] = work
 
 
-def work_on(gm: GraphModule) -> Any:
-    """What was given to ``traces.captured`` for a graph that is restored, with new graphs; None for any other graph."""
-    return gm.meta.get(_KEY)
+def take_work(gm: GraphModule) -> Any:
+    """What was given to ``traces.captured`` for a graph that is restored, with new graphs; None for any other graph.
+
+    It is taken away from the graph: it can be used once, and copies of the graph are without it.
+    """
+    return gm.meta.pop(_KEY, None)

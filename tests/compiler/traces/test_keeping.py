@@ -244,7 +244,8 @@ def test_traces_that_do_not_fit_are_silent_and_their_guards_are_not_built(monkey
         monkeypatch.setattr(keeping.Outline, "fits", lambda self, scope: True)  # guards have to be built to find out
         assert traced(model_of()) == 0
     assert len(built) > 4
-    assert caplog.records == []
+    # torch's own trace of what it compiles is no message, and is written if another test has listened to it
+    assert [record for record in caplog.records if record.name != "torch.__trace"] == []
 
 
 def test_a_filter_of_guards():

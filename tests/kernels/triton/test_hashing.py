@@ -15,14 +15,14 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from innerq_compile.kernels import triton as kernels
-from innerq_compile.kernels.internals import triton_compiler
-from innerq_compile.kernels.internals.triton_compiler import hash_in_order
+from innerq_compile.kernels.triton import hashing
+from innerq_compile.kernels.triton.hashing import hash_in_order
 from tests.helpers.scripts import ROOT
 from tests.helpers.torchrun import environment
 
 PROGRAM = """
 import sys
-from innerq_compile.kernels.internals.triton_compiler import hash_in_order
+from innerq_compile.kernels.triton.hashing import hash_in_order
 from innerq_compile.kernels.triton import cache_append, cache_prefill, key_moments
 from innerq_compile.kernels.triton.modes import steered
 
@@ -59,7 +59,7 @@ class Function:
 
 
 def test_callees_are_hashed_first_and_once(monkeypatch):
-    monkeypatch.setattr(triton_compiler, "_HASHED", set())
+    monkeypatch.setattr(hashing, "_HASHED", {})
     source = "def inner(): pass\ndef middle(): inner(); outer()\ndef outer(): inner(); module.other(); middle()"
     scope: dict[str, Any] = {"module": type(sys)("module")}
     exec(source, scope)
@@ -72,6 +72,18 @@ def test_callees_are_hashed_first_and_once(monkeypatch):
     assert sorted(hashed) == ["inner", "middle", "outer", "test_callees_are_hashed_first_and_once"]
     assert hashed[0] == "inner" and hashed[-1] == "outer"
     hash_in_order(None)  # a mode without an encoder
+
+
+class Broken(Function):
+    @property
+    def cache_key(self) -> str:
+        raise RuntimeError("it has no source")
+
+
+def test_what_cannot_be_hashed_is_left_to_triton(monkeypatch):
+    monkeypatch.setattr(hashing, "_HASHED", {})
+    hash_in_order(Broken(test_the_order_of_kernels_does_not_matter, []))
+    assert hashing._HASHED == {}
 
 
 def test_a_name_is_one_constant_in_all_modules():
