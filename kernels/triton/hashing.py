@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 #: Functions that are hashed with all that they call, by id; they are held, so that no id is used again.
 _HASHED: dict[int, Any] = {}
 #: Held while functions are hashed: another thread must not find a function that is half done.
-_HASHING = threading.RLock()
+_HASHING = threading.Lock()
 
 
 def hash_in_order(function: Any) -> None:
@@ -23,7 +23,7 @@ def hash_in_order(function: Any) -> None:
     callees which were hashed before, so it depended on which kernel was compiled first, and a process compiled anew
     what others had kept. Functions in Triton's interpreter have no hash.
     """
-    if id(function) in _HASHED or not hasattr(type(function), "cache_key"):
+    if _needs_none(function):
         return
     try:
         with _HASHING:
@@ -32,8 +32,13 @@ def hash_in_order(function: Any) -> None:
         log.debug("%r is not hashed: %r", function, error)
 
 
+def _needs_none(function: Any) -> bool:
+    """Whether a function is hashed, or has no hash."""
+    return id(function) in _HASHED or not hasattr(type(function), "cache_key")
+
+
 def _hash(function: Any, begun: set[int]) -> None:
-    if id(function) in begun or id(function) in _HASHED or not hasattr(type(function), "cache_key"):
+    if id(function) in begun or _needs_none(function):
         return
     begun.add(id(function))  # functions may call themselves
     for callee in _callees(function.fn):

@@ -106,9 +106,7 @@ class TraceKeeper:
             try:
                 self._captured.append(graph_pickling.dump(gm, example_inputs, *more))
                 return
-            except (
-                Exception
-            ) as error:  # a graph, and what passes leave, may hold anything; it can be compiled all the same
+            except Exception as error:  # both may hold anything; the graph can be compiled all the same
                 log.debug("%s is not kept: %r", "a trace" if more[1] is None else "what passes made of a graph", error)
         self._captured.append(None)
 
