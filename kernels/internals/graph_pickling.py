@@ -101,7 +101,7 @@ def load(data: bytes) -> Loaded:
     return Loaded(unpickler.graphs[0], mode, contexts, unpickler.load())
 
 
-def _graph(nodes: list[Any], notes: dict[str, Any], of_dynamo: bool) -> GraphModule:
+def _graph(kind: type[GraphModule], nodes: list[Any], notes: dict[str, Any], of_dynamo: bool) -> GraphModule:
     graph = Graph()
     made: list[Node] = []
     for op, name, target, args, kwargs, annotation, meta, source in nodes:
@@ -111,7 +111,7 @@ def _graph(nodes: list[Any], notes: dict[str, Any], of_dynamo: bool) -> GraphMod
         if source is not None:
             node._dynamo_source = source  # pyright: ignore[reportAttributeAccessIssue]
         made.append(node)
-    gm = _LazyGraphModule(torch.nn.Module(), graph)
+    gm = kind(torch.nn.Module(), graph)
     gm.meta |= notes
     if _COMPILE_ID in notes:
         gm.meta[_COMPILE_ID] = CompileContext.current_compile_id()
@@ -146,7 +146,9 @@ def _mode_of(node: Node) -> FakeTensorMode | None:
 
 def _graph_data(gm: GraphModule, numbers: dict[Node, tuple[int, int]]) -> tuple[Any, ...]:
     notes = {_NAMES: gm.meta.get(_NAMES, {})} | ({_COMPILE_ID: None} if _COMPILE_ID in gm.meta else {})
-    return [_node_data(node, numbers) for node in gm.graph.nodes], notes, hasattr(gm, ON_MODULES[0])
+    # AOTAutograd's key depends on the order of a module's attributes, and that on when its code was written
+    kind = _LazyGraphModule if isinstance(gm, _LazyGraphModule) else GraphModule
+    return kind, [_node_data(node, numbers) for node in gm.graph.nodes], notes, hasattr(gm, ON_MODULES[0])
 
 
 def _node_data(node: Node, numbers: dict[Node, tuple[int, int]]) -> tuple[Any, ...]:

@@ -78,6 +78,16 @@ def test_only_graphs_of_dynamo_are_marked_as_such(loaded):
     _, _, again = loaded
     assert hasattr(again.gm, "_param_name_to_source") and "dynamo_compile_id" in again.gm.meta
     assert not hasattr(again.value.copy, "_param_name_to_source")
+
+
+def test_attributes_in_the_order_that_they_had(loaded):
+    """AOTAutograd's key is a pickle of the module's attributes; Dynamo's modules write their code later than others."""
+    _, found, again = loaded
+
+    def attributes(gm: GraphModule) -> list[str]:
+        return list(gm.__reduce__()[1][0])
+
+    assert attributes(again.value.copy) == attributes(found.copy) != attributes(again.gm)
     assert "dynamo_compile_id" not in again.value.copy.meta
 
 
