@@ -22,6 +22,7 @@ from .plan_outputs import plan_outputs
 from .quantize_prefill import quantize_prefill
 from .rewrite_buffer import rewrite_buffer
 from .rewrite_decode import rewrite_decode
+from .skip_whole_slices import skip_whole_slices
 from .standard_form import standard_form
 from .unwrap_caches import unwrap_caches
 from .write_preallocated import write_preallocated
@@ -36,6 +37,7 @@ PIPELINE = Pipeline(
             writes=("caches",),
             required=True,
         ),
+        Pass(skip_whole_slices, "skip slices that take everything, such as that of a window which is not reached"),
         Pass(
             match_attention,
             "find attentions with their query, key, value, masks and scale",
@@ -91,6 +93,7 @@ PIPELINE = Pipeline(
             dequantize_rest,
             "let all remaining readers of a quantized cache read it dequantized",
             reads=("caches", "appended"),
+            writes=("made_dense",),
             required=True,
         ),
         Pass(

@@ -2,7 +2,8 @@
 
     y = f(past)        ->        y = f(dequantize(past_codes, ..., length))
 
-This keeps every graph correct: an attention that was not rewritten still reads its keys and values.
+This keeps every graph correct: an attention that was not rewritten still reads its keys and values. A program that
+returns what it reads here, or a part of it, has a dense cache from then on, of which the user is told.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .analysis.buffer_writes import is_preallocated
-from .context import PassContext
+from .context import PassContext, Reason
 from .emit.dense import cache_as_dense
+from .graph.operations import VIEWS, Kind
+from .graph.reading import is_output, kinds, op_name
 from .graph.writing import Writer
+
+_WHY = "the program returns a part of its quantized cache, as a sliding window does once it is full"
 
 
 def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -29,7 +34,23 @@ def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
             dense = cache_as_dense(write, cache)
         for reader in readers:
             reader.replace_input_with(placeholder, dense)
+        if (returned := _returned(dense, context)) is not None:
+            context.made_dense.append(Reason.at(returned, _WHY))
     return gm
+
+
+def _returned(dense: Node, context: PassContext) -> Node | None:
+    """An output of the graph that is ``dense``, a part of it, or made longer; not one that is returned quantized."""
+    found, pending = {dense}, [dense]
+    while pending:
+        node = pending.pop()
+        if is_output(node) and node not in context.appended:
+            return node
+        for user in node.users:
+            if user not in found and (kinds(user) & (VIEWS | Kind.SELECTS) or op_name(user) == "cat"):
+                found.add(user)
+                pending.append(user)
+    return None
 
 
 def _is_appended(node: Node, context: PassContext) -> bool:

@@ -40,6 +40,13 @@ class _Reports:
             self._warned.add(reasons)
             return bool(report.attentions) or not any(other.rewritten for other in self._kept)
 
+    def is_new(self, reasons: tuple[str, ...]) -> bool:
+        """Whether these reasons have not been warned of. From then on they have."""
+        with self._lock:
+            new = reasons not in self._warned
+            self._warned.add(reasons)
+            return new
+
     def all(self) -> list[GraphReport]:
         with self._lock:
             return list(self._kept)
@@ -59,11 +66,21 @@ def record(report: GraphReport) -> None:
     warn = _REPORTS.add(report)
     trace_json("innerq_report", report.to_dict)
     log.info("%s", report.headline)
+    if report.made_dense:
+        _warn_of_dense_caches(report)
     if warn:
         text = "; ".join(dict.fromkeys(map(str, report.reasons)))
         log.warning("nothing was rewritten in graph %d (%s): %s", report.index, report.config, text)
     for reason in report.reasons:
         log.debug("graph %d: %s", report.index, reason)
+
+
+def _warn_of_dense_caches(report: GraphReport) -> None:
+    """Warn, once for each reason, that caches are dense from now on."""
+    count, reasons = len(report.made_dense), tuple(dict.fromkeys(map(str, report.made_dense)))
+    if _REPORTS.is_new(reasons):
+        caches = "a cache that was" if count == 1 else f"{count} caches that were"
+        log.warning("graph %d returns %s quantized, dense: %s", report.index, caches, "; ".join(reasons))
 
 
 def compiled_graphs() -> list[GraphReport]:

@@ -64,6 +64,7 @@ class PassContext:
         lengths_not_hoisted: why a graph to be recorded still depends on a length; empty if it does not.
         reasons: why attentions, recognized or not, were not rewritten.
         refused: those of the reasons that belong to a matched attention.
+        made_dense: for each quantized cache that the program returns dense, where it becomes so.
         notes: further remarks for the user.
     """
 
@@ -88,6 +89,7 @@ class PassContext:
     lengths_not_hoisted: str = ""
     reasons: list[Reason] = dataclasses.field(default_factory=list)
     refused: dict[AttentionMatch, Reason] = dataclasses.field(default_factory=dict)
+    made_dense: list[Reason] = dataclasses.field(default_factory=list)
     notes: list[Reason] = dataclasses.field(default_factory=list)
 
     def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:

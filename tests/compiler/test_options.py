@@ -65,12 +65,12 @@ def test_a_pass_that_needs_one_that_is_off_does_not_run():
 
 @pytest.mark.parametrize("name", sorted(PIPELINE.required))
 def test_passes_that_cannot_be_switched_off(name):
-    with pytest.raises(InnerQError, match=rf"'{name}' cannot be switched off.*allowed are match_attention"):
+    with pytest.raises(InnerQError, match=rf"'{name}' cannot be switched off.*allowed are skip_whole_slices"):
         InnerQConfig(disabled_passes=(name,))
 
 
 def test_wrong_names_of_passes():
-    with pytest.raises(InnerQError, match="'rewrite_everything' is not a pass: allowed are match_attention"):
+    with pytest.raises(InnerQError, match="'rewrite_everything' is not a pass: allowed are skip_whole_slices"):
         innerq(TinyAttention(), disabled_passes=["rewrite_everything"])
     with pytest.raises(InnerQError, match="disabled_passes=3 is not allowed"):
         InnerQConfig(disabled_passes=3)

@@ -85,10 +85,11 @@ class Family:
 
 
 _SLIDING = "sliding-window layers keep transformers' own exact cache, which is small"
+_LONG_WINDOW = "a window of over 1,024 tokens is quantized until it is full"
 
 FAMILIES = (
     Family("Llama", "LlamaForCausalLM", _HEAD_DIM),
-    Family("Mistral", "MistralForCausalLM", {**_HEAD_DIM, "sliding_window": None}),
+    Family("Mistral", "MistralForCausalLM", {**_HEAD_DIM, "sliding_window": 4096}, note=_LONG_WINDOW),
     Family("Mixtral", "MixtralForCausalLM", {**_HEAD_DIM, "num_local_experts": 4}, note="mixture of experts"),
     Family("Qwen2", "Qwen2ForCausalLM", _GQA, note="bias on q, k, v"),
     Family("Qwen3", "Qwen3ForCausalLM", _HEAD_DIM, note="normalized queries and keys"),
@@ -116,7 +117,7 @@ FAMILIES = (
         note="normalized queries and keys; " + _SLIDING,
     ),
     Family("Phi", "PhiForCausalLM", _GQA, note="rotary embedding on a part of head_dim"),
-    Family("Phi-3", "Phi3ForCausalLM", _GQA, note="fused qkv"),
+    Family("Phi-3", "Phi3ForCausalLM", {**_GQA, "sliding_window": 262144}, note="fused qkv; " + _LONG_WINDOW),
     Family(
         "GPT-2",
         "GPT2LMHeadModel",

@@ -52,6 +52,7 @@ class GraphReport:
         compiled_at: Time of the compilation, in microseconds since the epoch.
         calls: How often the graph has run.
         recorded: How many CUDA graphs innerq-compile has recorded of it; those of Inductor are not counted.
+        made_dense: Why quantized caches leave the graph dense, a reason for each.
         regions: How many parts it was compiled in, as ``"34 regions of 3 kinds"``, or why as a whole.
     """
 
@@ -69,6 +70,7 @@ class GraphReport:
     compiled_at: int = 0
     calls: int = 0
     recorded: int = 0
+    made_dense: tuple[Reason, ...] = ()
     regions: str = ""
 
     @property
@@ -88,6 +90,7 @@ class GraphReport:
         shown = {
             "kind": str(self.kind),
             "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
+            "made_dense": [dataclasses.asdict(reason) for reason in self.made_dense],
             "layers": [layer.to_dict() for layer in self.layers],
             "cuda_graphs": str(self.cuda_graphs),
         }

@@ -1,0 +1,60 @@
+"""Skip slices that take everything, such as that of a sliding window which is longer than the cache.
+
+    full = cat([past, k], dim=2)
+    keys = full[:, :, -W + 1:, :]     # as long as full        ->      full in place of keys
+    return attention(q, full, ...), keys
+
+That a window is not reached is a guard of the graph: Dynamo added it when it computed the length of the slice. A call
+that reaches the window has a graph of its own, in which the cache is dense. Most contexts reach a short window, so that
+its cache is dense from the beginning.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from .context import PassContext
+from .graph.reading import Call, is_output, read, writes_to
+from .graph.values import same_size, same_sizes, shape, value_of
+from .graph.writing import Writer
+
+#: Slices that keep at most so many of the last tokens are left as they are.
+SHORT_WINDOW = 1024
+
+
+def skip_whole_slices(gm: GraphModule, context: PassContext) -> GraphModule:
+    write = Writer(gm.graph)
+    for node in list(gm.graph.nodes):
+        if (whole := _whole(node)) is not None:
+            write.replace(node, whole)
+            write.erase_dead([node])
+    return gm
+
+
+def _whole(node: Node) -> Node | None:
+    """The tensor that a slice takes all of; None if it is something else."""
+    call = read(node)
+    source = None if call is None else call.source()
+    if call is None or source is None or not _takes_ranges(call) or writes_to(node):
+        return None
+    own, sizes = shape(node), shape(source)
+    if own is None or sizes is None or not same_sizes(own, sizes):
+        return None
+    # a program that returns a part of its input gets a tensor of its own, not the input
+    return None if source.op in ("placeholder", "get_attr") and is_output(node) else source
+
+
+def _takes_ranges(call: Call) -> bool:
+    """Whether a node selects a range of each dimension: if it has as many elements as the tensor, it is all of them."""
+    if call.name == "narrow":
+        return True
+    index = call["index"] if call.name == "getitem" else None
+    entries = index if isinstance(index, tuple) else (index,)
+    return all(one is Ellipsis or (isinstance(one, slice) and _is_range(one)) for one in entries)
+
+
+def _is_range(entry: slice) -> bool:
+    """Whether a slice takes neighbours, and is not that of a short window."""
+    start, step = value_of(entry.start), value_of(entry.step)
+    short = isinstance(start, int) and -SHORT_WINDOW <= start < 0
+    return (step is None or same_size(step, 1)) and not short
