@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig
+from innerq_compile.passes import PIPELINE
 from tests.helpers.programs import LateTransposing, TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("no_inductor")
@@ -47,3 +48,44 @@ class TestDequantizeRest(expecttest.TestCase):
 + contiguous = transpose.contiguous()
 + sum_1 = contiguous.sum()""",
         )
+
+
+class Dropping(TinyAttention):
+    """Returns what `part` takes of the cache."""
+
+    def __init__(self, part) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x, past=None, mask=None):
+        out, cache = super().forward(x, past, mask)
+        return (out, cache) if past is None else (out, tuple(map(self.part, cache)))
+
+
+@pytest.mark.parametrize(
+    ("part", "count"),
+    [
+        (lambda cache: cache, 0),
+        (lambda cache: cache.sum(2), 0),
+        (lambda cache: cache[:, :, 1:], 2),
+        (lambda cache: torch.cat([cache[:, :, :2], cache[:, :, 3:]], 2), 2),
+        (lambda cache: cache.transpose(1, 2), 2),
+        (lambda cache: cache + 1, 0),  # no longer the cache
+    ],
+    ids=["the cache", "a sum", "the last tokens", "without one token", "transposed", "something else"],
+)
+def test_caches_that_become_dense(part, count):
+    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
+    context = PIPELINE.rewrite(capture(Dropping(part), *calls, config=PLAIN)[-1][0], PLAIN).context
+    assert len(context.made_dense) == count and len(context.rewritten) == 1
+
+
+def test_a_cache_that_is_also_read_stays_quantized():
+    class Reads(TinyAttention):
+        def forward(self, x, past=None, mask=None):
+            out, (k, v) = super().forward(x, past, mask)
+            return out, (k, v), k.transpose(1, 2).sum()
+
+    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
+    context = PIPELINE.rewrite(capture(Reads(), *calls, config=PLAIN)[-1][0], PLAIN).context
+    assert not context.made_dense and sum(plan.what is not None for plan in context.outputs) == 2
