@@ -92,7 +92,7 @@ PIPELINE = Pipeline(
         Pass(
             dequantize_rest,
             "let all remaining readers of a quantized cache read it dequantized",
-            reads=("caches", "appended"),
+            reads=("caches", "appended", "quantized"),
             writes=("made_dense",),
             required=True,
         ),

@@ -17,7 +17,8 @@ from .graph.operations import VIEWS, Kind
 from .graph.reading import is_output, kinds, op_name
 from .graph.writing import Writer
 
-_WHY = "the program returns a part of its quantized cache, as a sliding window does once it is full"
+_PART = "the program returns a part of its quantized cache, as a sliding window does once it is full"
+_ALL = "the program returns its quantized cache in a form that no attention of this graph appends to"
 
 
 def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -34,23 +35,26 @@ def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
             dense = cache_as_dense(write, cache)
         for reader in readers:
             reader.replace_input_with(placeholder, dense)
-        if (returned := _returned(dense, context)) is not None:
-            context.made_dense.append(Reason.at(returned, _WHY))
+        if not is_output(placeholder) and (reason := _becomes_dense(dense, context)) is not None:
+            context.made_dense.append(reason)
     return gm
 
 
-def _returned(dense: Node, context: PassContext) -> Node | None:
-    """An output of the graph that is ``dense``, a part of it, or made longer; not one that is returned quantized."""
-    found, pending = {dense}, [dense]
+def _becomes_dense(dense: Node, context: PassContext) -> Reason | None:
+    """Where the graph returns ``dense``, a part of it, or made longer. None if it also returns the cache quantized."""
+    partial, pending, reason = {dense: False}, [dense], None
     while pending:
         node = pending.pop()
-        if is_output(node) and node not in context.appended:
-            return node
+        if is_output(node):
+            if node in context.appended or node in context.quantized:
+                return None
+            reason = reason or Reason.at(node, _PART if partial[node] else _ALL)
         for user in node.users:
-            if user not in found and (kinds(user) & (VIEWS | Kind.SELECTS) or op_name(user) == "cat"):
-                found.add(user)
+            selects = bool(kinds(user) & Kind.SELECTS)
+            if user not in partial and (selects or kinds(user) & VIEWS or op_name(user) == "cat"):
+                partial[user] = partial[node] or selects
                 pending.append(user)
-    return None
+    return reason
 
 
 def _is_appended(node: Node, context: PassContext) -> bool:

@@ -14,34 +14,36 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .context import PassContext
-from .graph.reading import Call, is_output, read, writes_to
-from .graph.values import same_size, same_sizes, shape, value_of
+from .graph.aliases import Writes
+from .graph.reading import Call, is_output, read
+from .graph.values import same_sizes, shape, value_of
 from .graph.writing import Writer
 
-#: Slices that keep at most so many of the last tokens are left as they are.
+#: Windows of at most so many tokens, the new one included, are left as they are: ``tokens[:, :, -SHORT_WINDOW + 1:]``.
 SHORT_WINDOW = 1024
 
 
 def skip_whole_slices(gm: GraphModule, context: PassContext) -> GraphModule:
-    write = Writer(gm.graph)
+    write, changes = Writer(gm.graph), Writes(gm.graph)
     for node in list(gm.graph.nodes):
-        if (whole := _whole(node)) is not None:
-            write.replace(node, whole)
+        if (source := _whole(node, changes)) is not None:
+            write.replace(node, source)
             write.erase_dead([node])
     return gm
 
 
-def _whole(node: Node) -> Node | None:
-    """The tensor that a slice takes all of; None if it is something else."""
+def _whole(node: Node, changes: Writes) -> Node | None:
+    """The tensor that a slice takes all of; None if it is something else, or may not be replaced by that tensor."""
     call = read(node)
     source = None if call is None else call.source()
-    if call is None or source is None or not _takes_ranges(call) or writes_to(node):
+    if call is None or source is None or not _takes_ranges(call):
         return None
     own, sizes = shape(node), shape(source)
     if own is None or sizes is None or not same_sizes(own, sizes):
         return None
-    # a program that returns a part of its input gets a tensor of its own, not the input
-    return None if source.op in ("placeholder", "get_attr") and is_output(node) else source
+    # where it is written, or returned beside its source, the program has two tensors
+    given = source.op in ("placeholder", "get_attr") or is_output(source)
+    return None if changes.of(node) or (given and is_output(node)) else source
 
 
 def _takes_ranges(call: Call) -> bool:
@@ -56,5 +58,5 @@ def _takes_ranges(call: Call) -> bool:
 def _is_range(entry: slice) -> bool:
     """Whether a slice takes neighbours, and is not that of a short window."""
     start, step = value_of(entry.start), value_of(entry.step)
-    short = isinstance(start, int) and -SHORT_WINDOW <= start < 0
-    return (step is None or same_size(step, 1)) and not short
+    short = isinstance(start, int) and -SHORT_WINDOW < start < 0
+    return (step is None or (isinstance(step, int) and step == 1)) and not short

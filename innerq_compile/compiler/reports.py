@@ -35,17 +35,19 @@ class _Reports:
             self._count += 1
             self._kept.append(report)
             reasons = tuple(map(str, report.reasons))
-            if report.rewritten or report.kind is GraphKind.DECODE or reasons in self._warned:
+            if report.rewritten or report.kind is GraphKind.DECODE or not self._is_new(reasons):
                 return False
-            self._warned.add(reasons)
             return bool(report.attentions) or not any(other.rewritten for other in self._kept)
 
     def is_new(self, reasons: tuple[str, ...]) -> bool:
         """Whether these reasons have not been warned of. From then on they have."""
         with self._lock:
-            new = reasons not in self._warned
-            self._warned.add(reasons)
-            return new
+            return self._is_new(reasons)
+
+    def _is_new(self, reasons: tuple[str, ...]) -> bool:
+        new = reasons not in self._warned
+        self._warned.add(reasons)
+        return new
 
     def all(self) -> list[GraphReport]:
         with self._lock:

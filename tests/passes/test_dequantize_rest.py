@@ -71,8 +71,9 @@ class Dropping(TinyAttention):
         (lambda cache: torch.cat([cache[:, :, :2], cache[:, :, 3:]], 2), 2),
         (lambda cache: cache.transpose(1, 2), 2),
         (lambda cache: cache + 1, 0),  # no longer the cache
+        (lambda cache: (cache, cache[:, :, -1:]), 0),  # it lives on
     ],
-    ids=["the cache", "a sum", "the last tokens", "without one token", "transposed", "something else"],
+    ids=["the cache", "a sum", "the last tokens", "without one token", "transposed", "something else", "also a part"],
 )
 def test_caches_that_become_dense(part, count):
     calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
@@ -89,3 +90,16 @@ def test_a_cache_that_is_also_read_stays_quantized():
     calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
     context = PIPELINE.rewrite(capture(Reads(), *calls, config=PLAIN)[-1][0], PLAIN).context
     assert not context.made_dense and sum(plan.what is not None for plan in context.outputs) == 2
+
+
+def test_a_window_that_is_quantized_again():
+    """What it returns is the key that its attention reads: it is quantized as that of a prompt is."""
+
+    class Rolling(TinyAttention):
+        def forward(self, x, past=None, mask=None):
+            kept = past and tuple(part[:, :, 1:] for part in past)
+            return super().forward(x, kept, mask)
+
+    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
+    context = PIPELINE.rewrite(capture(Rolling(), *calls, config=PLAIN)[-1][0], PLAIN).context
+    assert len(context.quantized) == 2 and not context.made_dense
