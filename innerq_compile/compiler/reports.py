@@ -81,8 +81,8 @@ def _warn_of_dense_caches(report: GraphReport) -> None:
     """Warn, once for each reason, that caches are dense from now on."""
     count, reasons = len(report.made_dense), tuple(dict.fromkeys(map(str, report.made_dense)))
     if _REPORTS.is_new(reasons):
-        caches = "a cache that was" if count == 1 else f"{count} caches that were"
-        log.warning("graph %d returns %s quantized, dense: %s", report.index, caches, "; ".join(reasons))
+        why = "; ".join(reasons)
+        log.warning("graph %d returns caches dense that were quantized (%d of them): %s", report.index, count, why)
 
 
 def compiled_graphs() -> list[GraphReport]:

@@ -85,7 +85,9 @@ def test_across_the_border(pieces, held, caplog):
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
     assert were == held
     warnings = [
-        record.getMessage() for record in caplog.records if "4 caches that were quantized" in record.getMessage()
+        record.getMessage()
+        for record in caplog.records
+        if "caches dense that were quantized (4 of them)" in record.getMessage()
     ]
     assert len(warnings) == (1 if held[0] else 0)
     assert not warnings or "sliding window" in warnings[0]
