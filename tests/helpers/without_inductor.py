@@ -19,6 +19,8 @@ from unittest import mock
 import torch
 from torch.fx import GraphModule
 
+from innerq_compile.kernels.internals import inductor
+
 #: Makes of a graph and its example inputs what runs in its place.
 Runner = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
@@ -46,9 +48,9 @@ def without_inductor(run: Runner = through_autograd) -> Iterator[list[dict[str, 
     options: list[dict[str, Any] | None] = []
 
     def compile_fx(gm, example_inputs, *args, config_patches=None, **kwargs):
-        # torch 2.11 gets another one for each graph on a CPU, see `kernels/internals/inductor.py`
-        own = {"assert_indirect_indexing"}
-        options.append(config_patches and {name: value for name, value in config_patches.items() if name not in own})
+        if inductor._CHECKS_OF_INDICES_FAIL and config_patches:
+            config_patches = {k: v for k, v in config_patches.items() if k != inductor._CHECKS_OF_INDICES}
+        options.append(config_patches)
         return run(gm, example_inputs)
 
     with mock.patch("torch._inductor.compile_fx.compile_fx", compile_fx):

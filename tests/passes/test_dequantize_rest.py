@@ -15,6 +15,8 @@ pytestmark = pytest.mark.usefixtures("no_inductor")
 #: without key statistics, which would make the graphs longer
 PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key_mode="hybrid", value_mode="hybrid")
 
+PROMPT_AND_STEP = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
+
 
 def graph_of_a_reader(model: TinyAttention) -> torch.fx.GraphModule:
     """The graph of a program that reads the cached keys of a prompt."""
@@ -22,8 +24,7 @@ def graph_of_a_reader(model: TinyAttention) -> torch.fx.GraphModule:
     def program(x, past=None):
         return model(x) if past is None else past[0].sum()
 
-    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
-    return capture(program, *calls, config=PLAIN)[-1][0]
+    return capture(program, *PROMPT_AND_STEP, config=PLAIN)[-1][0]
 
 
 class TestDequantizeRest(expecttest.TestCase):
@@ -76,8 +77,7 @@ class Dropping(TinyAttention):
     ids=["the cache", "a sum", "the last tokens", "without one token", "transposed", "something else", "also a part"],
 )
 def test_caches_that_become_dense(part, count):
-    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
-    context = PIPELINE.rewrite(capture(Dropping(part), *calls, config=PLAIN)[-1][0], PLAIN).context
+    context = PIPELINE.rewrite(capture(Dropping(part), *PROMPT_AND_STEP, config=PLAIN)[-1][0], PLAIN).context
     assert len(context.made_dense) == count and len(context.rewritten) == 1
 
 
@@ -87,8 +87,7 @@ def test_a_cache_that_is_also_read_stays_quantized():
             out, (k, v) = super().forward(x, past, mask)
             return out, (k, v), k.transpose(1, 2).sum()
 
-    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
-    context = PIPELINE.rewrite(capture(Reads(), *calls, config=PLAIN)[-1][0], PLAIN).context
+    context = PIPELINE.rewrite(capture(Reads(), *PROMPT_AND_STEP, config=PLAIN)[-1][0], PLAIN).context
     assert not context.made_dense and sum(plan.what is not None for plan in context.outputs) == 2
 
 
@@ -100,6 +99,5 @@ def test_a_window_that_is_quantized_again():
             kept = past and tuple(part[:, :, 1:] for part in past)
             return super().forward(x, kept, mask)
 
-    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
-    context = PIPELINE.rewrite(capture(Rolling(), *calls, config=PLAIN)[-1][0], PLAIN).context
+    context = PIPELINE.rewrite(capture(Rolling(), *PROMPT_AND_STEP, config=PLAIN)[-1][0], PLAIN).context
     assert len(context.quantized) == 2 and not context.made_dense

@@ -73,6 +73,7 @@ def slices_left(fn) -> int:
 
     def backend(gm, inputs):
         graphs.append(skip_whole_slices(gm, PassContext(PLAIN)))
+        gm.recompile()
         return gm.forward
 
     torch._dynamo.reset()
