@@ -31,6 +31,8 @@ class AttentionCall(Generic[T]):
         scale: factor of the products of query and keys.
         softcap: scores become ``softcap * tanh(score / softcap)`` before the mask; 0 for no cap.
         causal: whether the last ``N - 1 - i`` tokens are hidden from query token i.
+        dropped: how many tokens the tensor that the program attends to has at its front which the state already counts
+            as dropped; negative where it lacks tokens that the state does not count.
     """
 
     query: T
@@ -42,6 +44,7 @@ class AttentionCall(Generic[T]):
     scale: float
     softcap: float = 0.0
     causal: bool = False
+    dropped: Any = 0
 
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> AttentionCall[Any]:
@@ -68,4 +71,5 @@ class AttentionCall(Generic[T]):
             self.scale,
             self.softcap,
             self.causal,
+            self.dropped,
         )

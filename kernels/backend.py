@@ -90,8 +90,8 @@ class KernelBackend(Protocol):
         """Whether :meth:`append_` writes ``x [B, H, N, D]`` to a cache of this format."""
         ...
 
-    def append_(self, sides: Sequence[Append]) -> None:
-        """Append new tokens to one or two cache sides, in place."""
+    def append_(self, sides: Sequence[Append], drop: int = 0) -> None:
+        """Append new tokens to one or two cache sides, in place; then ``drop`` more tokens at the front are hidden."""
         ...
 
     def supports_rewind(self, cache: Cache) -> bool:

@@ -23,6 +23,8 @@ GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 BLOCK_TOKENS = 32
 #: Lanes of a slice: what a tensor core contracts at a time. head_dim is a multiple of it.
 LANES = 16
+#: Blocks that a rolling cache is allocated with, which hold nothing; ``torch.compile`` specializes on sizes 0 and 1.
+ROLLING_BLOCKS = 2
 #: Spare blocks that a cache is allocated with at least, when it is made and when it grows.
 SPARE_BLOCKS = 4
 
@@ -37,7 +39,7 @@ class CacheFormat:
 
     Attributes:
         role: ``key`` (a group is channels of one token) or ``value`` (a group is tokens of one channel).
-        bits: bits of a code, 2 to 8. Ignored by mode ``none``.
+        bits: bits of a code, 2 to 8. Ignored by the modes ``none`` and ``rolling``.
         mode: name of the quantization mode, see ``kernels/modes`` and ``docs/formats.md``.
         group_size: elements that share one scale.
         sink: tokens at the start of a sequence that stay in full precision.
@@ -73,6 +75,11 @@ class CacheFormat:
     def quantized(self) -> bool:
         """False for the lossless format, whose blocks hold the elements themselves."""
         return self.quantization.stores_codes
+
+    @property
+    def rolls(self) -> bool:
+        """True for the format of short sliding windows: the recent window is all that there is."""
+        return self.quantization.rolls
 
     @property
     def has_zero(self) -> bool:
@@ -136,7 +143,7 @@ class CacheFormat:
         role: Role | None = next((role for role in ROLES if role == word), None)
         if role is None:
             raise FormatError(f"{spec!r} is no cache format: it has to begin with {' or '.join(ROLES)}")
-        if mode not in modes.names_of(role):
+        if mode not in modes.MODES or role not in modes.MODES[mode].roles:
             raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(modes.names_of(role))}")
         return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
 
@@ -164,11 +171,15 @@ def default_group_size(role: Role, head_dim: int) -> int:
 
 def blocks_for(fmt: CacheFormat, length: Any) -> Any:
     """Quantized blocks of a sequence of ``length`` real tokens: those between its sinks and its recent window."""
+    if fmt.rolls:
+        return 0
     return torch.sym_max((length - fmt.sink - fmt.recent) // fmt.block, 0)
 
 
 def longest(fmt: CacheFormat, capacity: int) -> int:
-    """Length, in real tokens, of the longest sequence that ``capacity`` blocks can hold."""
+    """Real tokens, without dropped ones, of the longest sequence that ``capacity`` blocks can hold."""
+    if fmt.rolls:
+        return fmt.ring
     return fmt.sink + fmt.recent + (capacity + 1) * fmt.block - 1
 
 
@@ -187,5 +198,7 @@ def grown_capacity(fmt: CacheFormat, length: Any) -> Any:
     number of blocks that is linear in the length. ``length`` may be an int, a SymInt or an ``fx.Proxy``; so is the
     result.
     """
+    if fmt.rolls:
+        return ROLLING_BLOCKS
     blocks = blocks_for(fmt, length)
     return blocks + torch.sym_max(blocks // 16, SPARE_BLOCKS)

@@ -8,7 +8,7 @@ name          shape                        dtype        holds
 codes         ``[B, H, NB, W]``            int32        packed codes, ``W`` words for each block of 32 tokens
 scales        ``[B, H, NB, P]``            scale dtype  scales, then zero points (or words of both)
 window        ``[B, H, sink + ring, D]``   cache dtype  the sinks, then the ring of recent tokens
-state         ``[B, H, 4]``                int32        start, length, peak, 0 (see :data:`STATE_FIELDS`)
+state         ``[B, H, 4]``                int32        start, length, peak, hidden (see :data:`STATE_FIELDS`)
 query_profile ``[B, H, 2, D]``             int8         in modes that use queries: mean and squared deviation of the
                                                         prompt's queries, see ``reference.query_profile``
 ============= ============================ ============ ======================================================
@@ -16,7 +16,8 @@ query_profile ``[B, H, 2, D]``             int8         in modes that use querie
 Mean and normalization of keys (``[B, H, D]`` float32) are further tensors, where the config asks for them.
 
 In mode ``none`` the codes are the elements themselves, ``[B, H, NB, 32 * D]`` in the cache's dtype, token after
-token, and there are no scales.
+token, and there are no scales. In mode ``rolling`` the ring holds all tokens that a sliding window keeps, and blocks
+hold nothing.
 
 Packing. Decode attention contracts keys over channels and values over tokens, sixteen at a time on tensor cores. The
 sixteen positions of such a *slice* are its *lanes*. A 32-bit word holds codes of two neighbouring lanes, one lane in
@@ -51,16 +52,26 @@ import torch
 
 from .formats import LANES, CacheFormat
 
-#: Columns of the state tensor: padding tokens before the sequence; real tokens held; the number of real tokens that
-#: determines how many blocks are quantized (``peak >= length``, larger only after a crop); unused.
-STATE_FIELDS = ("start", "length", "peak", "reserved")
-START, LENGTH, PEAK = 0, 1, 2
+#: Columns of the state tensor: padding tokens before the sequence; real tokens appended so far; the number of real
+#: tokens that determines how many blocks are quantized (``peak >= length``, larger only after a crop; 0 where nothing
+#: is ever quantized); how many tokens at the front, padding included, the program has dropped. The last is the same
+#: number for all sequences. The token that was appended as the t-th is at ``t + start - hidden`` in the program's tensor.
+STATE_FIELDS = ("start", "length", "peak", "hidden")
+START, LENGTH, PEAK, HIDDEN = 0, 1, 2, 3
+
+
+def shift(state: torch.Tensor) -> torch.Tensor:
+    """Where the program's tensor has the first token that was appended, ``[B, H]``; negative where it has dropped it."""
+    return state[..., START] - state[..., HIDDEN]
 
 
 def ends(state: torch.Tensor) -> torch.Tensor:
-    """The number of tokens that each sequence holds, padding included: ``[B, H]`` int32 of a state ``[B, H, 4]``."""
-    return state[..., START] + state[..., LENGTH]
+    """The number of tokens in the program's tensor, padding included: ``[B, H]`` int32 of a state ``[B, H, 4]``."""
+    return shift(state) + state[..., LENGTH]
 
+
+#: Width of `codes` in a cache that rolls, whose blocks hold nothing.
+ROLLING_WORDS = 1
 
 # --- fields of a word -------------------------------------------------------------------------------------------------
 #
@@ -160,6 +171,8 @@ def plane_words(columns: int) -> int:
 
 def words_per_block(fmt: CacheFormat, head_dim: int) -> int:
     """Width ``W`` of `codes`: 32-bit words per block (elements of the cache's dtype in mode ``none``)."""
+    if fmt.rolls:
+        return ROLLING_WORDS
     return block_words(fmt.bits if fmt.quantized else 0, fmt.block, head_dim)
 
 

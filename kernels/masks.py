@@ -39,8 +39,8 @@ def open_from(mask: torch.Tensor, state: torch.Tensor, rows: int) -> torch.Tenso
     plain, shown = (mask, mask) if mask.dtype == torch.bool else (mask == 0, mask > MASKED)
     # all int64: a reduction in Inductor has one index type, and torch 2.11 does not narrow that of the columns
     column = torch.arange(mask.shape[-1], device=mask.device)
-    start, length = state[:, 0, layout.START, None], state[:, 0, layout.LENGTH, None]
-    lacking = (shown.any(1).any(1) & (column < start)).any(-1)
+    first, length = layout.shift(state[:, :1]), state[:, :1, layout.LENGTH]  # [B, 1]
+    lacking = (shown.any(1).any(1) & (column < first)).any(-1)
     assert_async(torch.logical_not(lacking.any()), _HIDDEN_BEFORE)
-    closed = torch.logical_not(plain.all(1).all(1)) & (column <= start + length - rows)
+    closed = torch.logical_not(plain.all(1).all(1)) & (column <= first + length - rows)
     return torch.where(closed, column + 1, 0).amax(-1).to(torch.int32)

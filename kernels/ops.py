@@ -126,12 +126,12 @@ def _(
 
 
 @_impl("append_")
-def append_(keys: Cache, values: Cache, key: torch.Tensor, value: torch.Tensor) -> None:
+def append_(keys: Cache, values: Cache, key: torch.Tensor, value: torch.Tensor, drop: int = 0) -> None:
     """Write new keys (normalized) and values, ``[B, H, N, D]``, behind a cache's end. See ``reference.append_``."""
     backend = dispatch.choose(
         key.device, lambda b: b.supports_append(keys.format, key) and b.supports_append(values.format, value)
     )
-    backend.append_(((keys, key), (values, value)))
+    backend.append_(((keys, key), (values, value)), drop)
 
 
 @_impl("append_one_")

@@ -182,7 +182,9 @@ SCHEMAS = {
             ),
             f"({', '.join('Tensor' for _ in ENCODED)})",
         ),
-        OperatorSchema("append_", (*_BOTH_APPENDED, "Tensor key", "Tensor value", *_BOTH_FORMATS), "()"),
+        OperatorSchema(
+            "append_", (*_BOTH_APPENDED, "Tensor key", "Tensor value", *_BOTH_FORMATS, "SymInt drop=0"), "()"
+        ),
         OperatorSchema(
             "append_one_",
             (CacheArguments(writes=ENCODED, reads=_PROFILE, optional=_PROFILE), "Tensor x", "str format"),
@@ -203,7 +205,7 @@ SCHEMAS = {
             "decode_attention",
             (
                 *("Tensor query", *_BOTH_READ, "Tensor? mask", "Tensor? open_from", "Tensor? sink_logits"),
-                *("float scale", "float softcap", "bool causal", *_BOTH_FORMATS),
+                *("float scale", "float softcap", "bool causal", *_BOTH_FORMATS, "SymInt dropped=0"),
             ),
             "Tensor",
         ),

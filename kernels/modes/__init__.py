@@ -6,7 +6,7 @@ A mode is a file in this folder that defines its object, ``MODE``, and files of 
 
 from __future__ import annotations
 
-from . import anchored, asymmetric, hybrid, none, paper_hybrid, signed, steered, symmetric
+from . import anchored, asymmetric, hybrid, none, paper_hybrid, rolling, signed, steered, symmetric
 from .mode import QuantizationMode, Role
 
 __all__ = ["MODES", "QuantizationMode", "Role", "named", "names_of", "serving"]
@@ -14,7 +14,7 @@ __all__ = ["MODES", "QuantizationMode", "Role", "named", "names_of", "serving"]
 #: All modes, by name, in the order in which messages and the documentation list them.
 MODES: dict[str, QuantizationMode] = {
     module.MODE.name: module.MODE
-    for module in (symmetric, signed, asymmetric, anchored, steered, hybrid, paper_hybrid, none)
+    for module in (symmetric, signed, asymmetric, anchored, steered, hybrid, paper_hybrid, none, rolling)
 }
 
 
@@ -31,8 +31,8 @@ def named(name: str) -> QuantizationMode:
 
 
 def names_of(role: Role) -> tuple[str, ...]:
-    """Names of the modes that keys (``role`` "key") or values may have."""
-    return tuple(name for name, mode in MODES.items() if role in mode.roles)
+    """Names of the modes that a config may ask for, for keys (``role`` "key") or values."""
+    return tuple(name for name, mode in MODES.items() if role in mode.roles and not mode.rolls)
 
 
 def serving(name: str, bits: int, scale_type: str | None, default: str) -> tuple[QuantizationMode, str]:

@@ -56,6 +56,7 @@ class QuantizationMode:
         uses_queries: whether codes are chosen with the query profile, see ``modes/steered.py``. Caches then hold one.
         side_data: ``side_data(blocks, query_profile, group_size)`` computes what ``encode`` needs besides the elements:
             tensors of the shape of ``blocks [..., block, D]``. ``query_profile`` is ``[..., 2, D]`` or None.
+        rolls: whether blocks hold nothing, see ``modes/rolling.py``.
         fallback: name of the mode that takes its place for bits or scale types that it does not support.
         most_bits: for names of scale types: the most bits of a code that it supports with them, where not 8.
         triton_encoder: name of the encoder in ``triton/modes/<name>.py``.
@@ -73,6 +74,7 @@ class QuantizationMode:
     uses_anchor: bool = False
     uses_queries: bool = False
     side_data: Callable[[torch.Tensor, torch.Tensor | None, int], SideData] | None = None
+    rolls: bool = False
     fallback: str | None = None
     most_bits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     triton_encoder: str | None = None

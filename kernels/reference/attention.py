@@ -6,7 +6,7 @@ import torch
 
 from .. import layout
 from ..attention_call import AttentionCall
-from .caches import real_tokens
+from .caches import real_tokens, visible_range
 
 
 def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -22,22 +22,24 @@ def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | Non
     state = call.keys.state
     heads = state.shape[1]
     length = state[:, 0, layout.LENGTH]
-    tokens = int(length.max())
-    keys, values = real_tokens(call.keys, tokens, dtype), real_tokens(call.values, tokens, dtype)
+    first, end = visible_range(state, int(layout.ends(state).max()) + call.dropped, call.dropped)
+    tokens = end - first
+    keys, values = real_tokens(call.keys, end, dtype, first), real_tokens(call.values, end, dtype, first)
     q = query.to(dtype).reshape(batch, heads, q_heads // heads, rows, head_dim)
     scores = torch.einsum("bhgnd,bhsd->bhgns", q, keys) * scale
     if call.softcap:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     scores = scores.reshape(batch, q_heads, rows, tokens)
-    position = torch.arange(tokens, device=query.device)
-    visible = (position < length[:, None])[:, None, None, :]
+    position = torch.arange(first, end, device=query.device)
+    # where the tensor that the program attends to has each token; below zero where it does not have it
+    place = position + layout.shift(state[:, :1]) + call.dropped  # [B, tokens]
+    visible = ((place >= 0) & (position < length[:, None]))[:, None, None, :]
     if call.causal:
         last = length[:, None] - rows + torch.arange(rows, device=query.device)  # [B, N]
         visible = visible & (position <= last[..., None])[:, None]
     if mask is not None:
-        start = state[:, 0, layout.START]
         mask = mask.expand(batch, q_heads, rows, mask.shape[-1])
-        index = (position + start[:, None]).clamp(max=mask.shape[-1] - 1)[:, None, None, :]
+        index = place.clamp(0, mask.shape[-1] - 1)[:, None, None, :]
         moved = mask.gather(-1, index.expand(batch, q_heads, rows, tokens))
         if mask.dtype == torch.bool:
             visible = visible & moved

@@ -39,10 +39,10 @@ supports_key_statistics = supports_prefill = supports_append = supports_everythi
 supports_rewind = supports_decode = supports_row_linear = supports_everything
 
 
-def append_(sides: Sequence[Append]) -> None:
+def append_(sides: Sequence[Append], drop: int = 0) -> None:
     """Append new tokens to one or two cache sides, in place, see ``reference.append_``."""
     for cache, new in sides:
-        append_side_(cache, new)
+        append_side_(cache, new, drop)
 
 
 def decode_kernel(call: AttentionCall[Any]) -> KernelChoice:

@@ -75,7 +75,7 @@ def prefill(
     length = (tokens - start).to(torch.int32)[:, None].expand(batch, heads)
     state[..., layout.START] = start[:, None]
     state[..., layout.LENGTH] = length
-    state[..., layout.PEAK] = length
+    state[..., layout.PEAK] = 0 if fmt.rolls else length
     blocks = blocks_for(fmt, tokens)
     if blocks:
         body = x[:, :, fmt.sink : fmt.sink + blocks * fmt.block]
@@ -94,27 +94,35 @@ def prefill(
     return cache
 
 
-def real_tokens(cache: Cache, tokens: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The first ``tokens`` real tokens of a cache, ``[B, H, tokens, D]`` in ``dtype``.
+def visible_range(state: torch.Tensor, length: int, dropped: int = 0) -> tuple[int, int]:
+    """The least range of real tokens, ``(first, end)``, that has all of the program's first ``length`` ones."""
+    place = layout.shift(state) + dropped  # of the first that was appended
+    first = int((-place).clamp(min=0).min())
+    return first, max(first, int(torch.minimum(state[..., layout.LENGTH], length - place).max()))
 
-    Keys are returned as they are held: mean and norm are not applied. Positions past the end of a sequence are zero.
+
+def real_tokens(cache: Cache, end: int, dtype: torch.dtype = torch.float32, first: int = 0) -> torch.Tensor:
+    """The real tokens ``first`` to ``end`` of a cache, in the order of their appends: ``[B, H, end - first, D]``.
+
+    Keys are returned as they are held: mean and norm are not applied. Positions past the end of a sequence are zero;
+    those that a rolling cache has lost hold anything.
     """
     fmt, window, state = cache.format, cache.window, cache.state
     batch, heads, _, head_dim = window.shape
-    blocks = quantized_blocks(state, fmt)
-    out = torch.zeros((batch, heads, tokens, head_dim), dtype=dtype, device=window.device)
-    out[:, :, : min(fmt.sink, tokens)] = window[:, :, : min(fmt.sink, tokens)].to(dtype)
-    if tokens > fmt.sink:
-        position = torch.arange(fmt.sink, tokens, device=window.device)
-        slot = fmt.sink + (position - fmt.sink) % fmt.ring
-        recent = window[:, :, slot].to(dtype)
-        count = min(-(-(tokens - fmt.sink) // fmt.block), cache.codes.shape[2])
-        body = decode_blocks(cache.codes[:, :, :count], cache.scales[:, :, :count], fmt, head_dim, dtype)
-        body = body.reshape(batch, heads, count * fmt.block, head_dim)
-        body = torch.nn.functional.pad(body, (0, 0, 0, max(0, tokens - fmt.sink - count * fmt.block)))
-        quantized = position < (fmt.sink + blocks * fmt.block)[..., None]
-        out[:, :, fmt.sink :] = torch.where(quantized[..., None], body[:, :, : tokens - fmt.sink], recent)
-    held = torch.arange(tokens, device=window.device) < state[..., layout.LENGTH, None]
+    position = torch.arange(first, max(first, end), device=window.device)
+    slot = torch.where(position < fmt.sink, position, fmt.sink + (position - fmt.sink) % fmt.ring)
+    out = window[:, :, slot].to(dtype)
+    past = max(first, fmt.sink)  # the first that may be in a block
+    if end > past and not fmt.rolls:
+        b0 = (past - fmt.sink) // fmt.block
+        b1 = min(-(-(end - fmt.sink) // fmt.block), cache.codes.shape[2])
+        body = decode_blocks(cache.codes[:, :, b0:b1], cache.scales[:, :, b0:b1], fmt, head_dim, dtype)
+        body = body.reshape(batch, heads, max(b1 - b0, 0) * fmt.block, head_dim)[:, :, past - fmt.sink - b0 * fmt.block :]
+        body = torch.nn.functional.pad(body, (0, 0, past - first, max(0, end - past - body.shape[2])))
+        quantized_end = (fmt.sink + quantized_blocks(state, fmt) * fmt.block)[..., None]
+        quantized = (position >= fmt.sink) & (position < quantized_end)
+        out = torch.where(quantized[..., None], body[:, :, : end - first], out)
+    held = position < state[..., layout.LENGTH, None]
     return torch.where(held[..., None], out, torch.zeros_like(out))
 
 
@@ -125,21 +133,29 @@ def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None) -> t
     """
     dtype = dtype or cache.window.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    x = real_tokens(cache, length, compute)
+    first, end = visible_range(cache.state, length)
+    x = real_tokens(cache, end, compute, first)
     if cache.norm is not None:
         x = x * cache.norm.to(compute).unsqueeze(-2)
     if cache.mean is not None:
         x = x + cache.mean.to(compute).unsqueeze(-2)
-    source = torch.arange(length, device=x.device) - cache.state[:, 0, layout.START, None]  # [B, length]
+    source = torch.arange(length, device=x.device) - layout.shift(cache.state[:, :1])  # [B, length]
     real = (source >= 0) & (source < cache.state[:, 0, layout.LENGTH, None])
-    x = x.gather(2, source.clamp(min=0)[:, None, :, None].expand_as(x))
+    index = (source - first).clamp(0, max(end - first - 1, 0))[:, None, :, None].expand(*x.shape[:2], length, x.shape[3])
+    x = x.gather(2, index) if end > first else x.new_zeros(index.shape)
     return to_finite(torch.where(real[:, None, :, None], x, torch.zeros_like(x)), dtype)
 
 
-def append_(cache: Cache, new: torch.Tensor) -> None:
+def append_(cache: Cache, new: torch.Tensor, drop: int = 0) -> None:
     """Append ``new [B, H, N, D]`` (keys already normalized) to a cache side, in place.
 
-    Tokens enter the recent window. When it holds ``recent + block`` tokens, its oldest block is quantized.
+    Tokens enter the recent window. When it holds ``recent + block`` tokens, its oldest block is quantized; in a rolling
+    cache they take the places of the oldest ones.
+
+    Args:
+        cache: the side.
+        new: the tokens.
+        drop: how many more tokens at the front the program's tensor does not have any longer.
 
     Raises:
         IndexError: if the cache has no room for a block.
@@ -156,7 +172,8 @@ def append_(cache: Cache, new: torch.Tensor) -> None:
         window[b, h, slot] = new[:, :, i]
         before = quantized_blocks(state, fmt).long()
         state[..., layout.LENGTH] += 1
-        state[..., layout.PEAK] = torch.maximum(state[..., layout.PEAK], state[..., layout.LENGTH])
+        if not fmt.rolls:
+            state[..., layout.PEAK] = torch.maximum(state[..., layout.PEAK], state[..., layout.LENGTH])
         due = quantized_blocks(state, fmt) > before
         if bool(due.any()):
             slots = fmt.sink + (before[..., None] * fmt.block + torch.arange(fmt.block, device=new.device)) % fmt.ring
@@ -165,10 +182,11 @@ def append_(cache: Cache, new: torch.Tensor) -> None:
             rows, cols = due.nonzero(as_tuple=True)
             cache.codes[rows, cols, before[due]] = new_codes[due]
             cache.scales[rows, cols, before[due]] = new_scales[due]
+    state[..., layout.HIDDEN] += drop
 
 
 def truncate_(cache: Cache, length: int | torch.Tensor) -> None:
-    """Truncate a cache side to ``length`` tokens, padding included, in place.
+    """Truncate a cache side to ``length`` tokens of the program's tensor, padding included, in place.
 
     If the new end is within a quantized block, the remaining tokens of that block are dequantized into the recent
     window. ``length`` may be a tensor without dimensions on the cache's device.
@@ -177,12 +195,13 @@ def truncate_(cache: Cache, length: int | torch.Tensor) -> None:
     head_dim = window.shape[-1]
     old_blocks = quantized_blocks(state, fmt).long()
     # truncating within the padding of a sequence leaves less padding
-    state[..., layout.START] = state[..., layout.START].clamp(max=length)
-    kept = length - state[..., layout.START]
+    hidden = state[..., layout.HIDDEN]
+    state[..., layout.START] = torch.minimum(state[..., layout.START], length + hidden)
+    kept = length + hidden - state[..., layout.START]
     kept = torch.minimum(kept, state[..., layout.LENGTH])
     state[..., layout.LENGTH] = kept
     state[..., layout.PEAK] = torch.minimum(state[..., layout.PEAK], kept + fmt.recent)
-    if codes.shape[2] == 0:
+    if codes.shape[2] == 0 or fmt.rolls:
         return
     blocks = quantized_blocks(state, fmt).long()
     pick = blocks.clamp(max=codes.shape[2] - 1)[..., None, None]

@@ -12,6 +12,7 @@ from innerq_compile.kernels.modes import MODES
 #: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 272)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+CONFIG_MODES = tuple(name for name, mode in MODES.items() if not mode.rolls)
 QUANTIZED_MODES = tuple(name for name, mode in MODES.items() if mode.stores_codes)
 SCALE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "bfloat16"}
 
@@ -33,7 +34,7 @@ def mode_of(role: str, mode: str) -> str:
 
 
 @st.composite
-def formats(draw, head_dim: int, roles=("key", "value"), names=tuple(MODES), max_window: int = 96, dtype=torch.float16):
+def formats(draw, head_dim: int, roles=("key", "value"), names=CONFIG_MODES, max_window: int = 96, dtype=torch.float16):
     """Any format that fits a head of ``head_dim`` channels."""
     role = draw(st.sampled_from(roles))
     mode = draw(st.sampled_from([name for name in names if role in modes.named(name).roles]))
