@@ -52,8 +52,9 @@ class AttentionCall(Generic[T]):
         return cls(*_SCHEMA.values(arguments))
 
     def arguments(self) -> tuple[Any, ...]:
-        """The arguments of ``innerq::decode_attention``."""
-        return _SCHEMA.arguments(*(getattr(self, field.name) for field in dataclasses.fields(self)))
+        """The arguments of ``innerq::decode_attention``. That at the end is left out where it is the default."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return _SCHEMA.arguments(*(values[:-1] if isinstance(self.dropped, int) and not self.dropped else values))
 
     def map(self, function: Callable[[T], U]) -> AttentionCall[U]:
         """A call with ``function`` applied to each tensor that is not None."""

@@ -213,13 +213,13 @@ def _(*values: Any) -> torch.Tensor:
 
 
 @_impl("dequantize")
-def dequantize(cache: Cache, length: int) -> torch.Tensor:
+def dequantize(cache: Cache, length: int, dropped: int = 0) -> torch.Tensor:
     """The logical tensor of a cache, ``[B, H, length, D]`` in the cache's dtype; padding positions are zero."""
-    return reference.dequantize(cache, length)
+    return reference.dequantize(cache, length, dropped=dropped)
 
 
 @_fake("dequantize")
-def _(cache: Cache, length: Any) -> torch.Tensor:
+def _(cache: Cache, length: Any, dropped: Any = 0) -> torch.Tensor:
     window = cache.window
     return window.new_empty((window.shape[0], window.shape[1], length, window.shape[3]))
 

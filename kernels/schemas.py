@@ -214,7 +214,7 @@ SCHEMAS = {
             "dequantize",
             (
                 CacheArguments(reads=(*ENCODED, *_KEY_STATISTICS), optional=_KEY_STATISTICS),
-                *("SymInt length", "str format"),
+                *("SymInt length", "str format", "SymInt dropped=0"),
             ),
             "Tensor",
         ),

@@ -58,8 +58,14 @@ def _becomes_dense(dense: Node, context: PassContext) -> Reason | None:
 
 
 def _is_appended(node: Node, context: PassContext) -> bool:
-    """Whether a node is a cat that has been replaced by an append in place, and that nothing but the output reads."""
-    return node in context.appended and all(user.op == "output" for user in node.users)
+    """Whether a node is a cat that has been replaced by an append in place, and that nothing but the output reads.
+
+    The output may be the last tokens of it.
+    """
+    kept = [user for user in node.users if user in context.appended]
+    if not kept and node not in context.appended:
+        return False
+    return all(user.op == "output" for one in (node, *kept) for user in one.users if user not in kept)
 
 
 def _first_call(gm: GraphModule) -> Node:

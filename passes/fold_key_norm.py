@@ -63,7 +63,7 @@ def _fold(write: Writer, use: KeyNormUse, changes: Writes, context: PassContext)
         # the norm is computed by the write, which comes after the projections
         _apply(write, use, target, norm)
         return NormPlace(NormSite.AFTER_ROTARY, "the statistics of the cache are computed in this graph")
-    readers = {use.op, *(user for user in target.users if user in context.appended)}
+    readers = {use.op, *(user for user in target.users if user in context.appended or _is_replaced(user, context))}
     path = find_path(target, readers, changes)
     if path is None:
         _apply(write, use, target, norm)
@@ -82,6 +82,11 @@ def _fold(write: Writer, use: KeyNormUse, changes: Writes, context: PassContext)
     if rotated or _is_produced(path.source):
         return NormPlace(NormSite.PROJECTION)
     return NormPlace(NormSite.AFTER_ROTARY, _UNKNOWN)
+
+
+def _is_replaced(cat: Node, context: PassContext) -> bool:
+    """Whether a node is only read by what the graph returns as a cache that it appends to."""
+    return bool(cat.users) and all(user in context.appended for user in cat.users)
 
 
 def _is_produced(node: Node) -> bool:

@@ -2,9 +2,12 @@
 
 keys = cat([past, k], dim=2)      past: an InnerQTensor     -> APPENDED, rewritten by `rewrite_decode` (dim=1 if
                                                                caches are [B, S, H, D])
+     ... many tokens to a short sliding window              -> RENEWED, quantized by `quantize_prefill`
 keys = past                       past: an InnerQTensor     -> READ, rewritten by `rewrite_decode`
 keys = buffer.index_copy_(...)    buffer: an input          -> BUFFER, rewritten by `rewrite_buffer`
 keys = k, or cat([empty, k])      returned by the graph     -> FRESH, quantized by `quantize_prefill`
+
+Of keys and values of a sliding window the graph returns the last tokens, and an attention may read the last tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
+from .analysis.windows import fits_ring, kept_part, last_tokens
 from .context import CacheSource, CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
 from .graph.operations import Kind
@@ -41,6 +45,10 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
 def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> CacheUse | str:
     if node in context.caches and not is_preallocated(node):
         return CacheUse(CacheSource.READ, node, tokens_dim, of_cache=context.caches[node])
+    part = last_tokens(node, tokens_dim)
+    seen = None
+    if part is not None and op_name(part.source) == "cat" and not is_output(node):
+        seen, node = node, part.source
     call = read(node)
     if call is not None and call.name == "cat" and isinstance(call["tensors"], (list, tuple)) and call["tensors"]:
         past, *new = call["tensors"]
@@ -53,15 +61,21 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
                 return "a quantized cache is appended to a quantized cache"
             if changes.of(node):
                 return "they are changed in place after they were appended to the quantized cache"
-            cache = context.caches[past]
-            return CacheUse(CacheSource.APPENDED, node, tokens_dim, of_cache=cache, new_tokens=new[0])
+            cache, kept = context.caches[past], kept_part(node, tokens_dim)
+            source = CacheSource.APPENDED
+            if cache.format.rolls and not fits_ring(cache.format, kept, sizes_of(new[0])[tokens_dim]):
+                if kept is None or kept.window is None:
+                    return "the program keeps more of a cache than the short sliding window that it kept before"
+                source = CacheSource.RENEWED
+            parts = {"kept": kept and kept.node, "seen": seen, "window": kept and kept.window}
+            return CacheUse(source, node, tokens_dim, of_cache=cache, new_tokens=new[0], **parts)
     try:
         if (buffer := buffer_use(node, tokens_dim, changes)) is not None:
             return CacheUse(CacheSource.BUFFER, node, tokens_dim, of_buffer=buffer)
     except NoBuffer as reason:
         return str(reason)
-    rank = len(sizes_of(node))
-    if rank == 4 and not is_output(node) and _computed_from_a_cache(node):
+    rank, kept = len(sizes_of(node)), kept_part(node, tokens_dim)
+    if rank == 4 and kept is None and not is_output(node) and _computed_from_a_cache(node):
         return (
             "they are computed in every step from another cached tensor, such as the latent of MLA or keys before "
             "their rotary embedding"
@@ -69,7 +83,9 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
     if is_written(node) or changes.after(node, node):
         return "they are a buffer that this graph writes in place; graphs that read it later will use a quantized copy"
     if rank == 4 and is_output(node):
-        return CacheUse(CacheSource.FRESH, node, tokens_dim)
+        return CacheUse(CacheSource.FRESH, node, tokens_dim, window=part and part.window)
+    if rank == 4 and kept is not None:
+        return CacheUse(CacheSource.FRESH, node, tokens_dim, kept=kept.node, seen=seen, window=kept.window)
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
         return "only a part of them is returned as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor are returned by the graph, so there is no cache to quantize"

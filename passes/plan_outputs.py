@@ -33,7 +33,9 @@ def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
             values.append(node)
     Writer(gm.graph).set_outputs(values)
     for placeholder in context.caches:
-        for user in list(placeholder.users):
-            gm.graph.erase_node(user)  # a cat that `rewrite_decode` has replaced
+        for user in list(placeholder.users):  # a cat that `rewrite_decode` has replaced, and the last tokens of it
+            for part in list(user.users):
+                gm.graph.erase_node(part)
+            gm.graph.erase_node(user)
         gm.graph.erase_node(placeholder)
     return gm

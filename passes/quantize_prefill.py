@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ..kernels import layout
 from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from ..kernels.internals.tensors import is_traceable_wrapper_subclass
 from .analysis.shared_norm import shared_norm
+from .analysis.windows import SHORT_WINDOW, cut, rolling_format
 from .attention.views import split_factor, view_source
-from .context import AttentionMatch, CacheSource, CacheUse, NoMatch, PassContext, Quantized
+from .context import AttentionMatch, CacheInput, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .emit.query import standard_query
 from .graph.aliases import Writes
 from .graph.operations import Kind
@@ -36,19 +38,21 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     write, changes = Writer(gm.graph), Writes(gm.graph)
     starts: dict[Node | None, Node] = {}
     for match, (key, value) in context.uses.items():
-        if key.source is not CacheSource.FRESH:
+        if not key.source.stays_dense:
             continue
-        if key.node in context.quantized and value.node in context.quantized:  # an earlier layer shares the cache
+        if key.returned in context.quantized and value.returned in context.quantized:  # an earlier layer shares the cache
             context.rewritten.append(match)
             continue
         with write.after(match.node):  # as early as possible, so that the dense keys and values can be freed
-            mask = _padding_mask(match, context)
-            if mask not in starts:
-                starts[mask] = _padding_start(write, match, mask)
+            mask = None if key.source is CacheSource.RENEWED else _padding_mask(match, key, value, context)
+            if key.source is CacheSource.RENEWED:
+                start = _start_of_cache(write, key.cache)
+            else:
+                start = starts[mask] = starts[mask] if mask in starts else _padding_start(write, match, mask)
             sides: tuple[tuple[CacheUse, Role], ...] = ((key, "key"), (value, "value"))
             for use, role in sides:
-                if use.node not in context.quantized:
-                    context.quantized[use.node] = _quantize(write, match, use, role, starts[mask], changes, context)
+                if use.returned not in context.quantized:
+                    context.quantized[use.returned] = _quantize(write, match, use, role, start, changes, context)
         context.rewritten.append(match)
     return gm
 
@@ -64,6 +68,9 @@ def _quantize(
 ) -> Quantized:
     dense = write.by_head(use.node, use.tokens_dim)
     value, config = example(dense), context.config
+    if use.window is not None and use.window <= SHORT_WINDOW:
+        fmt = rolling_format(context, role, value.shape[3], value.dtype, use.window)
+        return _encode(write, use, fmt, start, (None, None, None))
     fmt = context.format_for(role, value.shape[3], value.dtype)
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
@@ -86,12 +93,35 @@ def _quantize(
     if moments is not None:
         fresh = example(moments).new_empty(example(moments).shape, dtype=torch.int8)
         profile = write.call(ops.query_profile.default, moments, norm, fmt.group_size, value=fresh)
+    return _encode(write, use, fmt, start, (profile, mean, norm))
+
+
+def _encode(
+    write: Writer, use: CacheUse, fmt: CacheFormat, start: Node, statistics: tuple[Node | None, Node | None, Node | None]
+) -> Quantized:
+    """Quantize what the graph returns.
+
+    Args:
+        statistics: query profile, mean and norm of :data:`~kernels.cache.STATISTICS`.
+    """
+    profile, mean, norm = statistics
+    dropped = cut(use.node, use.kept, use.tokens_dim)
+    if not (isinstance(dropped, int) and dropped == 0):  # padding goes first
+        start = write.method("clamp", write.call(operator.sub, start, write.number(dropped)), min=0)
+    dense = write.by_head(use.returned, use.tokens_dim)
     given = () if profile is None else (profile,)
     capacity = _capacity(write, dense, fmt)
-    packed = write.call(ops.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *given)
+    packed = write.call(torch.ops.innerq.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *given)
     encoded = [write.call(operator.getitem, packed, index) for index in range(len(ENCODED))]
     tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), query_profile=profile, mean=mean, norm=norm)
-    return Quantized(tensors, value.shape[2], use.tokens_dim)
+    return Quantized(tensors, example(dense).shape[2], use.tokens_dim)
+
+
+def _start_of_cache(write: Writer, cache: CacheInput) -> Node:
+    """``[B]`` int32: the padding that a cache has in front of its tokens."""
+    state = write.call(operator.getitem, cache.tensors.state, (slice(None), 0))
+    start, hidden = (write.call(operator.getitem, state, (slice(None), at)) for at in (layout.START, layout.HIDDEN))
+    return write.method("clamp", write.call(operator.sub, start, hidden), min=0)
 
 
 def _query(write: Writer, match: AttentionMatch) -> Node | None:
@@ -109,31 +139,31 @@ def _capacity(write: Writer, node: Node, fmt: CacheFormat) -> Node | int:
     return capacity if isinstance(capacity, int) else capacity.node
 
 
-def _padding_mask(match: AttentionMatch, context: PassContext) -> Node | None:
+def _padding_mask(match: AttentionMatch, key: CacheUse, value: CacheUse, context: PassContext) -> Node | None:
     """The mask of a prefill, if it can be used to find left padding; else None.
 
     It can if it has a column for each key and no other reader sees a key that it hides from all queries.
     """
     mask = context.standard[match].mask
     size = shape(mask)
-    if size is None or len(size) != 4 or not same_size(size[3], sizes_of(match.key)[match.tokens_dims[0]]):
+    if size is None or len(size) != 4 or not same_size(size[3], sizes_of(key.node)[key.tokens_dim]):
         return None
     for other in context.attentions:
         if other.key is match.key or other.value is match.value:
             form = context.standard.get(other)
             if form is None or form.mask is not mask:
                 return None
-    return mask if all(_only_attended(node, cached=True) for node in (match.key, match.value)) else None
+    return mask if all(_only_attended(use.node, use) for use in (key, value)) else None
 
 
-def _only_attended(node: Node, cached: bool = False) -> bool:
+def _only_attended(node: Node, cached: CacheUse | None = None) -> bool:
     """Whether only attentions read ``node``, directly or through views and repetitions that are not returned.
 
     Args:
-        cached: whether ``node`` itself may be returned.
+        cached: the cache of which this is the node, and which may be returned.
     """
     for user in node.users:
-        if cached and user.op == "output":
+        if cached is not None and (user.op == "output" or user is cached.kept):
             continue
         if is_query(user) or kinds(user) & Kind.PRODUCT or op_name(user) == "sdpa":
             continue

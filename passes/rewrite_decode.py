@@ -5,6 +5,9 @@
     out = attention(q, keys, values, mask)      out = decode_attention(q, past_k..., past_v..., mask, opened)
     return keys, values                         return (the same caches, appended to in place)
 
+Of a sliding window the program returns the last tokens (``analysis/windows.py``). `append_` then drops as many tokens
+at the front of the cache as the program does, and the attention is told how many of those it still has to see.
+
 Query and new key are the program's, not normalized: `fold_key_norm` applies the key normalization. ``open_from`` finds
 the position from which on the mask hides nothing, so that no layer has to read the mask there. It raises an error if
 the mask shows padding tokens that the cache does not store.
@@ -14,13 +17,14 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from .analysis.windows import cut
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
 from .emit.attention import attend, open_before_append
 from .emit.read_dequantized import early_reader
 from .emit.writes import append
 from .graph.aliases import Writes
-from .graph.values import dtype_of, same_size, sizes_of
-from .graph.writing import Writer
+from .graph.values import dtype_of, made_equal, plain_size, same_size, sizes_of
+from .graph.writing import Writer, is_number_of_inputs
 
 
 def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -46,14 +50,17 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         if grows and pair not in written:
             written.add(pair)
-            if not any(earlier.cache is key.cache for earlier in context.appended.values()):
+            if key.seen is None and not any(earlier.cache is key.cache for earlier in context.appended.values()):
                 open_before_append(write, context, match, key.cache, last, changes)
             with write.after(last):
                 new_key, new_value = (write.by_head(use.new, use.tokens_dim) for use in (key, value))
-                append(write, context, match, key.cache, value.cache, new_key, new_value)
+                drop = write.number(cut(key.node, key.kept, key.tokens_dim))
+                append(write, context, match, key.cache, value.cache, new_key, new_value, drop)
             for use in (key, value):
-                context.appended[use.node] = Appended(use.cache, sizes_of(use.new)[use.tokens_dim])
-        attend(write, context, match, key.cache, value.cache, changes)
+                dropped = cut(use.node, use.kept, use.tokens_dim)
+                context.appended[use.returned] = Appended(use.cache, sizes_of(use.new)[use.tokens_dim], dropped)
+        dropped = cut(key.node, key.kept, key.tokens_dim) - cut(key.node, key.seen, key.tokens_dim)
+        attend(write, context, match, key.cache, value.cache, changes, dropped=plain_size(dropped))
         context.rewritten.append(match)
     write.erase_dead([context.standard[match].node for match in context.rewritten])
     return gm
@@ -72,6 +79,12 @@ def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Wr
         return None
     if not same_size(*(sizes_of(use.new)[use.tokens_dim] for use in (key, value))):
         return "the number of new keys differs from that of new values"
+    for name in ("kept", "seen"):
+        number, other = (cut(use.node, getattr(use, name), use.tokens_dim) for use in (key, value))
+        if not made_equal(number, other):
+            return f"the number of keys that are {name} differs from that of values"
+        if not is_number_of_inputs(key.node.graph, number):
+            return f"the number of keys that are {name} does not follow from sizes that are inputs"
     last = max(key.node, value.node, key=changes.order.__getitem__)
     for use, what in ((key, "keys"), (value, "values")):
         new, held = dtype_of(use.new), dtype_of(use.cache.tensors.window)

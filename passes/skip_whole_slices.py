@@ -5,22 +5,20 @@
     return attention(q, full, ...), keys
 
 That a window is not reached is a guard of the graph: Dynamo added it when it computed the length of the slice. A call
-that reaches the window has a graph of its own, in which the cache is dense. Most contexts reach a short window, so that
-its cache is dense from the beginning.
+that reaches the window has a graph of its own. A short window is left as it is: its cache is of another kind from the
+beginning (``analysis/windows.py``).
 """
 
 from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from .analysis.windows import SHORT_WINDOW
 from .context import PassContext
 from .graph.aliases import Writes
 from .graph.reading import Call, is_output, read
 from .graph.values import same_sizes, shape, value_of
 from .graph.writing import Writer
-
-#: Windows of at most so many tokens, the new one included, are left as they are: ``tokens[:, :, -SHORT_WINDOW + 1:]``.
-SHORT_WINDOW = 1024
 
 
 def skip_whole_slices(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -58,5 +56,5 @@ def _takes_ranges(call: Call) -> bool:
 def _is_range(entry: slice) -> bool:
     """Whether a slice takes neighbours, and is not that of a short window."""
     start, step = value_of(entry.start), value_of(entry.step)
-    short = isinstance(start, int) and -SHORT_WINDOW < start < 0
+    short = isinstance(start, int) and -SHORT_WINDOW <= start < 0
     return (step is None or (isinstance(step, int) and step == 1)) and not short

@@ -39,7 +39,7 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
 def _standard(write: Writer, match: AttentionMatch, source: CacheSource, merged: dict[object, Node]) -> StandardForm:
     with write.before(match.node):
         mask = _mask(write, match, merged)
-        if source is CacheSource.FRESH:
+        if source.stays_dense:
             return StandardForm(match.node, match.query, mask, match.sink_logits)
         query, sink_logits = standard_query(write, match), _sinks(write, match)
     return StandardForm(_output(write, match), query, mask, sink_logits)

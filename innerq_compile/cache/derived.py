@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 
 def of_length(tensor: InnerQTensor, length: int) -> InnerQTensor:
-    """A tensor of ``length`` tokens on the same storage, in the same layout."""
-    return type(tensor)(tensor._storage, length, tensor._tokens_dim)
+    """A tensor of the first ``length`` tokens on the same storage, in the same layout."""
+    return of_tokens(tensor, 0, length)
+
+
+def of_tokens(tensor: InnerQTensor, start: int, end: int) -> InnerQTensor:
+    """A tensor of the tokens ``start`` to ``end`` of another one, on the same storage, in the same layout."""
+    return type(tensor)(tensor._storage, end - start, tensor._tokens_dim, tensor._extent.first + start)
 
 
 def copied(tensor: InnerQTensor, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> InnerQTensor:
@@ -37,9 +42,8 @@ def select_batch(tensor: InnerQTensor, index: torch.Tensor) -> InnerQTensor:
 def on_own_storage(storage: CacheStorage, tensor: InnerQTensor) -> InnerQTensor:
     """A tensor of the length and layout of ``tensor`` on ``storage``, which no other tensor shares.
 
-    The storage is truncated to that length.
+    The storage is truncated to its tokens.
     """
-    length = length_of(tensor)
-    if storage.length != length:
-        storage.truncate(length)
-    return type(tensor)(storage, length, tensor._tokens_dim)
+    extent = tensor._extent
+    storage.show(extent.first, extent.end)
+    return type(tensor)(storage, length_of(tensor), tensor._tokens_dim, extent.first)

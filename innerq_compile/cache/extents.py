@@ -1,6 +1,7 @@
-"""The lengths of the cache tensors that share a storage.
+"""Which tokens the cache tensors have that share a storage.
 
-A storage may be written in place only behind the longest of the tensors that can still read it.
+A storage may be written in place only behind the last token of all tensors that can still read it; one that rolls, only
+where none of them has the tokens that it overwrites.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ _MAX_REFERENCES = 16
 
 
 class Extent:
-    """The length of one cache tensor. It lives as long as the tensor does.
+    """The tokens of one cache tensor. It lives as long as the tensor does.
+
+    Tokens are counted from the first that was ever in the storage, padding included.
 
     Attributes:
-        length: The number of tokens, padding included.
+        first: The first token.
+        end: One more than the last.
     """
 
-    __slots__ = ("__weakref__", "length")
+    __slots__ = ("__weakref__", "end", "first")
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, first: int, end: int) -> None:
+        self.first, self.end = first, end
 
 
 class Extents:
@@ -40,9 +44,9 @@ class Extents:
         self._removing = threading.Lock()
         self._references: list[weakref.ref[Extent]] = []  # a WeakSet is ten times as slow
 
-    def add(self, length: int) -> Extent:
-        """Create the extent of a new tensor of ``length`` tokens."""
-        made = Extent(length)
+    def add(self, first: int, end: int) -> Extent:
+        """Create the extent of a new tensor."""
+        made = Extent(first, end)
         references = self._references
         references.append(weakref.ref(made))  # atomic, so that it needs no lock
         if len(references) > _MAX_REFERENCES:
@@ -50,10 +54,15 @@ class Extents:
         CHANGES.tick()
         return made
 
-    def is_one_longer_than(self, length: int) -> bool:
-        """Whether a tensor of more than ``length`` tokens is alive."""
+    def is_one_behind(self, end: int) -> bool:
+        """Whether a tensor is alive that has a token from ``end`` on."""
         references = self._references.copy()
-        return any((extent := ref()) is not None and extent.length > length for ref in references)
+        return any((extent := ref()) is not None and extent.end > end for ref in references)
+
+    def first(self) -> int | None:
+        """The first token of all tensors that are alive; None if there are none."""
+        alive = [extent.first for ref in self._references.copy() if (extent := ref()) is not None]
+        return min(alive, default=None)
 
     def is_one_besides(self, extent: Extent) -> bool:
         """Whether any tensor but that of ``extent`` is alive."""

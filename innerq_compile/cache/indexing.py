@@ -7,8 +7,25 @@ from typing import Any
 import torch
 
 
-def cropped_length(index, shape, tokens_dim: int) -> int | None:
-    """``n`` if ``index`` is a crop, ``[:, :, :n]`` or ``[:, :n]`` in any spelling; else None."""
+def tokens_of(index, shape, tokens_dim: int) -> tuple[int, int] | None:
+    """``(a, b)`` if ``index`` is a range of tokens, ``[:, :, a:b]`` or ``[:, a:b]`` in any spelling; else None."""
+    item = _slice_of_tokens(index, tokens_dim)
+    if item is None:
+        return None
+    start, end, step = item.indices(shape[tokens_dim])
+    return (start, max(start, end)) if step == 1 else None
+
+
+def last_tokens_of(index, tokens_dim: int) -> int | None:
+    """``n`` if ``index`` takes the last tokens, ``[:, :, -n:]`` or ``[:, -n:]`` in any spelling; else None."""
+    item = _slice_of_tokens(index, tokens_dim)
+    if item is None or item.stop is not None or item.step not in (None, 1):
+        return None
+    return -item.start if isinstance(item.start, int) and item.start < 0 else None
+
+
+def _slice_of_tokens(index, tokens_dim: int) -> slice | None:
+    """The slice along the tokens, if ``index`` takes everything along all other dimensions; else None."""
     index = index if isinstance(index, tuple) else (index,)
     if any(not isinstance(item, slice) and item is not Ellipsis for item in index) or index.count(Ellipsis) > 1:
         return None
@@ -18,8 +35,7 @@ def cropped_length(index, shape, tokens_dim: int) -> int | None:
     index = (*index, *[slice(None)] * (4 - len(index)))
     if len(index) != 4 or any(item != slice(None) for dim, item in enumerate(index) if dim != tokens_dim):
         return None
-    start, end, step = index[tokens_dim].indices(shape[tokens_dim])
-    return max(end, 0) if start == 0 and step == 1 else None
+    return index[tokens_dim]
 
 
 def token_range(index: Any, shape) -> tuple[int, int] | None:

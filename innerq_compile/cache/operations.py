@@ -7,12 +7,13 @@ operator runs on the dequantized tensor.
 from __future__ import annotations
 
 import functools
+import sys
 
 import torch
 
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import reference
-from .derived import copied, of_length, on_own_storage, select_batch
+from .derived import copied, of_length, of_tokens, on_own_storage, select_batch
 from .layouts import is_along_tokens, length_of, with_tokens_at
 from .reading import as_dense
 from .tensor import OPERATIONS, InnerQTensor
@@ -34,12 +35,15 @@ def _cat(tensors, dim=0):
                 f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
                 f"{('second', 'third')[tokens - 1]} size may differ"
             )
+    count = sum(new.shape[tokens] for new in rest)
+    if storage.format.rolls and length_of(past) + count > storage.room:
+        return NotImplemented  # the program keeps more than the window: it is dense from then on
     news = [as_dense(new) for new in rest]
     with storage.lock:
-        storage = storage.writable_from(past._extent, sum(new.shape[tokens] for new in news))
+        storage = storage.writable_from(past._extent, count)
         for new in news:
             storage.append(with_tokens_at(new, 2, tokens))
-        return InnerQTensor(storage, storage.length, tokens)
+        return InnerQTensor(storage, storage.length - storage.hidden, tokens, storage.hidden)
 
 
 def _without_empty(tensors):
@@ -55,8 +59,8 @@ def _slice(tensor, dim=0, start=None, end=None, step=1):
     start, end, _ = slice(start, end).indices(size)
     if start == 0 and end >= size:
         return _alias(tensor)
-    if dim % 4 == tensor._tokens_dim and start == 0:
-        return of_length(tensor, max(end, 0))
+    if dim % 4 == tensor._tokens_dim:
+        return of_tokens(tensor, start, max(start, end))
     if dim % 4 == 0:
         return select_batch(tensor, torch.arange(start, max(start, end), device=tensor.device))
     return NotImplemented
@@ -126,3 +130,14 @@ def _traced_cat(tensors, dim=0):
     if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
         return NotImplemented
     return of_length(past, length_of(past) + sum(new.shape[past._tokens_dim] for new in rest))
+
+
+@OPERATIONS.traced(aten.slice.Tensor)
+def _traced_slice(tensor, dim=0, start=None, end=None, step=1):
+    """A slice that takes the last tokens stays quantized; any other one is dense. See `InnerQTensor.__getitem__`."""
+    if dim % 4 != tensor._tokens_dim or step != 1:
+        return NotImplemented
+    if end is not None and not (isinstance(end, int) and end >= sys.maxsize):
+        return NotImplemented
+    last = aten.slice.Tensor(tensor._storage.dense(tensor.shape), dim, start, None)
+    return of_length(tensor, last.shape[dim])

@@ -31,7 +31,7 @@ def dense(tensor: InnerQTensor) -> torch.Tensor:
     storage = tensor._storage
     if isinstance(storage, TracedCache):
         return storage.dense(tensor.shape)
-    by_head = storage.dequantize(length_of(tensor))
+    by_head = storage.dequantize(length_of(tensor), tensor._extent.first)
     if tensor._tokens_dim == 2:
         return by_head
     # with the strides of the wrapper, also in dimensions of size 1, because programs are traced with those

@@ -27,9 +27,14 @@ from .traced import Flattened, flattened
 class CacheStorage:
     """The inner tensors of one cache side, and what the host knows of them.
 
+    Tokens are counted from the first that was ever in the storage, padding included. What a program has dropped from the
+    front of its tensor stays in memory until the room is needed (``forget_hidden``).
+
     Attributes:
         tensors: The inner tensors, described in ``kernels/layout.py``.
-        length: Number of tokens held, padding included. The device has the lengths of the sequences in ``state``.
+        length: Number of tokens appended so far. The device has the lengths of the sequences in ``state``.
+        hidden: How many of them, at the front, the last tensor that was written to does not have.
+        base: How many of those are no longer in memory: what the device counts begins here.
         blocks: ``[capacity]`` uint8 on the CPU, without meaning but its size. It is the inner tensor that Dynamo sees,
             see ``InnerQTensor.__tensor_flatten__``.
         extents: The lengths of the cache tensors that share the storage.
@@ -41,13 +46,15 @@ class CacheStorage:
         batch: Number of sequences.
         heads: Number of KV heads.
         head_dim: Elements of a key or value.
-        room: The longest sequence, in tokens, that fits without reallocation.
+        room: How many tokens fit without reallocation, from ``base`` on; in a storage that rolls, from ``hidden`` on.
         flat: The result of ``InnerQTensor.__tensor_flatten__`` for each ``tokens_dim``.
         inputs: The inner tensors in the order in which compiled graphs take them.
     """
 
     tensors: CacheTensors[torch.Tensor]
     length: int
+    hidden: int = 0
+    base: int = 0
     blocks: torch.Tensor | None = None
     extents: Extents = dataclasses.field(default_factory=Extents)
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
@@ -60,6 +67,8 @@ class CacheStorage:
     room: int = dataclasses.field(init=False, default=0)
     flat: dict[int, Flattened] = dataclasses.field(init=False)
     inputs: tuple[torch.Tensor, ...] = dataclasses.field(init=False, default=())
+    #: no tensor that is alive has a token in front of this one
+    _untouched: int = dataclasses.field(init=False, default=0)
 
     def __post_init__(self) -> None:
         window = self.tensors.window
@@ -81,7 +90,7 @@ class CacheStorage:
             transform: Applied to each inner tensor; has to return a new tensor. None clones them.
         """
         with self.lock:
-            made = CacheStorage(self.tensors.map(transform or torch.clone), self.length)
+            made = CacheStorage(self.tensors.map(transform or torch.clone), self.length, self.hidden, self.base)
         made.resize(capacity or self.capacity)
         return made
 
@@ -117,7 +126,7 @@ class CacheStorage:
 
     def __reduce__(self):
         # pickled as an object of its own, so that tensors that share a storage share one again after loading
-        return restore, (self.tensors.present(), self.format.spec, self.length)
+        return restore, (self.tensors.present(), self.format.spec, self.length, self.hidden, self.base)
 
     # --- size ---------------------------------------------------------------------------------------------------
 
@@ -132,13 +141,65 @@ class CacheStorage:
         # not Tensor.nbytes, which a compiled program cannot ask for if sizes are symbols
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
-    def reserve(self, length: int) -> None:
-        """Make room for ``length`` tokens.
+    def has_room(self, count: int) -> bool:
+        """Whether ``count`` more tokens can be appended in place, and overwrite none that a tensor has."""
+        if not self.format.rolls:
+            return self.length - self.base + count <= self.room
+        overwritten = self.length + count - self.room
+        if overwritten <= self._untouched:
+            return True
+        if overwritten > self.hidden:
+            return False
+        # no tensor that is made of those that are alive begins before them, so that this is asked again much later
+        self._untouched = self.hidden if (first := self.extents.first()) is None else first
+        return overwritten <= self._untouched
+
+    def reserve(self, count: int) -> None:
+        """Make room for ``count`` more tokens.
 
         If that needs a reallocation, the capacity grows by at least a sixteenth: the cost of appending is linear.
+
+        Raises:
+            InnerQError: If a storage that rolls has to hold more tokens than its ring.
         """
-        if length > self.room:
-            self.resize(formats.grown_capacity(self.format, length))
+        if self.has_room(count):
+            return
+        if self.format.rolls:
+            raise InnerQError(
+                f"{self.length - self.hidden + count} tokens do not fit the cache of a sliding window, which has "
+                f"{self.room} places: append at most {self.room - self.length + self.hidden} tokens at once"
+            )
+        self.forget_hidden(count)
+        if not self.has_room(count):
+            self.resize(formats.grown_capacity(self.format, self.length - self.base + count))
+
+    def forget_hidden(self, count: int) -> None:
+        """Move what tensors still have to the front of the memory, if that makes room for ``count`` more tokens.
+
+        Sinks that are dropped are replaced by the tokens that then come first, as the cache holds them.
+        """
+        fmt, tensors = self.format, self.tensors
+        first = self.extents.first()
+        hidden = min(self.hidden, self.hidden if first is None else first) - self.base
+        moved = hidden // fmt.block * fmt.block
+        if not moved or self.length - self.base - moved + count > self.room:
+            return
+        # tokens in front of the padding of a sequence are nowhere in its memory
+        moved = max(hidden - int(tensors.state[:, 0, layout.START].max()), 0) // fmt.block * fmt.block
+        if self.length - self.base - moved + count > self.room:
+            return
+        blocks, window = moved // fmt.block, tensors.window
+        sinks = reference.real_tokens(tensors, moved + fmt.sink, window.dtype, first=moved)
+        window[:, :, fmt.sink :] = window[:, :, fmt.sink :].roll(-(moved % fmt.ring), 2)
+        window[:, :, : fmt.sink] = sinks
+        for name in GROWING:
+            held = getattr(tensors, name)
+            held[:, :, : held.shape[2] - blocks] = held[:, :, blocks:].clone()
+        tensors.state[..., layout.LENGTH] -= moved
+        tensors.state[..., layout.PEAK] -= moved
+        tensors.state[..., layout.HIDDEN] -= moved
+        self.base += moved
+        CHANGES.tick()
 
     def resize(self, capacity: int) -> None:
         """Reallocate for ``capacity`` blocks, at least as many as are held."""
@@ -180,25 +241,40 @@ class CacheStorage:
             extent: That of the tensor to append to.
             count: How many tokens will be appended.
         """
-        if self.length == extent.length and self.length + count <= self.room:
+        if self.length == extent.end and self.hidden == extent.first and self.has_room(count):
             return self  # the usual case, ten times as fast as what follows: no tensor is longer than the storage
-        target = self.copy() if self.extents.is_one_longer_than(extent.length) else self
-        if target.length != extent.length:
-            target.truncate(extent.length)
-        target.reserve(extent.length + count)
+        shared = self.extents.is_one_behind(extent.end)
+        if self.format.rolls and not shared:
+            first = self.extents.first()
+            shared = first is not None and first < extent.end + count - self.room
+        target = self.copy() if shared else self
+        target.show(extent.first, extent.end)
+        target.reserve(count)
         return target
 
-    def truncate(self, length: int) -> None:
-        """Set the length to ``length`` tokens on the host and on the device. Later tokens are dropped."""
+    def show(self, first: int, end: int) -> None:
+        """Let the storage have the tokens ``first`` to ``end``, on the host and on the device, and drop later ones."""
+        if (self.hidden, self.length) != (first, end):
+            self.reset(first, end)
+
+    def reset(self, first: int, end: int) -> None:
+        """:meth:`show`, where the device may have something else than the host."""
         try:
-            torch.ops.innerq.truncate_(*arguments_of("truncate_", self.tensors, length))
-            self.length = length
+            self.tensors.state[..., layout.HIDDEN] = first - self.base
+            torch.ops.innerq.truncate_(*arguments_of("truncate_", self.tensors, end - first))
+            self.hidden, self.length = first, end
         finally:
             CHANGES.tick()
 
-    def advance(self, count: int) -> None:
-        """Count on the host ``count`` tokens that were appended on the device."""
+    def advance(self, count: int, dropped: int = 0) -> None:
+        """Count on the host what was done on the device.
+
+        Args:
+            count: How many tokens were appended.
+            dropped: How many more at the front are hidden.
+        """
         self.length += count
+        self.hidden += dropped
         CHANGES.tick()
 
     # --- contents -----------------------------------------------------------------------------------------------
@@ -209,19 +285,28 @@ class CacheStorage:
         torch.ops.innerq.append_one_(*arguments_of("append_one_", self.tensors, new))
         self.advance(new.shape[2])
 
-    def dequantize(self, length: int) -> torch.Tensor:
-        """The first ``length`` tokens as a dense tensor ``[B, H, length, D]``. Padding tokens are zero."""
+    def dequantize(self, length: int, first: int = 0) -> torch.Tensor:
+        """``length`` tokens from ``first`` on as a dense tensor ``[B, H, length, D]``. Padding tokens are zero."""
         with self.lock:
-            return torch.ops.innerq.dequantize(*arguments_of("dequantize", self.tensors, length))
+            tensors = self.tensors
+            if first != self.hidden:
+                state = tensors.state.clone()
+                state[..., layout.HIDDEN] = first - self.base
+                tensors = dataclasses.replace(tensors, state=state)
+            return torch.ops.innerq.dequantize(*arguments_of("dequantize", tensors, length))
 
 
-def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheStorage:
+def restore(
+    tensors: dict[str, torch.Tensor], spec: str, length: int, hidden: int = 0, base: int = 0
+) -> CacheStorage:
     """Load a pickled storage.
 
     Args:
         tensors: The inner tensors by name.
         spec: The cache format (``CacheFormat.spec``).
-        length: Number of tokens held, padding included.
+        length: Number of tokens appended so far, padding included.
+        hidden: How many of them are dropped.
+        base: How many of those are not in ``tensors``.
 
     Raises:
         InnerQError: If another version of this package wrote it with another layout.
@@ -235,4 +320,4 @@ def restore(tensors: dict[str, torch.Tensor], spec: str, length: int) -> CacheSt
             f"this version has {fmt.window} rows{profile}: it was written by another version of innerq-compile; make "
             "the cache anew from its prompt"
         )
-    return CacheStorage(CacheTensors.of(fmt, tensors), length)
+    return CacheStorage(CacheTensors.of(fmt, tensors), length, hidden, base)

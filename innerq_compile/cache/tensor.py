@@ -18,10 +18,10 @@ from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators
 from ..kernels.formats import CacheFormat, Role
 from ..kernels.internals.tensors import make_wrapper, mark_sizes, no_torch_function
 from .checks import check_layout, check_norm, check_queries, check_role, check_start
-from .derived import copied, of_length, select_batch
+from .derived import copied, of_length, of_tokens, select_batch
 from .dispatch import Operations, dispatch
 from .extents import Extent
-from .indexing import cropped_length
+from .indexing import last_tokens_of, tokens_of
 from .layouts import is_along_tokens, length_of, with_tokens_at
 from .quantizing import quantize
 from .reading import dense, held_storage
@@ -55,7 +55,7 @@ class InnerQTensor(torch.Tensor):
     _tokens_dim: int = 2
 
     @staticmethod
-    def __new__(cls, storage: CacheStorage | TracedCache, length: int, tokens_dim: int = 2):
+    def __new__(cls, storage: CacheStorage | TracedCache, length: int, tokens_dim: int = 2, first: int = 0):
         batch, heads = storage.batch, storage.heads
         tensor = make_wrapper(
             cls,
@@ -66,14 +66,16 @@ class InnerQTensor(torch.Tensor):
         )
         tensor._storage = storage
         tensor._blocks = storage.blocks
-        tensor._extent = storage.extents.add(length)
+        tensor._extent = storage.extents.add(first, first + length)
         tensor._tokens_dim = tokens_dim
         # For Dynamo: the length grows with every token, so it is a symbol from the first graph on. Heads and head_dim
         # are constants in every graph, also with dynamic=True and if another model has others: kernels depend on them.
         mark_sizes(tensor, {tokens_dim}, {3 - tokens_dim, 3})
         return tensor
 
-    def __init__(self, storage: CacheStorage | TracedCache, length: int, tokens_dim: int = 2) -> None:
+    def __init__(
+        self, storage: CacheStorage | TracedCache, length: int, tokens_dim: int = 2, first: int = 0
+    ) -> None:
         pass
 
     @classmethod
@@ -191,14 +193,21 @@ class InnerQTensor(torch.Tensor):
     def __getitem__(self, index):
         # A crop by the view operation would make autograd keep the longer tensor alive as the base of the shorter one.
         # Then each append after a crop would copy the storage.
-        length = None if is_traced(self) else cropped_length(index, self.shape, self._tokens_dim)
-        return super().__getitem__(index) if length is None else of_length(self, length)
+        if is_traced(self):
+            # torch would compare in a way that gives the step at which a window is just full a graph of its own
+            most, size = last_tokens_of(index, self._tokens_dim), length_of(self)
+            return super().__getitem__(index) if most is None else of_length(self, size if size <= most else most)
+        tokens = tokens_of(index, self.shape, self._tokens_dim)
+        return super().__getitem__(index) if tokens is None else of_tokens(self, *tokens)
 
     def narrow(self, dim, start, length):
-        """``torch.Tensor.narrow``. A crop stays quantized, as by slicing."""
-        if is_traced(self) or not is_along_tokens(self, dim) or start != 0 or not 0 <= length <= length_of(self):
+        """``torch.Tensor.narrow``. A range of tokens stays quantized, as by slicing."""
+        if is_traced(self) or not is_along_tokens(self, dim):
             return super().narrow(dim, start, length)
-        return of_length(self, length)
+        first = int(start) + (length_of(self) if start < 0 else 0)
+        if not 0 <= first <= first + length <= length_of(self):  # raises torch's own error
+            return super().narrow(dim, start, length)
+        return of_tokens(self, first, first + length)
 
     def __setitem__(self, index, value):
         raise self._refusal("tensor[...] = value", self)
@@ -256,7 +265,7 @@ class InnerQTensor(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol):
-        return InnerQTensor, (self._storage, length_of(self), self._tokens_dim)
+        return InnerQTensor, (self._storage, length_of(self), self._tokens_dim, self._extent.first)
 
 
 torch.serialization.add_safe_globals([InnerQTensor, restore])

@@ -99,8 +99,8 @@ def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
 
 def _side(use: CacheUse, context: PassContext) -> CacheInput | Quantized:
     """The quantized cache that an attention reads, or that is created from the keys or values that it reads."""
-    if use.source is CacheSource.FRESH:
-        return context.quantized[use.node]
+    if use.source.stays_dense:
+        return context.quantized[use.returned]
     if use.source is not CacheSource.BUFFER:
         return use.cache
     if is_preallocated(use.buffer.buffer):
@@ -133,7 +133,7 @@ def _mask(match: AttentionMatch) -> str:
 def _key_norm(places: NormPlaces, key: CacheInput | Quantized, use: CacheUse) -> KeyNormReport:
     if key.tensors.norm is None:
         return KeyNormReport()
-    origin = KeyNormOrigin.FROM_PROMPT if use.source is CacheSource.FRESH else KeyNormOrigin.WITH_DEQUANTIZED
+    origin = KeyNormOrigin.FROM_PROMPT if use.source.stays_dense else KeyNormOrigin.WITH_DEQUANTIZED
     return KeyNormReport(str(places.query or ""), str(places.key or ""), origin)
 
 
@@ -144,7 +144,7 @@ def _kernel(
     value: CacheInput | Quantized,
     context: PassContext,
 ) -> AttentionKernel:
-    if use.source is CacheSource.FRESH:
+    if use.source.stays_dense:
         return AttentionKernel(ServedBy.PROGRAM_EXACT)
     if not context.config.rewrite:
         return AttentionKernel(ServedBy.PROGRAM_DEQUANTIZED)

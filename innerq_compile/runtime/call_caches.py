@@ -43,7 +43,9 @@ class GraphCaches:
         self, context: PassContext, original: GraphModule, sizes: SizeReader, returned: Sequence[int | None]
     ) -> None:
         caches = list(context.caches.values())
-        counts = {appended.cache: appended.count for appended in context.appended.values()}
+        appended = {appended.cache: appended for appended in context.appended.values()}
+        counts = {cache: what.count for cache, what in appended.items()}
+        drops = [appended[cache].dropped if cache in appended else 0 for cache in caches]
         self.shadows = [ShadowReader(plan, original, context.config, sizes) for plan in context.shadows.values()]
         #: the index of each cache among the arguments
         self.arguments = [cache.index for cache in caches]
@@ -52,6 +54,10 @@ class GraphCaches:
         fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
         #: the numbers of appended tokens if all are constants, else None
         self._fixed_counts = fixed if len(fixed) == len(caches) else None
+        #: for each cache, a function of the arguments that gives how many tokens at the front are dropped
+        self._drops = [sizes.reader(drop) for drop in drops]
+        fixed = [drop for drop in drops if isinstance(drop, int)]
+        self._fixed_drops = fixed if len(fixed) == len(drops) else None
         #: prepared caches of the next call; None if this graph does not support it
         self.next: NextCall | None = None
         self._returned: Callable[[Any], Any] | None = None
@@ -89,6 +95,10 @@ class GraphCaches:
         if self._fixed_counts is not None:
             return self._fixed_counts
         return [0 if count is None else count(args) for count in self._counts]
+
+    def drops(self, args: tuple[Any, ...]) -> Sequence[int]:
+        """How many tokens at its front each cache loses by a call with ``args``."""
+        return self._fixed_drops if self._fixed_drops is not None else [drop(args) for drop in self._drops]
 
     def expect(self, outputs: Sequence[Any]) -> None:
         """Prepare the next call, whose caches are usually among the ``outputs`` of this one."""
@@ -133,11 +143,13 @@ def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> Cac
     """``storage`` or a copy of it, with the length of ``tensor``, and room for ``count`` tokens if it is written."""
     if appends is not None:
         return storage.writable_from(tensor._extent, count)
-    length = tensor.shape[tensor.tokens_dim]
-    if storage.length == length:
+    if isinstance(tensor, InnerQBuffer):
+        return storage
+    extent = tensor._extent
+    if (storage.hidden, storage.length) == (extent.first, extent.end):
         return storage
     copy = storage.copy()
-    copy.truncate(length)
+    copy.show(extent.first, extent.end)
     return copy
 
 
@@ -201,9 +213,10 @@ class CallCaches:
         """Advance the lengths on the host, after the graph has run."""
         for reader, shadow in zip(self._graph.shadows, self._shadows, strict=True):
             reader.followed(self._args, shadow)
-        for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
+        counts, drops = self._graph.counts(self._args), self._graph.drops(self._args)
+        for storage, count, dropped in zip(self.storages, counts, drops, strict=True):
             if count:
-                storage.advance(count)
+                storage.advance(count, dropped)
         self._committed = True
 
     def _roll_back(self) -> None:
@@ -212,4 +225,4 @@ class CallCaches:
             if count:
                 # after an error of the device no kernel can be launched; the original error is raised
                 with contextlib.suppress(RuntimeError):
-                    storage.truncate(storage.length)
+                    storage.reset(storage.hidden, storage.length)

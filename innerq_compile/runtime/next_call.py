@@ -98,7 +98,7 @@ class NextCall:
     def expect(self, tensors: Sequence[InnerQTensor]) -> None:
         """Prepare these tensors, which a call has just returned, as the caches of the next call."""
         storages = [tensor._storage for tensor in tensors]
-        if any(s.length + count > s.room for s, count in zip(storages, self._counts, strict=True)):
+        if not all(storage.has_room(count) for storage, count in zip(storages, self._counts, strict=True)):
             self.forget()
             return
         last = self._expected

@@ -65,7 +65,7 @@ class Outputs:
             outputs[place] = args[at]
         for place, number, tokens_dim in self._appended:
             storage = storages[number]
-            outputs[place] = InnerQTensor(storage, storage.length, tokens_dim)
+            outputs[place] = InnerQTensor(storage, storage.length - storage.hidden, tokens_dim, storage.hidden)
         caches: list[InnerQTensor] = []
         lock = threading.RLock()  # one for all new caches, because later calls append to all of them
         for at, (places, plan, length) in self._made.items():

@@ -96,6 +96,8 @@ def prefill(
 
 def visible_range(state: torch.Tensor, length: int, dropped: int = 0) -> tuple[int, int]:
     """The least range of real tokens, ``(first, end)``, that has all of the program's first ``length`` ones."""
+    if not state.numel():
+        return 0, 0
     place = layout.shift(state) + dropped  # of the first that was appended
     first = int((-place).clamp(min=0).min())
     return first, max(first, int(torch.minimum(state[..., layout.LENGTH], length - place).max()))
@@ -126,20 +128,20 @@ def real_tokens(cache: Cache, end: int, dtype: torch.dtype = torch.float32, firs
     return torch.where(held[..., None], out, torch.zeros_like(out))
 
 
-def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None, dropped: int = 0) -> torch.Tensor:
     """The first ``length`` tokens of a cache, padding included, as a dense tensor ``[B, H, length, D]``.
 
-    Padding positions are zero. ``dtype`` is by default that of the cache.
+    Padding positions are zero. ``dtype`` is by default that of the cache, ``dropped`` as of ``AttentionCall``.
     """
     dtype = dtype or cache.window.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    first, end = visible_range(cache.state, length)
+    first, end = visible_range(cache.state, length, dropped)
     x = real_tokens(cache, end, compute, first)
     if cache.norm is not None:
         x = x * cache.norm.to(compute).unsqueeze(-2)
     if cache.mean is not None:
         x = x + cache.mean.to(compute).unsqueeze(-2)
-    source = torch.arange(length, device=x.device) - layout.shift(cache.state[:, :1])  # [B, length]
+    source = torch.arange(length, device=x.device) - (layout.shift(cache.state[:, :1]) + dropped)  # [B, length]
     real = (source >= 0) & (source < cache.state[:, 0, layout.LENGTH, None])
     index = (source - first).clamp(0, max(end - first - 1, 0))[:, None, :, None].expand(*x.shape[:2], length, x.shape[3])
     x = x.gather(2, index) if end > first else x.new_zeros(index.shape)

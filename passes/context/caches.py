@@ -88,9 +88,15 @@ class CacheSource(enum.Enum):
     """Where the keys or values of an attention come from. The value describes it in messages."""
 
     APPENDED = "a quantized cache with new tokens appended"
+    RENEWED = "the cache of a window with so many new tokens that it is made anew"
     READ = "a quantized cache without new tokens"
     BUFFER = "a buffer that is written in place"
     FRESH = "computed in this graph and returned by it"
+
+    @property
+    def stays_dense(self) -> bool:
+        """Whether the attention reads dense keys and values, which are quantized as they leave the graph."""
+        return self in (CacheSource.FRESH, CacheSource.RENEWED)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,9 +107,12 @@ class CacheUse:
         source: where they come from.
         node: the keys or values, ``[B, H, S, D]`` or ``[B, S, H, D]``.
         tokens_dim: the dimension of ``node`` that counts tokens, 2 or 1.
-        of_cache: the quantized cache if ``source`` is APPENDED or READ, else None.
+        of_cache: the quantized cache if ``source`` is APPENDED, RENEWED or READ, else None.
         of_buffer: how the buffer is written and read if ``source`` is BUFFER, else None.
         new_tokens: the appended tokens, in the layout of ``node``, if ``source`` is APPENDED, else None.
+        kept: the last tokens of ``node``, which the graph returns in its place; None if it returns all.
+        seen: the last tokens of ``node``, which are what the attention reads; None if it reads all.
+        window: how many tokens the program keeps at most, if that is a constant, else None.
     """
 
     source: CacheSource
@@ -112,6 +121,14 @@ class CacheUse:
     of_cache: ProgramCache | None = None
     of_buffer: BufferUse | None = None
     new_tokens: Node | None = None
+    kept: Node | None = None
+    seen: Node | None = None
+    window: int | None = None
+
+    @property
+    def returned(self) -> Node:
+        """What the graph returns as the cache."""
+        return self.kept or self.node
 
     @property
     def cache(self) -> ProgramCache:

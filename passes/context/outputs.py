@@ -14,10 +14,17 @@ from .caches import ProgramCache
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Appended:
-    """An output that is an input cache to which the rewritten graph appends ``count`` tokens in place."""
+    """An output that is an input cache to which the rewritten graph appends tokens in place.
+
+    Attributes:
+        cache: the input.
+        count: how many tokens are appended.
+        dropped: how many tokens at its front the output does not have.
+    """
 
     cache: ProgramCache
     count: int | torch.SymInt
+    dropped: int | torch.SymInt = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ def attend(
     value: CacheInput,
     changes: Writes,
     end: tuple[Any, ...] = (),
+    dropped: int | torch.SymInt = 0,
 ) -> None:
     """Replace an attention by decode attention over a quantized cache.
 
@@ -37,19 +38,30 @@ def attend(
         key, value: the cache; the new tokens have already been written to it.
         changes: the in-place writes of the graph.
         end: the position and number of new tokens, if the mask covers a whole buffer rather than the tokens so far.
+        dropped: as of `AttentionCall`.
     """
     form = context.standard[match]
     if not context.config.rewrite:
-        read_dequantized(write, match, form, key, value)
+        read_dequantized(write, match, form, key, value, dropped)
         return
     sources = [node for node in (form.mask, *end) if isinstance(node, Node)]
     with write.before(form.node):
         opened = None
         if form.mask is not None and not same_size(sizes_of(form.mask)[-1], 1):
             changed = any(changes.of(source) for source in sources)
-            opened = _opened(write, context, match, form.mask, key, end, changed)
+            # of a mask that no earlier layer has, the columns are not those of the state while tokens are dropped
+            if same_size(dropped, 0) or (form.mask, str(sizes_of(form.query)[2])) in context.opened:
+                opened = _opened(write, context, match, form.mask, key, end, changed)
         call = AttentionCall(
-            form.query, key.tensors, value.tensors, form.mask, opened, form.sink_logits, match.scale, match.softcap
+            form.query,
+            key.tensors,
+            value.tensors,
+            form.mask,
+            opened,
+            form.sink_logits,
+            match.scale,
+            match.softcap,
+            dropped=write.number(dropped),
         )
         attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
         out = attention

@@ -11,9 +11,12 @@ from ..graph.values import sizes_of
 from ..graph.writing import Writer, size_node
 
 
-def dequantized(write: Writer, cache: CacheInput, length: Node | int, like: Node | None = None) -> Node:
-    """The first ``length`` tokens of a cache as a dense tensor ``[B, H, S, D]``."""
-    arguments = arguments_of("dequantize", cache.tensors, length)
+def dequantized(
+    write: Writer, cache: CacheInput, length: Node | int, dropped: Node | int = 0, like: Node | None = None
+) -> Node:
+    """The first ``length`` tokens of a cache as a dense tensor ``[B, H, S, D]``; ``dropped`` as of `AttentionCall`."""
+    drops = () if isinstance(dropped, int) and dropped == 0 else (dropped,)
+    arguments = arguments_of("dequantize", cache.tensors, length, *drops)
     return write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
 
 

@@ -28,15 +28,23 @@ def early_reader(match: AttentionMatch, form: StandardForm, last: Node, order: d
 
 
 def read_dequantized(
-    write: Writer, match: AttentionMatch, form: StandardForm, key: CacheInput, value: CacheInput
+    write: Writer,
+    match: AttentionMatch,
+    form: StandardForm,
+    key: CacheInput,
+    value: CacheInput,
+    dropped: int | torch.SymInt = 0,
 ) -> None:
-    """Let an attention read the dequantized caches. The new tokens have been appended to them before."""
+    """Let an attention read the dequantized caches. The new tokens have been appended to them before.
+
+    ``dropped`` is that of `AttentionCall`.
+    """
     readers = {node: _readers(form, node) for node in (match.key, match.value)}
     everyone = {reader for found in readers.values() for reader in found}
     first = next(node for node in write.graph.nodes if node in everyone)
     for cache, node, tokens_dim in zip((key, value), (match.key, match.value), match.tokens_dims, strict=True):
         with write.before(first):
-            dense = dequantized(write, cache, write.number(sizes_of(node)[tokens_dim]), like=node)
+            dense = dequantized(write, cache, write.number(sizes_of(node)[tokens_dim]), write.number(dropped), like=node)
             if tokens_dim == 1:
                 dense = write.method("transpose", dense, 1, 2, like=node)
         for reader in readers[node]:

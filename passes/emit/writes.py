@@ -24,12 +24,14 @@ def append(
     value: CacheInput,
     new_key: Node,
     new_value: Node,
+    drop: Node | int = 0,
 ) -> None:
-    """Append new keys and values, each ``[B, H, N, D]``, to a cache.
+    """Append new keys and values, each ``[B, H, N, D]``, to a cache, and drop ``drop`` tokens at its front.
 
     `fold_key_norm` normalizes the keys later, so ``new_key`` must not be normalized.
     """
-    arguments = arguments_of("append_", key.tensors, value.tensors, new_key, new_value)
+    drops = () if isinstance(drop, int) and drop == 0 else (drop,)
+    arguments = arguments_of("append_", key.tensors, value.tensors, new_key, new_value, *drops)
     op = write.call(torch.ops.innerq.append_.default, *arguments)
     context.key_norms.append(KeyNormUse(op, "key", new_key, key, match, is_key=True))
 

@@ -108,11 +108,10 @@ class Writer:
         try:
             return size_node(self.graph, size)
         except KeyError:
+            if not is_number_of_inputs(self.graph, size):
+                raise
             expr = size.node.expr  # pyright: ignore[reportAttributeAccessIssue]
             inputs = {str(symbol): _input_of(self.graph, symbol) for symbol in expr.free_symbols}
-            whole = expr.is_polynomial() and all(number.is_integer for number in expr.atoms(sympy.Number))
-            if not whole or None in inputs.values():
-                raise
         return eval(as_python(expr), {name: self.traced(node) for name, node in inputs.items() if node}).node
 
     def by_head(self, node: Node, tokens_dim: int) -> Node:
@@ -233,6 +232,17 @@ def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
     if node is None:
         raise KeyError(f"no input of the graph is the size {size}")
     return node
+
+
+def is_number_of_inputs(graph: Graph, size: int | torch.SymInt) -> bool:
+    """Whether `Writer.number` can compute a size."""
+    if isinstance(size, int) or size.node.expr.is_number:
+        return True
+    expr = size.node.expr
+    whole = expr.is_polynomial() and all(number.is_integer for number in expr.atoms(sympy.Number))
+    return _input_of(graph, expr) is not None or (
+        whole and all(_input_of(graph, symbol) is not None for symbol in expr.free_symbols)
+    )
 
 
 def _input_of(graph: Graph, expr: sympy.Expr) -> Node | None:

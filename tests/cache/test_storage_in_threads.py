@@ -69,7 +69,7 @@ def test_no_extent_is_lost_that_another_thread_adds():
     longest = kept[-1].pop()
     assert longest.length == 499
     del kept
-    assert extents.is_one_longer_than(498) and not extents.is_one_longer_than(499)
+    assert extents.is_one_behind(498) and not extents.is_one_longer_than(499)
     assert not extents.is_one_besides(longest)
 
 
@@ -100,11 +100,11 @@ def test_a_finalizer_may_make_a_tensor_of_the_storage_that_is_looked_at():
             views.append(cache[:, :, :50])
             return int(self) < other
 
-    assert cache._storage.extents.is_one_longer_than(Length(99))
+    assert cache._storage.extents.is_one_behind(Length(99))
     assert len(views) > 39
 
 
 def test_extents_can_be_copied():
     extents = copy.deepcopy(pickle.loads(pickle.dumps(Extents())))
     extent = extents.add(3)
-    assert extents.is_one_longer_than(2) and not extents.is_one_besides(extent)
+    assert extents.is_one_behind(2) and not extents.is_one_besides(extent)

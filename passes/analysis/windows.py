@@ -1,0 +1,89 @@
+"""Sliding windows: keys and values of which a program keeps the last tokens only.
+
+    full = cat([past, k], dim=2)
+    out = attention(q, full, ...)
+    return full[:, :, -W + 1:, :], ...          # the slice is what the cache is from then on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ...kernels.formats import CacheFormat, Role, default_group_size, default_scale_dtype
+from ..context import PassContext
+from ..graph.reading import is_output, read
+from ..graph.values import plain_size, sizes_of, value_of
+
+#: A cache of at most so many tokens is held exactly, in a ring: a longer one takes fewer bytes quantized, behind its
+#: recent window. Whether the new token counts among those of a window differs between programs; this one is not.
+SHORT_WINDOW = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LastTokens:
+    """A slice that takes the last tokens of a tensor, perhaps all of them.
+
+    Attributes:
+        node: the slice.
+        source: the tensor.
+        window: how many tokens it takes at most, where that is a constant: ``source[:, :, -window:]``; else None.
+    """
+
+    node: Node
+    source: Node
+    window: int | None
+
+
+def last_tokens(node: Any, tokens_dim: int) -> LastTokens | None:
+    """How ``node`` takes the last tokens of a tensor, ``[:, :, a:]``; None if it is anything else."""
+    call = read(node)
+    source = None if call is None else call.source()
+    if call is None or source is None or call.name != "getitem":
+        return None
+    index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *[slice(None)] * (5 - len(index)), *index[at + 1 :])
+    if len(index) <= tokens_dim or any(not isinstance(entry, slice) for entry in index):
+        return None
+    entry = index[tokens_dim]
+    others = (other for dim, other in enumerate(index) if dim != tokens_dim)
+    if any(other != slice(None) for other in others) or entry.stop is not None or entry.step not in (None, 1):
+        return None
+    start = value_of(entry.start)
+    return LastTokens(node, source, -start if isinstance(start, int) and start < 0 else None)
+
+
+def kept_part(node: Node, tokens_dim: int) -> LastTokens | None:
+    """The last tokens of ``node`` that the graph returns in its place; None if it returns none, or all of them too."""
+    if is_output(node):
+        return None
+    parts = [part for user in node.users if is_output(user) and (part := last_tokens(user, tokens_dim)) is not None]
+    return parts[0] if len(parts) == 1 else None
+
+
+def cut(longer: Node, shorter: Node | None, tokens_dim: int) -> int | torch.SymInt:
+    """How many tokens fewer ``shorter`` has than ``longer``; 0 if there is none."""
+    if shorter is None:
+        return 0
+    return plain_size(sizes_of(longer)[tokens_dim] - sizes_of(shorter)[tokens_dim])
+
+
+def rolling_format(context: PassContext, role: Role, head_dim: int, dtype: torch.dtype, window: int) -> CacheFormat:
+    """The format that holds the last ``window`` tokens exactly.
+
+    Raises:
+        GraphError: if the config does not support this head_dim or dtype.
+    """
+    context.format_for(role, head_dim, dtype)
+    scales = default_scale_dtype(dtype, "rolling")
+    return CacheFormat(role, 8, "rolling", default_group_size(role, head_dim), 0, window, scales)
+
+
+def fits_ring(fmt: CacheFormat, part: LastTokens | None, count: Any) -> bool:
+    """Whether a rolling cache of which the program keeps ``part`` has room for ``count`` tokens more."""
+    return part is not None and part.window is not None and isinstance(count, int) and part.window + count <= fmt.ring
