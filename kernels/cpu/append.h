@@ -14,6 +14,7 @@ struct AppendSide {
 };
 struct AppendArgs {
   int64_t batch, heads, count, threads;
+  int64_t drop;  // how many more tokens at the front are hidden from now on
   AppendSide side[2];
 };
 
@@ -29,8 +30,9 @@ template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, in
     const int64_t length = state[LENGTH];
     const int64_t slot = length < cache.sink ? length : cache.sink + (length - cache.sink) % ring;
     copy_row(window + slot * F::D, rows + n * s.stride[2], s.stride[3], F::D);
-    const int64_t before = cache.blocks<F>(i);
     state[LENGTH] = (int32_t)(length + 1);
+    if constexpr (F::ROLLS) continue;  // nothing is quantized, ever: the peak stays zero
+    const int64_t before = cache.blocks<F>(i);
     if (state[PEAK] < state[LENGTH]) state[PEAK] = state[LENGTH];
     if (cache.blocks<F>(i) == before) continue;
     if (before >= cache.capacity) return false;
@@ -42,6 +44,7 @@ template <class F> bool append_head(const AppendArgs& a, const AppendSide& s, in
     }
     if constexpr (F::QUANTIZED) write_block<F>(cache, i, before, memory);
   }
+  state[HIDDEN] += (int32_t)a.drop;
   return true;
 }
 

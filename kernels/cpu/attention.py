@@ -54,7 +54,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     """Attention to all tokens of a cache, ``[B, Hq, N, Dv]`` in the query's dtype.
 
     See ``reference.decode_attention``. A row to which no token is visible gives zero, also with an additive mask of
-    -inf. ``call.open_from`` is not used: the mask is read for all tokens.
+    -inf. ``call.open_from`` is not used: the mask is read for all tokens. Tokens that were dropped take no time.
 
     Raises:
         MemoryError: if there is no memory for partial results.
@@ -92,6 +92,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
             *query.stride(),
             call.causal,
             torch.get_num_threads(),
+            call.dropped,
             call.scale,
             call.softcap or 0.0,
         )

@@ -4,7 +4,7 @@
 //
 //   T, S                       element and scale dtype
 //   Mode                       how groups are encoded, a class of modes/*.h
-//   KEY, QUANTIZED, HAS_ZERO, USES_ANCHOR, USES_QUERIES   flags
+//   KEY, QUANTIZED, ROLLS, HAS_ZERO, USES_ANCHOR, USES_QUERIES   flags
 //   D, BLOCK, ROWS, LANES, GS, BITS, WORDS, PARAMS
 //   OFFSET, GROUPS             the offset of codes without a zero point; groups of a block
 //   ZERO_STEP                  one step of the zero point of a pair8 group, in scales
@@ -44,7 +44,7 @@ struct Cache {  // one side
   void* codes;
   void* scales;
   void* window;
-  int32_t* state;  // [B, H, 4]: start, length, peak, 0
+  int32_t* state;  // [B, H, 4]: start, length, peak, hidden
   const int8_t* query_profile;  // [B, H, 2, D]: means, then squared deviations; in modes that use it
   int64_t capacity, sink, recent;
   template <class F> int64_t ring() const { return recent + F::BLOCK; }
@@ -52,6 +52,11 @@ struct Cache {  // one side
   template <class F> int64_t blocks(int64_t i) const {
     const int64_t past = state[i * STATE_SIZE + PEAK] - sink - recent;
     return past < F::BLOCK ? 0 : past / F::BLOCK;
+  }
+  // The first token behind the quantized blocks. (A state of more blocks than there is room for is not believed.)
+  template <class F> int64_t blocks_end(int64_t i) const {
+    const int64_t held = blocks<F>(i);
+    return sink + (held < capacity ? held : capacity) * F::BLOCK;
   }
   template <class F> typename F::T* rows(int64_t i) const {
     return (typename F::T*)window + i * (sink + ring<F>()) * F::D;

@@ -170,7 +170,7 @@ def side_struct(side: Side, name: str, lanes: int) -> str:
         f"using T = {CPP_TYPES[side.dtype]};",
         f"using S = {CPP_SCALES[fmt.scale_dtype]};",
         f"static constexpr bool KEY = {int(fmt.is_key)}, QUANTIZED = {int(fmt.quantized)}, "
-        f"HAS_ZERO = {int(fmt.has_zero)}, USES_ANCHOR = {int(mode.uses_anchor)}, "
+        f"ROLLS = {int(fmt.rolls)}, HAS_ZERO = {int(fmt.has_zero)}, USES_ANCHOR = {int(mode.uses_anchor)}, "
         f"USES_QUERIES = {int(mode.uses_queries)};",
         f"static constexpr int {', '.join(f'{key} = {value}' for key, value in constants.items())};",
     ]
@@ -240,6 +240,7 @@ def _constants() -> list[str]:
         "START": layout.START,
         "LENGTH": layout.LENGTH,
         "PEAK": layout.PEAK,
+        "HIDDEN": layout.HIDDEN,
         "PAIR_SCALE": scale_types.PAIR_SCALE,
         "PAIR_STEPS": scale_types.PAIR_STEPS,
         "PAIR_SIGN": scale_types.PAIR_SIGN,

@@ -1,17 +1,43 @@
 // Attention of a few query rows to a quantized cache, in one pass over the tokens.
 //
-// The tokens of every KV head are cut into chunks of about CHUNK tokens; threads take equal, contiguous shares of all
-// chunks of all heads. A chunk goes through three steps, each for R = G * n query rows of the KV head at once:
+// The visible tokens of every KV head are cut into chunks of about CHUNK tokens; threads take equal, contiguous shares
+// of all chunks of all heads. A chunk goes through three steps, each for R = G * n query rows of the KV head at once:
 //   1. scores [R][n] from the keys: a block is unpacked to a tile [channel][token] in L1 and contracted with q;
 //   2. soft cap, masks, running maximum, exponentials in place (the scale is in q);
 //   3. acc [R][Dv] from the values: a block is unpacked to a tile [token][channel] and contracted with the weights.
 // Steps 1 and 3 are the same `contract` (contract.h).
-// Only real tokens are visited; slots and blocks past the end are never read. Many query tokens take several passes of
-// n tokens each, so that the memory for rows is bounded, whatever N and the context are, and stays in a core's cache.
+// Only real tokens that the program has not dropped are visited; other slots and blocks are never read. Many query
+// tokens take several passes of n tokens each, so that the memory for rows is bounded, whatever N and the context are,
+// and stays in a core's cache.
 
 namespace {
 
 constexpr int64_t PASS_ROWS = 128;           // query rows of a KV head in one pass
+
+// The tokens of a sequence that a call attends to, [first, length), and the chunks into which they are cut. Chunks of
+// quantized keys begin at block boundaries, so that the first one may begin before the first visible token. If it
+// includes sinks, it is longer by `extra`: the others, and the blocks in them, begin at multiples of CHUNK after these.
+struct Span {
+  int64_t shift;  // token t is at t + shift in the tensor that the program attends to, and in masks
+  int64_t first, length, begin, extra;
+  template <class K> static Span of(const DecodeArgs& a, int64_t i) {
+    const int32_t* state = a.key.state + i / a.heads * a.heads * STATE_SIZE;
+    const int64_t shift = state[START] - (int64_t)state[HIDDEN] + a.dropped, sink = a.key.sink;
+    const int64_t first = shift < 0 ? -shift : 0;
+    int64_t begin = first;
+    if (K::QUANTIZED && first > sink && first < a.key.blocks_end<K>(i)) begin -= (first - sink) % K::BLOCK;
+    return {shift, first, state[LENGTH], begin, begin < sink ? (sink - begin) % CHUNK : 0};
+  }
+  int64_t count() const {
+    if (first >= length) return 0;
+    const int64_t rest = length - begin - extra;
+    return rest <= CHUNK ? 1 : (rest + CHUNK - 1) / CHUNK;
+  }
+  int64_t at(int64_t c) const {  // where chunk c begins and chunk c - 1 ends
+    const int64_t t = c ? begin + extra + c * CHUNK : begin;
+    return t < length ? t : length;
+  }
+};
 
 // The query tokens of one pass; row r of a KV head is query head head(r) of the group, and query token token(r).
 struct Pass {
@@ -64,9 +90,11 @@ template <class K, class V> struct Worker {
     }
   }
 
-  // Tokens [begin, end) of sequence-head i into m, l, acc.
-  void chunk(int64_t i, int64_t begin, int64_t end, int64_t length, float* m, float* l, float* acc) {
-    const int64_t n = end - begin, b = i / a.heads, h = i % a.heads, total = a.batch * a.heads;
+  // Tokens [begin, end) of sequence-head i into m, l, acc. What is in front of the first visible one gets scores that
+  // nothing reads, and its values are not multiplied by zero, which NaN would survive.
+  void chunk(int64_t i, int64_t begin, int64_t end, const Span& span, float* m, float* l, float* acc) {
+    const int64_t b = i / a.heads, h = i % a.heads, total = a.batch * a.heads;
+    const int64_t first = begin > span.first ? begin : span.first, n = end - first;
     walk<K>(
         a.key, i, begin, end,
         [&](int64_t block, int64_t, int64_t t, int64_t) {  // chunks begin and end at block boundaries of keys
@@ -85,12 +113,12 @@ template <class K, class V> struct Worker {
           });
         });
     for (int64_t r = 0; r < R; ++r) {
-      float* s = scores + r * SCORES;
-      const int64_t query = pass.token(r), last = a.causal ? length - a.count + 1 + query : length;
-      const int64_t seen = last - begin < n ? last - begin : n;
+      float* s = scores + r * SCORES + first - begin;
+      const int64_t query = pass.token(r), last = a.causal ? span.length - a.count + 1 + query : span.length;
+      const int64_t seen = last - first < n ? last - first : n;
       const int64_t mask_row =
           b * a.mask_stride[0] + (h * a.group + pass.head(r)) * a.mask_stride[1] + query * a.mask_stride[2];
-      const float most = mask_scores(a, s, n, seen, mask_row, begin + a.key.state[b * a.heads * STATE_SIZE + START]);
+      const float most = mask_scores(a, s, n, seen, mask_row, first + span.shift);
       if (most > m[r]) {
         if (m[r] > -INF) {
           const float factor = exp_negative(m[r] - most);
@@ -109,7 +137,7 @@ template <class K, class V> struct Worker {
       l[r] += sum(weights);
     }
     walk<V>(
-        a.value, i, begin, end,
+        a.value, i, first, end,
         [&](int64_t block, int64_t offset, int64_t t, int64_t count) {
           if constexpr (V::QUANTIZED) {
             const float* p = scores + t - begin;
@@ -140,15 +168,6 @@ template <class K, class V> struct Worker {
         });
   }
 };
-
-// Chunk c of a sequence is [chunk_begin(c), chunk_begin(c + 1)), limited to its length. The first one includes the
-// sinks, so that the others, and the blocks of keys in them, begin at multiples of CHUNK after the sinks.
-INLINE int64_t chunk_begin(int64_t c, int64_t sink) { return c ? sink % CHUNK + c * CHUNK : 0; }
-INLINE int64_t chunk_count(int64_t length, int64_t sink) {
-  if (length <= 0) return 0;
-  const int64_t rest = length - sink % CHUNK;
-  return rest <= CHUNK ? 1 : (rest + CHUNK - 1) / CHUNK;
-}
 
 // The partial results of all heads of a call. Slot i + t belongs to head i and thread t alone, since threads take
 // contiguous shares in order.
@@ -186,10 +205,11 @@ void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int6
 template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const Pass& pass) {
   const int64_t heads = a.batch * a.heads, R = pass.R;
   int64_t chunks = 0, tokens = 0;
-  auto length = [&](int64_t i) { return (int64_t)a.key.state[i / a.heads * a.heads * STATE_SIZE + LENGTH]; };
   for (int64_t i = 0; i < heads; ++i) {
-    chunks += chunk_count(length(i), a.key.sink);
-    tokens += length(i);
+    const Span span = Span::of<K>(a, i);
+    if (!span.count()) continue;
+    chunks += span.count();
+    tokens += span.length - span.first;
   }
   // with less work than this per thread, starting the thread costs more than it saves
   const int64_t useful = tokens * (K::D + V::D) * (R + 4) / (1 << 18) + 1;
@@ -209,7 +229,8 @@ template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const 
     worker.place(memory + own * thread);
     int64_t first = 0;  // index among all chunks of the first chunk of head i
     for (int64_t i = 0; i < heads && first < end; ++i) {
-      const int64_t count = chunk_count(length(i), a.key.sink);
+      const Span span = Span::of<K>(a, i);
+      const int64_t count = span.count();
       const int64_t from = begin > first ? begin - first : 0, to = end - first < count ? end - first : count;
       first += count;
       if (from >= to) continue;
@@ -217,15 +238,12 @@ template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const 
       for (int64_t r = 0; r < R; ++r) m[r] = -INF, l[r] = 0;
       std::memset(acc, 0, R * V::D * 4);
       worker.load_query((const T*)a.query, i);
-      for (int64_t c = from; c < to; ++c) {
-        const int64_t t = chunk_begin(c, a.key.sink), next = chunk_begin(c + 1, a.key.sink);
-        worker.chunk(i, t, next < length(i) ? next : length(i), length(i), m, l, acc);
-      }
+      for (int64_t c = from; c < to; ++c) worker.chunk(i, span.at(c), span.at(c + 1), span, m, l, acc);
     }
 #pragma omp barrier
     first = 0;
     for (int64_t i = 0; i < heads; ++i) {
-      const int64_t count = chunk_count(length(i), a.key.sink);
+      const int64_t count = Span::of<K>(a, i).count();
       if (i % running == thread) {
         int64_t from = 0, to = -1;  // the threads that had chunks of head i
         if (count) {

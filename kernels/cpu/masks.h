@@ -12,6 +12,7 @@ struct DecodeArgs {
   int64_t mask_length, mask_stride[4];
   int64_t batch, heads, group, count, query_stride[4];
   int64_t causal, threads;
+  int64_t dropped;  // added to the places of tokens in masks; those whose place is negative are not visible
   double scale, softcap;
 };
 

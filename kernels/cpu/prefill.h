@@ -38,7 +38,8 @@ template <class F> int prefill(const PrefillArgs* args) {
     const int64_t length = a.tokens > a.start[i / a.heads] ? a.tokens - a.start[i / a.heads] : 0;
     for (int field = 0; field < STATE_SIZE; ++field) state[field] = 0;
     state[START] = a.start[i / a.heads];
-    state[LENGTH] = state[PEAK] = (int32_t)length;
+    state[LENGTH] = (int32_t)length;
+    state[PEAK] = F::ROLLS ? 0 : (int32_t)length;
     if (cache.blocks<F>(i) > most) most = cache.blocks<F>(i);
   }
   if (most > cache.capacity) return 1;
@@ -60,7 +61,9 @@ template <class F> int prefill(const PrefillArgs* args) {
     if (block < most) continue;
     T* window = cache.rows<F>(i);
     for (int64_t t = 0; t < cache.sink && t < length; ++t) prefill_row<F>(a, i, t, window + t * F::D);
-    for (int64_t t = cache.sink + blocks * F::BLOCK; t < length; ++t)
+    int64_t recent = cache.sink + blocks * F::BLOCK;
+    if (F::ROLLS && recent < length - ring) recent = length - ring;  // those before have no place
+    for (int64_t t = recent; t < length; ++t)
       prefill_row<F>(a, i, t, window + (cache.sink + (t - cache.sink) % ring) * F::D);
   }
   return 0;

@@ -17,8 +17,7 @@ template <class F> INLINE const int32_t* readable(const Cache& cache, int64_t he
 template <class F, class Block, class Rows>
 INLINE void walk(const Cache& cache, int64_t i, int64_t begin, int64_t end, Block block, Rows rows) {
   const int64_t ring = cache.ring<F>(), sink = cache.sink;
-  const int64_t held = cache.blocks<F>(i);
-  const int64_t q_end = sink + (held < cache.capacity ? held : cache.capacity) * F::BLOCK;
+  const int64_t q_end = cache.blocks_end<F>(i);
   for (int64_t t = begin; t < end;) {
     int64_t count;
     if (t < sink) {

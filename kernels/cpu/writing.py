@@ -21,11 +21,12 @@ def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
     return x.dtype in CPP_TYPES and x.shape[3] % LANES == 0
 
 
-def append_(sides: Sequence[Append]) -> None:
+def append_(sides: Sequence[Append], drop: int = 0) -> None:
     """Append new tokens to one or two cache sides, in place. See ``reference.append_``.
 
     Args:
         sides: ``(cache, new [B, H, N, D])`` of the keys and the values, or of either.
+        drop: how many more tokens at the front are hidden afterwards.
 
     Raises:
         IndexError: if a cache has no room for a block.
@@ -47,7 +48,7 @@ def append_(sides: Sequence[Append]) -> None:
         pack, fields = APPEND_TWO.pack, (*cache_fields(values), new_value.data_ptr(), *new_value.stride())
     if function is None:
         for side in sides:
-            reference.append_(*side)
+            reference.append_(*side, drop)
         return
     failed = function(
         pack(
@@ -55,6 +56,7 @@ def append_(sides: Sequence[Append]) -> None:
             heads,
             count,
             torch.get_num_threads(),
+            drop,
             *cache_fields(cache),
             new.data_ptr(),
             *new.stride(),

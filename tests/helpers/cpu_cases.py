@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from innerq_compile.kernels import cpu, layout, reference
@@ -45,6 +47,12 @@ PAIRS = {
     "none-2bit-D112-f32": pair((8, "none", 16), (2, "symmetric", 32), 112, 112, F32, "bfloat16"),
 }
 BASE = PAIRS["base-D64-f32"]
+# The rings of keys and values differ where groups of values are longer than a block of keys.
+ROLLING = {
+    "rolling-D64-f32": pair((8, "rolling", 32), (8, "rolling", 32), 64, 64, F32, "bfloat16", sink=0),
+    "rolling-g64-D80-bf16": pair((8, "rolling", 16), (8, "rolling", 64), 80, 80, BF16, "bfloat16", sink=0),
+    "rolling-D16-Dv256-f16": pair((8, "rolling", 16), (8, "rolling", 32), 16, 256, F16, "float16", sink=0),
+}
 TOLERANCE = {F32: 2e-5, BF16: 1e-2, F16: 1.5e-3}
 
 
@@ -55,6 +63,16 @@ def randn(*shape, dtype=F32):
 def strided(x):
     """The same numbers with the layout that attention layers have, ``[B, N, H, D]``."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def with_windows(formats, k_window, v_window):
+    """A pair of formats with other sizes of the windows of keys and of values, ``(sink, recent)`` each.
+
+    They change nothing of the compiled code.
+    """
+    windows = (k_window, v_window)
+    resized = (dataclasses.replace(f, sink=w[0], recent=w[1]) for f, w in zip(formats[:2], windows, strict=True))
+    return *resized, *formats[2:]
 
 
 def make_caches(formats, lengths, heads=2, capacity_slack=3):
@@ -114,11 +132,21 @@ def assert_same(cache: Cache, expected: Cache) -> None:
 
 
 def assert_attends(
-    formats, caches, query, *, mask=None, causal=False, softcap=0.0, sink_logits=None, scale=None, tolerance=1.0
+    formats,
+    caches,
+    query,
+    *,
+    mask=None,
+    causal=False,
+    softcap=0.0,
+    sink_logits=None,
+    scale=None,
+    dropped=0,
+    tolerance=1.0,
 ):
     *_, head_dim, _, dtype = formats
     scale = head_dim**-0.5 if scale is None else scale
-    call = AttentionCall(query, *caches, mask, None, sink_logits, scale, softcap, causal)
+    call = AttentionCall(query, *caches, mask, None, sink_logits, scale, softcap, causal, dropped)
     assert cpu.supports_decode(call)
     out = cpu.decode_attention(call)
     expected = reference.decode_attention(call, torch.float64)

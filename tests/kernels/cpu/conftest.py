@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from innerq_compile.kernels import cpu
-from tests.helpers.cpu_cases import PAIRS
+from tests.helpers.cpu_cases import PAIRS, ROLLING
 
 
 @pytest.fixture(scope="module")
 def compiled_formats():
     """Compile each of them at once, which is faster than one by one."""
-    cpu.compile_formats([], list(PAIRS.values()))
+    cpu.compile_formats([], [*PAIRS.values(), *ROLLING.values()])
 
 
 @pytest.fixture(params=PAIRS.values(), ids=PAIRS.keys())

@@ -41,8 +41,9 @@ def test_operators_use_the_kernels(monkeypatch):
     profile = reference.default_profile(k_fmt, x)
     keys = torch.ops.innerq.prefill(x, start, None, None, 4, k_fmt.spec, profile)
     values = torch.ops.innerq.prefill(x, start, None, None, 4, v_fmt.spec)
-    torch.ops.innerq.append_(*keys, profile, *values, x[:, :, :1], x[:, :, :1], k_fmt.spec, v_fmt.spec)
+    torch.ops.innerq.append_(*keys, profile, *values, x[:, :, :1], x[:, :, :1], k_fmt.spec, v_fmt.spec, 1)
     torch.ops.innerq.append_one_(*keys, profile, x[:, :, :1], k_fmt.spec)
+    assert keys[-1][0, 0].tolist() == [0, 102, 102, 1]
     torch.ops.innerq.decode_attention(
         x[:, :, :1], *keys, *values, None, None, None, 0.1, 0.0, False, k_fmt.spec, v_fmt.spec
     )
