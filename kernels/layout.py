@@ -54,14 +54,14 @@ from .formats import LANES, CacheFormat
 
 #: Columns of the state tensor: padding tokens before the sequence; real tokens appended so far; the number of real
 #: tokens that determines how many blocks are quantized (``peak >= length``, larger only after a crop; 0 where nothing
-#: is ever quantized); how many tokens at the front, padding included, the program has dropped. The last is the same
-#: number for all sequences. The token that was appended as the t-th is at ``t + start - hidden`` in the program's tensor.
+#: is ever quantized); how many tokens at the front, padding included, the program has dropped, the same number for all
+#: sequences. The token that was appended as the t-th is at ``t + start - hidden`` in the program's tensor.
 STATE_FIELDS = ("start", "length", "peak", "hidden")
 START, LENGTH, PEAK, HIDDEN = 0, 1, 2, 3
 
 
 def shift(state: torch.Tensor) -> torch.Tensor:
-    """Where the program's tensor has the first token that was appended, ``[B, H]``; negative where it has dropped it."""
+    """Where the program's tensor has the first token that was appended, ``[B, H]``; negative if it has dropped it."""
     return state[..., START] - state[..., HIDDEN]
 
 

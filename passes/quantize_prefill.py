@@ -40,10 +40,12 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     for match, (key, value) in context.uses.items():
         if not key.source.stays_dense:
             continue
-        if key.returned in context.quantized and value.returned in context.quantized:  # an earlier layer shares the cache
+        if key.returned in context.quantized and value.returned in context.quantized:  # of an earlier layer
             context.rewritten.append(match)
             continue
-        with write.after(match.node):  # as early as possible, so that the dense keys and values can be freed
+        # as early as possible, so that the dense keys and values can be freed
+        last = max((match.node, key.returned, value.returned), key=changes.order.__getitem__)
+        with write.after(last):
             mask = None if key.source is CacheSource.RENEWED else _padding_mask(match, key, value, context)
             if key.source is CacheSource.RENEWED:
                 start = _start_of_cache(write, key.cache)
@@ -70,7 +72,7 @@ def _quantize(
     value, config = example(dense), context.config
     if use.window is not None and use.window <= SHORT_WINDOW:
         fmt = rolling_format(context, role, value.shape[3], value.dtype, use.window)
-        return _encode(write, use, fmt, start, (None, None, None))
+        return _encode(write, use, dense, fmt, start, (None, None, None))
     fmt = context.format_for(role, value.shape[3], value.dtype)
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
@@ -93,22 +95,26 @@ def _quantize(
     if moments is not None:
         fresh = example(moments).new_empty(example(moments).shape, dtype=torch.int8)
         profile = write.call(ops.query_profile.default, moments, norm, fmt.group_size, value=fresh)
-    return _encode(write, use, fmt, start, (profile, mean, norm))
+    return _encode(write, use, dense, fmt, start, (profile, mean, norm))
 
 
 def _encode(
-    write: Writer, use: CacheUse, fmt: CacheFormat, start: Node, statistics: tuple[Node | None, Node | None, Node | None]
+    write: Writer, use: CacheUse, dense: Node, fmt: CacheFormat, start: Node, statistics: tuple[Node | None, ...]
 ) -> Quantized:
     """Quantize what the graph returns.
 
     Args:
+        dense: the keys or values that the attention reads, ``[B, H, S, D]``.
+        fmt: the format of the cache.
+        start: the padding in front of them, ``[B]``.
         statistics: query profile, mean and norm of :data:`~kernels.cache.STATISTICS`.
     """
     profile, mean, norm = statistics
     dropped = cut(use.node, use.kept, use.tokens_dim)
     if not (isinstance(dropped, int) and dropped == 0):  # padding goes first
         start = write.method("clamp", write.call(operator.sub, start, write.number(dropped)), min=0)
-    dense = write.by_head(use.returned, use.tokens_dim)
+    if use.kept is not None:
+        dense = write.by_head(use.kept, use.tokens_dim)
     given = () if profile is None else (profile,)
     capacity = _capacity(write, dense, fmt)
     packed = write.call(torch.ops.innerq.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *given)

@@ -27,8 +27,8 @@ from .traced import Flattened, flattened
 class CacheStorage:
     """The inner tensors of one cache side, and what the host knows of them.
 
-    Tokens are counted from the first that was ever in the storage, padding included. What a program has dropped from the
-    front of its tensor stays in memory until the room is needed (``forget_hidden``).
+    Tokens are counted from the first that was ever in the storage, padding included. What a program has dropped from
+    the front of its tensor stays in memory until the room is needed (``forget_hidden``).
 
     Attributes:
         tensors: The inner tensors, described in ``kernels/layout.py``.
@@ -296,9 +296,7 @@ class CacheStorage:
             return torch.ops.innerq.dequantize(*arguments_of("dequantize", tensors, length))
 
 
-def restore(
-    tensors: dict[str, torch.Tensor], spec: str, length: int, hidden: int = 0, base: int = 0
-) -> CacheStorage:
+def restore(tensors: dict[str, torch.Tensor], spec: str, length: int, hidden: int = 0, base: int = 0) -> CacheStorage:
     """Load a pickled storage.
 
     Args:

@@ -73,9 +73,7 @@ class InnerQTensor(torch.Tensor):
         mark_sizes(tensor, {tokens_dim}, {3 - tokens_dim, 3})
         return tensor
 
-    def __init__(
-        self, storage: CacheStorage | TracedCache, length: int, tokens_dim: int = 2, first: int = 0
-    ) -> None:
+    def __init__(self, storage: CacheStorage | TracedCache, length: int, tokens_dim: int = 2, first: int = 0) -> None:
         pass
 
     @classmethod

@@ -85,6 +85,8 @@ def prefill(
     window[:, :, : min(fmt.sink, tokens)] = x[:, :, : fmt.sink]
     if tokens > fmt.sink:
         first = fmt.sink + quantized_blocks(state, fmt) * fmt.block  # [B, H], first token of the recent window
+        if fmt.rolls:
+            first = (length - fmt.ring).clamp(min=0)
         slots = torch.arange(fmt.ring, device=x.device)
         # the token of a slot is the one of [first, first + ring) that maps to it
         token = first[..., None] + (slots - (first[..., None] - fmt.sink)) % fmt.ring
@@ -119,7 +121,9 @@ def real_tokens(cache: Cache, end: int, dtype: torch.dtype = torch.float32, firs
         b0 = (past - fmt.sink) // fmt.block
         b1 = min(-(-(end - fmt.sink) // fmt.block), cache.codes.shape[2])
         body = decode_blocks(cache.codes[:, :, b0:b1], cache.scales[:, :, b0:b1], fmt, head_dim, dtype)
-        body = body.reshape(batch, heads, max(b1 - b0, 0) * fmt.block, head_dim)[:, :, past - fmt.sink - b0 * fmt.block :]
+        body = body.reshape(batch, heads, max(b1 - b0, 0) * fmt.block, head_dim)[
+            :, :, past - fmt.sink - b0 * fmt.block :
+        ]
         body = torch.nn.functional.pad(body, (0, 0, past - first, max(0, end - past - body.shape[2])))
         quantized_end = (fmt.sink + quantized_blocks(state, fmt) * fmt.block)[..., None]
         quantized = (position >= fmt.sink) & (position < quantized_end)
@@ -143,7 +147,9 @@ def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None, drop
         x = x + cache.mean.to(compute).unsqueeze(-2)
     source = torch.arange(length, device=x.device) - (layout.shift(cache.state[:, :1]) + dropped)  # [B, length]
     real = (source >= 0) & (source < cache.state[:, 0, layout.LENGTH, None])
-    index = (source - first).clamp(0, max(end - first - 1, 0))[:, None, :, None].expand(*x.shape[:2], length, x.shape[3])
+    index = (
+        (source - first).clamp(0, max(end - first - 1, 0))[:, None, :, None].expand(*x.shape[:2], length, x.shape[3])
+    )
     x = x.gather(2, index) if end > first else x.new_zeros(index.shape)
     return to_finite(torch.where(real[:, None, :, None], x, torch.zeros_like(x)), dtype)
 

@@ -1,8 +1,8 @@
 """Sliding windows: keys and values of which a program keeps the last tokens only.
 
-    full = cat([past, k], dim=2)
-    out = attention(q, full, ...)
-    return full[:, :, -W + 1:, :], ...          # the slice is what the cache is from then on
+full = cat([past, k], dim=2)
+out = attention(q, full, ...)
+return full[:, :, -W + 1:, :], ...          # the slice is what the cache is from then on
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ caused by the rewrite or by its kernel, and any other one by quantization.
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Node
 
 from ..context import AttentionMatch, CacheInput, StandardForm
@@ -44,7 +45,8 @@ def read_dequantized(
     first = next(node for node in write.graph.nodes if node in everyone)
     for cache, node, tokens_dim in zip((key, value), (match.key, match.value), match.tokens_dims, strict=True):
         with write.before(first):
-            dense = dequantized(write, cache, write.number(sizes_of(node)[tokens_dim]), write.number(dropped), like=node)
+            length = write.number(sizes_of(node)[tokens_dim])
+            dense = dequantized(write, cache, length, write.number(dropped), like=node)
             if tokens_dim == 1:
                 dense = write.method("transpose", dense, 1, 2, like=node)
         for reader in readers[node]:

@@ -29,7 +29,7 @@ CHANGING = {
     "a tensor of another length": lambda tensor: tensor[:, :, :30],
     "appending": lambda tensor: torch.cat([tensor, torch.randn(1, 1, 1, 32)], 2),
     "growing": lambda tensor: tensor._storage.resize(tensor._storage.capacity + 1),
-    "cutting": lambda tensor: tensor._storage.truncate(30),
+    "cutting": lambda tensor: tensor._storage.show(0, 30),
     "counting": lambda tensor: tensor._storage.advance(1),
 }
 

@@ -65,11 +65,11 @@ def test_copies_and_dense_tensors_are_of_one_moment():
 
 def test_no_extent_is_lost_that_another_thread_adds():
     extents = Extents()
-    kept = at_once(*[lambda: [extents.add(length) for length in range(500)] for _ in range(THREADS)])
+    kept = at_once(*[lambda: [extents.add(0, length) for length in range(500)] for _ in range(THREADS)])
     longest = kept[-1].pop()
-    assert longest.length == 499
+    assert longest.end == 499
     del kept
-    assert extents.is_one_behind(498) and not extents.is_one_longer_than(499)
+    assert extents.is_one_behind(498) and not extents.is_one_behind(499)
     assert not extents.is_one_besides(longest)
 
 
@@ -106,5 +106,5 @@ def test_a_finalizer_may_make_a_tensor_of_the_storage_that_is_looked_at():
 
 def test_extents_can_be_copied():
     extents = copy.deepcopy(pickle.loads(pickle.dumps(Extents())))
-    extent = extents.add(3)
+    extent = extents.add(0, 3)
     assert extents.is_one_behind(2) and not extents.is_one_besides(extent)

@@ -20,7 +20,9 @@ def a_call(**changes) -> AttentionCall[str]:
 
 def test_fields_are_the_schema_s_values_in_order():
     parameters = [part for part in SCHEMAS["decode_attention"].parameters if not str(part).endswith("_format")]
-    names = [part.prefix if isinstance(part, CacheArguments) else part.split(" ")[-1] for part in parameters]
+    names = [
+        part.prefix if isinstance(part, CacheArguments) else part.split(" ")[-1].split("=")[0] for part in parameters
+    ]
     fields = [field.name for field in dataclasses.fields(AttentionCall)]
     assert [{"k_": "keys", "v_": "values"}.get(name, name) for name in names] == fields
 
@@ -30,6 +32,7 @@ def test_arguments_and_back():
     arguments = call.arguments()
     assert arguments[0] == "query" and arguments[1:9] == (*call.keys, *call.values)
     assert arguments[9:] == ("mask", None, "sinks", 0.5, 2.0, True, call.keys.format.spec, call.values.format.spec)
+    assert a_call(dropped=3).arguments() == (*arguments, 3)
     again = AttentionCall.of(arguments)
     assert again.arguments() == arguments and again.keys.format == call.keys.format
 

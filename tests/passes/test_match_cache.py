@@ -85,4 +85,4 @@ def test_keys_and_values_of_two_kinds():
     model = Mixed()
     context = context_of(both, prompt, step)
     (reason,) = context.reasons
-    assert not context.uses and reason.text.startswith("keys: ")
+    assert not context.uses and reason.text.startswith("keys are a quantized cache with new tokens appended, but")

@@ -102,7 +102,7 @@ def _many_rows(build):
     value = build.value(2, 8, MAX_ROWS // 2 + 1, 64)
     query, inner = build.input("query", value), build.input("inner", build.value(4), static=True)
     operator = torch.ops.innerq.decode_attention.default
-    given = {"Tensor": inner, "Optional[Tensor]": None, "str": FORMAT.spec, "float": 1.0, "bool": False}
+    given = {"Tensor": inner, "Optional[Tensor]": None, "str": FORMAT.spec, "float": 1.0, "bool": False, "int": 0}
     arguments = [given[str(argument.type)] for argument in operator._schema.arguments[1:]]
     return build.call(operator, query, *arguments, value=value)
 
