@@ -375,7 +375,7 @@ def measure_append(batch=4, heads=8, head_dim=128, bits=3, num_warps=None) -> di
 
         def step(caches, states, new=new):
             reset(caches, states)
-            cache_append.append_([(cache, new) for cache in caches], num_warps)
+            cache_append.append_([(cache, new) for cache in caches], num_warps=num_warps)
 
         both = graph_us([lambda c=c, s=s, f=step: f(c, s) for c, s in layers])
         out[name] = both - graph_us([lambda c=c, s=s, f=reset: f(c, s) for c, s in layers])

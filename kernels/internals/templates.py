@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch._inductor import config, ir
+from torch._inductor.codegen.triton import texpr
 from torch._inductor.lowering import expand, fallback_handler, lowerings, permute, register_lowering, view
 from torch._inductor.select_algorithm import (
     AlgorithmSelectorCache,
@@ -28,6 +29,7 @@ __all__ = [
     "TritonTemplate",
     "TritonTemplateKernel",
     "V",
+    "call_size_hook",
     "config",
     "example_value",
     "expand",
@@ -122,6 +124,19 @@ def pointer_to_output(kernel: TritonTemplateKernel) -> Callable[[], str]:
 
     kernel._register_extra_template_env_fns(output_argument)
     return output_argument
+
+
+def call_size_hook(kernel: TritonTemplateKernel) -> Callable[[int], str]:
+    """Define the hook ``call_size`` for the source of a template: one of its ``call_sizes`` as text.
+
+    Symbols in it become arguments of the kernel, as those of the hook ``size`` do for sizes of tensors.
+    """
+
+    def call_size(index: int) -> str:
+        return texpr(kernel.rename_indexing(kernel.call_sizes[index]))
+
+    kernel._register_extra_template_env_fns(call_size)
+    return call_size
 
 
 def select(name: str, choices: list[Any], inputs: Sequence[Any], layout: ir.Layout, generators: Any = None) -> Any:

@@ -95,6 +95,7 @@ def lowering(*arguments: Any) -> Any:
         keys=keys.map(TensorView.of),
         values=values.map(TensorView.of),
         mask=None if mask is None else TensorView.of(mask),
+        dropped=_number(given.dropped),
     )
     if not supports_decode(call):
         formats = f"{call.keys.format.spec}, {call.values.format.spec}"
@@ -150,7 +151,7 @@ def _append_choice(choices: list[Any], launch, inputs, parts: ir.Layout, scale: 
         choices,
         input_nodes=tuple(inputs),
         layout=parts,
-        call_sizes=[_expr(size) for size in launch.grid],
+        call_sizes=[_expr(size) for size in (*launch.grid, launch.sizes["dropped"])],
         num_warps=launch.options["num_warps"],
         num_stages=3,
         MAXNREG=launch.options.get("maxnreg", 0),

@@ -18,11 +18,14 @@ from ..triton import dependent
 
 #: Optional tensors, and the constants that say whether there is one. If not, the query is passed, and not read.
 OPTIONAL = {"mask": "MASK", "open_from": "OPEN"}
+#: Sizes with which a template is called: those of the grid, and arguments that are no sizes of tensors.
+CALL_SIZES = ("sequences", "row_tiles", "splits", "dropped")
 #: Arguments that may be symbolic, as hooks of Inductor's templates; strides may be, too. Others are constants.
 _HOOKS = {
     "k_capacity": 'size("k_codes", 2)',
     "v_capacity": 'size("v_codes", 2)',
     "mask_tokens": 'size("mask", 3)',
+    "dropped": f"call_size({CALL_SIZES.index('dropped')})",
 }
 _RESULTS = ("part_out", "part_max", "part_sum")
 

@@ -10,6 +10,7 @@ from ..internals.templates import (
     SymbolicGridFn,
     TritonTemplate,
     TritonTemplateKernel,
+    call_size_hook,
     pointer_to_output,
     template_options,
 )
@@ -25,6 +26,7 @@ class PartialKernel(TritonTemplateKernel):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         pointer_to_output(self)
+        call_size_hook(self)
 
     def jit_lines(self) -> str:
         lines = textwrap.dedent(super().jit_lines()).strip()
@@ -41,8 +43,8 @@ class PartialTemplate(TritonTemplate):
 
 
 @SymbolicGridFn
-def _grid(sequences, row_tiles, splits, meta):
-    return sequences, row_tiles, splits
+def _grid(sequences, row_tiles, splits, dropped, meta):
+    return sequences, row_tiles, splits  # the fourth size is an argument of the kernel, see source.CALL_SIZES
 
 
 @functools.cache

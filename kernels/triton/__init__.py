@@ -78,11 +78,11 @@ def supports_append(fmt: CacheFormat, x: torch.Tensor) -> bool:
     return support.writes(fmt) and support.runs_on(x) and support.format_supported(fmt, x.shape[-1], x.dtype)
 
 
-def append_(sides: Sequence[Append]) -> None:
+def append_(sides: Sequence[Append], drop: int = 0) -> None:
     """Append tokens to one or two cache sides, in place, see ``reference.append_`` and :func:`cache_append.append_`."""
     from . import cache_append
 
-    cache_append.append_(sides)
+    cache_append.append_(sides, drop)
 
 
 def supports_rewind(cache: Cache) -> bool:

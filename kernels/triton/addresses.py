@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 
 from .constants import (
+    STATE_HIDDEN,
     STATE_PEAK,
+    STATE_START,
     column_run,
     group_row,
     plane_columns,
@@ -99,6 +101,12 @@ def quantized_blocks(peak, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.c
 def quantized_end(state, SINK: tl.constexpr, RECENT: tl.constexpr, BLOCK: tl.constexpr):
     """Position of the first token after the quantized blocks; ``state`` points to the state of the sequence."""
     return SINK + quantized_blocks(tl.load(state + STATE_PEAK), SINK, RECENT, BLOCK) * BLOCK
+
+
+@triton.jit
+def shift(state):
+    """Where the program's tensor has the first token that was appended: ``layout.shift``, of one sequence."""
+    return tl.load(state + STATE_START) - tl.load(state + STATE_HIDDEN)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import triton
 
 from .. import layout
 from ..attention_call import AttentionCall
+from ..formats import CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
 from .combine import combine
@@ -202,7 +203,7 @@ def plan_partials(
 
     Args:
         call: of tensors, or of objects with their ``shape``, ``stride()``, ``dtype`` and ``device``. Sizes and strides
-            of the batch and of the capacity may be symbolic; ``config`` must then be given.
+            of the batch and of the capacity may be symbolic; ``config`` must then be given. So may ``dropped``.
         splits: number of programs that share the blocks of a sequence, instead of the default.
         config: launch configuration of the fast kernel, instead of the default.
     """
@@ -215,7 +216,7 @@ def plan_partials(
     reason = fields_reason(call)
     config = config or choose_config(batch * heads, group * rows, head_dim, value_dim)
     if reason:
-        tokens = torch.sym_max(k_capacity * keys.block + keys.window, v_capacity * values.block + values.window)
+        tokens = torch.sym_max(_most_tokens(keys, k_capacity), _most_tokens(values, v_capacity))
     else:
         tokens = k_capacity * 32
     tiling = choose_tiling(query.device, not reason, batch * heads, group * rows, tokens, config, splits)
@@ -225,6 +226,7 @@ def plan_partials(
         "N": rows,
         "k_capacity": k_capacity,
         "v_capacity": v_capacity,
+        "dropped": call.dropped,
         **{f"query_stride_{x}": stride for x, stride in zip("bhnd", query.stride(), strict=True)},
         "mask_tokens": 0 if mask is None else mask.shape[-1],
         **{f"mask_stride_{x}": stride for x, stride in zip("bhns", _mask_strides(mask), strict=True)},
@@ -270,6 +272,11 @@ def plan_partials(
         if config.maxnreg is not None:
             options["maxnreg"] = config.maxnreg
     return PartialLaunch(kernel, reason, sizes, constants, (batch * heads, tiling.row_tiles, tiling.splits), options)
+
+
+def _most_tokens(fmt: CacheFormat, capacity: Any) -> Any:
+    """About how many tokens a program can see of a cache with room for ``capacity`` blocks."""
+    return fmt.window if fmt.rolls else capacity * fmt.block + fmt.window
 
 
 def _mask_strides(mask) -> tuple[Any, Any, Any, Any]:

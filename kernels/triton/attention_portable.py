@@ -9,13 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import quantized_end, tile_channels
+from .addresses import quantized_end, shift, tile_channels
 from .attention_scores import row_scores
-from .constants import STATE_LENGTH, STATE_SIZE, STATE_START
+from .constants import STATE_LENGTH, STATE_SIZE
 from .unpack import load_tokens
 
 #: Numbers that depend on the lengths of caches and of masks: the kernel is compiled once for all of them.
-UNSPECIALIZED = ("k_capacity", "v_capacity", "mask_tokens", "mask_stride_b", "mask_stride_h", "mask_stride_n")
+UNSPECIALIZED = (
+    *("k_capacity", "v_capacity", "dropped"),
+    *("mask_tokens", "mask_stride_b", "mask_stride_h", "mask_stride_n"),
+)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -38,6 +41,7 @@ def decode_partial_portable_kernel(
     N,
     k_capacity,
     v_capacity,
+    dropped,
     query_stride_b,
     query_stride_h,
     query_stride_n,
@@ -78,8 +82,9 @@ def decode_partial_portable_kernel(
 ):
     """Attention of one tile of query rows to one share of the tokens of a sequence.
 
-    Program (b * H + h, row tile, split). Split i of n takes tokens ``[i, i + 1) * ceil(length / n)``: shares are equal,
-    and do not depend on the capacity. With s the scores in units of log2, it writes for each of its rows
+    Program (b * H + h, row tile, split). Splits have equal shares of the tiles of ``TOKENS`` tokens that the program's
+    tensor has: they depend neither on the capacity nor on how many tokens are hidden. ``dropped`` is that of
+    ``AttentionCall``. With s the scores in units of log2, it writes for each of its rows
 
         max = max_t s_t,   sum = sum_t 2^(s_t - max),   out = sum_t 2^(s_t - max) v_t   (float32, not divided)
 
@@ -88,7 +93,8 @@ def decode_partial_portable_kernel(
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b, h = bh // H, bh % H
-    start = tl.load(k_state + bh * STATE_SIZE + STATE_START)
+    place = (shift(k_state + bh * STATE_SIZE) + dropped).to(tl.int32)  # of the first token, in the program's tensor
+    shown = tl.maximum(-place, 0)  # the first token that it has
     length = tl.load(k_state + bh * STATE_SIZE + STATE_LENGTH)
     k_end = quantized_end(k_state + bh * STATE_SIZE, K_SINK, K_RECENT, K_BLOCK)
     v_end = quantized_end(v_state + bh * STATE_SIZE, V_SINK, V_RECENT, V_BLOCK)
@@ -102,11 +108,15 @@ def decode_partial_portable_kernel(
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
     b_out = tl.zeros((ROWS, V_COLS), tl.float32)
-    share = tl.cdiv(tl.cdiv(length, TOKENS), splits) * TOKENS
-    last = tl.minimum((split + 1) * share, length)
-    for t0 in range(split * share, last, TOKENS):
+    # tiles are counted: the compiler then knows that they begin at multiples of TOKENS, and needs fewer instructions
+    tiles = tl.cdiv(length, TOKENS)
+    first = tl.minimum(shown // TOKENS, tiles)
+    share = tl.cdiv(tiles - first, splits)
+    first += split * share
+    for i in range(first, tl.minimum(first + share, tiles)):
+        t0 = i * TOKENS
         position = t0 + tl.arange(0, TOKENS)
-        held = position < last
+        held = (position >= shown) & (position < length)
         b_k = load_tokens(
             k_codes, k_scales, k_window, bh, k_capacity, position, held, k_end,
             (t0 + TOKENS > K_SINK) & (t0 < k_end), (t0 < K_SINK) | (t0 + TOKENS > k_end),
@@ -114,8 +124,9 @@ def decode_partial_portable_kernel(
         )  # fmt: skip
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_s = row_scores(
-            b_s, position[None, :], row[:, None], last, length, start, mask, b, h, N, G, mask_tokens,
-            mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap, CAUSAL, SOFTCAP, MASK,
+            b_s, tl.where(held, position, length)[None, :], row[:, None], length, length, place, mask, b, h, N, G,
+            mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
+            CAUSAL, SOFTCAP, MASK,
         )  # fmt: skip
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_base = tl.where(b_new == float("-inf"), 0.0, b_new)  # no token seen yet: 2^(-inf - 0) = 0

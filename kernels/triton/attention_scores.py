@@ -15,7 +15,7 @@ def row_scores(
     row,
     last,
     length,
-    start,
+    shift,
     mask,
     b,
     h,
@@ -37,7 +37,8 @@ def row_scores(
     Tokens from ``last`` on are hidden; ``length`` is that of the whole sequence. ``position`` and ``row`` broadcast
     against ``b_s``, which is ``[rows, tokens]`` or ``[tokens, rows]``. Row r of a KV head is query head ``r // N`` of
     its group and query token ``r % N``. ``MASK`` is 0 without a mask, 1 for a boolean one (as bytes), 2 for one that is
-    added to the scores. Masks are indexed by position in the padded sequence; it begins with ``start`` padding tokens.
+    added to the scores. Masks are indexed by where the tensor that the program attends to has a token, ``position +
+    shift``; of tokens that it does not have the caller passes ``last`` as the position.
     """
     n = row % N
     b_s *= scale
@@ -50,7 +51,7 @@ def row_scores(
     if MASK > 0:
         p_mask = mask + b * mask_stride_b + (h * G + row // N).to(tl.int64) * mask_stride_h
         p_mask += n.to(tl.int64) * mask_stride_n
-        p_mask += tl.minimum(position + start, mask_tokens - 1).to(tl.int64) * mask_stride_s
+        p_mask += tl.minimum(position + shift, mask_tokens - 1).to(tl.int64) * mask_stride_s
         b_mask = tl.load(p_mask, mask=visible, other=0)
         if MASK == 1:
             visible = visible & (b_mask != 0)

@@ -8,12 +8,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .. import reference
+from .. import layout, reference
 from ..backend import Append
 from ..cache import Cache
 from .addresses import quantized_blocks, tile_channels, window_slot
 from .casts import round_to
 from .constants import (
+    STATE_HIDDEN,
     STATE_LENGTH,
     STATE_PEAK,
     STATE_SIZE,
@@ -69,12 +70,14 @@ def _append_side(
     stride_h,
     stride_n,
     stride_d,
+    drop,
     due,
     ENCODE: tl.constexpr,
     WRITE: tl.constexpr,
     ROWS: tl.constexpr,
     IS_KEY: tl.constexpr,
     ENCODER: tl.constexpr,
+    ROLLS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     USES_ANCHOR: tl.constexpr,
     USES_QUERIES: tl.constexpr,
@@ -89,7 +92,8 @@ def _append_side(
 ):
     """One (b, h) of one side. ``ENCODE``: quantize the ``due``-th new block. ``WRITE``: write the ring and the state.
 
-    With both, all reads of the ring are before all writes: a new token may take the slot of one that is quantized.
+    With both, all reads of the ring are before all writes: a new token may take the slot of one that is quantized. A
+    cache that ``ROLLS`` has no blocks, and its peak stays 0.
     """
     RING: tl.constexpr = ring_slots(RECENT, BLOCK)
     new += bh // H * stride_b + bh % H * stride_h
@@ -99,12 +103,13 @@ def _append_side(
     state += bh * STATE_SIZE
     length = tl.load(state + STATE_LENGTH)
     peak = tl.load(state + STATE_PEAK)
+    hidden = tl.load(state + STATE_HIDDEN)
     new_peak = tl.maximum(peak, length + N)
     channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
     if WRITE and ROWS == 1:
         # issue the load of a single token before quantizing, so that it is not waited for
         b_new = tl.load(new + (channel * stride_d)[None, :], mask=real[None, :], other=0.0)
-    if ENCODE:
+    if ENCODE and not ROLLS:
         block = quantized_blocks(peak, SINK, RECENT, BLOCK) + due
         # a caller has to make room first; if it did not, nothing is written out of bounds
         if (block < quantized_blocks(new_peak, SINK, RECENT, BLOCK)) & (block < capacity):
@@ -138,12 +143,14 @@ def _append_side(
                 mask=mask,
             )
         tl.store(state + STATE_LENGTH, length + N)
-        tl.store(state + STATE_PEAK, new_peak)
+        if not ROLLS:
+            tl.store(state + STATE_PEAK, new_peak)
+        tl.store(state + STATE_HIDDEN, hidden + drop)
 
 
 # Compiled once for all capacities: after a cache has grown, a CUDA graph may be recorded at once, which must not load
-# another kernel.
-@triton.jit(do_not_specialize=("k_capacity", "v_capacity"), do_not_specialize_on_alignment=("N",))
+# another kernel. The same for how many tokens are dropped, none in the first steps and one in later ones.
+@triton.jit(do_not_specialize=("k_capacity", "v_capacity", "drop"), do_not_specialize_on_alignment=("N",))
 def append_fwd_kernel(
     k_codes,
     k_scales,
@@ -169,11 +176,13 @@ def append_fwd_kernel(
     v_stride_d,
     H,
     N,
+    drop,
     ENCODE: tl.constexpr,
     WRITE: tl.constexpr,
     ROWS: tl.constexpr,
     K_IS_KEY: tl.constexpr,
     K_ENCODER: tl.constexpr,
+    K_ROLLS: tl.constexpr,
     K_HAS_ZERO: tl.constexpr,
     K_USES_ANCHOR: tl.constexpr,
     K_USES_QUERIES: tl.constexpr,
@@ -187,6 +196,7 @@ def append_fwd_kernel(
     K_COLS: tl.constexpr,
     V_IS_KEY: tl.constexpr,
     V_ENCODER: tl.constexpr,
+    V_ROLLS: tl.constexpr,
     V_HAS_ZERO: tl.constexpr,
     V_USES_ANCHOR: tl.constexpr,
     V_USES_QUERIES: tl.constexpr,
@@ -205,15 +215,15 @@ def append_fwd_kernel(
     if tl.program_id(1) == 0:
         _append_side(
             k_codes, k_scales, k_window, k_state, k_query_profile, k_new, bh, H, N, k_capacity,
-            k_stride_b, k_stride_h, k_stride_n, k_stride_d, due, ENCODE, WRITE, ROWS,
-            K_IS_KEY, K_ENCODER, K_HAS_ZERO, K_USES_ANCHOR, K_USES_QUERIES, K_BITS, K_GROUP, K_BLOCK,
+            k_stride_b, k_stride_h, k_stride_n, k_stride_d, drop, due, ENCODE, WRITE, ROWS,
+            K_IS_KEY, K_ENCODER, K_ROLLS, K_HAS_ZERO, K_USES_ANCHOR, K_USES_QUERIES, K_BITS, K_GROUP, K_BLOCK,
             K_SINK, K_RECENT, K_D, K_SLICES, K_COLS,
         )  # fmt: skip
     else:
         _append_side(
             v_codes, v_scales, v_window, v_state, v_query_profile, v_new, bh, H, N, v_capacity,
-            v_stride_b, v_stride_h, v_stride_n, v_stride_d, due, ENCODE, WRITE, ROWS,
-            V_IS_KEY, V_ENCODER, V_HAS_ZERO, V_USES_ANCHOR, V_USES_QUERIES, V_BITS, V_GROUP, V_BLOCK,
+            v_stride_b, v_stride_h, v_stride_n, v_stride_d, drop, due, ENCODE, WRITE, ROWS,
+            V_IS_KEY, V_ENCODER, V_ROLLS, V_HAS_ZERO, V_USES_ANCHOR, V_USES_QUERIES, V_BITS, V_GROUP, V_BLOCK,
             V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
         )  # fmt: skip
 
@@ -226,7 +236,7 @@ def _is_writable(cache: Cache) -> bool:
     return all(tensor.is_contiguous() for tensor in cache.encoded)
 
 
-def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
+def append_(sides: Sequence[Append], drop: int = 0, num_warps: int | None = None) -> None:
     """Write new tokens behind the end of one or two caches, in place, see ``reference.append_``.
 
     One launch for up to a block of tokens; two for more, so that blocks are quantized side by side while the ring is
@@ -234,29 +244,32 @@ def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
 
     Args:
         sides: one or two of ``(cache, new [B, H, N, D])`` with equal B, H and N.
+        drop: how many more tokens at the front the program's tensor does not have any longer.
         num_warps: warps a program, instead of the default.
     """
     if not all(_is_writable(cache) for cache, _ in sides):
         for cache, new in sides:  # only views that nobody makes on the fast path are not dense
-            reference.append_(cache, new)
+            reference.append_(cache, new, drop)
         return
     (_, first), (_, last) = sides[0], sides[-1]
     if first.shape[:3] != last.shape[:3]:
         for side in sides:
-            append_((side,), num_warps)
+            append_((side,), drop, num_warps)
         return
     batch, heads, count, _ = first.shape
     if not first.numel():
+        for cache, _ in sides:
+            cache.state[..., layout.HIDDEN] += drop
         return
     tensors: list[Any] = []
     constants: dict[str, Any] = {}
     for prefix, (cache, new) in zip(("K_", "V_"), (sides[0], sides[-1]), strict=True):
         tensors += [*cache.encoded, cache.query_profile, new, cache.codes.shape[2], *new.stride()]
         constants |= side_constants(cache.format, new.shape[3], prefix) | mode_constants(cache.format, prefix)
-    blocks = [cache.format.block for cache, _ in sides]
+    blocks = [cache.format.block for cache, _ in sides if not cache.format.rolls]
     warps = num_warps or max(warps_for(cache.format, new.shape[3]) for cache, new in sides)
     launches = [(True, True, 1)]
-    if count > min(blocks):  # more than one block may have to be quantized
+    if count > min(blocks, default=count):  # more than one block may have to be quantized
         launches = [(True, False, -(-count // min(blocks))), (False, True, 1)]
     with launching(first, append_fwd_kernel):
         for encode, write, due in launches:
@@ -264,6 +277,7 @@ def append_(sides: Sequence[Append], num_warps: int | None = None) -> None:
                 *tensors,
                 heads,
                 count,
+                drop,
                 ENCODE=encode,
                 WRITE=write,
                 ROWS=1 if count == 1 else 16,

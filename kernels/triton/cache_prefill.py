@@ -16,6 +16,7 @@ from ..formats import CacheFormat, blocks_for
 from .addresses import quantized_blocks, tile_channels
 from .casts import round_to
 from .constants import (
+    STATE_LENGTH,
     STATE_PEAK,
     STATE_SIZE,
     STATE_START,
@@ -87,6 +88,7 @@ def prefill_fwd_kernel(
     WINDOWS: tl.constexpr,
     IS_KEY: tl.constexpr,
     ENCODER: tl.constexpr,
+    ROLLS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     USES_ANCHOR: tl.constexpr,
     USES_QUERIES: tl.constexpr,
@@ -99,7 +101,10 @@ def prefill_fwd_kernel(
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Program (i, b * H + h) quantizes ``NB`` blocks; the last ``WINDOWS`` programs write the windows and the state."""
+    """Program (i, b * H + h) quantizes ``NB`` blocks; the last ``WINDOWS`` programs write the windows and the state.
+
+    A cache that ``ROLLS`` has no blocks, and its peak is 0; its ring holds the last tokens.
+    """
     block = tl.program_id(0) * NB
     if STRIDE_S:
         stride_s = STRIDE_S
@@ -107,7 +112,9 @@ def prefill_fwd_kernel(
     b, h = bh // H, bh % H
     first = tl.load(start + b).to(tl.int32)
     length = S - first
-    blocks = quantized_blocks(length, SINK, RECENT, BLOCK)
+    blocks = 0
+    if not ROLLS:
+        blocks = quantized_blocks(length, SINK, RECENT, BLOCK)
     x += b * stride_b + h * stride_h + first.to(tl.int64) * stride_s
     if mean is not None:
         mean += bh * D
@@ -139,9 +146,12 @@ def prefill_fwd_kernel(
         source = (x, mean, inverse, stride_s, stride_d)
         channel, real = tile_channels(IS_KEY, SLICES, D, COLS)
         slot = part * WINDOW_ROWS + tl.arange(0, WINDOW_ROWS)
-        # the token of a ring slot is the one of [q_end, q_end + RING) that maps to it
-        ahead = (tl.maximum(slot - SINK, 0) + RING - blocks * BLOCK % RING) % RING
-        token = tl.where(slot < SINK, slot, SINK + blocks * BLOCK + ahead)
+        # the token of a ring slot is the one of [SINK + first_held, SINK + first_held + RING) that maps to it
+        first_held = blocks * BLOCK
+        if ROLLS:
+            first_held = tl.maximum(length - SINK - RING, 0)
+        ahead = (tl.maximum(slot - SINK, 0) + RING - first_held % RING) % RING
+        token = tl.where(slot < SINK, slot, SINK + first_held + ahead)
         held = (token < length)[:, None]
         numbers = _of_channels(source, channel[None, :], real[None, :], (WINDOW_ROWS, COLS))
         b_x = _load_normalized(source, numbers, token[:, None], channel[None, :], real[None, :] & held)
@@ -149,10 +159,11 @@ def prefill_fwd_kernel(
         tl.store(window + slot[:, None] * D + channel[None, :], b_x, (slot < SINK + RING)[:, None] & real[None, :])
         if part == 0:
             column = tl.arange(0, STATE_SIZE)
-            tl.store(
-                state + bh * STATE_SIZE + column,
-                tl.where(column == STATE_START, first, tl.where(column <= STATE_PEAK, length, 0)),
-            )
+            counts = column == STATE_LENGTH
+            if not ROLLS:
+                counts = counts | (column == STATE_PEAK)
+            b_state = tl.where(column == STATE_START, first, tl.where(counts, length, 0))
+            tl.store(state + bh * STATE_SIZE + column, b_state)
 
 
 def launch_options(fmt: CacheFormat, head_dim: int) -> tuple[dict[str, int], dict[str, int]]:

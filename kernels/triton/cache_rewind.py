@@ -12,7 +12,16 @@ import triton.language as tl
 from ..cache import Cache
 from .addresses import quantized_blocks, quantized_end, tile_channels
 from .casts import round_to
-from .constants import STATE_LENGTH, STATE_PEAK, STATE_SIZE, STATE_START, largest, ring_slots, window_slots
+from .constants import (
+    STATE_HIDDEN,
+    STATE_LENGTH,
+    STATE_PEAK,
+    STATE_SIZE,
+    STATE_START,
+    largest,
+    ring_slots,
+    window_slots,
+)
 from .support import interpreted, launching, side_constants
 from .unpack import load_tokens
 
@@ -46,11 +55,12 @@ def _rewind_side(
     start = tl.load(p_state + STATE_START)
     length = tl.load(p_state + STATE_LENGTH)
     peak = tl.load(p_state + STATE_PEAK)
-    reached = (start + length >= target) & (target >= 0)
+    hidden = tl.load(p_state + STATE_HIDDEN)
+    reached = (start + length - hidden >= target) & (target >= 0)
     tl.device_assert(reached, "innerq: a static cache was written behind the tokens that it holds")
-    if start + length > target:  # rare in a decode step
-        new_start = tl.minimum(start, target)
-        kept = target - new_start
+    if start + length - hidden > target:  # rare in a decode step
+        new_start = tl.minimum(start, target + hidden)
+        kept = target + hidden - new_start
         new_peak = tl.minimum(peak, kept + RECENT)
         end = quantized_end(p_state, SINK, RECENT, BLOCK)
         new_end = SINK + quantized_blocks(new_peak, SINK, RECENT, BLOCK) * BLOCK

@@ -100,6 +100,7 @@ STATE_SIZE = tl.constexpr(len(layout.STATE_FIELDS))
 STATE_START = tl.constexpr(layout.START)
 STATE_LENGTH = tl.constexpr(layout.LENGTH)
 STATE_PEAK = tl.constexpr(layout.PEAK)
+STATE_HIDDEN = tl.constexpr(layout.HIDDEN)
 
 
 @triton.constexpr_function

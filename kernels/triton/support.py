@@ -104,6 +104,7 @@ def mode_constants(fmt: CacheFormat, prefix: str = "") -> dict[str, object]:
     hash_in_order(function)
     constants = {
         "ENCODER": function,
+        "ROLLS": fmt.rolls,
         "USES_ANCHOR": fmt.quantization.uses_anchor,
         "USES_QUERIES": fmt.uses_queries,
     }

@@ -116,6 +116,27 @@ def test_cuda_graphs(case):
     assert counters["inductor"]["cudagraph_skips"] == 0
 
 
+@pytest.mark.parametrize("fmt", [("signed", 32, 96), ("rolling", 0, 1000)], ids=str)
+def test_one_graph_for_any_number_of_dropped_tokens(fmt):
+    mode, sink, recent = fmt
+    sides = (make_format(role, 3, mode, 32, sink, recent) for role in ("key", "value"))
+    layer = Layer(Attention(*sides, F16, 2, 4, 4, 1, 2000, 128, hide=1500), "cuda")
+
+    def program(like, *inputs):
+        return layer.call(*inputs, dropped=like.shape[0] - 10)
+
+    lowering.register()
+    torch._dynamo.reset()
+    counters.clear()
+    call = torch.compile(program, fullgraph=True, dynamic=False)
+    for dropped in (3, 1, 0, -7):
+        like = torch.zeros(10 + dropped, device="cuda")
+        torch._dynamo.mark_dynamic(like, 0)
+        layer.given.dropped = dropped
+        layer.check(call(like, *layer.inputs))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_one_graph_for_every_capacity(name):
     case = Attention(make_format("key", 3), make_format("value", 3), F16, 2, 4, 4, 1, 300, 128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -14,11 +15,11 @@ from innerq_compile.kernels.attention_call import AttentionCall
 from innerq_compile.kernels.formats import blocks_for
 from innerq_compile.kernels.modes import MODES, names_of
 from innerq_compile.kernels.triton.attention import FieldsConfig
-from tests.helpers.strategies import make_format, mode_of
+from tests.helpers.strategies import CONFIG_MODES, make_format, mode_of
 from tests.helpers.triton_cases import Attention, assert_repeatable, assert_same_cache, clone, make_cache
 
 pytestmark = pytest.mark.gpu
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -130,6 +131,29 @@ OPEN = [
     for mask in ("open", "open-added")
 ]  # fmt: skip
 
+#: Tokens at the front that the program has dropped: in the sinks, in a block, all blocks, in the ring; rolling caches.
+HIDDEN = [
+    *(
+        Attention(
+            make_format("key", 3), make_format("value", 3), dtype, 4, 2, 4, rows, 1300, head_dim,
+            padded=True, hide=hide, dropped=dropped, mask=mask, causal=not mask.startswith("open"),
+        )
+        for hide, dropped, mask, head_dim, rows, dtype in (
+            (1, 1, "none", 128, 1, F16), (32, 0, "none", 64, 1, BF16), (40, -3, "none", 128, 1, F16),
+            (300, 1, "none", 256, 1, F16), (601, 0, "none", 128, 3, F16), (900, 2, "bool", 128, 1, BF16),
+            (333, 1, "open", 128, 1, F16), (333, 1, "open-added", 64, 2, F16), (1190, 1, "none", 128, 1, F16),
+            (1250, 1, "none", 64, 1, F16), (700, 1, "added", 80, 1, F16), (700, 1, "none", 96, 1, F32),
+        )
+    ),
+    *(
+        Attention(
+            make_format("key", 3, "rolling", 32, 0, 1000), make_format("value", 3, "rolling", 32, 0, 1000), dtype,
+            4, 2, 4, rows, 3000, 128, padded=True, hide=2000, dropped=1, mask=mask, causal=mask == "none",
+        )
+        for mask, rows, dtype in (("none", 1, BF16), ("none", 3, F16), ("open", 1, F16), ("added", 1, F32))
+    ),
+]  # fmt: skip
+
 CONFIGS = [
     FieldsConfig(blocks=2, maxnreg=None, programs=8),
     FieldsConfig(stages=2, window_splits=1),
@@ -139,12 +163,12 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("case", PRESETS[:6:2] + OPEN[:2], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", PRESETS[:6:2] + OPEN[:2] + HIDDEN[2:4], ids=lambda case: case.id)
 def test_any_configuration_is_the_reference(case, config):
     case.check("cuda", torch.Generator().manual_seed(1), repeat=True, config=config)
 
 
-@pytest.mark.parametrize("case", MASKED + OPEN + sampled_fields(30), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", MASKED + OPEN + HIDDEN + sampled_fields(30), ids=lambda case: case.id)
 def test_attention_from_fields_is_the_reference(case):
     case.check("cuda", torch.Generator().manual_seed(1), repeat=True)
 
@@ -155,7 +179,7 @@ def test_attention_is_the_reference(case):
 
 
 def sides_of(head_dim: int, dtype, index: int):
-    modes = itertools.islice(itertools.cycle(MODES), index, None)
+    modes = itertools.islice(itertools.cycle(CONFIG_MODES), index, None)
     for role, bits in (("key", 2 + index % 7), ("value", 2 + (index + 3) % 7)):
         group = 16 if head_dim == 80 and role == "key" else 32
         yield make_format(
@@ -189,12 +213,53 @@ def test_caches_are_the_reference(head_dim, dtype, index):
         assert_repeatable(lambda x=x, m=mean, n=norm, c=capacity, f=fmt: kernels.prefill(x, start, m, n, c, f))
         sides.append(cache)
         expected.append(clone(cache))
-    for count in (1, 31, 1, 70):
+    for count, drop in ((1, 0), (31, 1), (1, 40), (70, 7)):
         new = [torch.randn(batch, count, heads, head_dim).to(dtype).cuda().transpose(1, 2) for _ in formats]
-        kernels.append_(tuple(zip(sides, new, strict=True)))
+        kernels.append_(tuple(zip(sides, new, strict=True)), drop)
         for cache, other, x in zip(sides, expected, new, strict=True):
-            reference.append_(other, x)
+            reference.append_(other, x, drop)
             assert_same_cache(cache, other)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
+def test_rolling_caches_are_the_reference(dtype):
+    """Prefill, then more tokens than they hold, in appends of one and of several."""
+    batch, heads, tokens, head_dim = 4, 2, 333, 80
+    formats = (
+        make_format("key", 3, "rolling", 16, 0, 320, dtype),
+        make_format("value", 3, "rolling", 64, 0, 290, dtype),
+    )
+    start = torch.tensor([0, 5, 100, 332], dtype=torch.int32).cuda()
+    prompts = [torch.randn(batch, heads, tokens, head_dim).to(dtype).cuda() for _ in formats]
+    sides = [kernels.prefill(x, start, None, None, 2, fmt) for x, fmt in zip(prompts, formats, strict=True)]
+    expected = [
+        reference.prefill(x.cpu(), start.cpu(), None, None, 2, fmt).map(torch.Tensor.cuda)
+        for x, fmt in zip(prompts, formats, strict=True)
+    ]
+    for count, drop in ((1, 1), (70, 30), (1, 41), (500, 500)):
+        new = [torch.randn(batch, heads, count, head_dim).to(dtype).cuda() for _ in formats]
+        kernels.append_(tuple(zip(sides, new, strict=True)), drop)
+        for cache, other, x in zip(sides, expected, new, strict=True):
+            reference.append_(other, x, drop)
+            assert_same_cache(cache, other)
+
+
+def test_nothing_is_compiled_for_another_number_of_dropped_tokens(monkeypatch):
+    """Steps of a sliding window drop none at first, then one: no kernel may be compiled then."""
+    compiled = []
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda **_: compiled.append(1))
+    case = Attention(make_format("key", 3), make_format("value", 3), F16, 1, 2, 4, 1, 300, 128)
+    for portable in (False, True):
+        call = (dataclasses.replace(case, k_fmt=make_format("key", 5)) if portable else case).call(
+            "cuda", torch.Generator().manual_seed(1)
+        )
+        new = torch.randn(1, 2, 1, 128, dtype=F16, device="cuda")
+        for drop in (0, 1, 2, 16):
+            kernels.append_(((call.keys, new), (call.values, new)), drop)
+            kernels.decode_attention(dataclasses.replace(call, dropped=drop))
+            if drop == 0:
+                before = len(compiled)
+        assert len(compiled) == before
 
 
 @pytest.mark.parametrize("role", ["key", "value"])

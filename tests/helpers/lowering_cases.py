@@ -38,13 +38,15 @@ class Layer:
         rotated = torch.cat((-query[..., half:], query[..., :half]), -1)
         return (query * cos + rotated * sin) * norm
 
-    def call(self, query, cos, sin, norm, *rest):
+    def call(self, query, cos, sin, norm, *rest, dropped=None):
+        """``dropped``: an int or a SymInt in place of the case's."""
         caches, optional = rest[:8], dict(zip(self.names, rest[8:], strict=True))
         mask, opened = optional.get("mask"), None
         if self.opened:
             opened = torch.ops.innerq.open_from(mask, caches[3], query.shape[2])
         out = torch.ops.innerq.decode_attention(
-            self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits"), *self.constants
+            *(self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits")),
+            *(*self.constants, self.case.dropped if dropped is None else dropped),
         )
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1).to(torch.float32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from hypothesis import strategies as st
 
@@ -51,6 +53,16 @@ def formats(draw, head_dim: int, roles=("key", "value"), names=CONFIG_MODES, max
         dtype,
         draw(st.sampled_from([None, *short])),
     )
+
+
+@st.composite
+def with_rolling(draw, formats):
+    """Formats of a strategy; some are changed to those that keep a short window."""
+    fmt = draw(formats)
+    if not draw(st.booleans()):
+        return fmt
+    scale_dtype = fmt.scale_dtype if fmt.scale_dtype in modes.named("rolling").scale_types else "float16"
+    return dataclasses.replace(fmt, mode="rolling", sink=0, scale_dtype=scale_dtype)
 
 
 def bits_equal(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -28,13 +28,18 @@ def clone(cache: Cache) -> Cache:
     return cache.map(torch.clone)
 
 
-def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
-    """Which rows of a window hold a token, ``[B, H, rows]``."""
-    length = state[..., layout.LENGTH, None]
+def tokens_of_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
+    """The token of each row of a window, ``[B, H, rows]``; rows of tokens past the end hold none."""
     slots = torch.arange(fmt.window, device=state.device)
     first = reference.quantized_blocks(state, fmt)[..., None] * fmt.block  # counted from behind the sinks
-    token = fmt.sink + first + (slots - fmt.sink - first) % fmt.ring
-    return torch.where(slots < fmt.sink, slots < length, token < length)
+    if fmt.rolls:
+        first = (state[..., layout.LENGTH, None] - fmt.window).clamp(min=0)
+    return torch.where(slots < fmt.sink, slots, fmt.sink + first + (slots - fmt.sink - first) % fmt.ring)
+
+
+def held_slots(state: torch.Tensor, fmt: CacheFormat) -> torch.Tensor:
+    """Which rows of a window hold a token, ``[B, H, rows]``."""
+    return tokens_of_slots(state, fmt) < state[..., layout.LENGTH, None]
 
 
 def poison_(cache: Cache) -> None:
@@ -47,10 +52,34 @@ def poison_(cache: Cache) -> None:
     window.masked_fill_(~held_slots(state, fmt)[..., None], float("nan"))
 
 
+def poison_hidden_(cache: Cache, dropped: int) -> None:
+    """The same for tokens that the program's tensor does not have, but for those of a block that has others."""
+    fmt, codes, scales, window, state = cache.format, *cache.encoded
+    first = (-layout.shift(state) - dropped)[..., None]
+    block_ends = fmt.sink + torch.arange(1, codes.shape[2] + 1, device=state.device) * fmt.block
+    codes.masked_fill_((block_ends <= first)[..., None], float("nan") if codes.is_floating_point() else -1)
+    scales.masked_fill_((block_ends <= first)[..., None], float("nan") if scales.is_floating_point() else 0x7F)
+    window.masked_fill_((tokens_of_slots(state, fmt) < first)[..., None], float("nan"))
+
+
+def rolled_cache(x: torch.Tensor, fmt: CacheFormat, start: torch.Tensor, room: int) -> Cache:
+    """A rolling cache after all tokens of ``x [B, H, S, D]``, more than it holds, as appends leave it."""
+    batch, heads, tokens, head_dim = x.shape
+    cache = reference.empty_cache(fmt, batch, heads, head_dim, room, x.dtype, x.device)
+    cache.state[..., layout.START] = start[:, None]
+    cache.state[..., layout.LENGTH] = tokens - start[:, None]
+    place = (tokens_of_slots(cache.state, fmt) + start[:, None, None]).clamp(max=tokens - 1)
+    cache.window.copy_(x.gather(2, place[..., None].expand(-1, -1, -1, head_dim)))
+    return cache
+
+
 def make_cache(x: torch.Tensor, fmt: CacheFormat, start: torch.Tensor | None = None, room: int = 2, keep=None):
     """A reference cache of ``x [B, H, S, D]`` with ``room`` spare blocks, cropped to ``keep`` tokens, poisoned."""
-    start = torch.zeros(x.shape[0], dtype=torch.int32) if start is None else start
-    cache = reference.prefill(x, start.to(x.device), None, None, blocks_for(fmt, x.shape[2]) + room, fmt)
+    start = (torch.zeros(x.shape[0], dtype=torch.int32) if start is None else start).to(x.device)
+    if fmt.rolls and x.shape[2] > fmt.ring:
+        cache = rolled_cache(x, fmt, start, room)
+    else:
+        cache = reference.prefill(x, start, None, None, blocks_for(fmt, x.shape[2]) + room, fmt)
     if keep is not None:
         reference.truncate_(cache, keep)
     poison_(cache)
@@ -99,7 +128,10 @@ def assert_repeatable(make: Callable[[], Cache]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """One call of decode attention, its id and how to make it."""
+    """One call of decode attention, its id and how to make it.
+
+    The program has dropped the first ``hide`` tokens, and what it attends to still has the last ``dropped`` of them.
+    """
 
     k_fmt: CacheFormat
     v_fmt: CacheFormat
@@ -113,6 +145,8 @@ class Attention:
     value_dim: int | None = None
     padded: bool = False
     keep: int | None = None
+    hide: int = 0
+    dropped: int = 0
     mask: str = "none"
     causal: bool = True
     softcap: float = 0.0
@@ -130,6 +164,7 @@ class Attention:
         parts += [f"Dv{self.value_dim}"] if self.value_dim else []
         parts += ["padded"] if self.padded else []
         parts += [f"keep{self.keep}"] if self.keep is not None else []
+        parts += [f"hide{self.hide}{-self.dropped:+}"] if self.hide or self.dropped else []
         parts += [self.mask] if self.mask != "none" else []
         parts += ["causal"] if self.causal and self.rows > 1 else []
         parts += [f"cap{self.softcap:g}"] if self.softcap else []
@@ -152,9 +187,11 @@ class Attention:
         for fmt, width in ((self.k_fmt, self.head_dim), (self.v_fmt, value_dim)):
             x = normal(self.batch, self.heads, self.tokens, width).to(device)
             caches.append(make_cache(x, fmt, start, self.room, self.keep))
+            caches[-1].state[..., layout.HIDDEN] = self.hide
         # not contiguous, as the query of a model is not: [B, N, Hq, D] seen as [B, Hq, N, D]
         query = normal(self.batch, self.rows, q_heads, self.head_dim).transpose(1, 2).to(device)
-        total = self.tokens if self.keep is None else self.keep
+        lacks = self.hide - self.dropped
+        total = max((self.tokens if self.keep is None else self.keep) - lacks, 1)
         mask = None
         if self.mask == "bool":
             mask = torch.rand((self.batch, 1, self.rows, total), generator=generator) < 0.7
@@ -165,7 +202,7 @@ class Attention:
         elif self.mask.startswith("open"):  # padding hidden, the last half open but for the causal part
             place = torch.arange(total)
             mask = torch.rand((self.batch, 1, self.rows, total), generator=generator) < 0.7
-            mask = (mask | (place > total // 2)) & (place >= start.clamp(max=total)[:, None, None, None])
+            mask = (mask | (place > total // 2)) & (place >= (start - lacks).clamp(max=total)[:, None, None, None])
             mask &= place <= torch.arange(total - self.rows, total)[:, None]
             if self.mask == "open-added":
                 mask = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
@@ -176,8 +213,13 @@ class Attention:
         opened = None
         if mask is not None:
             mask = mask.to(device)
-            opened = masks.open_from(mask, keys.state, self.rows) if self.mask.startswith("open") else None
-        return AttentionCall(query, keys, values, mask, opened, sinks, self.head_dim**-0.5, self.softcap, self.causal)
+            state = keys.state.clone()
+            state[..., layout.HIDDEN] = lacks  # of the tensor that the mask belongs to
+            opened = masks.open_from(mask, state, self.rows) if self.mask.startswith("open") else None
+        return AttentionCall(
+            *(query, keys, values, mask, opened, sinks),
+            *(self.head_dim**-0.5, self.softcap, self.causal, self.dropped),
+        )
 
     def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:
         """The kernel against the reference in float64; ``repeat`` it to see the same bits again."""
@@ -185,10 +227,12 @@ class Attention:
 
         call = self.call(device, generator)
         assert kernels.supports_decode(call)
+        expected = reference.decode_attention(call, torch.float64)
+        for cache in (call.keys, call.values):
+            poison_hidden_(cache, self.dropped)
         before = [clone(cache) for cache in (call.keys, call.values)]
         actual = attention.decode_attention(call, **options)
         assert actual.dtype == self.dtype
-        expected = reference.decode_attention(call, torch.float64)
         assert actual.shape == expected.shape
         for cache, copy in zip((call.keys, call.values), before, strict=True):
             for a, b in zip(cache, copy, strict=True):

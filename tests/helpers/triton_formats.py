@@ -51,5 +51,7 @@ FORMATS = [  # head_dim, dtype, format; every mode, every bit width, both roles,
         ("value-anchored2-g16-D80", "value", 2, "anchored", 16, 4, 20, 80, BF16, "pair8"),
         ("value-anchored4-g64-D48", "value", 4, "anchored", 64, 4, 20, 48, F32, "float16"),
         ("value-none-D80", "value", 3, "none", 64, 4, 20, 80, F32, None),
+        ("key-rolling-D80", "key", 3, "rolling", 16, 0, 143, 80, BF16, None),
+        ("value-rolling-D64", "value", 3, "rolling", 64, 0, 111, 64, F16, None),
     ]
 ]

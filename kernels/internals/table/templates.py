@@ -71,6 +71,22 @@ ENTRIES = (
         why="The partial kernel stores three results in one buffer itself, and its registers are limited.",
     ),
     _needed(
+        "torch._inductor.select_algorithm",
+        "TritonTemplateKernel.rename_indexing",
+        why="A symbolic number that is no size of a tensor becomes an argument of the partial kernel.",
+    ),
+    _needed(
+        "torch._inductor.select_algorithm",
+        "call_sizes",
+        why="A symbolic number that is no size of a tensor becomes an argument of the partial kernel.",
+        on_objects=True,
+    ),
+    _needed(
+        "torch._inductor.codegen.triton",
+        "texpr",
+        why="Symbolic numbers in the text of a kernel.",
+    ),
+    _needed(
         "triton.runtime.jit",
         "ConstexprFunction",
         why="Generated code has a copy of each function that a kernel calls, with its decorator.",

@@ -7,14 +7,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..addresses import quantized_end
+from ..addresses import quantized_end, shift
 from ..attention_scores import row_scores
 from ..constants import (
     BLOCK_TOKENS,
     LOG2E,
     STATE_LENGTH,
     STATE_SIZE,
-    STATE_START,
     block_groups,
     block_words,
     is_paired,
@@ -27,13 +26,13 @@ from .keys import group_sums, key_scores, query_slices
 from .operands import load_planes
 from .rows import key_row_order, row_channels, row_order, row_tokens, tile_rows, token_slices
 from .scales import load_params
-from .softmax import LOWEST, OUTGROWN, exponents_of, raised_base
+from .softmax import LOWEST, OUTGROWN, exponents_of, from_position, raised_base
 from .values import add_values, from_channel_units
 from .windows import window_partial
 
 #: Arguments whose values say nothing about the code: without this every capacity would be compiled anew.
 UNSPECIALIZED = (
-    *("H", "G", "N", "k_capacity", "v_capacity", "mask_tokens"),
+    *("H", "G", "N", "k_capacity", "v_capacity", "dropped", "mask_tokens"),
     *(f"query_stride_{x}" for x in "bhnd"),
     *(f"mask_stride_{x}" for x in "bhns"),
 )
@@ -60,6 +59,7 @@ def decode_partial_fields_kernel(
     N,
     k_capacity,
     v_capacity,
+    dropped,
     query_stride_b,
     query_stride_h,
     query_stride_n,
@@ -98,11 +98,15 @@ def decode_partial_fields_kernel(
     others the quantized blocks, evenly. What is written is that of ``decode_partial_portable_kernel``. ``BLOCKS`` of
     32 tokens make one step of the softmax. With ``OPEN``, ``open_from [B]`` says from which position on the mask hides
     nothing (``kernels/masks.py``): the blocks from there on have a loop of their own, in which there is no mask.
+
+    Tokens that the program's tensor does not have, all those in front of ``shown``, are left out of the shares but for
+    those of the block that has ``shown``. ``dropped`` is that of ``AttentionCall``.
     """
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b, h = bh // H, bh % H
-    start = tl.load(k_state + bh * STATE_SIZE + STATE_START)
+    place = (shift(k_state + bh * STATE_SIZE) + dropped).to(tl.int32)  # of the first token, in the program's tensor
+    shown = tl.maximum(-place, 0)
     length = tl.load(k_state + bh * STATE_SIZE + STATE_LENGTH)
     q_end = quantized_end(k_state + bh * STATE_SIZE, SINK, RECENT, BLOCK_TOKENS)
     row = tile * HEADS + tl.arange(0, HEADS)
@@ -115,11 +119,13 @@ def decode_partial_fields_kernel(
 
     if split < WINDOW_SPLITS:
         w_tokens = tl.minimum(length, SINK) + tl.maximum(length - q_end, 0)
-        w_share = tl.cdiv(tl.cdiv(w_tokens, WINDOW_TOKENS), WINDOW_SPLITS) * WINDOW_TOKENS
+        w_first = tl.minimum(tl.minimum(shown, SINK) + tl.maximum(shown - q_end, 0), w_tokens)
+        w_share = tl.cdiv(tl.cdiv(w_tokens - w_first, WINDOW_TOKENS), WINDOW_SPLITS) * WINDOW_TOKENS
+        w_first += split * w_share
         w_out, w_base, w_sum = window_partial(
             p_query, query_mask, k_window + bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * K_D),
             v_window + bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * V_D), mask, b, h, row,
-            split * w_share, tl.minimum((split + 1) * w_share, w_tokens), q_end, length, start, N, G,
+            w_first, tl.minimum(w_first + w_share, w_tokens), q_end, length, place, N, G,
             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, query_stride_d, scale, softcap,
             CAUSAL, SOFTCAP, MASK, HEADS, SINK, ring_slots(RECENT, BLOCK_TOKENS), K_D, V_D, WINDOW_TOKENS,
         )  # fmt: skip
@@ -149,8 +155,9 @@ def decode_partial_fields_kernel(
         b_ones = tl.full((tile_rows(V_COLS), 16), 1.0, tl.float16)
 
         blocks = (q_end - SINK) // BLOCK_TOKENS
-        share = tl.cdiv(blocks, splits - WINDOW_SPLITS)
-        first = (split - WINDOW_SPLITS) * share
+        first = tl.minimum(tl.maximum(shown - SINK, 0) // BLOCK_TOKENS, blocks)
+        share = tl.cdiv(blocks - first, splits - WINDOW_SPLITS)
+        first += (split - WINDOW_SPLITS) * share
         last = tl.minimum(first + share, blocks)
         k_codes += bh * k_capacity * K_WORDS
         v_codes += bh * v_capacity * V_WORDS
@@ -159,7 +166,7 @@ def decode_partial_fields_kernel(
         opened = last
         if OPEN:
             if q_end <= length - N + 1:  # else the causal part of the mask reaches into the blocks
-                opened = tl.cdiv(tl.maximum(tl.load(open_from + b) - start - SINK, 0), BLOCK_TOKENS)
+                opened = tl.cdiv(tl.maximum(tl.load(open_from + b) - place - SINK, 0), BLOCK_TOKENS)
                 opened = tl.minimum(tl.maximum(opened, first), last)
         for phase in tl.static_range(2 if OPEN else 1):
             if phase == 1:
@@ -185,8 +192,9 @@ def decode_partial_fields_kernel(
                     if not (PLAIN or (phase == 1 and not SOFTCAP)):
                         b_s *= b_unit[None, :]
                         position = SINK + (block0 + i) * BLOCK_TOKENS + token
+                        position = tl.where(position >= shown, position, length)  # that of no token
                         b_s = row_scores(
-                            b_s, position[:, None], row[None, :], length, length, start, mask, b, h, N, G,
+                            b_s, position[:, None], row[None, :], length, length, place, mask, b, h, N, G,
                             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
                             CAUSAL and phase == 0, SOFTCAP, MASK * (1 - phase),
                         )  # fmt: skip
@@ -195,12 +203,16 @@ def decode_partial_fields_kernel(
                     logits = logits + (b_s,)
                 exponents, b_most = exponents_of(logits, b_factor, b_base)
                 if tl.max(tl.ravel(b_most), 0) > OUTGROWN:
-                    b_new = raised_base(b_base, logits, b_factor)
+                    # the first step of each share comes here, and only that of the first share has hidden tokens
+                    allowed = logits
+                    if PLAIN:
+                        allowed = from_position(logits, token + (block0 * BLOCK_TOKENS + SINK), shown)
+                    b_new = raised_base(b_base, allowed, b_factor)
                     b_shrink = tl.exp2(b_base - b_new)
                     b_base = b_new
                     b_sum = b_sum * b_shrink[None, :]
                     b_out = b_out * b_shrink[None, :]
-                    exponents, _ = exponents_of(logits, b_factor, b_base)
+                    exponents, _ = exponents_of(allowed, b_factor, b_base)
                 for i in tl.static_range(BLOCKS):
                     block = tl.minimum(block0 + i, end - 1).to(tl.int64)
                     p_slices = token_slices(tl.exp2(exponents[i]).to(tl.float16), K_COLS)

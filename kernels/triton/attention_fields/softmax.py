@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..constants import BLOCK_TOKENS
+
 #: Exponent of the largest probability when the base is set, and by how much scores may then grow: p stays below 2^15.
 START = tl.constexpr(6.0)
 HEADROOM = tl.constexpr(8.0)
@@ -34,6 +36,19 @@ def exponents_of(logits, b_factor, b_base):
         b_most = tl.maximum(b_most, b_e.to(tl.int32, bitcast=True))
         exponents = exponents + (b_e,)
     return exponents, b_most
+
+
+@triton.jit
+def from_position(logits, position, first):
+    """``logits`` of some blocks, -inf for tokens in front of ``first``; ``position [32]`` are those of the first block.
+
+    A kernel needs this only where it raises the base. That is so in the first step of each share, as the first base is
+    lower than any finite score, and only there are some of the tokens hidden.
+    """
+    shown = ()
+    for i in tl.static_range(len(logits)):
+        shown = shown + (tl.where((position + i * BLOCK_TOKENS >= first)[:, None], logits[i], float("-inf")),)
+    return shown
 
 
 @triton.jit

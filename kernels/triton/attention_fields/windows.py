@@ -34,7 +34,7 @@ def window_partial(
     last,
     q_end,
     length,
-    start,
+    place,
     N,
     G,
     mask_tokens,
@@ -57,7 +57,8 @@ def window_partial(
 ):
     """Attention to tokens ``[first, last)`` of the windows, counted over the sinks and then the recent ones.
 
-    Returns ``out [V_D, HEADS]``, the base ``[HEADS]`` and the sum ``[HEADS]``. ``p_query`` are pointers ``[1, HEADS]``.
+    Returns ``out [V_D, HEADS]``, the base ``[HEADS]`` and the sum ``[HEADS]``. ``p_query`` are pointers ``[1, HEADS]``;
+    ``place`` is where the program's tensor has the token at position 0.
     """
     DTYPE: tl.constexpr = k_window.dtype.element_ty
     channel = tl.arange(0, D)
@@ -75,7 +76,7 @@ def window_partial(
         b_v = tl.load(v_window + slot[:, None] * V_D + v_channel[None, :], mask=held[:, None], other=0.0)
         b_s = dot_elements(b_k, b_q, tl.zeros((TOKENS, HEADS), tl.float32))
         b_s = row_scores(
-            b_s, tl.where(held, position, length)[:, None], row[None, :], length, length, start, mask, b, h, N, G,
+            b_s, tl.where(held, position, length)[:, None], row[None, :], length, length, place, mask, b, h, N, G,
             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
             CAUSAL, SOFTCAP, MASK,
         )  # fmt: skip

@@ -17,7 +17,8 @@ pytest.importorskip("triton")
 
 from torch._inductor.utils import fresh_cache
 
-from innerq_compile.kernels import layout, lowering
+from innerq_compile.kernels import dispatch, layout, lowering
+from innerq_compile.kernels import triton as triton_kernels
 from innerq_compile.kernels.internals import templates
 from innerq_compile.kernels.lowering import source
 from innerq_compile.kernels.triton.attention_fields import decode_partial_fields_kernel
@@ -85,6 +86,10 @@ CASES = [
     Attention(**pair(6, 5), head_dim=64, value_dim=96),
     Attention(**pair(3, 3), head_dim=64, value_dim=80, rows=2),
     Attention(**pair(3, 3), sinks=True, rows=3),
+    Attention(**pair(3, 3), hide=60, dropped=1, tokens=200),
+    Attention(**pair(3, 3), hide=60, dropped=-2, tokens=200, mask="bool", padded=True),
+    Attention(**pair(6, 5), hide=60, tokens=200),
+    Attention(**pair(3, 3, "rolling", "rolling", sink=0, recent=20), hide=150, dropped=1, tokens=200, mask="bool"),
 ]
 
 
@@ -111,6 +116,46 @@ def test_one_graph_for_every_capacity_and_batch():
         assert compiled.count() == 1
 
 
+@pytest.mark.parametrize("mode", ["signed", "rolling"])
+def test_one_graph_for_any_number_of_dropped_tokens(mode):
+    """``dropped`` is an argument of the kernel where the graph has a symbol for it."""
+    case = Attention(**pair(3, 3, mode, mode, sink=0, recent=40), tokens=200, hide=140)
+    layer = Layer(case)
+
+    def program(like, *inputs):
+        return layer.call(*inputs, dropped=like.shape[0] - 10)
+
+    with inductor.as_on_a_gpu(multiprocessors=8):
+        compiled = inductor.compile_for_gpu(program, (torch.zeros(13), *layer.inputs), {0: [0]})
+        template, _ = of_kind(compiled.code, "tem")
+        assert "dropped=(-10) + ks" in inductor.kernels_of(compiled.code)[template]
+        for dropped in (3, 1, 0, -7):
+            layer.given.dropped = dropped
+            layer.check(compiled.call(torch.zeros(10 + dropped), *layer.inputs))
+        assert compiled.count() == 1
+
+
+def test_appends_that_drop_a_symbolic_number_stay_calls(monkeypatch):
+    monkeypatch.setattr(dispatch, "backend_for", lambda device: triton_kernels)
+    case = Attention(**pair(3, 3, sink=0, recent=40), tokens=60)
+    layer = Layer(case)
+    keys, values, new = layer.given.keys, layer.given.values, torch.randn(case.batch, 1, 1, 64, dtype=F16)
+    specs = (keys.format.spec, values.format.spec)
+
+    def program(like, x, *tensors):
+        torch.ops.innerq.append_(*tensors[:4], None, *tensors[4:], x, x, *specs, like.shape[0] - 10)
+        return x + 1
+
+    with inductor.as_on_a_gpu():
+        inputs = [torch.zeros(13), new, *(tensor.clone() for tensor in (*keys, *values))]
+        compiled = inductor.compile_for_gpu(program, tuple(inputs), {0: [0]})
+        for drop in (0, 1, 5):
+            compiled.call(torch.zeros(10 + drop), *inputs[1:])
+        assert compiled.count() == 1
+    for state in (inputs[5], inputs[9]):
+        assert (state[..., layout.HIDDEN] == 3 + 0 + 1 + 5).all() and (state[..., layout.LENGTH] == 64).all()
+
+
 def test_max_autotune_times_other_configurations():
     """Any of them may be chosen; the inputs to time them on are caches that are full."""
     layer = Layer(Attention(**pair(3, 3), tokens=150))
@@ -132,7 +177,7 @@ def test_max_autotune_times_other_configurations():
     assert scales.min() >= 0 and scales.max() < 0.1 and window is None
     fmt = layer.given.keys.format
     assert (state[..., layout.LENGTH] == fmt.sink + codes.shape[2] * 32 + fmt.recent).all()
-    assert (state[..., layout.START] == 0).all()
+    assert (state[..., layout.START] == 0).all() and (state[..., layout.HIDDEN] == 0).all()
 
 
 def test_default_times_nothing():

@@ -6,9 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from tests.helpers.strategies import pair
-from tests.helpers.triton_cases import Attention
+from innerq_compile.kernels import layout, reference
+from innerq_compile.kernels import triton as kernels
+from innerq_compile.kernels.attention_call import AttentionCall
+from innerq_compile.kernels.triton import support
+from tests.helpers.strategies import formats, make_format, pair, seeds, with_rolling
+from tests.helpers.triton_cases import TOLERANCE, Attention, rms_ratio
 
 pytest.importorskip("triton")
 
@@ -91,6 +97,121 @@ def test_attention_is_the_reference(case):
     case.check(DEVICE, torch.Generator().manual_seed(1), splits=3)
 
 
+#: Tokens at the front that the program has dropped: none in all, in the sinks, in a block, all blocks, in the ring.
+HIDDEN = [
+    *(Attention(**pair(), tokens=200, hide=hide, dropped=1) for hide in (1, 4, 37, 52, 165, 175, 190)),
+    Attention(**pair(), tokens=200, hide=60, padded=True, batch=4),
+    Attention(**pair(), tokens=200, hide=3, dropped=-50, rows=3),
+    Attention(**pair(dtype=BF16), tokens=200, hide=90, mask="bool", head_dim=128),
+    Attention(**pair(), tokens=260, hide=90, dropped=2, mask="open", causal=False, padded=True, batch=3),
+    Attention(**pair(), tokens=260, hide=150, mask="open-added", causal=False, rows=2, softcap=20.0),
+    Attention(**pair(), tokens=260, hide=90, softcap=20.0),
+    Attention(**pair(4, 4, group=16), tokens=230, hide=91, dropped=1, head_dim=80, mask="added"),
+    Attention(**pair(3, 3, "none", "none"), tokens=230, hide=91, padded=True),
+    Attention(**pair(), tokens=9, hide=9),
+    Attention(**pair(4, 4, group=16), tokens=9, hide=11, head_dim=80),
+    Attention(**pair(3, 3, "rolling", "rolling", sink=0, recent=31), tokens=63, rows=2),
+    Attention(**pair(3, 3, "rolling", "rolling", sink=0, recent=31), tokens=263, hide=205, dropped=1, padded=True),
+    Attention(**pair(3, 3, "rolling", "rolling", BF16, sink=0, recent=31), tokens=999, hide=940, mask="open"),
+    Attention(**pair(3, 3, "rolling", "rolling", F32, sink=0, recent=31), tokens=999, hide=940, mask="added", rows=3),
+]
+
+
+@pytest.mark.parametrize("case", HIDDEN, ids=lambda case: case.id)
+def test_hidden_tokens_are_not_attended_to(case):
+    case.check(DEVICE, torch.Generator().manual_seed(1), splits=3)
+
+
+@st.composite
+def partly_hidden(draw, fields: bool):
+    """A call to a cache of which the program has dropped any number of tokens. ``fields``: for the fast kernel."""
+    if fields:
+        dtype, head_dim = draw(st.sampled_from([F16, BF16])), 64
+        sink, recent = draw(st.sampled_from([0, 4, 40])), draw(st.integers(0, 50))
+        k_bits, v_bits = draw(st.sampled_from([2, 3, 4, 8])), draw(st.sampled_from([2, 3, 4, 8]))
+        k_mode, v_mode = draw(st.sampled_from(["signed", "hybrid"])), draw(st.sampled_from(["signed", "asymmetric"]))
+        sides = pair(k_bits, v_bits, k_mode, v_mode, dtype, sink=sink, recent=recent)
+    else:
+        dtype, head_dim = draw(st.sampled_from([F16, BF16, F32])), draw(st.sampled_from([16, 64, 80]))
+        k_fmt, v_fmt = (
+            draw(with_rolling(formats(head_dim, roles=(role,), max_window=50, dtype=dtype)))
+            for role in ("key", "value")
+        )
+        sides = {"k_fmt": k_fmt, "v_fmt": v_fmt, "dtype": dtype}
+    both = (sides["k_fmt"], sides["v_fmt"])
+    tokens = draw(st.integers(1, 260))
+    dropped = draw(st.integers(-3, 3))
+    # a rolling cache does not have more tokens than its ring
+    least = max([0, *(tokens - fmt.ring + dropped for fmt in both if fmt.rolls)])
+    return Attention(
+        **sides,
+        batch=draw(st.integers(1, 2)),
+        group=draw(st.sampled_from([1, 3])),
+        rows=draw(st.integers(1, 3)),
+        tokens=tokens,
+        head_dim=head_dim,
+        padded=draw(st.booleans()),
+        hide=draw(st.integers(least, max(least, tokens))),
+        dropped=dropped,
+        mask=draw(st.sampled_from(["none", "none", "bool", "added", "open", "open-added"])),
+        causal=draw(st.booleans()),
+        softcap=draw(st.sampled_from([0.0, 20.0])),
+        sinks=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=60)
+@given(st.one_of(partly_hidden(True), partly_hidden(False)), st.sampled_from([None, 1, 3]), seeds)
+def test_any_tokens_may_be_hidden(case, splits, seed):
+    for fmt in (case.k_fmt, case.v_fmt):
+        assume(support.format_supported(fmt, case.head_dim, case.dtype))
+    case.check(DEVICE, torch.Generator().manual_seed(seed), splits=splits)
+
+
+@pytest.mark.parametrize("mode", ["rolling", "signed"])
+def test_a_sliding_window_is_its_last_tokens(mode):
+    """Steps of a program that concatenates, attends to ``width`` tokens at most, and keeps all but the first of them.
+
+    A rolling cache wraps many times; the other one quantizes what the window still has.
+    """
+    width, prompt, head_dim = 50, 20, 64
+    k_fmt, v_fmt = (make_format(role, 8, mode, sink=0, recent=width - 32) for role in ("key", "value"))
+    dense = torch.randn(2, 1, 2, 320, head_dim, dtype=F16).to(DEVICE)
+    start = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    if mode == "signed":
+        dense = dense[:, :, :, :130]
+    caches = [
+        kernels.prefill(x[:, :, :prompt], start, None, None, 12, fmt)
+        for fmt, x in zip((k_fmt, v_fmt), dense, strict=True)
+    ]
+    kept, steps = prompt, torch.Generator().manual_seed(1)
+    for t in range(prompt, dense.shape[3]):
+        drop = max(kept + 1 - (width - 1), 0)
+        new = [x[:, :, t : t + 1] for x in dense]
+        kernels.append_(tuple(zip(caches, new, strict=True)), drop)
+        if t % 23 == 0 or t < prompt + 2:
+            query = torch.randn(1, 4, 1, head_dim, generator=steps).to(F16).to(DEVICE)
+            call = AttentionCall(query, *caches, None, None, None, head_dim**-0.5, dropped=drop)
+            seen = dense[:, :, :, t - kept : t + 1].double().repeat_interleave(2, 2)
+            expected = torch.nn.functional.scaled_dot_product_attention(query.double(), *seen)
+            error = rms_ratio(kernels.decode_attention(call), expected)
+            assert error < (TOLERANCE[F16] if mode == "rolling" else 0.05)
+        kept = kept + 1 - drop
+    assert kept == width - 1
+    for cache in caches:
+        assert (layout.ends(cache.state) == kept).all() and (cache.state[..., layout.LENGTH] == dense.shape[3]).all()
+
+
+def test_splits_of_a_rolling_cache_follow_its_ring(monkeypatch):
+    from innerq_compile.kernels.triton import attention
+
+    monkeypatch.setattr(attention, "_multiprocessors", lambda device: 132)
+    for recent, splits in ((96, 1), (1000, 8)):
+        formats_of = pair(3, 3, "rolling", "rolling", sink=0, recent=recent)
+        call = Attention(**formats_of, room=1000).call(DEVICE, torch.Generator().manual_seed(1))
+        assert attention.plan_partials(call).splits == splits
+
+
 @pytest.mark.parametrize("splits", [None, 1, 2, 17])
 def test_any_number_of_splits(splits):
     """More splits than tiles of tokens leave some empty."""
@@ -121,13 +242,11 @@ def test_huge_numbers_keep_their_range():
     """A bfloat16 query and keys beyond the range of float16 give what the reference gives."""
     case = Attention(**pair(4, 4, dtype=BF16))
     call = case.call(DEVICE, torch.Generator().manual_seed(3))
-    from innerq_compile.kernels import reference, triton
-
     call.keys.scales.mul_(2.0**-40)
     call.keys.window.mul_(2.0**-40)
     call.values.scales.mul_(2.0**60)
     call.values.window.mul_(2.0**60)
     call = dataclasses.replace(call, query=call.query * 2.0**30, scale=call.scale * 2.0**10)
-    actual = triton.decode_attention(call).double()
+    actual = kernels.decode_attention(call).double()
     expected = reference.decode_attention(call, torch.float64)
     torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from innerq_compile.kernels import reference
+from innerq_compile.kernels import layout, reference
 from innerq_compile.kernels import triton as kernels
-from tests.helpers.strategies import make_format
+from tests.helpers.strategies import formats, make_format, seeds, with_rolling
 from tests.helpers.triton_cases import assert_same_cache, clone, make_cache
 from tests.helpers.triton_formats import DEVICE, F16, FORMATS, heads_for, normal
 
@@ -71,6 +73,41 @@ def test_append_after_a_crop(role, keep):
         kernels.append_(((cache, new),))
         reference.append_(expected, new)
         assert_same_cache(cache, expected)
+
+
+@st.composite
+def appends(draw):
+    """Formats of both sides, tokens of the prompt, where its sequences start, and appends of ``(tokens, drop)``."""
+    sides = [draw(with_rolling(formats(32, roles=(role,), max_window=40))) for role in ("key", "value")]
+    tokens = draw(st.integers(1, 60))
+    # a rolling prompt of more tokens than the ring is not one that the reference makes
+    tokens = min([tokens, *(fmt.ring for fmt in sides if fmt.rolls)])
+    start = [draw(st.integers(0, tokens)) for _ in range(2)]
+    steps = draw(st.lists(st.tuples(st.sampled_from([1, 1, 2, 7, 33, 70]), st.integers(0, 40)), min_size=1, max_size=3))
+    return sides, tokens, start, steps
+
+
+@settings(max_examples=20)
+@given(appends(), seeds)
+def test_appends_hide_tokens_at_the_front(case, seed):
+    (k_fmt, v_fmt), tokens, start, steps = case
+    assume(all(kernels.supports_append(fmt, normal(1, 1, 1, 32)) for fmt in (k_fmt, v_fmt)))
+    torch.manual_seed(seed)
+    caches = [make_cache(normal(2, 1, tokens, 32), fmt, torch.tensor(start), room=8) for fmt in (k_fmt, v_fmt)]
+    expected = [clone(cache) for cache in caches]
+    for count, drop in steps:
+        new = [normal(2, 1, count, 32) for _ in caches]
+        kernels.append_(tuple(zip(caches, new, strict=True)), drop)
+        for cache, other, x in zip(caches, expected, new, strict=True):
+            reference.append_(other, x, drop)
+            assert_same_cache(cache, other)
+
+
+def test_nothing_is_appended_and_some_is_dropped():
+    fmt = make_format("key", 4, "signed", 32, 4, 20)
+    cache = make_cache(normal(2, 1, 50, 32), fmt)
+    kernels.append_(((cache, normal(2, 1, 0, 32)),), 3)
+    assert (cache.state[..., layout.HIDDEN] == 3).all() and (cache.state[..., layout.LENGTH] == 50).all()
 
 
 def test_a_full_cache_is_not_written_beyond():

@@ -38,6 +38,19 @@ def test_prefill_is_the_reference(head_dim, dtype, fmt, tokens):
         assert_repeatable(lambda: kernels.prefill(x, start, mean, norm, capacity, fmt, query))
 
 
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("prompt", [30, 75, 200])
+def test_a_rolling_prompt_is_a_short_one_and_appends(role, prompt):
+    """Also one that is longer than what the cache holds, of which it has the last tokens."""
+    fmt = make_format(role, 3, "rolling", 32, 0, 41)
+    x, start = normal(2, 1, prompt, 48), torch.tensor([0, 9], dtype=torch.int32, device=DEVICE)
+    actual = kernels.prefill(x, start, None, None, 2, fmt)
+    expected = reference.prefill(x[:, :, :20], start, None, None, 2, fmt)
+    reference.append_(expected, x[:, :, 20:])
+    assert actual.codes.shape == (2, 1, 2, 1)
+    assert_same_cache(actual, expected)
+
+
 @pytest.mark.parametrize(("role", "mode"), [(role, mode) for role in ROLES for mode in names_of(role)])
 @pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
 def test_extreme_groups(role, mode, dtype):

@@ -21,7 +21,7 @@ half, single, word = torch.float16, torch.float32, torch.int32
 group = 16 if head_dim % 32 else 32
 formats = dict(k=CacheFormat("key", bits, mode, group, 32, 96, "float16"))
 formats["v"] = CacheFormat("value", bits, mode, 32, 32, 96, "float16")
-codes = half if mode == "none" else word
+codes = half if mode in ("none", "rolling") else word
 
 
 def side(p):
@@ -44,13 +44,13 @@ mask = strides(*(f"mask_stride_{{x}}" for x in "bhns"))
 compiled = offline.compile_for(
     attention_portable.decode_partial_portable_kernel,
     dict(both, query=half, mask=half, part_out=single, part_max=single, part_sum=single, H=8, G=4, N=1, mask_tokens=0,
-         **query, **mask,
+         dropped=3, **query, **mask,
          scale=0.1, softcap=0.0, CAUSAL=True, SOFTCAP=True, MASK=2, PRECISION="tf32", ROWS=16, TOKENS=32),
     capability,
 )
 assert "HMMA" in offline.sass(compiled)
 new = strides(*(f"{{p}}_stride_{{x}}" for p in "kv" for x in "bhnd"))
-arguments = dict(both, **writes, k_new=half, v_new=half, H=8, N=1, ENCODE=True, WRITE=True, ROWS=1, **new)
+arguments = dict(both, **writes, k_new=half, v_new=half, H=8, N=1, drop=3, ENCODE=True, WRITE=True, ROWS=1, **new)
 offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
 presets = dict(k=CacheFormat("key", bits, "steered", group, 32, 96, "pair8"))
 presets["v"] = CacheFormat("value", bits, "anchored", 32, 32, 96, "pair8")
@@ -82,7 +82,7 @@ for preset in presets.values():
 
 #: Capabilities of the GPUs: A100, L4 and RTX 40, H100 and H200, B200.
 TARGETS = (80, 89, 90, 100)
-KERNELS = ((128, "signed", 3), (64, "none", 2), (80, "hybrid", 4))
+KERNELS = ((128, "signed", 3), (64, "none", 2), (80, "hybrid", 4), (64, "rolling", 2))
 #: Each target at least once, with the kernels that compile fast.
 QUICK = {(64, "none", 2, 80), (64, "none", 2, 89), (128, "signed", 3, 90), (64, "none", 2, 100)}
 
