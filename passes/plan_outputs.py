@@ -3,21 +3,28 @@
     return keys, values, logits        ->        return logits                                  (decode)
                                                  return k_codes, ..., v_codes, ..., logits      (prefill)
 
-For each output of the original graph, ``context.outputs`` says how the runtime rebuilds it.
+A number that follows from sizes of the inputs is none of the graph's outputs: the host computes it. For each output of
+the original graph, ``context.outputs`` says how the runtime rebuilds it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch.fx import GraphModule, Node
 
-from .context import OutputPlan, PassContext
+from ..kernels.internals.graphs import free_symbols
+from .context import Number, OutputPlan, PassContext
 from .graph.reading import outputs
+from .graph.values import example_or_none, value_of
 from .graph.writing import Writer
 
 
 def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
     values: list[Node | int | None] = []
     seen: dict[Node, int] = {}
+    known = _symbols_of_inputs(gm)
     for node in outputs(gm.graph):
         if node in context.caches:
             context.outputs.append(OutputPlan(context.caches[node], None))
@@ -28,6 +35,8 @@ def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
                 seen[node] = len(values)
                 values += context.quantized[node].tensors
             context.outputs.append(OutputPlan(context.quantized[node], seen[node]))
+        elif isinstance(number := value_of(node), torch.SymInt) and free_symbols(number) <= known:
+            context.outputs.append(OutputPlan(Number(number), None))
         else:
             context.outputs.append(OutputPlan(None, len(values)))
             values.append(node)
@@ -39,3 +48,14 @@ def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
             gm.graph.erase_node(user)
         gm.graph.erase_node(placeholder)
     return gm
+
+
+def _symbols_of_inputs(gm: GraphModule) -> set[Any]:
+    """The symbols that a size or a number of an input is."""
+    found: set[Any] = set()
+    for node in gm.graph.find_nodes(op="placeholder"):
+        value = example_or_none(node)
+        for size in value.shape if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                found.add(size.node.expr)
+    return found

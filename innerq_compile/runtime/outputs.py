@@ -10,7 +10,7 @@ import torch
 
 from ..cache.storage import CacheStorage
 from ..cache.tensor import InnerQTensor
-from ..passes.context import Appended, OutputPlan, ProgramCache, Quantized
+from ..passes.context import Appended, Number, OutputPlan, ProgramCache, Quantized
 from .sizes import SizeReader
 
 
@@ -32,6 +32,7 @@ class Outputs:
         self._values: list[tuple[int, int]] = []  # index of the output, index of the result
         self._arguments: list[tuple[int, int]] = []  # index of the output, index of the argument that it is
         self._appended: list[tuple[int, int, int]] = []  # index of the output, index of the cache, tokens_dim
+        self._numbers: list[tuple[int, Callable[..., int]]] = []  # index of the output, what computes it
         self._made: dict[int, tuple[list[int], Quantized, Callable[..., int]]] = {}  # by index of the first result
         self.appended: list[int | None] = [None] * len(caches)
         for place, plan in enumerate(plans):
@@ -41,6 +42,8 @@ class Outputs:
             elif isinstance(what, Appended):
                 self._appended.append((place, numbers[what.cache], what.cache.tokens_dim))
                 self.appended[numbers[what.cache]] = place
+            elif isinstance(what, Number):
+                self._numbers.append((place, sizes.reader(what.value)))
             else:
                 assert at is not None, "values and new caches are results"
                 if what is None:
@@ -63,6 +66,8 @@ class Outputs:
             outputs[place] = results[at]
         for place, at in self._arguments:
             outputs[place] = args[at]
+        for place, number in self._numbers:
+            outputs[place] = number(args)
         for place, number, tokens_dim in self._appended:
             storage = storages[number]
             outputs[place] = InnerQTensor(storage, storage.length - storage.hidden, tokens_dim, storage.hidden)

@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .graphs import as_size
+
 #: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as it does
 #: for masks of transformers: the check names a variable of another scope.
 _CHECKS_OF_INDICES_FAIL = torch.__version__ < "2.12"
 _CHECKS_OF_INDICES = "assert_indirect_indexing"
+#: Torch 2.11 defines an input number's own symbol only, where code has the symbol that it was found to be equal to.
+_SYMBOLS_OF_INPUTS_FAIL = torch.__version__ < "2.12"
 
 
 def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> Callable[..., Any]:
@@ -31,6 +35,8 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
     """
     from torch._inductor.compile_fx import compile_fx
 
+    if _SYMBOLS_OF_INPUTS_FAIL:
+        inputs = list(map(_by_its_equal, inputs))
     if _CHECKS_OF_INDICES_FAIL and _on_cpu(inputs) and _has_symbols(gm):
         options = {_CHECKS_OF_INDICES: False, **options}
     return compile_fx(gm, inputs, config_patches=options)  # pyright: ignore[reportReturnType, reportArgumentType]
@@ -49,6 +55,13 @@ def start_workers() -> None:
 
 def _on_cpu(inputs: Sequence[Any]) -> bool:
     return any(isinstance(one, torch.Tensor) and one.device.type == "cpu" for one in inputs)
+
+
+def _by_its_equal(value: Any) -> Any:
+    """A symbolic number that was found to be equal to another symbol, as that one; else ``value``."""
+    if not isinstance(value, torch.SymInt) or value.node.expr == value.node._expr or not value.node.expr.is_Symbol:
+        return value
+    return as_size(value.node.expr, value)
 
 
 def _has_symbols(gm: GraphModule) -> bool:

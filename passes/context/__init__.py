@@ -22,7 +22,7 @@ from .attentions import (
 )
 from .caches import BufferUse, CacheInput, CacheSource, CacheUse, ProgramCache, ShadowInput, wrong_roles
 from .context import Config, PassContext
-from .outputs import Appended, OutputPlan, Quantized
+from .outputs import Appended, Number, OutputPlan, Quantized
 from .prelude import Prelude
 from .reasons import GraphError, NoMatch, PassFailure, Reason
 
@@ -44,6 +44,7 @@ __all__ = [
     "NormPlace",
     "NormPlaces",
     "NormSite",
+    "Number",
     "OutputPlan",
     "PassContext",
     "PassFailure",

@@ -47,15 +47,25 @@ class Quantized:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Number:
+    """An output that follows from sizes and numbers among the inputs, so that the host computes it.
+
+    A CUDA graph would return that of the call in which it was recorded.
+    """
+
+    value: torch.SymInt
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class OutputPlan:
     """How one output of the original graph is rebuilt.
 
     Attributes:
-        what: the cache that it is: an input that is returned unchanged, an input appended to, or a new one. None for
-            any other value.
+        what: the cache that it is: an input that is returned unchanged, an input appended to, or a new one; or a number.
+            None for any other value.
         at: the index of the value, or of the first inner tensor of a new cache, among the outputs of the rewritten
-            graph; None for an input cache.
+            graph; None for an input cache and a number.
     """
 
-    what: ProgramCache | Appended | Quantized | None
+    what: ProgramCache | Appended | Quantized | Number | None
     at: int | None
