@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .context import PassContext
 from .dequantize_rest import dequantize_rest
+from .fill_constants import fill_constants
 from .fold_key_norm import fold_key_norm
 from .hoist_lengths import hoist_lengths
 from .index_writes import index_writes
@@ -113,6 +114,11 @@ PIPELINE = Pipeline(
             "for CUDA graphs: hold the positions of writes in tensors",
             reads=("static_lengths", "shadows"),
             writes=("positions",),
+        ),
+        Pass(
+            fill_constants,
+            "for CUDA graphs: make tensors of constant numbers on their device",
+            reads=("static_lengths",),
         ),
         Pass(
             hoist_lengths,

@@ -120,10 +120,14 @@ def recorded_inputs(
             if changes.of(node):
                 written.append(place)
         for dim, size in enumerate(value.shape) if isinstance(value, torch.Tensor) else [(None, value)]:
+            if dim is None and not node.users:
+                continue  # a number that nothing in the graph reads, such as the length that the prelude takes
             if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.expr not in room:
                 sizes.setdefault(size.node.expr, (place, dim))
     known = room.union(sizes)
     for place, node in enumerate(placeholders):
+        if not isinstance(example(node), torch.Tensor) and not node.users:
+            continue
         if unread := _symbols(example(node), place not in copied) - known:
             return Reason(f"{node}: no input has the size {min(map(str, unread))} as a dimension or number of its own")
     static_inner = [number for number, node in enumerate(inner) if node not in growing]

@@ -59,7 +59,9 @@ class Builder:
 def test_inputs():
     build = Builder()
     batch, blocks = build.size(3), build.size(40)
-    build.input("s0", batch)
+    number, length = build.input("s0", batch), build.size(9)
+    build.input("s1", length)  # only the prelude reads it
+    build.call(torch.neg, number, value=-batch)
     ids = build.input("ids", build.value(batch, 1))
     weight = build.input("weight", build.value(8, 8), static=True)
     codes = build.input("codes", build.value(batch, 2, blocks, 8), static=True)
@@ -68,9 +70,9 @@ def test_inputs():
     build.call("add_", codes, 1, value=codes.meta["example_value"])
     out = build.call(torch.matmul, ids, weight, value=build.value(batch, 8))
     found = build.found(out, caches=[codes])
-    assert (found.fixed, found.copied, found.written) == ([2, 4], [1], [4])
+    assert (found.fixed, found.copied, found.written) == ([3, 5], [2], [5])
     assert found.sizes == [(0, None)], "each symbol is read at one place, and none is the room of a cache"
-    assert found.device.type == "cuda" and found.cache == 3
+    assert found.device.type == "cuda" and found.cache == 4
 
 
 def test_inputs_that_keep_their_address_without_a_mark():

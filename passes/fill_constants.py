@@ -1,0 +1,41 @@
+"""Make tensors that hold a constant number on their device, instead of copying the number there.
+
+    zero = torch.tensor(0.0, device="cuda")      ->      zero = torch.full((), 0.0, dtype=torch.float32, device="cuda")
+
+A copy from the host is not recorded in a CUDA graph. Masks are made with such tensors. The pass does something only to
+a graph that is to be recorded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .context import PassContext
+from .graph.aliases import Writes
+from .graph.reading import read
+from .graph.values import example, tensor_of
+from .graph.writing import Writer
+
+
+def fill_constants(gm: GraphModule, context: PassContext) -> GraphModule:
+    if not context.static_lengths:
+        return gm
+    write, changes = Writer(gm.graph), Writes(gm.graph)
+    for node in list(gm.graph.nodes):
+        if _is_constant(node) and not changes.of(node):
+            tensor = example(node)
+            with write.before(node):
+                full = write.call(torch.full, (), node.args[0], dtype=tensor.dtype, device=tensor.device, like=node)
+            write.replace(node, full)
+            gm.graph.erase_node(node)
+    return gm
+
+
+def _is_constant(node: Node) -> bool:
+    """Whether a node is ``torch.tensor`` of a number that is no symbol."""
+    call = read(node)
+    if call is None or call.name != "tensor" or len(node.args) != 1 or tensor_of(node) is None:
+        return False
+    plain = not (call.get("requires_grad") or call.get("pin_memory"))
+    return plain and isinstance(node.args[0], (bool, int, float))
