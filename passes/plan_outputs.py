@@ -40,7 +40,10 @@ def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
         else:
             context.outputs.append(OutputPlan(None, len(values)))
             values.append(node)
-    Writer(gm.graph).set_outputs(values)
+    write, former = Writer(gm.graph), outputs(gm.graph)
+    write.set_outputs(values)
+    plans = zip(former, context.outputs, strict=True)
+    write.erase_dead([node for node, plan in plans if isinstance(plan.what, Number)])
     for placeholder in context.caches:
         for user in list(placeholder.users):  # a cat that `rewrite_decode` has replaced, and the last tokens of it
             for part in list(user.users):

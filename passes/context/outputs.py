@@ -61,8 +61,8 @@ class OutputPlan:
     """How one output of the original graph is rebuilt.
 
     Attributes:
-        what: the cache that it is: an input that is returned unchanged, an input appended to, or a new one; or a number.
-            None for any other value.
+        what: the cache that it is: an input that is returned unchanged, an input appended to, or a new one; or a
+            number. None for any other value.
         at: the index of the value, or of the first inner tensor of a new cache, among the outputs of the rewritten
             graph; None for an input cache and a number.
     """

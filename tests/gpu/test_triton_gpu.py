@@ -139,8 +139,8 @@ OPEN = [
 HIDDEN = [
     *(
         Attention(
-            make_format("key", 3, group_size=16 if head_dim == 80 else 32), make_format("value", 3), dtype, 4, 2, 4, rows,
-            1300, head_dim,
+            make_format("key", 3, group_size=16 if head_dim == 80 else 32), make_format("value", 3), dtype, 4, 2, 4,
+            rows, 1300, head_dim,
             padded=True, hide=hide, dropped=dropped, mask=mask, causal=not mask.startswith("open"),
         )
         for hide, dropped, mask, head_dim, rows, dtype in (
