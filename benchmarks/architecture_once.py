@@ -91,9 +91,14 @@ def reported() -> dict[str, Any]:
     from innerq_compile import compiled_graphs
 
     reports = compiled_graphs()
+    kept = [layer for report in reports for layer in report.layers if not layer.rewritten]
     return {
         "recorded": sum(report.recorded for report in reports),
-        "not_rewritten": sorted({str(reason) for report in reports for reason in report.reasons}),
+        "calls": sum(report.calls for report in reports),
+        "attentions": sum(report.attentions for report in reports),
+        "rewritten": sum(report.rewritten for report in reports),
+        "not_rewritten": sorted({layer.reason for layer in kept}),
+        "notes": sorted({str(reason) for report in reports for reason in report.reasons}),
         "made_dense": sorted({str(reason) for report in reports for reason in report.made_dense}),
         "reports": [
             {

@@ -105,7 +105,8 @@ def line_of(result: dict[str, Any]) -> list[str]:
     if "step_ms" in result:
         cells += [f"step {result['step_ms']:.2f} ms, {result['tokens_per_s']:.1f} tokens/s"]
     if "recorded" in result:
-        cells += [f"{result['graphs']} graphs, {result['recorded']} recorded", *result["not_rewritten"]]
+        cells += [f"{result['graphs']} graphs, {result['recorded']} calls recorded"]
+        cells += [f"{result['rewritten']} of {result['attentions']} attentions rewritten", *result["not_rewritten"]]
     return cells
 
 
@@ -158,7 +159,7 @@ def main() -> None:
         started = [pool.submit(in_a_process, args, name, side) for name in args.models for side in args.sides]
         for done in concurrent.futures.as_completed(started):
             results.append(result := done.result())
-            tables.console.print(*line_of(result), f"({result['process_s']:.0f} s in all)", sep="  ")
+            tables.console.print(*line_of(result), f"({result['process_s']:.0f} s in all)", sep="  ", soft_wrap=True)
             if rate:
                 head["comparison"] = comparison(results, rate["read_gb_s"])
             if args.json is not None:
