@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import tables
 
 SIDES = ("innerq", "compile", "static", "eager")
@@ -83,12 +84,8 @@ def runs_of(args: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
 
 def in_a_process(side: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
     """The figures of a process of its own, whose caches on disk are in ``folder``."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": os.path.join(folder, "triton")}
-    command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--once", side, json.dumps(options)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return {"failed": (done.stderr.strip() or "no message").splitlines()[-1], "stderr": done.stderr[-4000:]}
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": os.path.join(folder, "triton")}
+    return processes.measured(__file__, [*sys.argv[1:], "--once", side, json.dumps(options)], environment)
 
 
 def row_of(result: dict[str, Any]) -> list[str]:
@@ -99,21 +96,6 @@ def row_of(result: dict[str, Any]) -> list[str]:
     return cells + [
         "-" if result[name] is None else f"{result[name]:,.{digits}f}" for name, (_, digits) in COLUMNS.items()
     ]
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Device and versions."""
-    import torch
-    import transformers
-
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
-        "load": os.getloadavg(),
-    }
 
 
 def arguments() -> argparse.Namespace:
@@ -155,7 +137,7 @@ def main() -> None:
     # So that no process pays for reading Python's files from the disk for the first time.
     subprocess.run([sys.executable, "-c", "import transformers, torch._inductor.compile_fx"], check=True)
     sizes = {name: getattr(args, name) for name in (*SHAPES["cpu"], "second", "batch", "tokens", "threads")}
-    head, results = {**machine(args.device), "sizes": sizes}, []
+    head, results = {**processes.machine(args.device), "sizes": sizes}, []
     for title, side, options in runs_of(args):
         with tempfile.TemporaryDirectory() as folder:
             for caches in ("cold", "warm") if side != "eager" else ("",):

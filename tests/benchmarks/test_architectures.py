@@ -1,0 +1,102 @@
+"""The benchmark of architectures: shapes, sizes, the comparison, and a whole run of tiny models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.helpers.scripts import ROOT, script
+from tests.helpers.torchrun import environment
+
+pytest.importorskip("rich")
+pytest.importorskip("transformers")
+architectures, once = script("benchmarks/architectures"), script("benchmarks/architecture_once")
+shapes, processes = script("benchmarks/architecture_shapes"), script("benchmarks/processes")
+SCRIPT = ROOT / "benchmarks/architectures.py"
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_models_have_both_kinds_of_layers(name):
+    shape = shapes.SHAPES[name]
+    for layers in (2, 8):
+        config = shape.make_config(layers, 1 << 18)
+        assert config.num_hidden_layers == layers and config.max_position_embeddings >= 1 << 18
+        assert set(shape.pattern) <= set(getattr(config, "layer_types", None) or ())
+
+
+def test_weights_of_a_step_are_the_active_experts():
+    model = once.make_model("qwen3-moe", 1, 64, "cpu", tiny=True)
+    embeddings, experts = model.model.embed_tokens.weight, model.model.layers[0].mlp.experts
+    every = sum(parameter.nbytes for parameter in model.parameters()) - embeddings.nbytes
+    idle = sum(parameter.nbytes for parameter in experts.parameters())
+    assert once.weight_bytes(model, 1) == every - idle * 3 // 4  # two of eight
+    assert once.weight_bytes(model, 2) == every - idle * 9 // 16
+
+
+def test_tied_embeddings_are_read_once():
+    model = once.make_model("gemma3", 1, 64, "cpu", tiny=True)
+    assert once.weight_bytes(model, 1) == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_bytes_of_a_cache():
+    class Layer:
+        def __init__(self):
+            self.keys = self.same = torch.zeros(2, 3)
+            self.states = {0: [torch.zeros(5)], 1: None}
+
+    class Cache:
+        layers = (Layer(), Layer())
+
+    assert once.cache_bytes(Cache()) == 2 * 4 * (6 + 5)
+
+
+def test_comparison():
+    common = {"model": "m", "weight_bytes": 3_000_000}
+    results = [
+        {**common, "side": "innerq", "tokens_per_s": 500.0, "step_ms": 2.0, "cache_bytes": 1_000_000},
+        {**common, "side": "eager", "tokens_per_s": 50.0, "step_ms": 20.0, "cache_bytes": 4_000_000},
+        {**common, "side": "static", "tokens_per_s": 250.0, "step_ms": 4.0, "cache_bytes": 5_000_000},
+        {"model": "m", "side": "compile", "failed": "RuntimeError: no"},
+        {"model": "n", "side": "innerq", "failed": "RuntimeError: no"},
+    ]
+    first, second = architectures.comparison(results, read_gb_s=4.0)
+    assert (first["ratio"], first["limit_ms"], first["of_limit"]) == (2.0, 1.0, 0.5)
+    assert (first["dense_bytes"], first["failed"]) == (4_000_000, ["compile"])
+    assert second["failed"] == ["innerq"] and not second["tokens_per_s"]
+
+
+def test_reason_of_a_failure():
+    trace = "Traceback (most recent call last):\n  raise\ntorch._inductor.exc.InductorError: RuntimeError: no\n\nSet X"
+    assert processes.reason_of(trace, 1) == "torch._inductor.exc.InductorError: RuntimeError: no"
+    assert processes.reason_of("one\nKilled\n", -9) == "Killed"
+    assert processes.reason_of("", -9) == "exit code -9, no message"
+
+
+def run(tmp_path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+    file = tmp_path / "out.json"
+    options = "--tiny --device cpu --layers 2 --tokens 40 --new 8 --models llama"
+    command = [sys.executable, str(SCRIPT), *options.split(), *arguments, "--out", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    return done, json.loads(file.read_text())
+
+
+def test_a_failure_is_a_row_and_an_exit_code(tmp_path):
+    done, found = run(tmp_path, "--sides", "eager", "--fill", "--timeout", "0.1")
+    assert done.returncode == 1 and found["results"][0]["failed"] == "not done after 0 s"
+    assert "not done after" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run(tmp_path):
+    done, found = run(tmp_path, "--sides", "innerq", "eager")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, eager = found["results"]
+    assert ours["quantized"] == ours["layers"] == 2 and ours["not_rewritten"] == [] and ours["graphs"] > 0
+    assert eager["quantized"] == 0 and eager["cache"] == "DynamicCache"
+    (row,) = found["comparison"]
+    assert row["ratio"] > 0 and row["of_limit"] > 0 and found["read_gb_s"] > 0
+    assert "innerq / best" in done.stdout
