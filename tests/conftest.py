@@ -50,8 +50,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_report_header() -> list[str]:
     """Says which versions do not go together, where many tests would fail with an error that does not say it."""
     if not fast_interpreter.fits_numpy():
-        return ["Triton's interpreter before 3.7 fails with numpy 2.4 or newer, and with it tests of the Triton kernels: "
-                "pip install 'numpy<2.4'"]  # fmt: skip
+        problem = (
+            "Triton's interpreter before 3.7 fails with numpy 2.4 or newer, and most tests of the Triton kernels too"
+        )
+        return [f"{problem}: pip install 'numpy<2.4'"]
     return []
 
 
