@@ -47,6 +47,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
+def pytest_report_header() -> list[str]:
+    """Says which versions do not go together, where many tests would fail with an error that does not say it."""
+    if not fast_interpreter.fits_numpy():
+        problem = (
+            "Triton's interpreter before 3.7 fails with numpy 2.4 or newer, and most tests of the Triton kernels too"
+        )
+        return [f"{problem}: pip install 'numpy<2.4'"]
+    return []
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked ``sampled(n)``, one in n cases runs by default, always the same ones; the others are slow."""
@@ -145,8 +155,18 @@ def graphs_as_they_are(fresh_dynamo: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_inductor_in_module() -> Iterator[None]:
-    """As `no_inductor`, for a whole file: a test uses graphs of earlier tests where their guards hold."""
-    with _fresh_dynamo(), without_inductor():
+    """As `no_inductor`, for a whole file: a test uses graphs of earlier tests where their guards hold.
+
+    torch 2.11 has one limit of graphs for all models of a file, 8 by default, where `innerq` cannot ask for more.
+    """
+    from innerq_compile.api import recompile_limit
+
+    limit = {} if recompile_limit() else {"recompile_limit": 64}
+    with (
+        torch._dynamo.config.patch(**limit) if limit else contextlib.nullcontext(),
+        _fresh_dynamo(),
+        without_inductor(),
+    ):
         yield
 
 

@@ -264,6 +264,12 @@ class Tree:
         self._common = common
         self.manager = self._built(code, guards.shapes)
         self._shapes = guards.shapes
+        # Dynamo has checked these values, but without tensors in dicts that are as they were when the checks were built
+        # from them: where it traces, their sizes are those of the tensors. Here they are those of an earlier call.
+        result = self.manager.guard_manager.check_verbose(scope)
+        if not result.result:
+            self.release()
+            raise NotKept(f"its guards do not hold: {result.verbose_code_parts}")
 
     def _built(self, code: types.CodeType, shapes: Any, *args: Any) -> _Manager:
         with _no_errors_of_guards():

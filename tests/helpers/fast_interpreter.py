@@ -7,7 +7,17 @@ fifths of the time of these tests.
 from __future__ import annotations
 
 import types
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+
+def fits_numpy() -> bool:
+    """Whether Triton's interpreter, if there is one, works with this numpy: before 3.7 it takes ``int`` of arrays."""
+    try:
+        versions = [tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy")]
+    except PackageNotFoundError:
+        return True
+    return versions[0] >= (3, 7) or versions[1] < (2, 4)
 
 
 def install() -> None:

@@ -41,7 +41,9 @@ def test_a_row_an_attention(llama):
     _, explanation, _ = llama
     assert [row.report.layer for row in explanation.rows] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
     report = explanation.rows[0].report
-    assert (report.match, report.cache, report.mask) == ("sdpa", "grows by cat", "none")
+    assert (report.match, report.cache) == ("sdpa", "grows by cat")
+    # transformers 5.24 leaves a mask of ones out, 5.17 does not; seen with torch 2.11 and both: a mask, with 2.13: none
+    assert report.mask == "none" or (report.mask == "boolean" and torch.__version__ < "2.12")
     assert report.line.startswith("sdpa_attention.py:") and "scaled_dot_product_attention" in report.where
     assert report.kernel and report.key.startswith("key:3:steered") and "query" in str(report.key_norm)
     assert explanation.rows[0].preset == "base" and explanation.rewritten == 2

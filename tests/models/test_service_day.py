@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from innerq_compile import compiled_graphs, empty_cache, innerq
@@ -59,7 +61,11 @@ def requests(most: int, count: int, shortest: int = 2) -> Iterator[tuple[int, in
 def day(graphs: Graphs, serve: Serve, most: int, count: int, shortest: int = 2) -> None:
     for batch, tokens, padding in ((1, 23, ()), (3, 37, ()), (2, 29, (0, 9))):
         serve(batch, tokens, padding)
-        assert graphs.new() == ["prefill", "decode"]
+        new = graphs.new()
+        # transformers 5.17 gives several sequences a mask in any case, so that those with padding need no other graphs
+        assert new == ["prefill", "decode"] or (
+            padding and not new and Version(transformers.__version__) < Version("5.24")
+        )
     for batch, tokens, padding in requests(most, count, shortest):
         serve(batch, tokens, padding)
         assert graphs.new() == [], f"{batch} prompts of {tokens} tokens, padding {padding}"

@@ -166,6 +166,20 @@ def test_another_number_of_layers_is_traced_anew():
     assert traced(model_of(layers=2), steps=0) > 0
 
 
+@torch.no_grad()
+def test_tensors_of_other_sizes_in_a_dict():
+    """Checks skip tensors in dicts that have not changed since they were built, as those of a kept trace just were."""
+
+    def step(tensors):
+        q, k, v = tensors["q"], tensors["k"], tensors["v"]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v) * q.shape[0] * k.shape[1]
+
+    for batch, heads in ((1, 2), (2, 2), (2, 4), (1, 4)):
+        tensors = {name: torch.randn(batch, heads, 9, 16) for name in ("q", "k", "v")}
+        torch._dynamo.reset()
+        torch.testing.assert_close(innerq(step, preset="lossless")(tensors), step(tensors))
+
+
 def test_changes_after_a_trace_was_restored():
     """Guards of a restored trace are those that Dynamo would have made."""
     traced(model_of())
