@@ -123,10 +123,14 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
             raise _NotHoistable("a tensor with the length of the cache is computed from a parameter")
         if changes.of(node):
             raise _NotHoistable("a tensor that depends on the length of the cache is changed in place")
+    depending = symbolic | edge
+    for node in gm.graph.nodes:  # hoisted because something behind it is
+        if node in hoisted and any(arg in depending for arg in node.all_input_nodes):
+            depending.add(node)
     needed = [
         node
         for node in gm.graph.nodes
-        if node in hoisted and (node in symbolic or node in edge) and any(user not in hoisted for user in node.users)
+        if node in hoisted and node in depending and any(user not in hoisted for user in node.users)
     ]
     for node in needed:
         if not isinstance(example(node), torch.Tensor):

@@ -133,3 +133,25 @@ def test_the_mask_of_an_operator_is_found_by_its_name(by_name):
     node = graph.call_function(torch.ops.innerq.open_from.default, args, kwargs)
     assert {*_arguments_without_mask(node)} == {state, rows}
     assert _arguments_without_mask(graph.call_function(torch.add, (mask, state))) is None
+
+
+class RollingMask(TinyAttention):
+    """A mask of fixed size, whose positions are used to look something up, too, as in a full sliding window."""
+
+    def forward(self, x, past=None, position=0, shown=None):
+        mask = None
+        if past is not None:
+            positions = torch.arange(past[0].shape[2] + 1 - past[0].shape[2] + 4) + position
+            places = positions[None]
+            mask = shown[places[..., -1:]] & (places[..., -1:] >= 0)
+        out, cache = super().forward(x, past, None)
+        return (out if mask is None else out * mask.sum()), cache
+
+
+def test_nothing_in_the_graph_reads_the_length():
+    """Also not through what was moved because something behind it was."""
+    calls = [lambda last, at=at: (torch.randn(1, 1, 32), last[1], at, torch.ones(at + 9).bool()) for at in (5, 6)]
+    gm = capture(RollingMask(), lambda _: (torch.randn(1, 5, 32),), *calls, config=PLAIN)[-1][0]
+    result = PIPELINE.rewrite(gm, PLAIN, static_lengths=True)
+    numbers = [node for node in result.gm.graph.find_nodes(op="placeholder") if "position" in node.name]
+    assert result.context.prelude is not None and not any(node.users for node in numbers)

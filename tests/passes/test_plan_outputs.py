@@ -7,7 +7,7 @@ import torch
 
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
-from innerq_compile.passes.context import Appended, ProgramCache, Quantized
+from innerq_compile.passes.context import Appended, Number, ProgramCache, Quantized
 from innerq_compile.passes.graph.reading import outputs
 from tests.helpers.programs import TinyAttention, capture
 
@@ -56,3 +56,19 @@ def test_a_cache_that_is_handed_on():
     _, hands_on = results(program, *calls)
     kinds = [type(plan.what) for plan in hands_on.context.outputs]
     assert kinds in ([type(None), ProgramCache, ProgramCache], [type(None)])  # Dynamo may hand inputs on by itself
+
+
+def test_numbers_are_computed_by_the_host():
+    """A CUDA graph would return those of the call in which it was recorded."""
+
+    class Counts(TinyAttention):
+        def forward(self, x, past=None, seen_len=0):
+            out, cache = super().forward(x, past)
+            return out, cache, seen_len + x.shape[1]
+
+    calls = [lambda last, at=at: (torch.randn(1, 1, 32), last[1], at) for at in (5, 6)]
+    *_, step = results(Counts(), lambda _: (torch.randn(1, 5, 32),), *calls)
+    numbers = [plan for plan in step.context.outputs if isinstance(plan.what, Number)]
+    assert all(plan.at is None for plan in numbers)
+    values = [node.meta.get("example_value") for node in outputs(step.gm.graph)]
+    assert not any(isinstance(value, torch.SymInt) for value in values)
