@@ -23,19 +23,19 @@ def fill_constants(gm: GraphModule, context: PassContext) -> GraphModule:
         return gm
     write, changes = Writer(gm.graph), Writes(gm.graph)
     for node in list(gm.graph.nodes):
-        if _is_constant(node) and not changes.of(node):
+        if (number := _constant(node)) is not None and not changes.of(node):
             tensor = example(node)
             with write.before(node):
-                full = write.call(torch.full, (), node.args[0], dtype=tensor.dtype, device=tensor.device, like=node)
+                full = write.call(torch.full, (), number, dtype=tensor.dtype, device=tensor.device, like=node)
             write.replace(node, full)
             gm.graph.erase_node(node)
     return gm
 
 
-def _is_constant(node: Node) -> bool:
-    """Whether a node is ``torch.tensor`` of a number that is no symbol."""
+def _constant(node: Node) -> bool | int | float | None:
+    """The number of a ``torch.tensor``; None for anything else, and for a symbol."""
     call = read(node)
-    if call is None or call.name != "tensor" or len(node.args) != 1 or tensor_of(node) is None:
-        return False
+    if call is None or call.name != "tensor" or tensor_of(node) is None:
+        return None
     plain = not (call.get("requires_grad") or call.get("pin_memory"))
-    return plain and isinstance(node.args[0], (bool, int, float))
+    return call["data"] if plain and isinstance(call["data"], (bool, int, float)) else None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from .graphs import as_size
+from .graphs import as_size, own_symbol
 
 #: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as it does
 #: for masks of transformers: the check names a variable of another scope.
@@ -59,7 +59,9 @@ def _on_cpu(inputs: Sequence[Any]) -> bool:
 
 def _by_its_equal(value: Any) -> Any:
     """A symbolic number that was found to be equal to another symbol, as that one; else ``value``."""
-    if not isinstance(value, torch.SymInt) or value.node.expr == value.node._expr or not value.node.expr.is_Symbol:
+    if not isinstance(value, torch.SymInt) or own_symbol(value) in (None, value.node.expr):
+        return value
+    if not value.node.expr.is_Symbol:
         return value
     return as_size(value.node.expr, value)
 

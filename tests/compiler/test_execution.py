@@ -150,7 +150,7 @@ class Adding(TinyAttention):
 
     def forward(self, x, past=None, mask=None):
         out, cache = super().forward(x, past, mask)
-        return out + torch.tensor(0.5), cache
+        return out + torch.tensor([0.5]), cache
 
 
 @pytest.mark.usefixtures("emulated")

@@ -105,7 +105,6 @@ FAMILIES = (
         "Gemma2ForCausalLM",
         {**_HEAD_DIM, "sliding_window": 16, "query_pre_attn_scalar": 24},
         attn=("eager",),
-        kept=1,
         note="soft-capped scores; " + _SLIDING,
     ),
     Family(
@@ -113,7 +112,6 @@ FAMILIES = (
         "Gemma3ForCausalLM",
         {**_HEAD_DIM, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
         config="Gemma3TextConfig",
-        kept=1,
         note="normalized queries and keys; " + _SLIDING,
     ),
     Family("Phi", "PhiForCausalLM", _GQA, note="rotary embedding on a part of head_dim"),
@@ -206,7 +204,6 @@ FAMILIES = (
             "layer_types": ["sliding_attention", "full_attention"],
         },
         attn=("eager",),
-        kept=1,
         note="sink logits; " + _SLIDING,
     ),
 )

@@ -23,7 +23,7 @@ def test_the_text_of_a_schema():
     )
     assert dequantize.text == (
         "(Tensor codes, Tensor scales, Tensor window, Tensor state, Tensor? mean, Tensor? norm, SymInt length,"
-        " str format) -> Tensor"
+        " str format, SymInt dropped=0) -> Tensor"
     )
 
 

@@ -68,7 +68,7 @@ class Dropping(TinyAttention):
     [
         (lambda cache: cache, 0),
         (lambda cache: cache.sum(2), 0),
-        (lambda cache: cache[:, :, 1:], 2),
+        (lambda cache: cache[:, :, 1:], 0),
         (lambda cache: torch.cat([cache[:, :, :2], cache[:, :, 3:]], 2), 2),
         (lambda cache: cache.transpose(1, 2), 2),
         (lambda cache: cache + 1, 0),  # no longer the cache
