@@ -23,7 +23,7 @@ from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from ..kernels.internals.tensors import is_traceable_wrapper_subclass
 from .analysis.shared_norm import shared_norm
-from .analysis.windows import SHORT_WINDOW, cut, rolling_format
+from .analysis.windows import SHORT_WINDOW, dropped, rolling_format
 from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheInput, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .emit.query import standard_query
@@ -110,9 +110,8 @@ def _encode(
         statistics: query profile, mean and norm of :data:`~kernels.cache.STATISTICS`.
     """
     profile, mean, norm = statistics
-    dropped = cut(use.node, use.kept, use.tokens_dim)
-    if not (isinstance(dropped, int) and dropped == 0):  # padding goes first
-        start = write.method("clamp", write.call(operator.sub, start, write.number(dropped)), min=0)
+    if not same_size(count := dropped(use), 0):  # padding goes first
+        start = write.method("clamp", write.call(operator.sub, start, write.number(count)), min=0)
     if use.kept is not None:
         dense = write.by_head(use.kept, use.tokens_dim)
     given = () if profile is None else (profile,)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .analysis.windows import cut
+from .analysis.windows import cut, dropped
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
 from .emit.attention import attend, open_before_append
 from .emit.read_dequantized import early_reader
@@ -54,13 +54,11 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 open_before_append(write, context, match, key.cache, last, changes)
             with write.after(last):
                 new_key, new_value = (write.by_head(use.new, use.tokens_dim) for use in (key, value))
-                drop = write.number(cut(key.node, key.kept, key.tokens_dim))
-                append(write, context, match, key.cache, value.cache, new_key, new_value, drop)
+                append(write, context, match, key.cache, value.cache, new_key, new_value, write.number(dropped(key)))
             for use in (key, value):
-                dropped = cut(use.node, use.kept, use.tokens_dim)
-                context.appended[use.returned] = Appended(use.cache, sizes_of(use.new)[use.tokens_dim], dropped)
-        dropped = cut(key.node, key.kept, key.tokens_dim) - cut(key.node, key.seen, key.tokens_dim)
-        attend(write, context, match, key.cache, value.cache, changes, dropped=plain_size(dropped))
+                context.appended[use.returned] = Appended(use.cache, sizes_of(use.new)[use.tokens_dim], dropped(use))
+        shown = plain_size(dropped(key) - cut(key.node, key.seen, key.tokens_dim))
+        attend(write, context, match, key.cache, value.cache, changes, dropped=shown)
         context.pairs[key.cache, value.cache] = None
         context.rewritten.append(match)
     write.erase_dead([context.standard[match].node for match in context.rewritten])

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from ...kernels.formats import CacheFormat, Role, default_group_size, default_scale_dtype
-from ..context import PassContext
+from ..context import CacheUse, PassContext
 from ..graph.reading import is_output, read
 from ..graph.values import plain_size, sizes_of, value_of
 
@@ -64,6 +64,11 @@ def kept_part(node: Node, tokens_dim: int) -> LastTokens | None:
         return None
     parts = [part for user in node.users if is_output(user) and (part := last_tokens(user, tokens_dim)) is not None]
     return parts[0] if len(parts) == 1 else None
+
+
+def dropped(use: CacheUse) -> int | torch.SymInt:
+    """How many tokens at the front of a cache the graph does not return."""
+    return cut(use.node, use.kept, use.tokens_dim)
 
 
 def cut(longer: Node, shorter: Node | None, tokens_dim: int) -> int | torch.SymInt:

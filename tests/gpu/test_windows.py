@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from tests.helpers.models import windowed_model
 
 pytestmark = pytest.mark.gpu
 
-_SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
-_ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
+_ALTERNATING = {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}
 #: By name: window, what else is set, and how the sliding layer is held.
 MODELS = {
     "Gemma3Text": (48, _ALTERNATING, "rolling"),
     "GptOss": (48, {**_ALTERNATING, "num_local_experts": 4, "num_experts_per_tok": 2}, "rolling"),
-    "Mistral": (1100, {}, "none"),
+    "Mistral": (1100, {"head_dim": 16}, "none"),
 }
 
 
@@ -36,11 +23,8 @@ MODELS = {
 @pytest.mark.parametrize("before", [6, -30], ids=["across the border", "behind it"])
 def test_generate(name, before):
     torch._dynamo.reset()
-    torch.manual_seed(0)
     window, others, held = MODELS[name]
-    config = getattr(transformers, f"{name}Config")(**{**_SIZES, "sliding_window": window, **others})
-    with torch.device("cuda"):
-        model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
+    model = windowed_model(name, window, "cuda", **others)
     ids = torch.randint(2, 61, (1, window - before), device="cuda")
     arguments = {"max_new_tokens": 50, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     expected = model.generate(ids, **arguments)

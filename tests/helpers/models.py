@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -140,3 +141,23 @@ def assert_same_tokens(tokens, logits, expected_tokens, expected_logits, dtype) 
             assert dtype != torch.float32, f"row {row} differs at token {end}"
             best = expected_logits[row, end].topk(2).values
             assert best[0] - best[1] <= 2 * tolerance, f"row {row} differs at token {end}, where the choice is clear"
+
+
+def windowed_model(name: str, window: int, device: str = "cpu", **others):
+    """A tiny model of transformers with a sliding window; ``name`` is that of its config, such as ``Gemma3Text``."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 61,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+    }
+    config = getattr(transformers, f"{name}Config")(**{**sizes, "sliding_window": window, **others})
+    with torch.device(device):
+        return getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()

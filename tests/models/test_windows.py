@@ -7,32 +7,18 @@ import logging
 
 import pytest
 import torch
-import transformers
 from transformers import DynamicCache
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from tests.helpers.models import windowed_model
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
 
 WINDOW = 1040
-_SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-}
 
 
 def model_of(name: str, window: int = WINDOW, **others):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**{**_SIZES, "sliding_window": window, **others})
-    return getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
+    return windowed_model(name, window, **others)
 
 
 def quantized(cache: DynamicCache) -> list[bool]:
