@@ -14,14 +14,21 @@ import torch
 
 from .errors import InnerQError
 from .kernels import modes
-from .kernels.formats import GROUP_SIZES, LANES, ROLES, CacheFormat, default_group_size, default_scale_dtype
+from .kernels.formats import (
+    GROUP_SIZES,
+    LANES,
+    MAX_HEAD_DIM,
+    ROLES,
+    CacheFormat,
+    default_group_size,
+    default_scale_dtype,
+)
 from .kernels.modes import Role
 from .kernels.scale_types import FLOAT8, SCALE_TYPES
 from .presets import PRESETS
 
 #: dtypes that a cache may have before it is quantized.
 CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_HEAD_DIM = 256
 
 #: Allowed values of ``InnerQConfig.key_norm``.
 KEY_NORMS = ("pair", "channel", "paper")
@@ -187,28 +194,36 @@ class InnerQConfig:
             )
         return InnerQConfig(**options)
 
+    def obstacle_to(self, role: Role, head_dim: int, dtype: torch.dtype) -> str:
+        """Why the keys or the values of a layer cannot be quantized, whatever the options; empty if they can.
+
+        Args:
+            role: ``"key"`` or ``"value"``.
+            head_dim: Elements of a head.
+            dtype: The dtype before quantization.
+        """
+        if dtype not in CACHE_DTYPES:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
+            return f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}"
+        if head_dim % LANES or not 0 < head_dim <= MAX_HEAD_DIM:
+            allowed = f"multiples of {LANES} up to {MAX_HEAD_DIM}"
+            return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are {allowed}"
+        return ""
+
     def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
         """The cache format of the keys or the values of a layer.
 
         Args:
             role: ``"key"`` or ``"value"``.
-            head_dim: Elements of a head: a multiple of 16, up to 256.
+            head_dim: Elements of a head: a multiple of 16, up to 576.
             dtype: The dtype before quantization: float16, bfloat16 or float32.
 
         Raises:
             InnerQError: If the kernels do not support the dtype, the head_dim or the group size.
         """
-        if dtype not in CACHE_DTYPES:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
-            raise InnerQError(
-                f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}; "
-                "convert the model with .to(torch.bfloat16), or compile it with backend='inductor'"
-            )
-        if head_dim % LANES or not 0 < head_dim <= MAX_HEAD_DIM:
-            raise InnerQError(
-                f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are multiples of {LANES} up to "
-                f"{MAX_HEAD_DIM}; compile this model with backend='inductor'"
-            )
+        obstacle = self.obstacle_to(role, head_dim, dtype)
+        if obstacle:
+            raise InnerQError(f"{obstacle}; compile this model with backend='inductor'")
         group_size = self.group_size or default_group_size(role, head_dim)
         if role == "key" and head_dim % group_size:
             divisors = [str(g) for g in GROUP_SIZES if head_dim % g == 0]

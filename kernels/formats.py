@@ -23,6 +23,8 @@ GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 BLOCK_TOKENS = 32
 #: Lanes of a slice: what a tensor core contracts at a time. head_dim is a multiple of it.
 LANES = 16
+#: The largest head_dim that kernels support.
+MAX_HEAD_DIM = 576
 #: Blocks that a rolling cache is allocated with, which hold nothing; ``torch.compile`` specializes on sizes 0 and 1.
 ROLLING_BLOCKS = 2
 #: Spare blocks that a cache is allocated with at least, when it is made and when it grows.

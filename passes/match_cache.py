@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from ..kernels.formats import Role
 from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
 from .analysis.windows import fits_ring, kept_part, last_tokens
@@ -21,7 +22,7 @@ from .context import CacheSource, CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
 from .graph.operations import Kind
 from .graph.reading import called_name, is_output, kinds, op_name, read
-from .graph.values import shape, sizes_of
+from .graph.values import example, shape, sizes_of
 
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -37,9 +38,19 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
             context.refuse(match, "keys and values are the same tensor")
         elif key.source != value.source:
             context.refuse(match, f"keys are {key.source.value}, but values are {value.source.value}")
+        elif obstacle := _obstacle(key, "key", context) or _obstacle(value, "value", context):
+            context.refuse(match, obstacle)
         else:
             context.uses[match] = (key, value)
     return gm
+
+
+def _obstacle(use: CacheUse, role: Role, context: PassContext) -> str:
+    """Why keys or values cannot be quantized, whatever the config; empty if they can be, or are already."""
+    if use.of_cache is not None or (use.of_buffer is not None and is_preallocated(use.of_buffer.buffer)):
+        return ""
+    dense = example(use.node)
+    return context.config.obstacle_to(role, dense.shape[-1], dense.dtype)
 
 
 def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> CacheUse | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -313,9 +314,16 @@ def test_an_attention_that_is_not_rewritten():
 
 @pytest.mark.usefixtures("no_inductor")
 def test_a_cache_that_cannot_be_quantized():
-    model = TinyAttention(heads=1, head_dim=72).requires_grad_(False)
-    with pytest.raises(InnerQError, match="head_dim 72 cannot be quantized: allowed are multiples of 16"):
-        innerq(model)(torch.randn(1, 3, 72))
+    """It stays dense, with a warning; only strict raises."""
+    model, x = TinyAttention(heads=1, head_dim=72).requires_grad_(False), torch.randn(1, 3, 72)
+    expected, past = model(x)
+    found, dense = innerq(copy.deepcopy(model))(x)
+    torch.testing.assert_close((found, *dense), (expected, *past))
+    (report,) = compiled_graphs()
+    reason = "a key cache of head_dim 72 cannot be quantized: allowed are multiples of 16 up to 576"
+    assert (report.attentions, report.rewritten) == (1, 0) and reason in str(report.reasons[0])
+    with pytest.raises(InnerQError, match=f"strict: .*{reason}"):
+        innerq(model, strict=True)(x)
 
 
 # --- importing ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def empty_cache(
         batch: Number of sequences.
         heads: Number of KV heads.
         max_tokens: Number of tokens that there is room for.
-        head_dim: Elements of a key or value: a multiple of 16, up to 256.
+        head_dim: Elements of a key or value: a multiple of 16, up to 576.
         role: ``"key"`` or ``"value"``.
         config: A config or the name of a preset.
         dtype: The dtype that it has for the program: float16, bfloat16 or float32.

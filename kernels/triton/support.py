@@ -11,11 +11,10 @@ import torch
 
 from .. import layout
 from ..cache import Cache
-from ..formats import CacheFormat
+from ..formats import LANES, MAX_HEAD_DIM, CacheFormat
 from .hashing import hash_in_order
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_HEAD_DIM = 256
 #: Scale types that no Triton kernel writes, and only the portable attention kernel reads.
 UNWRITTEN_SCALES = ("float8_e5m2",)
 
@@ -43,7 +42,7 @@ def on_gpu(x: torch.Tensor) -> bool:
 
 def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> bool:
     """Whether kernels read caches of a format, head_dim and dtype (of the windows)."""
-    if dtype not in DTYPES or head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
+    if dtype not in DTYPES or head_dim % LANES or not LANES <= head_dim <= MAX_HEAD_DIM:
         return False
     if fmt.block > 128 or (fmt.is_key and fmt.block != 32):
         return False

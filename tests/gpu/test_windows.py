@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
 from tests.helpers.models import windowed_model
 
 pytestmark = pytest.mark.gpu
@@ -23,6 +23,7 @@ MODELS = {
 @pytest.mark.parametrize("before", [6, -30], ids=["across the border", "behind it"])
 def test_generate(name, before):
     torch._dynamo.reset()
+    clear_reports()
     window, others, held = MODELS[name]
     model = windowed_model(name, window, "cuda", **others)
     ids = torch.randint(2, 61, (1, window - before), device="cuda")

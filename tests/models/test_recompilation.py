@@ -59,13 +59,13 @@ def test_batches(graphs):
 
 
 def test_padding_comes_and_goes(graphs):
-    """transformers passes a mask with padded batches alone, so these have graphs of their own."""
+    """transformers passes a mask with padded batches alone, so these have graphs of their own; before 5.24 with all."""
     model = models()[1]
     found = []
     for padding in ((), (0, 9), (4, 0), (), (0, 30)):
         run(model, prompt(2, 60 + 7 * len(found), padding), 5)
         found.append(graphs.new())
-    assert found == [["prefill", "decode"], ["prefill", "decode"], [], [], []]
+    assert found[0] == ["prefill", "decode"] and found[1] in (["prefill", "decode"], []) and found[2:] == [[], [], []]
 
 
 def test_forms_of_generate(graphs):

@@ -40,6 +40,8 @@ CASES = [
     Attention(**pair(3, 3, dtype=F32), head_dim=256, heads=1),
     Attention(**pair(3, 3), head_dim=96, value_dim=64),
     Attention(**pair(4, 3, group=16), head_dim=16, value_dim=112),
+    Attention(**pair(3, 3, dtype=BF16), head_dim=512, value_dim=320, heads=1),
+    Attention(**pair(2, 4, group=16), head_dim=464, value_dim=576, heads=1),
     # groups, scales and windows
     Attention(**pair(3, 3, group=64, v_group=64), head_dim=64),
     Attention(**pair(3, 2, "asymmetric", "hybrid", group=16, v_group=128), head_dim=64, tokens=330),

@@ -150,10 +150,10 @@ def test_strict_raises_it(monkeypatch):
 
 
 def test_what_the_user_has_to_change_is_no_failure(caplog):
-    model = TinyAttention(head_dim=12)
-    compiled = torch.compile(model, backend="innerq")
-    with torch.no_grad(), pytest.raises(ValueError, match="a key cache of head_dim 12 cannot be quantized"):
-        compiled(torch.randn(1, 150, 24), None, torch.ones(150, 150).tril().bool())
+    model = TinyAttention(head_dim=16)
+    compiled = torch.compile(model, backend="innerq", options={"group_size": 32})
+    with torch.no_grad(), pytest.raises(ValueError, match="group_size=32 does not divide head_dim 16"):
+        compiled(torch.randn(1, 150, 32), None, torch.ones(150, 150).tril().bool())
     assert not [record for record in caplog.records if record.name == "innerq_compile.passes"]
 
 
