@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch.torch_version import TorchVersion
 from transformers import DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, innerq
@@ -59,13 +61,14 @@ def test_batches(graphs):
 
 
 def test_padding_comes_and_goes(graphs):
-    """transformers passes a mask with padded batches alone, so these have graphs of their own; before 5.24 with all."""
+    """transformers passes a mask with padded batches alone, so these have graphs of their own; 5.17 with all."""
+    own = [] if TorchVersion(transformers.__version__) < "5.18" else ["prefill", "decode"]
     model = models()[1]
     found = []
     for padding in ((), (0, 9), (4, 0), (), (0, 30)):
         run(model, prompt(2, 60 + 7 * len(found), padding), 5)
         found.append(graphs.new())
-    assert found[0] == ["prefill", "decode"] and found[1] in (["prefill", "decode"], []) and found[2:] == [[], [], []]
+    assert found == [["prefill", "decode"], own, [], [], []]
 
 
 def test_forms_of_generate(graphs):
