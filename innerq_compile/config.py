@@ -14,9 +14,9 @@ import torch
 
 from .errors import InnerQError
 from .kernels import modes
+from .kernels.channels import held_head_dim
 from .kernels.formats import (
     GROUP_SIZES,
-    LANES,
     MAX_HEAD_DIM,
     ROLES,
     CacheFormat,
@@ -205,9 +205,8 @@ class InnerQConfig:
         if dtype not in CACHE_DTYPES:
             allowed = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
             return f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}"
-        if head_dim % LANES or not 0 < head_dim <= MAX_HEAD_DIM:
-            allowed = f"multiples of {LANES} up to {MAX_HEAD_DIM}"
-            return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are {allowed}"
+        if not 1 <= head_dim <= MAX_HEAD_DIM:
+            return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are 1 to {MAX_HEAD_DIM}"
         return ""
 
     def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
@@ -215,7 +214,7 @@ class InnerQConfig:
 
         Args:
             role: ``"key"`` or ``"value"``.
-            head_dim: Elements of a head: a multiple of 16, up to 576.
+            head_dim: Elements of a head, 1 to 576.
             dtype: The dtype before quantization: float16, bfloat16 or float32.
 
         Raises:
@@ -224,15 +223,17 @@ class InnerQConfig:
         obstacle = self.obstacle_to(role, head_dim, dtype)
         if obstacle:
             raise InnerQError(f"{obstacle}; compile this model with backend='inductor'")
-        group_size = self.group_size or default_group_size(role, head_dim)
-        if role == "key" and head_dim % group_size:
-            divisors = [str(g) for g in GROUP_SIZES if head_dim % g == 0]
-            raise InnerQError(
-                f"group_size={group_size} does not divide head_dim {head_dim}: allowed here are "
-                f"{', '.join(divisors)}; leave group_size out to have it chosen automatically"
-            )
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
         served, scale_dtype = modes.serving(mode, bits, self.scale_dtype, default_scale_dtype(dtype))
+        held = held_head_dim(head_dim, served.stores_codes)
+        group_size = self.group_size or default_group_size(role, held)
+        if role == "key" and held % group_size:
+            divisors = [str(g) for g in GROUP_SIZES if held % g == 0]
+            wider = "" if held == head_dim else f", which is held as {held}"
+            raise InnerQError(
+                f"group_size={group_size} does not divide head_dim {head_dim}{wider}: allowed here are "
+                f"{', '.join(divisors)}; leave group_size out to have it chosen automatically"
+            )
         return CacheFormat(
             role=role,
             bits=bits,
@@ -242,6 +243,7 @@ class InnerQConfig:
             recent=self.recent,
             scale_dtype=scale_dtype,
             norm="paper" if role == "key" and self.normalize_keys and self.key_norm == "paper" else "channel",
+            zeros=held - head_dim,
         )
 
     @property

@@ -21,7 +21,7 @@ ROLES: tuple[Role, ...] = ("key", "value")
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
-#: Lanes of a slice: what a tensor core contracts at a time. head_dim is a multiple of it.
+#: Lanes of a slice: what a tensor core contracts at a time. A cache holds a multiple of it, see ``channels.py``.
 LANES = 16
 #: The largest head_dim that kernels support.
 MAX_HEAD_DIM = 576
@@ -48,6 +48,7 @@ class CacheFormat:
         recent: least number of tokens at the end of a sequence that stay in full precision.
         scale_dtype: how scales and zero points are stored: a name in ``scale_types.SCALE_TYPES`` that the mode allows.
         norm: how the key normalization is computed, and which channels share it, see ``kernels/pairs.py``.
+        zeros: how many channels of zeros are held behind those of the program, see ``kernels/channels.py``.
     """
 
     role: Role
@@ -58,6 +59,7 @@ class CacheFormat:
     recent: int
     scale_dtype: str
     norm: str = "channel"
+    zeros: int = 0
 
     @property
     def is_key(self) -> bool:
@@ -131,23 +133,28 @@ class CacheFormat:
     @functools.cached_property
     def spec(self) -> str:
         """The format as a string without spaces: ``CacheFormat.parse(f.spec) == f``."""
-        words = [str(getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return ":".join(words[:-1] if self.norm == "channel" else words)
+        *words, norm, zeros = [str(getattr(self, field.name)) for field in dataclasses.fields(self)]
+        last = [norm, zeros] if self.zeros else [norm] if norm != "channel" else []
+        return ":".join((*words, *last))
 
     @staticmethod
     @functools.cache
     def parse(spec: str) -> CacheFormat:
         values = spec.split(":")
-        fields = dataclasses.fields(CacheFormat)
-        if len(values) not in (len(fields), len(fields) - 1):
-            raise FormatError(f"{spec!r} is no cache format: expected {len(fields) - 1} fields, and perhaps a norm")
-        word, bits, mode, group_size, sink, recent, *words = values
+        most = len(dataclasses.fields(CacheFormat))
+        if not most - 2 <= len(values) <= most:
+            raise FormatError(
+                f"{spec!r} is no cache format: expected {most - 2} fields, and perhaps a norm and a number of zeros"
+            )
+        word, bits, mode, group_size, sink, recent, scale_dtype, *last = values
+        norm, zeros = (*last, *("channel", "0")[len(last) :])
         role: Role | None = next((role for role in ROLES if role == word), None)
         if role is None:
             raise FormatError(f"{spec!r} is no cache format: it has to begin with {' or '.join(ROLES)}")
         if mode not in modes.MODES or role not in modes.MODES[mode].roles:
             raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(modes.names_of(role))}")
-        return CacheFormat(role, int(bits), mode, int(group_size), int(sink), int(recent), *words)
+        numbers = (int(group_size), int(sink), int(recent))
+        return CacheFormat(role, int(bits), mode, *numbers, scale_dtype, norm, int(zeros))
 
 
 def ring_slots(recent: int, block: int) -> int:
@@ -167,7 +174,7 @@ def default_scale_dtype(dtype: torch.dtype, mode: str = "signed") -> str:
 
 
 def default_group_size(role: Role, head_dim: int) -> int:
-    """32, as in the paper, or 16 for keys whose head_dim is no multiple of 32."""
+    """32, as in the paper, or 16 for keys whose head_dim, as it is held, is no multiple of 32."""
     return 16 if role == "key" and head_dim % 32 else 32
 
 

@@ -13,7 +13,8 @@ query_profile ``[B, H, 2, D]``             int8         in modes that use querie
                                                         prompt's queries, see ``reference.query_profile``
 ============= ============================ ============ ======================================================
 
-Mean and normalization of keys (``[B, H, D]`` float32) are further tensors, where the config asks for them.
+Mean and normalization of keys (``[B, H, D]`` float32) are further tensors, where the config asks for them. ``D`` is the
+head_dim as it is held: that of the program, or more, with zeros behind the program's channels (``channels.py``).
 
 In mode ``none`` the codes are the elements themselves, ``[B, H, NB, 32 * D]`` in the cache's dtype, token after
 token, and there are no scales. In mode ``rolling`` the ring holds all tokens that a sliding window keeps, and blocks
@@ -320,7 +321,8 @@ def cache_bytes(
 
     Args:
         fmt: the format.
-        batch, heads, head_dim: as of the logical tensor ``[B, H, S, D]``.
+        batch, heads: as of the logical tensor ``[B, H, S, D]``.
+        head_dim: as it is held, see ``channels.py``.
         dtype: dtype of the logical tensor, in which the windows are held.
         capacity: blocks allocated; ``blocks_for(fmt, length)`` is how many ``length`` tokens need.
         statistics: number of float32 vectors ``[B, H, D]`` stored with it (key mean and key normalization).

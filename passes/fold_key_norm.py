@@ -26,6 +26,7 @@ from ..kernels.pairs import Pairs, pairs_of
 from .analysis.channel_paths import ChannelPath, find_path
 from .attention.views import split_factor, view_source
 from .context import KeyNormUse, NormPlace, NormPlaces, NormSite, PassContext, Reason
+from .emit.channels import without_zeros
 from .graph.aliases import Writes
 from .graph.locations import source_line
 from .graph.operations import Kind
@@ -120,7 +121,7 @@ def _apply(write: Writer, use: KeyNormUse, tensor: Node, norm: Node | None) -> N
     with write.before(use.op):
         x = write.method("to", tensor, torch.float32)
         if mean is not None:
-            x = write.call(operator.sub, x, _column(write, mean, order))
+            x = write.call(operator.sub, x, _column(write, without_zeros(write, mean, use.cache.format), order))
         if norm is not None:
             x = _scale(write, use, x, norm, order)
         x = write.method("to", x, example(tensor).dtype)
@@ -139,7 +140,7 @@ def _scale_source(write: Writer, use: KeyNormUse, path: ChannelPath, norm: Node)
         return
     tensor = scaled if use.tensor is source else use.tensor
     with write.before(use.op):
-        share = write.call(operator.truediv, mean, norm)
+        share = without_zeros(write, write.call(operator.truediv, mean, norm), use.cache.format)
         x = write.method("to", tensor, torch.float32)
         x = write.call(operator.sub, x, _column(write, share, (0, 1, 2, 3)))
         x = write.method("to", x, example(tensor).dtype)
@@ -148,6 +149,7 @@ def _scale_source(write: Writer, use: KeyNormUse, path: ChannelPath, norm: Node)
 
 def _scale(write: Writer, use: KeyNormUse, x: Node, norm: Node, order: tuple[int, int, int, int]) -> Node:
     function = operator.truediv if use.is_key else operator.mul
+    norm = without_zeros(write, norm, use.cache.format)
     groups = 1 if use.is_key else sizes_of(use.tensor)[1] // sizes_of(norm)[1]
     if groups > 1:
         norm = write.method("repeat_interleave", norm, groups, 1)

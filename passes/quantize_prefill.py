@@ -26,6 +26,7 @@ from .analysis.shared_norm import shared_norm
 from .analysis.windows import SHORT_WINDOW, dropped, rolling_format
 from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheInput, CacheSource, CacheUse, NoMatch, PassContext, Quantized
+from .emit.channels import with_zeros
 from .emit.query import standard_query
 from .graph.aliases import Writes
 from .graph.operations import Kind
@@ -72,39 +73,41 @@ def _quantize(
     value, config = example(dense), context.config
     if use.window is not None and use.window <= SHORT_WINDOW:
         fmt = rolling_format(context, role, value.shape[3], value.dtype, use.window)
-        return _encode(write, use, dense, fmt, start, (None, None, None))
+        return _encode(write, use, with_zeros(write, dense, fmt), fmt, start, (None, None, None))
     fmt = context.format_for(role, value.shape[3], value.dtype)
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
+    held = with_zeros(write, dense, fmt)
     ops = torch.ops.innerq
     mean = norm = moments = profile = None
     divisor = ()
     if fmt.uses_queries:
         query = _query(write, match)
-        batch, heads, _, head_dim = value.shape
+        query = None if query is None else with_zeros(write, query, fmt)
+        batch, heads, _, head_dim = example(held).shape
         fresh = value.new_empty((batch, heads, 2, head_dim), dtype=torch.float32)
-        moments = write.call(ops.query_moments.default, query, dense, start, value=fresh)
+        moments = write.call(ops.query_moments.default, query, held, start, value=fresh)
         if query is not None:
             fresh = value.new_empty((batch, heads, head_dim), dtype=torch.float32)
             divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm, value=fresh),)
     if role == "key" and (config.centre_keys or config.normalize_keys):
         wanted = (config.centre_keys, config.normalize_keys, fmt.norm)
-        key_statistics = write.call(ops.key_statistics.default, dense, start, *wanted, *divisor)
+        key_statistics = write.call(ops.key_statistics.default, held, start, *wanted, *divisor)
         mean = write.call(operator.getitem, key_statistics, 0) if config.centre_keys else None
         norm = write.call(operator.getitem, key_statistics, 1) if config.normalize_keys else None
     if moments is not None:
         fresh = example(moments).new_empty(example(moments).shape, dtype=torch.int8)
         profile = write.call(ops.query_profile.default, moments, norm, fmt.group_size, value=fresh)
-    return _encode(write, use, dense, fmt, start, (profile, mean, norm))
+    return _encode(write, use, held, fmt, start, (profile, mean, norm))
 
 
 def _encode(
-    write: Writer, use: CacheUse, dense: Node, fmt: CacheFormat, start: Node, statistics: tuple[Node | None, ...]
+    write: Writer, use: CacheUse, held: Node, fmt: CacheFormat, start: Node, statistics: tuple[Node | None, ...]
 ) -> Quantized:
     """Quantize what the graph returns.
 
     Args:
-        dense: the keys or values that the attention reads, ``[B, H, S, D]``.
+        held: the keys or values that the attention reads, ``[B, H, S, D]``, with the channels that the cache holds.
         fmt: the format of the cache.
         start: the padding in front of them, ``[B]``.
         statistics: query profile, mean and norm of :data:`~kernels.cache.STATISTICS`.
@@ -113,13 +116,13 @@ def _encode(
     if not same_size(count := dropped(use), 0):  # padding goes first
         start = write.method("clamp", write.call(operator.sub, start, write.number(count)), min=0)
     if use.kept is not None:
-        dense = write.by_head(use.kept, use.tokens_dim)
+        held = with_zeros(write, write.by_head(use.kept, use.tokens_dim), fmt)
     given = () if profile is None else (profile,)
-    capacity = _capacity(write, dense, fmt)
-    packed = write.call(torch.ops.innerq.prefill.default, dense, start, mean, norm, capacity, fmt.spec, *given)
+    capacity = _capacity(write, held, fmt)
+    packed = write.call(torch.ops.innerq.prefill.default, held, start, mean, norm, capacity, fmt.spec, *given)
     encoded = [write.call(operator.getitem, packed, index) for index in range(len(ENCODED))]
     tensors = dataclasses.replace(CacheTensors.of_encoded(fmt, encoded), query_profile=profile, mean=mean, norm=norm)
-    return Quantized(tensors, example(dense).shape[2], use.tokens_dim)
+    return Quantized(tensors, example(held).shape[2], use.tokens_dim)
 
 
 def _start_of_cache(write: Writer, cache: CacheInput) -> Node:

@@ -42,6 +42,7 @@ from .context import (
     wrong_roles,
 )
 from .emit.attention import attend
+from .emit.channels import with_zeros
 from .emit.inputs import add_placeholders, cache_examples
 from .emit.read_dequantized import early_reader
 from .emit.writes import append, by_head_in_dtype, position_tensor, token_count, write_at
@@ -167,7 +168,8 @@ def _write_caches(
         moments = ()
         if key.format.uses_queries and query is not None:
             start = write.method("new_zeros", new_key, (write.method("size", new_key, 0),), dtype=torch.int32)
-            moments = (write.call(torch.ops.innerq.query_moments.default, query, new_key, start),)
+            held = (with_zeros(write, tensor, key.format) for tensor in (query, new_key))
+            moments = (write.call(torch.ops.innerq.query_moments.default, *held, start),)
         write_at(write, key, new_key, position, *moments)
         write_at(write, value, new_value, position)
         return

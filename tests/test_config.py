@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile import PRESETS, InnerQConfig, InnerQError
+from innerq_compile.config import CACHE_DTYPES
+from innerq_compile.kernels.channels import held_head_dim
 from innerq_compile.kernels.formats import (
     GROUP_SIZES,
+    MAX_HEAD_DIM,
     CacheFormat,
     FormatError,
 )
@@ -19,7 +22,6 @@ from innerq_compile.kernels.modes import named, names_of
 from innerq_compile.kernels.scale_types import SCALE_TYPES
 
 FIELDS = [field.name for field in dataclasses.fields(InnerQConfig)]
-CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def fitting(scale_dtype, *modes) -> bool:
@@ -168,12 +170,13 @@ def test_frozen_and_hashable():
 @given(
     configs,
     st.sampled_from(["key", "value"]),
-    st.sampled_from(range(16, 257, 16)),
+    st.integers(1, MAX_HEAD_DIM),
     st.sampled_from(CACHE_DTYPES),
 )
 def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
-    group_size = config.group_size or (16 if role == "key" and head_dim % 32 else 32)
-    if role == "key" and head_dim % group_size:
+    held = held_head_dim(head_dim, quantized=(config.key_mode if role == "key" else config.value_mode) != "none")
+    group_size = config.group_size or (16 if role == "key" and held % 32 else 32)
+    if role == "key" and held % group_size:
         with pytest.raises(InnerQError, match=f"group_size={group_size} does not divide head_dim {head_dim}"):
             config.format_for(role, head_dim, dtype)
         return
@@ -191,6 +194,7 @@ def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
         recent=config.recent,
         scale_dtype=config.scale_dtype if config.scale_dtype in fmt.quantization.scale_types else wide,
         norm="paper" if role == "key" and config.normalize_keys and config.key_norm == "paper" else "channel",
+        zeros=held - head_dim,
     )
     assert CacheFormat.parse(fmt.spec) == fmt
 
@@ -211,24 +215,41 @@ def test_a_spec_with_a_mode_that_its_side_has_not(spec):
         CacheFormat.parse(spec)
 
 
-@pytest.mark.parametrize("head_dim", range(16, 577, 16))
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_take_every_head_dim(preset, head_dim):
+def test_presets_take_every_head_dim(preset):
     config = InnerQConfig.preset(preset)
-    assert config.format_for("key", head_dim, torch.float16).group_size == (16 if head_dim % 32 else 32)
-    assert config.format_for("value", head_dim, torch.float16).group_size == 32
+    for head_dim in range(1, MAX_HEAD_DIM + 1):
+        key, value = (config.format_for(role, head_dim, torch.float16) for role in ("key", "value"))
+        assert key.group_size == (16 if (head_dim + key.zeros) % 32 else 32) and value.group_size == 32
+        for fmt in (key, value):
+            assert (head_dim + fmt.zeros) % 16 == 0 and CacheFormat.parse(fmt.spec) == fmt
 
 
-@pytest.mark.parametrize("head_dim", [0, 8, 72, 100, 584, 592])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_formats_of_head_dims_that_are_held_as_they_are_do_not_name_zeros(preset):
+    config = InnerQConfig.preset(preset)
+    for head_dim in range(16, 577, 16):
+        for role in ("key", "value"):
+            assert config.format_for(role, head_dim, torch.float16).spec.endswith(("pair8", "float16", "paper"))
+
+
+def test_a_format_names_its_zeros_behind_its_norm():
+    fmt = InnerQConfig().format_for("key", 100, torch.float16)
+    assert fmt.spec == "key:3:steered:32:32:96:pair8:channel:28"
+    paired = dataclasses.replace(fmt, norm="half100")
+    assert paired.spec.endswith(":half100:28") and CacheFormat.parse(paired.spec) == paired
+
+
+@pytest.mark.parametrize("head_dim", [0, 577])
 @pytest.mark.parametrize("role", ["key", "value"])
 def test_a_head_dim_that_is_not_allowed(role, head_dim):
-    with pytest.raises(InnerQError, match=f"{role} cache of head_dim {head_dim} .*multiples of 16 up to 576.*inductor"):
+    with pytest.raises(InnerQError, match=f"{role} cache of head_dim {head_dim} .*allowed are 1 to 576"):
         InnerQConfig().format_for(role, head_dim, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.complex64], ids=str)
 def test_a_dtype_that_is_not_allowed(dtype):
-    with pytest.raises(InnerQError, match=f"{dtype} .*allowed are float16, bfloat16, float32; compile"):
+    with pytest.raises(InnerQError, match=f"{dtype} .*allowed are float16, bfloat16, float32; compile this model"):
         InnerQConfig().format_for("key", 64, dtype)
 
 
@@ -240,3 +261,9 @@ def test_a_group_size_that_does_not_divide_names_those_that_do(group_size, head_
     with pytest.raises(InnerQError, match=f"does not divide head_dim {head_dim}: allowed here are {allowed}; leave"):
         config.format_for("key", head_dim, torch.float16)
     assert config.format_for("value", head_dim, torch.float16).group_size == group_size
+
+
+def test_a_group_size_has_to_divide_the_head_dim_as_it_is_held():
+    assert InnerQConfig(group_size=128).format_for("key", 100, torch.float16).zeros == 28
+    with pytest.raises(InnerQError, match="does not divide head_dim 40, which is held as 48: allowed here are 16; "):
+        InnerQConfig(group_size=32).format_for("key", 40, torch.float16)

@@ -32,7 +32,7 @@ def empty_cache(
         batch: Number of sequences.
         heads: Number of KV heads.
         max_tokens: Number of tokens that there is room for.
-        head_dim: Elements of a key or value: a multiple of 16, up to 576.
+        head_dim: Elements of a key or value, 1 to 576.
         role: ``"key"`` or ``"value"``.
         config: A config or the name of a preset.
         dtype: The dtype that it has for the program: float16, bfloat16 or float32.
@@ -56,10 +56,11 @@ def empty_cache(
     fmt = config.format_for(role, head_dim, dtype)
     device = torch.empty((), device=device).device
     capacity = preallocated_capacity(fmt, max_tokens)
-    tensors = reference.empty_cache(fmt, batch, heads, head_dim, capacity, dtype, device)
+    held = head_dim + fmt.zeros
+    tensors = reference.empty_cache(fmt, batch, heads, held, capacity, dtype, device)
     mean = norm = None
     if role == "key":
-        zeros = torch.zeros((batch, heads, head_dim), device=device)
+        zeros = torch.zeros((batch, heads, held), device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
     storage = CacheStorage(dataclasses.replace(tensors, mean=mean, norm=norm), max_tokens)

@@ -10,6 +10,7 @@ import torch
 from ..kernels import formats, layout, reference
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.cache import CacheTensors
+from ..kernels.channels import with_zeros
 from ..kernels.formats import CacheFormat, Role
 from .storage import CacheStorage
 
@@ -52,6 +53,8 @@ def quantize(
     fmt = config.format_for(role, x.shape[-1], x.dtype)
     if norm is not None:
         fmt = dataclasses.replace(fmt, norm=norm)
+    x = with_zeros(x, fmt)
+    queries = None if queries is None else with_zeros(queries, fmt)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
     has_statistics = role == "key" and (config.centre_keys or config.normalize_keys)
     mean = scale = moments = divisor = profile = None
@@ -91,4 +94,4 @@ def storage_bytes(
         config: Says which key statistics there are.
     """
     statistics = (config.centre_keys + config.normalize_keys) if fmt.is_key else 0
-    return layout.cache_bytes(fmt, batch, heads, head_dim, dtype, capacity, statistics=statistics)
+    return layout.cache_bytes(fmt, batch, heads, head_dim + fmt.zeros, dtype, capacity, statistics=statistics)

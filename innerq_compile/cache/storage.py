@@ -15,6 +15,7 @@ import torch
 from ..errors import InnerQError
 from ..kernels import formats, layout, reference
 from ..kernels.cache import GROWING, STATISTICS, CacheTensors
+from ..kernels.channels import with_zeros, without_zeros
 from ..kernels.formats import CacheFormat
 from ..kernels.internals.tensors import mark_sizes, without_modes
 from ..kernels.schemas import arguments_of
@@ -48,7 +49,7 @@ class CacheStorage:
         device: The device of the inner tensors.
         batch: Number of sequences.
         heads: Number of KV heads.
-        head_dim: Elements of a key or value.
+        head_dim: Elements of a key or value, without the zeros that the inner tensors have behind them.
         room: How many tokens fit without reallocation, from ``base`` on; in a storage that rolls, from ``hidden`` on.
         flat: The result of ``InnerQTensor.__tensor_flatten__`` for each ``tokens_dim``.
         inputs: The inner tensors in the order in which compiled graphs take them.
@@ -76,7 +77,8 @@ class CacheStorage:
     def __post_init__(self) -> None:
         window = self.tensors.window
         self.format, self.dtype, self.device = self.tensors.format, window.dtype, window.device
-        self.batch, self.heads, _, self.head_dim = window.shape
+        self.batch, self.heads, _, held = window.shape
+        self.head_dim = held - self.format.zeros
         statistics = tuple(name for name in self.tensors.present() if name in STATISTICS)
         self.flat = flattened(self.format.spec, self.dtype, statistics, str(self.device))
         self._derive()
@@ -117,7 +119,8 @@ class CacheStorage:
             pin_memory: Whether the new inner tensors are in pinned memory.
         """
         with self.lock:  # the tensors that are looked at here are those that are copied
-            shapes = layout.shapes(self.format, self.batch, self.heads, self.head_dim, self.capacity)
+            held = self.tensors.window.shape[3]
+            shapes = layout.shapes(self.format, self.batch, self.heads, held, self.capacity)
             in_dtype = {id(getattr(self.tensors, name)) for name, (_, own) in shapes.items() if own is None}
 
             def move(inner: torch.Tensor) -> torch.Tensor:
@@ -215,7 +218,7 @@ class CacheStorage:
 
     def made_anew(self, first: int, end: int) -> CacheStorage:
         """A storage that begins with the token ``first`` and ends in front of ``end``, which are quantized again."""
-        tensors, dense = self.tensors, self.dequantize(end - first, first)
+        tensors, dense = self.tensors, with_zeros(self.dequantize(end - first, first), self.format)
         capacity = max(self.capacity, formats.grown_capacity(self.format, end - first))
         start = dense.new_zeros(self.batch, dtype=torch.int32)
         statistics = (tensors.mean, tensors.norm, capacity, self.format.spec, tensors.query_profile)
@@ -312,7 +315,8 @@ class CacheStorage:
 
     def append(self, new: torch.Tensor) -> None:
         """Append the tokens ``new [B, H, N, D]`` to a storage that :meth:`writable_from` returned."""
-        new = reference.normalize_keys(new.to(self.dtype), self.tensors.mean, self.tensors.norm)
+        new = with_zeros(new.to(self.dtype), self.format)
+        new = reference.normalize_keys(new, self.tensors.mean, self.tensors.norm)
         torch.ops.innerq.append_one_(*arguments_of("append_one_", self.tensors, new))
         self.advance(new.shape[2])
 
@@ -324,7 +328,8 @@ class CacheStorage:
                 state = tensors.state.clone()
                 state[..., layout.HIDDEN] = first - self.base
                 tensors = dataclasses.replace(tensors, state=state)
-            return torch.ops.innerq.dequantize(*arguments_of("dequantize", tensors, length))
+            held = torch.ops.innerq.dequantize(*arguments_of("dequantize", tensors, length))
+        return without_zeros(held, self.format)
 
 
 def restore(tensors: dict[str, torch.Tensor], spec: str, length: int, hidden: int = 0, base: int = 0) -> CacheStorage:

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UnsupportedOperation
 from ..kernels import layout
+from ..kernels.channels import with_zeros
 from ..kernels.schemas import arguments_of
 from .reading import as_dense
 
@@ -41,7 +42,8 @@ def write(tensor: InnerQBuffer, first: int, count: int, value: torch.Tensor) -> 
                 "tokens in order, or use a dense buffer"
             )
         position = torch.tensor([first], device=tensor.device)
-        torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, value.to(storage.dtype), position))
+        held = with_zeros(value.to(storage.dtype), storage.format)
+        torch.ops.innerq.write_(*arguments_of("write_", storage.tensors, held, position))
 
 
 def zero(tensor: InnerQBuffer) -> None:

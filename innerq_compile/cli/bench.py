@@ -17,6 +17,7 @@ from ..kernels import dispatch, layout
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.attention_call import AttentionCall
 from ..kernels.cache import Cache, CacheTensors
+from ..kernels.channels import with_zeros
 from ..kernels.formats import CacheFormat, blocks_for
 from ..kernels.reference import default_profile
 from ..kernels.schemas import arguments_of
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
 
 def _cache_of(x: torch.Tensor, fmt: CacheFormat, capacity: int) -> Cache:
     """A cache of keys or values ``[B, H, S, D]`` with room for ``capacity`` blocks."""
+    x = with_zeros(x, fmt)
     start = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
     profile = default_profile(fmt, x)
     encoded = torch.ops.innerq.prefill(x, start, None, None, capacity, fmt.spec, profile)
@@ -118,8 +120,9 @@ def attention(
     new_key, new_value = (torch.randn(batch, kv_heads, 1, head_dim, device=device).to(dtype) for _ in range(2))
     capacity = blocks_for(formats[0], context + steps + 64) + 1
     key_cache, value_cache = (_cache_of(x, fmt, capacity) for x, fmt in zip((keys, values), formats, strict=True))
-    new = arguments_of("append_", key_cache, value_cache, new_key, new_value)
-    call = AttentionCall(query, key_cache, value_cache, None, None, None, head_dim**-0.5)
+    held = (with_zeros(x, fmt) for x, fmt in zip((new_key, new_value), formats, strict=True))
+    new = arguments_of("append_", key_cache, value_cache, *held)
+    call = AttentionCall(with_zeros(query, formats[0]), key_cache, value_cache, None, None, None, head_dim**-0.5)
     arguments = call.arguments()
 
     def quantized() -> torch.Tensor:
@@ -133,13 +136,16 @@ def attention(
     def static() -> torch.Tensor:
         return F.scaled_dot_product_attention(query, keys, values, enable_gqa=heads != kv_heads)
 
-    held = sum(layout.cache_bytes(f, batch, kv_heads, head_dim, dtype, blocks_for(f, context)) for f in formats)
+    held_bytes = sum(
+        layout.cache_bytes(fmt, batch, kv_heads, head_dim + fmt.zeros, dtype, blocks_for(fmt, context))
+        for fmt in formats
+    )
     calls: dict[str, Callable[[], Any]] = {"innerq_ms": quantized, "cat_sdpa_ms": grown, "sdpa_ms": static}
     return {
         "context": context,
         "kernel": str(AttentionKernel.of(dispatch.decode_kernel(call))),
         **{name: median_ms(call, device, steps) for name, call in calls.items()},
-        "innerq_bytes": held,
+        "innerq_bytes": held_bytes,
         "dense_bytes": 2 * batch * kv_heads * context * head_dim * dtype.itemsize,
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..config import InnerQConfig, describe
 from ..kernels import dispatch
 from ..kernels.attention_call import AttentionCall
+from ..kernels.channels import with_zeros
 from ..kernels.internals.logs import compile_id
 from ..passes import PassContext
 from ..passes.analysis.buffer_writes import is_preallocated
@@ -151,5 +152,6 @@ def _kernel(
     form = context.standard[match]
     mask = None if form.mask is None else example(form.mask)
     keys, values = key.tensors.map(example), value.tensors.map(example)
-    call = AttentionCall(example(form.query), keys, values, mask, None, None, match.scale, match.softcap)
+    query = with_zeros(example(form.query), key.format)
+    call = AttentionCall(query, keys, values, mask, None, None, match.scale, match.softcap)
     return AttentionKernel.of(dispatch.decode_kernel(call))

@@ -135,8 +135,9 @@ class _Seen:
             statistics = (storage.tensors.mean is not None) + (storage.tensors.norm is not None)
             sums["held"] += storage.nbytes
             sums["fp16"] += 2 * batch * heads * head_dim * length
+            held, blocks = head_dim + fmt.zeros, blocks_for(fmt, context_length)
             sums["at_context"] += layout.cache_bytes(
-                fmt, batch, heads, head_dim, storage.dtype, blocks_for(fmt, context_length), statistics=statistics
+                fmt, batch, heads, held, storage.dtype, blocks, statistics=statistics
             )
             sums["fp16_at_context"] += 2 * batch * heads * head_dim * context_length
         return CacheSize(tokens=tokens, batch=batch, context_length=context_length, beside_dense=beside_dense, **sums)

@@ -24,7 +24,7 @@ CPP_SCALES = {"float32": "float", "bfloat16": "bf16", "float16": "f16", "float8_
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What the code for a cache side depends on: its format (but not windows and norm), head_dim and dtype."""
+    """What the code for a cache side depends on: its format (but not windows, norm and zeros), head_dim and dtype."""
 
     fmt: CacheFormat
     head_dim: int
@@ -34,7 +34,7 @@ class Side:
     @functools.cache
     def of(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> Side:
         """The side of a cache of this format, head_dim and dtype: formats for which the code is the same give one."""
-        fmt = dataclasses.replace(fmt, sink=0, recent=0, norm="channel")
+        fmt = dataclasses.replace(fmt, sink=0, recent=0, norm="channel", zeros=0)
         if not fmt.quantized:  # not used by a lossless format
             fmt = dataclasses.replace(fmt, bits=8, scale_dtype="float32")
         return Side(fmt, head_dim, dtype)

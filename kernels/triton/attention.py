@@ -101,6 +101,11 @@ def other_configs(config: FieldsConfig, rows: int) -> list[FieldsConfig]:
     return [other for other in dict.fromkeys(others) if other != config]
 
 
+def portable_warps(head_dim: int, value_dim: int) -> int:
+    """Warps per program of the portable kernel: eight for wide heads, whose tiles need their registers."""
+    return 8 if max(head_dim, value_dim) > 256 else 4
+
+
 #: Bits of codes and head_dims that ``attention_fields`` supports.
 FIELD_BITS = (2, 3, 4, 8)
 FIELD_HEAD_DIMS = (64, 128, 256)
@@ -247,7 +252,7 @@ def plan_partials(
             **side_constants(keys, head_dim, "K_"),
             **side_constants(values, value_dim, "V_"),
         }
-        kernel, options = decode_partial_portable_kernel, {"num_warps": 4}
+        kernel, options = decode_partial_portable_kernel, {"num_warps": portable_warps(head_dim, value_dim)}
     else:
         constants |= {
             "OPEN": mask is not None and call.open_from is not None,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ...kernels.channels import held_head_dim
 from ...kernels.formats import CacheFormat, Role, default_group_size, default_scale_dtype
 from ..context import CacheUse, PassContext
 from ..graph.reading import is_output, read
@@ -85,8 +86,10 @@ def rolling_format(context: PassContext, role: Role, head_dim: int, dtype: torch
         GraphError: if the config does not support this head_dim or dtype.
     """
     context.format_for(role, head_dim, dtype)
-    scales = default_scale_dtype(dtype, "rolling")
-    return CacheFormat(role, 8, "rolling", default_group_size(role, head_dim), 0, window, scales)
+    head_dim = int(head_dim)
+    scales, held = default_scale_dtype(dtype, "rolling"), held_head_dim(head_dim, quantized=False)
+    group_size = default_group_size(role, held)  # of no groups
+    return CacheFormat(role, 8, "rolling", group_size, 0, window, scales, zeros=held - head_dim)
 
 
 def fits_ring(fmt: CacheFormat, part: LastTokens | None, count: Any) -> bool:

@@ -126,8 +126,8 @@ class KeyNormUse:
     """A query or new key to which `fold_key_norm` applies the key normalization.
 
     Attributes:
-        op: the operator that takes it.
-        argument: the name of the operator's parameter.
+        op: the operation that takes it: the operator, or one that puts zeros behind its channels for the operator.
+        argument: the name of the operation's parameter.
         tensor: the query ``[B, Hq, N, D]`` or key ``[B, H, N, D]``, not normalized.
         cache: the key cache, which holds mean and norm.
         match: the attention.
@@ -140,6 +140,22 @@ class KeyNormUse:
     cache: CacheInput
     match: AttentionMatch
     is_key: bool
+
+    @classmethod
+    def of(
+        cls,
+        op: Node,
+        argument: str,
+        given: Node,
+        tensor: Node,
+        cache: CacheInput,
+        match: AttentionMatch,
+        *,
+        is_key: bool,
+    ) -> KeyNormUse:
+        """The use of ``tensor`` by an operator that is ``given`` it, or it with zeros behind its channels."""
+        op, argument = (op, argument) if given is tensor else (given, "input")
+        return cls(op, argument, tensor, cache, match, is_key)
 
 
 class NormSite(enum.Enum):

@@ -102,7 +102,7 @@ class PassContext:
             GraphError: if the config does not support this head_dim or dtype.
         """
         try:
-            return self.config.format_for(role, head_dim, dtype)
+            return self.config.format_for(role, int(head_dim), dtype)  # a constant, perhaps as a symbolic int
         except ValueError as error:
             raise GraphError(str(error)) from error
 

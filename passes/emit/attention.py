@@ -13,6 +13,7 @@ from ..context import AttentionMatch, CacheInput, KeyNormUse, PassContext
 from ..graph.aliases import Writes
 from ..graph.values import example, same_size, sizes_of, tensor_of
 from ..graph.writing import Writer
+from .channels import with_zeros, without_zeros
 from .read_dequantized import read_dequantized
 
 #: A result of `open_from` with which the mask is read for all tokens.
@@ -52,8 +53,9 @@ def attend(
             # of a mask that no earlier layer has, the columns are not those of the state while tokens are dropped
             if same_size(dropped, 0) or (form.mask, str(sizes_of(form.query)[2])) in context.opened:
                 opened = _opened(write, context, match, form.mask, key, end, changed)
+        query = with_zeros(write, form.query, key.format)
         call = AttentionCall(
-            form.query,
+            query,
             key.tensors,
             value.tensors,
             form.mask,
@@ -65,11 +67,13 @@ def attend(
         )
         attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
         out = attention
+        if value.format.zeros:  # contiguous, as the program's own output is, of which it may take a view
+            out = write.method("contiguous", without_zeros(write, attention, value.format), like=form.node)
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", attention, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)
     write.replace(form.node, out)
-    context.key_norms.append(KeyNormUse(attention, "query", form.query, key, match, is_key=False))
+    context.key_norms.append(KeyNormUse.of(attention, "query", query, form.query, key, match, is_key=False))
 
 
 def open_before_append(

@@ -31,18 +31,19 @@ def cache_examples(
     Args:
         fmt: the format of the cache.
         lead: batch size and number of KV heads.
-        head_dim: elements of a key or value.
+        head_dim: elements of a key or value, as the program sees it.
         capacity: the number of blocks that there is room for.
         dtype: the dtype of the cache before quantization.
         like: a fake tensor of the fake mode and device to use.
         mean, norm: whether the cache has these key statistics.
     """
-    shapes = layout.shapes(fmt, *lead, head_dim, capacity)
+    held = head_dim + fmt.zeros
+    shapes = layout.shapes(fmt, *lead, held, capacity)
     mode, device = like.fake_mode, like.device
     examples = {name: fake_empty(mode, shape, own or dtype, device) for name, (shape, own) in shapes.items()}
     for name, present in (("mean", mean), ("norm", norm)):
         if present:
-            examples[name] = fake_empty(mode, (*lead, head_dim), torch.float32, device)
+            examples[name] = fake_empty(mode, (*lead, held), torch.float32, device)
     return CacheTensors.of(fmt, examples)
 
 

@@ -12,6 +12,7 @@ from ...kernels.schemas import arguments_of
 from ..context import AttentionMatch, BufferUse, CacheInput, KeyNormUse, PassContext
 from ..graph.values import example, tensor_of
 from ..graph.writing import Writer
+from .channels import with_zeros
 
 _NOT_CONSECUTIVE = "innerq: tokens are written to a static cache at positions that are not consecutive"
 
@@ -31,9 +32,10 @@ def append(
     `fold_key_norm` normalizes the keys later, so ``new_key`` must not be normalized.
     """
     drops = () if isinstance(drop, int) and drop == 0 else (drop,)
-    arguments = arguments_of("append_", key.tensors, value.tensors, new_key, new_value, *drops)
+    held = (with_zeros(write, new_key, key.format), with_zeros(write, new_value, value.format))
+    arguments = arguments_of("append_", key.tensors, value.tensors, *held, *drops)
     op = write.call(torch.ops.innerq.append_.default, *arguments)
-    context.key_norms.append(KeyNormUse(op, "key", new_key, key, match, is_key=True))
+    context.key_norms.append(KeyNormUse.of(op, "key", held[0], new_key, key, match, is_key=True))
 
 
 def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *moments: Node) -> None:
@@ -46,7 +48,7 @@ def write_at(write: Writer, cache: CacheInput, new: Node, position: Node, *momen
         position: a tensor with the position of the first token.
         moments: the query moments of the prompt, if they were measured.
     """
-    arguments = arguments_of("write_", cache.tensors, new, position, *moments)
+    arguments = arguments_of("write_", cache.tensors, with_zeros(write, new, cache.format), position, *moments)
     write.call(torch.ops.innerq.write_.default, *arguments)
 
 

@@ -288,6 +288,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "expand_as(input, other)",
     ),
     Operation("repeat", REPEATS | NEW, "repeat(input, *repeats)", "tile(input, *repeats)"),
+    Operation("constant_pad_nd", NEW, "constant_pad_nd(input, pad, value=0)"),
     Operation("repeat_interleave", REPEATS | NEW, "repeat_interleave(input, repeats, dim=None, *, output_size=None)"),
     # --- parts
     Operation("getitem", SELECTS | LINEAR, "operator.getitem(input, index)", ".__getitem__(input, index)"),

@@ -97,7 +97,14 @@ def test_copies_are_independent():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"role": "keys"}, {"batch": 0}, {"max_tokens": -1}, {"head_dim": 20}, {"dtype": torch.float64}, {"config": "big"}],
+    [
+        {"role": "keys"},
+        {"batch": 0},
+        {"max_tokens": -1},
+        {"head_dim": 577},
+        {"dtype": torch.float64},
+        {"config": "big"},
+    ],
     ids=str,
 )
 def test_bad_arguments_name_what_is_allowed(wrong):

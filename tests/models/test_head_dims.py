@@ -1,4 +1,4 @@
-"""Models whose layers differ in head_dim, and one with a head_dim that no kernel supports."""
+"""Models of any head_dim, whose layers may differ in it, and models that no kernel supports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def gemma4(full: int) -> torch.nn.Module:
     return transformers.Gemma4ForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize(("full", "quantized"), [(512, [True, True]), (500, [True, False])])
+@pytest.mark.parametrize(("full", "quantized"), [(512, [True, True]), (500, [True, True]), (600, [True, False])])
 def test_layers_that_differ(full, quantized):
     """Of layers that no kernel supports the caches stay dense; the others' do not."""
     model, inputs = gemma4(full), prompt(2, 40)
@@ -51,7 +51,7 @@ def test_layers_that_differ(full, quantized):
     assert {report.kind for report in reports} == {"prefill", "decode"}
     assert all(report.rewritten == sum(quantized) for report in reports)
     reasons = {reason.text for report in reports for reason in report.reasons}
-    refused = "a key cache of head_dim 500 cannot be quantized: allowed are multiples of 16 up to 576"
+    refused = "a key cache of head_dim 600 cannot be quantized: allowed are 1 to 576"
     assert reasons == (set() if all(quantized) else {refused})
 
 
@@ -64,12 +64,57 @@ def test_base_in_a_head_dim_of_512():
     assert (found[:, 1] - logits[:, 1]).norm() < 0.05 * logits[:, 1].norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_model_that_cannot_be_quantized_is_left_as_it_is(dtype, caplog):
-    """That of open_llama_3b, head_dim 100; and any model in float64."""
-    head_dim = 100 if dtype == torch.float32 else 32
-    config = transformers.LlamaConfig(**{**_SIZES, "head_dim": head_dim})
-    model, inputs = transformers.LlamaForCausalLM(config).eval().to(dtype), prompt(1, 20)
+def llama(head_dim: int, dtype=torch.float32) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**_SIZES, "head_dim": head_dim, "initializer_range": 0.2})
+    return transformers.LlamaForCausalLM(config).eval().to(dtype)
+
+
+@pytest.mark.parametrize("padding", [(), (0, 9)], ids=["whole", "padded"])
+@pytest.mark.parametrize("head_dim", [36, 100])
+def test_head_dims_that_are_no_multiple_of_16(head_dim, padding):
+    """As moonshine and open_llama_3b have."""
+    model, inputs = llama(head_dim), prompt(2, 150, padding)
+    tokens, logits, _ = generate(model, inputs, 8)
+    clear_reports()
+    innerq(model, preset="lossless")
+    found, found_logits, cache = generate(model, inputs, 8)
+    assert_same_tokens(found, found_logits, tokens, logits, torch.float32)
+    assert all(
+        type(x) is InnerQTensor and x.shape[3] == head_dim for x in (cache.layers[0].keys, cache.layers[1].values)
+    )
+    assert all(report.rewritten == report.attentions == 2 for report in compiled_graphs())
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"cache_implementation": "static"}], ids=lambda o: next(iter(o)))
+def test_beams_and_static_caches(options):
+    model, inputs = llama(100), prompt(1, 140)
+    tokens, _, _ = generate(model, inputs, 6, **options)
+    innerq(model, preset="lossless")
+    found, _, _ = generate(model, inputs, 6, **options)
+    assert torch.equal(found, tokens)
+
+
+@pytest.mark.parametrize("key_norm", ["channel", "pair", "paper"])
+def test_a_quantized_cache_with_zeros(key_norm):
+    """Kernels find what the program's own attention finds on dequantized keys and values."""
+    inputs = prompt(1, 300)
+    _, expected, _ = generate(innerq(llama(100), preset="base", key_norm=key_norm, rewrite=False), inputs, 4)
+    clear_reports()
+    _, found, cache = generate(innerq(llama(100), preset="base", key_norm=key_norm), inputs, 4)
+    fmt = cache.layers[0].keys.format
+    assert fmt.quantized and fmt.zeros == 28
+    assert fmt.norm == {"pair": "half100"}.get(key_norm, key_norm)
+    assert all(report.rewritten == report.attentions == 2 for report in compiled_graphs())
+    torch.testing.assert_close(found[:, :2], expected[:, :2], atol=1e-3 * float(expected.abs().max()), rtol=0)
+    if key_norm == "pair":
+        (decode,) = [report for report in compiled_graphs() if report.kind == "decode"]
+        assert all(layer.key_norm.query == "projection" for layer in decode.layers)
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(584, torch.float32), (32, torch.float64)], ids=str)
+def test_a_model_that_cannot_be_quantized_is_left_as_it_is(head_dim, dtype, caplog):
+    model, inputs = llama(head_dim, dtype), prompt(1, 20)
     tokens, logits, _ = generate(model, inputs, 4)
     innerq(model)
     found, found_logits, cache = generate(model, inputs, 4)

@@ -40,6 +40,12 @@ CASES = [
     Attention(**pair(3, 3, dtype=F32), head_dim=256, heads=1),
     Attention(**pair(3, 3), head_dim=96, value_dim=64),
     Attention(**pair(4, 3, group=16), head_dim=16, value_dim=112),
+    Attention(**pair(3, 2, "steered", "anchored", scale="pair8"), head_dim=320, group=1, batch=1),
+    Attention(**pair(3, 3, "steered", "anchored", BF16, scale="pair8", group=16), head_dim=464, batch=1),
+    Attention(**pair(4, 4, "hybrid", "hybrid", scale="pair8"), head_dim=480, value_dim=512, batch=1),
+    Attention(**pair(3, 3, "steered", "anchored", F32, scale="pair8"), head_dim=512, rows=2, batch=1),
+    Attention(**pair(5, 7), head_dim=576, value_dim=64, batch=1),
+    Attention(**pair(3, 3, "none", "none"), head_dim=464, value_dim=576, batch=1),
     Attention(**pair(3, 3, dtype=BF16), head_dim=512, value_dim=320, heads=1),
     Attention(**pair(2, 4, group=16), head_dim=464, value_dim=576, heads=1),
     # groups, scales and windows

@@ -77,5 +77,5 @@ def test_what_is_not_supported_says_so():
     x = normal(1, 1, 4, 64)
     assert kernels.supports_prefill(fmt, x)
     assert not kernels.supports_prefill(fmt, x.double())
-    assert not kernels.supports_prefill(fmt, normal(1, 1, 4, 272))
+    assert not kernels.supports_prefill(fmt, normal(1, 1, 4, 592))
     assert not kernels.supports_append(make_format("key", group_size=128), x)

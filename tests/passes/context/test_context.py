@@ -31,8 +31,8 @@ def test_a_place_that_is_refused_is_told_with_its_line():
 def test_what_the_config_cannot_hold_is_for_the_user_to_change():
     context = PassContext(InnerQConfig())
     assert context.format_for("key", 64, torch.float16).role == "key"
-    with pytest.raises(GraphError, match="a value cache of head_dim 12 cannot be quantized: allowed are"):
-        context.format_for("value", 12, torch.float16)
+    with pytest.raises(GraphError, match="a value cache of head_dim 600 cannot be quantized: allowed are"):
+        context.format_for("value", 600, torch.float16)
 
 
 def test_a_use_without_a_cache_has_none():
