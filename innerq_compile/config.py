@@ -17,18 +17,15 @@ from .kernels import modes
 from .kernels.channels import held_head_dim
 from .kernels.formats import (
     GROUP_SIZES,
-    MAX_HEAD_DIM,
     ROLES,
     CacheFormat,
     default_group_size,
     default_scale_dtype,
+    obstacle,
 )
 from .kernels.modes import Role
 from .kernels.scale_types import FLOAT8, SCALE_TYPES
 from .presets import PRESETS
-
-#: dtypes that a cache may have before it is quantized.
-CACHE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 #: Allowed values of ``InnerQConfig.key_norm``.
 KEY_NORMS = ("pair", "channel", "paper")
@@ -194,21 +191,6 @@ class InnerQConfig:
             )
         return InnerQConfig(**options)
 
-    def obstacle_to(self, role: Role, head_dim: int, dtype: torch.dtype) -> str:
-        """Why the keys or the values of a layer cannot be quantized, whatever the options; empty if they can.
-
-        Args:
-            role: ``"key"`` or ``"value"``.
-            head_dim: Elements of a head.
-            dtype: The dtype before quantization.
-        """
-        if dtype not in CACHE_DTYPES:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in CACHE_DTYPES)
-            return f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}"
-        if not 1 <= head_dim <= MAX_HEAD_DIM:
-            return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are 1 to {MAX_HEAD_DIM}"
-        return ""
-
     def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
         """The cache format of the keys or the values of a layer.
 
@@ -220,9 +202,8 @@ class InnerQConfig:
         Raises:
             InnerQError: If the kernels do not support the dtype, the head_dim or the group size.
         """
-        obstacle = self.obstacle_to(role, head_dim, dtype)
-        if obstacle:
-            raise InnerQError(f"{obstacle}; compile this model with backend='inductor'")
+        if reason := obstacle(role, head_dim, dtype):
+            raise InnerQError(f"{reason}; compile this model with backend='inductor'")
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
         served, scale_dtype = modes.serving(mode, bits, self.scale_dtype, default_scale_dtype(dtype))
         held = held_head_dim(head_dim, served.stores_codes)

@@ -21,6 +21,8 @@ ROLES: tuple[Role, ...] = ("key", "value")
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
+#: dtypes that a cache may have before it is quantized, and whatever meets one.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: Lanes of a slice: what a tensor core contracts at a time. A cache holds a multiple of it, see ``channels.py``.
 LANES = 16
 #: The largest head_dim that kernels support.
@@ -155,6 +157,16 @@ class CacheFormat:
             raise FormatError(f"{spec!r} is no cache format: modes of a {role} are {', '.join(modes.names_of(role))}")
         numbers = (int(group_size), int(sink), int(recent))
         return CacheFormat(role, int(bits), mode, *numbers, scale_dtype, norm, int(zeros))
+
+
+def obstacle(role: Role, head_dim: int, dtype: torch.dtype) -> str:
+    """Why the keys or the values of a layer cannot be quantized, whatever the config; empty if they can be."""
+    if dtype not in DTYPES:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        return f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}"
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are 1 to {MAX_HEAD_DIM}"
+    return ""
 
 
 def ring_slots(recent: int, block: int) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from ..kernels.formats import Role
+from ..kernels.formats import Role, obstacle
 from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
 from .analysis.windows import fits_ring, kept_part, last_tokens
@@ -38,19 +38,19 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
             context.refuse(match, "keys and values are the same tensor")
         elif key.source != value.source:
             context.refuse(match, f"keys are {key.source.value}, but values are {value.source.value}")
-        elif obstacle := _obstacle(key, "key", context) or _obstacle(value, "value", context):
-            context.refuse(match, obstacle)
+        elif reason := _obstacle(key, "key") or _obstacle(value, "value"):
+            context.refuse(match, reason)
         else:
             context.uses[match] = (key, value)
     return gm
 
 
-def _obstacle(use: CacheUse, role: Role, context: PassContext) -> str:
+def _obstacle(use: CacheUse, role: Role) -> str:
     """Why keys or values cannot be quantized, whatever the config; empty if they can be, or are already."""
     if use.of_cache is not None or (use.of_buffer is not None and is_preallocated(use.of_buffer.buffer)):
         return ""
     dense = example(use.node)
-    return context.config.obstacle_to(role, dense.shape[-1], dense.dtype)
+    return obstacle(role, dense.shape[-1], dense.dtype)
 
 
 def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> CacheUse | str:

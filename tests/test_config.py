@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile import PRESETS, InnerQConfig, InnerQError
-from innerq_compile.config import CACHE_DTYPES
 from innerq_compile.kernels.channels import held_head_dim
 from innerq_compile.kernels.formats import (
+    DTYPES,
     GROUP_SIZES,
     MAX_HEAD_DIM,
     CacheFormat,
@@ -171,7 +171,7 @@ def test_frozen_and_hashable():
     configs,
     st.sampled_from(["key", "value"]),
     st.integers(1, MAX_HEAD_DIM),
-    st.sampled_from(CACHE_DTYPES),
+    st.sampled_from(DTYPES),
 )
 def test_a_format_carries_the_fields_of_its_side(config, role, head_dim, dtype):
     held = held_head_dim(head_dim, quantized=(config.key_mode if role == "key" else config.value_mode) != "none")

@@ -10,6 +10,7 @@ from ..config import InnerQConfig, describe
 from ..kernels import dispatch
 from ..kernels.attention_call import AttentionCall
 from ..kernels.channels import with_zeros
+from ..kernels.formats import CacheFormat
 from ..kernels.internals.logs import compile_id
 from ..passes import PassContext
 from ..passes.analysis.buffer_writes import is_preallocated
@@ -86,6 +87,7 @@ def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
         match.form.value,
         mask=mask,
         cache=_form(key_use),
+        window=_window(key_use, key.format),
         key=key.format.spec,
         value=value.format.spec,
         heads=sizes_of(match.key)[3 - match.tokens_dims[0]],
@@ -116,6 +118,14 @@ def _form(use: CacheUse) -> CacheForm:
         return CacheForm.BUFFER if is_preallocated(use.buffer.buffer) else CacheForm.SHADOW
     forms = {CacheSource.APPENDED: CacheForm.APPENDED, CacheSource.READ: CacheForm.READ}
     return forms.get(use.source, CacheForm.FRESH)
+
+
+def _window(use: CacheUse, fmt: CacheFormat) -> str:
+    """What the program keeps of the tokens of a cache; empty if it keeps all."""
+    if use.kept is None and use.window is None:
+        return ""
+    kept = "last tokens" if use.window is None else f"last {use.window:,}"
+    return f"{kept}, in a ring" if fmt.rolls else kept
 
 
 def _mask(match: AttentionMatch) -> str:

@@ -12,7 +12,7 @@ from ..runtime.report import CudaGraphs, GraphKind, GraphReport, LayerReport
 from .formatting import bits, text_table
 from .pages import explanation_page
 
-COLUMNS = ("layer", "source", "match", "cache", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
+COLUMNS = ("layer", "source", "match", "cache", "window", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +183,6 @@ class Explanation:
         return [f"CUDA graphs of decode steps (graph {', '.join(graphs)}): {way}" for way, graphs in ways.items()]
 
 
-def _brief(graph: GraphReport) -> str:
-    """Whether a graph runs as a CUDA graph; the summary has the reason."""
-    return graph.cuda_graphs.short
-
-
 def _cells(row: Row, notes: list[str]) -> tuple[str, ...]:
     """The cells of a row. Texts too long for the table are appended to ``notes`` and referred to by number."""
     report = row.report
@@ -211,6 +206,7 @@ def _cells(row: Row, notes: list[str]) -> tuple[str, ...]:
         report.line,
         report.match,
         cache,
+        report.window,
         report.mask,
         row.preset,
         formats,

@@ -11,10 +11,9 @@ import torch
 
 from .. import layout
 from ..cache import Cache
-from ..formats import LANES, MAX_HEAD_DIM, CacheFormat
+from ..formats import DTYPES, LANES, MAX_HEAD_DIM, CacheFormat
 from .hashing import hash_in_order
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: Scale types that no Triton kernel writes, and only the portable attention kernel reads.
 UNWRITTEN_SCALES = ("float8_e5m2",)
 

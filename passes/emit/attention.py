@@ -70,7 +70,7 @@ def attend(
         if value.format.zeros:  # contiguous, as the program's own output is, of which it may take a view
             out = write.method("contiguous", without_zeros(write, attention, value.format), like=form.node)
         if example(form.node).dtype != example(form.query).dtype:
-            out = write.method("to", attention, example(form.node).dtype, like=form.node)
+            out = write.method("to", out, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)
     write.replace(form.node, out)
     context.key_norms.append(KeyNormUse.of(attention, "query", query, form.query, key, match, is_key=False))

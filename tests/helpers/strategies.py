@@ -13,7 +13,6 @@ from innerq_compile.kernels.modes import MODES
 
 #: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 272)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CONFIG_MODES = tuple(name for name, mode in MODES.items() if not mode.rolls)
 QUANTIZED_MODES = tuple(name for name, mode in MODES.items() if mode.stores_codes)
 SCALE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "bfloat16"}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from innerq_compile import InnerQError, InnerQTensor, compiled_graphs, explain, innerq
 from innerq_compile.inspect.explanation import Explanation
 from innerq_compile.runtime.report import RUN_OBSERVERS, CudaGraphs, CudaGraphUse, GraphKind, GraphReport
-from tests.helpers.models import prompt, tiny_llama
+from tests.helpers.models import prompt, tiny_llama, windowed_model
 from tests.helpers.programs import TinyAttention
 
 
@@ -80,6 +80,17 @@ def test_it_prints_as_a_table(llama):
     how = "CUDA graphs of decode steps: no: nothing in this graph is on a CUDA device"
     for part in ("recompiled: graph", "cache now:", "cache at 4,096 tokens:", how):
         assert part in text, part
+
+
+def test_it_shows_sliding_windows(tmp_path):
+    model = windowed_model("Gemma3Text", 16, head_dim=16, layer_types=["sliding_attention", "full_attention"])
+    explanation = explain(innerq(model), **prompt(1, 40))
+    assert [row.report.window for row in explanation.rows] == ["last 15, in a ring", ""]
+    assert "last 15, in a ring" in str(explanation)
+    explanation.to_html(tmp_path / "e.html")
+    assert "last 15, in a ring" in (tmp_path / "e.html").read_text()
+    model = windowed_model("Mistral", 1030, head_dim=16)
+    assert {row.report.window for row in explain(innerq(model), **prompt(1, 1040)).rows} == {"last 1,029"}
 
 
 def test_it_says_whether_decode_steps_are_recorded():

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference
-from innerq_compile.kernels.formats import GROUP_SIZES, ROLES, CacheFormat, FormatError, blocks_for
+from innerq_compile.kernels.formats import DTYPES, GROUP_SIZES, ROLES, CacheFormat, FormatError, blocks_for
 from innerq_compile.kernels.modes import named, names_of
-from tests.helpers.strategies import DTYPES, HEAD_DIMS, QUANTIZED_MODES, formats, make_format, seeds
+from tests.helpers.strategies import HEAD_DIMS, QUANTIZED_MODES, formats, make_format, seeds
 
 
 @st.composite

@@ -14,10 +14,10 @@ from torch.library import opcheck
 from innerq_compile.kernels import cpu, layout, reference
 from innerq_compile.kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from innerq_compile.kernels.cache import CacheTensors
-from innerq_compile.kernels.formats import CacheFormat, blocks_for
+from innerq_compile.kernels.formats import DTYPES, CacheFormat, blocks_for
 from innerq_compile.kernels.schemas import SCHEMAS
 from tests.helpers import brute_force
-from tests.helpers.strategies import DTYPES, MODES, QUANTIZED_MODES, assert_same_bits, make_format, mode_of, seeds
+from tests.helpers.strategies import MODES, QUANTIZED_MODES, assert_same_bits, make_format, mode_of, seeds
 
 innerq = torch.ops.innerq
 #: Of an attention output against float64, for inputs of about unit size: rounding of the output and of the query.

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
+from innerq_compile.compiler.backend import innerq_backend
 from tests.helpers.models import assert_same_tokens, generate, prompt
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
@@ -93,6 +94,30 @@ def test_beams_and_static_caches(options):
     innerq(model, preset="lossless")
     found, _, _ = generate(model, inputs, 6, **options)
     assert torch.equal(found, tokens)
+
+
+def test_an_attention_computed_in_a_wider_dtype():
+    """Its output has the program's channels in the program's dtype."""
+
+    def program(q, k, v, keys, values):
+        keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        weights = (q.double() @ keys.double().mT).softmax(-1)
+        return weights @ values.double(), keys, values
+
+    def run(step):
+        torch.manual_seed(0)
+        caches, outputs = (torch.zeros(2, 2, 0, 36), torch.zeros(2, 2, 0, 40)), []
+        for tokens in (20, 1, 1):
+            q, k, v = (torch.randn(2, 2, tokens, width) for width in (36, 36, 40))
+            out, *caches = step(q, k, v, *caches)
+            outputs.append(out)
+        return outputs, caches
+
+    expected, _ = run(program)
+    torch._dynamo.reset()
+    found, caches = run(torch.compile(program, backend=innerq_backend, options={"preset": "lossless"}))
+    assert all(isinstance(cache, InnerQTensor) for cache in caches)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("key_norm", ["channel", "pair", "paper"])

@@ -38,6 +38,7 @@ class LayerReport:
         match: ``sdpa`` or ``eager``; empty if the attention was not recognized.
         cache: How it gets its keys and values; None if it was not rewritten.
         mask: A description of its mask, such as ``none``.
+        window: What the program keeps of a cache with a sliding window, such as ``last 511``; empty if it keeps all.
         key: The format of its key cache (``CacheFormat.spec``); empty if it has none.
         value: The format of its value cache; empty if it has none.
         heads: Number of KV heads.
@@ -55,6 +56,7 @@ class LayerReport:
     match: str = ""
     cache: CacheForm | None = None
     mask: str = ""
+    window: str = ""
     key: str = ""
     value: str = ""
     heads: int = 0

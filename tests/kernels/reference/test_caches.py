@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference
-from innerq_compile.kernels.formats import CacheFormat, blocks_for
+from innerq_compile.kernels.formats import DTYPES, CacheFormat, blocks_for
 from innerq_compile.kernels.modes import names_of
 from tests.helpers import brute_force
-from tests.helpers.strategies import DTYPES, assert_same_bits, formats, make_format, seeds
+from tests.helpers.strategies import assert_same_bits, formats, make_format, seeds
 
 dtypes = st.sampled_from(DTYPES)
 bit_counts = st.integers(2, 8)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import layout, reference, scale_types
-from innerq_compile.kernels.formats import CacheFormat
+from innerq_compile.kernels.formats import DTYPES, CacheFormat
 from innerq_compile.kernels.modes import anchored, named
 from tests.helpers import brute_force
-from tests.helpers.strategies import DTYPES, QUANTIZED_MODES, SCALE_NAMES, formats, make_format, seeds
+from tests.helpers.strategies import QUANTIZED_MODES, SCALE_NAMES, formats, make_format, seeds
 
 modes = st.sampled_from(QUANTIZED_MODES)
 dtypes = st.sampled_from(DTYPES)

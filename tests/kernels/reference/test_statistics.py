@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import reference
-from tests.helpers.strategies import DTYPES, seeds
+from innerq_compile.kernels.formats import DTYPES
+from tests.helpers.strategies import seeds
 
 
 @given(st.integers(1, 70), st.lists(st.integers(0, 40), min_size=2, max_size=2), st.booleans(), st.booleans(), seeds)
