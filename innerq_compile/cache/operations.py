@@ -29,12 +29,7 @@ def _cat(tensors, dim=0):
     if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
         return NotImplemented
     storage, tokens = past._storage, past._tokens_dim
-    for new in rest:
-        if new.dim() != 4 or any(new.shape[d] != past.shape[d] for d in range(4) if d != tokens):
-            raise InnerQError(
-                f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
-                f"{('second', 'third')[tokens - 1]} size may differ"
-            )
+    _check_sizes(past, rest)
     count = sum(new.shape[tokens] for new in rest)
     if storage.format.rolls and length_of(past) + count > storage.room:
         return NotImplemented  # the program keeps more than the window: it is dense from then on
@@ -49,6 +44,17 @@ def _cat(tensors, dim=0):
 def _without_empty(tensors):
     """The tensors that ``torch.cat`` joins. Programs may start a cache with a tensor without elements, ``[0]``."""
     return [tensor for tensor in tensors if tensor.numel() or isinstance(tensor, InnerQTensor)] or tensors
+
+
+def _check_sizes(past, rest):
+    """Raise the error of tensors that cannot be appended to a cache. While tracing, that they can becomes a guard."""
+    tokens = past._tokens_dim
+    for new in rest:
+        if new.dim() != 4 or any(new.shape[d] != past.shape[d] for d in range(4) if d != tokens):
+            raise InnerQError(
+                f"cannot append a tensor of shape {tuple(new.shape)} to a cache of shape {tuple(past.shape)}: only the "
+                f"{('second', 'third')[tokens - 1]} size may differ"
+            )
 
 
 @OPERATIONS.held(aten.slice.Tensor)
@@ -129,6 +135,7 @@ def _traced_cat(tensors, dim=0):
         return NotImplemented
     if functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors]) != past.dtype:
         return NotImplemented
+    _check_sizes(past, rest)
     return of_length(past, length_of(past) + sum(new.shape[past._tokens_dim] for new in rest))
 
 

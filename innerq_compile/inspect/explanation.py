@@ -12,7 +12,19 @@ from ..runtime.report import CudaGraphs, GraphKind, GraphReport, LayerReport
 from .formatting import bits, text_table
 from .pages import explanation_page
 
-COLUMNS = ("layer", "source", "match", "cache", "window", "mask", "preset", "keys / values", "key norm", "kernel", "graph")
+COLUMNS = (
+    "layer",
+    "source",
+    "match",
+    "cache",
+    "window",
+    "mask",
+    "preset",
+    "keys / values",
+    "key norm",
+    "kernel",
+    "graph",
+)
 
 
 @dataclasses.dataclass(frozen=True)
