@@ -3,6 +3,10 @@
 Dynamo takes a size for a constant when it first sees an input, and for a symbol once it has seen a second one. What it
 has seen is in an entry for each input. Here the entries of chosen inputs say, from the first call on, that the size has
 changed. That happens while Dynamo compiles: nothing is left on tensors, and calls have no more guards or work.
+
+Of floats that are attributes of modules, such as the scale of the scores, the entries say that they have not: a second
+model with another one, in the same process, has constants as well. Dynamo would take a symbol and, where it is given to
+an operator, find out late that it has to be a constant, and trace the model again.
 """
 
 from __future__ import annotations
@@ -66,10 +70,14 @@ def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def process(tx: Any, name: str, entry: Any, **options: Any) -> Any:
-        found, symbols = original(tx, name, entry, **options), _of(tx)
-        if symbols is None or type(entry.scalar) is not int or not symbols.number(name):
+        found, symbols, number = original(tx, name, entry, **options), _of(tx), entry.scalar
+        if symbols is None:
             return found
-        return dataclasses.replace(found, scalar=pgo.auto_dynamic)
+        if type(number) is float and options.get("is_unspecialized_nn_module"):
+            return dataclasses.replace(found, scalar=number)
+        if type(number) is int and symbols.number(name):
+            return dataclasses.replace(found, scalar=pgo.auto_dynamic)
+        return found
 
     return process
 

@@ -89,25 +89,33 @@ def _at(tensors: list[Any], addresses: list[int | None], places: list[int]) -> b
 
 
 @pytest.fixture
-def emulated(monkeypatch) -> Iterator[Stream]:
+def emulated() -> Iterator[Stream]:
     """Recording works without a GPU. Gives the current stream."""
+    with emulation() as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def emulation() -> Iterator[Stream]:
+    """Within the block, recording works without a GPU. Gives the current stream."""
     stream = Stream()
-    monkeypatch.setattr(recordable, "DEVICE", "cpu")
-    for name, stand_in in {
-        "CUDAGraph": Graph,
-        "Stream": Stream,
-        "device": lambda device: contextlib.nullcontext(),
-        "current_stream": lambda device=None: stream,
-        "set_stream": lambda stream: None,
-        "stream": lambda stream: contextlib.nullcontext(),
-        "empty_cache": lambda: None,
-        "graph_pool_handle": object,
-        "is_current_stream_capturing": lambda: False,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(cuda, "CAPTURES_GENERATOR", False)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.keeps.append(tensor.data_ptr()))
-    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
-    monkeypatch.setattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _at, raising=False)
-    yield stream
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recordable, "DEVICE", "cpu")
+        for name, stand_in in {
+            "CUDAGraph": Graph,
+            "Stream": Stream,
+            "device": lambda device: contextlib.nullcontext(),
+            "current_stream": lambda device=None: stream,
+            "set_stream": lambda stream: None,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "empty_cache": lambda: None,
+            "graph_pool_handle": object,
+            "is_current_stream_capturing": lambda: False,
+        }.items():
+            patch.setattr(torch.cuda, name, stand_in)
+        patch.setattr(cuda, "CAPTURES_GENERATOR", False)
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stream.keeps.append(tensor.data_ptr()))
+        patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: None, raising=False)
+        patch.setattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _at, raising=False)
+        yield stream

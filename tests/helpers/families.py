@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from tests.helpers.emulated_graphs import emulation
 from tests.helpers.models import assert_same_tokens, generate, prompt
 from tests.helpers.scripts import script
 from tests.helpers.torch_threads import threads
@@ -211,13 +212,25 @@ FAMILIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a family: attentions rewritten in the decode graphs, of all, and the reasons for the others."""
+    """What became of a family.
+
+    Attributes:
+        attn: attention implementation.
+        rewritten: attentions that were rewritten in the decode graph with the fewest.
+        attentions: how many it has.
+        reasons: why the others were not.
+        quantized: layers whose cache is quantized at the end.
+        window: what is kept of a cache with a sliding window; empty if none has one, or none reached it.
+        recorded: ``yes`` if every decode graph that ran twice is recorded, else why one is not.
+    """
 
     attn: str
     rewritten: int
     attentions: int
     reasons: tuple[str, ...]
     quantized: int
+    window: str
+    recorded: str
 
 
 @threads(1)
@@ -237,7 +250,7 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
     batches = [prompt(1, 40, vocab=VOCAB)] * single + [prompt(2, 40, (0, 7), vocab=VOCAB)] * padded
     expected = [generate(model, inputs, new_tokens)[:2] for inputs in batches]
     innerq(model, preset="lossless")
-    with warnings.catch_warnings(), contextlib.nullcontext() if inductor else without_inductor(as_it_is):
+    with warnings.catch_warnings(), emulation(), contextlib.nullcontext() if inductor else without_inductor(as_it_is):
         warnings.simplefilter("ignore")
         for inputs, (want_tokens, want) in zip(batches, expected, strict=True):
             tokens, logits, cache = generate(model, inputs, new_tokens)
@@ -246,7 +259,9 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
     report = min(reports, key=lambda report: report.rewritten)
     reasons = tuple(dict.fromkeys(reason.text for reason in report.reasons))
     quantized = sum(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)
-    return Result(attn, report.rewritten, report.attentions, reasons, quantized)
+    window = ", ".join(sorted({layer.window for layer in report.layers if layer.window}))
+    recorded = {str(report.cuda_graphs) if not report.recorded else "yes" for report in reports if report.calls > 1}
+    return Result(attn, report.rewritten, report.attentions, reasons, quantized, window, "; ".join(sorted(recorded)))
 
 
 # --- the table in the docs ------------------------------------------------------------------------------------------
@@ -254,10 +269,13 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
 
 def table(results: dict[str, dict[str, Result]]) -> str:
     """The table of families as Markdown, and the reasons why layers are not rewritten."""
-    lines = ["| family | class | sdpa | eager | remarks |", "|---|---|---|---|---|"]
+    lines = ["| family | class | sdpa | eager | sliding window | recorded | remarks |", "|---|---|---|---|---|---|---|"]
     for family in FAMILIES:
         cells = [results[family.name].get(attn) for attn in ("sdpa", "eager")]
         shown = [f"{cell.rewritten} of {LAYERS}" if cell else "not in transformers" for cell in cells]
+        found = results[family.name].values()
+        shown.append(", ".join(sorted({cell.window for cell in found if cell.window})))
+        shown.append("; ".join(sorted({cell.recorded for cell in found})))
         lines.append(f"| {family.name} | `{family.model}` | {' | '.join(shown)} | {family.note} |")
     kept = [
         (family.name, reason)

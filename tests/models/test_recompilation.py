@@ -160,6 +160,18 @@ def test_models_alike_share_graphs(graphs):
         assert graphs.new() == ([] if seed else ["prefill", "decode"])
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_models_that_differ_in_the_scale_of_scores(graphs, attn):
+    """A number of a module is a constant of the graph, though it was another one in the model before."""
+    for head_dim in (16, 32, 48):
+        eager, model = (tiny_llama(head_dim=head_dim, attn=attn) for _ in range(2))
+        inputs = prompt(1, 60)
+        found = run(innerq(model, preset="lossless", strict=True), inputs, 5)
+        assert torch.equal(found.sequences, run(eager, inputs, 5).sequences)
+        assert graphs.new() == ["prefill", "decode"]
+        assert isinstance(found.past_key_values.layers[0].keys, InnerQTensor)
+
+
 @pytest.mark.skipif(not limit_is_an_argument(), reason="torch 2.11 has one limit of 8 graphs for all models together")
 def test_many_models(graphs):
     """All models of transformers share a code object; Dynamo's limit of 8 graphs applies to each alone."""

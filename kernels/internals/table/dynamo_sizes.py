@@ -7,10 +7,13 @@ from .entry import Internal
 ENTRIES = (
     Internal(
         module="torch._dynamo.variables.builder",
-        names=("record_automatic_dynamic(tx, name, e)", "process_automatic_dynamic(tx, name, entry)"),
+        names=(
+            "record_automatic_dynamic(tx, name, e)",
+            "process_automatic_dynamic(tx, name, entry, is_unspecialized_nn_module)",
+        ),
         why="Every size and number of an input passes through these functions when Dynamo decides whether it is a "
-        "symbol. They are wrapped, so that lengths are symbols in the first graph, not from the second length on. "
-        "torch._dynamo.maybe_mark_dynamic would have to be called for each tensor of each call; torch.compile's "
+        "symbol. They are wrapped, so that lengths are symbols in the first graph, not from the second length on, and "
+        "floats of modules are constants. torch._dynamo.maybe_mark_dynamic would have to be called for each tensor of each call; torch.compile's "
         "dynamic=True makes heads symbols, too, and its shapes_spec (torch 2.13) fixes what it does not name.",
         without="The backend cannot be imported.",
     ),
