@@ -2,20 +2,23 @@
 
     y = f(past)        ->        y = f(dequantize(past_codes, ..., length))
 
-This keeps every graph correct: an attention that was not rewritten still reads its keys and values. A program that
+This keeps every graph correct: an attention that was not rewritten still reads its keys and values. Who asks for a size
+only, as ``past.numel()``, gets it from the inputs of the graph. A program that
 returns what it reads here, or a part of it, has a dense cache from then on, of which the user is told.
 """
 
 from __future__ import annotations
 
+import torch
 from torch.fx import GraphModule, Node
 
 from .analysis.buffer_writes import is_preallocated
 from .context import PassContext, Reason
 from .emit.dense import cache_as_dense
 from .graph.operations import VIEWS, Kind
-from .graph.reading import is_output, kinds, op_name
-from .graph.writing import Writer
+from .graph.reading import is_output, is_query, kinds, op_name
+from .graph.values import example_or_none
+from .graph.writing import Writer, is_number_of_inputs
 
 _PART = "the program returns a part of its quantized cache, as a sliding window does once it is full"
 _ALL = "the program returns its quantized cache in a form that no attention of this graph appends to"
@@ -28,6 +31,7 @@ def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
         if is_preallocated(placeholder):
             continue
         write.erase_dead(placeholder.users)
+        _take_sizes_from_inputs(write, placeholder)
         readers = [user for user in placeholder.users if user is not output and not _is_appended(user, context)]
         if not readers:
             continue
@@ -38,6 +42,18 @@ def dequantize_rest(gm: GraphModule, context: PassContext) -> GraphModule:
         if not is_output(placeholder) and (reason := _becomes_dense(dense, context)) is not None:
             context.made_dense.append(reason)
     return gm
+
+
+def _take_sizes_from_inputs(write: Writer, cache: Node) -> None:
+    """Compute the sizes that the program asks of a cache from the inputs of the graph that are sizes."""
+    for reader in list(cache.users):
+        size = example_or_none(reader)
+        if is_query(reader) and isinstance(size, torch.SymInt) and is_number_of_inputs(write.graph, size):
+            with write.before(reader):
+                number = write.number(size)
+            if isinstance(number, Node):
+                write.replace(reader, number)
+                write.erase_dead([reader])
 
 
 def _becomes_dense(dense: Node, context: PassContext) -> Reason | None:

@@ -34,7 +34,11 @@ _READS_MASK = ("innerq::decode_attention", "innerq::open_from")
 
 
 class _NotHoistable(Exception):
-    """Why length-dependent nodes cannot be moved to a prelude."""
+    """Why length-dependent nodes cannot be moved to a prelude, and the node that keeps them from it."""
+
+    def __init__(self, reason: str, node: Node) -> None:
+        super().__init__(reason)
+        self.reason = Reason.at(node, f"no CUDA graph can serve all lengths: {reason}, at {node.name}")
 
 
 def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
@@ -42,9 +46,9 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
         return gm
     try:
         hoisted, targets = _hoistable(gm, context)
-    except _NotHoistable as reason:
-        context.lengths_not_hoisted = str(reason)
-        context.notes.append(Reason(f"no CUDA graph can serve all lengths: {reason}"))
+    except _NotHoistable as error:
+        context.lengths_not_hoisted = str(error.reason)
+        context.notes.append(error.reason)
         return gm
     if targets:
         context.prelude = _split(gm, context, hoisted, targets)
@@ -95,18 +99,18 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         if node in caches:
             continue
         if node.op == "output":
-            if any(arg in symbolic for arg in node.all_input_nodes):
-                raise _NotHoistable("an output has the length of the cache")
+            if (long := next((arg for arg in node.all_input_nodes if arg in symbolic), None)) is not None:
+                raise _NotHoistable("an output has the length of the cache", long)
         elif node.op == "placeholder" and _has_length(example_or_none(node), lasting):
             symbolic.add(node)
         elif (others := _arguments_without_mask(node)) is not None:
             if any(other in symbolic for other in others):
-                raise _NotHoistable("an attention has a query of symbolic size")
+                raise _NotHoistable("an attention has a query of symbolic size", node)
         elif node.op == "placeholder":
             continue
         elif any(arg in symbolic for arg in node.all_input_nodes) or _has_length(example_or_none(node), lasting):
             if not has_example(node):
-                raise _NotHoistable(f"the size of {node} is not known")
+                raise _NotHoistable("a size is not known", node)
             (symbolic if _has_length(example(node), lasting) else edge).add(node)
     hoisted, pending = set(), [*symbolic, *edge]
     while pending:
@@ -116,13 +120,14 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         hoisted.add(node)
         pending += node.all_input_nodes
     if hoisted & caches:
-        raise _NotHoistable("a tensor with the length of the cache is computed from a cache")
+        reading = next(node for node in gm.graph.nodes if node in hoisted and caches.intersection(node.all_input_nodes))
+        raise _NotHoistable("a tensor with the length of the cache is computed from a cache", reading)
     changes = Writes(gm.graph)
     for node in (node for node in gm.graph.nodes if node in hoisted):  # in order, so that the reason is deterministic
         if node.op == "placeholder" and isinstance(example_or_none(node), torch.nn.Parameter):
-            raise _NotHoistable("a tensor with the length of the cache is computed from a parameter")
+            raise _NotHoistable("a tensor with the length of the cache is computed from a parameter", node)
         if changes.of(node):
-            raise _NotHoistable("a tensor that depends on the length of the cache is changed in place")
+            raise _NotHoistable("a tensor that depends on the length of the cache is changed in place", node)
     depending = symbolic | edge
     for node in gm.graph.nodes:  # hoisted because something behind it is
         if node in hoisted and any(arg in depending for arg in node.all_input_nodes):
@@ -134,10 +139,10 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
     ]
     for node in needed:
         if not isinstance(example(node), torch.Tensor):
-            raise _NotHoistable(f"the number {node} depends on the length of the cache, and not only masks use it")
+            raise _NotHoistable("a number depends on the length of the cache, and not only masks use it", node)
         *lead, last = example(node).shape or (1,)
         if any(_has_length(size, lasting) for size in lead) or (node in symbolic) != _has_length(last, lasting):
-            raise _NotHoistable("a mask has a symbolic size in a dimension that is not its last")
+            raise _NotHoistable("a mask has a symbolic size in a dimension that is not its last", node)
     return hoisted, needed
 
 

@@ -55,7 +55,7 @@ def recordability(
 def _refusal(gm: GraphModule, context: PassContext, report: GraphReport) -> str | None:
     """Why a graph must not be recorded as a CUDA graph by anybody; None if it may be."""
     if context.lengths_not_hoisted:
-        return f"no CUDA graph can serve all lengths: {context.lengths_not_hoisted}"
+        return context.lengths_not_hoisted
     if context.attentions and not (context.caches or context.shadows):
         if context.quantized:
             return "a prefill runs once, and its caches outlive the memory pool of a CUDA graph"

@@ -82,17 +82,6 @@ def test_it_prints_as_a_table(llama):
         assert part in text, part
 
 
-def test_it_shows_sliding_windows(tmp_path):
-    model = windowed_model("Gemma3Text", 16, head_dim=16, layer_types=["sliding_attention", "full_attention"])
-    explanation = explain(innerq(model), **prompt(1, 40))
-    assert [row.report.window for row in explanation.rows] == ["last 15, in a ring", ""]
-    assert "last 15, in a ring" in str(explanation)
-    explanation.to_html(tmp_path / "e.html")
-    assert "last 15, in a ring" in (tmp_path / "e.html").read_text()
-    model = windowed_model("Mistral", 1030, head_dim=16)
-    assert {row.report.window for row in explain(innerq(model), **prompt(1, 1040)).rows} == {"last 1,029"}
-
-
 def test_it_says_whether_decode_steps_are_recorded():
     def graph(index: int, use: CudaGraphUse, detail: str = "", kind: GraphKind = GraphKind.DECODE) -> GraphReport:
         return GraphReport(kind, 1, 1, (), index, cuda_graphs=CudaGraphs(use, detail))
@@ -236,3 +225,14 @@ def test_layers_have_the_models_names_behind_a_decorator():
     model = innerq(DecoratedForward())
     explanation = explain(lambda: model(torch.randn(1, 1, 32), model(torch.randn(1, 20, 32))[1]))
     assert [row.report.layer for row in explanation.rows] == ["layers.0"]
+
+
+def test_it_shows_sliding_windows(tmp_path):
+    model = windowed_model("Gemma3Text", 16, head_dim=16, layer_types=["sliding_attention", "full_attention"])
+    explanation = explain(innerq(model), **prompt(1, 40))
+    assert [row.report.window for row in explanation.rows] == ["last 15, in a ring", ""]
+    assert "last 15, in a ring" in str(explanation)
+    explanation.to_html(tmp_path / "e.html")
+    assert "last 15, in a ring" in (tmp_path / "e.html").read_text()
+    model = windowed_model("Mistral", 1030, head_dim=16)
+    assert {row.report.window for row in explain(innerq(model), **prompt(1, 1040)).rows} == {"last 1,029"}

@@ -13,8 +13,9 @@ ENTRIES = (
         ),
         why="Every size and number of an input passes through these functions when Dynamo decides whether it is a "
         "symbol. They are wrapped, so that lengths are symbols in the first graph, not from the second length on, and "
-        "floats of modules are constants. torch._dynamo.maybe_mark_dynamic would have to be called for each tensor of each call; torch.compile's "
-        "dynamic=True makes heads symbols, too, and its shapes_spec (torch 2.13) fixes what it does not name.",
+        "floats of modules are constants. torch._dynamo.maybe_mark_dynamic would have to be called for each tensor of "
+        "each call; torch.compile's dynamic=True makes heads symbols, too, and its shapes_spec (torch 2.13) fixes what "
+        "it does not name.",
         without="The backend cannot be imported.",
     ),
     Internal(
