@@ -117,10 +117,20 @@ def reported() -> dict[str, Any]:
 
 
 def compiled(side: str) -> dict[str, Any]:
-    """Counts of Dynamo, and for innerq its reports."""
+    """Counts of Dynamo and of the caches on disk, and for innerq its reports.
+
+    With everything on disk nothing is traced, and the caches of Inductor and AOTAutograd miss nothing.
+    """
     found: dict[str, Any] = {
         "graphs": counters["stats"]["unique_graphs"],
         "graph_breaks": sum(counters["graph_break"].values()),
+        "traced_operations": counters["stats"]["calls_captured"],
+        "caches": {
+            name: count
+            for kind in ("inductor", "aot_autograd")
+            for name, count in sorted(counters[kind].items())
+            if "cache" in name
+        },
     }
     return found | (reported() if side == "innerq" else {})
 

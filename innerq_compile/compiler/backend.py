@@ -27,7 +27,7 @@ from ..compile_error import CompileError
 from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.collector import sparing_old_objects
-from ..kernels.internals import inductor
+from ..kernels.internals import inductor, vector_isa
 from ..kernels.internals.dynamo_sizes import use_symbols
 from ..logs import trace_graph
 from ..passes.context import GraphError
@@ -73,6 +73,7 @@ def innerq_backend(
     try:
         config, inductor_options = split_options(options, mode)
         inductor.start_workers()
+        vector_isa.install()
         with compiling() as notice, at_work(), sparing_old_objects():
             return _compile(gm, example_inputs, config, inductor_options, notice)
     except CompileError:

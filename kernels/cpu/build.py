@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 
-from ..internals import inductor
+from ..internals import inductor, vector_isa
 
 #: Placed after Inductor's flags, which they override. Codes and scales have to be those of the reference, bit for bit,
 #: with any configuration: Inductor compiles with ``-fno-signed-zeros``, and the user's configuration may allow
@@ -36,6 +36,7 @@ def compiler_found() -> bool:
 @functools.cache
 def lanes() -> int:
     """Floats in a vector of the ISA that Inductor picked: 16, 8 or 4."""
+    vector_isa.install()
     width = inductor.vector_bits() // 32
     return 16 if width >= 16 else 8 if width >= 8 else 4
 

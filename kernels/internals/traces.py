@@ -24,13 +24,19 @@ from typing import Any, Protocol
 import torch
 from torch._dynamo import bytecode_transformation, convert_frame
 from torch._dynamo.eval_frame import innermost_backend
-from torch._dynamo.guards import CheckFunctionManager, convert_int_to_concrete_values, get_verbose_code_part
+from torch._dynamo.guards import (
+    CheckFunctionManager,
+    _get_closure_vars,
+    convert_int_to_concrete_values,
+    get_verbose_code_part,
+)
 from torch._dynamo.output_graph import OutputGraphCommon, OutputGraphGuardsState
 from torch._dynamo.package import SerializedCode
 from torch._dynamo.utils import counters
 from torch._guards import Guard, GuardsSet, Source, TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeGuardPythonPrinter
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._pytree import tree_map
 from torch.utils._sympy.value_ranges import bound_sympy
@@ -115,6 +121,12 @@ class _Manager(CheckFunctionManager):
             result = super().build_guards(sorted_guards, *args, **kwargs)
         self.builder = result[0]
         return result
+
+    def require(self, conditions: list[str]) -> None:
+        """Let conditions on sizes be checked besides, behind all other checks: as Dynamo checks those that it has."""
+        names = {**SYMPY_INTERP, **_get_closure_vars()}
+        self.builder.add_python_lambda_leaf_guard_to_root(conditions, conditions, closure_vars=names)
+        self.guard_manager.populate_diff_guard_manager()  # the copy that is checked if a program skips others
 
     def release(self) -> None:
         """Forget the values of the call. Objects that are guarded keep a manager alive for as long as they live."""
@@ -264,16 +276,43 @@ class Tree:
         self._common = common
         self.manager = self._built(code, guards.shapes)
         self._shapes = guards.shapes
+        self._scope = scope
+        self._added: list[str] = []
         # Dynamo has checked these values, but without tensors in dicts that are as they were when the checks were built
         # from them: where it traces, their sizes are those of the tensors. Here they are those of an earlier call.
-        result = self.manager.guard_manager.check_verbose(scope)
-        if not result.result:
+        try:
+            self._check()
+        except BaseException:
             self.release()
-            raise NotKept(f"its guards do not hold: {result.verbose_code_parts}")
+            raise
 
     def _built(self, code: types.CodeType, shapes: Any, *args: Any) -> _Manager:
         with _no_errors_of_guards():
             return _Manager(code, self._common, *args, shape_code_parts=shapes)
+
+    def _check(self) -> None:
+        result = self.manager.guard_manager.check_verbose(self._scope)
+        if not result.result:
+            raise NotKept(f"its guards do not hold: {result.verbose_code_parts}")
+
+    def require(self, conditions: list[Any], shape_env: Any) -> None:
+        """Let conditions on sizes be checked besides, in this call and in later ones.
+
+        Args:
+            conditions: expressions in symbols of ``shape_env``.
+            shape_env: knows which sizes of which inputs the symbols are.
+
+        Raises:
+            NotKept: if one does not hold in this call, or is on something else than sizes of inputs.
+        """
+        sources = shape_env.var_to_sources
+        printer = ShapeGuardPythonPrinter(sources, lambda source: source.name, sources)
+        try:
+            self._added = [printer.doprint(condition) for condition in conditions]
+            self.manager.require(self._added)
+        except (RuntimeError, SyntaxError) as error:  # no size of an input is the symbol, or it has no spelling
+            raise NotKept(f"conditions on sizes cannot be checked: {error}") from None
+        self._check()
 
     def value(self, source: Any) -> Any:
         """The value of a source in this call."""
@@ -290,6 +329,8 @@ class Tree:
         if leave_out is not None:
             manager.release()
             manager = self._built(code, self._shapes, cache_entries, failed, leave_out)
+            if self._added:
+                manager.require(self._added)
         manager.guard_manager.guard_fail_fn = failed
         self.release()
         manager.release()
@@ -298,7 +339,7 @@ class Tree:
     def release(self) -> None:
         """Forget the values of the call."""
         self.manager.release()
-        self._common = None
+        self._common, self._scope = None, {}
 
 
 def text_of(manager: _Manager, fingerprint: Callable[[Any], str]) -> str:
@@ -308,7 +349,7 @@ def text_of(manager: _Manager, fingerprint: Callable[[Any], str]) -> str:
         NotKept: if an object that is checked has no fingerprint.
     """
     text = _IN_THIS_PROCESS.sub("___check_metadata", str(manager.guard_manager))
-    text = _without_places(text, manager)
+    text = _with_sorted_sets(_without_places(text, manager), manager)
 
     def of(match: re.Match[str]) -> str:
         if int(match[2]) not in manager.objects:
@@ -352,6 +393,35 @@ def _without_places(text: str, manager: _Manager) -> str:
     return "\n".join([without(line) if _COMMENT in line else line for line in text.split("\n")])
 
 
+def _with_sorted_sets(text: str, manager: _Manager) -> str:
+    """The text of checks with the items of sets in an order that does not depend on the process.
+
+    A guard compares sets, and equal sets of strings are spelled in as many ways as their strings have hashes.
+    """
+    spelled: dict[str, str] = {}
+    for guard in manager.sorted_guards if "{" in text else ():
+        if guard.create_fn_name() in _EQUALITIES:
+            value = manager.builder.get(guard.originating_source)
+            if type(value) in (set, frozenset, tuple, list):
+                spelled[repr(value)] = _spelled(value)
+    for before, now in spelled.items():
+        if before != now:
+            text = text.replace(f" == {before}", f" == {now}")
+    return text
+
+
+def _spelled(value: Any) -> str:
+    """As ``repr``, but that equal sets are spelled the same."""
+    kind = type(value)
+    if kind in (set, frozenset):
+        return f"{kind.__name__}({', '.join(sorted(map(_spelled, value)))})"
+    if kind in (tuple, list):
+        return f"{kind.__name__}({', '.join(map(_spelled, value))})"
+    return repr(value)
+
+
+#: Guards that state the whole value that they compare with.
+_EQUALITIES = frozenset(("CONSTANT_MATCH", "EQUALS_MATCH"))
 #: The width to which Dynamo fills up the code of a check, and what stands before the place that it is from.
 _WIDTH_OF_CODE, _COMMENT = 60, "  # "
 #: An id in the text of a check, and the object that some versions print behind it, with its address.
@@ -652,12 +722,12 @@ def conditions_of(shape_env: Any) -> Conditions:
     return Conditions(frozenset([*map(str, found), *map(_canonical, found)]), dict(shape_env.var_to_range))
 
 
-def added_conditions(shape_env: Any, known: Conditions) -> list[str]:
-    """Conditions that a graph has by now and that do not follow from ``known``.
+def added_conditions(shape_env: Any, known: Conditions) -> list[Any]:
+    """Conditions that a graph has by now and that do not follow from ``known``, in an order of their own.
 
     Caches of compiled code spell the same condition in another way than the compiler, or add what a range says.
     """
-    return sorted(str(guard.expr) for guard in shape_env.guards if not _follows(guard.expr, known))
+    return sorted({guard.expr for guard in shape_env.guards if not _follows(guard.expr, known)}, key=str)
 
 
 def _follows(condition: Any, known: Conditions) -> bool:

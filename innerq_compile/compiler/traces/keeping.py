@@ -193,8 +193,9 @@ class TraceKeeper:
         pairs = [(value, context) for value, context in zip(inputs, contexts, strict=True) if context is not None]
         with traces.compiling_again(mode, pairs):
             compiled = frame.compiler(gm, inputs)
-        if added := traces.added_conditions(mode.shape_env, trace.conditions):  # no guard checks them
-            raise NotKept(f"compiling it has added conditions on sizes: {added}")
+        if added := traces.added_conditions(mode.shape_env, trace.conditions):  # no kept guard checks them
+            tree.require(added, mode.shape_env)
+            log.debug("compiling a kept trace has added conditions on sizes, which are checked: %s", added)
         log.debug("restored the trace of %s", frame.code.co_name)
         return traces.restored(trace.bytecode, tree, guards, compiled, mode, frame.globals)
 

@@ -21,6 +21,7 @@ from . import (
     tensors,
     traces,
     triton_compiler,
+    vector_isa,
 )
 from .entry import Internal
 
@@ -41,6 +42,7 @@ TOPICS: dict[str, tuple[Internal, ...]] = {
     "tensors": tensors.ENTRIES,
     "traces": traces.ENTRIES,
     "triton_compiler": triton_compiler.ENTRIES,
+    "vector_isa": vector_isa.ENTRIES,
 }
 
 

@@ -28,6 +28,22 @@ ENTRIES = (
         without=_NO_TRACES,
     ),
     Internal(
+        module="torch._dynamo.guards",
+        names=(
+            "_get_closure_vars",
+            "GuardBuilder.add_python_lambda_leaf_guard_to_root",
+            "GuardManagerWrapper.populate_diff_guard_manager",
+        ),
+        why="Conditions on sizes that compiling a kept graph adds are checked as those that Dynamo has found.",
+        without=_NO_TRACES,
+    ),
+    Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("SYMPY_INTERP", "ShapeGuardPythonPrinter"),
+        why="Such a condition as code that reads the sizes of a call's inputs, and the functions that the code calls.",
+        without=_NO_TRACES,
+    ),
+    Internal(
         module="torch._dynamo.output_graph",
         names=("OutputGraphCommon", "OutputGraphGuardsState"),
         why="What guards are built from. In place of the first, behind a trace, stands an object with the attributes "

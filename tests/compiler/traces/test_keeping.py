@@ -304,11 +304,80 @@ def test_values_of_a_call_are_not_held():
         assert held() is None
 
 
-def test_conditions_on_sizes_that_compiling_adds(monkeypatch):
-    """No guard checks them."""
+@pytest.mark.parametrize("guards", ["all", "filtered"])
+def test_conditions_on_sizes_that_compiling_adds(guards, monkeypatch):
+    """They are checked as those that Dynamo has found: in the call in which a trace is restored, and in later ones."""
+
+    def step(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v), k, v
+
+    options: dict = {"guard_filter_fn": lambda entries: [True for _ in entries]} if guards == "filtered" else {}
+    compiled = torch.compile(step, backend="innerq", options=options)
+
+    def run(length: int) -> bool:
+        """Whether it is traced."""
+        counters.clear()
+        q = k = v = torch.randn(1, 2, length, 16)
+        torch._dynamo.mark_dynamic(q, 2)
+        torch.testing.assert_close(compiled(q, k, v)[0], step(q, k, v)[0])
+        return counters["stats"]["calls_captured"] > 0
+
+    def added(env, known):
+        return [symbol < 70 for symbol, value in values(env).items() if value in (40, 80)]
+
+    def values(env):
+        return getattr(env, "backed_var_to_val", None) or env.var_to_val
+
+    assert run(40)
+    torch._dynamo.reset()
+    assert not run(40)
+    monkeypatch.setattr(traces, "added_conditions", added)
+    torch._dynamo.reset()
+    assert not run(40)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not run(60)
+    assert counters["stats"]["unique_graphs"] == 0  # what was compiled serves this one
+    assert run(80)
+    torch._dynamo.reset()
+    assert run(90)  # the kept traces are of 40 and 80
+
+
+@pytest.mark.parametrize("conditions", [[sympy.Symbol("unknown") < 7], [sympy.false]], ids=["unknown", "false"])
+def test_conditions_that_cannot_be_checked_or_do_not_hold(conditions, monkeypatch):
+    traced(model_of(), steps=0)
+    monkeypatch.setattr(traces, "added_conditions", lambda env, known: conditions)
+    assert traced(model_of(), steps=0) > 0
+
+
+def test_all_conditions_are_checked_again(monkeypatch):
+    """Whatever conditions the graphs of a model have, they can be spelled."""
+    monkeypatch.setattr(traces, "conditions_of", lambda env: traces.Conditions(frozenset(), {}))
     traced(model_of())
-    monkeypatch.setattr(traces, "added_conditions", lambda env, known: ["s0 < 7"])
-    assert traced(model_of()) > 0
+    assert traced(model_of()) == 0
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_sets_are_compared_whatever_the_order_of_their_items(kind):
+    """Which depends on the process for strings, and for these numbers on which of them was added first."""
+
+    def step(q, k, v, numbers):
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return out * (2 if 3 in numbers else 4), k, v
+
+    q = k = v = torch.randn(1, 2, 40, 16)
+
+    def run(*numbers: int) -> bool:
+        torch._dynamo.reset()
+        counters.clear()
+        found = torch.compile(step, backend="innerq")(q, k, v, kind(numbers))[0]
+        torch.testing.assert_close(found, step(q, k, v, numbers)[0])
+        return counters["stats"]["calls_captured"] > 0
+
+    assert repr(kind((0, 8))) != repr(kind((8, 0)))
+    assert run(0, 8)
+    assert not run(8, 0)
+    assert run(0, 3)
+    assert not run(3, 0)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +400,7 @@ def test_which_conditions_are_new(conditions, added):
         return types.SimpleNamespace(guards=guards, var_to_range={a: ValueRanges(2, 2048)})
 
     known = pickle.loads(pickle.dumps(traces.conditions_of(env("a < 9"))))
-    assert traces.added_conditions(env(*conditions), known) == added
+    assert [str(one) for one in traces.added_conditions(env(*conditions), known)] == added
 
 
 @pytest.mark.parametrize("name", ["INNERQ_LOWERING", "INNERQ_KERNELS", "INNERQ_CPU_KERNELS"])
