@@ -96,13 +96,13 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
         )
     if is_written(node) or changes.after(node, node):
         return "they are a buffer that this graph writes in place; graphs that read it later will use a quantized copy"
-    if fills_buffer(node, tokens_dim):
-        return "their last tokens are copied to a buffer; graphs that read it later will use a quantized copy"
     if rank == 4 and is_output(node):
         window = part.window if part is not None and seen is None else None
         return CacheUse(CacheSource.FRESH, node, tokens_dim, window=window)
     if rank == 4 and kept is not None:
         return CacheUse(CacheSource.FRESH, node, tokens_dim, kept=kept.node, seen=seen, window=kept.window)
+    if fills_buffer(node, tokens_dim):
+        return "their last tokens are copied to a buffer; graphs that read it later will use a quantized copy"
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
         return "only a part of them is returned as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor are returned by the graph, so there is no cache to quantize"
