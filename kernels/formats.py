@@ -31,6 +31,8 @@ MAX_HEAD_DIM = 576
 ROLLING_BLOCKS = 2
 #: Spare blocks that a cache is allocated with at least, when it is made and when it grows.
 SPARE_BLOCKS = 4
+#: Dropped tokens are removed from memory in multiples of this: of every block, and of the ring of all presets.
+FORGOTTEN_AT_ONCE = 128
 
 
 class FormatError(ValueError):
@@ -210,6 +212,14 @@ def preallocated_capacity(fmt: CacheFormat, tokens: Any) -> Any:
     At least two: ``torch.compile`` specializes on sizes 0 and 1, and one graph should serve caches of all sizes.
     """
     return blocks_for(fmt, tokens) + 2
+
+
+def shadow_capacity(fmt: CacheFormat, tokens: Any, rolls: bool) -> Any:
+    """Blocks to allocate for the shadow of a buffer of ``tokens`` tokens.
+
+    If new tokens push the oldest ones out, these stay in memory until so many are dropped as are forgotten at once.
+    """
+    return preallocated_capacity(fmt, tokens + 2 * FORGOTTEN_AT_ONCE if rolls else tokens)
 
 
 def grown_capacity(fmt: CacheFormat, length: Any) -> Any:

@@ -2,8 +2,8 @@
 
     zero = torch.tensor(0.0, device="cuda")      ->      zero = torch.full((), 0.0, dtype=torch.float32, device="cuda")
 
-A copy from the host is not recorded in a CUDA graph. Masks are made with such tensors. The pass does something only to
-a graph that is to be recorded.
+A copy from the host is not recorded in a CUDA graph. Masks and indices are made with such tensors. The pass does
+something only to a graph that is to be recorded.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ def fill_constants(gm: GraphModule, context: PassContext) -> GraphModule:
         if (number := _constant(node)) is not None and not changes.of(node):
             tensor = example(node)
             with write.before(node):
-                full = write.call(torch.full, (), number, dtype=tensor.dtype, device=tensor.device, like=node)
+                like = {"dtype": tensor.dtype, "device": tensor.device}
+                full = write.call(torch.full, tuple(tensor.shape), number, **like, like=node)
             write.replace(node, full)
             gm.graph.erase_node(node)
     return gm
 
 
 def _constant(node: Node) -> bool | int | float | None:
-    """The number of a ``torch.tensor``; None for anything else, and for a symbol."""
+    """The number of a ``torch.tensor`` of one element; None for anything else, and for a symbol."""
     call = read(node)
     if call is None or call.name != "tensor" or tensor_of(node) is None:
         return None
     plain = not (call.get("requires_grad") or call.get("pin_memory"))
-    return call["data"] if plain and isinstance(call["data"], (bool, int, float)) else None
+    data = call["data"]
+    while isinstance(data, (list, tuple)) and len(data) == 1:
+        (data,) = data
+    return data if plain and isinstance(data, (bool, int, float)) else None

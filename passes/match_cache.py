@@ -5,6 +5,7 @@ keys = cat([past, k], dim=2)      past: an InnerQTensor     -> APPENDED, rewritt
      ... many tokens to a short sliding window              -> RENEWED, quantized by `quantize_prefill`
 keys = past                       past: an InnerQTensor     -> READ, rewritten by `rewrite_decode`
 keys = buffer.index_copy_(...)    buffer: an input          -> BUFFER, rewritten by `rewrite_buffer`
+     ... buffer.copy_(...) of the last tokens               -> BUFFER, too
 keys = k, or cat([empty, k])      returned by the graph     -> FRESH, quantized by `quantize_prefill`
 
 Of keys and values of a sliding window the graph returns the last tokens, and an attention may read the last tokens.
@@ -17,6 +18,7 @@ from torch.fx import GraphModule, Node
 from ..kernels.formats import Role, obstacle
 from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
+from .analysis.rolled_buffers import fills_buffer, rolled_use
 from .analysis.windows import fits_ring, kept_part, last_tokens
 from .context import CacheSource, CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
@@ -81,7 +83,8 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
             parts = {"kept": kept and kept.node, "seen": seen, "window": kept and kept.window}
             return CacheUse(source, node, tokens_dim, of_cache=cache, new_tokens=new[0], **parts)
     try:
-        if (buffer := buffer_use(node, tokens_dim, changes)) is not None:
+        buffer = rolled_use(node, tokens_dim, changes) or buffer_use(node, tokens_dim, changes)
+        if buffer is not None:
             return CacheUse(CacheSource.BUFFER, node, tokens_dim, of_buffer=buffer)
     except NoBuffer as reason:
         return str(reason)
@@ -98,6 +101,8 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
         return CacheUse(CacheSource.FRESH, node, tokens_dim, window=window)
     if rank == 4 and kept is not None:
         return CacheUse(CacheSource.FRESH, node, tokens_dim, kept=kept.node, seen=seen, window=kept.window)
+    if fills_buffer(node, tokens_dim):
+        return "their last tokens are copied to a buffer; graphs that read it later will use a quantized copy"
     if any(op_name(user) == "getitem" and is_output(user) for user in node.users):
         return "only a part of them is returned as a cache, as with a sliding window"
     return "they neither come from a quantized cache nor are returned by the graph, so there is no cache to quantize"

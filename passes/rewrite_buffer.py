@@ -11,6 +11,13 @@ The shadow holds the tokens of the buffer up to the last one written. The runtim
 first reads the buffer, and whenever anything but a rewritten graph has changed the buffer. `rewind_` sets the length of
 the shadow to the position of the write, in case the program went back.
 
+A full buffer whose oldest tokens new ones push out (``analysis/rolled_buffers.py``) has a shadow with the same tokens:
+
+    full = cat([buffer_k[:, :, 1:], k], 2)           full = ...                                (kept, too)
+    buffer_k.copy_(full[:, :, -W:])                  buffer_k.copy_(full[:, :, -W:])
+    ...                                          ->  append_(shadow..., k, v, drop=1)
+    out = attention(q, buffer_k, buffer_v, mask)     out = decode_attention(q, shadow..., mask)
+
 The same pass rewrites attentions over buffers that are quantized themselves (``InnerQBuffer``): they have no shadow,
 and the program's writes are replaced.
 """
@@ -23,7 +30,7 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
-from ..kernels.formats import Role, preallocated_capacity
+from ..kernels.formats import Role, shadow_capacity
 from ..kernels.internals.dynamo_graphs import AttrSource, source_of
 from ..kernels.internals.tensors import assert_async
 from ..kernels.masks import MASKED
@@ -31,6 +38,7 @@ from ..kernels.schemas import arguments_of
 from .analysis.buffer_writes import is_preallocated, same_position
 from .analysis.buffers import is_step
 from .analysis.shared_norm import shared_norm
+from .analysis.windows import SHORT_WINDOW, rolling_format
 from .context import (
     AttentionMatch,
     BufferUse,
@@ -47,7 +55,7 @@ from .emit.inputs import add_placeholders, cache_examples
 from .emit.read_dequantized import early_reader
 from .emit.writes import append, by_head_in_dtype, position_tensor, token_count, write_at
 from .graph.aliases import Writes, possible_views
-from .graph.values import dtype_of, example, same_size, sizes_of, tensor_of
+from .graph.values import dtype_of, example, plain_size, same_size, sizes_of, tensor_of
 from .graph.writing import Writer
 
 _MESSAGE = "innerq: the mask shows tokens of a static cache that have not been written"
@@ -68,10 +76,12 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         key, value, form = key_use.buffer, value_use.buffer, context.standard[match]
         pair = (key.buffer, value.buffer)
+        last = max(key.write, value.write, key=changes.order.__getitem__)
         reason = _obstacle(match, form, key, value, changes, context)
         if reason is None and any(bool({*pair} & {*other}) and pair != other for other in sides):
             reason = "another attention reads its key buffer with another value buffer, or the other way round"
-        last = max(key.write, value.write, key=changes.order.__getitem__)
+        if reason is None and changes.order[form.node] < changes.order[last]:
+            reason = "the attention comes before the writes to the buffers"
         if reason is None and not context.config.rewrite:
             reason = early_reader(match, form, last, changes.order)
         if reason is not None:
@@ -79,16 +89,18 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         if pair not in sides:
             with write.after(last):
-                positions[pair] = position_tensor(write, context, key)
+                if not key.rolls:
+                    positions[pair] = position_tensor(write, context, key)
                 sides[pair] = _sides(write, key, value, changes, context)
                 known = changes.order[form.query] < changes.order[last]  # the query is computed before the writes
                 query = form.query if known else None
-                _write_caches(write, context, match, query, *sides[pair], key, value, positions[pair])
-        if key.whole and form.mask is not None:  # layers share a check of a mask that stays as it is
+                _write_caches(write, context, match, query, *sides[pair], key, value, positions.get(pair))
+        if pair in positions and key.whole and form.mask is not None:  # layers share a check of a mask that stays
             shared = (form.mask, str(key.count), match if changes.of(form.mask) else None)
             checked = checks.get(shared, (match, {}))[1]
             checks[shared] = match, {**checked, positions[pair]: None}
-        attend(write, context, match, *sides[pair], changes, (key.position, key.count))
+        end = () if key.rolls else (key.position, key.count)
+        attend(write, context, match, *sides[pair], changes, end, dropped=key.extra)
         context.rewritten.append(match)
         for use in (key, value):
             if is_preallocated(use.buffer):
@@ -113,7 +125,7 @@ def _obstacle(
     if key.buffer is value.buffer:
         return "keys and values are the same buffer"
     alike = same_position(key.position, value.position) and same_size(key.count, value.count)
-    if not alike or key.whole != value.whole:
+    if not alike or (key.whole, key.rolls, key.extra) != (value.whole, value.rolls, value.extra):
         return "the buffers of keys and values are written or read at different positions"
     if is_preallocated(key.buffer) != is_preallocated(value.buffer):
         return "only one of keys and values is a quantized buffer"
@@ -124,9 +136,10 @@ def _obstacle(
         if reason is not None:
             return reason
     if key.whole:
-        if form.mask is None:
+        if form.mask is None and not key.rolls:
             return "the attention reads the whole buffer without a mask, including tokens that have not been written"
-        if not same_size(sizes_of(form.mask)[-1], sizes_of(match.key)[match.tokens_dims[0]]):
+        tokens = sizes_of(match.key)[match.tokens_dims[0]]
+        if form.mask is not None and not same_size(sizes_of(form.mask)[-1], tokens):
             return "the mask does not have one column for each token of the buffer"
     return _delay_obstacle(key, value, changes)
 
@@ -156,14 +169,18 @@ def _write_caches(
     value: CacheInput,
     key_use: BufferUse,
     value_use: BufferUse,
-    position: Node,
+    position: Node | None,
 ) -> None:
     """Write to the quantized caches what the program writes to the buffers.
 
     Args:
         query: the query of the attention; None if it is computed after the writes, so that its moments cannot be used.
+        position: a tensor with the position of the first new token; None if the buffers roll.
     """
     new_key, new_value = by_head_in_dtype(write, key_use), by_head_in_dtype(write, value_use)
+    if position is None:
+        append(write, context, match, key, value, new_key, new_value, write.number(key_use.count))
+        return
     if not is_step(key_use.count):  # at 0 it is a prompt, from which the key statistics are computed
         moments = ()
         if key.format.uses_queries and query is not None:
@@ -191,22 +208,25 @@ def _sides(
 
 def _shadow(write: Writer, role: Role, use: BufferUse, changes: Writes, context: PassContext) -> CacheInput:
     config, dense = context.config, example(use.buffer)
-    batch, heads, tokens, head_dim = (dense.shape[dim] for dim in use.dims)
-    fmt = context.format_for(role, head_dim, dense.dtype)
-    if role == "key" and use.dims == _ORDER:  # otherwise the written tokens are not [B, H, N, D]
-        fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
+    batch, heads, tokens, head_dim = (plain_size(dense.shape[dim]) for dim in use.dims)
+    if use.rolls and tokens <= SHORT_WINDOW:  # `rolled_use` has made it a constant
+        fmt = rolling_format(context, role, head_dim, dense.dtype, tokens)
+    else:
+        fmt = context.format_for(role, head_dim, dense.dtype)
+        if role == "key" and use.dims == _ORDER:  # otherwise the written tokens are not [B, H, N, D]
+            fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
     examples = cache_examples(
         fmt,
         (batch, heads),
         head_dim,
-        preallocated_capacity(fmt, tokens),
+        shadow_capacity(fmt, tokens, use.rolls),
         dense.dtype,
         dense,
-        mean=role == "key" and config.centre_keys,
-        norm=role == "key" and config.normalize_keys,
+        mean=role == "key" and config.centre_keys and not fmt.rolls,
+        norm=role == "key" and config.normalize_keys and not fmt.rolls,
     )
     source = source_of(use.buffer)
-    source = source and AttrSource(source, "_innerq_shadow")
+    source = source and AttrSource(source, use.shadow)
     return CacheInput(add_placeholders(write, f"{use.buffer.name}_shadow", examples, source))
 
 

@@ -35,6 +35,7 @@ def quantize(
     capacity: int | None = None,
     norm: str | None = None,
     queries: torch.Tensor | None = None,
+    fmt: CacheFormat | None = None,
 ) -> CacheStorage:
     """Quantize dense keys or values.
 
@@ -46,17 +47,19 @@ def quantize(
         capacity: Capacity in blocks; None leaves room for growth, see ``formats.grown_capacity``.
         norm: ``CacheFormat.norm``; None means that of the config.
         queries: ``[B, Hq, N, D]``, the queries of the last N tokens, for mode ``steered``; None if they are not known.
+        fmt: The format; None means that of the config.
 
     Raises:
         InnerQError: If a cache cannot have this dtype or head_dim.
     """
-    fmt = config.format_for(role, x.shape[-1], x.dtype)
+    if fmt is None:
+        fmt = config.format_for(role, x.shape[-1], x.dtype)
     if norm is not None:
         fmt = dataclasses.replace(fmt, norm=norm)
     x = with_zeros(x, fmt)
     queries = None if queries is None else with_zeros(queries, fmt)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
-    has_statistics = role == "key" and (config.centre_keys or config.normalize_keys)
+    has_statistics = role == "key" and not fmt.rolls and (config.centre_keys or config.normalize_keys)
     mean = scale = moments = divisor = profile = None
     if fmt.uses_queries:
         moments = reference.query_moments(queries, x, start)

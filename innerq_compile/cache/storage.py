@@ -16,15 +16,12 @@ from ..errors import InnerQError
 from ..kernels import formats, layout, reference
 from ..kernels.cache import GROWING, STATISTICS, CacheTensors
 from ..kernels.channels import with_zeros, without_zeros
-from ..kernels.formats import CacheFormat
+from ..kernels.formats import FORGOTTEN_AT_ONCE, CacheFormat
 from ..kernels.internals.tensors import mark_sizes, without_modes
 from ..kernels.schemas import arguments_of
 from .changes import CHANGES
 from .extents import Extent, Extents
 from .traced import Flattened, flattened
-
-#: Dropped tokens are removed from memory in multiples of this: of every block, and of the ring of all presets.
-FORGOTTEN_AT_ONCE = 128
 
 
 @dataclasses.dataclass(eq=False)

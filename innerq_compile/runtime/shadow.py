@@ -3,6 +3,9 @@
 The program still writes its dense buffer. The shadow is an attribute of the key buffer, so that all graphs that read
 the buffer share it, and it is freed with the buffer. It is created from the contents of the buffer when a graph first
 reads the buffer, and again whenever the version counters show that something else has changed the buffer.
+
+The shadow of a full buffer whose oldest tokens new ones push out is another attribute. It holds all tokens of the
+buffer; those that have left it stay in memory until the room is needed.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ from torch.fx import Graph, GraphModule, Node
 from ..cache.quantizing import quantize
 from ..cache.storage import CacheStorage
 from ..errors import InnerQError
-from ..kernels.formats import CacheFormat, preallocated_capacity
+from ..kernels.formats import FORGOTTEN_AT_ONCE, CacheFormat, shadow_capacity
 from ..passes.context import Config, ShadowInput
 from ..passes.graph.values import example
 from .sizes import SizeReader
 
-_ATTRIBUTE = "_innerq_shadow"
+#: Versions of buffers whose shadow does not hold what they hold.
+_UNKNOWN = (-1, -1)
 
 
 @dataclasses.dataclass
@@ -58,11 +62,17 @@ class ShadowReader:
         self._value = names.index(plan.value_use.buffer.name)
         self._key_dims, self._value_dims = plan.key_use.dims, plan.value_use.dims
         self._formats = (plan.key.format, plan.value.format)
+        self._attribute = plan.key_use.shadow
+        #: how many tokens each call pushes out of the buffers
+        self._pushed = int(plan.key_use.count) if plan.key_use.rolls else 0
         self._config = config
         self._suited: Callable[[], Shadow | None] = lambda: None  # a weak reference to the last shadow that `_suits`
         self._position: Callable[[tuple[Any, ...]], Any]
         position = plan.key_use.position
-        if not isinstance(position, Node):
+        if self._pushed:  # the buffers are full
+            tokens = plan.key_use.dims[2]
+            self._position = lambda args: args[self._key].shape[tokens]
+        elif not isinstance(position, Node):
             self._position = sizes.reader(position)
         elif isinstance(example(position), torch.Tensor):
             self._position = _evaluator(original, position.name)
@@ -72,7 +82,7 @@ class ShadowReader:
     def __call__(self, args: tuple[Any, ...]) -> Shadow:
         """The shadow for a call with ``args``. It holds at least the tokens before the position of the write."""
         key, value = args[self._key], args[self._value]
-        shadow = getattr(key, _ATTRIBUTE, None)
+        shadow: Shadow | None = getattr(key, self._attribute, None)
         if shadow is not None and shadow.key.tensors.state.is_inference() and not torch.is_inference_mode_enabled():
             shadow = None  # created in inference mode, so it can be changed only there
         if (
@@ -82,7 +92,10 @@ class ShadowReader:
             or not self._suits(shadow)
         ):
             shadow = self._import(key, value, int(self._position(args)), shadow)
-            setattr(key, _ATTRIBUTE, shadow)
+            setattr(key, self._attribute, shadow)
+        if self._pushed:
+            _make_room(shadow, self._pushed)
+            shadow.versions = _UNKNOWN  # until the call has succeeded
         return shadow
 
     def _suits(self, shadow: Shadow) -> bool:
@@ -96,6 +109,9 @@ class ShadowReader:
 
     def followed(self, args: tuple[Any, ...], shadow: Shadow) -> None:
         """Mark the shadow as up to date, after the graph has written the same tokens to the buffers and to it."""
+        if self._pushed:
+            for side in (shadow.key, shadow.value):
+                side.advance(self._pushed, self._pushed)
         shadow.versions = _versions(args[self._key], args[self._value])
 
     def _import(self, key: torch.Tensor, value: torch.Tensor, length: int, last: Shadow | None) -> Shadow:
@@ -103,8 +119,8 @@ class ShadowReader:
 
         def side(buffer: torch.Tensor, dims: tuple[int, ...], fmt: CacheFormat) -> CacheStorage:
             dense = buffer.detach().permute(dims)
-            capacity = preallocated_capacity(fmt, dense.shape[2])
-            return quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, norm=fmt.norm)
+            capacity = shadow_capacity(fmt, dense.shape[2], bool(self._pushed))
+            return quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, fmt=fmt)
 
         key_format, value_format = self._formats
         keys, values = side(key, self._key_dims, key_format), side(value, self._value_dims, value_format)
@@ -124,8 +140,20 @@ def _moved(storage: CacheStorage, into: CacheStorage) -> CacheStorage:
         return storage
     for name, new in source.items():
         target[name].copy_(new)
-    into.length = storage.length
+    into.length, into.hidden, into.base = storage.length, storage.hidden, storage.base
     return into
+
+
+def _make_room(shadow: Shadow, count: int) -> None:
+    """Make room for ``count`` more tokens, on both sides at once: kernels take the lengths of keys for those of values.
+
+    Shadows have no padding in front, so that nothing is asked of the device.
+    """
+    sides = (shadow.key, shadow.value)
+    if not all(side.has_room(count) for side in sides):
+        hidden = shadow.key.hidden - shadow.key.base
+        for side in sides:
+            side.forget(hidden // FORGOTTEN_AT_ONCE * FORGOTTEN_AT_ONCE)
 
 
 def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:

@@ -58,9 +58,8 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
         raise NoBuffer("the buffer is read before it is written")
     position = write_position(index, dims, sizes_of(buffer), new)
     count = sizes_of(new)[dims[2]]
-    if not is_step(count) and not is_preallocated(buffer):
-        many = f"more than {MAX_QUERY_TOKENS}" if isinstance(count, int) else "different numbers of"
-        raise NoBuffer(f"{many} tokens are written at once, as in a prefill, whose attention stays exact")
+    if not is_preallocated(buffer):
+        check_step(count)
     consecutive = True
     if isinstance(position, IndexTensor):
         position, consecutive = position.node, position.consecutive()
@@ -75,6 +74,17 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
 def is_step(count: int | torch.SymInt) -> bool:
     """Whether so few tokens are written as in a decode step. A number that differs between calls may be a prompt's."""
     return isinstance(count, int) and count <= MAX_QUERY_TOKENS
+
+
+def check_step(count: int | torch.SymInt) -> None:
+    """Check that so few tokens are written as in a decode step.
+
+    Raises:
+        NoBuffer: if there are more.
+    """
+    if not is_step(count):
+        many = f"more than {MAX_QUERY_TOKENS}" if isinstance(count, int) else "different numbers of"
+        raise NoBuffer(f"{many} tokens are written at once, as in a prefill, whose attention stays exact")
 
 
 def is_written(node: Node) -> bool:
@@ -98,7 +108,7 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
     nothing = None, dims, None
     while True:
         if node.op in ("placeholder", "get_attr"):
-            return (node if _may_be_buffer(node) else None), dims, end
+            return (node if may_be_buffer(node) else None), dims, end
         call = read(node)
         source = None if call is None else call.source()
         if call is None or source is None:
@@ -107,11 +117,10 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
             if call.name not in ("index_copy", "index_put"):
                 return nothing
         elif call.kinds & Kind.REORDERS:
-            order = order_of(call, len(shape(node) or ()))
-            if order is None or len(order) != 4:
+            before = dims_before(call, dims)
+            if before is None:
                 return nothing
-            batch, heads, tokens, channels = (order[dim] for dim in dims)
-            dims = batch, heads, tokens, channels
+            dims = before
         elif call.name == "getitem" and end is None and _of_input(node):  # not a slice of a tensor computed here
             end = _slice_end(call, source, dims)
         else:
@@ -119,7 +128,16 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
         node = source
 
 
-def _may_be_buffer(node: Node) -> bool:
+def dims_before(call: Call, dims: Dims) -> Dims | None:
+    """The dimensions of the input of a call of `Kind.REORDERS` that are ``dims`` of its result; None if not known."""
+    order = order_of(call, len(shape(call.node) or ()))
+    if order is None or len(order) != 4:
+        return None
+    batch, heads, tokens, channels = (order[dim] for dim in dims)
+    return batch, heads, tokens, channels
+
+
+def may_be_buffer(node: Node) -> bool:
     """Whether a node is an input of four dimensions that is dense or a quantized buffer, not a growing cache."""
     value = tensor_of(node)
     if node.op != "placeholder" or value is None or value.dim() != 4 or not value.is_floating_point():

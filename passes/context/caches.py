@@ -53,10 +53,12 @@ class BufferUse:
         new: the tokens that are written, in the buffer's order of dimensions.
         write: the node that writes them.
         position: the position of the first of them: an int, the node of a symbolic int, or the node of a tensor whose
-            first element it is.
+            first element it is; None if the buffer rolls.
         count: the number of tokens that are written; a symbol only for an ``InnerQBuffer``.
         whole: True if the attention reads the whole buffer, so that the mask has to hide positions not yet written.
         consecutive: False if the positions are given by a tensor that is not known to hold consecutive numbers.
+        rolls: True if new tokens are written to the end of the full buffer, and push the oldest ones out.
+        extra: how many of the latter the attention reads in front of the buffer's own tokens.
     """
 
     buffer: Node
@@ -67,6 +69,13 @@ class BufferUse:
     count: int | torch.SymInt
     whole: bool
     consecutive: bool
+    rolls: bool = False
+    extra: int = 0
+
+    @property
+    def shadow(self) -> str:
+        """The attribute of the buffer that holds its shadow. One that rolls counts its tokens otherwise."""
+        return "_innerq_rolling_shadow" if self.rolls else "_innerq_shadow"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -202,7 +202,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("max", NEW, "max(input, dim=None, keepdim=False)", "max(input, other)"),
     Operation("amax", NEW, "amax(input, dim=(), keepdim=False)"),
     Operation("nan_to_num", NEW, "nan_to_num(input, nan=None, posinf=None, neginf=None)"),
-    *_new("sum", "mean", "min", "exp", "log", "cos", "sin", "abs", "roll", "gather", "index_select", "cumsum", "amin"),
+    *_new("sum", "mean", "min", "exp", "log", "cos", "sin", "abs", "gather", "index_select", "cumsum", "amin"),
+    Operation("roll", NEW, "roll(input, shifts, dims=None)"),
     *(Operation(name, NEW, f"{name}(...)", f"operator.{name}(...)") for name in ("eq", "ne", "lt", "le", "gt", "ge")),
     *_new("any", "all", "logical_not", "logical_and", "logical_or"),
     # --- creation of tensors

@@ -1,6 +1,7 @@
 """Example values of nodes: the fake tensor or size that Dynamo (or ``writing.py``) has stored for each node.
 
-Sizes are ints or symbolic ints. No function here adds a guard, except :func:`made_equal`.
+Sizes are ints or symbolic ints. No function here adds a guard, except :func:`made_equal`
+and :func:`made_constant`.
 """
 
 from __future__ import annotations
@@ -116,3 +117,9 @@ def made_equal(a: Any, b: Any) -> bool:
     if not numbers or free_unbacked_symbols((a, b)) or size_hint(a) != size_hint(b):
         return False
     return bool(a == b)
+
+
+def made_constant(size: Any) -> int | None:
+    """A size as a constant, by a guard if it is a symbol; None if it depends on data."""
+    number = size_hint(size)
+    return number if made_equal(size, number) else None

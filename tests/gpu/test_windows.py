@@ -38,3 +38,22 @@ def test_generate(name, before):
     decode = [graph for graph in compiled_graphs() if graph.kind == "decode"]
     assert all(graph.rewritten == graph.attentions for graph in decode)
     assert all(0 < graph.recorded < 8 for graph in decode if graph.calls > 8), [str(g.cuda_graphs) for g in decode]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generate_with_a_static_cache(name):
+    torch._dynamo.reset()
+    clear_reports()
+    window, others, _ = MODELS[name]
+    model = windowed_model(name, window, "cuda", **others)
+    ids = torch.randint(2, 61, (1, window - 12), device="cuda")
+    arguments = {"max_new_tokens": 50, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    arguments["cache_implementation"] = "static"
+    expected = model.generate(ids, disable_compile=True, **arguments)
+    innerq(model, preset="lossless")
+    for _ in range(2):
+        found = model.generate(ids, **arguments)
+        torch.testing.assert_close(found.logits, expected.logits, atol=2e-3, rtol=1e-2)
+    decode = [graph for graph in compiled_graphs() if graph.kind == "decode"]
+    assert len(decode) == 2 and all(graph.rewritten == graph.attentions for graph in decode)
+    assert all(0 < graph.recorded < 8 for graph in decode if graph.calls > 8), [str(g.cuda_graphs) for g in decode]

@@ -17,7 +17,7 @@ from innerq_compile.runtime.recording import Recording
 from tests.helpers.buffer_loop import BufferDecoder, compiled_loops
 from tests.helpers.emulated_graphs import Stream, emulated  # noqa: F401
 from tests.helpers.generation import assert_same_logits, compile_config, feed, tokens_of
-from tests.helpers.models import prompt, tiny_llama
+from tests.helpers.models import prompt, tiny_llama, windowed_model
 
 pytestmark = pytest.mark.usefixtures("no_inductor", "emulated")
 OPTIONS = {"preset": "lossless"}
@@ -103,6 +103,19 @@ def test_static_cache_used_again():
         cache.reset()
         assert_same_logits(feed(model, ids, cache, sizes), feed(eager, ids, DynamicCache(), [tokens]))
     assert recorded() == 1
+
+
+def test_static_cache_of_a_window_used_again():
+    """Below the window and behind it, a recording each, which serves the next text as well."""
+    eager, model = (windowed_model("Mistral", 16, num_hidden_layers=1) for _ in range(2))
+    innerq(model, **OPTIONS)
+    ids, sizes = prompt(1, 40)["input_ids"], [8, *[1] * 32]
+    right, cache = (StaticCache(config=model.config, max_cache_len=100) for _ in range(2))
+    expected = feed(eager, ids, right, sizes)
+    for _ in range(2):
+        cache.reset()
+        assert_same_logits(feed(model, ids, cache, sizes), expected)
+    assert recorded() == 2
 
 
 @pytest.mark.parametrize(

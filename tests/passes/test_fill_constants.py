@@ -41,6 +41,16 @@ class TestFillConstants(expecttest.TestCase):
     return (where,)""",
         )
 
+    def test_an_index(self):
+        graph = filled(lambda x: x[torch.tensor([-1], device=x.device)])
+        self.assertExpectedInline(
+            brief_code_of(graph),
+            """\
+    full = torch.full((1,), -1, dtype = torch.int64, device = device(type='cpu'))
+    getitem = l_x_[full]
+    return (getitem,)""",
+        )
+
 
 @pytest.mark.parametrize("number", [1, True, -2.5, float("inf")])
 def test_the_dtype_stays(number):

@@ -51,6 +51,34 @@ class TestRewriteBuffer(expecttest.TestCase):
         )
 
 
+class TestFullBuffer(expecttest.TestCase):
+    def test_a_step(self):
+        """As transformers does behind a sliding window. All that is in the buffers has been written."""
+
+        def step(q, k, v, keys, values, mask):
+            for buffer, new in ((keys, k), (values, v)):
+                full = buffer.roll(-1, dims=-2)
+                full[:, :, torch.tensor([-1])] = new
+                buffer.copy_(full)
+            return (torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask),)
+
+        tokens = [torch.randn(1, 1, 1, 16) for _ in range(3)]
+        buffers = [torch.zeros(1, 1, 64, 16) for _ in range(2)]
+        ((gm, _),) = capture(step, lambda _: (*tokens, *buffers, (torch.arange(64) > 3)[None]), config=PLAIN)
+        changes = changes_by_pass(gm, PLAIN, read=brief_code_of)
+        assert [*changes] == ["captured", "rewrite_buffer"]
+        self.assertExpectedInline(
+            changes["rewrite_buffer"],
+            """\
+- scaled_dot_product_attention = scaled_dot_product_attention(l_q_, l_keys_, l_values_, attn_mask = l_mask_)
+- return (scaled_dot_product_attention,)
++ append__default = append_(l_keys__shadow..., None, l_values__shadow..., l_k_, l_v_, 1)
++ open_from_default = open_from(l_mask_, l_keys__shadow_state, 1)
++ decode_attention_default = decode_attention(l_q_, l_keys__shadow..., l_values__shadow..., l_mask_, open_from_default, None, 0.25, 0.0, False)
++ return (decode_attention_default,)""",
+        )
+
+
 def test_the_shadow_is_an_input_that_follows_both_buffers():
     result = PIPELINE.rewrite(graph_of_a_step((torch.arange(64) <= 7)[None]), PLAIN)
     ((buffers, shadow),) = result.context.shadows.items()
