@@ -31,7 +31,8 @@ from torch.fx.proxy import GraphAppendingTracer
 from ...kernels.internals.dynamo_graphs import Source, set_source
 from ...kernels.internals.graphs import as_python, is_erased
 from ...kernels.internals.tensors import FakeTensor
-from .reading import Call, is_pure, read
+from .operations import Kind
+from .reading import Call, is_pure, kinds, read, written
 from .values import example, example_or_none, forget_example, has_example, set_example, value_of
 
 log = logging.getLogger("innerq_compile.passes")
@@ -137,12 +138,13 @@ class Writer:
     def erase_dead(self, nodes: Iterable[Node]) -> None:
         """Erase those of ``nodes`` that have no users, and then their inputs if they have no other users.
 
-        Only nodes without side effects are erased, because the graph is not functionalized.
+        Only nodes without side effects are erased, because the graph is not functionalized: those that write at most
+        to a tensor that is computed for them alone, as in ``scores /= 4``.
         """
         pending = list(nodes)
         while pending:
             node = pending.pop()
-            if is_erased(node) or node.users or not is_pure(node):
+            if is_erased(node) or node.users or not (is_pure(node) or _writes_to_own(node)):
                 continue
             pending.extend(node.all_input_nodes)
             self.graph.erase_node(node)
@@ -218,6 +220,18 @@ def replace_argument(node: Node, name: str, value: Any) -> None:
     if call is None:
         raise ValueError(f"{node} is not recognized: only arguments of operations in the table can be replaced")
     set_argument(call, name, value)
+
+
+def _writes_to_own(node: Node) -> bool:
+    """Whether all that a node does is to write to its first argument, new memory that nothing else uses."""
+    call = read(node)
+    source = call.source() if call is not None and call.in_place else None
+    return (
+        source is not None
+        and written(node) == [source]
+        and list(source.users) == [node]
+        and bool(kinds(source) & Kind.NEW)
+    )
 
 
 def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:

@@ -53,6 +53,7 @@ class Family:
         kwargs: of the config.
         attn: its attention implementations.
         kept: layers that keep their own cache, exactly as they were.
+        unrecorded: attention implementations with which steps are no CUDA graphs.
         note: its peculiarities.
     """
 
@@ -62,6 +63,7 @@ class Family:
     config: str | None = None
     attn: tuple[str, ...] = ("sdpa", "eager")
     kept: int = 0
+    unrecorded: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -150,6 +152,7 @@ FAMILIES = (
             "multi_query": False,
             "new_decoder_architecture": False,
         },
+        unrecorded=("sdpa",),
         note="bias scaled with the scores",
     ),
     Family(
@@ -192,6 +195,7 @@ FAMILIES = (
             "moe_intermediate_size": 32,
         },
         kept=2,
+        unrecorded=("sdpa", "eager"),
         note="MLA: caches a latent, of which keys and values are computed anew in every step",
     ),
     Family(
