@@ -18,8 +18,9 @@ import dis
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
@@ -47,6 +48,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .graphs import size_hint
 
+_Found = TypeVar("_Found")
+
 __all__ = [
     "Call",
     "Handler",
@@ -56,6 +59,7 @@ __all__ = [
     "Replacement",
     "Value",
     "larger",
+    "remembered",
     "same_sizes",
     "tried",
     "use_loops",
@@ -427,17 +431,39 @@ def larger(tensors: Sequence[torch.Tensor], numbers: Sequence[Any], results: Seq
         if not isinstance(size, torch.SymInt):
             return size
         env = size.node.shape_env
-        hints = {
-            symbol: 3 * size_hint(env.create_symintnode(symbol, hint=None)) for symbol in size.node.expr.free_symbols
-        }
-        return int(size.node.expr.subs(hints))
+        return int(size.node.expr.subs({symbol: 3 * _hint(env, symbol) for symbol in size.node.expr.free_symbols}))
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    made = []
     with mode:
-        made = [
-            torch.empty_strided(
-                list(map(of, tensor.size())), list(map(of, tensor.stride())), dtype=tensor.dtype, device=tensor.device
-            )
-            for tensor in tensors
-        ]
+        for tensor in tensors:
+            shape, strides = list(map(of, tensor.size())), list(map(of, tensor.stride()))
+            made.append(torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device))
     return Larger(mode, made, list(map(of, numbers)), [tuple(map(of, result.shape)) for result in results])
+
+
+def _hint(env: Any, symbol: Any) -> int:
+    return size_hint(env.create_symintnode(symbol, hint=None))
+
+
+# --- remembering ------------------------------------------------------------------------------------------------------
+
+#: By the symbols of a graph: what was found of calls with arguments alike, such as those of other layers.
+_REMEMBERED: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def remembered(key: str, tensors: Sequence[torch.Tensor], numbers: Sequence[Any], find: Callable[[], _Found]) -> _Found:
+    """What ``find()`` returns, or has returned for fake tensors and numbers of the same sizes, strides and dtypes."""
+    mode = detect_fake_mode(tensors)
+    if mode is None or mode.shape_env is None:
+        return find()
+    found = _REMEMBERED.setdefault(mode.shape_env, {})
+    kinds = [(str(t.dtype), str(t.device), *map(_text, t.shape), "|", *map(_text, t.stride())) for t in tensors]
+    whole = (key, *kinds, *map(_text, numbers))
+    if whole not in found:
+        found[whole] = find()
+    return found[whole]
+
+
+def _text(size: Any) -> str:
+    return str(size.node.expr if isinstance(size, torch.SymInt) else size)

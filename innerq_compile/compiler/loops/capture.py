@@ -7,6 +7,7 @@ compute with the number of chunks of a prompt makes sizes that take Inductor min
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from ...kernels.internals.dynamo_loops import (
     Replacement,
     Value,
     larger,
+    remembered,
     same_sizes,
     tried,
 )
@@ -125,7 +127,12 @@ class _Capture:
         trial = Description(
             self._place, self._module, digest_of(self._source), self._bounds, self._params, names, lists
         )
-        written, outcome = self._try(trial)
+        examples = [value.example for value in self._tensors]
+        numbers = [value.example for value in self._numbers]
+        written, outcome = remembered(trial.text(), examples, numbers, lambda: _try(trial, examples, numbers))
+        places = [_memory(example) for example in examples]
+        if any(places.count(places[index]) > 1 for index in written):
+            raise Refused("it writes a tensor of which it reads a view")
         order = [*written, *(index for index in range(len(self._tensors)) if index not in written)]
         moved = {old: new for new, old in enumerate(order)}
         params = tuple((name, _moved(value, moved)) for name, value in self._params)
@@ -134,7 +141,7 @@ class _Capture:
         args = (tensors[:count], tensors[count:], self._numbers, final.text())
         log.debug("the loop in %s is one operator", self._place)
         return Replacement(
-            OPERATOR, args, tensors[:count], _results(final.outcome, tensors, iter(range(count, 1 << 30))), names
+            OPERATOR, args, tensors[:count], _results(final.outcome, tensors, itertools.count(count)), names
         )
 
     def _describe(self, value: Value) -> Any:
@@ -159,31 +166,27 @@ class _Capture:
         if any(torch.is_autocast_enabled(value.example.device.type) for value in self._tensors):
             raise Refused("autocast is enabled")
 
-    def _try(self, description: Description) -> tuple[list[int], Any]:
-        """Run a loop over fake tensors, with one and with two iterations, and with larger sizes.
 
-        Returns:
-            The indices of tensors that it writes, and the description of what it returns.
-        """
-        examples = [value.example for value in self._tensors]
-        numbers = [value.example for value in self._numbers]
-        with tried(examples):
-            once, twice = _tried(description, examples, numbers, 1), _tried(description, examples, numbers, 2)
-            if once.written != twice.written:
-                raise Refused("it writes other tensors in its first iteration")
-            new: list[torch.Tensor] = []
-            outcome = _outcome(once.returned, twice.returned, once.tensors, new)
-        others = larger(examples, numbers, new)
-        with others.mode, torch.no_grad():
-            again = _tried(description, others.tensors, others.numbers, 1)
-            found: list[torch.Tensor] = []
-            _outcome(again.returned, again.returned, again.tensors, found)
-            if [tuple(tensor.shape) for tensor in found] != others.shapes:
-                raise Refused("the sizes of its results are not known for all sizes of its arguments")
-        places = [_memory(example) for example in examples]
-        if any(places.count(places[index]) > 1 for index in once.written):
-            raise Refused("it writes a tensor of which it reads a view")
-        return once.written, outcome
+def _try(description: Description, examples: list[torch.Tensor], numbers: list[Any]) -> tuple[list[int], Any]:
+    """Run a loop over fake tensors, with one and with two iterations, and with larger sizes.
+
+    Returns:
+        The indices of tensors that it writes, and the description of what it returns.
+    """
+    new: list[torch.Tensor] = []
+    with tried(examples):
+        once, twice = _tried(description, examples, numbers, 1), _tried(description, examples, numbers, 2)
+        if once.written != twice.written:
+            raise Refused("it writes other tensors in its first iteration")
+        outcome = _outcome(once.returned, twice.returned, once.tensors, new)
+    others = larger(examples, numbers, new)
+    found: list[torch.Tensor] = []
+    with others.mode, torch.no_grad():
+        again = _tried(description, others.tensors, others.numbers, 1)
+        _outcome(again.returned, again.returned, again.tensors, found)
+    if [tuple(tensor.shape) for tensor in found] != others.shapes:
+        raise Refused("the sizes of its results are not known for all sizes of its arguments")
+    return once.written, outcome
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ...errors import InnerQError
-from ...kernels.internals.dynamo_loops import Refused, tried
+from ...kernels.internals.dynamo_loops import Refused, remembered, tried
 from .source import Place, Source, function_of, function_source_of, source_of
 
 NAME = "innerq_loops::run"
@@ -221,10 +221,17 @@ def _run(written: list[torch.Tensor], read: list[torch.Tensor], numbers: list[in
 
 def _fake(written: list[torch.Tensor], read: list[torch.Tensor], numbers: list[Any], loop: str) -> list[torch.Tensor]:
     tensors = [*written, *read]
+    found = remembered(loop, tensors, numbers, lambda: _examples(tensors, numbers, loop))
+    others = [tensors[0].new_empty(shape, dtype=dtype, device=device) for shape, dtype, device in found]
+    return [*(tensor.clone() for tensor in written), *others]
+
+
+def _examples(tensors: list[torch.Tensor], numbers: list[Any], loop: str) -> list[Any]:
+    """Shapes, dtypes and devices of what a loop returns."""
     with tried(tensors):
         examples = copies(tensors)
-        results = runner_of(loop).new(runner_of(loop).example(examples, numbers), examples)
-    return [*(tensor.clone() for tensor in written), *(result.new_empty(result.shape) for result in results)]
+        new = runner_of(loop).new(runner_of(loop).example(examples, numbers), examples)
+    return [(tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in new]
 
 
 _lib.impl("run", _run, "CompositeExplicitAutograd")
