@@ -34,13 +34,13 @@ from torch._dynamo.variables import (
     ConstantVariable,
     ConstDictVariable,
     ListVariable,
-    SymNodeVariable,
     TensorVariable,
     TupleVariable,
     UserFunctionVariable,
 )
 from torch._dynamo.variables.base import ValueMutationNew, VariableTracker
 from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.tensor import SymNodeVariable
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -145,7 +145,8 @@ class Loop:
         name, *attributes = path.split(".")
         variable = self._tx.symbolic_locals[name].realize()
         for attribute in attributes:
-            variable = variable.var_getattr(self._tx, attribute).realize()
+            getter, named = VariableTracker.build(self._tx, getattr), ConstantVariable.create(attribute)
+            variable = getter.call_function(self._tx, [variable, named], {}).realize()
         try:
             return _value(variable, path)
         except TypeError:
@@ -211,6 +212,7 @@ class Call:
 
     def replace(self, by: Replacement) -> VariableTracker:
         """Put an operator into the graph in place of the call. Returns what the function returns."""
+        self._tx.output.tracing_context.traced_code.append(self.code)  # by which a kept trace is found to be outdated
         return _emit(self._tx, by)
 
 
@@ -253,7 +255,7 @@ def _value(variable: Any, what: str) -> Value:
 
 def _emit(tx: Any, by: Replacement) -> Any:
     args = tuple(_proxies(by.args))
-    result = wrap_fx_proxy(tx, tx.output.create_proxy("call_function", by.operator, args, {}))
+    result: Any = wrap_fx_proxy(tx, tx.output.create_proxy("call_function", by.operator, args, {}))
     for index, value in enumerate(by.written):
         value.variable.call_method(tx, "copy_", [result.items[index]], {})
     return _variable(by.outcome, result.items)

@@ -7,6 +7,7 @@ compute with the number of chunks of a prompt makes sizes that take Inductor min
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from ...kernels.internals.dynamo_loops import (
     same_sizes,
     tried,
 )
+from ...kernels.internals.tensors import memory_of
 from .operator import OPERATOR, Description, copies, description_of, digest_of, globals_of, metadata, runner_of
 from .source import Place, Source, attributes_of, function_source_of, source_of
 
@@ -38,7 +40,7 @@ def of_loop(loop: Loop) -> Replacement | None:
     found = _found(lambda: _loop(loop, place), place)
     if isinstance(found, Replacement):
         return found
-    log.warning("the loop in %s is unrolled, and compiled anew for each number of its iterations: %s", place, found)
+    _tell(place, found)
     return None
 
 
@@ -54,6 +56,12 @@ def of_call(call: Call) -> Replacement | None:
 
 #: What becomes of the loops of every program that is compiled with this backend.
 LOOPS = Handler(of_loop, of_call)
+
+
+@functools.cache
+def _tell(place: Place, why: str) -> None:
+    """Warn of a loop, once."""
+    log.warning("the loop in %s is unrolled, and compiled anew for each number of its iterations: %s", place, why)
 
 
 def _found(replacement: Callable[[], Replacement], place: Place) -> Replacement | str:
@@ -130,7 +138,7 @@ class _Capture:
         examples = [value.example for value in self._tensors]
         numbers = [value.example for value in self._numbers]
         written, outcome = remembered(trial.text(), examples, numbers, lambda: _try(trial, examples, numbers))
-        places = [_memory(example) for example in examples]
+        places = [memory_of(example) for example in examples]
         if any(places.count(places[index]) > 1 for index in written):
             raise Refused("it writes a tensor of which it reads a view")
         order = [*written, *(index for index in range(len(self._tensors)) if index not in written)]
@@ -223,7 +231,7 @@ def _outcome(one: Any, two: Any, arguments: list[torch.Tensor], new: list[torch.
     for index, tensor in enumerate(arguments):
         if tensor is one:
             return ("tensor", index)
-    if any(_memory(one) == _memory(tensor) for tensor in [*arguments, *new]):
+    if any(memory_of(one) == memory_of(tensor) for tensor in [*arguments, *new]):
         raise Refused("a result is a view of another tensor")
     new.append(one)
     return ("new", metadata(one))
@@ -251,10 +259,6 @@ def _module(names: dict[str, Any]) -> str:
     if not known:
         raise Refused("its function belongs to no module")
     return module
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _moved(described: Any, moved: dict[int, int]) -> Any:

@@ -200,7 +200,7 @@ def function_of(
     arguments = ast.arguments([], [ast.arg(argument(name)) for name in (RANGE, STACK, *params)], None, [], [], None, [])
     function = ast.FunctionDef("loop", arguments, statements, [], None, None)
     if "type_params" in ast.FunctionDef._fields:
-        function.type_params = []
+        setattr(function, "type_params", [])  # noqa: B010  (Python 3.12)
     place = source.statements[0]
     module = ast.Module([ast.copy_location(function, place)], [])
     ast.fix_missing_locations(module)
