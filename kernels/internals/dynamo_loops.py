@@ -396,6 +396,7 @@ def tried(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     with (
         enable_python_dispatcher(),
         mode,
+        torch.inference_mode(False),  # whose tensors do not count what is written to them
         torch.no_grad(),
         contextlib.nullcontext() if env is None else env.suppress_guards(),
     ):

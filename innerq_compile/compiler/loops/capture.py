@@ -189,7 +189,7 @@ def _try(description: Description, examples: list[torch.Tensor], numbers: list[A
         outcome = _outcome(once.returned, twice.returned, once.tensors, new)
     others = larger(examples, numbers, new)
     found: list[torch.Tensor] = []
-    with others.mode, torch.no_grad():
+    with others.mode, torch.inference_mode(False), torch.no_grad():
         again = _tried(description, others.tensors, others.numbers, 1)
         _outcome(again.returned, again.returned, again.tensors, found)
     if [tuple(tensor.shape) for tensor in found] != others.shapes:

@@ -200,14 +200,19 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or not isinstance(one, torch.Tensor)
 
 
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written, None for those of inference mode, which do not count it."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def _run(written: list[torch.Tensor], read: list[torch.Tensor], numbers: list[int], loop: str) -> list[torch.Tensor]:
     copied = [tensor.clone() for tensor in written]
     tensors = [*copied, *read]
-    versions = [None if tensor.is_inference() else tensor._version for tensor in read]
+    versions = list(map(_version, read))
     results, held = [], {tensor.untyped_storage().data_ptr() for tensor in tensors}
     runner = runner_of(loop)
     returned = runner.run(tensors, numbers)
-    if any(version not in (None, tensor._version) for tensor, version in zip(read, versions, strict=True)):
+    if versions != list(map(_version, read)):
         raise InnerQError(
             f"the loop in {Description.parse(loop).place} writes a tensor that it did not write when it was compiled"
         )

@@ -136,6 +136,13 @@ def test_a_function_is_one_operator_with_all_that_it_computes_for_its_loop(graph
     assert not [node for node in graphs[0].graph.nodes if "pad" in str(node.target)]
 
 
+@pytest.mark.parametrize("program", [recurrent, calls_chunks, writes_argument])
+def test_in_inference_mode(program, graphs):
+    with torch.inference_mode():
+        check(program, batches=(2,))
+    assert [operators(gm) for gm in graphs] == [1]
+
+
 def test_constant_loops_are_traced(graphs):
     def program(x, w):
         for _ in range(3):
