@@ -1,0 +1,138 @@
+"""Undocumented API that ``internals/dynamo_loops.py`` uses."""
+
+from __future__ import annotations
+
+from .entry import Internal
+
+_UNROLLED = "Loops over tokens or chunks of a prompt are unrolled, and the backend cannot be imported."
+_VARIABLES = (
+    "BuiltinVariable.call_function_handler_cache",
+    "BuiltinVariable.call_range",
+    "CellVariable",
+    "ConstDictVariable",
+    "ConstantVariable.create",
+    "ListVariable",
+    "TensorVariable",
+    "TupleVariable",
+    "UserFunctionVariable.bind_args",
+    "UserFunctionVariable.get_code",
+)
+
+ENTRIES = (
+    Internal(
+        module="torch._dynamo.variables",
+        names=_VARIABLES,
+        why="Dynamo's objects for values of the program. The call of range(...) with a symbolic length is wrapped, and "
+        "the values that the loop reads become arguments of one operator. torch.compiler.disable and allow_in_graph "
+        "would need a mark on the function, and the first breaks the graph; torch's while_loop and scan need another "
+        "program.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.variables.tensor",
+        names=("SymNodeVariable",),
+        why="A symbolic number of the program.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.variables.base",
+        names=(
+            "ValueMutationNew",
+            "VariableTracker.build(tx, value)",
+            "VariableTracker.call_function",
+            "VariableTracker.call_method",
+            "VariableTracker.realize",
+        ),
+        why="The base of these objects, and how attributes such as self.size are read.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.variables.builder",
+        names=("wrap_fx_proxy(tx, proxy)",),
+        why="Puts the results of the operator into the program.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.symbolic_convert",
+        names=(
+            "InliningInstructionTranslator.dispatch_table",
+            "InliningInstructionTranslator.inline_call(parent, func, args, kwargs)",
+            "InstructionTranslator.dispatch_table",
+            "SpeculationLog.clear",
+        ),
+        why="The call of a function that has such a loop is replaced, and the instructions of a loop are left out.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.symbolic_convert",
+        names=(
+            "current_instruction",
+            "f_code",
+            "f_globals",
+            "indexof",
+            "instruction_pointer",
+            "instructions",
+            "speculation_log",
+            "symbolic_locals",
+            "traced_code",
+            "tracing_context",
+        ),
+        on_objects=True,
+        why="Where in a function Dynamo is, and the values of its variables.",
+        without="Compiling a program with such a loop fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._dynamo.side_effects",
+        names=("SideEffects.load_cell(cellvar)",),
+        why="The value of an argument that a comprehension reads, before Python 3.12.",
+        without="Compiling a program with such a loop fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._dynamo.bytecode_analysis",
+        names=("livevars_analysis(instructions, instruction)",),
+        why="Which variables are read behind a loop.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.exc",
+        names=("RestartAnalysis(restart_reason)",),
+        why="Starts the analysis again, to replace the call of a function that is being traced.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dynamo.eval_frame",
+        names=("innermost_backend",),
+        why="Programs that other backends compile are left alone.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._guards",
+        names=("detect_fake_mode(inputs)",),
+        why="Loops are tried with fake tensors of the mode of the graph.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._dispatch.python",
+        names=("enable_python_dispatcher",),
+        why="Some operations on fake tensors of symbolic sizes fail without it.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch._subclasses.fake_tensor",
+        names=("FakeTensorMode(allow_non_fake_inputs)",),
+        why="A loop is tried with larger sizes, which are numbers.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch.fx.experimental.symbolic_shapes",
+        names=("ShapeEnv.create_symintnode(sym, hint)", "ShapeEnv.suppress_guards", "statically_known_true"),
+        why="Trying a loop adds no conditions on sizes, and its results have known sizes.",
+        without=_UNROLLED,
+    ),
+    Internal(
+        module="torch.utils._python_dispatch",
+        names=("is_traceable_wrapper_subclass",),
+        why="An operator cannot take quantized caches.",
+        without=_UNROLLED,
+    ),
+)
