@@ -25,6 +25,7 @@ from .analysis.buffer_writes import is_preallocated
 from .analysis.recordable import is_prompt
 from .context import CacheInput, PassContext, Prelude, Reason
 from .graph.aliases import Writes
+from .graph.locations import source_line
 from .graph.reading import read
 from .graph.values import example, example_or_none, has_example
 from .graph.writing import Writer
@@ -120,8 +121,8 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         hoisted.add(node)
         pending += node.all_input_nodes
     if hoisted & caches:
-        reading = next(node for node in gm.graph.nodes if node in hoisted and caches.intersection(node.all_input_nodes))
-        raise _NotHoistable("a tensor with the length of the cache is computed from a cache", reading)
+        node = _computed_from(caches, [node for node in gm.graph.nodes if node in hoisted], symbolic | edge)
+        raise _NotHoistable("a tensor with the length of the cache is computed from a cache", node)
     changes = Writes(gm.graph)
     for node in (node for node in gm.graph.nodes if node in hoisted):  # in order, so that the reason is deterministic
         if node.op == "placeholder" and isinstance(example_or_none(node), torch.nn.Parameter):
@@ -144,6 +145,18 @@ def _hoistable(gm: GraphModule, context: PassContext) -> tuple[set[Node], list[N
         if any(_has_length(size, lasting) for size in lead) or (node in symbolic) != _has_length(last, lasting):
             raise _NotHoistable("a mask has a symbolic size in a dimension that is not its last", node)
     return hoisted, needed
+
+
+def _computed_from(caches: set[Node], nodes: list[Node], among: set[Node]) -> Node:
+    """The first node ``among`` these that is computed from a cache, if possible one with a line of the program."""
+    reading = set(caches)
+    found = []
+    for node in nodes:
+        if not reading.isdisjoint(node.all_input_nodes):
+            reading.add(node)
+            if node in among:
+                found.append(node)
+    return next((node for node in found if source_line(node)), found[0])
 
 
 def _split(gm: GraphModule, context: PassContext, hoisted: set[Node], targets: list[Node]) -> Prelude:

@@ -51,6 +51,17 @@ class TestDequantizeRest(expecttest.TestCase):
         )
 
 
+def test_sizes_are_not_read_from_a_dequantized_cache():
+    model = TinyAttention()
+
+    def program(x, past=None):
+        return model(x, past) if past is None else (*model(x, past), past[0].numel())
+
+    result = PIPELINE.rewrite(capture(program, *PROMPT_AND_STEP, config=PLAIN)[-1][0], PLAIN)
+    code = brief_code_of(result.gm)
+    assert "numel" not in code and "dequantize" not in code
+
+
 class Dropping(TinyAttention):
     """Returns what `part` takes of the cache."""
 

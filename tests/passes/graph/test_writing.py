@@ -120,6 +120,20 @@ def test_dead_nodes_go_with_what_only_they_used(graph):
     assert names(graph) == ["x", "s", "add", "neg_", "output"]
 
 
+def test_writes_to_what_nothing_else_uses_are_dead(graph):
+    """Behind ``scores /= 4``, and not if the tensor is used elsewhere, or is a view or an input of the program."""
+    x, _, y, _ = graph.nodes
+    write = Writer(graph)
+    with write.before(graph.output_node()):
+        own, used = (write.method("exp", x) for _ in range(2))
+        view = write.method("transpose", x, 0, 1)
+        write.replace(y, write.method("add", y, write.method("sum", used)), lambda user: user.op == "output")
+        writes = [write.method("mul_", tensor, 2) for tensor in (own, used, view, x)]
+    write.erase_dead(writes)
+    assert own not in graph.nodes and used in graph.nodes and view in graph.nodes
+    assert [node for node in writes if node in graph.nodes] == writes[1:]
+
+
 def test_sizes_are_inputs_that_carry_them(graph):
     x, s, _, _ = graph.nodes
     size = shape(x)[1]
