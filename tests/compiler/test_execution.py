@@ -146,11 +146,11 @@ def test_not_on_a_gpu(chosen):
 
 
 class Adding(TinyAttention):
-    """Adds a number of the host, which a CUDA graph would keep."""
+    """Adds numbers of the host, which a CUDA graph would keep."""
 
     def forward(self, x, past=None, mask=None):
         out, cache = super().forward(x, past, mask)
-        return out + torch.tensor([0.5]), cache
+        return out + torch.tensor([0.5, 0.25])[0], cache
 
 
 @pytest.mark.usefixtures("emulated")

@@ -264,7 +264,11 @@ def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int 
     reasons = tuple(dict.fromkeys(reason.text for reason in report.reasons))
     quantized = sum(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)
     window = ", ".join(sorted({layer.window for layer in report.layers if layer.window}))
-    recorded = {str(report.cuda_graphs) if not report.recorded else "yes" for report in reports if report.calls > 1}
+    recorded = {
+        "yes" if report.recorded else str(report.cuda_graphs).partition(" (File")[0]
+        for report in reports
+        if report.calls > 1
+    }
     return Result(attn, report.rewritten, report.attentions, reasons, quantized, window, "; ".join(sorted(recorded)))
 
 
