@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from .graphs import as_size, own_symbol
+from .graphs import as_size, is_constant_size, own_symbol
 
 #: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as it does
 #: for masks of transformers: the check names a variable of another scope.
@@ -69,7 +69,8 @@ def _by_its_equal(value: Any) -> Any:
 def _has_symbols(gm: GraphModule) -> bool:
     values = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
     sizes = [size for value in values for size in (value.shape if isinstance(value, torch.Tensor) else (value,))]
-    return any(isinstance(size, torch.SymInt) for size in sizes)
+    # what has become a constant is a number in a graph that was kept, which has to be compiled with the same options
+    return any(isinstance(size, torch.SymInt) and not is_constant_size(size) for size in sizes)
 
 
 def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Any]]:
