@@ -17,6 +17,7 @@ from .kernels import modes
 from .kernels.channels import held_head_dim
 from .kernels.formats import (
     GROUP_SIZES,
+    MAX_HEAD_DIM,
     ROLES,
     CacheFormat,
     default_group_size,
@@ -208,6 +209,8 @@ class InnerQConfig:
         served, scale_dtype = modes.serving(mode, bits, self.scale_dtype, default_scale_dtype(dtype))
         held = held_head_dim(head_dim, served.stores_codes)
         group_size = self.group_size or default_group_size(role, held)
+        if role == "key" and held > head_dim:
+            held = min(-(-held // group_size) * group_size, MAX_HEAD_DIM)
         if role == "key" and held % group_size:
             divisors = [str(g) for g in GROUP_SIZES if held % g == 0]
             wider = "" if held == head_dim else f", which is held as {held}"

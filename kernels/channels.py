@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .formats import LANES, CacheFormat
 
-#: head_dims that the fastest attention kernel takes (``triton/attention.py``).
+#: head_dims that the fastest attention kernel takes, ``attention_fields`` in ``triton/attention.py``.
 FAST_HEAD_DIMS = (64, 128, 256)
 
 

@@ -4,15 +4,16 @@ Dynamo takes a size for a constant when it first sees an input, and for a symbol
 has seen is in an entry for each input. Here the entries of chosen inputs say, from the first call on, that the size has
 changed. That happens while Dynamo compiles: nothing is left on tensors, and calls have no more guards or work.
 
-Of floats that are attributes of modules, such as the scale of the scores, the entries say that they have not: a second
-model with another one, in the same process, has constants as well. Dynamo would take a symbol and, where it is given to
-an operator, find out late that it has to be a constant, and trace the model again.
+Of floats that are attributes of modules, such as the scale of the scores, the entries say that they have not, unless
+the same model has had another one: a second model in the process has constants as well. Dynamo would take a symbol and,
+where it is given to an operator, find out late that it has to be a constant, and trace the model again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -74,12 +75,24 @@ def _with_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
         if symbols is None:
             return found
         if type(number) is float and options.get("is_unspecialized_nn_module"):
-            return dataclasses.replace(found, scalar=number)
+            return dataclasses.replace(found, scalar=number) if _is_first(tx, name, number) else found
         if type(number) is int and symbols.number(name):
             return dataclasses.replace(found, scalar=pgo.auto_dynamic)
         return found
 
     return process
+
+
+#: By model: the first value of each of its floats.
+_FLOATS: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, float]] = weakref.WeakKeyDictionary()
+
+
+def _is_first(tx: Any, name: str, number: float) -> bool:
+    """Whether a float of a module has had no other value in the model that is compiled."""
+    given = tx.output.root_tx.f_locals.values()  # ``self``, or the arguments of a wrapper around ``forward``
+    values = (one for value in given for one in (value if isinstance(value, tuple) else (value,)))
+    model = next((value for value in values if isinstance(value, torch.nn.Module)), None)
+    return model is not None and _FLOATS.setdefault(model, {}).setdefault(name, number) == number
 
 
 def _of(tx: Any) -> Symbols | None:

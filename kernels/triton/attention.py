@@ -15,6 +15,7 @@ import triton
 
 from .. import layout
 from ..attention_call import AttentionCall
+from ..channels import FAST_HEAD_DIMS
 from ..formats import CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
@@ -106,9 +107,8 @@ def portable_warps(head_dim: int, value_dim: int) -> int:
     return 8 if max(head_dim, value_dim) > 256 else 4
 
 
-#: Bits of codes and head_dims that ``attention_fields`` supports.
+#: Bits of codes that ``attention_fields`` supports.
 FIELD_BITS = (2, 3, 4, 8)
-FIELD_HEAD_DIMS = (64, 128, 256)
 
 
 def fields_reason(call: AttentionCall[Any]) -> str:
@@ -126,7 +126,7 @@ def fields_reason(call: AttentionCall[Any]) -> str:
             return f"the {fmt.role} cache is not quantized"
         if fmt.bits not in FIELD_BITS:
             return f"{fmt.bits} bits do not lie within ten bits of a half"
-        if head_dim not in FIELD_HEAD_DIMS:
+        if head_dim not in FAST_HEAD_DIMS:
             return f"head_dim {head_dim} does not fill tensor-core tiles"
         if fmt.scale_dtype in UNWRITTEN_SCALES:
             return f"{fmt.scale_dtype} scales"

@@ -18,7 +18,7 @@ from ..context import BufferUse
 from ..graph.aliases import Writes
 from ..graph.operations import Kind
 from ..graph.reading import Call, is_query, read
-from ..graph.values import dtype_of, made_constant, made_equal, same_size, same_sizes, sizes_of, value_of
+from ..graph.values import Sizes, dtype_of, made_constant, made_equal, same_size, sizes_of, value_of
 from .buffer_writes import Narrow, NoBuffer, buffer_writes, is_preallocated
 from .buffers import Dims, check_step, dims_before, may_be_buffer
 from .windows import last_tokens
@@ -147,7 +147,7 @@ def _rolled(call: Call, token: int, changes: Writes) -> _Joined | None:
         return None
     (taken, index, new) = writes[0]
     sizes = sizes_of(call.node)
-    if not isinstance(new, Node) or not same_sizes(sizes_of(new), (*sizes[:token], -shift, *sizes[token + 1 :])):
+    if not isinstance(new, Node) or not _made_alike(sizes_of(new), (*sizes[:token], -shift, *sizes[token + 1 :])):
         return None
     index = index if isinstance(index, tuple) else (index,)
     others = (item for dim, item in enumerate(index) if dim != token)
@@ -156,6 +156,11 @@ def _rolled(call: Call, token: int, changes: Writes) -> _Joined | None:
     if not _is_end(index[token], -shift, sizes[token], changes):
         return None
     return _Joined(call.node, call.node, buffer, new, taken)
+
+
+def _made_alike(sizes: Sizes, others: Sizes) -> bool:
+    """Whether shapes are equal, by a guard where they are symbols: writing one tensor to another would broadcast it."""
+    return len(sizes) == len(others) and all(made_equal(a, b) for a, b in zip(sizes, others, strict=True))
 
 
 def _single(value: Any) -> int | None:
@@ -175,12 +180,12 @@ def _is_end(item: Any, count: int, size: Any, changes: Writes) -> bool:
         if not ends or item.step not in (None, 1) or start is None:
             return False
         return start == -count if isinstance(start, int) and start < 0 else made_equal(start, size - count)
-    call = read(item)
-    if call is None or call.name != "tensor" or changes.of(call.node) or not isinstance(call["data"], (list, tuple)):
+    places, call = item, read(item)
+    if call is not None:
+        places = call["data"] if call.name == "tensor" and not changes.of(call.node) else None
+    if not isinstance(places, (list, tuple)) or not places or any(type(place) is not int for place in places):
         return False
-    places = list(call["data"])
-    if not places or any(type(place) is not int for place in places):
-        return False
+    places = list(places)
     if places[0] >= 0:
         return places == list(range(places[0], places[0] + count)) and made_equal(size, places[0] + count)
     return places == list(range(-count, 0))

@@ -13,7 +13,7 @@ from ..context import AttentionMatch, CacheInput, KeyNormUse, PassContext
 from ..graph.aliases import Writes
 from ..graph.values import example, same_size, sizes_of, tensor_of
 from ..graph.writing import Writer
-from .channels import with_zeros, without_zeros
+from .channels import contiguous_without_zeros, with_zeros
 from .read_dequantized import read_dequantized
 
 #: A result of `open_from` with which the mask is read for all tokens.
@@ -66,9 +66,7 @@ def attend(
             dropped=write.number(dropped),
         )
         attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
-        out = attention
-        if value.format.zeros:  # contiguous, as the program's own output is, of which it may take a view
-            out = write.method("contiguous", without_zeros(write, attention, value.format), like=form.node)
+        out = contiguous_without_zeros(write, attention, value.format, form.node)
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", out, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)

@@ -19,6 +19,11 @@ def with_zeros(write: Writer, node: Node, fmt: CacheFormat) -> Node:
     return write.call(torch.constant_pad_nd, node, (0, fmt.zeros)) if fmt.zeros else node
 
 
+def contiguous_without_zeros(write: Writer, node: Node, fmt: CacheFormat, like: Node | None) -> Node:
+    """The program's channels of ``node``, in place of ``like``: contiguous, as a program expects that may take views."""
+    return write.method("contiguous", without_zeros(write, node, fmt), like=like) if fmt.zeros else node
+
+
 def without_zeros(write: Writer, node: Node, fmt: CacheFormat) -> Node:
     """The program's channels of a tensor that has those of a cache: a view of it."""
     if not fmt.zeros:

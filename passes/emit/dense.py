@@ -9,7 +9,7 @@ from ...kernels.schemas import arguments_of
 from ..context import CacheInput, ProgramCache
 from ..graph.values import sizes_of
 from ..graph.writing import Writer, size_node
-from .channels import without_zeros
+from .channels import contiguous_without_zeros
 
 
 def dequantized(
@@ -18,10 +18,8 @@ def dequantized(
     """The first ``length`` tokens of a cache as a dense tensor ``[B, H, S, D]``; ``dropped`` as of `AttentionCall`."""
     drops = () if isinstance(dropped, int) and dropped == 0 else (dropped,)
     arguments = arguments_of("dequantize", cache.tensors, length, *drops)
-    if not cache.format.zeros:
-        return write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
-    held = write.call(torch.ops.innerq.dequantize.default, *arguments)
-    return write.method("contiguous", without_zeros(write, held, cache.format), like=like)
+    held = write.call(torch.ops.innerq.dequantize.default, *arguments, like=like)
+    return contiguous_without_zeros(write, held, cache.format, like)
 
 
 def cache_as_dense(write: Writer, cache: ProgramCache) -> Node:

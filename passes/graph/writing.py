@@ -32,7 +32,7 @@ from ...kernels.internals.dynamo_graphs import Source, set_source
 from ...kernels.internals.graphs import as_python, is_erased
 from ...kernels.internals.tensors import FakeTensor
 from .operations import Kind
-from .reading import Call, is_pure, kinds, read, written
+from .reading import Call, is_pure, kinds, op_name, read, written
 from .values import example, example_or_none, forget_example, has_example, set_example, value_of
 
 log = logging.getLogger("innerq_compile.passes")
@@ -223,15 +223,22 @@ def replace_argument(node: Node, name: str, value: Any) -> None:
 
 
 def _writes_to_own(node: Node) -> bool:
-    """Whether all that a node does is to write to its first argument, new memory that nothing else uses."""
+    """Whether all that a node does is to write to its first argument, new memory that nothing else uses.
+
+    Several such writes may follow each other, as in ``scores /= 4; scores += mask``.
+    """
+    source = _written_alone(node)
+    while source is not None and (earlier := _written_alone(source)) is not None:
+        source = earlier
+    # that of one tensor by einsum is a view
+    return source is not None and bool(kinds(source) & Kind.NEW) and op_name(source) != "einsum"
+
+
+def _written_alone(node: Node) -> Node | None:
+    """The argument that a node writes in place, if it writes no other one and nothing else uses it; else None."""
     call = read(node)
     source = call.source() if call is not None and call.in_place else None
-    return (
-        source is not None
-        and written(node) == [source]
-        and list(source.users) == [node]
-        and bool(kinds(source) & Kind.NEW)
-    )
+    return source if source is not None and written(node) == [source] and list(source.users) == [node] else None
 
 
 def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:

@@ -11,7 +11,7 @@ from innerq_compile import InnerQConfig
 from innerq_compile.kernels import cpu, layout, reference
 from innerq_compile.kernels import triton as triton_kernels
 from innerq_compile.kernels.attention_call import AttentionCall
-from innerq_compile.kernels.channels import FAST_HEAD_DIMS, held_head_dim, with_zeros, without_zeros
+from innerq_compile.kernels.channels import held_head_dim, with_zeros, without_zeros
 from innerq_compile.kernels.formats import MAX_HEAD_DIM, blocks_for
 from innerq_compile.kernels.reference import backend as plain
 from tests.helpers.strategies import seeds
@@ -43,13 +43,6 @@ def test_multiples_of_16_are_held_as_they_are(quantized):
 )
 def test_head_dims_of_models(head_dim, quantized, lossless):
     assert (held_head_dim(head_dim), held_head_dim(head_dim, quantized=False)) == (quantized, lossless)
-
-
-def test_fast_head_dims_are_those_of_the_fast_kernel():
-    pytest.importorskip("triton")
-    from innerq_compile.kernels.triton import attention
-
-    assert set(FAST_HEAD_DIMS) <= set(attention.FIELD_HEAD_DIMS)
 
 
 @pytest.mark.parametrize("head_dim", [1, 36, 64, 100, 300])

@@ -32,9 +32,9 @@ ENTRIES = (
     ),
     Internal(
         module="torch._dynamo.output_graph",
-        names=("compiler_fn",),
+        names=("compiler_fn", "root_tx", "f_locals"),
         on_objects=True,
-        why="The backend that Dynamo traces a program for.",
+        why="The backend that Dynamo traces a program for, and the arguments of the call, of which one is the model.",
         without="Compiling fails with an AttributeError.",
     ),
 )

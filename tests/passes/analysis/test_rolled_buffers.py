@@ -28,6 +28,13 @@ def rolled(buffer, new):
     return buffer
 
 
+def rolled_by_list(buffer, new):
+    full = buffer.roll(-1, 2)
+    full[:, :, [-1]] = new
+    buffer.copy_(full)
+    return buffer
+
+
 def rolled_by_function(buffer, new):
     count = new.shape[2]
     full = torch.roll(buffer, shifts=(-count,), dims=(2,))
@@ -73,6 +80,7 @@ def read_whole(buffer, new):
 
 
 WAYS = [
+    rolled_by_list,
     rolled,
     rolled_by_function,
     rolled_and_narrowed,
@@ -82,7 +90,7 @@ WAYS = [
     read_longer,
     read_whole,
 ]
-ONE_TOKEN = (rolled, indexed)
+ONE_TOKEN = (rolled, rolled_by_list, indexed)
 
 
 def program(way, tokens_dim=2):
@@ -106,11 +114,11 @@ def joined_by_tokens(buffer, new):
     return buffer
 
 
-def run(step, counts, tokens_dim=2, window=WINDOW, preset=None):
+def run(step, counts, tokens_dim=2, window=WINDOW, preset=None, dynamic=False):
     """Outputs of steps of so many tokens, and the buffers in the end."""
     if preset is not None:
         torch._dynamo.reset()
-        step = torch.compile(step, backend="innerq", dynamic=False, options={"preset": preset})
+        step = torch.compile(step, backend="innerq", dynamic=dynamic, options={"preset": preset})
     torch.manual_seed(0)
     shape = (2, 2, window, 16) if tokens_dim == 2 else (2, window, 2, 16)
     keys, values = torch.randn(shape), torch.randn(shape)
@@ -125,6 +133,15 @@ def run(step, counts, tokens_dim=2, window=WINDOW, preset=None):
 def assert_rewritten():
     graphs = compiled_graphs()
     assert graphs and all(graph.rewritten == graph.attentions == 1 for graph in graphs), [str(g) for g in graphs]
+
+
+@pytest.mark.parametrize("way", [rolled, rolled_by_list, joined], ids=lambda way: way.__name__)
+def test_batches_that_are_symbols(way):
+    """Nothing in the program says that buffers and new tokens have the same batch, but that one is written to the other."""
+    step, counts = program(way), [1] * 30
+    expected = run(step, counts)
+    torch.testing.assert_close(run(step, counts, preset="lossless", dynamic=None), expected)
+    assert_rewritten()
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

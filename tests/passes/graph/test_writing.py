@@ -128,7 +128,9 @@ def test_writes_to_what_nothing_else_uses_are_dead(graph):
         own, used = (write.method("exp", x) for _ in range(2))
         view = write.method("transpose", x, 0, 1)
         write.replace(y, write.method("add", y, write.method("sum", used)), lambda user: user.op == "output")
-        writes = [write.method("mul_", tensor, 2) for tensor in (own, used, view, x)]
+        turned = write.call(torch.einsum, "ij->ji", x)
+        writes = [write.method("mul_", tensor, 2) for tensor in (own, used, view, turned, x)]
+        writes[0] = write.method("add_", writes[0], 1)
     write.erase_dead(writes)
     assert own not in graph.nodes and used in graph.nodes and view in graph.nodes
     assert [node for node in writes if node in graph.nodes] == writes[1:]
