@@ -20,7 +20,7 @@ def with_zeros(write: Writer, node: Node, fmt: CacheFormat) -> Node:
 
 
 def contiguous_without_zeros(write: Writer, node: Node, fmt: CacheFormat, like: Node | None) -> Node:
-    """The program's channels of ``node``, in place of ``like``: contiguous, as a program expects that may take views."""
+    """The program's channels of ``node``, in place of ``like``: contiguous, as programs expect that take views."""
     return write.method("contiguous", without_zeros(write, node, fmt), like=like) if fmt.zeros else node
 
 
