@@ -110,20 +110,20 @@ def _try(description: Description, examples: list[torch.Tensor], numbers: list[A
             returned, new = _returned(description, tensors, numbers, rounds), []
             found.append(_outcome(returned, tensors, numbers, new))
             results.append(new)
-        # without an iteration, an argument may be returned as it is: then the call fails
+        # without an iteration, an argument may be returned as it is, if there always is one: see the smallest sizes
         if found[0] != found[1] or (len(results[0]) == len(results[2]) and found[0] != found[2]):
             raise Refused("what it returns depends on the number of iterations")
     for others in other_sizes(examples, numbers, results[0]):
         with others.mode, torch.inference_mode(False), torch.no_grad():
             new = []
-            returned = _returned(description, others.tensors, others.numbers, 1)
+            returned = _returned(description, others.tensors, others.numbers, None)
             _outcome(returned, others.tensors, others.numbers, new)
             if [tuple(tensor.shape) for tensor in new] != others.shapes:
                 raise Refused("the sizes of its results are not known for all sizes of its arguments")
     return found[0]
 
 
-def _returned(description: Description, tensors: list[torch.Tensor], numbers: list[Any], rounds: int) -> Any:
+def _returned(description: Description, tensors: list[torch.Tensor], numbers: list[Any], rounds: int | None) -> Any:
     versions = [tensor._version for tensor in tensors]
     returned = runner_of(description.text()).example(tensors, numbers, rounds)
     if versions != [tensor._version for tensor in tensors]:
