@@ -92,7 +92,7 @@ class Runner:
 
         def write(value: Any, element: bool = True) -> Any:
             if isinstance(value, torch.Tensor) and memory_of(value) in held:
-                raise InnerQError(f"the loop in {self.description.place} writes one of its arguments: {_OTHER}")
+                raise InnerQError(f"the loop in {self.description.place} writes one of its arguments")
             return _read(value) if element else value
 
         return self._call((range, _read, write, lambda *_: None), tensors, numbers)
@@ -153,14 +153,11 @@ class Runner:
             return kinds == tuple(what[:2]) and sizes == list(value.shape)
 
         if not matches(self.description.outcome, returned):
-            raise InnerQError(f"the loop in {self.description.place} returns something else than {_OTHER}")
+            raise InnerQError(f"the loop in {self.description.place} returns something else than when it was compiled")
         return found
 
     def _call(self, watching: tuple[Any, ...], tensors: Sequence[torch.Tensor], numbers: Sequence[Any]) -> Any:
         return self.function(*watching, *(_value(value, tensors, numbers) for _, value in self.description.params))
-
-
-_OTHER = "when it was compiled"
 
 
 def _read(value: Any) -> torch.Tensor:
@@ -238,10 +235,10 @@ def _run(tensors: list[torch.Tensor], numbers: list[int], loop: str) -> list[tor
         returned = runner.run(tensors, numbers)
     except Refused as reason:
         raise InnerQError(
-            f"the loop in {runner.description.place} does something else than {_OTHER}: {reason}"
+            f"the loop in {runner.description.place} does something else than when it was compiled: {reason}"
         ) from None
     if versions != list(map(_version, tensors)):
-        raise InnerQError(f"the loop in {runner.description.place} writes one of its arguments: {_OTHER}")
+        raise InnerQError(f"the loop in {runner.description.place} writes one of its arguments")
     # with the strides that the graph was compiled for
     return [result.contiguous() for result in runner.new(returned, tensors, numbers)]
 

@@ -22,8 +22,8 @@ ENTRIES = (
         names=_VARIABLES,
         why="Dynamo's objects for values of the program. The call of range(...) with a symbolic length is wrapped, and "
         "the arguments of the function with the loop become those of one operator. torch.compiler.disable and "
-        "allow_in_graph would need a mark on the function, and the first breaks the graph; torch's while_loop and scan need another "
-        "program.",
+        "allow_in_graph would need a mark on the function, and the first breaks the graph; torch's while_loop and scan "
+        "need another program.",
         without=_UNROLLED,
     ),
     Internal(
@@ -48,6 +48,7 @@ ENTRIES = (
         module="torch._dynamo.symbolic_convert",
         names=(
             "InliningInstructionTranslator.inline_call(parent, func, args, kwargs)",
+            "InstructionTranslator",
             "SpeculationLog.clear",
         ),
         why="The call of a function that has such a loop is replaced.",
@@ -57,7 +58,6 @@ ENTRIES = (
         module="torch._dynamo.symbolic_convert",
         names=(
             "f_code",
-            "f_globals",
             "instruction_pointer",
             "instructions",
             "speculation_log",
