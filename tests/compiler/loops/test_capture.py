@@ -157,13 +157,6 @@ COUNTS = {"calls": 0}
 SEEN: list[int] = []
 
 
-def doubled(x):
-    out = torch.zeros_like(x)
-    for i in range(x.shape[1]):
-        out[:, i] = x[:, i] * 2
-    return out
-
-
 @functools.lru_cache
 def eye(size):
     return torch.eye(size)
@@ -184,17 +177,6 @@ def in_dict(x, w, values):
         values["state"] = values["state"] * 0.5 + x[:, i]
         out[:, i] = values["state"]
     return out
-
-
-def in_list(x, w, values):
-    values[0] = 7
-    return doubled_with(x, w)
-
-
-def doubled_with(x, w):
-    for i in range(x.shape[1]):
-        w = w * 0.5 + x[:, i].sum()
-    return w
 
 
 def writes_list(x, values):
@@ -351,11 +333,6 @@ def p_list(x, w):
     return writes_list(x, values) * values[0]
 
 
-def p_list_twice(x, w):
-    values = [3]
-    return in_list(x, w, values) * values[0]
-
-
 def p_flags(x, w):
     out, big = flags_simple(x)
     return out * 3 if big else out
@@ -401,7 +378,7 @@ REFUSED = {
     "it has a condition": of(branch_in_helper),
     "condition on a symbolic": of(branches),
     "an else": of(with_else),
-    "changes from one iteration": of(grows),
+    "neither a constant nor one of": of(grows),
     "writes one of its arguments": p_fills,
     "one of its arguments": p_in_place,
     "sizes of its results": of(shorter),
@@ -442,7 +419,7 @@ def test_refused_functions_keep_no_fake_tensor():
 def test_gradients_are_those_of_the_program(graphs):
     x = torch.randn(2, 5, 4, requires_grad=True)
     compiled = torch.compile(calls_recurrent, backend=innerq_backend())
-    (expected,) = torch.autograd.grad(recurrent(x, WEIGHT)[0].sum(), x)
+    (expected,) = torch.autograd.grad(calls_recurrent(x, WEIGHT)[0].sum(), x)
     (found,) = torch.autograd.grad(compiled(x, WEIGHT)[0].sum(), x)
     torch.testing.assert_close(found, expected)
     assert operators(graphs[0]) == 0
