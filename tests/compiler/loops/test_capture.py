@@ -378,7 +378,7 @@ REFUSED = {
     "it has a condition": of(branch_in_helper),
     "condition on a symbolic": of(branches),
     "an else": of(with_else),
-    "neither a constant nor one of": of(grows),
+    "or makes it a plain number": of(grows),
     "writes one of its arguments": p_fills,
     "one of its arguments": p_in_place,
     "sizes of its results": of(shorter),
