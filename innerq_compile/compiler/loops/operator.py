@@ -1,10 +1,8 @@
-"""The operator that runs a loop of the program, statement by statement, as the program would without a compiler.
+"""The operator that runs a function with a loop, statement by statement, as the program would without a compiler.
 
-    [*written, *results] = run(written, read, numbers, description)
+    results = run(tensors, numbers, description)
 
-Tensors that the loop writes are copied first, and the graph copies them back, of which Inductor makes no copy.
-
-A graph holds the loop by its description, a string: where its source is and what its variables are. So a graph that
+A graph holds the function by its description, a string: where its source is and what its arguments are. So a graph that
 was kept on disk can be loaded in another process.
 """
 
@@ -16,14 +14,16 @@ import functools
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from ...errors import InnerQError
-from ...kernels.internals.dynamo_loops import Refused, remembered, tried
-from .source import Place, Source, function_of, function_source_of, source_of
+from ...kernels.internals.dynamo_loops import Refused, same_sizes
+from ...kernels.internals.tensors import memory_of
+from .finding import Place
+from .source import Source, function_of, source_of
 
 NAME = "innerq_loops::run"
 
@@ -31,36 +31,32 @@ _lib = torch.library.Library("innerq_loops", "DEF")
 _tags = [torch.Tag.needs_fixed_stride_order]
 if hasattr(torch.Tag, "cudagraph_unsafe"):
     _tags.append(torch.Tag.cudagraph_unsafe)
-_lib.define("run(Tensor[] written, Tensor[] read, SymInt[] numbers, str loop) -> Tensor[]", tags=tuple(_tags))
+_lib.define("run(Tensor[] tensors, SymInt[] numbers, str loop) -> Tensor[]", tags=tuple(_tags))
 OPERATOR = torch.ops.innerq_loops.run.default
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A loop, as a graph holds it.
+    """A function with a loop, as a graph holds it.
 
-    Variables are described by nested tuples: ``("tensor", 2)`` is the third tensor, those that are written first;
-    ``("number", 0)`` the first symbolic number, ``("value", 64)`` a constant, ``("list", (...))`` what is in a list.
+    Values are described by tuples: ``("tensor", 2)`` is the third tensor, ``("number", 0)`` the first symbolic number,
+    ``("value", 64)`` a constant.
 
     Attributes:
-        place: where it is; the line is 0 if the operator runs the whole function.
+        place: where it is.
         module: the module whose global variables it has.
         digest: a hash of its statements.
-        range: start, stop and step, if it is a loop.
-        params: the variables that it reads, by name.
-        results: the names whose values a loop returns, as a list.
-        outcome: what it returns, as it was when the graph was captured: ``("new", ("float32", 4))`` is a tensor of this
-            dtype and number of dimensions, and an argument is described as above. None before it was tried.
-        fills: the names of lists that it fills, and that nothing else reads.
+        params: its arguments.
+        outcome: what it returns, as it was when the graph was captured: ``("new", dtype, device, sizes)`` is a tensor.
+            Each of its sizes is a number, or one of an argument: ``(2, 1)`` is the second size of the third tensor,
+            ``(None, 0)`` the first symbolic number. ``("tuple", ...)`` holds others, and an argument is described as
+            above. None before it was tried.
     """
 
     place: Place
     module: str
     digest: str
-    range: tuple[Any, ...]
     params: tuple[tuple[str, Any], ...]
-    results: tuple[str, ...]
-    fills: tuple[str, ...]
     outcome: Any = None
 
     def text(self) -> str:
@@ -85,92 +81,129 @@ def globals_of(module: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """A loop that can be run."""
+    """A function that can be run."""
 
     description: Description
-    function: Callable[..., list[Any]]
+    function: Callable[..., Any]
 
     def run(self, tensors: Sequence[torch.Tensor], numbers: Sequence[int]) -> Any:
-        """What a loop returns for real tensors, some of which it writes."""
-        bounds = [_value(bound, tensors, numbers) for bound in self.description.range]
-        return self._call((lambda: range(*bounds)) if bounds else range, torch.stack, tensors, numbers)[0]
+        """What it returns for real tensors."""
+        held = set(map(memory_of, tensors))
 
-    def example(self, tensors: Sequence[torch.Tensor], numbers: Sequence[Any], rounds: int = 1) -> Any:
-        """What a loop returns for fake tensors. It is run a few times only."""
-        bounds = [_value(bound, tensors, numbers) for bound in self.description.range]
+        def write(value: Any, element: bool = True) -> Any:
+            if isinstance(value, torch.Tensor) and memory_of(value) in held:
+                raise InnerQError(f"the loop in {self.description.place} writes one of its arguments")
+            return _read(value) if element else value
 
-        def few(*others: Any) -> Any:
-            if others and all(isinstance(bound, int) for bound in others):
-                return range(*others)
-            return [(bounds or [0, *others])[0 if bounds else len(others) > 1]] * rounds
+        return self._call((range, _read, write, lambda *_: None), tensors, numbers)
 
-        def stack(items: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
-            if any(item.shape != items[0].shape or item.dtype != items[0].dtype for item in items):
-                raise Refused("it stacks tensors of several shapes")
-            if len(items) != rounds:
-                raise Refused("it does not append one tensor in each iteration")
-            size = list(items[0].shape)
-            size.insert(dim if dim >= 0 else dim + len(size) + 1, bounds[1] - bounds[0])
-            return items[0].new_empty(size)
+    def example(self, tensors: Sequence[torch.Tensor], numbers: Sequence[Any], rounds: int | None) -> Any:
+        """What it returns for fake tensors. Its loops of symbolic length are run a few times only.
 
-        results, values = self._call(few, stack, tensors, numbers)
-        for (name, described), value in zip(self.description.params, values, strict=True):
-            if name not in self.description.fills and not _same(value, _value(described, tensors, numbers)):
-                raise Refused(f"it changes the list {name}")
-        return results
+        Args:
+            tensors: its arguments.
+            numbers: its arguments.
+            rounds: how often; None if all sizes are numbers: twice, or less.
+        """
+        held, carried = set(map(memory_of, tensors)), []
 
-    def new(self, returned: Any, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The tensors among what a loop returns that are no arguments.
+        def few(*bounds: Any) -> Any:
+            carried.clear()
+            if rounds is None:
+                return range(*bounds)[:2]
+            if all(isinstance(bound, int) for bound in bounds):
+                return range(*bounds)
+            return [0 if len(bounds) == 1 else bounds[0]] * rounds
+
+        def write(value: Any, element: bool = True) -> Any:
+            if isinstance(value, torch.Tensor) and memory_of(value) in held:
+                raise Refused("it writes one of its arguments")
+            return _read(value) if element else value
+
+        def end(*values: Any) -> None:
+            if carried and not all(map(_alike, carried, values)):
+                raise Refused("the shape or dtype of a tensor changes from one iteration to the next")
+            carried[:] = map(_read, values)
+
+        return self._call((few, _read, write, end), tensors, numbers)
+
+    def new(self, returned: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[int]) -> list[torch.Tensor]:
+        """The tensors among what a function returns that are no arguments.
 
         Raises:
             InnerQError: if it returns something else than when the graph was captured.
         """
         found: list[torch.Tensor] = []
-        if not _matches(self.description.outcome, returned, tensors, found):
+        places = set(map(memory_of, tensors))
+
+        def matches(outcome: Any, value: Any) -> bool:
+            kind, *what = outcome
+            if kind == "tuple":
+                return type(value) is tuple and len(value) == len(what) and all(map(matches, what, value))
+            if kind == "tensor":
+                return value is tensors[what[0]]
+            if kind != "new":
+                return outcome == description_of(value) and type(what[0]) is type(value)
+            if not isinstance(value, torch.Tensor) or memory_of(value) in places:
+                return False
+            found.append(value)
+            places.add(memory_of(value))
+            sizes = [size_of(size, tensors, numbers) for size in what[2]]
+            kinds = (str(value.dtype), str(value.device))
+            return kinds == tuple(what[:2]) and sizes == list(value.shape)
+
+        if not matches(self.description.outcome, returned):
             raise InnerQError(f"the loop in {self.description.place} returns something else than when it was compiled")
         return found
 
-    def _call(self, range_: Any, stack: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[Any]) -> Any:
-        values = [_value(described, tensors, numbers) for _, described in self.description.params]
-        return self.function(range_, stack, *values), values
+    def _call(self, watching: tuple[Any, ...], tensors: Sequence[torch.Tensor], numbers: Sequence[Any]) -> Any:
+        return self.function(*watching, *(_value(value, tensors, numbers) for _, value in self.description.params))
 
 
-def _matches(outcome: Any, returned: Any, tensors: Sequence[torch.Tensor], found: list[torch.Tensor]) -> bool:
-    kind, what = outcome
-    if kind == "new":
-        found.append(returned)
-        return isinstance(returned, torch.Tensor) and what == metadata(returned)
-    if kind == "tensor":
-        return returned is tensors[what]
-    if kind in ("list", "tuple"):
-        same = type(returned).__name__ == kind and len(returned) == len(what)
-        return same and all(_matches(item, value, tensors, found) for item, value in zip(what, returned, strict=True))
-    return outcome == description_of(returned)
+def _read(value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise Refused(f"its loop reads, writes or carries on a {type(value).__name__}")
+    return value
 
 
-def metadata(tensor: torch.Tensor) -> tuple[str, int]:
-    """The dtype and the number of dimensions of a tensor, as a description has them."""
-    return str(tensor.dtype), tensor.dim()
+def _alike(one: torch.Tensor, other: Any) -> bool:
+    return isinstance(other, torch.Tensor) and one.dtype == other.dtype and same_sizes(one.shape, other.shape)
+
+
+def size_of(size: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[Any]) -> Any:
+    """The size of a result, as a description has it, for these arguments."""
+    if isinstance(size, int):
+        return size
+    index, at = size
+    return numbers[at] if index is None else tensors[index].shape[at]
+
+
+def sizes(tensors: Sequence[torch.Tensor], numbers: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """All that may be the size of a result, with its description."""
+    for index, tensor in enumerate(tensors):
+        for at, size in enumerate(tensor.shape):
+            yield size, (index, at)
+    for at, number in enumerate(numbers):
+        yield number, (None, at)
 
 
 @functools.lru_cache(maxsize=256)
 def runner_of(text: str) -> Runner:
-    """The loop that a graph describes.
+    """The function that a graph describes.
 
     Raises:
         Refused: if its source is another one by now.
     """
     description = Description.parse(text)
     names = globals_of(description.module)
-    source = (source_of if description.place.line else function_source_of)(description.place, names)
+    source = source_of(description.place, names)
     if digest_of(source) != description.digest:
         raise Refused(f"the loop in {description.place} has changed since it was compiled")
-    params = [name for name, _ in description.params]
-    return Runner(description, function_of(source, names, description.place.file, params, description.results))
+    return Runner(description, function_of(source, names, description.place.file))
 
 
 def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Fake tensors like these, which a loop may write."""
+    """Fake tensors like these."""
     return [tensor.new_empty_strided(tensor.size(), tensor.stride()) for tensor in tensors]
 
 
@@ -187,17 +220,7 @@ def _value(described: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[An
         return tensors[value]
     if kind == "number":
         return numbers[value]
-    if kind in ("list", "tuple"):
-        return {"list": list, "tuple": tuple}[kind](_value(item, tensors, numbers) for item in value)
-    if kind == "dict":
-        return {name: _value(item, tensors, numbers) for name, item in value}
     return getattr(torch, value) if kind == "dtype" else torch.device(value) if kind == "device" else value
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one is other or not isinstance(one, torch.Tensor)
 
 
 def _version(tensor: torch.Tensor) -> int | None:
@@ -205,38 +228,38 @@ def _version(tensor: torch.Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _run(written: list[torch.Tensor], read: list[torch.Tensor], numbers: list[int], loop: str) -> list[torch.Tensor]:
-    copied = [tensor.clone() for tensor in written]
-    tensors = [*copied, *read]
-    versions = list(map(_version, read))
-    results, held = [], {tensor.untyped_storage().data_ptr() for tensor in tensors}
+def _run(tensors: list[torch.Tensor], numbers: list[int], loop: str) -> list[torch.Tensor]:
+    versions = list(map(_version, tensors))
     runner = runner_of(loop)
-    returned = runner.run(tensors, numbers)
-    if versions != list(map(_version, read)):
+    try:
+        returned = runner.run(tensors, numbers)
+    except Refused as reason:
         raise InnerQError(
-            f"the loop in {Description.parse(loop).place} writes a tensor that it did not write when it was compiled"
+            f"the loop in {runner.description.place} does something else than when it was compiled: {reason}"
+        ) from None
+    if versions != list(map(_version, tensors)):
+        raise InnerQError(f"the loop in {runner.description.place} writes one of its arguments")
+    # with the strides that the graph was compiled for
+    return [result.contiguous() for result in runner.new(returned, tensors, numbers)]
+
+
+def _fake(tensors: list[torch.Tensor], numbers: list[Any], loop: str) -> list[torch.Tensor]:
+    return [
+        tensors[0].new_empty(
+            [size_of(size, tensors, numbers) for size in shape],
+            dtype=getattr(torch, dtype.removeprefix("torch.")),
+            device=torch.device(device),
         )
-    for result in runner.new(returned, tensors):
-        place = result.untyped_storage().data_ptr()
-        # an operator returns tensors of their own, with the strides that the graph was compiled for
-        results.append(result.clone(memory_format=torch.contiguous_format) if place in held else result.contiguous())
-        held.add(results[-1].untyped_storage().data_ptr())
-    return [*copied, *results]
+        for dtype, device, shape in _new(Description.parse(loop).outcome)
+    ]
 
 
-def _fake(written: list[torch.Tensor], read: list[torch.Tensor], numbers: list[Any], loop: str) -> list[torch.Tensor]:
-    tensors = [*written, *read]
-    found = remembered(loop, tensors, numbers, lambda: _examples(tensors, numbers, loop))
-    others = [tensors[0].new_empty(shape, dtype=dtype, device=device) for shape, dtype, device in found]
-    return [*(tensor.clone() for tensor in written), *others]
-
-
-def _examples(tensors: list[torch.Tensor], numbers: list[Any], loop: str) -> list[Any]:
-    """Shapes, dtypes and devices of what a loop returns."""
-    with tried(tensors):
-        examples = copies(tensors)
-        new = runner_of(loop).new(runner_of(loop).example(examples, numbers), examples)
-    return [(tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in new]
+def _new(outcome: Any) -> Iterator[Any]:
+    kind, *what = outcome
+    if kind == "new":
+        yield what
+    for item in what if kind == "tuple" else ():
+        yield from _new(item)
 
 
 _lib.impl("run", _run, "CompositeExplicitAutograd")

@@ -9,9 +9,7 @@ _VARIABLES = (
     "BuiltinVariable.call_function_handler_cache",
     "BuiltinVariable.call_range",
     "CellVariable",
-    "ConstDictVariable",
     "ConstantVariable.create",
-    "ListVariable",
     "TensorVariable",
     "TupleVariable",
     "UserFunctionVariable.bind_args",
@@ -23,9 +21,9 @@ ENTRIES = (
         module="torch._dynamo.variables",
         names=_VARIABLES,
         why="Dynamo's objects for values of the program. The call of range(...) with a symbolic length is wrapped, and "
-        "the values that the loop reads become arguments of one operator. torch.compiler.disable and allow_in_graph "
-        "would need a mark on the function, and the first breaks the graph; torch's while_loop and scan need another "
-        "program.",
+        "the arguments of the function with the loop become those of one operator. torch.compiler.disable and "
+        "allow_in_graph would need a mark on the function, and the first breaks the graph; torch's while_loop and scan "
+        "need another program.",
         without=_UNROLLED,
     ),
     Internal(
@@ -36,14 +34,8 @@ ENTRIES = (
     ),
     Internal(
         module="torch._dynamo.variables.base",
-        names=(
-            "ValueMutationNew",
-            "VariableTracker.build(tx, value)",
-            "VariableTracker.call_function",
-            "VariableTracker.call_method",
-            "VariableTracker.realize",
-        ),
-        why="The base of these objects, and how attributes such as self.size are read.",
+        names=("VariableTracker.realize",),
+        why="The base of these objects.",
         without=_UNROLLED,
     ),
     Internal(
@@ -55,25 +47,20 @@ ENTRIES = (
     Internal(
         module="torch._dynamo.symbolic_convert",
         names=(
-            "InliningInstructionTranslator.dispatch_table",
             "InliningInstructionTranslator.inline_call(parent, func, args, kwargs)",
-            "InstructionTranslator.dispatch_table",
+            "InstructionTranslator",
             "SpeculationLog.clear",
         ),
-        why="The call of a function that has such a loop is replaced, and the instructions of a loop are left out.",
+        why="The call of a function that has such a loop is replaced.",
         without=_UNROLLED,
     ),
     Internal(
         module="torch._dynamo.symbolic_convert",
         names=(
-            "current_instruction",
             "f_code",
-            "f_globals",
-            "indexof",
             "instruction_pointer",
             "instructions",
             "speculation_log",
-            "symbolic_locals",
             "traced_code",
             "tracing_context",
         ),
@@ -86,12 +73,6 @@ ENTRIES = (
         names=("SideEffects.load_cell(cellvar)",),
         why="The value of an argument that a comprehension reads, before Python 3.12.",
         without="Compiling a program with such a loop fails with an AttributeError.",
-    ),
-    Internal(
-        module="torch._dynamo.bytecode_analysis",
-        names=("livevars_analysis(instructions, instruction)",),
-        why="Which variables are read behind a loop.",
-        without=_UNROLLED,
     ),
     Internal(
         module="torch._dynamo.exc",
@@ -120,7 +101,7 @@ ENTRIES = (
     Internal(
         module="torch._subclasses.fake_tensor",
         names=("FakeTensorMode(allow_non_fake_inputs)",),
-        why="A loop is tried with larger sizes, which are numbers.",
+        why="A function is tried with other sizes, which are numbers.",
         without=_UNROLLED,
     ),
     Internal(

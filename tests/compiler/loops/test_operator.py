@@ -1,4 +1,4 @@
-"""The operator runs a loop that a graph describes by a string."""
+"""The operator runs a function that a graph describes by a string."""
 
 from __future__ import annotations
 
@@ -7,49 +7,69 @@ import dataclasses
 import pytest
 import torch
 
+from innerq_compile.compiler.loops.finding import place_of
 from innerq_compile.compiler.loops.operator import OPERATOR, Description, digest_of, runner_of
-from innerq_compile.compiler.loops.source import Place, source_of
+from innerq_compile.compiler.loops.source import source_of
 from innerq_compile.errors import InnerQError
 from innerq_compile.kernels.internals.dynamo_loops import Refused
 
 
-def loop(x, out, n):
-    for i in range(n):
-        out[i] = x[i] * 2
-        last = x[i] + 1
-    return last
+def function(x, factor):
+    out = torch.zeros_like(x)
+    for i in range(x.shape[0]):
+        out[i] = x[i] * factor
+    return out, None
 
 
-def description(**changes) -> Description:
-    code = loop.__code__
-    place = Place(code.co_filename, code.co_name, code.co_firstlineno, code.co_firstlineno + 1)
-    params = (("out", ("tensor", 0)), ("x", ("tensor", 1)))
-    outcome = ("list", (("new", ("torch.float32", 0)),))
-    bounds = (("value", 0), ("number", 0), ("value", 1))
+def writes(x, factor):
+    for i in range(x.shape[0]):
+        x[i] = x[i] * factor
+    return x * 1, None
+
+
+NEW = ("new", "torch.float32", "cpu", ((0, 0),))
+
+
+def description(function=function, **changes) -> Description:
+    place = place_of(function.__code__)
+    params = (("x", ("tensor", 0)), ("factor", ("value", 2)))
+    outcome = ("tuple", NEW, ("value", None))
     digest = digest_of(source_of(place, globals()))
-    return dataclasses.replace(Description(place, __name__, digest, bounds, params, ("last",), (), outcome), **changes)
+    return dataclasses.replace(Description(place, __name__, digest, params, outcome), **changes)
 
 
 def test_a_description_is_a_string():
     assert Description.parse(description().text()) == description()
 
 
-def test_what_is_written_is_a_copy():
-    x, out = torch.arange(3.0), torch.zeros(3)
-    written, last = OPERATOR([out], [x], [2], description().text())
-    assert written.tolist() == [0.0, 2.0, 0.0] and last == 2.0 and not out.any()
+def test_it_returns_the_new_tensors():
+    (out,) = OPERATOR([torch.arange(3.0)], [], description().text())
+    assert out.tolist() == [0.0, 2.0, 4.0]
 
 
-def test_a_loop_that_writes_more_than_it_did():
-    params = (("out", ("tensor", 1)), ("x", ("tensor", 0)))
-    with pytest.raises(InnerQError, match="writes a tensor that it did not write"):
-        OPERATOR([torch.zeros(3)], [torch.arange(3.0)], [2], description(params=params).text())
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_function_that_writes_its_argument(inference):
+    with torch.inference_mode(inference):
+        x = torch.arange(3.0)
+        with pytest.raises(InnerQError, match="writes one of its arguments"):
+            OPERATOR([x], [], description(writes).text())
+        assert x.tolist() == [0.0, 1.0, 2.0]
 
 
-def test_a_loop_that_returns_something_else_than_it_did():
-    outcome = ("list", (("new", ("torch.float64", 0)),))
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        ("tuple", ("new", "torch.float64", "cpu", ((0, 0),)), ("value", None)),
+        ("tuple", ("new", "torch.float32", "cpu", (4,)), ("value", None)),
+        ("tuple", ("new", "torch.float32", "cpu", ((0, 0), 1)), ("value", None)),
+        ("tuple", NEW, ("value", 1)),
+        ("tuple", ("tensor", 0), ("value", None)),
+        NEW,
+    ],
+)
+def test_a_function_that_returns_something_else_than_it_did(outcome):
     with pytest.raises(InnerQError, match="returns something else"):
-        OPERATOR([torch.zeros(3)], [torch.arange(3.0)], [2], description(outcome=outcome).text())
+        OPERATOR([torch.arange(3.0)], [], description(outcome=outcome).text())
 
 
 def test_another_source():
