@@ -140,8 +140,12 @@ def test_attention_of_any_head_dims(head_dim, value_dim, preset, seed):
     check(plain, preset, head_dim, value_dim, torch.float16, seed, tokens=50)
 
 
+#: Triton's interpreter takes minutes for the wide ones; tests/kernels/triton/test_attention.py has one of them.
+IN_THE_INTERPRETER = [pytest.param(*sizes, marks=pytest.mark.slow) if min(sizes) > 256 else sizes for sizes in SIZES]
+
+
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize(("head_dim", "value_dim"), SIZES)
+@pytest.mark.parametrize(("head_dim", "value_dim"), IN_THE_INTERPRETER)
 @pytest.mark.parametrize("preset", ["base", "lossless"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_triton_attention_is_that_without_zeros(preset, head_dim, value_dim, dtype):
