@@ -23,7 +23,7 @@ from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from ..kernels.internals.tensors import is_traceable_wrapper_subclass
 from .analysis.shared_norm import shared_norm
-from .analysis.windows import SHORT_WINDOW, dropped, rolling_format
+from .analysis.windows import dropped, format_of
 from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheInput, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .emit.channels import with_zeros
@@ -71,10 +71,9 @@ def _quantize(
 ) -> Quantized:
     dense = write.by_head(use.node, use.tokens_dim)
     value, config = example(dense), context.config
-    if use.window is not None and use.window <= SHORT_WINDOW:
-        fmt = rolling_format(context, role, value.shape[3], value.dtype, use.window)
+    fmt = format_of(context, role, value.shape[3], value.dtype, use.window)
+    if fmt.rolls:
         return _encode(write, use, with_zeros(write, dense, fmt), fmt, start, (None, None, None))
-    fmt = context.format_for(role, value.shape[3], value.dtype)
     if role == "key":
         fmt = dataclasses.replace(fmt, norm=shared_norm(dense, fmt, config, changes))
     held = with_zeros(write, dense, fmt)

@@ -38,7 +38,7 @@ from ..kernels.schemas import arguments_of
 from .analysis.buffer_writes import is_preallocated, same_position
 from .analysis.buffers import is_step
 from .analysis.shared_norm import shared_norm
-from .analysis.windows import SHORT_WINDOW, rolling_format
+from .analysis.windows import format_of
 from .context import (
     AttentionMatch,
     BufferUse,
@@ -209,12 +209,10 @@ def _sides(
 def _shadow(write: Writer, role: Role, use: BufferUse, changes: Writes, context: PassContext) -> CacheInput:
     config, dense = context.config, example(use.buffer)
     batch, heads, tokens, head_dim = (plain_size(dense.shape[dim]) for dim in use.dims)
-    if use.rolls and tokens <= SHORT_WINDOW:  # `rolled_use` has made it a constant
-        fmt = rolling_format(context, role, head_dim, dense.dtype, tokens)
-    else:
-        fmt = context.format_for(role, head_dim, dense.dtype)
-        if role == "key" and use.dims == _ORDER:  # otherwise the written tokens are not [B, H, N, D]
-            fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
+    window = tokens if use.rolls else None  # `rolled_use` has made it a constant
+    fmt = format_of(context, role, head_dim, dense.dtype, window)
+    if role == "key" and not fmt.rolls and use.dims == _ORDER:  # otherwise the written tokens are not [B, H, N, D]
+        fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
     examples = cache_examples(
         fmt,
         (batch, heads),

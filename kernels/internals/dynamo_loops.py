@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.exc import RestartAnalysis
 from torch._dynamo.symbolic_convert import InliningInstructionTranslator, InstructionTranslator
 from torch._dynamo.variables import (
@@ -40,10 +39,10 @@ from torch._dynamo.variables.builder import wrap_fx_proxy
 from torch._dynamo.variables.tensor import SymNodeVariable
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .graphs import size_hint
+from .dynamo_backends import OfBackends
+from .graphs import is_constant_size, size_hint, statically_known_true
 
 _Found = TypeVar("_Found")
 
@@ -56,7 +55,6 @@ __all__ = [
     "Value",
     "other_sizes",
     "remembered",
-    "same_sizes",
     "tried",
     "use_loops",
 ]
@@ -175,13 +173,12 @@ def _variable(outcome: Any, results: Sequence[Any]) -> Any:
     return TupleVariable([_variable(item, results) for item in outcome])
 
 
-#: By the identity of the backend, which need not be hashable. Backends are held, so that no other gets its identity.
-_OF_BACKEND: dict[int, tuple[Any, Handler]] = {}
+_HANDLERS: OfBackends[Handler] = OfBackends()
 
 
 def use_loops(backend: Callable[..., Any], handler: Handler) -> None:
     """Ask ``handler`` for each loop over a range of symbolic length in programs that are compiled with a backend."""
-    _OF_BACKEND[id(backend)] = backend, handler
+    _HANDLERS.set(backend, handler)
     original: Any = BuiltinVariable.call_range
     if hasattr(original, "__wrapped__"):
         return
@@ -196,7 +193,7 @@ def _asking(original: Callable[..., Any]) -> Callable[..., Any]:
     def call_range(self: Any, tx: Any, *args: Any, **kwargs: Any) -> Any:
         handler = None
         if not kwargs and 1 <= len(args) <= 3 and any(isinstance(arg.realize(), SymNodeVariable) for arg in args):
-            handler = _of(tx)
+            handler = _HANDLERS.of(tx)
         if handler is not None and type(tx) in (InstructionTranslator, InliningInstructionTranslator):
             at = tx.instruction_pointer
             if [inst.opname for inst in tx.instructions[at : at + 2]] == ["GET_ITER", "FOR_ITER"]:
@@ -215,7 +212,7 @@ def _calling(original: Callable[..., Any]) -> Callable[..., Any]:
     def inline_call(cls: Any, parent: Any, func: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         asked = getattr(parent.speculation_log, _ASKED, None)
         if asked and cls is InliningInstructionTranslator and func.get_code() in asked:
-            handler = _of(parent)
+            handler = _HANDLERS.of(parent)
             if handler is not None and isinstance(func, UserFunctionVariable):
                 call = Call(parent, func, args, kwargs)
                 if (found := handler.of_call(call)) is not None:
@@ -234,13 +231,6 @@ def _asked(tx: Any) -> set[types.CodeType]:
     if not hasattr(log, _ASKED):
         setattr(log, _ASKED, set())
     return getattr(log, _ASKED)
-
-
-def _of(tx: Any) -> Handler | None:
-    """The handler of the backend that a program is compiled with."""
-    backend: Any = innermost_backend(tx.output.compiler_fn)
-    found = _OF_BACKEND.get(id(getattr(backend, "compiler_fn", backend)))
-    return None if found is None else found[1]
 
 
 def _proxies(args: Any) -> Any:
@@ -309,7 +299,7 @@ def _is_known(symbol: Any) -> bool:
     """Whether a symbol has one value, whatever the sizes in a call."""
     if isinstance(symbol, torch.SymBool):
         return statically_known_true(symbol) or statically_known_true(torch.sym_not(symbol))
-    return bool(symbol.node.expr.is_number)
+    return is_constant_size(symbol)
 
 
 def _is_of_program(frame: types.FrameType | None) -> bool:
@@ -317,11 +307,6 @@ def _is_of_program(frame: types.FrameType | None) -> bool:
     while frame is not None and frame.f_code.co_filename == torch.__file__:
         frame = frame.f_back
     return frame is None or not frame.f_code.co_filename.startswith((_TORCH, "<string>"))
-
-
-def same_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two shapes are the same, whatever the values of symbols."""
-    return len(one) == len(other) and all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch._dynamo import pgo
-from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.variables import builder
+
+from .dynamo_backends import OfBackends
 
 __all__ = ["Symbols", "use_symbols"]
 
@@ -38,8 +39,7 @@ class Symbols:
     number: Callable[[str], bool]
 
 
-#: By the identity of the backend, which need not be hashable. Backends are held, so that no other gets its identity.
-_OF_BACKEND: dict[int, tuple[Callable[..., Any], Symbols]] = {}
+_SYMBOLS: OfBackends[Symbols] = OfBackends()
 #: The module of Dynamo that decides what is a symbol.
 _MODULE: Any = builder
 
@@ -49,7 +49,7 @@ def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
 
     ``dynamic=False`` of ``torch.compile`` turns it off, as it does for sizes that change.
     """
-    _OF_BACKEND[id(backend)] = backend, symbols
+    _SYMBOLS.set(backend, symbols)
     if not hasattr(_MODULE.record_automatic_dynamic, "__wrapped__"):
         _MODULE.record_automatic_dynamic = _with_sizes(_MODULE.record_automatic_dynamic)
         _MODULE.process_automatic_dynamic = _with_numbers(_MODULE.process_automatic_dynamic)
@@ -58,7 +58,7 @@ def use_symbols(backend: Callable[..., Any], symbols: Symbols) -> None:
 def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def record(tx: Any, name: str, tensor: torch.Tensor) -> Any:
-        entry, symbols = original(tx, name, tensor), _of(tx)
+        entry, symbols = original(tx, name, tensor), _SYMBOLS.of(tx)
         if symbols is None or not isinstance(entry.size, tuple):
             return entry
         dims = symbols.sizes(name, tensor)
@@ -71,7 +71,7 @@ def _with_sizes(original: Callable[..., Any]) -> Callable[..., Any]:
 def _with_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def process(tx: Any, name: str, entry: Any, **options: Any) -> Any:
-        found, symbols, number = original(tx, name, entry, **options), _of(tx), entry.scalar
+        found, symbols, number = original(tx, name, entry, **options), _SYMBOLS.of(tx), entry.scalar
         if symbols is None:
             return found
         if type(number) is float and options.get("is_unspecialized_nn_module"):
@@ -93,10 +93,3 @@ def _is_first(tx: Any, name: str, number: float) -> bool:
     values = (one for value in given for one in (value if isinstance(value, tuple) else (value,)))
     model = next((value for value in values if isinstance(value, torch.nn.Module)), None)
     return model is not None and _FLOATS.setdefault(model, {}).setdefault(name, number) == number
-
-
-def _of(tx: Any) -> Symbols | None:
-    """The symbols of the backend that a program is compiled with."""
-    backend: Any = innermost_backend(tx.output.compiler_fn)
-    found = _OF_BACKEND.get(id(getattr(backend, "compiler_fn", backend)))
-    return None if found is None else found[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -30,6 +31,7 @@ __all__ = [
     "node_of_line",
     "own_symbol",
     "range_of",
+    "same_sizes",
     "scaled_dot_product_attention",
     "shape_env_of",
     "size_hint",
@@ -45,6 +47,11 @@ scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  #
 def is_erased(node: Node) -> bool:
     """Whether a node has been erased from its graph."""
     return node._erased
+
+
+def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are known to be equal, whatever the values of symbols. Adds no guard."""
+    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
 def is_constant_size(size: torch.SymInt) -> bool:

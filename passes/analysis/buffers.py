@@ -50,12 +50,7 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
     if len(writes) != 1:
         raise NoBuffer("the buffer is written more than once")
     (write, index, new) = writes[0]
-    order = changes.order
-    if order[write] > order[node] and node is not buffer:
-        raise NoBuffer("the buffer is written after it is read")
-    readers = [user for user in buffer.users if user not in (write, *write.all_input_nodes)]
-    if any(order[user] < order[write] for user in readers if not is_query(user)):
-        raise NoBuffer("the buffer is read before it is written")
+    check_order(node, buffer, write, (write, *write.all_input_nodes), changes)
     position = write_position(index, dims, sizes_of(buffer), new)
     count = sizes_of(new)[dims[2]]
     if not is_preallocated(buffer):
@@ -69,6 +64,26 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
     if not whole and not _is_end(end, position, count):
         raise NoBuffer("the attention does not read the buffer up to the last token written")
     return BufferUse(buffer, dims, new, write, position, count, whole, consecutive)
+
+
+def check_order(node: Node, buffer: Node, write: Node, own: tuple[Node, ...], changes: Writes) -> None:
+    """Check that the attention reads the buffer as it is behind the write.
+
+    Args:
+        node: the keys or values.
+        buffer: the buffer.
+        write: the node that writes to it.
+        own: the nodes that the write consists of.
+        changes: the in-place writes of the graph.
+
+    Raises:
+        NoBuffer: if it does not, or something else reads the buffer before.
+    """
+    order = changes.order
+    if order[write] > order[node] and node is not buffer:
+        raise NoBuffer("the buffer is written after it is read")
+    if any(order[user] < order[write] for user in buffer.users if user not in own and not is_query(user)):
+        raise NoBuffer("the buffer is read before it is written")
 
 
 def is_step(count: int | torch.SymInt) -> bool:

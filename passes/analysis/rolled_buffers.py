@@ -17,10 +17,10 @@ from torch.fx import Node
 from ..context import BufferUse
 from ..graph.aliases import Writes
 from ..graph.operations import Kind
-from ..graph.reading import Call, is_query, read
+from ..graph.reading import Call, read
 from ..graph.values import Sizes, dtype_of, made_constant, made_equal, same_size, sizes_of, value_of
 from .buffer_writes import Narrow, NoBuffer, buffer_writes, is_preallocated
-from .buffers import Dims, check_step, dims_before, may_be_buffer
+from .buffers import Dims, check_order, check_step, dims_before, may_be_buffer
 from .windows import last_tokens
 
 
@@ -75,7 +75,7 @@ def rolled_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
     if changes.order[written.taken] > changes.order[write.node]:
         raise NoBuffer("new tokens are put behind those of the buffer after these were written back")
     if attended is None:
-        _check_order(node, buffer, write.node, written, changes)
+        check_order(node, buffer, write.node, (write.node, written.old, written.node), changes)
     extra = 0 if attended is None else made_constant(sizes_of(attended.node)[token] - window)
     if extra is None or extra < 0:
         return None
@@ -189,13 +189,3 @@ def _is_end(item: Any, count: int, size: Any, changes: Writes) -> bool:
     if places[0] >= 0:
         return places == list(range(places[0], places[0] + count)) and made_equal(size, places[0] + count)
     return places == list(range(-count, 0))
-
-
-def _check_order(node: Node, buffer: Node, write: Node, written: _Joined, changes: Writes) -> None:
-    """Check that an attention reads a buffer as it is behind the write."""
-    order = changes.order
-    if order[write] > order[node] and node is not buffer:
-        raise NoBuffer("the buffer is written after it is read")
-    own = (write, written.old, written.node)
-    if any(order[user] < order[write] for user in buffer.users if user not in own and not is_query(user)):
-        raise NoBuffer("the buffer is read before it is written")

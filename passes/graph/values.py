@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...kernels.internals.graphs import free_unbacked_symbols, size_hint, statically_known_true
+from ...kernels.internals.graphs import free_unbacked_symbols, same_sizes, size_hint
 
 #: The key in ``node.meta`` under which Dynamo stores the example value, and AOTAutograd reads it.
 _KEY = "example_value"
@@ -94,11 +94,6 @@ def value_of(number: Any) -> Any:
 def plain_size(size: Any) -> Any:
     """A size, converted to an int if it is a SymInt that is known to be constant."""
     return int(size) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
-
-
-def same_sizes(a: Sizes, b: Sizes) -> bool:
-    """Whether sizes are known to be equal. Adds no guard."""
-    return len(a) == len(b) and all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
 def same_size(a: Any, b: Any) -> bool:

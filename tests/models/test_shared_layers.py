@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
-from tests.helpers.models import assert_same_tokens, generate, prompt
+from tests.helpers.models import assert_same_tokens, generate, prompt, windowed_model
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
 
-_SIZES = {
-    "vocab_size": 61,
-    "vocab_size_per_layer_input": 61,
-    "hidden_size": 64,
-    "hidden_size_per_layer_input": 16,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+_LAYERS = {
     "head_dim": 16,
     "num_hidden_layers": 5,
     "num_kv_shared_layers": 2,
-    "sliding_window": 16,
     "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention", "full_attention"],
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
+    "vocab_size_per_layer_input": 61,
+    "hidden_size_per_layer_input": 16,
 }
 #: What differs, by model.
 MODELS = {"Gemma3n": {"laurel_rank": 8, "activation_sparsity_pattern": [0.0] * 5}, "Gemma4": {"global_head_dim": 32}}
@@ -34,9 +24,7 @@ MODELS = {"Gemma3n": {"laurel_rank": 8, "activation_sparsity_pattern": [0.0] * 5
 
 @pytest.mark.parametrize("name", MODELS)
 def test_generate(name):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}TextConfig")(**_SIZES, **MODELS[name])
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = windowed_model(f"{name}Text", 16, **_LAYERS, **MODELS[name])
     inputs = prompt(1, 12)
     tokens, logits, _ = generate(model, inputs, 16)
     clear_reports()

@@ -19,9 +19,9 @@ from ...kernels.internals.dynamo_loops import (
     Value,
     other_sizes,
     remembered,
-    same_sizes,
     tried,
 )
+from ...kernels.internals.graphs import same_sizes
 from ...kernels.internals.tensors import memory_of
 from .finding import Place, place_of
 from .operator import OPERATOR, Description, copies, description_of, digest_of, globals_of, runner_of, sizes

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from ...errors import InnerQError
-from ...kernels.internals.dynamo_loops import Refused, same_sizes
+from ...kernels.internals.dynamo_loops import Refused
+from ...kernels.internals.graphs import same_sizes
 from ...kernels.internals.tensors import memory_of
 from .finding import Place
 from .source import Source, function_of, source_of
@@ -88,13 +89,7 @@ class Runner:
 
     def run(self, tensors: Sequence[torch.Tensor], numbers: Sequence[int]) -> Any:
         """What it returns for real tensors."""
-        held = set(map(memory_of, tensors))
-
-        def write(value: Any, element: bool = True) -> Any:
-            if isinstance(value, torch.Tensor) and memory_of(value) in held:
-                raise InnerQError(f"the loop in {self.description.place} writes one of its arguments")
-            return _read(value) if element else value
-
+        write = _writing(tensors, InnerQError(f"the loop in {self.description.place} writes one of its arguments"))
         return self._call((range, _read, write, lambda *_: None), tensors, numbers)
 
     def example(self, tensors: Sequence[torch.Tensor], numbers: Sequence[Any], rounds: int | None) -> Any:
@@ -105,7 +100,7 @@ class Runner:
             numbers: its arguments.
             rounds: how often; None if all sizes are numbers: twice, or less.
         """
-        held, carried = set(map(memory_of, tensors)), []
+        carried: list[torch.Tensor] = []
 
         def few(*bounds: Any) -> Any:
             carried.clear()
@@ -115,16 +110,12 @@ class Runner:
                 return range(*bounds)
             return [0 if len(bounds) == 1 else bounds[0]] * rounds
 
-        def write(value: Any, element: bool = True) -> Any:
-            if isinstance(value, torch.Tensor) and memory_of(value) in held:
-                raise Refused("it writes one of its arguments")
-            return _read(value) if element else value
-
         def end(*values: Any) -> None:
             if carried and not all(map(_alike, carried, values)):
                 raise Refused("the shape or dtype of a tensor changes from one iteration to the next")
             carried[:] = map(_read, values)
 
+        write = _writing(tensors, Refused("it writes one of its arguments"))
         return self._call((few, _read, write, end), tensors, numbers)
 
     def new(self, returned: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -164,6 +155,18 @@ def _read(value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise Refused(f"its loop reads, writes or carries on a {type(value).__name__}")
     return value
+
+
+def _writing(tensors: Sequence[torch.Tensor], error: Exception) -> Callable[..., Any]:
+    """What is told of each value that a function writes: the error is raised if it is in the memory of an argument."""
+    held = set(map(memory_of, tensors))
+
+    def write(value: Any, element: bool = True) -> Any:
+        if isinstance(value, torch.Tensor) and memory_of(value) in held:
+            raise error
+        return _read(value) if element else value
+
+    return write
 
 
 def _alike(one: torch.Tensor, other: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from . import (
     constant_results,
     cuda,
+    dynamo_backends,
     dynamo_calls,
     dynamo_graphs,
     dynamo_loops,
@@ -30,6 +31,7 @@ from .entry import Internal
 TOPICS: dict[str, tuple[Internal, ...]] = {
     "constant_results": constant_results.ENTRIES,
     "cuda": cuda.ENTRIES,
+    "dynamo_backends": dynamo_backends.ENTRIES,
     "dynamo_calls": dynamo_calls.ENTRIES,
     "dynamo_graphs": dynamo_graphs.ENTRIES,
     "dynamo_loops": dynamo_loops.ENTRIES,

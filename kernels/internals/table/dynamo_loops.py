@@ -81,12 +81,6 @@ ENTRIES = (
         without=_UNROLLED,
     ),
     Internal(
-        module="torch._dynamo.eval_frame",
-        names=("innermost_backend",),
-        why="Programs that other backends compile are left alone.",
-        without=_UNROLLED,
-    ),
-    Internal(
         module="torch._guards",
         names=("detect_fake_mode(inputs)",),
         why="Loops are tried with fake tensors of the mode of the graph.",
@@ -106,7 +100,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch.fx.experimental.symbolic_shapes",
-        names=("ShapeEnv.create_symintnode(sym, hint)", "ShapeEnv.suppress_guards", "statically_known_true"),
+        names=("ShapeEnv.create_symintnode(sym, hint)", "ShapeEnv.suppress_guards"),
         why="Trying a loop adds no conditions on sizes, and its results have known sizes.",
         without=_UNROLLED,
     ),

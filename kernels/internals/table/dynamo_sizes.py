@@ -25,16 +25,10 @@ ENTRIES = (
         without="Compiling fails with an AttributeError.",
     ),
     Internal(
-        module="torch._dynamo.eval_frame",
-        names=("innermost_backend",),
-        why="Programs that other backends compile are left alone.",
-        without="The backend cannot be imported.",
-    ),
-    Internal(
         module="torch._dynamo.output_graph",
-        names=("compiler_fn", "root_tx", "f_locals"),
+        names=("root_tx", "f_locals"),
         on_objects=True,
-        why="The backend that Dynamo traces a program for, and the arguments of the call, of which one is the model.",
+        why="The arguments of the call, of which one is the model.",
         without="Compiling fails with an AttributeError.",
     ),
 )
