@@ -26,9 +26,16 @@ ENTRIES = (
     ),
     Internal(
         module="torch._dynamo.output_graph",
-        names=("root_tx", "f_locals"),
+        names=("root_tx",),
         on_objects=True,
-        why="The arguments of the call, of which one is the model.",
+        why="The frame that is compiled: a float is a constant of the model that it is given.",
+        without="Compiling fails with an AttributeError.",
+    ),
+    Internal(
+        module="torch._dynamo.symbolic_convert",
+        names=("f_locals",),
+        on_objects=True,
+        why="The arguments of this frame, of which one is the model.",
         without="Compiling fails with an AttributeError.",
     ),
 )
