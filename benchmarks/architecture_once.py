@@ -1,4 +1,4 @@
-"""What one process of ``architectures.py`` measures: a few requests to one side of a model."""
+"""What one process of ``architectures.py`` measures: a few requests of each size to one side of a model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import processes
 import torch
 import transformers
 from architecture_shapes import SHAPES
 from requests_from_start import peak_gib, prepare, request
 from torch._dynamo.utils import counters
+from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
 
-REQUESTS = 3
+#: Tokens of a request that only compiles: all of its prompts, and its answer. Graphs do not depend on longer prompts.
+PROMPTS, ANSWER = 1 << 15, 16
 
 
 def make_model(name: str, layers: int, positions: int, device: str, tiny: bool = False) -> Any:
@@ -135,37 +138,94 @@ def compiled(side: str) -> dict[str, Any]:
     return found | (reported() if side == "innerq" else {})
 
 
+def first_request(args: argparse.Namespace, model: Any, batch: int, tokens: int, more: dict[str, Any]) -> float:
+    """Seconds to the first token of a request that compiles what one of ``tokens`` tokens runs.
+
+    Its prompt is shorter than ``tokens`` where many processes could not hold it at the same time. ``generate`` makes
+    room for as many tokens, which is the size of a StaticCache, whose steps are compiled for this size alone.
+    """
+    prompt = min(tokens, PROMPTS // batch)
+    stop = StoppingCriteriaList([MaxLengthCriteria(prompt + min(args.new, ANSWER))])
+    arrived, _ = request(model, batch, prompt, tokens + args.new - prompt, {**more, "stopping_criteria": stop})
+    return arrived[0]
+
+
+def measure_size(
+    args: argparse.Namespace, model: Any, batch: int, tokens: int, more: dict[str, Any], compiles: bool
+) -> dict[str, Any]:
+    """Milliseconds and bytes of a request of a size: the second one, of a side that compiles."""
+    began = time.perf_counter()
+    if compiles:
+        request(model, batch, tokens, min(args.new, ANSWER), more)
+    before_s = time.perf_counter() - began
+    gc.collect()
+    peak_gib(args.device)
+    arrived, cache = request(model, batch, tokens, args.new, more)
+    steps = [1e3 * (after - before) for before, after in itertools.pairwise(arrived)]
+    last = steps[len(steps) // 2 :]
+    step = statistics.median(last)
+    quantized = [type(getattr(layer, "keys", None)).__name__ == "InnerQTensor" for layer in cache.layers]
+    return {
+        "weight_bytes": weight_bytes(model, batch),
+        "cache_bytes": cache_bytes(cache),
+        "cache": type(cache).__name__,
+        "quantized": sum(quantized),
+        "layers": len(quantized),
+        "request_before_s": before_s,
+        "prompt_ms": 1e3 * arrived[0],
+        "step_ms": step,
+        "step_ms_least": min(last),
+        "step_ms_most": max(last),
+        "tokens_per_s": 1e3 * batch / step,
+        "peak_gib": peak_gib(args.device),
+    }
+
+
+def give_back_memory() -> None:
+    """What is not used, to other processes on the device and to the next request."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def attempt(measurement: Any, *arguments: Any) -> dict[str, Any]:
+    """What a measurement returns, or why it failed; what it held is given back then, so that the next can run."""
+    try:
+        return measurement(*arguments)
+    except Exception as error:  # of any of the programs that are compared: the reason is the result
+        text = f"{type(error).__name__}: {error}"
+    give_back_memory()
+    return {"failed": processes.reason_of(text, 1)[:300]}
+
+
 def measure(args: argparse.Namespace, name: str, side: str) -> dict[str, Any]:
-    """Seconds, milliseconds and bytes of the first request and of later ones."""
+    """Seconds, milliseconds and bytes of the first requests and of later ones, for each size."""
     torch.manual_seed(0)
-    model = make_model(name, args.layers, args.tokens + args.new, args.device, args.tiny)
+    sizes = list(itertools.product(args.batch, args.tokens))
+    compiles = side != "eager"
+    if not (compiles or args.fill):
+        processes.ready()  # before it takes memory that processes whose turn comes first may need
+    model = make_model(name, args.layers, max(args.tokens) + args.new, args.device, args.tiny)
     (torch.ones(64, 64, device=args.device) @ torch.ones(64, 64, device=args.device)).sum().item()  # loads cuBLAS
-    result: dict[str, Any] = {"like": SHAPES[name].like, "weight_bytes": weight_bytes(model, args.batch)}
+    result: dict[str, Any] = {"like": SHAPES[name].like}
     result["parameter_bytes"] = sum(parameter.nbytes for parameter in model.parameters())
     peak_gib(args.device)
     began = time.perf_counter()
-    more = prepare(model, side, {})
+    more = prepare(model, side, {}) | ({"prefill_chunk_size": args.chunk} if args.chunk else {})
     prepared = time.perf_counter() - began
-    arrived, cache = request(model, args.batch, args.tokens, args.new, more)
-    result |= {"first_token_s": prepared + arrived[0], "first_request_s": prepared + arrived[-1]}
-    result["first_peak_gib"] = peak_gib(args.device)
+    first = sizes if compiles else sizes[:1]
+    compiling = [attempt(lambda size=size: {"s": first_request(args, model, *size, more)}) for size in first]
+    result |= {"first_requests": compiling, "first_peak_gib": peak_gib(args.device), "rows": []}
+    if "s" in compiling[0]:
+        result["first_token_s"] = prepared + compiling[0]["s"]
     if not args.fill:
-        for _ in range(REQUESTS - 1):
-            del cache
-            gc.collect()
-            peak_gib(args.device)
-            arrived, cache = request(model, args.batch, args.tokens, args.new, more)
-        steps = [1e3 * (after - before) for before, after in itertools.pairwise(arrived)]
-        last = steps[len(steps) // 2 :]
-        step = statistics.median(last)
-        result |= {
-            "prompt_ms": 1e3 * arrived[0],
-            "step_ms": step,
-            "step_ms_least": min(last),
-            "step_ms_most": max(last),
-        }
-        result |= {"tokens_per_s": 1e3 * args.batch / step, "peak_gib": peak_gib(args.device)}
-    result["cache_bytes"] = cache_bytes(cache)
-    quantized = [type(getattr(layer, "keys", None)).__name__ == "InnerQTensor" for layer in cache.layers]
-    result |= {"cache": type(cache).__name__, "quantized": sum(quantized), "layers": len(quantized)}
+        give_back_memory()
+        result["compiled_s"] = time.perf_counter() - began
+        if compiles:
+            processes.ready()
+        result["turn_s"] = time.perf_counter() - began
+        for batch, tokens in sizes:
+            found = attempt(measure_size, args, model, batch, tokens, more, compiles)
+            result["rows"].append({"batch": batch, "tokens": tokens, **found})
+            give_back_memory()
     return result | compiled(side)
