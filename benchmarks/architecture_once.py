@@ -138,12 +138,22 @@ def compiled(side: str) -> dict[str, Any]:
     return found | (reported() if side == "innerq" else {})
 
 
+def as_the_only_size(model: Any) -> None:
+    """Let the next request be what it is in a process with requests of this size alone.
+
+    ``generate`` makes a StaticCache as large as the largest that the model has had.
+    """
+    if hasattr(model, "_previous_max_cache_length"):
+        del model._previous_max_cache_length
+
+
 def first_request(args: argparse.Namespace, model: Any, batch: int, tokens: int, more: dict[str, Any]) -> float:
     """Seconds to the first token of a request that compiles what one of ``tokens`` tokens runs.
 
     Its prompt is shorter than ``tokens`` where many processes could not hold it at the same time. ``generate`` makes
     room for as many tokens, which is the size of a StaticCache, whose steps are compiled for this size alone.
     """
+    as_the_only_size(model)
     prompt = min(tokens, PROMPTS // batch)
     stop = StoppingCriteriaList([MaxLengthCriteria(prompt + min(args.new, ANSWER))])
     arrived, _ = request(model, batch, prompt, tokens + args.new - prompt, {**more, "stopping_criteria": stop})
@@ -154,6 +164,7 @@ def measure_size(
     args: argparse.Namespace, model: Any, batch: int, tokens: int, more: dict[str, Any], compiles: bool
 ) -> dict[str, Any]:
     """Milliseconds and bytes of a request of a size: the second one, of a side that compiles."""
+    as_the_only_size(model)
     began = time.perf_counter()
     if compiles:
         request(model, batch, tokens, min(args.new, ANSWER), more)
@@ -203,6 +214,7 @@ def measure(args: argparse.Namespace, name: str, side: str) -> dict[str, Any]:
     torch.manual_seed(0)
     sizes = list(itertools.product(args.batch, args.tokens))
     compiles = side != "eager"
+    torch._dynamo.config.recompile_limit = 64  # some sides compile every size, and would run eagerly behind the limit
     if not (compiles or args.fill):
         processes.ready()  # before it takes memory that processes whose turn comes first may need
     model = make_model(name, args.layers, max(args.tokens) + args.new, args.device, args.tiny)

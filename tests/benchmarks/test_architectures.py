@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import subprocess
 import sys
@@ -55,18 +56,59 @@ def test_bytes_of_a_cache():
 
 
 def test_comparison():
-    common = {"model": "m", "weight_bytes": 3_000_000}
+    size = {"batch": 2, "tokens": 64, "weight_bytes": 3_000_000}
+
+    def result(model, side, **row):
+        return {"model": model, "side": side, "rows": [size | row]}
+
     results = [
-        {**common, "side": "innerq", "tokens_per_s": 500.0, "step_ms": 2.0, "cache_bytes": 1_000_000},
-        {**common, "side": "eager", "tokens_per_s": 50.0, "step_ms": 20.0, "cache_bytes": 4_000_000},
-        {**common, "side": "static", "tokens_per_s": 250.0, "step_ms": 4.0, "cache_bytes": 5_000_000},
-        {"model": "m", "side": "compile", "failed": "RuntimeError: no"},
-        {"model": "n", "side": "innerq", "failed": "RuntimeError: no"},
+        result("m", "innerq", tokens_per_s=500.0, step_ms=2.0, cache_bytes=1_000_000),
+        result("m", "eager", tokens_per_s=50.0, step_ms=20.0, cache_bytes=4_000_000),
+        result("m", "static", tokens_per_s=250.0, step_ms=4.0, cache_bytes=5_000_000),
+        result("m", "compile", failed="RuntimeError: no"),
+        result("n", "innerq", failed="RuntimeError: no"),
+        {"model": "n", "side": "eager", "failed": "exit code 1"},
     ]
-    first, second = architectures.comparison(results, read_gb_s=4.0)
-    assert (first["ratio"], first["limit_ms"], first["of_limit"]) == (2.0, 1.0, 0.5)
-    assert (first["dense_bytes"], first["failed"]) == (4_000_000, ["compile"])
-    assert second["failed"] == ["innerq"] and not second["tokens_per_s"]
+    results[1]["rows"].append({"batch": 8, "tokens": 64, "failed": "OutOfMemoryError: no"})
+    first, second, third = architectures.comparison(results, read_gb_s=4.0)
+    assert (first["batch"], first["tokens"], first["ratio"]) == (2, 64, 2.0)
+    assert (first["limit_ms"], first["of_limit"]) == (1.0, 0.5)
+    assert (first["dense_bytes"], first["dense_share"]) == (4_000_000, 4 / 7)
+    assert not second["tokens_per_s"] and second["batch"] == 8 and not third["tokens_per_s"]
+
+
+def test_who_ran_out_of_memory_runs_again():
+    rows = [{"failed": "torch.OutOfMemoryError: CUDA out of memory"}]
+    assert architectures.ran_out_of_memory({"rows": rows}) and architectures.ran_out_of_memory(rows[0])
+    assert not architectures.ran_out_of_memory({"rows": [{"failed": "RuntimeError: no"}], "first_requests": [{"s": 1}]})
+
+
+def test_turns_come_when_all_are_ready(tmp_path):
+    """Two processes on one device: neither is timed while the other still prepares, or is timed itself."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import sys, time
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+import processes
+time.sleep(float(sys.argv[1]))
+prepared = time.time()
+processes.ready()
+began = time.time()
+time.sleep(0.2)
+print({{"prepared": prepared, "began": began, "ended": time.time()}}.__repr__().replace("'", '"'))
+"""
+    )
+    turns = processes.Turns(3)
+
+    def run(seconds):
+        return processes.measured(str(program), [seconds], turn=turns.turn(0))
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        *found, failed = pool.map(run, ("0", "1", "no number"))
+    assert "could not convert" in failed["failed"]
+    first, second = sorted(found, key=lambda each: each["began"])
+    assert first["began"] > max(each["prepared"] for each in found) and second["began"] > first["ended"]
 
 
 def test_reason_of_a_failure():
@@ -78,7 +120,7 @@ def test_reason_of_a_failure():
 
 def run(tmp_path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
     file = tmp_path / "out.json"
-    options = "--tiny --device cpu --layers 2 --tokens 40 --new 8 --models llama"
+    options = "--tiny --device cpu --layers 2 --batch 1 2 --tokens 40 --new 8 --models llama"
     command = [sys.executable, str(SCRIPT), *options.split(), *arguments, "--out", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     return done, json.loads(file.read_text())
@@ -92,11 +134,15 @@ def test_a_failure_is_a_row_and_an_exit_code(tmp_path):
 
 @pytest.mark.slow
 def test_a_run(tmp_path):
-    done, found = run(tmp_path, "--sides", "innerq", "eager")
+    done, found = run(tmp_path, "--sides", "innerq", "eager", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    ours, eager = found["results"]
-    assert ours["quantized"] == ours["layers"] == 2 and ours["not_rewritten"] == [] and ours["graphs"] > 0
-    assert eager["quantized"] == 0 and eager["cache"] == "DynamicCache"
-    (row,) = found["comparison"]
-    assert row["ratio"] > 0 and row["of_limit"] > 0 and found["read_gb_s"] > 0
+    sides = {result["side"]: result for result in found["results"]}
+    assert sides["innerq"]["not_rewritten"] == [] and sides["innerq"]["graphs"] > 0
+    assert [(row["batch"], row["quantized"], row["layers"]) for row in sides["innerq"]["rows"]] == [
+        (1, 2, 2),
+        (2, 2, 2),
+    ]
+    assert [(row["quantized"], row["cache"]) for row in sides["eager"]["rows"]] == [(0, "DynamicCache")] * 2
+    for row in found["comparison"]:
+        assert row["ratio"] > 0 and row["of_limit"] > 0 and found["read_gb_s"] > 0
     assert "innerq / best" in done.stdout
