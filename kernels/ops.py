@@ -18,6 +18,7 @@ import torch
 from . import dispatch, layout, masks, reference
 from .attention_call import AttentionCall
 from .cache import ENCODED, Cache
+from .causal_attention import causal_attention
 from .formats import CacheFormat
 from .schemas import SCHEMAS
 
@@ -120,6 +121,15 @@ def _(
     shapes = layout.shapes(CacheFormat.parse(format), batch, heads, head_dim, capacity)
     encoded = (shapes[name] for name in ENCODED)
     return tuple(x.new_empty(shape, dtype=dtype or x.dtype) for shape, dtype in encoded)
+
+
+_impl("causal_attention")(causal_attention)
+
+
+@_fake("causal_attention")
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any) -> torch.Tensor:
+    batch, heads, rows, _ = query.shape
+    return query.new_empty((batch, rows, heads, value.shape[3])).transpose(1, 2)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------

@@ -183,6 +183,14 @@ SCHEMAS = {
             f"({', '.join('Tensor' for _ in ENCODED)})",
         ),
         OperatorSchema(
+            "causal_attention",
+            (
+                *("Tensor query", "Tensor key", "Tensor value", "Tensor? shown", "Tensor? all_shown"),
+                *("int? window", "float scale"),
+            ),
+            "Tensor",
+        ),
+        OperatorSchema(
             "append_", (*_BOTH_APPENDED, "Tensor key", "Tensor value", *_BOTH_FORMATS, "SymInt drop=0"), "()"
         ),
         OperatorSchema(

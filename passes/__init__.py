@@ -9,6 +9,7 @@ checks that. To add a pass, write its file and add it to the list.
 
 from __future__ import annotations
 
+from .causal_prefill import causal_prefill
 from .context import PassContext
 from .dequantize_rest import dequantize_rest
 from .fill_constants import fill_constants
@@ -88,6 +89,12 @@ PIPELINE = Pipeline(
             "quantize keys and values that a prefill returns",
             reads=("config", "attentions", "uses", "standard"),
             writes=("rewritten", "quantized"),
+            needs=("standard_form",),
+        ),
+        Pass(
+            causal_prefill,
+            "give a prompt's attention a mask only where a batch has padding",
+            reads=("uses", "standard"),
             needs=("standard_form",),
         ),
         Pass(

@@ -22,12 +22,14 @@ from ..kernels import layout
 from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from ..kernels.internals.tensors import is_traceable_wrapper_subclass
+from .analysis.causal_masks import causal_mask
 from .analysis.shared_norm import shared_norm
 from .analysis.windows import dropped, format_of
 from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheInput, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .emit.channels import with_zeros
 from .emit.query import standard_query
+from .emit.shown import shown_keys
 from .graph.aliases import Writes
 from .graph.operations import Kind
 from .graph.reading import is_query, kinds, op_name
@@ -51,7 +53,7 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
             if key.source is CacheSource.RENEWED:
                 start = _start_of_cache(write, key.cache)
             else:
-                start = starts[mask] = starts[mask] if mask in starts else _padding_start(write, match, mask)
+                start = starts[mask] = starts[mask] if mask in starts else _padding_start(write, match, mask, changes)
             sides: tuple[tuple[CacheUse, Role], ...] = ((key, "key"), (value, "value"))
             for use, role in sides:
                 if use.returned not in context.quantized:
@@ -180,18 +182,26 @@ def _only_attended(node: Node, cached: CacheUse | None = None) -> bool:
     return True
 
 
-def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None) -> Node:
+def _padding_start(write: Writer, match: AttentionMatch, mask: Node | None, changes: Writes) -> Node:
     """``[B]`` int32: the number of leading keys that the mask hides from all queries of all heads."""
     batch = _batch(write, match.key)
     if mask is None:
         return write.method("new_zeros", _input_on_device_of(match.key), (batch,), dtype=torch.int32)
-    visible = mask
-    if dtype_of(mask) != torch.bool:
-        visible = write.call(operator.gt, mask, torch.finfo(example(mask).dtype).min)
-    seen = write.method("any", write.method("any", visible, 1), 1)  # [B or 1, S]
+    seen = _seen(write, mask, changes)
     hidden = write.call(operator.eq, write.method("cumsum", seen, -1), 0)
     start = write.method("sum", hidden, -1, dtype=torch.int32)
     return write.method("expand", start, batch)
+
+
+def _seen(write: Writer, mask: Node, changes: Writes) -> Node:
+    """``[B or 1, S]``: whether a mask shows a key to any query of any head."""
+    causal = causal_mask(mask, changes)
+    if causal is not None and (shown := shown_keys(write, causal)) is not None:
+        return shown  # a query sees itself, in any window
+    visible = mask
+    if dtype_of(mask) != torch.bool:
+        visible = write.call(operator.gt, mask, torch.finfo(example(mask).dtype).min)
+    return write.method("any", write.method("any", visible, 1), 1)
 
 
 def _batch(write: Writer, key: Node) -> Node | int:

@@ -204,8 +204,13 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("nan_to_num", NEW, "nan_to_num(input, nan=None, posinf=None, neginf=None)"),
     *_new("sum", "mean", "min", "exp", "log", "cos", "sin", "abs", "gather", "index_select", "cumsum", "amin"),
     Operation("roll", NEW, "roll(input, shifts, dims=None)"),
-    *(Operation(name, NEW, f"{name}(...)", f"operator.{name}(...)") for name in ("eq", "ne", "lt", "le", "gt", "ge")),
-    *_new("any", "all", "logical_not", "logical_and", "logical_or"),
+    *(
+        Operation(name, NEW, f"{name}(input, other)", f"operator.{name}(input, other)")
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    ),
+    *_new("any", "all", "logical_not", "logical_or"),
+    Operation("logical_and", NEW, "logical_and(input, other)"),
+    Operation("bitwise_and", NEW, "bitwise_and(input, other)", "operator.and_(input, other)"),
     # --- creation of tensors
     Operation("tensor", FROM_HOST | NEW, f"torch.tensor(data, *, {_FACTORY})"),
     Operation("scalar_tensor", NEW, f"scalar_tensor(data, *, {_FACTORY})"),

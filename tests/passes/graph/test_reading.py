@@ -60,6 +60,19 @@ def test_transposes(calls, spell):
     assert order_of(call, 4) == (0, 2, 1, 3)
 
 
+@pytest.mark.parametrize("name", ["le", "lt", "ge", "gt", "eq", "ne", "bitwise_and", "logical_and"])
+def test_comparisons_and_conjunctions(calls, name):
+    spellings = [calls.function(getattr(torch, name), calls.x, calls.y), calls.method(name, calls.x, other=calls.y)]
+    if name != "logical_and":
+        by_operator = getattr(operator, "and_" if name == "bitwise_and" else name)
+        spellings.append(calls.function(by_operator, calls.x, calls.y))
+    for node in spellings:
+        call = read(node)
+        assert call is not None and call.name == name and not call.in_place
+        assert (call["input"], call["other"]) == (calls.x, calls.y)
+    assert read(calls.function(getattr(torch, name), calls.x, calls.y, out=calls.y)) is None
+
+
 @pytest.mark.parametrize(
     "spell",
     [

@@ -1,0 +1,82 @@
+"""Give a prompt's attention a mask only where it needs one, which is known when the graph runs.
+
+mask = (columns <= rows) & padding          shown = padding[:, 0, 0]
+                                            all_shown = shown.all().to("cpu")          once for all layers
+out = sdpa(q, repeat_kv(k), ..., mask)  ->  out = causal_attention(q, k, v, shown, all_shown, None, scale)
+
+Eager programs look whether a batch has padding, and pass no mask if it has none. While they are traced they cannot
+look, so a compiled prompt has a mask always: of the square of its length, and several times as slow to attend with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from .analysis.causal_masks import CausalMask, causal_mask
+from .attention.axes import rearrange
+from .context import AttentionForm, AttentionMatch, NoMatch, PassContext
+from .emit.query import standard_query
+from .emit.shown import shown_keys
+from .graph.aliases import Writes
+from .graph.values import dtype_of, example, same_size, sizes_of
+from .graph.writing import Writer
+
+#: What a mask hides, which keys it shows, and whether it shows all of them.
+_Parts = tuple[CausalMask, Node | None, Node | None]
+
+
+def causal_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
+    write, changes = Writer(gm.graph), Writes(gm.graph)
+    parts: dict[Node, _Parts | None] = {}
+    for match, (key, value) in context.uses.items():
+        mask = context.standard[match].mask
+        if not key.source.stays_dense or mask is None or not _is_plain(match):
+            continue
+        if mask not in parts:
+            parts[mask] = _parts(write, mask, changes)
+        if (found := parts[mask]) is not None:
+            _replace(write, match, (key.tokens_dim, value.tokens_dim), found)
+    write.erase_dead((*(match.node for match in context.uses), *parts))
+    return gm
+
+
+def _is_plain(match: AttentionMatch) -> bool:
+    """Whether an attention does nothing that `causal_attention` does not do."""
+    if match.form is not AttentionForm.SDPA or match.softcap or match.sink_logits is not None or match.is_causal:
+        return False
+    inputs = (match.query, match.key, match.value)
+    if any(dtype_of(node) != dtype_of(match.node) for node in inputs):
+        return False  # it computes in the dtype of its inputs
+    return same_size(sizes_of(match.key)[match.tokens_dims[0]], sizes_of(match.value)[match.tokens_dims[1]])
+
+
+def _parts(write: Writer, mask: Node, changes: Writes) -> _Parts | None:
+    found = causal_mask(mask, changes)
+    if found is None:
+        return None
+    with write.after(mask):
+        shown = shown_keys(write, found)
+        if shown is None:
+            return found, None, None
+        all_shown = write.method("all", shown)
+        if example(all_shown).device.type != "cpu":
+            all_shown = write.method("to", all_shown, torch.device("cpu"))
+    return found, shown, all_shown
+
+
+def _replace(write: Writer, match: AttentionMatch, tokens_dims: tuple[int, int], parts: _Parts) -> None:
+    axes, (found, shown, all_shown) = match.axes, parts
+    standard = (axes.batch, axes.heads, axes.rows, axes.value_dim)
+    with write.before(match.node):
+        try:
+            query = standard_query(write, match)
+            key, value = (
+                write.by_head(side, dim) for side, dim in zip((match.key, match.value), tokens_dims, strict=True)
+            )
+            arguments = (query, key, value, shown, all_shown, found.window, match.scale)
+            out = write.call(torch.ops.innerq.causal_attention.default, *arguments, like=match.node)
+            out = rearrange(write, out, standard, axes.out)
+        except NoMatch:
+            return
+    write.replace(match.node, out)
