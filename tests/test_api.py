@@ -80,6 +80,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_runs_with_a_quantized_cache(form):

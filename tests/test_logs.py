@@ -76,8 +76,17 @@ def test_torch_logs_takes_the_name_of_the_package_and_traces_hold_artifacts(sett
     assert "torch.ops.innerq.decode_attention" in trace
 
 
-def test_the_artifact_is_switched_on_by_either_way():
-    setup = "import innerq_compile; torch._logging.set_logs(modules={'innerq_graphs': True})"
-    for text in (run(TORCH_LOGS="innerq_compile,innerq_graphs"), run(setup)):
-        assert "[__innerq_graphs]" in text and "captured:" in text and "rewrite_decode:" in text
-        assert "+ " in text and "torch.ops.innerq.decode_attention" in text
+SET_LOGS = "import innerq_compile; torch._logging.set_logs(modules={'innerq_graphs': True})"
+
+
+@pytest.mark.parametrize(
+    ("setup", "settings"),
+    [
+        pytest.param("", {"TORCH_LOGS": "innerq_compile,innerq_graphs"}, id="environment"),
+        pytest.param(SET_LOGS, {}, id="call", marks=pytest.mark.slow),
+    ],
+)
+def test_the_artifact_is_switched_on_by_either_way(setup, settings):
+    text = run(setup, **settings)
+    assert "[__innerq_graphs]" in text and "captured:" in text and "rewrite_decode:" in text
+    assert "+ " in text and "torch.ops.innerq.decode_attention" in text

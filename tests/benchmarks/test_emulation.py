@@ -50,6 +50,7 @@ def steps(model, tokens, config) -> torch.Tensor:
     return torch.stack(logits, 1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [

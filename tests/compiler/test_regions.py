@@ -601,6 +601,7 @@ def assert_in_regions() -> None:
     assert found and all("kinds" in text for text in found), found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_generate(graphs_as_they_are, cache):
     """Eight layers cost three functions for the prompt and three for the step, and another prompt costs none."""
@@ -619,6 +620,7 @@ def test_generate(graphs_as_they_are, cache):
         assert {report.regions for report in compiled_graphs()[-2:]} == {"10 regions of 3 kinds"}
 
 
+@pytest.mark.slow
 def test_steps_with_a_mask():
     """Two inputs of a padded step are the same size, by a symbol each: layers know the mask's length by only one."""
     model = innerq(tiny_llama(layers=4, head_dim=64, heads=8, dtype=torch.bfloat16))

@@ -16,7 +16,7 @@ SAMPLE = range(32)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("seed", SAMPLE, ids=lambda seed: f"seed{seed}")
 def test_random_program(seed):
     with without_inductor(through_autograd if seed % 8 == 0 else as_it_is):

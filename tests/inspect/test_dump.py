@@ -56,6 +56,7 @@ def test_files(dump):
         assert "innerq.decode_attention" in text and "_nn.scaled_dot_product_attention" not in text, name
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_reproducer_runs(dump, which):
     command = [sys.executable, str(folders(dump)[which] / "repro.py"), "--limit", "1e-3"]

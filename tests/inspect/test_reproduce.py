@@ -52,6 +52,7 @@ def test_a_buffer_of_every_preset(preset, role):
     assert made.dequantize()[:, :, :70].any() and not made.dequantize()[:, :, 70:].any()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("bits", [2, 5, 6, 8])
 @pytest.mark.parametrize("scale_dtype", [None, "float16", "bfloat16"])
 def test_modes_that_fall_back(bits, scale_dtype):

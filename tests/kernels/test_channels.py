@@ -153,6 +153,7 @@ def test_triton_attention_is_that_without_zeros(preset, head_dim, value_dim, dty
     check(triton_kernels, preset, head_dim, value_dim, dtype, tokens=45, heads=1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.skipif(not cpu.available(), reason="no C++ compiler, or INNERQ_CPU_KERNELS=0")
 @pytest.mark.parametrize(("head_dim", "value_dim"), [(36, 100), (464, 512)])
 @pytest.mark.parametrize("preset", ["base", "lossless"])

@@ -55,6 +55,7 @@ def test_open_from_is_its_definition(case, seed):
         assert found[b] == wanted
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["bool", "added"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_showing_what_is_not_stored_fails_loudly(kind, compiled):

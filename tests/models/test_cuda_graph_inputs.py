@@ -84,6 +84,7 @@ def test_static_cache_made_in_a_compiled_prefill(recorded):
     assert_one_for_all(recorded)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("kind", "where"),
     [("argument", "number"), ("registered", "tensor"), ("quantized", "tensor"), ("quantized", "number")],

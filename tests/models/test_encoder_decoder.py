@@ -36,6 +36,7 @@ def whisper():
     return transformers.WhisperForConditionalGeneration(config), {"input_features": torch.randn(2, 8, 40)}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("make", [t5, whisper])
 def test_self_and_cross_attention_are_rewritten(make):

@@ -68,7 +68,7 @@ def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Input
 # --- generate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("no_inductor_in_module")
 def test_lossless(case: Case):
@@ -81,7 +81,7 @@ def test_lossless(case: Case):
     assert_all_rewritten("decode")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in BASE_CASES], ids=str)
 @pytest.mark.usefixtures("no_inductor_in_module")
 def test_base(case: Case):

@@ -12,7 +12,7 @@ from tests.helpers.models import prompt
 from tests.helpers.without_inductor import forget_graphs
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["beams", "prompt-lookup", "chunked-prefill-padded", "static"])
 def test_features(name):
     forget_graphs()

@@ -38,6 +38,7 @@ def gemma4(full: int) -> torch.nn.Module:
     return transformers.Gemma4ForCausalLM(config).eval()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("full", "quantized"), [(512, [True, True]), (500, [True, True]), (600, [True, False])])
 def test_layers_that_differ(full, quantized):
     """Of layers that no kernel supports the caches stay dense; the others' do not."""
@@ -56,6 +57,7 @@ def test_layers_that_differ(full, quantized):
     assert reasons == (set() if all(quantized) else {refused})
 
 
+@pytest.mark.slow
 def test_base_in_a_head_dim_of_512():
     model, inputs = gemma4(512), prompt(1, 300)
     _, logits, _ = generate(model, inputs, 4)
@@ -71,6 +73,7 @@ def llama(head_dim: int, dtype=torch.float32) -> torch.nn.Module:
     return transformers.LlamaForCausalLM(config).eval().to(dtype)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("padding", [(), (0, 9)], ids=["whole", "padded"])
 @pytest.mark.parametrize("head_dim", [36, 100])
 def test_head_dims_that_are_no_multiple_of_16(head_dim, padding):
@@ -87,6 +90,7 @@ def test_head_dims_that_are_no_multiple_of_16(head_dim, padding):
     assert all(report.rewritten == report.attentions == 2 for report in compiled_graphs())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"cache_implementation": "static"}], ids=lambda o: next(iter(o)))
 def test_beams_and_static_caches(options):
     model, inputs = llama(100), prompt(1, 140)
@@ -120,6 +124,7 @@ def test_an_attention_computed_in_a_wider_dtype():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("key_norm", ["channel", "pair", "paper"])
 def test_a_quantized_cache_with_zeros(key_norm):
     """Kernels find what the program's own attention finds on dequantized keys and values."""

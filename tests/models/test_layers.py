@@ -44,20 +44,21 @@ def quantized(cache) -> int:
 
 @pytest.mark.skipif(not ISOLATED, reason="this torch has one limit for all layers")
 @pytest.mark.parametrize("way", [by_innerq, pytest.param(by_torch, marks=pytest.mark.slow)])
-def test_each_layer(way, graphs_as_they_are):
+@pytest.mark.parametrize("layers", [10, pytest.param(LAYERS, marks=pytest.mark.slow)])
+def test_each_layer(layers, way, graphs_as_they_are):
     """A graph of the prompt and one of decode for each layer, and none for later prompts beyond a second length."""
-    model, inputs = tiny_llama(layers=LAYERS, head_dim=16), prompt(1, 40)
+    model, inputs = tiny_llama(layers=layers, head_dim=16), prompt(1, 40)
     expected = run(model, inputs, 6).sequences
     way(model)
     out = run(model, inputs, 6)
     assert torch.equal(out.sequences, expected)
-    assert quantized(out.past_key_values) == LAYERS
+    assert quantized(out.past_key_values) == layers
     kinds = [str(report.kind) for report in compiled_graphs()]
-    assert kinds.count("prefill") == kinds.count("decode") == LAYERS
-    assert quantized(run(model, prompt(1, 25), 4).past_key_values) == LAYERS
+    assert kinds.count("prefill") == kinds.count("decode") == layers
+    assert quantized(run(model, prompt(1, 25), 4).past_key_values) == layers
     known = len(compiled_graphs())
-    assert known <= 3 * LAYERS
-    assert quantized(run(model, prompt(1, 33), 4).past_key_values) == LAYERS
+    assert known <= 3 * layers
+    assert quantized(run(model, prompt(1, 33), 4).past_key_values) == layers
     assert len(compiled_graphs()) == known
 
 

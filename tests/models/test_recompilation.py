@@ -160,6 +160,7 @@ def test_models_alike_share_graphs(graphs):
         assert graphs.new() == ([] if seed else ["prefill", "decode"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_models_that_differ_in_the_scale_of_scores(graphs, attn):
     """A number of a module is a constant of the graph, though it was another one in the model before."""

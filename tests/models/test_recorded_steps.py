@@ -83,6 +83,7 @@ def test_a_cache_that_is_cropped():
     assert recorded() == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("padding", [(), (0, 9)], ids=["B1", "B2-padded"])
 def test_static_cache_of_generate(padding):
     model = tiny_llama(head_dim=16, layers=2)
@@ -118,6 +119,7 @@ def test_static_cache_of_a_window_used_again():
     assert recorded() == 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "where"),
     [("argument", "number"), ("registered", "tensor"), ("quantized", "tensor"), ("quantized", "number")],

@@ -81,6 +81,7 @@ def run(program, lengths: list[int], hold: str = "") -> list[torch.Tensor]:
     return outputs
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 @pytest.mark.parametrize("first", [10, 60])
 def test_results_are_those_without_the_compiler(program, first):

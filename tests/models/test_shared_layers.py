@@ -22,6 +22,7 @@ _LAYERS = {
 MODELS = {"Gemma3n": {"laurel_rank": 8, "activation_sparsity_pattern": [0.0] * 5}, "Gemma4": {"global_head_dim": 32}}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_generate(name):
     model = windowed_model(f"{name}Text", 16, **_LAYERS, **MODELS[name])

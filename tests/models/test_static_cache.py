@@ -70,6 +70,7 @@ def test_uncompiled_where_asked():
     assert not compiled_graphs()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", ["innerq", "compile_config"])
 @pytest.mark.usefixtures("no_inductor")
 def test_used_again(way):

@@ -33,7 +33,7 @@ def steps() -> list[list[str]]:
     return [[layer.key.split(":")[2] for layer in graph.layers] for graph in graphs]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("padding", [0, 5], ids=["whole", "padded"])
 @pytest.mark.parametrize("name", KINDS)
 def test_generate_across_the_border(name, padding):
@@ -66,6 +66,7 @@ BORDERS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BORDERS)
 def test_borders(name):
     sizes, held = BORDERS[name]

@@ -25,6 +25,7 @@ def quantized(cache: DynamicCache) -> list[bool]:
     return [isinstance(tensor, InnerQTensor) for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["Phi3", "Mistral", "Starcoder2"])
 @pytest.mark.parametrize("padding", [0, 5], ids=["whole", "padded"])
 def test_generate_within_a_window(name, padding):
@@ -70,7 +71,7 @@ def pieces_of(name: str, window: int) -> list[torch.Tensor]:
     return [torch.randint(2, 61, (2, tokens)) for tokens in (window + first, *others)]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", BORDERS)
 @pytest.mark.parametrize("padding", [0, 7], ids=["whole", "padded"])
 @pytest.mark.parametrize("window", [16, WINDOW], ids=["short", "long"])
@@ -105,6 +106,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", KINDS)
 def test_generate_across_a_short_window(name):
     model = model_of(name, 16, **KINDS[name])
@@ -119,6 +121,7 @@ def test_generate_across_a_short_window(name):
     assert kinds.count("decode") <= 3 and len(kinds) == kinds.count("decode") + 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("window", [16, WINDOW], ids=["short", "long"])
 def test_a_quantized_window_forgets_what_left_it(window):
     """Far behind the border the storage is as large as the window, not as the context."""
@@ -157,6 +160,7 @@ def test_an_earlier_cache_lives_on():
     torch.testing.assert_close(both(model), both(plain), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("window", [16, WINDOW], ids=["short", "long"])
 def test_beams_and_batch_selection(window):
     model = model_of("Mistral", window)

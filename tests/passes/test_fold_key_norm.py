@@ -243,6 +243,7 @@ def check_step(model, compiled, norm: str, config: InnerQConfig) -> None:
         assert not isinstance(same, InnerQTensor) or same.format.norm == norm
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope.__name__)
 def test_numbers(graphs_as_they_are, rope, norm):

@@ -199,6 +199,7 @@ def decoder(request):
     return BufferDecoder(2, heads=2, head_dim=32, where=request.param)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("decoder", "batches"),
     [
@@ -225,6 +226,7 @@ def test_prompts_of_all_lengths_are_those_of_graphs_of_one_length(decoder, batch
     torch.testing.assert_close(results, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("error:Raw SymInt")
 @pytest.mark.parametrize("decoder", ["number", "tensor"], indirect=True)
 @torch.no_grad()
@@ -237,6 +239,7 @@ def test_prompts_of_all_lengths_attend_to_what_the_buffers_hold(decoder):
     torch.testing.assert_close(*read, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("decoder", ["number", "tensor"], indirect=True)
 @torch.no_grad()
 def test_prompts_of_all_lengths_are_right(decoder):

@@ -31,6 +31,7 @@ class Interrupting:
         patch.setattr(CompiledGraph, "__init__", init)
 
 
+@pytest.mark.sampled(4)
 @torch.no_grad()
 @pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("no memory")], ids=["user", "memory"])

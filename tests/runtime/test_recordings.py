@@ -626,6 +626,7 @@ def test_release():
         assert step.recorded == recorded
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("results", [lambda weight, held, new, out: [out], lambda weight, held, new, out: [held[1:]]])
 def test_caches_are_not_held(results):
     step, weight, memory = Step(results), torch.randn(3), held()

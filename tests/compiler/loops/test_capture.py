@@ -389,6 +389,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("reason", REFUSED, ids=[program.__name__ for program in REFUSED.values()])
 def test_other_functions_are_unrolled_with_a_reason(reason, graphs, caplog):
     with caplog.at_level(logging.WARNING, "innerq_compile"):

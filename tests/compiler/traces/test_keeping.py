@@ -152,6 +152,7 @@ DIFFERENCES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("difference", DIFFERENCES)
 def test_a_difference_is_traced_anew(difference, monkeypatch):
     """In the prompt already: steps would make each case twice as long."""

@@ -176,6 +176,7 @@ def test_any_tokens_may_be_hidden(case, splits, seed):
     case.check(DEVICE, torch.Generator().manual_seed(seed), splits=splits)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["rolling", "signed"])
 def test_a_sliding_window_is_its_last_tokens(mode):
     """Steps of a program that concatenates, attends to ``width`` tokens at most, and keeps all but the first of them.

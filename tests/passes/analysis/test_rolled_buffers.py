@@ -135,6 +135,7 @@ def assert_rewritten():
     assert graphs and all(graph.rewritten == graph.attentions == 1 for graph in graphs), [str(g) for g in graphs]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", [rolled, rolled_by_list, joined], ids=lambda way: way.__name__)
 def test_batches_that_are_symbols(way):
     """Nothing in the program says that buffers and new tokens have the same batch, but that one is written to the other."""

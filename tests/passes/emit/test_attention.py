@@ -114,6 +114,7 @@ def test_an_output_is_laid_out_as_the_programs(graphs_as_they_are):
     torch.testing.assert_close(outputs[1], outputs[0], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("inductor", [False, True])
 def test_showing_hidden_tokens_fails_loudly(inductor, request):
     """The prompt hides three tokens, and a later step shows them: they have not been stored."""

@@ -56,6 +56,7 @@ def assert_profile_is_of(cache: InnerQTensor, query: torch.Tensor, start) -> Non
     assert int((profile_of(cache).int() - expected.int()).abs().max()) <= 1  # sums in another order
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("padding", [(0, 0), (0, 60)], ids=["", "padded"])
 @torch.no_grad()
 def test_a_prompt_gives_its_cache_a_profile(no_inductor, padding):
@@ -94,6 +95,7 @@ def tiled(q, k, v):
     return (q @ k.mT).softmax(-1) @ v
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("tokens", [64, 65])
 @pytest.mark.parametrize("attention", [bmm, grouped, tokens_first, tiled], ids=lambda f: f.__name__)
 @torch.no_grad()

@@ -50,6 +50,7 @@ def steps(run, mask) -> list[torch.Tensor]:
     return [first, second, third]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PIPELINE.names())
 def test_prompt_and_steps_stay_right(monkeypatch, caplog, name):
     model, mask = TinyAttention(), torch.ones(150, 150).tril().bool()
@@ -62,6 +63,7 @@ def test_prompt_and_steps_stay_right(monkeypatch, caplog, name):
     assert next(record.exc_info[0] for record in caplog.records if record.name == "innerq_compile.passes") is Broken
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PIPELINE.names())
 def test_steps_with_a_quantized_cache_stay_right(monkeypatch, name):
     """The prompt is quantized; the pass fails in the graph of the step."""
@@ -89,6 +91,7 @@ def test_steps_with_a_quantized_cache_stay_right(monkeypatch, name):
     assert report.rewritten == (1 if rewrites else 0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PIPELINE.names())
 def test_steps_over_buffers_stay_right(monkeypatch, name):
     model = BufferAttention()
@@ -108,6 +111,7 @@ def test_steps_over_buffers_stay_right(monkeypatch, name):
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["rewrite_buffer", "write_preallocated", "plan_outputs"])
 def test_steps_over_quantized_buffers_stay_right(monkeypatch, name):
     model = BufferAttention()
