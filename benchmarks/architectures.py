@@ -74,13 +74,18 @@ Result = dict[str, Any]
 def in_a_process(args: argparse.Namespace, name: str, side: str, gpu: int = 0, turns: Any = None) -> Result:
     """The figures of one side of a model, in a process that sees one GPU."""
     began = time.perf_counter()
-    found = processes.measured(
-        __file__,
-        [*sys.argv[1:], "--once", name, side],
-        {"CUDA_VISIBLE_DEVICES": str(gpu)} if args.gpus > 1 else None,
-        seconds=args.timeout,
-        turn=turns and turns.turn(gpu),
-    )
+    try:
+        found = processes.measured(
+            __file__,
+            [*sys.argv[1:], "--once", name, side],
+            {"CUDA_VISIBLE_DEVICES": str(gpu)} if args.gpus > 1 else None,
+            seconds=args.timeout,
+            turn=turns and turns.turn(gpu),
+        )
+    except BaseException:
+        if turns is not None:
+            turns.abort()
+        raise
     return {"model": name, "side": side, **found, "process_s": time.perf_counter() - began}
 
 

@@ -39,6 +39,10 @@ class Turns:
         self._ready = threading.Barrier(processes)
         self._devices: dict[int, threading.Lock] = collections.defaultdict(threading.Lock)
 
+    def abort(self) -> None:
+        """End the waiting of all, when one of them cannot come."""
+        self._ready.abort()
+
     @contextlib.contextmanager
     def turn(self, device: int) -> Iterator[None]:
         """A turn on ``device``. A process that has failed waits for the others too, since they count on it."""

@@ -186,7 +186,7 @@ SCHEMAS = {
             "causal_attention",
             (
                 *("Tensor query", "Tensor key", "Tensor value", "Tensor? shown", "Tensor? all_shown"),
-                *("int? window", "float scale"),
+                *("int? window", "Tensor? sink_logits", "float scale"),
             ),
             "Tensor",
         ),

@@ -2,7 +2,7 @@
 
 mask = (columns <= rows) & padding          shown = padding[:, 0, 0]
                                             all_shown = shown.all().to("cpu")          once for all layers
-out = sdpa(q, repeat_kv(k), ..., mask)  ->  out = causal_attention(q, k, v, shown, all_shown, None, scale)
+out = sdpa(q, repeat_kv(k), ..., mask)  ->  out = causal_attention(q, k, v, shown, all_shown, None, None, scale)
 
 Eager programs look whether a batch has padding, and pass no mask if it has none. While they are traced they cannot
 look, so a compiled prompt has a mask always: of the square of its length, and several times as slow to attend with.
@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from .analysis.causal_masks import CausalMask, causal_mask
 from .attention.axes import rearrange
 from .context import AttentionForm, AttentionMatch, NoMatch, PassContext
-from .emit.query import standard_query
+from .emit.query import standard_query, standard_sinks
 from .emit.shown import shown_keys
 from .graph.aliases import Writes
 from .graph.values import dtype_of, example, same_size, sizes_of
@@ -35,7 +35,7 @@ def causal_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
             continue
         if mask not in parts:
             parts[mask] = _parts(write, mask, changes)
-        if (found := parts[mask]) is not None:
+        if (found := parts[mask]) is not None and _sees_a_key(match, found[0]):
             _replace(write, match, (key.tokens_dim, value.tokens_dim), found)
     write.erase_dead((*(match.node for match in context.uses), *parts))
     return gm
@@ -43,12 +43,21 @@ def causal_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
 
 def _is_plain(match: AttentionMatch) -> bool:
     """Whether an attention does nothing that `causal_attention` does not do."""
-    if match.form is not AttentionForm.SDPA or match.softcap or match.sink_logits is not None or match.is_causal:
+    if match.softcap or match.is_causal or match.scale <= 0:
         return False
     inputs = (match.query, match.key, match.value)
     if any(dtype_of(node) != dtype_of(match.node) for node in inputs):
         return False  # it computes in the dtype of its inputs
     return same_size(sizes_of(match.key)[match.tokens_dims[0]], sizes_of(match.value)[match.tokens_dims[1]])
+
+
+def _sees_a_key(match: AttentionMatch, found: CausalMask) -> bool:
+    """Whether rows from which all keys are hidden, if there are any, give what they give in the program.
+
+    That is nothing, but in programs that add a large negative number to the scores: the mean of all values there.
+    """
+    hides = found.added or match.form is not AttentionForm.SDPA
+    return not (hides and found.shown) or match.sink_logits is not None
 
 
 def _parts(write: Writer, mask: Node, changes: Writes) -> _Parts | None:
@@ -74,7 +83,8 @@ def _replace(write: Writer, match: AttentionMatch, tokens_dims: tuple[int, int],
             key, value = (
                 write.by_head(side, dim) for side, dim in zip((match.key, match.value), tokens_dims, strict=True)
             )
-            arguments = (query, key, value, shown, all_shown, found.window, match.scale)
+            sink_logits = standard_sinks(write, match)
+            arguments = (query, key, value, shown, all_shown, found.window, sink_logits, match.scale)
             out = write.call(torch.ops.innerq.causal_attention.default, *arguments, like=match.node)
             out = rearrange(write, out, standard, axes.out)
         except NoMatch:

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from .attention.axes import Dims, rearrange, resolve_dims
 from .context import AttentionMatch, CacheSource, MaskKind, MaskTerm, NoMatch, PassContext, StandardForm
-from .emit.query import standard_query
+from .emit.query import standard_query, standard_sinks
 from .graph.values import same_size, sizes_of
 from .graph.writing import Writer
 
@@ -41,7 +41,7 @@ def _standard(write: Writer, match: AttentionMatch, source: CacheSource, merged:
         mask = _mask(write, match, merged)
         if source.stays_dense:
             return StandardForm(match.node, match.query, mask, match.sink_logits)
-        query, sink_logits = standard_query(write, match), _sinks(write, match)
+        query, sink_logits = standard_query(write, match), standard_sinks(write, match)
     return StandardForm(_output(write, match), query, mask, sink_logits)
 
 
@@ -55,12 +55,6 @@ def _output(write: Writer, match: AttentionMatch) -> Node:
     for user in users if back is not match.node else ():
         user.replace_input_with(match.node, back)
     return out
-
-
-def _sinks(write: Writer, match: AttentionMatch) -> Node | None:
-    if match.sink_logits is None:
-        return None
-    return rearrange(write, match.sink_logits, match.axes.sinks, (match.axes.heads,))
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------

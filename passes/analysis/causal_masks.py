@@ -5,6 +5,7 @@
     mask = (columns <= rows)                              causal
     mask = mask & (columns > rows - W)                    of a sliding window
     mask = mask & padding_mask[batch, columns]            [B, 1, 1, n]: whether a key is shown at all
+    mask = where(mask, 0, min)                            for programs that add it to the scores
 
 Such a mask is causal where no key is hidden and no query is further than the window behind its first key.
 """
@@ -20,11 +21,12 @@ import torch
 from torch.fx import Node
 
 from ..graph.aliases import Writes
+from ..graph.constants import constant
 from ..graph.operations import VIEWS
 from ..graph.reading import Call, read
-from ..graph.values import dtype_of, plain_size, same_size, shape, value_of
+from ..graph.values import dtype_of, example, is_float, plain_size, same_size, shape, tensor_of, value_of
 
-#: Comparisons of two integers, as what has to be added to the larger one so that the other is at most as large.
+#: ``a < b`` of integers is ``a <= b + shift``, and ``a > b`` is ``b <= a + shift``: the shift by the comparison.
 _AT_MOST, _AT_LEAST = {"le": 0, "lt": -1}, {"ge": 0, "gt": -1}
 _AND = ("bitwise_and", "logical_and")
 
@@ -36,10 +38,12 @@ class CausalMask:
     Attributes:
         shown: tensors ``[B or 1, 1, 1, S]`` that are False for keys that are hidden from all queries.
         window: how many keys a query sees at most, itself included; None for all.
+        added: whether the mask is added to the scores: a large negative number where a key is hidden.
     """
 
     shown: tuple[Node, ...] = ()
     window: int | None = None
+    added: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +62,23 @@ class _Index:
 
 
 def causal_mask(mask: Node | None, changes: Writes) -> CausalMask | None:
-    """What a boolean mask hides, if it hides all keys behind a query and is understood; else None.
+    """What a mask hides, if it hides all keys behind a query and is understood; else None.
 
     Args:
-        mask: ``[B or 1, 1, S, S]``, True for keys that are attended to.
+        mask: ``[B or 1, 1, S, S]``, True for keys that are attended to, or added to the scores.
         changes: the in-place writes of the graph.
     """
     sizes = shape(mask)
-    if mask is None or sizes is None or len(sizes) != 4 or dtype_of(mask) != torch.bool:
+    if mask is None or sizes is None or len(sizes) != 4:
         return None
     if not (same_size(sizes[1], 1) and same_size(sizes[2], sizes[3])):
         return None
-    return _Walk(changes, sizes[3]).walk(mask)
+    walk = _Walk(changes, sizes[3])
+    if dtype_of(mask) == torch.bool:
+        return walk.walk(mask)
+    condition = walk.condition(mask)
+    found = None if condition is None else walk.walk(condition)
+    return None if found is None else dataclasses.replace(found, added=True)
 
 
 class _Walk:
@@ -100,6 +109,14 @@ class _Walk:
                 return None
         return CausalMask(tuple(shown), window) if causal else None
 
+    def condition(self, mask: Node) -> Node | None:
+        """Of a mask that is zero where a condition holds and hides elsewhere, the condition; else None."""
+        call = self._read(mask)
+        if call is None or call.name != "where" or not is_float(mask) or dtype_of(call["condition"]) != torch.bool:
+            return None
+        seen, hidden, lowest = constant(call["input"]), constant(call["other"]), torch.finfo(example(mask).dtype).min
+        return call["condition"] if seen == 0 and hidden is not None and hidden <= lowest else None
+
     def _read(self, node: Any) -> Call | None:
         call = read(node)
         return None if call is None or call.in_place or self._changes.of(call.node) else call
@@ -117,9 +134,11 @@ class _Walk:
             yield node
 
     def _is_copy(self, call: Call) -> bool:
-        """Whether a call copies its input, to a device for example, or broadcasts it to the size of the mask."""
-        source = call.source()
-        return call.name in ("to", "expand", "contiguous", "clone") and dtype_of(source) == dtype_of(call.node)
+        """Whether a call copies its input on its device, or broadcasts it to the size of the mask."""
+        source, copy = tensor_of(call.source()), tensor_of(call.node)
+        if call.name not in ("to", "expand", "contiguous", "clone") or source is None or copy is None:
+            return False
+        return (source.dtype, source.device) == (copy.dtype, copy.device)
 
     def _bounds(self, term: Node) -> tuple[Any, Any] | None:
         """The least and the most ``row - column`` that a comparison of indices lets through, each None for no bound.
@@ -184,7 +203,7 @@ class _Walk:
     def _is_true(self, term: Node) -> bool:
         """Whether a tensor is True everywhere."""
         call = self._read(term)
-        return call is not None and dtype_of(term) == torch.bool and call.name in ("new_ones", "ones_like", "ones")
+        return call is not None and dtype_of(term) == torch.bool and call.name in ("new_ones", "ones_like")
 
 
 def _adds_dimensions(call: Call) -> bool:

@@ -1,4 +1,4 @@
-"""Brings the query of an attention into the layout of the operators."""
+"""Brings the query and the sink logits of an attention into the layout of the operators."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def standard_query(write: Writer, match: AttentionMatch) -> Node:
     """
     axes = match.axes
     return rearrange(write, match.query, axes.query, (axes.batch, axes.heads, axes.rows, axes.key_dim))
+
+
+def standard_sinks(write: Writer, match: AttentionMatch) -> Node | None:
+    """The sink logits of an attention as ``[Hq]``, in the order of the heads of `standard_query`; None if it has none.
+
+    Raises:
+        NoMatch: if they cannot be brought into this layout.
+    """
+    if match.sink_logits is None:
+        return None
+    return rearrange(write, match.sink_logits, match.axes.sinks, (match.axes.heads,))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
+from innerq_compile.passes.graph.copying import copy_graph
+from innerq_compile.passes.graph.values import tensor_of
 from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("no_inductor")
@@ -19,16 +21,42 @@ PLAIN = InnerQConfig.preset("base", centre_keys=False, normalize_keys=False, key
 class Padded(TinyAttention):
     """An attention that makes its mask as transformers does."""
 
-    window = 0
+    window, added, in_front = 0, False, True
 
     def forward(self, x, padding):
+        return super().forward(x, None, self.mask(x, padding))
+
+    def mask(self, x, padding):
         count = torch.arange(x.shape[1])
         rows, columns = count[None, None, :, None], count[None, None, None, :]
         mask = columns <= rows
         if self.window:
             mask = mask & (columns > rows - self.window)
-        mask = (mask & padding[:, None, None]).expand(x.shape[0], -1, x.shape[1], x.shape[1])
-        return super().forward(x, None, mask)
+        if self.in_front:
+            mask = mask & padding[:, None, None]
+        mask = mask.expand(x.shape[0], -1, x.shape[1], x.shape[1])
+        return torch.where(mask, 0.0, torch.finfo(x.dtype).min) if self.added else mask
+
+
+class Sinks(Padded):
+    """An attention in single operations, with a logit a head that has no value."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.sinks = torch.nn.Parameter(torch.randn(self.heads))
+
+    def forward(self, x, padding):
+        batch, tokens, _ = x.shape
+        q, k, v = (
+            f(x).view(batch, tokens, n, self.head_dim).transpose(1, 2)
+            for f, n in ((self.q, self.heads), (self.k, self.kv_heads), (self.v, self.kv_heads))
+        )
+        keys, values = (torch.repeat_interleave(side, self.heads // self.kv_heads, 1) for side in (k, v))
+        scores = q @ keys.mT * self.head_dim**-0.5 + self.mask(x, padding)
+        logits = torch.cat([scores, self.sinks.reshape(1, -1, 1, 1).expand(batch, -1, tokens, -1)], -1)
+        logits = logits - logits.max(-1, keepdim=True).values
+        out = logits.softmax(-1)[..., :-1] @ values
+        return out.transpose(1, 2).reshape(batch, tokens, -1), (k, v)
 
 
 class Cast(Padded):
@@ -36,7 +64,7 @@ class Cast(Padded):
 
     def forward(self, x, padding):
         q, k, v = (f(x).view(2, -1, n, 16).transpose(1, 2) for f, n in ((self.q, 2), (self.k, 1), (self.v, 1)))
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() & padding[:, None, None]
+        mask = self.mask(x, padding)
         out = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask, enable_gqa=True)
         return out, (k, v)
 
@@ -62,12 +90,12 @@ class TestCausalPrefill(expecttest.TestCase):
 - rows = count[(None, None, slice(None, None, None), None)]
 - columns = count[(None, None, None, slice(None, None, None))]
 - mask = columns <= rows
-- and_ = mask & getitem_2
-- mask_1 = and_.expand(2, -1, 9, 9)
+- mask_1 = mask & getitem_2
+- mask_2 = mask_1.expand(2, -1, 9, 9)
 + getitem_11 = getitem_2[(slice(None, None, None), 0, 0)]
 + all_1 = getitem_11.all()
-- out = scaled_dot_product_attention(q, k, v, attn_mask = mask_1, is_causal = False, enable_gqa = True)
-+ causal_attention_default = causal_attention(q, k, v, getitem_11, all_1, None, 0.25)
+- out = scaled_dot_product_attention(q, k, v, attn_mask = mask_2, is_causal = False, enable_gqa = True)
++ causal_attention_default = causal_attention(q, k, v, getitem_11, all_1, None, None, 0.25)
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = causal_attention_default.transpose(1, 2)""",
         )
@@ -86,38 +114,82 @@ class TestCausalPrefill(expecttest.TestCase):
 - sub = rows - 5
 - gt = columns > sub
 - mask_1 = mask & gt
-- and__1 = mask_1 & getitem_2
-- mask_2 = and__1.expand(2, -1, 9, 9)
+- mask_2 = mask_1 & getitem_2
+- mask_3 = mask_2.expand(2, -1, 9, 9)
 + getitem_11 = getitem_2[(slice(None, None, None), 0, 0)]
 + all_1 = getitem_11.all()
-- out = scaled_dot_product_attention(q, k, v, attn_mask = mask_2, is_causal = False, enable_gqa = True)
-+ causal_attention_default = causal_attention(q, k, v, getitem_11, all_1, 5, 0.25)
+- out = scaled_dot_product_attention(q, k, v, attn_mask = mask_3, is_causal = False, enable_gqa = True)
++ causal_attention_default = causal_attention(q, k, v, getitem_11, all_1, 5, None, 0.25)
 - transpose_3 = out.transpose(1, 2)
 + transpose_3 = causal_attention_default.transpose(1, 2)""",
         )
 
 
+def with_(module, **attributes):
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
 @pytest.mark.parametrize("window", [0, 5, 9, 30])
 @pytest.mark.parametrize("hidden", [0, 4])
-def test_outputs_stay(window, hidden):
-    module = Padded(heads=4, kv_heads=2)
-    module.window = window
+@pytest.mark.parametrize(
+    "module",
+    [
+        Padded(heads=4, kv_heads=2),
+        with_(Padded(heads=4, kv_heads=2, form="eager"), added=True, in_front=False),
+        with_(Padded(heads=4, kv_heads=2), added=True, in_front=False),
+        with_(Sinks(heads=4, kv_heads=2), added=True),
+    ],
+    ids=["sdpa", "eager", "added", "sinks"],
+)
+def test_outputs_stay(module, window, hidden):
+    with_(module, window=window)
     assert rewritten(module)
     x, padding = torch.randn(2, 9, 64), torch.arange(9).expand(2, -1) >= torch.tensor([[hidden], [0]])
     with torch.no_grad():
         wanted = module(x, padding)[0]
-        compiled = torch.compile(module, backend="innerq", options={"preset": "lossless"})
-        out = compiled(x, padding)[0]
-    rows = padding[..., None].expand_as(out)
+        out = torch.compile(module, backend="innerq", options={"preset": "lossless"})(x, padding)[0]
+    rows = (padding if module.in_front else padding | True)[..., None].expand_as(out)
     torch.testing.assert_close(out[rows], wanted[rows])
 
 
-class Eager(Padded):
+class Moved(torch.nn.Module):
+    """Two layers on two devices, the second of which has its inputs moved, as accelerate's hooks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Padded(), Padded().to("meta")
+
     def forward(self, x, padding):
-        mask = torch.where(torch.ones(9, 9, dtype=torch.bool).tril() & padding[:, None, None], 0.0, -torch.inf)
-        return TinyAttention.forward(self, x, None, mask)
+        mask = self.first.mask(x, padding)
+        x, first = TinyAttention.forward(self.first, x, None, mask)
+        x, second = TinyAttention.forward(self.second, x.to("meta"), None, mask.to("meta"))
+        return x, first, second
 
 
-@pytest.mark.parametrize("module", [Eager(form="eager"), Eager(), Cast()], ids=["eager", "added", "cast"])
+def test_each_layer_reads_tensors_of_its_own_device():
+    captured = []
+
+    def backend(gm, _):
+        captured.append(copy_graph(gm))
+        return gm.forward
+
+    with torch.no_grad():
+        torch.compile(Moved(), backend=backend)(torch.randn(2, 9, 32), torch.ones(2, 9, dtype=torch.bool))
+    graph = PIPELINE.rewrite(captured[0], PLAIN).gm.graph
+    operators = [node for node in graph.nodes if str(node.target).startswith("innerq.")]
+    assert [str(node.target) for node in operators].count("innerq.causal_attention.default") == 1
+    for node in operators:
+        inputs = [tensor_of(each) for each in node.all_input_nodes]
+        assert len({each.device for each in inputs if each is not None}) == 1, node
+
+
+@pytest.mark.parametrize(
+    "module",
+    [with_(Padded(form="eager"), added=True), with_(Padded(), added=True), Cast()],
+    ids=["eager", "added", "cast"],
+)
 def test_programs_that_it_leaves_alone(module):
+    """The first two give the mean of all values in a row from which all keys are hidden."""
     assert not rewritten(module)

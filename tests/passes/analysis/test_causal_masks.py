@@ -70,6 +70,15 @@ def padded_for_all(x):
     return plain(x) & (x[:1, :, 0] > -1)[:, None, None]
 
 
+def added(x):
+    return torch.where(plain(x), 0.0, -torch.inf)
+
+
+def added_as_transformers_does(x):
+    low = torch.finfo(x.dtype).min
+    return torch.where(padded(x), torch.tensor(0.0, dtype=x.dtype), low)
+
+
 UNDERSTOOD = {
     plain: (0, None),
     other_way_round: (0, None),
@@ -81,6 +90,8 @@ UNDERSTOOD = {
     windowed_by_columns: (0, 6),
     padded: (1, None),
     padded_for_all: (1, None),
+    added: (0, None),
+    added_as_transformers_does: (1, None),
 }
 
 
@@ -154,8 +165,16 @@ def by_head(x):
     return plain(x) & (x[:1, :2] > 0).any(-1)[:, :, None, None]
 
 
-def added(x):
-    return torch.where(plain(x), 0.0, -torch.inf)
+def added_a_little(x):
+    return torch.where(plain(x), 0.0, -10.0)
+
+
+def added_the_other_way_round(x):
+    return torch.where(plain(x), -torch.inf, 0.0)
+
+
+def scaled(x):
+    return torch.where(plain(x), 1.0, -torch.inf)
 
 
 def two_dimensional(x):
@@ -165,7 +184,8 @@ def two_dimensional(x):
 
 NOT_UNDERSTOOD = (
     *(one_less, one_more, moved_apart, every_second, backwards, all_keys, no_causal_part, negated, a_global_token),
-    *(written, written_before, in_place, by_query, by_head, added, two_dimensional),
+    *(written, written_before, in_place, by_query, by_head, two_dimensional),
+    *(added_a_little, added_the_other_way_round, scaled),
 )
 
 
@@ -186,7 +206,10 @@ def test_understood(program):
         wanted = wanted & (count > count[:, None] - found.window)
     shown = (x[:1] if program is padded_for_all else x)[:, None, None, :, 0] > -1
     wanted = wanted & shown if found.shown else wanted.expand(1, 1, 13, 13)
-    assert torch.equal(program(x).expand(2, 1, 13, 13), wanted.expand(2, 1, 13, 13))
+    says = program(x)
+    assert found.added == says.is_floating_point()
+    says = says == 0 if found.added else says
+    assert torch.equal(says.expand(2, 1, 13, 13), wanted.expand(2, 1, 13, 13))
 
 
 @pytest.mark.parametrize("program", NOT_UNDERSTOOD, ids=lambda program: program.__name__)
