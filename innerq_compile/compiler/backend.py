@@ -99,7 +99,7 @@ use_loops(innerq_backend, LOOPS)
 def _compile(
     gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any], notice: Notice
 ) -> Callable[..., Any]:
-    analysis = analyse(gm, config, inductor_options)
+    analysis = analyse(gm, config, inductor_options, _uncounted(gm, example_inputs))
     notice.concerns(analysis.report)
     if not analysis.result.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
         # Run eagerly: InnerQTensor's own operations give the right results, slowly.
@@ -184,6 +184,13 @@ def _compile_rewritten(
 
 def _by_placeholder(gm: GraphModule, example_inputs: list[Any]) -> dict[str, Any]:
     return {node.name: value for node, value in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True)}
+
+
+def _uncounted(gm: GraphModule, example_inputs: list[Any]) -> frozenset[str]:
+    """The inputs that do not count what is written to them. That they were made so is a guard of the graph."""
+    by_name = _by_placeholder(gm, example_inputs)
+    tensors = {name: value for name, value in by_name.items() if isinstance(value, torch.Tensor)}
+    return frozenset(name for name, tensor in tensors.items() if tensor.is_inference())
 
 
 def _counting_calls(compiled: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:
