@@ -28,6 +28,7 @@ from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.collector import sparing_old_objects
 from ..kernels.internals import inductor, vector_isa
+from ..kernels.internals.dynamo_limits import on_limit
 from ..kernels.internals.dynamo_loops import use_loops
 from ..kernels.internals.dynamo_sizes import use_symbols
 from ..logs import trace_graph
@@ -41,6 +42,7 @@ from .analysis import Analysis, analyse, keep
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .kernels_ahead import compiling_kernels
+from .limits import warn_of_limit
 from .loops import LOOPS
 from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
@@ -94,6 +96,7 @@ def _reset() -> None:
 innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 use_symbols(innerq_backend, SYMBOLS)
 use_loops(innerq_backend, LOOPS)
+on_limit(innerq_backend, warn_of_limit)
 
 
 def _compile(
