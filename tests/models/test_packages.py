@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from tests.helpers.generation import assert_quantized, run
+from tests.helpers.models import prompt, tiny_llama
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
 
@@ -55,3 +57,45 @@ def test_x_transformers():
     torch.testing.assert_close(logits(innerq(model(), preset="lossless")), expected, atol=2e-4, rtol=1e-4)
     assert all(isinstance(side, InnerQTensor) for layer in caches[-1].attn_intermediates for side in layer.cached_kv)
     assert all_steps_are_rewritten()
+
+
+def test_peft():
+    """Adapters that are switched, switched off, merged and added later are those that a compiled model has."""
+    peft = pytest.importorskip("peft")
+
+    def adapter():
+        kind = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+        return peft.LoraConfig(r=4, **kind)
+
+    def story(compile_it) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = compile_it(peft.get_peft_model(tiny_llama(head_dim=16), adapter()).eval())
+        found = []
+
+        def note(called) -> None:
+            results = run(called, inputs, 4)
+            found.append(results.sequences)
+            caches.append(results.past_key_values)
+
+        note(model)
+        torch.manual_seed(1)
+        model.add_adapter("late", adapter())
+        note(model)
+        model.set_adapter("late")
+        note(model)
+        with model.disable_adapter():
+            note(model)
+        model.merge_adapter()
+        note(model)
+        model.unmerge_adapter()
+        with torch.no_grad():
+            caches.append(model(**inputs).past_key_values)
+        note(model.merge_and_unload())
+        return found
+
+    inputs, caches = prompt(1, 140), []
+    expected = story(lambda model: model)
+    caches.clear()
+    assert all(map(torch.equal, story(lambda model: innerq(model, preset="lossless")), expected))
+    for cache in caches:
+        assert_quantized(cache)
