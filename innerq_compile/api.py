@@ -15,6 +15,7 @@ from .compiler.traces import install as install_traces
 from .config import InnerQConfig
 from .errors import InnerQError
 from .inspect.dump import install as install_dumps
+from .integrations.copies import compile_module
 from .integrations.device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
 from .integrations.generate import called_by_generate
 from .integrations.tensor_parallel import check_heads
@@ -128,7 +129,7 @@ def _apply(target: Any, arguments: dict[str, Any]) -> Any:
             inductor.start_workers()  # now, so that they are ready when Dynamo has traced the model
         limit = recompile_limit(trace_hooks(target))
         for module in dict.fromkeys((target, *called_by_generate(target))):
-            module.compile(**{**arguments, **limit, **graphs_of_its_own(module)})
+            compile_module(module, {**arguments, **limit, **graphs_of_its_own(module)})
         return target
     if inspect.isclass(target):
         if not issubclass(target, torch.nn.Module):
@@ -147,7 +148,7 @@ def _compiled_class(cls: type, arguments: dict[str, Any]) -> type:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if type(self) is cls or dynamo_calls.compiled_call(self) is None:
-            self.compile(**arguments)
+            compile_module(self, arguments)
 
     cls.__init__ = __init__
     return cls
