@@ -15,7 +15,9 @@ from .compiler.traces import install as install_traces
 from .config import InnerQConfig
 from .errors import InnerQError
 from .inspect.dump import install as install_dumps
+from .integrations.copies import compile_module
 from .integrations.device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
+from .integrations.generate import called_by_generate
 from .integrations.tensor_parallel import check_heads
 from .kernels.internals import dynamo_calls, inductor
 
@@ -46,8 +48,9 @@ def innerq(
     """Compile a decoder with ``torch.compile`` so that its KV cache is quantized.
 
     A model instance is compiled in place and returned; everything that calls it, transformers' ``generate`` included,
-    then runs compiled. A class is changed in place, and its instances are compiled when they are created. A function
-    is wrapped as ``torch.compile`` does it.
+    then runs compiled. Of a wrapper around a model of transformers, as PEFT makes it, both are compiled. A class is
+    changed in place, and its instances are compiled when they are created. A function is wrapped as ``torch.compile``
+    does it.
 
     On a CUDA device decode steps are recorded as CUDA graphs and replayed. ``cuda_graphs=False`` turns that off.
 
@@ -124,7 +127,9 @@ def _apply(target: Any, arguments: dict[str, Any]) -> Any:
         check_heads(target)
         if any(parameter.is_cuda for parameter in target.parameters()):
             inductor.start_workers()  # now, so that they are ready when Dynamo has traced the model
-        target.compile(**{**arguments, **recompile_limit(trace_hooks(target)), **graphs_of_its_own(target)})
+        limit = recompile_limit(trace_hooks(target))
+        for module in dict.fromkeys((target, *called_by_generate(target))):
+            compile_module(module, {**arguments, **limit, **graphs_of_its_own(module)})
         return target
     if inspect.isclass(target):
         if not issubclass(target, torch.nn.Module):
@@ -143,7 +148,7 @@ def _compiled_class(cls: type, arguments: dict[str, Any]) -> type:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if type(self) is cls or dynamo_calls.compiled_call(self) is None:
-            self.compile(**arguments)
+            compile_module(self, arguments)
 
     cls.__init__ = __init__
     return cls

@@ -49,7 +49,7 @@ PIPELINE = Pipeline(
         Pass(
             match_cache,
             "find where the keys and values of each attention come from",
-            reads=("config", "caches", "attentions"),
+            reads=("config", "uncounted", "caches", "attentions"),
             writes=("uses", *_REFUSALS),
         ),
         Pass(

@@ -26,6 +26,12 @@ from .graph.operations import Kind
 from .graph.reading import called_name, is_output, kinds, op_name, read
 from .graph.values import example, shape, sizes_of
 
+#: A quantized copy of a buffer has to be told when the program changes the buffer in another way.
+_UNCOUNTED = (
+    "they are a buffer made under torch.inference_mode(), where tensors do not count what is written to them, so that "
+    "a quantized copy could not follow it; make it outside, or use torch.no_grad()"
+)
+
 
 def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
     changes = Writes(gm.graph)
@@ -84,6 +90,8 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
             return CacheUse(source, node, tokens_dim, of_cache=cache, new_tokens=new[0], **parts)
     try:
         buffer = rolled_use(node, tokens_dim, changes) or buffer_use(node, tokens_dim, changes)
+        if buffer is not None and buffer.buffer.name in context.uncounted and not is_preallocated(buffer.buffer):
+            return _UNCOUNTED
         if buffer is not None:
             return CacheUse(CacheSource.BUFFER, node, tokens_dim, of_buffer=buffer)
     except NoBuffer as reason:

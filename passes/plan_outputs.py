@@ -2,6 +2,7 @@
 
     return keys, values, logits        ->        return logits                                  (decode)
                                                  return k_codes, ..., v_codes, ..., logits      (prefill)
+    return keys, keys[..., 0:, :]      ->        return k_codes, ...                            one cache, twice
 
 A number that follows from sizes of the inputs is none of the graph's outputs: the host computes it. For each output of
 the original graph, ``context.outputs`` says how the runtime rebuilds it.
@@ -15,7 +16,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..kernels.internals.graphs import free_symbols
+from .analysis.whole_slices import whole_source
 from .context import Number, OutputPlan, PassContext
+from .graph.aliases import Writes
 from .graph.reading import outputs
 from .graph.values import example_or_none, value_of
 from .graph.writing import Writer
@@ -24,8 +27,10 @@ from .graph.writing import Writer
 def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
     values: list[Node | int | None] = []
     seen: dict[Node, int] = {}
-    known = _symbols_of_inputs(gm)
+    known, changes = _symbols_of_inputs(gm), Writes(gm.graph)
     for node in outputs(gm.graph):
+        if node not in context.quantized and (whole := _whole_cache(node, context, changes)) is not None:
+            node = whole
         if node in context.caches:
             context.outputs.append(OutputPlan(context.caches[node], None))
         elif node in context.appended:
@@ -51,6 +56,12 @@ def plan_outputs(gm: GraphModule, context: PassContext) -> GraphModule:
             gm.graph.erase_node(user)
         gm.graph.erase_node(placeholder)
     return gm
+
+
+def _whole_cache(node: Any, context: PassContext, changes: Writes) -> Node | None:
+    """The new cache that an output is all of, where the program returns `k[:, :, 0:]` beside `k`; else None."""
+    source = whole_source(node) if isinstance(node, Node) else None
+    return source if source in context.quantized and not changes.of(node) else None
 
 
 def _symbols_of_inputs(gm: GraphModule) -> set[Any]:

@@ -55,7 +55,7 @@ from .emit.inputs import add_placeholders, cache_examples
 from .emit.read_dequantized import early_reader
 from .emit.writes import append, by_head_in_dtype, position_tensor, token_count, write_at
 from .graph.aliases import Writes, possible_views
-from .graph.values import dtype_of, example, plain_size, same_size, sizes_of, tensor_of
+from .graph.values import dtype_of, example, made_equal, plain_size, same_size, sizes_of, tensor_of
 from .graph.writing import Writer
 
 _MESSAGE = "innerq: the mask shows tokens of a static cache that have not been written"
@@ -136,9 +136,13 @@ def _obstacle(
         if reason is not None:
             return reason
     if key.whole:
+        seen, tokens = sizes_of(match.key)[match.tokens_dims[0]], sizes_of(key.buffer)[key.dims[2]] + key.extra
         if form.mask is None and not key.rolls:
+            if not same_size(seen, tokens):
+                return "keys: the attention does not read the buffer up to the last token written"
             return "the attention reads the whole buffer without a mask, including tokens that have not been written"
-        tokens = sizes_of(match.key)[match.tokens_dims[0]]
+        if not same_size(seen, tokens) and not made_equal(sizes_of(value.buffer)[value.dims[2]], tokens):
+            return "parts of buffers are read of which one has more tokens"
         if form.mask is not None and not same_size(sizes_of(form.mask)[-1], tokens):
             return "the mask does not have one column for each token of the buffer"
     return _delay_obstacle(key, value, changes)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from .analysis.whole_slices import whole_source
 from .analysis.windows import cut, dropped
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
 from .emit.attention import attend, open_before_append
 from .emit.read_dequantized import early_reader
 from .emit.writes import append
 from .graph.aliases import Writes
+from .graph.reading import is_output
 from .graph.values import dtype_of, made_equal, plain_size, same_size, sizes_of
 from .graph.writing import Writer, is_number_of_inputs
 
@@ -56,7 +58,9 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 new_key, new_value = (write.by_head(use.new, use.tokens_dim) for use in (key, value))
                 append(write, context, match, key.cache, value.cache, new_key, new_value, write.number(dropped(key)))
             for use in (key, value):
-                context.appended[use.returned] = Appended(use.cache, sizes_of(use.new)[use.tokens_dim], dropped(use))
+                longer = Appended(use.cache, sizes_of(use.new)[use.tokens_dim], dropped(use))
+                whole = (user for user in use.returned.users if whole_source(user) is use.returned and is_output(user))
+                context.appended.update(dict.fromkeys((use.returned, *whole), longer))
         shown = plain_size(dropped(key) - cut(key.node, key.seen, key.tokens_dim))
         attend(write, context, match, key.cache, value.cache, changes, dropped=shown)
         context.pairs[key.cache, value.cache] = None

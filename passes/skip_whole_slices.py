@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .analysis.windows import SHORT_WINDOW
+from .analysis.whole_slices import whole_source
 from .context import PassContext
 from .graph.aliases import Writes
-from .graph.reading import Call, is_output, read
-from .graph.values import same_sizes, shape, value_of
+from .graph.reading import is_output
 from .graph.writing import Writer
 
 
@@ -32,29 +31,9 @@ def skip_whole_slices(gm: GraphModule, context: PassContext) -> GraphModule:
 
 def _whole(node: Node, changes: Writes) -> Node | None:
     """The tensor that a slice takes all of; None if it is something else, or may not be replaced by that tensor."""
-    call = read(node)
-    source = None if call is None else call.source()
-    if call is None or source is None or not _takes_ranges(call):
-        return None
-    own, sizes = shape(node), shape(source)
-    if own is None or sizes is None or not same_sizes(own, sizes):
+    source = whole_source(node)
+    if source is None:
         return None
     # where it is written, or returned beside its source, the program has two tensors
     given = source.op in ("placeholder", "get_attr") or is_output(source)
     return None if changes.of(node) or (given and is_output(node)) else source
-
-
-def _takes_ranges(call: Call) -> bool:
-    """Whether a node selects a range of each dimension: if it has as many elements as the tensor, it is all of them."""
-    if call.name == "narrow":
-        return True
-    index = call["index"] if call.name == "getitem" else None
-    entries = index if isinstance(index, tuple) else (index,)
-    return all(one is Ellipsis or (isinstance(one, slice) and _is_range(one)) for one in entries)
-
-
-def _is_range(entry: slice) -> bool:
-    """Whether a slice takes neighbours, and is not that of a short window."""
-    start, step = value_of(entry.start), value_of(entry.step)
-    short = isinstance(start, int) and -SHORT_WINDOW <= start < 0
-    return (step is None or (isinstance(step, int) and step == 1)) and not short

@@ -12,24 +12,27 @@ right layout already are used as they are.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 
 import torch
 from torch.fx import GraphModule, Node
 
 from .attention.axes import Dims, rearrange, resolve_dims
-from .context import AttentionMatch, CacheSource, MaskKind, MaskTerm, NoMatch, PassContext, StandardForm
+from .context import AttentionMatch, CacheSource, CacheUse, MaskKind, MaskTerm, NoMatch, PassContext, StandardForm
 from .emit.query import standard_query, standard_sinks
-from .graph.values import same_size, sizes_of
-from .graph.writing import Writer
+from .graph.values import dtype_of, same_size, sizes_of
+from .graph.writing import Writer, is_number_of_inputs
 
 
 def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
     write = Writer(gm.graph)
     merged: dict[object, Node] = {}
+    padded: dict[Node, Node] = {}
     for match, (key, _) in list(context.uses.items()):
         try:
-            context.standard[match] = _standard(write, match, key.source, merged)
+            form = _standard(write, match, key.source, merged)
+            context.standard[match] = _for_all_of_buffer(write, match, form, key, padded)
         except NoMatch as reason:
             del context.uses[match]
             context.refuse(match, str(reason))
@@ -103,3 +106,29 @@ def _merge(write: Writer, terms: list[tuple[MaskTerm, Node]]) -> Node:
         assert bias is not None, "terms must not be empty"
         return bias
     return visible if bias is None else write.call(torch.where, visible, bias, -torch.inf)
+
+
+def _for_all_of_buffer(
+    write: Writer,
+    match: AttentionMatch,
+    form: StandardForm,
+    key: CacheUse,
+    padded: dict[Node, Node],
+) -> StandardForm:
+    """The form with a mask that has a column for each token of a buffer, of which the attention reads the first ones.
+
+    attention(q, buffer[:, :, :end], ..., mask)    ->    attention(q, buffer, ..., cat([mask, hidden], -1))
+    """
+    use, mask = key.of_buffer, form.mask
+    if use is None or not use.whole or use.rolls or mask is None:
+        return form
+    columns, room = sizes_of(mask)[-1], sizes_of(use.buffer)[use.dims[2]]
+    read = same_size(columns, sizes_of(match.key)[match.tokens_dims[0]])
+    if not read or same_size(columns, room) or not is_number_of_inputs(write.graph, room - columns):
+        return form
+    if mask not in padded:  # no mask is changed in place, or its attention would not have been matched
+        hidden = False if dtype_of(mask) == torch.bool else -torch.inf
+        with write.behind(mask):
+            sizes = *(write.size(mask, dim) for dim in range(len(sizes_of(mask)) - 1)), write.number(room - columns)
+            padded[mask] = write.call(torch.cat, [mask, write.method("new_full", mask, sizes, hidden)], -1)
+    return dataclasses.replace(form, mask=padded[mask])

@@ -10,6 +10,7 @@ What the passes made of a graph is kept with its trace (``traces/``), and used a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from torch.fx import GraphModule
@@ -95,8 +96,19 @@ class Analysis:
         return None if self.context.prelude is None else self.context.prelude.graph
 
 
-def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, Any]) -> Analysis:
+def analyse(
+    gm: GraphModule,
+    config: InnerQConfig,
+    inductor_options: dict[str, Any],
+    uncounted: frozenset[str] = frozenset(),
+) -> Analysis:
     """Run the passes on a copy of ``gm``; ``gm`` itself is not changed.
+
+    Args:
+        gm: the graph as captured.
+        config: the user's config.
+        inductor_options: the user's options of Inductor.
+        uncounted: names of the inputs that do not count what is written to them.
 
     Raises:
         InnerQError: in strict mode, if an attention was not rewritten.
@@ -107,20 +119,23 @@ def analyse(gm: GraphModule, config: InnerQConfig, inductor_options: dict[str, A
     if isinstance(result, PassResult) and observers.after_pass is None:
         result = dataclasses.replace(result, report=stamp(result.report))
     else:
-        result = _run_passes(gm, config, request, observers)
+        result = _run_passes(gm, config, request, observers, uncounted)
     record(result.report)
     if config.strict and result.context.reasons:
         raise InnerQError(f"strict: an attention was not rewritten: {result.context.reasons[0]}")
     return Analysis(gm, result, config, observers, request)
 
 
-def _run_passes(gm: GraphModule, config: InnerQConfig, request: GraphRequest, observers: Observers) -> PassResult:
+def _run_passes(
+    gm: GraphModule, config: InnerQConfig, request: GraphRequest, observers: Observers, uncounted: frozenset[str]
+) -> PassResult:
     static_lengths = request is GraphRequest.ASKED or (request is GraphRequest.DEFAULT and is_on_device(gm))
-    result = PIPELINE.rewrite(gm, config, static_lengths=static_lengths, observe=observers.after_pass)
+    rewrite = functools.partial(PIPELINE.rewrite, gm, config, uncounted=uncounted, observe=observers.after_pass)
+    result = rewrite(static_lengths=static_lengths)
     report = make_report(result.context, config)
     recording = recordability(result.gm, result.context, report, request)
     if request is GraphRequest.DEFAULT and isinstance(recording, NotRecorded) and _lengths_moved(result.context):
-        result = PIPELINE.rewrite(gm, config, observe=observers.after_pass)
+        result = rewrite()
         report = make_report(result.context, config)
     context = result.context
     holds_caches = bool(context.rewritten or context.caches)

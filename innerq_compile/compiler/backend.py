@@ -28,6 +28,7 @@ from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.collector import sparing_old_objects
 from ..kernels.internals import inductor, vector_isa
+from ..kernels.internals.dynamo_limits import on_limit
 from ..kernels.internals.dynamo_loops import use_loops
 from ..kernels.internals.dynamo_sizes import use_symbols
 from ..logs import trace_graph
@@ -41,6 +42,7 @@ from .analysis import Analysis, analyse, keep
 from .cached_code import cached_by_source
 from .execution import Execution, choose_execution, reporting_inductors_graphs
 from .kernels_ahead import compiling_kernels
+from .limits import warn_of_limit
 from .loops import LOOPS
 from .notices import Notice, compiling
 from .options import split_options, without_cuda_graphs
@@ -94,12 +96,13 @@ def _reset() -> None:
 innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 use_symbols(innerq_backend, SYMBOLS)
 use_loops(innerq_backend, LOOPS)
+on_limit(innerq_backend, warn_of_limit)
 
 
 def _compile(
     gm: GraphModule, example_inputs: list[Any], config: InnerQConfig, inductor_options: dict[str, Any], notice: Notice
 ) -> Callable[..., Any]:
-    analysis = analyse(gm, config, inductor_options)
+    analysis = analyse(gm, config, inductor_options, _uncounted(gm, example_inputs))
     notice.concerns(analysis.report)
     if not analysis.result.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
         # Run eagerly: InnerQTensor's own operations give the right results, slowly.
@@ -184,6 +187,13 @@ def _compile_rewritten(
 
 def _by_placeholder(gm: GraphModule, example_inputs: list[Any]) -> dict[str, Any]:
     return {node.name: value for node, value in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True)}
+
+
+def _uncounted(gm: GraphModule, example_inputs: list[Any]) -> frozenset[str]:
+    """The inputs that do not count what is written to them. That they were made so is a guard of the graph."""
+    by_name = _by_placeholder(gm, example_inputs)
+    tensors = {name: value for name, value in by_name.items() if isinstance(value, torch.Tensor)}
+    return frozenset(name for name, tensor in tensors.items() if tensor.is_inference())
 
 
 def _counting_calls(compiled: Callable[..., Any], report: GraphReport) -> Callable[..., Any]:

@@ -1,4 +1,7 @@
-"""Makes ``torch.compile(model, backend="innerq").generate(...)`` run compiled.
+"""Makes ``torch.compile(model, backend="innerq").generate(...)`` run compiled, and ``generate`` of a wrapped model.
+
+A wrapper around a model, such as one that adds adapters to it, passes ``generate`` on to the model, which then calls
+itself: :func:`called_by_generate` finds it.
 
 ``torch.compile(model)`` returns an ``OptimizedModule`` that forwards unknown attributes to the wrapped model. The
 ``generate`` of transformers, reached that way, calls the wrapped model, not the compiled one (torch 2.11 to 2.13). This
@@ -29,6 +32,22 @@ from ..kernels.internals.dynamo_calls import (
 )
 
 
+def called_by_generate(module: nn.Module) -> list[nn.Module]:
+    """The modules that the ``generate`` of transformers calls, if somebody calls it through ``module``.
+
+    That is the module itself, if it is a model of transformers that generates, or else the outermost such models in
+    it. The module itself if there are none.
+    """
+    found, pending = [], [module]
+    while pending:
+        one = pending.pop(0)
+        if any(base.__name__ == "GenerationMixin" for base in type(one).__mro__):
+            found.append(one)
+        else:
+            pending += one.children()
+    return found or [module]
+
+
 def install() -> None:
     """Add the attribute ``generate`` to ``OptimizedModule``. Called when torch loads this backend."""
     if "generate" not in vars(OptimizedModule):
@@ -41,16 +60,22 @@ def _generate(self: OptimizedModule) -> Callable[..., Any]:
 
 
 def _compiled_generate(module: OptimizedModule, generate: Callable[..., Any]) -> Callable[..., Any]:
-    model = original(module)
-    if "_innerq_call" not in vars(module):
-        vars(module)["_innerq_call"] = compiled_form(module)
-
     @functools.wraps(generate)
     def compiled_generate(*args: Any, **kwargs: Any) -> Any:
-        with _calling(model, vars(module)["_innerq_call"]):
+        with contextlib.ExitStack() as calls:
+            for model in called_by_generate(original(module)):
+                calls.enter_context(_calling(model, _compiled_form(module, model)))
             return generate(*args, **kwargs)
 
     return compiled_generate
+
+
+def _compiled_form(module: OptimizedModule, model: nn.Module) -> Callable[..., Any]:
+    """The form of ``model``, which ``module`` wraps or which is in it; the same one in all calls."""
+    forms = vars(module).setdefault("_innerq_calls", {})
+    if model not in forms:
+        forms[model] = compiled_form(module, model)
+    return forms[model]
 
 
 # --- dispatch of the model's calls ----------------------------------------------------------------------------------

@@ -77,7 +77,6 @@ class GraphCaches:
 
         Raises:
             UnsupportedOperation: If the same buffer is passed twice.
-            InnerQError: If changes of a static cache cannot be tracked.
         """
         shadows = [reader(args) for reader in self.shadows]
         if self.next is not None and (known := self.next.take(args)) is not None:

@@ -20,7 +20,6 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..cache.quantizing import quantize
 from ..cache.storage import CacheStorage
-from ..errors import InnerQError
 from ..kernels.formats import FORGOTTEN_AT_ONCE, CacheFormat, shadow_capacity
 from ..passes.context import Config, ShadowInput
 from ..passes.graph.values import example
@@ -157,11 +156,7 @@ def _make_room(shadow: Shadow, count: int) -> None:
 
 
 def _versions(key: torch.Tensor, value: torch.Tensor) -> tuple[int, int]:
-    if key.is_inference() or value.is_inference():
-        raise InnerQError(
-            "a static cache made under torch.inference_mode() cannot be followed, because it does not count its "
-            "changes: allocate it outside, or use torch.no_grad()"
-        )
+    # tensors made in inference mode have none: graphs with such buffers are not rewritten, see `PassContext.uncounted`
     return key._version, value._version
 
 

@@ -24,6 +24,10 @@ class OfBackends(Generic[_Kept]):
 
     def of(self, tx: Any) -> _Kept | None:
         """The value of the backend that a program is traced for."""
-        backend: Any = innermost_backend(tx.output.compiler_fn)
+        return self.of_compiler(tx.output.compiler_fn)
+
+    def of_compiler(self, compiler_fn: Any) -> _Kept | None:
+        """The value of the backend that is behind what Dynamo calls with a graph."""
+        backend: Any = innermost_backend(compiler_fn)
         found = self._kept.get(id(getattr(backend, "compiler_fn", backend)))
         return None if found is None else found[1]

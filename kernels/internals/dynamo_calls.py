@@ -80,6 +80,6 @@ def backend_of(module: OptimizedModule) -> Any:
     return getattr(backend, "compiler_fn", backend)
 
 
-def compiled_form(module: OptimizedModule) -> Callable[..., Any]:
-    """A compiled function for the wrapped module, hooks included, for :func:`set_compiled_call`."""
-    return module.dynamo_ctx(uncompiled_call(original(module)))
+def compiled_form(module: OptimizedModule, model: torch.nn.Module) -> Callable[..., Any]:
+    """A function for ``model``, hooks included, that is compiled as ``module`` is, for :func:`set_compiled_call`."""
+    return module.dynamo_ctx(uncompiled_call(model))

@@ -3,6 +3,7 @@
     buffer.index_copy_(2, at, k)                 at: a tensor of positions
     buffer[:, :, past : past + n] = k            past: an int or a symbolic int
     buffer.narrow(2, past, n).copy_(k)
+    buffer[:batch, ...].index_copy_(2, at, k)    all sequences of the buffer
 
 Writes of whole, consecutive tokens are supported; anything else raises :class:`NoBuffer`.
 """
@@ -16,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from ..graph.aliases import Writes, possible_views
+from ..graph.dimensions import full_index
 from ..graph.reading import Call, called_name, is_query, read
 from ..graph.values import (
     Sizes,
@@ -82,7 +84,22 @@ def _writes_through(user: Node, buffer: Node) -> list[BufferWrite]:
     else:
         return []
     copies = [copy for copy in map(read, user.users) if copy is not None and copy.name == "copy"]
-    return [BufferWrite(copy.node, index, copy["source"]) for copy in copies if copy.source() is user]
+    found = [BufferWrite(copy.node, index, copy["source"]) for copy in copies if copy.source() is user]
+    into = [node for node in user.users if (call := read(node)) and call.in_place and call.name != "copy"]
+    if into and takes_all(index, user, buffer):
+        found += [write for node in into for write in _writes_through(node, user)]
+    return found
+
+
+def takes_all(index: Any, part: Node, source: Node) -> bool:
+    """Whether ``part``, the result of an index, is all of a tensor, in this call and, by a guard, in all others.
+
+    As ``buffer[:batch, ...]``, where the program has as many sequences as the buffer.
+    """
+    own, sizes = sizes_of(part), sizes_of(source)
+    items = full_index(index, len(sizes))
+    ranges = all(isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1) for item in items)
+    return ranges and len(own) == len(sizes) and all(map(made_equal, own, sizes))
 
 
 def _written_index(call: Call) -> Any:
@@ -166,9 +183,9 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: Sizes, new: Any) ->
     Raises:
         NoBuffer: if anything but whole, consecutive tokens is written.
     """
-    index = index if isinstance(index, tuple) else (index,)
-    if any(item is None or item is ... for item in index):
-        raise NoBuffer("the buffer is written through an index with an ellipsis or a new dimension")
+    index = full_index(index, len(sizes))
+    if any(item is None for item in index):
+        raise NoBuffer("the buffer is written through an index with a new dimension")
     token = dims[2]
     if len(index) <= token:
         raise NoBuffer("the buffer is written along another dimension than the tokens")

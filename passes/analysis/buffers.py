@@ -3,6 +3,9 @@
     buffer.index_copy_(2, arange(n) + past, k)         buffer[:, :, past : past + n] = k
     attention(q, buffer, ..., mask)                    attention(q, buffer[:, :, : past + n], ...)
 
+    buffer.index_copy_(2, at, k)
+    attention(q, buffer[..., :end, :], ..., mask)      as the whole buffer, with a mask that hides all from `end` on
+
 `rewrite_buffer` uses the result to let the attention read a quantized shadow of the buffer.
 """
 
@@ -15,7 +18,7 @@ from torch.fx import Node
 
 from ..context import BufferUse
 from ..graph.aliases import Writes
-from ..graph.dimensions import order_of
+from ..graph.dimensions import full_index, order_of
 from ..graph.operations import Kind
 from ..graph.reading import Call, is_query, kinds, op_name, read, source_of, writes_to, written
 from ..graph.values import made_equal, same_size, same_sizes, shape, sizes_of, tensor_of, value_of
@@ -60,9 +63,7 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
         position, consecutive = position.node, position.consecutive()
         if _changes_before(position, changes):
             raise NoBuffer("a tensor that the position of the write depends on is changed in place before")
-    whole = end is None
-    if not whole and not _is_end(end, position, count):
-        raise NoBuffer("the attention does not read the buffer up to the last token written")
+    whole = end is None or not _is_end(end, position, count)
     return BufferUse(buffer, dims, new, write, position, count, whole, consecutive)
 
 
@@ -136,8 +137,11 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
             if before is None:
                 return nothing
             dims = before
-        elif call.name == "getitem" and end is None and _of_input(node):  # not a slice of a tensor computed here
-            end = _slice_end(call, source, dims)
+        elif call.name in ("getitem", "narrow") and _of_input(node):  # not a slice of a tensor computed here
+            found = _slice_end(call, source, dims)
+            if end is not None and found is not None:
+                return nothing
+            end = end if found is None else found
         else:
             return nothing
         node = source
@@ -179,10 +183,17 @@ def _slice_end(call: Call, source: Node, dims: Dims) -> Any:
     Raises:
         NoBuffer: if another dimension is sliced, or the slice does not begin at 0.
     """
-    index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
+    whole, part = sizes_of(source), sizes_of(call.node)
+    if call.name == "narrow":
+        dim, start = call["dim"], call["start"]
+        index = [slice(None)] * len(whole)
+        if not isinstance(dim, int) or not isinstance(start, int) or start != 0:
+            raise NoBuffer("the buffer is read in part, and not from its first token on")
+        index[dim] = slice(0, call["length"])
+    else:
+        index = full_index(call["index"], len(whole))
     if any(not isinstance(item, slice) for item in index):
         raise NoBuffer("the buffer is read through an index that is not a slice")
-    whole, part = sizes_of(source), sizes_of(call.node)
     end = None
     for dim, item in enumerate(index):
         if item == slice(None) or same_sizes(whole[dim : dim + 1], part[dim : dim + 1]):

@@ -21,7 +21,7 @@ import torch
 from torch.fx import Node
 
 from ..graph.aliases import Writes
-from ..graph.dimensions import order_of
+from ..graph.dimensions import full_index, order_of
 from ..graph.operations import Kind
 from ..graph.reading import Call, is_query, kinds, read
 from ..graph.values import dtype_of, example_or_none, tensor_of, value_of
@@ -349,14 +349,8 @@ class _Tracer:
             self._piece(pieces, index, rows, at)
             return
         sizes = self.sizes.shape(whole)
-        index = list(index) if isinstance(index, tuple) else [index]
-        if Ellipsis in index:
-            where = index.index(Ellipsis)
-            used = sum(item is not None for item in index) - 1
-            index[where : where + 1] = [slice(None)] * (len(sizes) - used)
-        index += [slice(None)] * (len(sizes) - sum(item is not None for item in index))
         places, out = [], 0
-        for item in index:
+        for item in full_index(index, len(sizes)):
             if item is None:
                 out += 1
             elif isinstance(item, slice):

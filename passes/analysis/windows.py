@@ -16,8 +16,9 @@ from torch.fx import Node
 from ...kernels.channels import held_head_dim
 from ...kernels.formats import CacheFormat, Role, default_group_size, default_scale_dtype
 from ..context import CacheUse, PassContext
+from ..graph.dimensions import full_index
 from ..graph.reading import is_output, read
-from ..graph.values import plain_size, sizes_of, value_of
+from ..graph.values import plain_size, shape, sizes_of, value_of
 
 #: A cache of at most so many tokens is held exactly, in a ring: a longer one takes fewer bytes quantized, behind its
 #: recent window. Whether the new token counts among those of a window differs between programs; this one is not.
@@ -43,12 +44,10 @@ def last_tokens(node: Any, tokens_dim: int) -> LastTokens | None:
     """How ``node`` takes the last tokens of a tensor, ``[:, :, a:]``; None if it is anything else."""
     call = read(node)
     source = None if call is None else call.source()
-    if call is None or source is None or call.name != "getitem":
+    sizes = shape(source)
+    if call is None or source is None or call.name != "getitem" or sizes is None:
         return None
-    index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
-    if Ellipsis in index:
-        at = index.index(Ellipsis)
-        index = (*index[:at], *[slice(None)] * (5 - len(index)), *index[at + 1 :])
+    index = full_index(call["index"], len(sizes))
     if len(index) <= tokens_dim or any(not isinstance(entry, slice) for entry in index):
         return None
     entry = index[tokens_dim]

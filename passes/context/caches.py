@@ -55,7 +55,9 @@ class BufferUse:
         position: the position of the first of them: an int, the node of a symbolic int, or the node of a tensor whose
             first element it is; None if the buffer rolls.
         count: the number of tokens that are written; a symbol only for an ``InnerQBuffer``.
-        whole: True if the attention reads the whole buffer, so that the mask has to hide positions not yet written.
+        whole: False if the attention reads the buffer up to the last token that is written, without a mask or with one
+            for these tokens. True if it reads all of it, or up to an end that is not known to be that of what is
+            written, so that the mask has to hide positions not yet written.
         consecutive: False if the positions are given by a tensor that is not known to hold consecutive numbers.
         rolls: True if new tokens are written to the end of the full buffer, and push the oldest ones out.
         extra: how many of the latter the attention reads in front of the buffer's own tokens.

@@ -45,6 +45,8 @@ class PassContext:
     Attributes:
         config: the user's config (input).
         static_lengths: whether the graph is to be recorded as a CUDA graph (input).
+        uncounted: names of the inputs that do not count what is written to them, as those that were made under
+            ``torch.inference_mode()`` (input).
         left_out: names of the passes that do not run, in order (input).
         failures: the failures of those passes among them that raised an exception (input).
         caches: quantized caches among the inputs, by their placeholders.
@@ -71,6 +73,7 @@ class PassContext:
 
     config: Config
     static_lengths: bool = False
+    uncounted: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()
     failures: tuple[PassFailure, ...] = ()
     caches: dict[Node, ProgramCache] = dataclasses.field(default_factory=dict)

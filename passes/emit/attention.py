@@ -95,8 +95,7 @@ def open_before_append(
     at = (mask, str(sizes_of(query)[2]))
     if at in context.opened or changes.of(mask) or changes.order[mask] > changes.order[last]:
         return
-    first = next(node for node in write.graph.nodes if node.op not in ("placeholder", "get_attr"))
-    with write.before(first) if mask.op in ("placeholder", "get_attr") else write.after(mask):
+    with write.behind(mask):
         opened = write.call(torch.ops.innerq.open_from.default, mask, key.tensors.state, 0)
     context.opened[at] = opened, None
 

@@ -1,6 +1,8 @@
-"""How operations such as transpose and permute reorder dimensions."""
+"""Which dimensions operations such as transpose and permute reorder, and an index selects from."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -35,3 +37,16 @@ def order_of(call: Call, rank: int) -> tuple[int, ...] | None:
     except (IndexError, RuntimeError, TypeError):
         return None
     raise ValueError(f"{call.name} has no rule for its dimensions although it is of kind {Kind.REORDERS}")
+
+
+def full_index(index: Any, rank: int) -> tuple[Any, ...]:
+    """An index with an entry for each dimension of a tensor, where it has an ellipsis or ends early.
+
+    Args:
+        index: the index, of which None selects a new dimension.
+        rank: the number of dimensions of the tensor.
+    """
+    entries = index if isinstance(index, tuple) else (index,)
+    missing = rank - sum(entry is not None and entry is not Ellipsis for entry in entries)
+    at = next((place for place, entry in enumerate(entries) if entry is Ellipsis), len(entries))
+    return (*entries[:at], *[slice(None)] * missing, *entries[at + 1 :])

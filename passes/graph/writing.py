@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sympy
@@ -57,6 +57,12 @@ class Writer:
         """Context in which nodes are inserted after ``node``, in the order of their creation."""
         with self.graph.inserting_before(node.next):
             yield
+
+    def behind(self, value: Node) -> AbstractContextManager[None]:
+        """Context in which nodes are inserted as early as they can read ``value``, in front of all layers if it is."""
+        if value.op not in ("placeholder", "get_attr"):
+            return self.after(value)
+        return self.before(next(node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr")))
 
     # --- nodes
 

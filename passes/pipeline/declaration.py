@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from ..context import PassContext
 
 #: The fields of the context that are set before the first pass, and that no pass may write.
-INPUTS = frozenset({"config", "static_lengths", "left_out", "failures"})
+INPUTS = frozenset({"config", "static_lengths", "uncounted", "left_out", "failures"})
 FIELDS = frozenset(field.name for field in dataclasses.fields(PassContext))
 
 

@@ -87,7 +87,13 @@ class Pipeline:
             raise failed.__cause__ from None
 
     def rewrite(
-        self, captured: GraphModule, config: Config, *, static_lengths: bool = False, observe: Observer | None = None
+        self,
+        captured: GraphModule,
+        config: Config,
+        *,
+        static_lengths: bool = False,
+        uncounted: frozenset[str] = frozenset(),
+        observe: Observer | None = None,
     ) -> Rewritten:
         """Run the passes over a copy of ``captured``. A pass that fails is left out, and its traceback is logged.
 
@@ -95,6 +101,7 @@ class Pipeline:
             captured: the graph captured by Dynamo; it is not changed.
             config: the user's config.
             static_lengths: whether the graph is to be recorded as a CUDA graph.
+            uncounted: names of the inputs that do not count what is written to them.
             observe: called after each pass.
 
         Raises:
@@ -105,7 +112,7 @@ class Pipeline:
         while True:
             left_out = self.left_out({*config.disabled_passes, *(failure.name for failure in failures)})
             gm = copy_graph(captured)
-            context = PassContext(config, static_lengths, left_out=left_out, failures=failures)
+            context = PassContext(config, static_lengths, uncounted, left_out=left_out, failures=failures)
             if observe is not None:
                 observe(CAPTURED, gm)
             if not self.required.isdisjoint(left_out):

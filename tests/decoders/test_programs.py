@@ -6,10 +6,19 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
-from tests.helpers.decoders import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
+from tests.helpers.decoders import (
+    VOCAB,
+    EinsumDecoder,
+    GPTFast,
+    LateTransposeGPT,
+    LlamaReference,
+    MemoryGPT,
+    NanoGPT,
+    RowGPT,
+)
 from tests.helpers.programs import TinyAttention
 
-PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast]
+PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast, RowGPT, MemoryGPT]
 
 
 @torch.no_grad()

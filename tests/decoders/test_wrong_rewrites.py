@@ -295,6 +295,48 @@ def position_moves_on_before_the_attention(compiled, buffer):
 
 
 @program
+def read_up_to_an_end_of_its_own(compiled, buffer):
+    """Fewer tokens than there are, without the new one, and more, which the mask hides."""
+
+    @compiled
+    def step(q, k, v, keys, values, position, end, bias):
+        keys.index_copy_(2, position, k)
+        values.index_copy_(2, position, v)
+        return sdpa(q, keys[:, :, :end], values.narrow(2, 0, end), bias[:, :end])
+
+    buffers, ends = (buffer("key"), buffer("value")), (1, 2, 2, 4, 3, 9, 1, MAX)
+    return [step(*new(1, i), *buffers, torch.tensor([i]), end, mask(i, 1, MAX)) for i, end in enumerate(ends)]
+
+
+@program
+def read_up_to_an_end_under_no_mask(compiled, buffer):
+    @compiled
+    def step(q, k, v, keys, values, position, end):
+        keys[:1].index_copy_(2, position, k[:1])
+        keys[1:].index_copy_(2, position, k[1:])
+        values[:, :, ...].index_copy_(2, position, v)
+        return sdpa(q, keys[..., :end, :], values[..., :end, :])
+
+    buffers = buffer("key"), buffer("value")
+    return [step(*new(1, i), *buffers, torch.tensor([i]), end) for i, end in enumerate((1, 2, 2, 4))]
+
+
+@program
+def the_mask_of_a_part_changes(compiled, buffer):
+    @compiled
+    def step(q, k, v, keys, values, position, end, bias):
+        keys[..., :].index_copy_(2, position, k)
+        values[...].index_copy_(2, position, v)
+        part = bias[:, :end].clone()
+        out = sdpa(q, keys[..., :end, :], values[..., :end, :], part)
+        part[:, 0] = float("-inf")
+        return out + sdpa(q, keys[..., :end, :], values[..., :end, :], part)
+
+    buffers = buffer("key"), buffer("value")
+    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+
+
+@program
 def one_buffer_in_two_arguments(compiled, buffer):
     @compiled
     def step(q, k, v, keys, values, others, position, mask):
@@ -344,7 +386,12 @@ def a_view_that_was_made_before_the_write(compiled, buffer):
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 #: Programs that have to be rewritten, not only to be right.
-REWRITTEN = {"written_through_narrow", "the_mask_is_a_large_number", "position_moves_on_before_the_attention"}
+REWRITTEN = {
+    "written_through_narrow",
+    "the_mask_is_a_large_number",
+    "position_moves_on_before_the_attention",
+    "read_up_to_an_end_of_its_own",
+}
 #: Programs of buffers, which run with quantized buffers, too.
 BUFFERED = list(PROGRAMS)[list(PROGRAMS).index("written_through_narrow") :]
 

@@ -242,3 +242,48 @@ class GPTFast(Decoder):
 
     def step(self, tokens, position):
         return self(tokens, torch.arange(position, position + tokens.shape[1]))
+
+
+# --- litgpt: the rows of the batch are written at a tensor of positions, and read up to an integer beside it ----------
+
+
+class RowAttention(FastAttention):
+    def forward(self, x, mask, input_pos, end: int):
+        bsz, seqlen, _ = x.shape
+        q, k, v = self.wqkv(x).split([WIDTH, WIDTH, WIDTH], dim=-1)
+        q, k, v = (t.view(bsz, seqlen, HEADS, HEAD_DIM).transpose(1, 2) for t in (q, k, v))
+        k = self.kv_cache.k_cache[:bsz, ...].index_copy_(-2, input_pos, k)
+        v = self.kv_cache.v_cache[:bsz, ...].index_copy_(-2, input_pos, v)
+        y = F.scaled_dot_product_attention(q, k[..., :end, :], v[..., :end, :], attn_mask=mask)
+        return self.wo(y.transpose(1, 2).contiguous().view(bsz, seqlen, WIDTH))
+
+
+class RowGPT(GPTFast):
+    attention = RowAttention
+
+    def forward(self, tokens, input_pos, end: int):
+        mask = self.causal_mask[None, None].index_select(2, input_pos)[..., :end]
+        return self.blocks(self.embedded(tokens, input_pos), mask, input_pos, end)
+
+    def step(self, tokens, position):
+        end = position + tokens.shape[1]
+        return self(tokens, torch.arange(position, end), end)
+
+
+# --- x-transformers: the cache behind its memories is kept, of which there are none; values are returned, too ---------
+
+
+class MemoryAttention(NanoAttention):
+    def forward(self, x, past):
+        B, T, C = x.size()
+        q, k, v = (t.view(B, T, HEADS, C // HEADS).transpose(1, 2) for t in self.c_attn(x).split(WIDTH, dim=2))
+        fresh = v
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=-2), torch.cat((past[1], v), dim=-2)
+        kept = (k[..., 0:, :], v[..., 0:, :], fresh)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C)), kept
+
+
+class MemoryGPT(NanoGPT):
+    attention = MemoryAttention

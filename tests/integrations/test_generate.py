@@ -9,6 +9,10 @@ import torch
 from torch import nn
 
 import innerq_compile.integrations.entry_point  # noqa: F401  (what torch imports when it looks the backend up)
+from innerq_compile import InnerQTensor, innerq
+from innerq_compile.integrations.generate import called_by_generate
+from tests.helpers.generation import assert_quantized, run, tokens_of
+from tests.helpers.models import prompt, tiny_llama
 
 
 class Decoder(nn.Module):
@@ -42,7 +46,7 @@ def forms(monkeypatch):
 
     def compiled(name):
         module = torch.compile(model, backend="innerq")
-        vars(module)["_innerq_call"] = form(name)
+        vars(module)["_innerq_calls"] = {model: form(name)}
         return module
 
     monkeypatch.setattr(Decoder, "_call_impl", lambda self, x: form("plain")(x))
@@ -114,3 +118,86 @@ def test_a_model_that_is_compiled_in_the_meantime_stays_so(forms):
     before = model._compiled_call_impl
     compiled("B").generate()
     assert model._compiled_call_impl is before
+
+
+# --- wrappers around models of transformers -------------------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """A linear layer to which the active adapter adds something, unless it is merged into the weight."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.adapters, self.active, self.merged = base, nn.ModuleDict(), "", False
+
+    def forward(self, x):
+        out = self.base(x)
+        return out + self.adapters[self.active](x) if self.active and not self.merged else out
+
+
+class Wrapper(nn.Module):
+    """Hands ``generate`` on to a model whose queries have adapters, as libraries of adapters do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList([model])
+        for layer in model.model.layers:
+            layer.self_attn.q_proj = Adapted(layer.self_attn.q_proj)
+
+    def forward(self, **inputs):
+        return self.inner[0](**inputs)
+
+    def generate(self, **inputs):
+        return self.inner[0].generate(**inputs)
+
+    def add(self, name: str, scale: float) -> None:
+        for layer in (part for part in self.modules() if isinstance(part, Adapted)):
+            layer.adapters[name] = nn.Linear(64, 64, bias=False)
+            nn.init.constant_(layer.adapters[name].weight, scale)
+            layer.active = name
+
+    def merge(self) -> None:
+        for layer in (part for part in self.modules() if isinstance(part, Adapted)):
+            layer.base.weight.data += layer.adapters[layer.active].weight
+            layer.merged = True
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("way", ["innerq", pytest.param("by name", marks=pytest.mark.slow)])
+def test_a_model_in_a_wrapper(way):
+    """Also behind changes of its adapters: what is compiled has them."""
+
+    def story(model) -> list[torch.Tensor]:
+        wrapper = getattr(model, "_orig_mod", model)
+        found = [tokens_of(model, inputs, 4)]
+        wrapper.add("late", 0.05)
+        found.append(tokens_of(model, inputs, 4))
+        wrapper.merge()
+        results = run(model, inputs, 4)
+        caches.append(results.past_key_values)
+        with torch.no_grad():
+            caches.append(model(**inputs).past_key_values)
+        return [*found, results.sequences]
+
+    caches, inputs = [], prompt(1, 140)
+    expected = story(Wrapper(tiny_llama(head_dim=16)))
+    wrapper = Wrapper(tiny_llama(head_dim=16))
+    by_name = way == "by name"
+    options = {"preset": "lossless"}
+    model = torch.compile(wrapper, backend="innerq", options=options) if by_name else innerq(wrapper, **options)
+    found = story(model)
+    assert all(map(torch.equal, found, expected))
+    assert not torch.equal(expected[0], expected[1])
+    for cache in caches[2:]:
+        assert_quantized(cache)
+    plain = wrapper(**inputs).past_key_values if by_name else None
+    assert plain is None or not isinstance(plain.layers[0].keys, InnerQTensor), "nothing stays behind"
+
+
+def test_who_is_called_by_generate():
+    model = tiny_llama(head_dim=16)
+    wrapper = Wrapper(model)
+    assert called_by_generate(model) == called_by_generate(wrapper) == [model]
+    assert called_by_generate(nn.ModuleList([wrapper])) == [model]
+    layer = model.model.layers[0]
+    assert called_by_generate(layer) == [layer]

@@ -118,6 +118,19 @@ def test_changed_from_outside():
     assert_all_rewritten()
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_in_inference_mode(caplog):
+    """generate makes the cache itself, of tensors that do not count what is written to them: it stays dense."""
+    eager, compiled = models()
+    inputs, options = prompt(1, 140), {"cache_implementation": "static"}
+    expected = tokens_of(eager, inputs, 8, **options)
+    clear_reports()
+    with torch.inference_mode():
+        assert torch.equal(tokens_of(compiled, inputs, 8, **options), expected)
+    assert not any(report.rewritten for report in compiled_graphs())
+    assert "a buffer made under torch.inference_mode()" in caplog.text
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
 @pytest.mark.usefixtures("no_inductor_in_module")
 def test_copied(copied):

@@ -69,6 +69,31 @@ def test_buffers(quantized):
     assert key.buffer.whole and key.buffer.count == 1
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_buffers_in_inference_mode(quantized, made_inside):
+    """What is written to a dense one that was made there is not counted; a quantized one needs no count."""
+
+    def buffers():
+        roles = ("key", "value")
+        return [empty_cache(1, 1, 64, 16, role=role) if quantized else torch.zeros(1, 1, 64, 16) for role in roles]
+
+    made = buffers()
+    with torch.inference_mode():
+        made = buffers() if made_inside else made
+        call = (torch.randn(1, 1, 32), torch.tensor([0]), *made, (torch.arange(64) <= 0)[None])
+        gm, inputs = capture(BufferAttention(), lambda _: call, config=CONFIG)[-1]
+    names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    uncounted = {name for name, value in zip(names, inputs, strict=True) if value.is_inference()}
+    context = PIPELINE.rewrite(gm, CONFIG, uncounted=frozenset(uncounted)).context
+    assert ("l_keys_" in uncounted) == made_inside
+    if made_inside and not quantized:
+        (reason,) = context.reasons
+        assert not context.uses and reason.text.startswith("keys: they are a buffer made under torch.inference_mode()")
+    else:
+        assert len(context.uses) == 1 and not context.reasons
+
+
 def test_keys_and_values_of_two_kinds():
     class Mixed(TinyAttention):
         def forward(self, x, past=None):

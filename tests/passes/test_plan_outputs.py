@@ -72,3 +72,20 @@ def test_numbers_are_computed_by_the_host():
     assert all(plan.at is None for plan in numbers)
     values = [node.meta.get("example_value") for node in outputs(step.gm.graph)]
     assert not any(isinstance(value, torch.SymInt) for value in values)
+
+
+def test_all_of_a_cache_beside_it():
+    """A prompt makes one cache of both, and a step returns two tensors of it."""
+
+    class Twice(TinyAttention):
+        def forward(self, x, past=None):
+            out, (k, v) = super().forward(x, past)
+            return out, (k[..., 0:, :], v[:, :]), k, v
+
+    calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1]))
+    for result in results(Twice(), *calls):
+        assert len(result.context.rewritten) == 1 and not result.context.made_dense
+        _, *plans = result.context.outputs
+        whats = [plan.what for plan in plans]
+        assert whats[0] is whats[2] and whats[1] is whats[3] and isinstance(whats[0], (Quantized, Appended))
+        assert (plans[0].at, plans[1].at) == (plans[2].at, plans[3].at)

@@ -8,8 +8,9 @@ import torch
 
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE, PassContext
+from innerq_compile.passes.analysis.windows import SHORT_WINDOW
 from innerq_compile.passes.graph.reading import op_name
-from innerq_compile.passes.skip_whole_slices import SHORT_WINDOW, skip_whole_slices
+from innerq_compile.passes.skip_whole_slices import skip_whole_slices
 from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("no_inductor")

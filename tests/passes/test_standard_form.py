@@ -5,11 +5,12 @@ from __future__ import annotations
 import expecttest
 import pytest
 import torch
+import torch.nn.functional as F
 
 from innerq_compile import InnerQConfig
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.graph.values import shape
-from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
+from tests.helpers.programs import BufferAttention, TinyAttention, brief_code_of, capture, changes_by_pass
 
 pytestmark = pytest.mark.usefixtures("no_inductor")
 
@@ -55,6 +56,29 @@ class TestStandardForm(expecttest.TestCase):
 - view_5 = out.view(1, 2, 1, -1)
 + view_5 = reshape_6.view(1, 2, 1, -1)""",
         )
+
+    def test_a_mask_for_a_part_of_a_buffer(self):
+        """It gets a column for each token of the buffer, where all can share it."""
+        buffers, x = [torch.zeros(1, 1, 64, 16) for _ in range(2)], torch.randn(1, 1, 32)
+        seen = (torch.arange(9) <= 7)[None]
+
+        class Part(BufferAttention):
+            def forward(self, x, position, keys, values, mask):
+                q = self.q(x).view(1, 1, self.heads, -1).transpose(1, 2)
+                keys[:1, ...].index_copy_(2, position, self.k(x)[:, None])
+                values[:1, ...].index_copy_(2, position, self.v(x)[:, None])
+                keys, values = keys[..., :9, :], values[:, :, :9]
+                return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+
+        ((gm, _),) = capture(Part(), lambda _: (x, torch.tensor([7]), *buffers, seen), config=PLAIN)
+        changes = changes_by_pass(gm, PLAIN, read=brief_code_of)
+        self.assertExpectedInline(
+            changes["standard_form"],
+            """\
++ new_full = l_mask_.new_full((1, 55), False)
++ cat = torch.cat([l_mask_, new_full], -1)""",
+        )
+        assert "rewrite_buffer" in changes
 
 
 def test_what_the_form_says():

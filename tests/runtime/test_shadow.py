@@ -94,6 +94,22 @@ def test_a_call_that_is_interrupted(monkeypatch, steps):
         both.step(pushed)
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference"])
+def test_buffers_made_in_inference_mode_have_none(inference):
+    """Those and others take turns in both modes: each kind has graphs of its own."""
+    both = Both()
+    with torch.inference_mode():
+        inside = Both()
+    inside.compiled = both.compiled
+    for at in range(3):
+        with torch.inference_mode(inference), torch.no_grad():
+            both.step(placed, torch.tensor([at]))
+        with torch.inference_mode():
+            inside.step(placed, torch.tensor([at]))
+            inside.held[0].zero_(), inside.dense[0].zero_()  # nobody counts this
+    assert hasattr(both.held[0], "_innerq_shadow") and not hasattr(inside.held[0], "_innerq_shadow")
+
+
 @torch.no_grad()
 def test_its_memory_stays_where_it_is():
     """Also where the program changes its buffers, and where dropped tokens are forgotten: recordings rely on it."""

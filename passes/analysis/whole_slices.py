@@ -1,0 +1,35 @@
+"""Recognizes slices that take everything, by their sizes: `x[...]`, `x[:, :, 0:]`, `x[:, :, -W:]` within a window."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from ..graph.reading import Call, read
+from ..graph.values import same_sizes, shape, value_of
+from .windows import SHORT_WINDOW
+
+
+def whole_source(node: Node) -> Node | None:
+    """The tensor that a slice takes all of; None if ``node`` is something else, or the slice of a short window."""
+    call = read(node)
+    source = None if call is None else call.source()
+    if call is None or source is None or not _takes_ranges(call):
+        return None
+    own, sizes = shape(node), shape(source)
+    return source if own is not None and sizes is not None and same_sizes(own, sizes) else None
+
+
+def _takes_ranges(call: Call) -> bool:
+    """Whether a node selects a range of each dimension: if it has as many elements as the tensor, it is all of them."""
+    if call.name == "narrow":
+        return True
+    index = call["index"] if call.name == "getitem" else None
+    entries = index if isinstance(index, tuple) else (index,)
+    return all(one is Ellipsis or (isinstance(one, slice) and _is_range(one)) for one in entries)
+
+
+def _is_range(entry: slice) -> bool:
+    """Whether a slice takes neighbours, and is not that of a short window."""
+    start, step = value_of(entry.start), value_of(entry.step)
+    short = isinstance(start, int) and -SHORT_WINDOW <= start < 0
+    return (step is None or (isinstance(step, int) and step == 1)) and not short

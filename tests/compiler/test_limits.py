@@ -1,0 +1,48 @@
+"""A program that Dynamo does not compile any more is warned of, because its caches are dense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from innerq_compile import InnerQTensor
+from tests.helpers.programs import TinyAttention
+
+pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
+WORDS = "Dynamo has reached its limit of 2 graphs"
+
+
+@torch.no_grad()
+def kinds_of_caches(backend: str, **options) -> list[bool]:
+    """Whether caches are quantized, of prompts of which each needs a graph of its own."""
+    model = torch.compile(TinyAttention(), backend=backend, dynamic=False, **options)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        prompts = (torch.randn(1, tokens, 32) for tokens in (40, 41, 42, 43, 40))
+        return [isinstance(model(prompt)[1][0], InnerQTensor) for prompt in prompts]
+
+
+def test_one_warning(caplog):
+    assert kinds_of_caches("innerq") == [True, True, False, False, True]
+    (record,) = (record for record in caplog.records if WORDS in record.getMessage())
+    assert record.levelname == "WARNING" and record.name == "innerq_compile.compiler.limits"
+    assert "forward (" in record.getMessage() and "torch._dynamo.config.recompile_limit" in record.getMessage()
+
+
+def test_where_dynamo_raises_an_error(caplog):
+    with pytest.raises(Exception, match="fullgraph"):
+        kinds_of_caches("innerq", fullgraph=True)
+    assert WORDS not in caplog.text
+
+
+def test_other_backends(caplog):
+    assert not any(kinds_of_caches("eager"))
+    assert WORDS not in caplog.text
+
+
+@torch.no_grad()
+def test_programs_without_attention(caplog):
+    program = torch.compile(lambda x: x + 1, backend="innerq", dynamic=False)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for size in (2, 3, 4):
+            program(torch.zeros(size))
+    assert WORDS not in caplog.text
