@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, innerq
-from tests.helpers.decoders import VOCAB, EinsumDecoder, GPTFast, LateTransposeGPT, LlamaReference, NanoGPT
+from tests.helpers.decoders import (
+    VOCAB,
+    EinsumDecoder,
+    GPTFast,
+    LatentDecoder,
+    LateTransposeGPT,
+    LlamaReference,
+    NanoGPT,
+)
 from tests.helpers.programs import TinyAttention
 
-PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast]
+PROGRAMS = [NanoGPT, LateTransposeGPT, LatentDecoder, LlamaReference, GPTFast]
 
 
 @torch.no_grad()
