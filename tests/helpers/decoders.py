@@ -172,8 +172,8 @@ class LatentAttention(nn.Module):
             latent = torch.cat((past[0], latent), dim=2)
             rotary = torch.cat((past[1], rotary), dim=2)
         S = latent.size(2)
-        keys = self.up_keys(latent.squeeze(1)).view(B, S, HEADS, self.NOPE).transpose(1, 2)
-        values = self.up_values(latent.squeeze(1)).view(B, S, HEADS, self.VALUE).transpose(1, 2)
+        keys = self.up_keys(latent.squeeze(1)).view(B, -1, HEADS, self.NOPE).transpose(1, 2)
+        values = self.up_values(latent.squeeze(1)).view(B, -1, HEADS, self.VALUE).transpose(1, 2)
         keys = torch.cat((rotary.expand(-1, HEADS, -1, -1), keys), dim=-1)
         mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if T > 1 else None
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)

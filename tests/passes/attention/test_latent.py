@@ -118,6 +118,7 @@ def decode(program, xs, padding: int = 0):
     return outs, past
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("padding", [0, 9])
 @pytest.mark.parametrize("program", [Program, Written, SetItems, FeaturesFirst, ByToken])
 def test_recognized_and_equal_to_eager(program, padding):
@@ -141,6 +142,7 @@ def test_recognized_and_equal_to_eager(program, padding):
     torch.testing.assert_close(held_rotary.dequantize()[real], rotary[real])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("preset", ["base", "small", "paper_base"])
 def test_quantized_as_it_is_when_the_program_reads_it_dequantized(preset):
     """The projections in query and output compute what the program does of the same quantized cache."""
