@@ -28,6 +28,10 @@ from .kernels.modes import Role
 from .kernels.scale_types import FLOAT8, SCALE_TYPES
 from .presets import PRESETS
 
+#: Least bits of the rotary key of a latent attention, unless it is stored as it is. It is a small part of the cache,
+#: and all heads of the query read it.
+ROTARY_BITS = 8
+
 #: Allowed values of ``InnerQConfig.key_norm``.
 KEY_NORMS = ("pair", "channel", "paper")
 
@@ -192,13 +196,15 @@ class InnerQConfig:
             )
         return InnerQConfig(**options)
 
-    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
+    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype, *, latent: bool = False) -> CacheFormat:
         """The cache format of the keys or the values of a layer.
 
         Args:
             role: ``"key"`` or ``"value"``.
             head_dim: Elements of a head, 1 to 576.
             dtype: The dtype before quantization: float16, bfloat16 or float32.
+            latent: Whether it is of a latent attention (MLA): its rotary key has the role ``"key"``, its latent the
+                role ``"value"``.
 
         Raises:
             InnerQError: If the kernels do not support the dtype, the head_dim or the group size.
@@ -206,6 +212,11 @@ class InnerQConfig:
         if reason := obstacle(role, head_dim, dtype):
             raise InnerQError(f"{reason}; compile this model with backend='inductor'")
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
+        if latent and role == "key":
+            bits = max(bits, ROTARY_BITS)
+        elif latent:  # keys are computed from it, too
+            bits = max(bits, self.key_bits)
+            mode = self.key_mode if not modes.named(self.key_mode).stores_codes else mode
         served, scale_dtype = modes.serving(mode, bits, self.scale_dtype, default_scale_dtype(dtype))
         held = held_head_dim(head_dim, served.stores_codes)
         group_size = self.group_size or default_group_size(role, held)

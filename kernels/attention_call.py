@@ -33,6 +33,9 @@ class AttentionCall(Generic[T]):
         causal: whether the last ``N - 1 - i`` tokens are hidden from query token i.
         dropped: how many tokens the tensor that the program attends to has at its front which the state already counts
             as dropped; negative where it lacks tokens that the state does not count.
+        value_query: ``[B, Hq, N, Dv]`` in the query's dtype, or None: a second part of the query, whose products with
+            the values are added to those of query and keys, before the scale. The values are then a latent that keys
+            are computed of, too.
     """
 
     query: T
@@ -45,6 +48,7 @@ class AttentionCall(Generic[T]):
     softcap: float = 0.0
     causal: bool = False
     dropped: Any = 0
+    value_query: T | None = None
 
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> AttentionCall[Any]:
@@ -52,9 +56,13 @@ class AttentionCall(Generic[T]):
         return cls(*_SCHEMA.values(arguments))
 
     def arguments(self) -> tuple[Any, ...]:
-        """The arguments of ``innerq::decode_attention``. That at the end is left out where it is the default."""
+        """The arguments of ``innerq::decode_attention``. Those at the end are left out where they are the defaults."""
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        return _SCHEMA.arguments(*(values[:-1] if isinstance(self.dropped, int) and not self.dropped else values))
+        if self.value_query is None:
+            values.pop()
+            if isinstance(self.dropped, int) and not self.dropped:
+                values.pop()
+        return _SCHEMA.arguments(*values)
 
     def map(self, function: Callable[[T], U]) -> AttentionCall[U]:
         """A call with ``function`` applied to each tensor that is not None."""
@@ -73,4 +81,5 @@ class AttentionCall(Generic[T]):
             self.softcap,
             self.causal,
             self.dropped,
+            optional(self.value_query),
         )

@@ -2,6 +2,7 @@
 
     sdpa(q, repeat(k), repeat(v), mask)                              -> AttentionMatch(q, k, v, masks, scale)
     matmul(dropout(softmax(matmul(q, k^T) * scale + mask)), v)       -> AttentionMatch(q, k, v, masks, scale)
+    sdpa(q, cat([up(latent), repeat(rotary)]), up(latent), mask)     -> AttentionMatch(q, rotary, latent, ..., how)
 
 The matcher is structural (``attention/``): it starts at the node of the output and walks back through operations that
 do not change the result, in any spelling and layout. At the first operation that it does not support it gives up with a
@@ -14,19 +15,21 @@ import dataclasses
 
 from torch.fx import GraphModule, Node
 
-from .attention import match_attention_at
+from .attention import match_attention_at, with_latent
 from .attention.steps import Order
 from .context import NoMatch, PassContext
+from .graph.aliases import Writes
 from .graph.locations import module_path, source_line
 from .graph.reading import op_name
 
 
 def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
-    order = Order(gm.graph)
+    order, changes = Order(gm.graph), Writes(gm.graph)
     for node in gm.graph.nodes:
         try:
             match = match_attention_at(node, context.caches, order)
             if match is not None:
+                match = with_latent(match, context.caches, changes)
                 match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
                 context.attentions.append(match)
             elif (name := _other_attention_function(node)) is not None:

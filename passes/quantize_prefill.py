@@ -28,6 +28,7 @@ from .analysis.windows import dropped, format_of
 from .attention.views import split_factor, view_source
 from .context import AttentionMatch, CacheInput, CacheSource, CacheUse, NoMatch, PassContext, Quantized
 from .emit.channels import with_zeros
+from .emit.latent import rotary_part
 from .emit.query import standard_query
 from .emit.shown import shown_keys
 from .graph.aliases import Writes
@@ -73,7 +74,7 @@ def _quantize(
 ) -> Quantized:
     dense = write.by_head(use.node, use.tokens_dim)
     value, config = example(dense), context.config
-    fmt = format_of(context, role, value.shape[3], value.dtype, use.window)
+    fmt = format_of(context, role, value.shape[3], value.dtype, use.window, latent=match.latent is not None)
     if fmt.rolls:
         return _encode(write, use, with_zeros(write, dense, fmt), fmt, start, (None, None, None))
     if role == "key":
@@ -134,11 +135,12 @@ def _start_of_cache(write: Writer, cache: CacheInput) -> Node:
 
 
 def _query(write: Writer, match: AttentionMatch) -> Node | None:
-    """The query as ``[B, Hq, N, D]``; None if it cannot be brought into this layout."""
+    """What of the query meets the cached keys, as ``[B, Hq, N, D]``; None if it cannot be brought into this layout."""
     try:
-        return standard_query(write, match)
+        query = standard_query(write, match)
     except NoMatch:
         return None
+    return query if match.latent is None else rotary_part(write, match.latent, query)
 
 
 def _capacity(write: Writer, node: Node, fmt: CacheFormat) -> Node | int:
@@ -162,22 +164,25 @@ def _padding_mask(match: AttentionMatch, key: CacheUse, value: CacheUse, context
             form = context.standard.get(other)
             if form is None or form.mask is not mask:
                 return None
-    return mask if all(_only_attended(use.node, use) for use in (key, value)) else None
+    inside = match.latent.nodes if match.latent is not None else frozenset()
+    attended = all(_only_attended(use.node, use, inside) for use in (key, value))
+    return mask if attended and all(_only_attended(node, None, inside) for node in inside) else None
 
 
-def _only_attended(node: Node, cached: CacheUse | None = None) -> bool:
+def _only_attended(node: Node, cached: CacheUse | None = None, inside: frozenset[Node] = frozenset()) -> bool:
     """Whether only attentions read ``node``, directly or through views and repetitions that are not returned.
 
     Args:
         cached: the cache of which this is the node, and which may be returned.
+        inside: nodes that may read it, too: those of a latent attention, whose readers are looked at by themselves.
     """
     for user in node.users:
-        if cached is not None and (user.op == "output" or user is cached.kept):
+        if user in inside or (cached is not None and (user.op == "output" or user is cached.kept)):
             continue
         if is_query(user) or kinds(user) & Kind.PRODUCT or op_name(user) == "sdpa":
             continue
         same = view_source(user) is node or kinds(user) & Kind.REPEATS or split_factor(user) is not None
-        if not same or not _only_attended(user):
+        if not same or not _only_attended(user, None, inside):
             return False
     return True
 

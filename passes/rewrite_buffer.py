@@ -49,7 +49,7 @@ from .context import (
     StandardForm,
     wrong_roles,
 )
-from .emit.attention import attend
+from .emit.attention import attend, erase_replaced
 from .emit.channels import with_zeros
 from .emit.inputs import add_placeholders, cache_examples
 from .emit.read_dequantized import early_reader
@@ -91,7 +91,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
             with write.after(last):
                 if not key.rolls:
                     positions[pair] = position_tensor(write, context, key)
-                sides[pair] = _sides(write, key, value, changes, context)
+                sides[pair] = _sides(write, match, key, value, changes, context)
                 known = changes.order[form.query] < changes.order[last]  # the query is computed before the writes
                 query = form.query if known else None
                 _write_caches(write, context, match, query, *sides[pair], key, value, positions.get(pair))
@@ -110,7 +110,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         here = changed is not None or any(changes.of(position) for position in checked)
         with write.before(context.standard[match].node if here else gm.graph.output_node()):
             _check_mask(write, mask, list(checked), token_count(write, context.uses[match][0].buffer))
-    write.erase_dead([context.standard[match].node for match in context.rewritten])
+    erase_replaced(write, context)
     for node, buffer in writes.items():  # replaced by writes to the quantized buffer
         write.replace(node, buffer)
         gm.graph.erase_node(node)
@@ -199,22 +199,27 @@ def _write_caches(
 
 
 def _sides(
-    write: Writer, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext
+    write: Writer, match: AttentionMatch, key: BufferUse, value: BufferUse, changes: Writes, context: PassContext
 ) -> tuple[CacheInput, CacheInput]:
     """The quantized caches of two buffers: the buffers themselves if they are quantized, or a new shadow of them."""
     if is_preallocated(key.buffer):
         return context.caches[key.buffer], context.caches[value.buffer]
     shadow = context.shadows[key.buffer, value.buffer] = ShadowInput(
-        _shadow(write, "key", key, changes, context), _shadow(write, "value", value, changes, context), key, value
+        _shadow(write, match, "key", key, changes, context),
+        _shadow(write, match, "value", value, changes, context),
+        key,
+        value,
     )
     return shadow.key, shadow.value
 
 
-def _shadow(write: Writer, role: Role, use: BufferUse, changes: Writes, context: PassContext) -> CacheInput:
+def _shadow(
+    write: Writer, match: AttentionMatch, role: Role, use: BufferUse, changes: Writes, context: PassContext
+) -> CacheInput:
     config, dense = context.config, example(use.buffer)
     batch, heads, tokens, head_dim = (plain_size(dense.shape[dim]) for dim in use.dims)
     window = tokens if use.rolls else None  # `rolled_use` has made it a constant
-    fmt = format_of(context, role, head_dim, dense.dtype, window)
+    fmt = format_of(context, role, head_dim, dense.dtype, window, latent=match.latent is not None)
     if role == "key" and not fmt.rolls and use.dims == _ORDER:  # otherwise the written tokens are not [B, H, N, D]
         fmt = dataclasses.replace(fmt, norm=shared_norm(use.new, fmt, config, changes))
     examples = cache_examples(

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from .analysis.whole_slices import whole_source
 from .analysis.windows import cut, dropped
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
-from .emit.attention import attend, open_before_append
+from .emit.attention import attend, erase_replaced, open_before_append
 from .emit.read_dequantized import early_reader
 from .emit.writes import append
 from .graph.aliases import Writes
@@ -65,7 +65,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
         attend(write, context, match, key.cache, value.cache, changes, dropped=shown)
         context.pairs[key.cache, value.cache] = None
         context.rewritten.append(match)
-    write.erase_dead([context.standard[match].node for match in context.rewritten])
+    erase_replaced(write, context)
     return gm
 
 

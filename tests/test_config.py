@@ -15,6 +15,7 @@ from innerq_compile.kernels.formats import (
     DTYPES,
     GROUP_SIZES,
     MAX_HEAD_DIM,
+    ROLES,
     CacheFormat,
     FormatError,
 )
@@ -272,3 +273,14 @@ def test_a_group_size_has_to_divide_the_head_dim_as_it_is_held():
         InnerQError, match="does not divide head_dim 570, which is held as 576: allowed here are 16, 32, 64"
     ):
         InnerQConfig(group_size=128).format_for("key", 570, torch.float16)
+
+
+def test_formats_of_latent_attention():
+    """The latent serves keys and values, so it has the finer format of both; the rotary key has 8 bits."""
+    base, small, lossless = map(InnerQConfig.preset, ("base", "small", "lossless"))
+    assert base.format_for("key", 64, torch.float16, latent=True).spec == "key:8:hybrid:32:32:96:pair8"
+    assert base.format_for("value", 512, torch.float16, latent=True) == base.format_for("value", 512, torch.float16)
+    assert small.format_for("value", 512, torch.float16, latent=True).bits == 3
+    for config in (lossless, InnerQConfig(key_mode="none")):
+        for role in ROLES:
+            assert config.format_for(role, 64, torch.float16, latent=True).mode == "none"

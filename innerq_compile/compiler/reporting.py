@@ -162,6 +162,9 @@ def _kernel(
     form = context.standard[match]
     mask = None if form.mask is None else example(form.mask)
     keys, values = key.tensors.map(example), value.tensors.map(example)
-    query = with_zeros(example(form.query), key.format)
-    call = AttentionCall(query, keys, values, mask, None, None, match.scale, match.softcap)
+    query, other = example(form.query), None
+    if match.latent is not None:
+        query, other = (query.new_empty((*query.shape[:3], side.window.shape[3])) for side in (keys, values))
+    query = query if match.latent is not None else with_zeros(query, key.format)
+    call = AttentionCall(query, keys, values, mask, None, None, match.scale, match.softcap, value_query=other)
     return AttentionKernel.of(dispatch.decode_kernel(call))

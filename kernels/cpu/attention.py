@@ -43,6 +43,8 @@ def _refusal(call: AttentionCall[torch.Tensor]) -> str:
         return f"no C++ kernel for {window.dtype}"
     if call.query.dtype is not window.dtype or v_window.dtype is not window.dtype:
         return "query and cache differ in dtype"
+    if call.value_query is not None and call.value_query.dtype is not window.dtype:
+        return "the parts of the query differ in dtype"
     if window.shape[3] % LANES or v_window.shape[3] % LANES:
         return f"head_dim is no multiple of {LANES}"
     if mask is not None and mask.dtype not in _MASK_KINDS:
@@ -60,6 +62,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
         MemoryError: if there is no memory for partial results.
     """
     query, keys, values, mask, sink_logits = call.query, call.keys, call.values, call.mask, call.sink_logits
+    other = call.value_query
     batch, q_heads, rows, head_dim = query.shape
     heads, value_dim = keys.window.shape[1], values.window.shape[3]
     functions = pair_functions(keys.format, values.format, head_dim, value_dim, query.dtype)
@@ -95,6 +98,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
             call.dropped,
             call.scale,
             call.softcap or 0.0,
+            *((0, *_NO_STRIDE) if other is None else (other.data_ptr(), *other.stride())),
         )
     )
     if failed:

@@ -19,6 +19,16 @@ template <class F> INLINE void load_pairs(const pair8* words, VF& scale, VF& zer
   zero = steps * F::ZERO_STEP * scale;
 }
 
+// Scale and zero point of the groups whose first word is `at` of a block's parameters.
+template <class F> INLINE void load_scales(const typename F::S* params, int64_t at, VF& scale, VF& zero) {
+  if constexpr (std::is_same_v<typename F::S, pair8>) {
+    load_pairs<F>(params + at, scale, zero);
+  } else {
+    scale = load(params + at);
+    if constexpr (F::HAS_ZERO) zero = load(params + F::GROUPS + at);
+  }
+}
+
 // out[r][lane] (+)= sum over rows of coef[r][row] * element[row][lane], RT query rows and LV vectors at once.
 template <class F, int RT, int LV>
 INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, const float* sums, int64_t sums_stride,
@@ -44,12 +54,7 @@ INLINE void contract(const float* tile, const float* coef, int64_t coef_stride, 
       }
     UNROLL for (int l = 0; l < LV; ++l) {
       VF scale, zero = {};
-      if constexpr (std::is_same_v<typename F::S, pair8>) {
-        load_pairs<F>(params + g * F::LANES + l * VL, scale, zero);
-      } else {
-        scale = load(params + g * F::LANES + l * VL);
-        if constexpr (F::HAS_ZERO) zero = load(params + F::GROUPS + g * F::LANES + l * VL);
-      }
+      load_scales<F>(params, g * F::LANES + l * VL, scale, zero);
       UNROLL for (int r = 0; r < RT; ++r) {
         float* o = out + r * out_stride + l * VL;
         VF total = acc[0][r][l];
@@ -89,8 +94,8 @@ __attribute__((noinline)) void contract_rows(const float* tile, const float* coe
   }
 }
 
-// out[r][t] = q[r] . row[t] for tokens in full precision.
-template <class F, int RT>
+// out[r][t] (+)= q[r] . row[t] for tokens in full precision.
+template <class F, int RT, bool ADD = false>
 __attribute__((noinline)) void dot_rows(const typename F::T* row, int64_t count, const float* q, float* out) {
   for (int64_t t = 0; t < count; ++t, row += F::D) {
     VF acc[RT];
@@ -99,7 +104,39 @@ __attribute__((noinline)) void dot_rows(const typename F::T* row, int64_t count,
       const VF k = load(row + c);
       UNROLL for (int r = 0; r < RT; ++r) acc[r] = fma(k, load(q + r * F::D + c), acc[r]);
     }
-    UNROLL for (int r = 0; r < RT; ++r) out[r * SCORES + t] = sum(acc[r]);
+    UNROLL for (int r = 0; r < RT; ++r) out[r * SCORES + t] = sum(acc[r]) + (ADD ? out[r * SCORES + t] : 0.f);
+  }
+}
+
+// out[r][e] += q[r] . element[offset + e] for `count` tokens of a block of values, unpacked to a tile [token][channel].
+// Groups run along tokens, so that their scales are put on the query, once a group. `scaled` has room for RT rows.
+template <class F, int RT>
+__attribute__((noinline)) void add_tile_scores(const float* tile, int64_t offset, int64_t count, const float* q,
+                                               float* scaled, const typename F::S* params, float* out) {
+  for (int64_t e = offset, end; e < offset + count; e = end) {
+    const int64_t g = e / F::GS;
+    end = (g + 1) * F::GS < offset + count ? (g + 1) * F::GS : offset + count;
+    float constant[RT];
+    UNROLL for (int r = 0; r < RT; ++r) {
+      VF total = {};
+      for (int c = 0; c < F::D; c += VL) {
+        VF scale, zero = {};
+        load_scales<F>(params, g * F::LANES + c, scale, zero);
+        const VF x = load(q + r * F::D + c);
+        store(scaled + r * F::D + c, x * scale);
+        total = F::HAS_ZERO ? fma(x, zero, total) : fma(x, scale * -(float)F::OFFSET, total);
+      }
+      constant[r] = sum(total);
+    }
+    for (int64_t t = e; t < end; ++t) {
+      VF acc[RT];
+      UNROLL for (int r = 0; r < RT; ++r) acc[r] = VF{};
+      for (int c = 0; c < F::D; c += VL) {
+        const VF v = load(tile + t * F::LANES + c);
+        UNROLL for (int r = 0; r < RT; ++r) acc[r] = fma(v, load(scaled + r * F::D + c), acc[r]);
+      }
+      UNROLL for (int r = 0; r < RT; ++r) out[r * SCORES + t - offset] += constant[r] + sum(acc[r]);
+    }
   }
 }
 

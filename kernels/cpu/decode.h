@@ -2,7 +2,8 @@
 //
 // The visible tokens of every KV head are cut into chunks of about CHUNK tokens; threads take equal, contiguous shares
 // of all chunks of all heads. A chunk goes through three steps, each for R = G * n query rows of the KV head at once:
-//   1. scores [R][n] from the keys: a block is unpacked to a tile [channel][token] in L1 and contracted with q;
+//   1. scores [R][n] from the keys: a block is unpacked to a tile [channel][token] in L1 and contracted with q; in
+//      latent attention also from the values, with the other part of the query;
 //   2. soft cap, masks, running maximum, exponentials in place (the scale is in q);
 //   3. acc [R][Dv] from the values: a block is unpacked to a tile [token][channel] and contracted with the weights.
 // Steps 1 and 3 are the same `contract` (contract.h).
@@ -52,7 +53,7 @@ template <class K, class V> struct Worker {
   const Pass& pass;
   const int64_t R = pass.R;
   // scratch memory of this thread
-  float *q, *q_sums, *p_sums, *scores, *part, *tile;
+  float *q, *q_sums, *p_sums, *scores, *part, *tile, *other, *scaled;
   int32_t* spare;
 
   static constexpr int64_t KG = K::QUANTIZED ? K::ROWS / K::GS : 1, VG = V::QUANTIZED ? V::ROWS / V::GS : 1;
@@ -60,9 +61,10 @@ template <class K, class V> struct Worker {
                                       ? K::ROWS * K::LANES : V::QUANTIZED ? V::ROWS * V::LANES : VL;
   static constexpr int64_t WORDS = (K::WORDS > V::WORDS ? K::WORDS : V::WORDS) + VL;
 
-  static int64_t bytes(int64_t R) {
+  static int64_t bytes(int64_t R, bool value_query) {
     return aligned(R * K::D * 4) + aligned(R * KG * 4) + aligned(R * VG * 4) + aligned(R * SCORES * 4) +
-           aligned(R * V::BLOCK * 4) + aligned(TILE * 4) + aligned(WORDS * 4);
+           aligned(R * V::BLOCK * 4) + aligned(TILE * 4) + aligned(WORDS * 4) +
+           (value_query ? aligned(R * V::D * 4) + aligned(ROW_TILE * V::D * 4) : 0);
   }
   void place(char* memory) {
     auto next = [&](int64_t floats) {
@@ -72,6 +74,8 @@ template <class K, class V> struct Worker {
     };
     q = next(R * K::D), q_sums = next(R * KG), p_sums = next(R * VG), scores = next(R * SCORES);
     part = next(R * V::BLOCK), tile = next(TILE), spare = (int32_t*)next(WORDS);
+    other = scaled = nullptr;
+    if (a.value_query) other = next(R * V::D), scaled = next(ROW_TILE * V::D);
   }
 
   template <class T> void load_query(const T* query, int64_t i) {
@@ -88,6 +92,36 @@ template <class K, class V> struct Worker {
           q_sums[r * KG + g] = sum(total);
         }
     }
+  }
+
+  template <class T> void load_value_query(const T* query, int64_t i) {
+    const int64_t b = i / a.heads, h = i % a.heads;
+    for (int64_t r = 0; r < R; ++r) {
+      const T* row = query + b * a.value_query_stride[0] + (h * a.group + pass.head(r)) * a.value_query_stride[1] +
+                     pass.token(r) * a.value_query_stride[2];
+      for (int c = 0; c < V::D; ++c) other[r * V::D + c] = to_f32(row[c * a.value_query_stride[3]]) * (float)a.scale;
+    }
+  }
+
+  // Add the products of the other part of the query with the values of tokens [first, end) to scores from `begin` on.
+  void add_value_scores(int64_t i, int64_t begin, int64_t first, int64_t end) {
+    walk<V>(
+        a.value, i, first, end,
+        [&](int64_t block, int64_t offset, int64_t t, int64_t count) {
+          if constexpr (V::QUANTIZED) {
+            V::unpack(readable<V>(a.value, a.batch * a.heads, i, block, spare), tile);
+            row_tiles(R, [&](int64_t r, auto rows) {
+              add_tile_scores<V, decltype(rows)::value>(tile, offset, count, other + r * V::D, scaled,
+                                                        a.value.params<V>(i, block), scores + r * SCORES + t - begin);
+            });
+          }
+        },
+        [&](const typename V::T* rows, int64_t t, int64_t count) {
+          row_tiles(R, [&](int64_t r, auto tile_rows) {
+            dot_rows<V, decltype(tile_rows)::value, true>(rows, count, other + r * V::D,
+                                                          scores + r * SCORES + t - begin);
+          });
+        });
   }
 
   // Tokens [begin, end) of sequence-head i into m, l, acc. What is in front of the first visible one gets scores that
@@ -112,6 +146,7 @@ template <class K, class V> struct Worker {
             dot_rows<K, decltype(tile_rows)::value>(rows, count, q + r * K::D, scores + r * SCORES + t - begin);
           });
         });
+    if (a.value_query) add_value_scores(i, begin, first, end);
     for (int64_t r = 0; r < R; ++r) {
       float* s = scores + r * SCORES + first - begin;
       const int64_t query = pass.token(r), last = a.causal ? span.length - a.count + 1 + query : span.length;
@@ -216,7 +251,7 @@ template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const 
   int64_t threads = a.threads < useful ? a.threads : useful;
   threads = threads > chunks ? (chunks ? chunks : 1) : threads;
   const Partials sizes{nullptr, aligned(2 * R * 4) + aligned(R * V::D * 4), R, V::D};
-  const int64_t own = Worker<K, V>::bytes(R);
+  const int64_t own = Worker<K, V>::bytes(R, a.value_query);
   char* memory = scratch(own * threads + sizes.slot_bytes * (heads + threads));
   if (!memory) return 1;
   const Partials partials{memory + own * threads, sizes.slot_bytes, R, V::D};
@@ -238,6 +273,7 @@ template <class K, class V, class T> int decode_pass(const DecodeArgs& a, const 
       for (int64_t r = 0; r < R; ++r) m[r] = -INF, l[r] = 0;
       std::memset(acc, 0, R * V::D * 4);
       worker.load_query((const T*)a.query, i);
+      if (a.value_query) worker.load_value_query((const T*)a.value_query, i);
       for (int64_t c = from; c < to; ++c) worker.chunk(i, span.at(c), span.at(c + 1), span, m, l, acc);
     }
 #pragma omp barrier

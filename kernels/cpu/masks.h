@@ -14,6 +14,8 @@ struct DecodeArgs {
   int64_t causal, threads;
   int64_t dropped;  // added to the places of tokens in masks; those whose place is negative are not visible
   double scale, softcap;
+  const void* value_query;  // [B, H * G, N, Dv] or null: its products with the values are added to the scores
+  int64_t value_query_stride[4];
 };
 
 INLINE float mask_at(const DecodeArgs& a, int64_t offset) {  // what a mask element adds to a score

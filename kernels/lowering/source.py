@@ -17,7 +17,7 @@ from ..internals.templates import ConstexprFunction
 from ..triton import dependent
 
 #: Optional tensors, and the constants that say whether there is one. If not, the query is passed, and not read.
-OPTIONAL = {"mask": "MASK", "open_from": "OPEN"}
+OPTIONAL = {"mask": "MASK", "open_from": "OPEN", "value_query": "VALUE_QUERY"}
 #: Sizes with which a template is called: those of the grid, and arguments that are no sizes of tensors.
 CALL_SIZES = ("sequences", "row_tiles", "splits", "dropped")
 #: Arguments that may be symbolic, as hooks of Inductor's templates; strides may be, too. Others are constants.

@@ -26,7 +26,11 @@ def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | Non
     tokens = end - first
     keys, values = real_tokens(call.keys, end, dtype, first), real_tokens(call.values, end, dtype, first)
     q = query.to(dtype).reshape(batch, heads, q_heads // heads, rows, head_dim)
-    scores = torch.einsum("bhgnd,bhsd->bhgns", q, keys) * scale
+    scores = torch.einsum("bhgnd,bhsd->bhgns", q, keys)
+    if call.value_query is not None:
+        other = call.value_query.to(dtype).reshape(batch, heads, q_heads // heads, rows, values.shape[-1])
+        scores = scores + torch.einsum("bhgnd,bhsd->bhgns", other, values)
+    scores = scores * scale
     if call.softcap:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     scores = scores.reshape(batch, q_heads, rows, tokens)

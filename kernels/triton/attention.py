@@ -116,6 +116,8 @@ def fields_reason(call: AttentionCall[Any]) -> str:
     dtype, keys, values = call.query.dtype, call.keys.format, call.values.format
     if dtype != call.keys.window.dtype or dtype != call.values.window.dtype:
         return "query and cache differ in dtype"
+    if call.value_query is not None:
+        return "a part of the query is multiplied by the values, as in latent attention"
     if dtype not in (torch.float16, torch.bfloat16):
         return "float32 has no tensor-core product of its own precision"
     if (keys.sink, keys.recent) != (values.sink, values.recent):
@@ -245,7 +247,13 @@ def plan_partials(
         # float32 has no tensor-core product of its own precision. 16-bit elements are exact in tf32, and a dequantized
         # key or value rounded to it keeps 11 bits with the range of bfloat16, which float16 operands would not have.
         single = call.keys.window.dtype == torch.float32 or query.dtype == torch.float32
+        other = call.value_query
+        sizes |= {
+            f"value_query_stride_{x}": stride
+            for x, stride in zip("bhnd", (0, 0, 0, 0) if other is None else other.stride(), strict=True)
+        }
         constants |= {
+            "VALUE_QUERY": other is not None,
             "PRECISION": "ieee" if single else "tf32",
             "ROWS": tiling.rows,
             "TOKENS": 32,
@@ -309,11 +317,12 @@ def decode_partials(
         mask = query  # is not read
     elif mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
-    # an argument of the fast kernel only; without one any tensor is passed, and not read
-    opened = {} if launch.reason else {"open_from": query if call.open_from is None else call.open_from}
+    # arguments of one kernel only; where there is none any tensor is passed, and not read
+    name, own = ("value_query", call.value_query) if launch.reason else ("open_from", call.open_from)
+    own = {name: query if own is None else own}
     with launching(query, launch.kernel):
         launch.kernel[launch.grid](
-            query, *call.keys.encoded, *call.values.encoded, mask, **opened,
+            query, *call.keys.encoded, *call.values.encoded, mask, **own,
             part_out=part_out, part_max=part_max, part_sum=part_sum,
             scale=call.scale, softcap=call.softcap, **launch.sizes, **launch.constants, **launch.options,
         )  # fmt: skip

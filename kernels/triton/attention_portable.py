@@ -33,6 +33,7 @@ def decode_partial_portable_kernel(
     v_window,
     v_state,
     mask,
+    value_query,
     part_out,
     part_max,
     part_sum,
@@ -51,11 +52,16 @@ def decode_partial_portable_kernel(
     mask_stride_h,
     mask_stride_n,
     mask_stride_s,
+    value_query_stride_b,
+    value_query_stride_h,
+    value_query_stride_n,
+    value_query_stride_d,
     scale,
     softcap,
     CAUSAL: tl.constexpr,
     SOFTCAP: tl.constexpr,
     MASK: tl.constexpr,
+    VALUE_QUERY: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -88,7 +94,8 @@ def decode_partial_portable_kernel(
 
         max = max_t s_t,   sum = sum_t 2^(s_t - max),   out = sum_t 2^(s_t - max) v_t   (float32, not divided)
 
-    and ``-inf, 0, 0`` for a row that sees no token of this share.
+    and ``-inf, 0, 0`` for a row that sees no token of this share. With ``VALUE_QUERY`` the products of ``value_query``
+    and the values are added to those of query and keys, of the same tile of values as is summed.
     """
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -104,6 +111,12 @@ def decode_partial_portable_kernel(
     p_q = query + b * query_stride_b + (h * G + row // N).to(tl.int64)[:, None] * query_stride_h
     p_q += (row % N).to(tl.int64)[:, None] * query_stride_n + (channel * query_stride_d)[None, :]
     b_q = tl.load(p_q, mask=(row < N * G)[:, None] & real[None, :], other=0.0).to(tl.float32)
+
+    if VALUE_QUERY:
+        channel, real = tile_channels(V_IS_KEY, V_SLICES, V_D, V_COLS)
+        p_q = value_query + b * value_query_stride_b + (h * G + row // N).to(tl.int64)[:, None] * value_query_stride_h
+        p_q += (row % N).to(tl.int64)[:, None] * value_query_stride_n + (channel * value_query_stride_d)[None, :]
+        b_vq = tl.load(p_q, mask=(row < N * G)[:, None] & real[None, :], other=0.0).to(tl.float32)
 
     b_max = tl.full((ROWS,), float("-inf"), tl.float32)
     b_sum = tl.zeros((ROWS,), tl.float32)
@@ -123,6 +136,13 @@ def decode_partial_portable_kernel(
             K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS,
         )  # fmt: skip
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        if VALUE_QUERY:
+            b_v = load_tokens(
+                v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
+                (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
+                V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
+            )  # fmt: skip
+            b_s += tl.dot(b_vq, tl.trans(b_v), input_precision=PRECISION)
         b_s = row_scores(
             b_s, tl.where(held, position, length)[None, :], row[:, None], length, length, place, mask, b, h, N, G,
             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
@@ -133,11 +153,12 @@ def decode_partial_portable_kernel(
         b_p = tl.exp2(b_s - b_base[:, None])
         b_shrink = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
-        b_v = load_tokens(
-            v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
-            (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
-            V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
-        )  # fmt: skip
+        if not VALUE_QUERY:  # late, so that the tiles of keys and values are not held at the same time
+            b_v = load_tokens(
+                v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
+                (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
+                V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
+            )  # fmt: skip
         b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)
         b_max = b_new
 

@@ -78,15 +78,26 @@ def cut(longer: Node, shorter: Node | None, tokens_dim: int) -> int | torch.SymI
     return plain_size(sizes_of(longer)[tokens_dim] - sizes_of(shorter)[tokens_dim])
 
 
-def format_of(context: PassContext, role: Role, head_dim: int, dtype: torch.dtype, window: int | None) -> CacheFormat:
+def format_of(
+    context: PassContext,
+    role: Role,
+    head_dim: int,
+    dtype: torch.dtype,
+    window: int | None,
+    *,
+    latent: bool = False,
+) -> CacheFormat:
     """The format of a cache of which the program keeps at most ``window`` tokens; None if it keeps all.
+
+    Args:
+        latent: whether it is of a latent attention.
 
     Raises:
         GraphError: if the config does not support this head_dim or dtype.
     """
     if window is not None and window <= SHORT_WINDOW:
         return rolling_format(context, role, head_dim, dtype, window)
-    return context.format_for(role, head_dim, dtype)
+    return context.format_for(role, head_dim, dtype, latent=latent)
 
 
 def rolling_format(context: PassContext, role: Role, head_dim: int, dtype: torch.dtype, window: int) -> CacheFormat:

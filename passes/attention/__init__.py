@@ -8,9 +8,11 @@
 ``steps.py``      the operations between the product of query and key and the attention weights
 ``weights.py``    walks from the attention weights back to the product of query and key, and lists these operations
 ``scores.py``     what these operations compute: scale, softcap, masks, sinks
+``latent.py``     keys and values that are computed from a latent (MLA)
 ``matcher.py``    combines all of this to an :class:`AttentionMatch`
 """
 
+from .latent import with_latent
 from .matcher import match_attention_at
 
-__all__ = ["match_attention_at"]
+__all__ = ["match_attention_at", "with_latent"]

@@ -64,6 +64,44 @@ class AttentionForm(enum.Enum):
     EAGER = "eager"
 
 
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """The part of the weight of a linear layer by which heads of keys or values are computed from a latent.
+
+    ``weight[first : first + heads * width].view(heads, width, R)[:, start:stop]``
+    """
+
+    weight: Node
+    first: int
+    heads: int
+    width: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Latent:
+    """How the keys and values that a program attends to are computed from a cached latent, see ``attention/latent.py``.
+
+    Attributes:
+        keys: what projects the latent to a part of the keys, ``[H, n, R]``.
+        values: what projects it to the values, ``[H, v, R]``.
+        projected: that part of the keys: its first channel, and the one behind its last.
+        rotary: the other part, which all heads share.
+        computed: the keys that the program attends to.
+        writes: the nodes that write these, where they are a new tensor.
+        nodes: what the program computes between the cache and the attention.
+    """
+
+    keys: Projection
+    values: Projection
+    projected: tuple[int, int]
+    rotary: tuple[int, int]
+    computed: Node
+    writes: tuple[Node, ...]
+    nodes: frozenset[Node]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMatch:
     """One attention as `match_attention` finds it, in the program's own layout.
@@ -71,7 +109,8 @@ class AttentionMatch:
     Attributes:
         node: the node of the attention output.
         query: the query, before any cast to a wider dtype.
-        key, value: ``[B, H, S, D]`` or ``[B, S, H, D]``, before heads are repeated for GQA.
+        key, value: ``[B, H, S, D]`` or ``[B, S, H, D]``, before heads are repeated for GQA; the rotary key and the
+            latent of a latent attention.
         scale: the factor of the scores.
         is_causal: SDPA's flag, which aligns the first query with the first key.
         form: how the program writes the attention.
@@ -80,6 +119,7 @@ class AttentionMatch:
         terms: masks and biases.
         softcap: scores become ``softcap * tanh(scores / softcap)``; 0 for no softcap.
         sink_logits: logits ``[Hq]`` that take part in the softmax without a value (attention sinks), or None.
+        latent: how keys and values are computed from a latent; None in any other attention.
         where, layer: the line of the user's program and the module, see :class:`Reason`.
     """
 
@@ -95,6 +135,7 @@ class AttentionMatch:
     terms: tuple[MaskTerm, ...] = ()
     softcap: float = 0.0
     sink_logits: Node | None = None
+    latent: Latent | None = None
     where: str = ""
     layer: str = ""
 

@@ -32,7 +32,7 @@ class Config(Protocol):
     def disabled_passes(self) -> tuple[str, ...]: ...
     @property
     def key_norm(self) -> str: ...
-    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat: ...
+    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype, *, latent: bool = False) -> CacheFormat: ...
 
 
 @dataclasses.dataclass
@@ -97,14 +97,14 @@ class PassContext:
     made_dense: list[Reason] = dataclasses.field(default_factory=list)
     notes: list[Reason] = dataclasses.field(default_factory=list)
 
-    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype) -> CacheFormat:
-        """The cache format for the keys or values of an attention, according to the config.
+    def format_for(self, role: Role, head_dim: int, dtype: torch.dtype, *, latent: bool = False) -> CacheFormat:
+        """The cache format for the keys or values of an attention, or of a latent one, according to the config.
 
         Raises:
             GraphError: if the config does not support this head_dim or dtype.
         """
         try:
-            return self.config.format_for(role, int(head_dim), dtype)  # a constant, perhaps as a symbolic int
+            return self.config.format_for(role, int(head_dim), dtype, latent=latent)  # perhaps a symbolic int
         except ValueError as error:
             raise GraphError(str(error)) from error
 

@@ -14,6 +14,7 @@ from ..graph.aliases import Writes
 from ..graph.values import example, same_size, sizes_of, tensor_of
 from ..graph.writing import Writer
 from .channels import contiguous_without_zeros, with_zeros
+from .latent import absorbed_part, erase_computed, projected_output, rotary_part
 from .read_dequantized import read_dequantized
 
 #: A result of `open_from` with which the mask is read for all tokens.
@@ -53,7 +54,11 @@ def attend(
             # of a mask that no earlier layer has, the columns are not those of the state while tokens are dropped
             if same_size(dropped, 0) or (form.mask, str(sizes_of(form.query)[2])) in context.opened:
                 opened = _opened(write, context, match, form.mask, key, end, changed)
-        query = with_zeros(write, form.query, key.format)
+        latent, plain, other = match.latent, form.query, None
+        if latent is not None:
+            other = with_zeros(write, absorbed_part(write, latent, form.query), value.format)
+            plain = rotary_part(write, latent, form.query)
+        query = with_zeros(write, plain, key.format)
         call = AttentionCall(
             query,
             key.tensors,
@@ -64,14 +69,17 @@ def attend(
             match.scale,
             match.softcap,
             dropped=write.number(dropped),
+            value_query=other,
         )
         attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
         out = contiguous_without_zeros(write, attention, value.format, form.node)
+        if latent is not None:
+            out = projected_output(write, latent, out, form.node)
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", out, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)
     write.replace(form.node, out)
-    context.key_norms.append(KeyNormUse.of(attention, "query", query, form.query, key, match, is_key=False))
+    context.key_norms.append(KeyNormUse.of(attention, "query", query, plain, key, match, is_key=False))
 
 
 def open_before_append(
@@ -152,3 +160,11 @@ def _where_same(write: Writer, position: Node, opened: Node, other: Node | None)
     """
     first, same = (write.call(operator.getitem, node, slice(0, 1)) for node in (position, other))
     return write.call(torch.where, write.call(torch.eq, first, same), opened, _READ_ALL)
+
+
+def erase_replaced(write: Writer, context: PassContext) -> None:
+    """Erase the program's own operations of all attentions that were rewritten, if nothing reads them any more."""
+    write.erase_dead([context.standard[match].node for match in context.rewritten])
+    for match in context.rewritten:
+        if match.latent is not None:
+            erase_computed(write, match.latent)

@@ -23,7 +23,7 @@ from .dense import dequantized
 def early_reader(match: AttentionMatch, form: StandardForm, last: Node, order: dict[Node, int]) -> str | None:
     """Why an attention cannot read a cache that the node ``last`` completes; None if it can."""
     for node in (match.key, match.value):
-        if any(order[reader] < order[last] for reader in _readers(form, node) if reader is not last):
+        if any(order[reader] < order[last] for reader in _readers(match, form, node) if reader is not last):
             return "with rewrite=False: keys or values are read before both have been written"
     return None
 
@@ -40,7 +40,7 @@ def read_dequantized(
 
     ``dropped`` is that of `AttentionCall`.
     """
-    readers = {node: _readers(form, node) for node in (match.key, match.value)}
+    readers = {node: _readers(match, form, node) for node in (match.key, match.value)}
     everyone = {reader for found in readers.values() for reader in found}
     first = next(node for node in write.graph.nodes if node in everyone)
     for cache, node, tokens_dim in zip((key, value), (match.key, match.value), match.tokens_dims, strict=True):
@@ -53,10 +53,10 @@ def read_dequantized(
             reader.replace_input_with(node, dense)
 
 
-def _readers(form: StandardForm, node: Node) -> list[Node]:
+def _readers(match: AttentionMatch, form: StandardForm, node: Node) -> list[Node]:
     """The users of keys or values that are part of an attention."""
     ancestors: set[Node] = set()
-    pending = [form.node]
+    pending = [form.node, *(match.latent.writes if match.latent is not None else ())]
     while pending:
         current = pending.pop()
         if current not in ancestors and current is not node:

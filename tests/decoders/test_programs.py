@@ -10,6 +10,7 @@ from tests.helpers.decoders import (
     VOCAB,
     EinsumDecoder,
     GPTFast,
+    LatentDecoder,
     LateTransposeGPT,
     LlamaReference,
     MemoryGPT,
@@ -18,7 +19,7 @@ from tests.helpers.decoders import (
 )
 from tests.helpers.programs import TinyAttention
 
-PROGRAMS = [NanoGPT, LateTransposeGPT, LlamaReference, GPTFast, RowGPT, MemoryGPT]
+PROGRAMS = [NanoGPT, LateTransposeGPT, LatentDecoder, LlamaReference, GPTFast, RowGPT, MemoryGPT]
 
 
 @torch.no_grad()

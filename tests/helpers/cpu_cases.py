@@ -145,11 +145,12 @@ def assert_attends(
     sink_logits=None,
     scale=None,
     dropped=0,
+    value_query=None,
     tolerance=1.0,
 ):
     *_, head_dim, _, dtype = formats
     scale = head_dim**-0.5 if scale is None else scale
-    call = AttentionCall(query, *caches, mask, None, sink_logits, scale, softcap, causal, dropped)
+    call = AttentionCall(query, *caches, mask, None, sink_logits, scale, softcap, causal, dropped, value_query)
     assert cpu.supports_decode(call)
     out = cpu.decode_attention(call)
     expected = reference.decode_attention(call, torch.float64)

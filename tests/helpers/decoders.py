@@ -148,6 +148,42 @@ class EinsumDecoder(NanoGPT):
     attention = EinsumAttention
 
 
+# --- latent attention: a latent and a rotary key are cached, and projected to keys and values in every step ----------
+
+
+class LatentAttention(nn.Module):
+    RANK, NOPE, ROTARY, VALUE = 20, 24, 16, 12
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.wq = nn.Linear(WIDTH, HEADS * (self.NOPE + self.ROTARY), bias=False)
+        self.down = nn.Linear(WIDTH, self.RANK + self.ROTARY, bias=False)
+        self.norm = nn.LayerNorm(self.RANK)
+        self.up_keys = nn.Linear(self.RANK, HEADS * self.NOPE, bias=False)
+        self.up_values = nn.Linear(self.RANK, HEADS * self.VALUE, bias=False)
+        self.wo = nn.Linear(HEADS * self.VALUE, WIDTH, bias=False)
+
+    def forward(self, x, past):
+        B, T, _ = x.shape
+        q = self.wq(x).view(B, T, HEADS, -1).transpose(1, 2)
+        latent, rotary = self.down(x).unsqueeze(1).split([self.RANK, self.ROTARY], dim=-1)
+        latent = self.norm(latent)
+        if past is not None:
+            latent = torch.cat((past[0], latent), dim=2)
+            rotary = torch.cat((past[1], rotary), dim=2)
+        S = latent.size(2)
+        keys = self.up_keys(latent.squeeze(1)).view(B, -1, HEADS, self.NOPE).transpose(1, 2)
+        values = self.up_values(latent.squeeze(1)).view(B, -1, HEADS, self.VALUE).transpose(1, 2)
+        keys = torch.cat((rotary.expand(-1, HEADS, -1, -1), keys), dim=-1)
+        mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if T > 1 else None
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return self.wo(y.transpose(1, 2).reshape(B, T, -1)), (latent, rotary)
+
+
+class LatentDecoder(NanoGPT):
+    attention = LatentAttention
+
+
 # --- the Llama reference: a buffer [B, S, H, D], written and read with slices -----------------------------------------
 
 

@@ -88,6 +88,7 @@ class Family:
 
 
 _SLIDING = "short sliding windows are held exactly, in place"
+_LATENT = "latent attention (MLA): a latent and a rotary key are cached, and read by all heads"
 _LONG_WINDOW = "a window of over 1,024 tokens is quantized"
 
 FAMILIES = (
@@ -194,9 +195,21 @@ FAMILIES = (
             "topk_group": 1,
             "moe_intermediate_size": 32,
         },
-        kept=2,
-        unrecorded=("sdpa", "eager"),
-        note="MLA: caches a latent, of which keys and values are computed anew in every step",
+        note=_LATENT,
+    ),
+    Family(
+        "MiniCPM3",
+        "MiniCPM3ForCausalLM",
+        {
+            **_COMMON,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 24,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 24,
+            "v_head_dim": 20,
+        },
+        note=_LATENT,
     ),
     Family(
         "gpt-oss",

@@ -14,7 +14,7 @@ class Layer:
     """``o_proj(decode_attention(rope(q) * norm, cache))`` of a case, with its inputs and its reference.
 
     ``call`` takes the inputs as a list of tensors: query, cosines, sines, key norm, eight cache tensors, then the mask
-    and the sink logits, where the case has them.
+    the sink logits and the part of the query that meets the values, where the case has them.
     """
 
     def __init__(self, case: Attention, device: str = "cpu", seed: int = 0) -> None:
@@ -26,7 +26,7 @@ class Layer:
         angles = torch.rand((batch, 1, rows, head_dim), generator=generator).to(case.dtype).to(device)
         norm = (torch.rand((batch, heads, 1, head_dim), generator=generator) + 0.5).to(case.dtype).to(device)
         self.inputs = [query, angles.cos(), angles.sin(), norm, *given.keys.encoded, *given.values.encoded]
-        optional = {"mask": given.mask, "sink_logits": given.sink_logits}
+        optional = {"mask": given.mask, "sink_logits": given.sink_logits, "value_query": given.value_query}
         self.inputs += [tensor for tensor in optional.values() if tensor is not None]
         self.names = [name for name, tensor in optional.items() if tensor is not None]
         self.opened = given.open_from is not None
@@ -46,7 +46,7 @@ class Layer:
             opened = torch.ops.innerq.open_from(mask, caches[3], query.shape[2])
         out = torch.ops.innerq.decode_attention(
             *(self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits")),
-            *(*self.constants, self.case.dropped if dropped is None else dropped),
+            *(*self.constants, self.case.dropped if dropped is None else dropped, optional.get("value_query")),
         )
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1).to(torch.float32)
 

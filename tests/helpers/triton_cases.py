@@ -131,6 +131,7 @@ class Attention:
     """One call of decode attention, its id and how to make it.
 
     The program has dropped the first ``hide`` tokens, and what it attends to still has the last ``dropped`` of them.
+    With ``latent`` a part of the query is multiplied by the values.
     """
 
     k_fmt: CacheFormat
@@ -151,6 +152,7 @@ class Attention:
     causal: bool = True
     softcap: float = 0.0
     sinks: bool = False
+    latent: bool = False
     room: int = 2
 
     @property
@@ -169,6 +171,7 @@ class Attention:
         parts += ["causal"] if self.causal and self.rows > 1 else []
         parts += [f"cap{self.softcap:g}"] if self.softcap else []
         parts += ["sinks"] if self.sinks else []
+        parts += ["latent"] if self.latent else []
         return "-".join(parts)
 
     def call(self, device: str, generator: torch.Generator) -> AttentionCall[torch.Tensor]:
@@ -219,6 +222,7 @@ class Attention:
         return AttentionCall(
             *(query, keys, values, mask, opened, sinks),
             *(self.head_dim**-0.5, self.softcap, self.causal, self.dropped),
+            normal(self.batch, self.rows, q_heads, value_dim).transpose(1, 2).to(device) if self.latent else None,
         )
 
     def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from innerq_compile.kernels import cpu, reference
+from innerq_compile.kernels import cpu, layout, reference
 from innerq_compile.kernels.attention_call import AttentionCall
 from tests.helpers.cpu_cases import (
     BASE,
@@ -47,6 +47,34 @@ def test_decode_several_rows_causal(formats, rows):
     caches = make_caches(formats, [301, 9])
     query = strided(randn(2, 4, rows, formats[2], dtype=formats[4]))
     assert_attends(formats, caches, query, causal=True)
+
+
+@pytest.mark.parametrize("length", [1, 43, 301])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_part_of_the_query_is_multiplied_by_the_values(formats, length, rows):
+    caches = make_caches(formats, [length, max(1, length - 23)], heads=1)
+    query, other = (strided(randn(2, 5, rows, dim, dtype=formats[4])) for dim in formats[2:4])
+    assert_attends(formats, caches, query, causal=True, value_query=other)
+
+
+@pytest.mark.parametrize("dropped", [0, 3, 70])
+def test_values_that_are_multiplied_by_the_query_in_chunks_and_threads(dropped):
+    caches = make_caches(BASE, [1300, 40, 700], heads=2)
+    for cache in caches:
+        cache.state[..., layout.HIDDEN] = dropped
+    query, other = randn(3, 8, 1, 64), randn(3, 8, 1, 64)
+    mask = masks(3, 8, 1, 1300 - dropped)["bool"]
+    with threads(3):
+        assert_attends(BASE, caches, query, mask=mask, value_query=other, softcap=3.0, sink_logits=torch.randn(8))
+
+
+def test_latent_attention_of_the_largest_models():
+    """128 query heads of one KV head: a rotary key of 64 channels, a latent of 512, and four query tokens."""
+    formats = pair((8, "hybrid", 32), (3, "anchored", 32), 64, 512, F32, "pair8")
+    query, other = randn(1, 128, 4, 64), randn(1, 128, 4, 512)
+    assert_attends(
+        formats, make_caches(formats, [700], heads=1), query, causal=True, value_query=other, scale=192**-0.5
+    )
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8])

@@ -48,6 +48,15 @@ CASES = [
     Attention(**pair(3, 3, "none", "none"), head_dim=464, value_dim=576, batch=1),
     Attention(**pair(3, 3, dtype=BF16), head_dim=512, value_dim=320, heads=1),
     Attention(**pair(2, 4, group=16), head_dim=464, value_dim=576, heads=1),
+    # latent attention: a part of the query is multiplied by the values
+    Attention(**pair(8, 3, "hybrid", "anchored", scale="pair8"), head_dim=64, value_dim=128, group=16, latent=True),
+    Attention(
+        **pair(8, 3, "hybrid", "anchored", F32, scale="pair8", group=16), head_dim=16, value_dim=80, rows=5, latent=True
+    ),
+    Attention(**pair(3, 3, "none", "none", BF16), head_dim=64, value_dim=512, batch=1, group=20, latent=True),
+    Attention(**pair(8, 4, dtype=BF16), head_dim=64, value_dim=512, batch=1, group=128, tokens=90, latent=True),
+    Attention(**pair(), group=3, rows=3, mask="added", padded=True, softcap=5.0, sinks=True, latent=True),
+    Attention(**pair(), rows=3, mask="bool", hide=40, dropped=1, causal=False, latent=True),
     # groups, scales and windows
     Attention(**pair(3, 3, group=64, v_group=64), head_dim=64),
     Attention(**pair(3, 2, "asymmetric", "hybrid", group=16, v_group=128), head_dim=64, tokens=330),
