@@ -69,6 +69,24 @@ class Cast(Padded):
         return out, (k, v)
 
 
+class OfLatent(Padded):
+    """Keys and values are computed from a latent, which is what the cache holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.rotary = torch.nn.Linear(32, 16, bias=False), torch.nn.Linear(32, 8, bias=False)
+        self.up = torch.nn.Linear(16, 2 * (8 + 16), bias=False)
+
+    def forward(self, x, padding):
+        batch, tokens, _ = x.shape
+        latent, rotary = self.down(x)[:, None], self.rotary(x)[:, None]
+        up = self.up(latent).view(batch, tokens, 2, 24).transpose(1, 2)
+        keys, values = up.split([8, 16], -1)
+        keys = torch.cat([keys, rotary.expand(-1, 2, -1, -1)], -1)
+        q = self.q(x).view(batch, tokens, 2, 16).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, keys, values, self.mask(x, padding)), (rotary, latent)
+
+
 def graph_of(module):
     width = module.heads * module.head_dim
     arguments = torch.randn(2, 9, width), torch.ones(2, 9, dtype=torch.bool)
@@ -152,6 +170,12 @@ def test_outputs_stay(module, window, hidden):
         out = torch.compile(module, backend="innerq", options={"preset": "lossless"})(x, padding)[0]
     rows = (padding if module.in_front else padding | True)[..., None].expand_as(out)
     torch.testing.assert_close(out[rows], wanted[rows])
+
+
+def test_what_is_attended_to_is_not_what_a_latent_cache_holds():
+    rewritten = PIPELINE.rewrite(graph_of(OfLatent()), PLAIN)
+    (match,) = rewritten.context.rewritten
+    assert match.latent is not None and "causal_attention" not in rewritten.gm.code
 
 
 class Moved(torch.nn.Module):
