@@ -109,6 +109,14 @@ class InnerQBuffer(InnerQTensor):
             return self.dequantize().narrow(dim, start, length)
         return InnerQBuffer(self._storage, length, self._offset + first)
 
+    def split(self, split_size, dim=0):
+        """``torch.Tensor.split``. The parts are dense."""
+        return self.dequantize().split(split_size, dim)
+
+    def chunk(self, chunks, dim=0):
+        """``torch.Tensor.chunk``. The parts are dense."""
+        return self.dequantize().chunk(chunks, dim)
+
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
         """``torch.Tensor.repeat_interleave``. The result is dense."""
         return self.dequantize().repeat_interleave(repeats, dim=dim, output_size=output_size)

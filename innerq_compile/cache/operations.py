@@ -72,6 +72,18 @@ def _slice(tensor, dim=0, start=None, end=None, step=1):
     return NotImplemented
 
 
+@OPERATIONS.held(aten.split.Tensor, aten.split_with_sizes.default)
+def _split(tensor, sizes, dim=0):
+    """Parts of the tokens or of the batch, each as a slice."""
+    if dim % 4 not in (0, tensor._tokens_dim):
+        return NotImplemented
+    first, parts = 0, []
+    for part in torch.empty(tensor.shape[dim], device="meta").split(sizes):
+        parts.append(_slice(tensor, dim, first, first + len(part)))
+        first += len(part)
+    return parts
+
+
 @OPERATIONS.held(aten.alias.default, aten.detach.default)
 @OPERATIONS.traced(aten.alias.default, aten.detach.default)
 def _alias(tensor):

@@ -8,12 +8,13 @@ error.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 
 from ..config import InnerQConfig
-from ..errors import UnsupportedOperation
+from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
 from ..kernels.formats import CacheFormat, Role
 from ..kernels.internals.tensors import make_wrapper, mark_sizes, no_torch_function
@@ -196,7 +197,11 @@ class InnerQTensor(torch.Tensor):
             most, size = last_tokens_of(index, self._tokens_dim), length_of(self)
             return super().__getitem__(index) if most is None else of_length(self, size if size <= most else most)
         tokens = tokens_of(index, self.shape, self._tokens_dim)
-        return super().__getitem__(index) if tokens is None else of_tokens(self, *tokens)
+        if tokens is not None:
+            return of_tokens(self, *tokens)
+        part = super().__getitem__(index)
+        # Dynamo cannot trace a dense tensor that autograd takes for a view of a quantized one
+        return part if isinstance(part, InnerQTensor) else part.clone()
 
     def narrow(self, dim, start, length):
         """``torch.Tensor.narrow``. A range of tokens stays quantized, as by slicing."""
@@ -206,6 +211,23 @@ class InnerQTensor(torch.Tensor):
         if not 0 <= first <= first + length <= length_of(self):  # raises torch's own error
             return super().narrow(dim, start, length)
         return of_tokens(self, first, first + length)
+
+    def split(self, split_size, dim=0):
+        """``torch.Tensor.split``. Ranges of tokens stay quantized, as by slicing."""
+        if is_traced(self) or not is_along_tokens(self, dim):
+            return super().split(split_size, dim)
+        return self._parts(torch.empty(length_of(self), device="meta").split(split_size))
+
+    def chunk(self, chunks, dim=0):
+        """``torch.Tensor.chunk``. Ranges of tokens stay quantized, as by slicing."""
+        if is_traced(self) or not is_along_tokens(self, dim):
+            return super().chunk(chunks, dim)
+        return self._parts(torch.empty(length_of(self), device="meta").chunk(chunks))
+
+    def _parts(self, like):
+        """The tokens, in parts as long as those of ``like``."""
+        ends = list(itertools.accumulate(len(part) for part in like))
+        return tuple(of_tokens(self, first, end) for first, end in zip([0, *ends], ends, strict=False))
 
     def __setitem__(self, index, value):
         raise self._refusal("tensor[...] = value", self)
@@ -232,6 +254,13 @@ class InnerQTensor(torch.Tensor):
 
     def __dlpack__(self, **kwargs):
         return self.dequantize().__dlpack__(**kwargs)
+
+    def storage(self):
+        # safetensors asks for it, and would take a NotImplementedError for that of a tensor without data
+        raise InnerQError(
+            f"a quantized cache of shape {tuple(self.shape)} has no storage that safetensors can save: use torch.save "
+            "or pickle, which keep it quantized, or save .dequantize()"
+        )
 
     def apply_(self, callable):
         raise self._refusal("apply_()", self)

@@ -12,6 +12,7 @@ import torch
 
 from innerq_compile import InnerQConfig, InnerQError, InnerQTensor, UnsupportedOperation
 from innerq_compile.kernels import reference
+from tests.helpers.programs import TinyAttention
 from tests.helpers.small_caches import (
     COPIES,
     HEAD_DIM,
@@ -41,6 +42,11 @@ STAYS_QUANTIZED = {
     "[:, :, 5:]": lambda t: t[:, :, 5:],
     "[:, :, -8:]": lambda t: t[:, :, -8:],
     "[:, :, 5:60]": lambda t: t[:, :, 5:60],
+    "split": lambda t: t.split([20, 30, t.shape[2] - 50], 2)[1],
+    "torch.split": lambda t: torch.split(t, 40, -2)[-1],
+    "split along the batch": lambda t: t.split(1)[1],
+    "chunk": lambda t: t.chunk(3, 2)[1],
+    "torch.chunk": lambda t: torch.chunk(t, 3, 2)[2],
     "narrow from the middle": lambda t: t.narrow(2, -40, 30),
     "repeat_interleave(n, dim=0)": lambda t: t.repeat_interleave(3, dim=0),
     "repeat_interleave(n, -4)": lambda t: t.repeat_interleave(2, -4),
@@ -417,3 +423,40 @@ def test_a_saved_cache_of_another_version_is_refused():
     without = {name: tensor for name, tensor in tensors.items() if name != "query_profile"}
     with pytest.raises(InnerQError, match="this version has 160 rows and a query profile"):
         restore(without, spec, length)
+
+
+PARTS = {
+    "split": lambda t: t.split([20, t.shape[2] - 20], 2)[1],
+    "chunk": lambda t: t.chunk(2, 2)[1],
+    "torch.chunk": lambda t: torch.chunk(t, 2, 2)[0],
+    "every other token": lambda t: t[:, :, ::2],
+    "from a token on": lambda t: t[:, :, 20:],
+}
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("part", PARTS)
+def test_a_step_on_a_part(part):
+    """Also where another conversation goes on with the whole cache, so that lengths are symbols."""
+
+    @torch.no_grad()
+    def outputs(model):
+        torch.manual_seed(0)
+        out, cache = model(torch.randn(1, 60, 32))
+        found, pasts = [out], [cache, tuple(PARTS[part](side) for side in cache)]
+        for step in range(4):
+            out, pasts[step // 2] = model(torch.randn(1, 1, 32), pasts[step // 2])
+            found.append(out)
+        return torch.cat(found, 1)
+
+    model = TinyAttention()
+    expected = outputs(model)
+    compiled = torch.compile(model, backend="innerq", options={"preset": "lossless"})
+    torch.testing.assert_close(outputs(compiled), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_safetensors(cache):
+    safetensors = pytest.importorskip("safetensors.torch")
+    with pytest.raises(InnerQError, match="no storage that safetensors can save"):
+        safetensors.save({"keys": cache})
+    assert safetensors.save({"keys": cache.dequantize()})
