@@ -70,10 +70,11 @@ def with_latent(match: AttentionMatch, caches: dict[Node, ProgramCache], changes
         raise NoMatch("a latent or its rotary key is scaled between the cache and the attention")
     if any(changes.of(linear) for linear in (keys.linear, values.linear)):
         raise NoMatch("what is computed from a latent is changed in place")
-    dtypes = {dtype_of(node) for node in (side.node, latent.node, keys.linear, values.linear, match.key, match.value)}
+    nodes = (match.query, side.node, latent.node, keys.linear, values.linear, match.key, match.value)
+    dtypes = {dtype_of(node) for node in nodes}
     dtypes |= {dtype_of(one.projection.weight) for one in (keys, values)}
     if len(dtypes) != 1:
-        raise NoMatch("a latent and what is computed from it differ in dtype")
+        raise NoMatch("a query, a latent and what is computed from it differ in dtype")
     heads = size_of(match.axes.heads)
     if any(one.projection.heads != heads for one in (keys, values)):
         raise NoMatch("several heads of the query share what is computed from a latent")

@@ -217,6 +217,15 @@ class Nonlinear(Program):
         return keys, values.tanh()
 
 
+class Wider(Program):
+    """The query is computed in another dtype than the latent."""
+
+    def attend(self, q, keys, values, mask):
+        scores = torch.einsum("bhnd,bhsd->bhns", q.double() * 0.2, keys.double())
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        return torch.einsum("bhns,bhsd->bhnd", weights, values.double())
+
+
 COMPUTED = "they are computed in every step from another cached tensor"
 
 
@@ -227,6 +236,7 @@ COMPUTED = "they are computed in every step from another cached tensor"
         (Scaled, "a latent or its rotary key is scaled between the cache and the attention"),
         (Changed, "what is computed from a latent is changed in place"),
         (Shared, "several heads of the query share what is computed from a latent"),
+        (Wider, "a query, a latent and what is computed from it differ in dtype"),
         (Overlapping, COMPUTED),
         (RotatedLate, COMPUTED),
         (Nonlinear, COMPUTED),
