@@ -21,18 +21,19 @@ from torch.fx import GraphModule, Node
 from .attention.axes import Dims, rearrange, resolve_dims
 from .context import AttentionMatch, CacheSource, CacheUse, MaskKind, MaskTerm, NoMatch, PassContext, StandardForm
 from .emit.query import standard_query, standard_sinks
+from .graph.aliases import Writes
 from .graph.values import dtype_of, same_size, sizes_of
 from .graph.writing import Writer, is_number_of_inputs
 
 
 def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
-    write = Writer(gm.graph)
+    write, changes = Writer(gm.graph), Writes(gm.graph)
     merged: dict[object, Node] = {}
-    padded: dict[Node, Node] = {}
+    padded: dict[tuple[Node, str], Node] = {}
     for match, (key, _) in list(context.uses.items()):
         try:
             form = _standard(write, match, key.source, merged)
-            context.standard[match] = _for_all_of_buffer(write, match, form, key, padded)
+            context.standard[match] = _for_all_of_buffer(write, match, form, key, padded, changes)
         except NoMatch as reason:
             del context.uses[match]
             context.refuse(match, str(reason))
@@ -113,7 +114,8 @@ def _for_all_of_buffer(
     match: AttentionMatch,
     form: StandardForm,
     key: CacheUse,
-    padded: dict[Node, Node],
+    padded: dict[tuple[Node, str], Node],
+    changes: Writes,
 ) -> StandardForm:
     """The form with a mask that has a column for each token of a buffer, of which the attention reads the first ones.
 
@@ -126,9 +128,12 @@ def _for_all_of_buffer(
     read = same_size(columns, sizes_of(match.key)[match.tokens_dims[0]])
     if not read or same_size(columns, room) or not is_number_of_inputs(write.graph, room - columns):
         return form
-    if mask not in padded:  # no mask is changed in place, or its attention would not have been matched
+    if changes.of(mask):  # what is copied here may not be what the attention reads
+        return form
+    at = (mask, str(room))
+    if at not in padded:
         hidden = False if dtype_of(mask) == torch.bool else -torch.inf
         with write.behind(mask):
             sizes = *(write.size(mask, dim) for dim in range(len(sizes_of(mask)) - 1)), write.number(room - columns)
-            padded[mask] = write.call(torch.cat, [mask, write.method("new_full", mask, sizes, hidden)], -1)
-    return dataclasses.replace(form, mask=padded[mask])
+            padded[at] = write.call(torch.cat, [mask, write.method("new_full", mask, sizes, hidden)], -1)
+    return dataclasses.replace(form, mask=padded[at])

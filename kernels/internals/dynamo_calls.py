@@ -65,7 +65,7 @@ def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
 
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
     """Set the function that a call of the module runs; None: its ``forward`` and hooks, uncompiled."""
-    module._compiled_call_impl = call
+    vars(module)["_compiled_call_impl"] = call  # a class may set attributes in a way of its own
 
 
 def original(module: OptimizedModule) -> torch.nn.Module:

@@ -22,10 +22,10 @@ import torch
 from torch.fx import Node
 
 from ..context import AttentionMatch, Latent, NoMatch, ProgramCache, Projection
-from ..graph.aliases import Writes
+from ..graph.aliases import Writes, storage_of
 from ..graph.operations import Kind
-from ..graph.reading import Call, called_name, is_output, is_query, read, writes_to
-from ..graph.values import dtype_of, example_or_none, plain_size, shape, sizes_of
+from ..graph.reading import Call, called_name, is_output, is_query, read
+from ..graph.values import dtype_of, example_or_none, plain_size, same_size, shape, sizes_of
 from .axes import Axis, Dims, resolve, resolve_dims, size_of
 from .sides import Side, find_side
 from .views import view_dims, view_source
@@ -48,27 +48,38 @@ def with_latent(match: AttentionMatch, caches: dict[Node, ProgramCache], changes
     Raises:
         NoMatch: if they are, but not in a supported form.
     """
-    if is_output(match.key) or match.key in caches or match.tokens_dims[0] != match.tokens_dims[1]:
+    returned = is_output(match.key) or any(is_output(user) for user in match.key.users)  # or a window of it
+    if returned or match.key in caches or match.tokens_dims[0] != match.tokens_dims[1]:
         return match
     assembled = _assembled(match.key, match.node, changes)
-    values = _projected(match.value, match.tokens_dims[1], caches)
+    values = _projected(match.value, match.tokens_dims[1], caches, changes)
     if assembled is None or values is None:
         return match
-    found = [_projected(piece.source, match.tokens_dims[0], caches) for piece in assembled.pieces]
+    found = [_projected(piece.source, match.tokens_dims[0], caches, changes) for piece in assembled.pieces]
     projected = [(piece, keys) for piece, keys in zip(assembled.pieces, found, strict=True) if keys is not None]
     shared = [piece for piece, keys in zip(assembled.pieces, found, strict=True) if keys is None]
     if len(projected) != 1 or len(shared) != 1:
         return match
     (nope, keys), rotary = projected[0], shared[0]
-    side = find_side(rotary.source, match.tokens_dims[0], 3, caches, "keys")
-    if side.base[1] or keys.side.node is not values.side.node:
+    if len(sizes_of(rotary.source)) != 4:  # it is broadcast to the keys
         return match
-    latent = keys.side
+    side, latent = find_side(rotary.source, match.tokens_dims[0], 3, caches, "keys"), keys.side
+    if side.base[1] or latent.node is not values.side.node:
+        return match
+    batches = (sizes_of(side.node)[0], sizes_of(latent.node)[0])
+    if resolve(side.dims[0]) != resolve(side.base[0]) or not same_size(*batches):  # one sequence serves all of a batch
+        return match
     if any(one.bias for one in (keys, values)):
         raise NoMatch("keys or values are computed from a latent with a bias")
     if side.factor != 1.0 or latent.factor != 1.0:
         raise NoMatch("a latent or its rotary key is scaled between the cache and the attention")
-    if any(changes.of(linear) for linear in (keys.linear, values.linear)):
+    nodes = _between(
+        {side.node, latent.node, keys.projection.weight, values.projection.weight},
+        (match.key, match.value, *assembled.writes),
+    )
+    held = {storage_of(side.node), storage_of(latent.node)} - {None}  # `find_side` has looked at those
+    computed = [node for node in nodes if storage_of(node) not in held]
+    if any(set(changes.of(node)) - set(assembled.writes) for node in computed):
         raise NoMatch("what is computed from a latent is changed in place")
     nodes = (match.query, side.node, latent.node, keys.linear, values.linear, match.key, match.value)
     dtypes = {dtype_of(node) for node in nodes}
@@ -90,10 +101,7 @@ def with_latent(match: AttentionMatch, caches: dict[Node, ProgramCache], changes
             (rotary.start, rotary.stop),
             match.key,
             assembled.writes,
-            _between(
-                {side.node, latent.node, keys.projection.weight, values.projection.weight},
-                (match.key, match.value, *assembled.writes),
-            ),
+            nodes,
         ),
     )
 
@@ -216,7 +224,7 @@ class _Projected:
     projection: Projection
 
 
-def _projected(node: Node, tokens_dim: int, caches: dict[Node, ProgramCache]) -> _Projected | None:
+def _projected(node: Node, tokens_dim: int, caches: dict[Node, ProgramCache], changes: Writes) -> _Projected | None:
     """How keys or values are computed from a latent that may be cached; None if they are not."""
     steps: list[tuple[Node, tuple[int, int] | None]] = []  # each with the channels that it selects, if it does
     while (call := read(node)) is not None and call.name != "linear" and not call.in_place:
@@ -227,7 +235,9 @@ def _projected(node: Node, tokens_dim: int, caches: dict[Node, ProgramCache]) ->
             return None
         steps.append((node, bounds))
         node = source
-    if call is None or call.name != "linear" or not isinstance(call["weight"], Node) or writes_to(call["weight"]):
+    if call is None or call.name != "linear" or not isinstance(call["weight"], Node):
+        return None
+    if changes.of(call["weight"]):  # it is read again, at the attention
         return None
     operand, rank = call.source(), len(sizes_of(node))
     weight = shape(call["weight"])

@@ -75,6 +75,7 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
     moments = torch.rand(2, 2, 2, 32)
     profile = reference.query_profile(moments, norm, 16) if k_fmt.uses_queries else None
     query = torch.randn(2, 4, 3, 32).to(dtype)
+    prompt, shown = torch.randn(2, 4, 90, 32).to(dtype), torch.arange(90) >= start[:, None]
     mask = torch.rand(2, 1, 3, 96) > 0.2
     bias = torch.randn(1, 4, 1, 96).to(dtype)
     formats, token = (k_fmt.spec, v_fmt.spec), torch.randn(1, 1, 32).to(dtype)
@@ -102,6 +103,11 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
         "prefill": (
             (keys, start, mean, norm, 5, k_fmt.spec, profile),
             (values, start, None, None, 5, v_fmt.spec),
+        ),
+        "causal_attention": (
+            (prompt, keys, values, None, None, None, None, 0.2),
+            (prompt, keys, values, shown, shown.all(), 40, torch.randn(4), 0.2),
+            (prompt, keys, values, torch.ones_like(shown), torch.tensor(True), None, torch.randn(4), 0.2),
         ),
         "append_": (
             (*k_cache, profile, *v_cache, new_key, new_value, *formats),
