@@ -128,7 +128,8 @@ def _apply(target: Any, arguments: dict[str, Any]) -> Any:
         if any(parameter.is_cuda for parameter in target.parameters()):
             inductor.start_workers()  # now, so that they are ready when Dynamo has traced the model
         limit = recompile_limit(trace_hooks(target))
-        for module in dict.fromkeys((target, *called_by_generate(target))):
+        inner = [module for module in called_by_generate(target) if dynamo_calls.compiled_call(module) is None]
+        for module in dict.fromkeys((target, *inner)):  # an inner one that is compiled already has options of its own
             compile_module(module, {**arguments, **limit, **graphs_of_its_own(module)})
         return target
     if inspect.isclass(target):

@@ -322,6 +322,35 @@ def read_up_to_an_end_under_no_mask(compiled, buffer):
 
 
 @program
+def a_view_of_the_mask_of_a_part_changes(compiled, buffer):
+    @compiled
+    def step(q, k, v, keys, values, position, end, bias):
+        keys.index_copy_(2, position, k)
+        values.index_copy_(2, position, v)
+        part = bias[:, :end].clone()
+        part[:, 0].fill_(float("-inf"))
+        return sdpa(q, keys[..., :end, :], values[..., :end, :], part)
+
+    buffers = buffer("key"), buffer("value")
+    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+
+
+@program
+def what_the_mask_of_a_part_is_a_view_of_changes(compiled, buffer):
+    @compiled
+    def step(q, k, v, keys, values, position, end, bias):
+        keys.index_copy_(2, position, k)
+        values.index_copy_(2, position, v)
+        own = bias.clone()
+        part = own[:, :end]
+        own[:, 0] = float("-inf")
+        return sdpa(q, keys[..., :end, :], values[..., :end, :], part)
+
+    buffers = buffer("key"), buffer("value")
+    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+
+
+@program
 def the_mask_of_a_part_changes(compiled, buffer):
     @compiled
     def step(q, k, v, keys, values, position, end, bias):

@@ -194,6 +194,13 @@ def test_a_model_in_a_wrapper(way):
     assert plain is None or not isinstance(plain.layers[0].keys, InnerQTensor), "nothing stays behind"
 
 
+def test_a_model_that_is_compiled_keeps_its_options_in_a_wrapper():
+    model = innerq(tiny_llama(layers=1), preset="small")
+    before = model._compiled_call_impl
+    wrapper = innerq(Wrapper(model), preset="base")
+    assert model._compiled_call_impl is before and wrapper._compiled_call_impl is not None
+
+
 def test_who_is_called_by_generate():
     model = tiny_llama(head_dim=16)
     wrapper = Wrapper(model)
