@@ -81,8 +81,8 @@ def with_latent(match: AttentionMatch, caches: dict[Node, ProgramCache], changes
     computed = [node for node in nodes if storage_of(node) not in held]
     if any(set(changes.of(node)) - set(assembled.writes) for node in computed):
         raise NoMatch("what is computed from a latent is changed in place")
-    nodes = (match.query, side.node, latent.node, keys.linear, values.linear, match.key, match.value)
-    dtypes = {dtype_of(node) for node in nodes}
+    of_one_dtype = (match.query, side.node, latent.node, keys.linear, values.linear, match.key, match.value)
+    dtypes = {dtype_of(node) for node in of_one_dtype}
     dtypes |= {dtype_of(one.projection.weight) for one in (keys, values)}
     if len(dtypes) != 1:
         raise NoMatch("a query, a latent and what is computed from it differ in dtype")
