@@ -32,7 +32,7 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
     padded: dict[tuple[Node, str], Node] = {}
     for match, (key, _) in list(context.uses.items()):
         try:
-            form = _standard(write, match, key.source, merged)
+            form = _standard(write, match, key.source, merged, changes)
             context.standard[match] = _for_all_of_buffer(write, match, form, key, padded, changes)
         except NoMatch as reason:
             del context.uses[match]
@@ -40,9 +40,11 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _standard(write: Writer, match: AttentionMatch, source: CacheSource, merged: dict[object, Node]) -> StandardForm:
+def _standard(
+    write: Writer, match: AttentionMatch, source: CacheSource, merged: dict[object, Node], changes: Writes
+) -> StandardForm:
     with write.before(match.node):
-        mask = _mask(write, match, merged)
+        mask = _mask(write, match, merged, changes)
         if source.stays_dense:
             return StandardForm(match.node, match.query, mask, match.sink_logits)
         query, sink_logits = standard_query(write, match), standard_sinks(write, match)
@@ -64,15 +66,19 @@ def _output(write: Writer, match: AttentionMatch) -> Node:
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
-def _mask(write: Writer, match: AttentionMatch, merged: dict[object, Node]) -> Node | None:
-    """All masks merged into one, shared with earlier layers that have the same masks; None for no mask."""
+def _mask(write: Writer, match: AttentionMatch, merged: dict[object, Node], changes: Writes) -> Node | None:
+    """All masks merged into one, shared with earlier layers that have the same masks; None for no mask.
+
+    Masks that are written in place are merged for each layer, whose values they have at its attention.
+    """
     if not match.terms:
         return None
     axes = match.axes
     standard = resolve_dims((axes.batch, axes.heads, axes.rows, axes.tokens))
     sizes = str([[axis.size for axis in dim] for dim in standard])
     key = (sizes, *((t.node, t.kind, t.factor, _layout(t, standard)) for t in match.terms))
-    if key not in merged:
+    changed = any(changes.of(term.node) for term in match.terms)
+    if changed or key not in merged:
         merged[key] = _merge(write, [(term, _arranged(write, term, standard)) for term in match.terms])
     return merged[key]
 

@@ -58,6 +58,26 @@ def joined(past, new):
 
 
 @program
+def one_of_two_masks_changes_between_layers(compiled, buffer):
+    @compiled
+    def step(q, k, v, caches):
+        keys, values = (joined(caches and caches[i], x) for i, x in enumerate((k, v)))
+        tokens, columns = q.shape[2], keys.shape[2]
+        first = torch.zeros(tokens, columns).tril(columns - tokens)
+        second = torch.ones(tokens, columns, dtype=torch.bool)
+
+        def attend(q):
+            scores = (q @ keys.mT + first).masked_fill(~second, float("-inf"))
+            return scores.softmax(-1) @ values
+
+        out = attend(q)
+        first[:, 1].fill_(float("-inf"))
+        return out + attend(q * 2), (keys, values)
+
+    return grown(step, None)
+
+
+@program
 def keys_are_values(compiled, buffer):
     @compiled
     def step(q, k, v, caches):
