@@ -58,7 +58,7 @@ def test_without_any_one_pass_the_program_stays_right(name):
 
 
 def test_a_pass_that_needs_one_that_is_off_does_not_run():
-    expected = ("standard_form", "rewrite_decode", "rewrite_buffer", "quantize_prefill")
+    expected = ("standard_form", "rewrite_decode", "rewrite_buffer", "quantize_prefill", "causal_prefill")
     assert PIPELINE.left_out(("standard_form",)) == expected
     assert PIPELINE.left_out(("fold_key_norm",)) == ("rewrite_decode", "rewrite_buffer", "fold_key_norm")
 

@@ -635,10 +635,10 @@ def test_a_mask_with_room_for_the_first_cache(graphs_as_they_are, monkeypatch):
     """
     found = []
 
-    def analyse_for_a_gpu(gm, config, options):
+    def analyse_for_a_gpu(gm, config, *others):
         rewritten = PIPELINE.rewrite(gm, config, static_lengths=True)
         found.append((rewritten, find_regions(rewritten.gm.graph)))
-        return analyse(gm, config, options)
+        return analyse(gm, config, *others)
 
     monkeypatch.setattr(compiler_backend, "analyse", analyse_for_a_gpu)
     generated(innerq(tiny_llama(layers=4)), prompt(2, 40, (0, 7)))

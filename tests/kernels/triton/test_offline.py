@@ -41,14 +41,16 @@ for p in "kv":
     writes |= mode_constants(formats[p], p.upper() + "_")
 query = strides(*(f"query_stride_{{x}}" for x in "bhnd"))
 mask = strides(*(f"mask_stride_{{x}}" for x in "bhns"))
-compiled = offline.compile_for(
-    attention_portable.decode_partial_portable_kernel,
-    dict(both, query=half, mask=half, part_out=single, part_max=single, part_sum=single, H=8, G=4, N=1, mask_tokens=0,
-         dropped=3, **query, **mask,
-         scale=0.1, softcap=0.0, CAUSAL=True, SOFTCAP=True, MASK=2, PRECISION="tf32", ROWS=16, TOKENS=32),
-    capability,
-)
-assert "HMMA" in offline.sass(compiled)
+value_query = strides(*(f"value_query_stride_{{x}}" for x in "bhnd"))
+for has_value_query in (False, True):
+    compiled = offline.compile_for(
+        attention_portable.decode_partial_portable_kernel,
+        dict(both, query=half, mask=half, value_query=half, part_out=single, part_max=single, part_sum=single, H=8, G=4,
+             N=1, mask_tokens=0, dropped=3, **query, **mask, **value_query, scale=0.1, softcap=0.0, CAUSAL=True,
+             SOFTCAP=True, MASK=2, VALUE_QUERY=has_value_query, PRECISION="tf32", ROWS=16, TOKENS=32),
+        capability,
+    )
+    assert "HMMA" in offline.sass(compiled)
 new = strides(*(f"{{p}}_stride_{{x}}" for p in "kv" for x in "bhnd"))
 arguments = dict(both, **writes, k_new=half, v_new=half, H=8, N=1, drop=3, ENCODE=True, WRITE=True, ROWS=1, **new)
 offline.compile_for(cache_append.append_fwd_kernel, arguments, capability)
