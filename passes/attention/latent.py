@@ -24,7 +24,7 @@ from torch.fx import Node
 from ..context import AttentionMatch, Latent, NoMatch, ProgramCache, Projection
 from ..graph.aliases import Writes, storage_of
 from ..graph.operations import Kind
-from ..graph.reading import Call, called_name, is_output, is_query, read
+from ..graph.reading import Call, called_name, is_output, is_query, kinds, read
 from ..graph.values import dtype_of, example_or_none, plain_size, same_size, shape, sizes_of
 from .axes import Axis, Dims, resolve, resolve_dims, size_of
 from .sides import Side, find_side
@@ -48,8 +48,10 @@ def with_latent(match: AttentionMatch, caches: dict[Node, ProgramCache], changes
     Raises:
         NoMatch: if they are, but not in a supported form.
     """
-    returned = is_output(match.key) or any(is_output(user) for user in match.key.users)  # or a window of it
-    if returned or match.key in caches or match.tokens_dims[0] != match.tokens_dims[1]:
+    parts = (user for user in match.key.users if kinds(user) & Kind.SELECTS)
+    if is_output(match.key) or any(map(is_output, parts)):  # the keys themselves are cached, or a window of them
+        return match
+    if match.key in caches or match.tokens_dims[0] != match.tokens_dims[1]:
         return match
     assembled = _assembled(match.key, match.node, changes)
     values = _projected(match.value, match.tokens_dims[1], caches, changes)
