@@ -54,7 +54,8 @@ def causal_attention(
         query, key, value = _with_sinks(query, key, value, sink_logits, scale)
         sinks = 1
     causal = shown is None and window is None
-    query = pad(query, (0, 0, sinks, 0)) if causal else query  # is_causal lets the first query see the first key
+    if causal and sinks:
+        query = pad(query, (0, 0, sinks, 0))  # is_causal lets the first query see the first key
     grouped = groups > 1 and causal and _reads_groups(query, key, value)
     if groups > 1 and not grouped:  # as programs do
         key, value = (side.repeat_interleave(groups, 1) for side in (key, value))
@@ -62,14 +63,14 @@ def causal_attention(
         out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
         return out[:, :, sinks:, :channels].transpose(1, 2).contiguous().transpose(1, 2)
     rows = length if length <= 2 * ROWS else ROWS
-    parts, masks = [], {}
+    parts, made, mask = [], None, None
     for first in range(0, length, rows):
         end = min(first + rows, length)
         begin = 0 if window is None else max(first - window + 1, 0) // _ALIGNED * _ALIGNED
         place = (end - first, first - begin) if shown is None else (first, end)  # equal masks have equal ones
-        if place not in masks:
-            masks = {place: pad(mask_of(first, end, begin, shown, window, query.device), (sinks, 0), value=True)}
-        mask = masks[place]
+        if place != made:
+            made, mask = place, mask_of(first, end, begin, shown, window, query.device)
+            mask = pad(mask, (sinks, 0), value=True) if sinks else mask
         sides = (_tokens(side, sinks, begin, end) for side in (key, value))
         part = scaled_dot_product_attention(query[:, :, first:end], *sides, attn_mask=mask, scale=scale)
         parts.append(part[..., :channels].transpose(1, 2))
