@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from ..kernels.internals.graphs import as_python
+from ..kernels.internals.graphs import as_python, is_constant_size
 from ..passes.graph.values import example_or_none
 
 
@@ -36,7 +36,7 @@ class SizeReader:
         Raises:
             KeyError: if the size depends on a symbol that is not a size or number among the arguments.
         """
-        if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
+        if not isinstance(size, torch.SymInt) or is_constant_size(size):
             constant = int(size)
             return lambda args: constant
         expr = size.node.expr

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...kernels.internals.graphs import free_unbacked_symbols, same_sizes, size_hint
+from ...kernels.internals.graphs import free_unbacked_symbols, is_constant_size, same_sizes, size_hint
 
 #: The key in ``node.meta`` under which Dynamo stores the example value, and AOTAutograd reads it.
 _KEY = "example_value"
@@ -93,7 +93,7 @@ def value_of(number: Any) -> Any:
 
 def plain_size(size: Any) -> Any:
     """A size, converted to an int if it is a SymInt that is known to be constant."""
-    return int(size) if isinstance(size, torch.SymInt) and size.node.expr.is_number else size
+    return int(size) if isinstance(size, torch.SymInt) and is_constant_size(size) else size
 
 
 def same_size(a: Any, b: Any) -> bool:

@@ -33,7 +33,7 @@ from ...kernels.internals.graphs import as_python, is_erased
 from ...kernels.internals.tensors import FakeTensor
 from .operations import Kind
 from .reading import Call, is_pure, kinds, op_name, read, written
-from .values import example, example_or_none, forget_example, has_example, set_example, value_of
+from .values import example, example_or_none, forget_example, has_example, plain_size, set_example, value_of
 
 log = logging.getLogger("innerq_compile.passes")
 
@@ -101,10 +101,8 @@ class Writer:
 
     def size(self, tensor: Node, dim: int) -> Node | int:
         """A size of a tensor: an int if it is constant, otherwise a new node that reads it from the tensor."""
-        size = example(tensor).shape[dim]
-        if isinstance(size, int) or size.node.expr.is_number:
-            return int(size)
-        return self.method("size", tensor, dim)
+        size = plain_size(example(tensor).shape[dim])
+        return size if isinstance(size, int) else self.method("size", tensor, dim)
 
     def number(self, size: int | torch.SymInt) -> Node | int:
         """A size as an argument: an int, an input of the graph, or computed here from several such inputs.
@@ -253,8 +251,9 @@ def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
     Raises:
         KeyError: if no placeholder has this size as its value.
     """
-    if isinstance(size, int) or size.node.expr.is_number:
-        return int(size)
+    size = plain_size(size)
+    if isinstance(size, int):
+        return size
     node = _input_of(graph, size.node.expr)
     if node is None:
         raise KeyError(f"no input of the graph is the size {size}")
@@ -263,7 +262,8 @@ def size_node(graph: Graph, size: int | torch.SymInt) -> Node | int:
 
 def is_number_of_inputs(graph: Graph, size: int | torch.SymInt) -> bool:
     """Whether `Writer.number` can compute a size."""
-    if isinstance(size, int) or size.node.expr.is_number:
+    size = plain_size(size)
+    if isinstance(size, int):
         return True
     expr = size.node.expr
     whole = expr.is_polynomial() and all(number.is_integer for number in expr.atoms(sympy.Number))
