@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ def last_tokens_of(index, tokens_dim: int) -> int | None:
     if item is None or item.stop is not None or item.step not in (None, 1):
         return None
     return -item.start if isinstance(item.start, int) and item.start < 0 else None
+
+
+def ranges_of(parts) -> list[tuple[int, int]]:
+    """``(a, b)`` of each of the ``parts`` that a dimension was split into."""
+    ends = list(itertools.accumulate(len(part) for part in parts))
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def _slice_of_tokens(index, tokens_dim: int) -> slice | None:

@@ -14,6 +14,7 @@ import torch
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import reference
 from .derived import copied, of_length, of_tokens, on_own_storage, select_batch
+from .indexing import ranges_of
 from .layouts import is_along_tokens, length_of, with_tokens_at
 from .reading import as_dense
 from .tensor import OPERATIONS, InnerQTensor
@@ -77,11 +78,8 @@ def _split(tensor, sizes, dim=0):
     """Parts of the tokens or of the batch, each as a slice."""
     if dim % 4 not in (0, tensor._tokens_dim):
         return NotImplemented
-    first, parts = 0, []
-    for part in torch.empty(tensor.shape[dim], device="meta").split(sizes):
-        parts.append(_slice(tensor, dim, first, first + len(part)))
-        first += len(part)
-    return parts
+    parts = torch.empty(tensor.shape[dim], device="meta").split(sizes)
+    return [_slice(tensor, dim, first, end) for first, end in ranges_of(parts)]
 
 
 @OPERATIONS.held(aten.alias.default, aten.detach.default)

@@ -8,7 +8,6 @@ error.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from .checks import check_layout, check_norm, check_queries, check_role, check_s
 from .derived import copied, of_length, of_tokens, select_batch
 from .dispatch import Operations, dispatch
 from .extents import Extent
-from .indexing import last_tokens_of, tokens_of
+from .indexing import last_tokens_of, ranges_of, tokens_of
 from .layouts import is_along_tokens, length_of, with_tokens_at
 from .quantizing import quantize
 from .reading import dense, held_storage
@@ -226,8 +225,7 @@ class InnerQTensor(torch.Tensor):
 
     def _parts(self, like):
         """The tokens, in parts as long as those of ``like``."""
-        ends = list(itertools.accumulate(len(part) for part in like))
-        return tuple(of_tokens(self, first, end) for first, end in zip([0, *ends], ends, strict=False))
+        return tuple(of_tokens(self, first, end) for first, end in ranges_of(like))
 
     def __setitem__(self, index, value):
         raise self._refusal("tensor[...] = value", self)
