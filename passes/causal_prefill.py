@@ -29,14 +29,14 @@ _Parts = tuple[CausalMask, Node | None, Node | None]
 def causal_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     write, changes = Writer(gm.graph), Writes(gm.graph)
     parts: dict[Node, _Parts | None] = {}
-    for match, (key, value) in context.uses.items():
+    for match, (key, _) in context.uses.items():
         mask = context.standard[match].mask
         if not key.source.stays_dense or mask is None or not _is_plain(match):
             continue
         if mask not in parts:
             parts[mask] = _parts(write, mask, changes)
         if (found := parts[mask]) is not None and _sees_a_key(match, found[0]):
-            _replace(write, match, (key.tokens_dim, value.tokens_dim), found)
+            _replace(write, match, found)
     write.erase_dead((*(match.node for match in context.uses), *parts))
     return gm
 
@@ -74,15 +74,14 @@ def _parts(write: Writer, mask: Node, changes: Writes) -> _Parts | None:
     return found, shown, all_shown
 
 
-def _replace(write: Writer, match: AttentionMatch, tokens_dims: tuple[int, int], parts: _Parts) -> None:
+def _replace(write: Writer, match: AttentionMatch, parts: _Parts) -> None:
     axes, (found, shown, all_shown) = match.axes, parts
     standard = (axes.batch, axes.heads, axes.rows, axes.value_dim)
     with write.before(match.node):
         try:
             query = standard_query(write, match)
-            key, value = (
-                write.by_head(side, dim) for side, dim in zip((match.key, match.value), tokens_dims, strict=True)
-            )
+            sides = zip((match.key, match.value), match.tokens_dims, strict=True)
+            key, value = (write.by_head(side, tokens_dim) for side, tokens_dim in sides)
             sink_logits = standard_sinks(write, match)
             arguments = (query, key, value, shown, all_shown, found.window, sink_logits, match.scale)
             out = write.call(torch.ops.innerq.causal_attention.default, *arguments, like=match.node)

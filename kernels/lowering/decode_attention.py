@@ -84,7 +84,7 @@ def lowering(*arguments: Any) -> Any:
     mask = given.mask
     if mask is not None:
         mask = templates.realized(templates.expand(mask, [batch, heads, rows, mask.get_size()[-1]]))
-    other = None if given.value_query is None else templates.realized(given.value_query)
+    value_query = None if given.value_query is None else templates.realized(given.value_query)
     query, keys, values = (
         templates.realized(given.query),
         given.keys.map(templates.realized),
@@ -97,7 +97,7 @@ def lowering(*arguments: Any) -> Any:
         values=values.map(TensorView.of),
         mask=None if mask is None else TensorView.of(mask),
         dropped=_number(given.dropped),
-        value_query=None if other is None else TensorView.of(other),
+        value_query=None if value_query is None else TensorView.of(value_query),
     )
     if not supports_decode(call):
         formats = f"{call.keys.format.spec}, {call.values.format.spec}"
@@ -117,8 +117,8 @@ def lowering(*arguments: Any) -> Any:
         nodes |= {prefix + name: node for name, node in cache.present().items()}
     if mask is not None:
         nodes["mask"] = mask
-    if other is not None:
-        nodes["value_query"] = other
+    if value_query is not None:
+        nodes["value_query"] = value_query
     if launch.constants.get("OPEN"):
         nodes["open_from"] = templates.realized(given.open_from)
     launches = [launch]

@@ -85,7 +85,7 @@ def _writes_through(user: Node, buffer: Node) -> list[BufferWrite]:
         return []
     copies = [copy for copy in map(read, user.users) if copy is not None and copy.name == "copy"]
     found = [BufferWrite(copy.node, index, copy["source"]) for copy in copies if copy.source() is user]
-    into = [node for node in user.users if (call := read(node)) and call.in_place and call.name != "copy"]
+    into = [node for node in user.users if (made := read(node)) and made.in_place and made.name != "copy"]
     if into and takes_all(index, user, buffer):
         found += [write for node in into for write in _writes_through(node, user)]
     return found
@@ -98,8 +98,12 @@ def takes_all(index: Any, part: Node, source: Node) -> bool:
     """
     own, sizes = sizes_of(part), sizes_of(source)
     items = full_index(index, len(sizes))
-    ranges = all(isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1) for item in items)
-    return ranges and len(own) == len(sizes) and all(map(made_equal, own, sizes))
+    return all(map(_is_from_front, items)) and len(own) == len(sizes) and all(map(made_equal, own, sizes))
+
+
+def _is_from_front(item: Any) -> bool:
+    """Whether an entry of an index is a range that begins with the first element of its dimension."""
+    return isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
 
 
 def _written_index(call: Call) -> Any:
@@ -187,13 +191,10 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: Sizes, new: Any) ->
     if any(item is None for item in index):
         raise NoBuffer("the buffer is written through an index with a new dimension")
     token = dims[2]
-    if len(index) <= token:
-        raise NoBuffer("the buffer is written along another dimension than the tokens")
     for dim, item in enumerate(index):
         if dim == token:
             continue
-        starts_full = isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
-        if not starts_full or not (item.stop is None or made_equal(value_of(item.stop), sizes[dim])):
+        if not _is_from_front(item) or not (item.stop is None or made_equal(value_of(item.stop), sizes[dim])):
             raise NoBuffer("the buffer is written in part, along another dimension than the tokens")
     written = shape(new)
     if written is None or len(written) != 4:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ..attention.views import view_source
 from ..graph.aliases import Writes
 from ..graph.constants import constant
-from ..graph.operations import VIEWS
 from ..graph.reading import Call, read
 from ..graph.values import dtype_of, example, is_float, plain_size, same_size, shape, tensor_of, value_of
 
@@ -176,8 +176,7 @@ class _Walk:
             return _Index(-1, sizes[0], plain_size(first)) if whole else None
         if call.name in ("add", "sub") and call.is_plain():
             return self._moved(call)
-        source = call.source()
-        inner = self._index(source) if _adds_dimensions(call) else None
+        inner = self._index(_viewed(call))
         long = [dim for dim, size in enumerate(sizes) if not same_size(size, 1)]
         if inner is None or len(long) != 1:
             return None
@@ -206,9 +205,8 @@ class _Walk:
         return call is not None and dtype_of(term) == torch.bool and call.name in ("new_ones", "ones_like")
 
 
-def _adds_dimensions(call: Call) -> bool:
-    """Whether a call gives its input dimensions of size 1, or returns a copy of it."""
-    if call.name == "getitem":
-        index = call["index"] if isinstance(call["index"], tuple) else (call["index"],)
-        return all(item is None or item is ... or item == slice(None) for item in index)
-    return bool(call.kinds & VIEWS) or (call.name == "to" and dtype_of(call.source()) == dtype_of(call.node))
+def _viewed(call: Call) -> Node | None:
+    """What a call gives dimensions of size 1, or a copy of, to another device too; None if it does anything else."""
+    if call.name == "to" and dtype_of(call.source()) == dtype_of(call.node):
+        return call.source()
+    return view_source(call.node)

@@ -341,6 +341,12 @@ def read_up_to_an_end_under_no_mask(compiled, buffer):
     return [step(*new(1, i), *buffers, torch.tensor([i]), end) for i, end in enumerate((1, 2, 2, 4))]
 
 
+def in_part(step, buffer) -> list[torch.Tensor]:
+    """Steps over buffers of which each attends to a part: ``step(q, k, v, keys, values, position, end, bias)``."""
+    buffers = buffer("key"), buffer("value")
+    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+
+
 @program
 def a_view_of_the_mask_of_a_part_changes(compiled, buffer):
     @compiled
@@ -351,8 +357,7 @@ def a_view_of_the_mask_of_a_part_changes(compiled, buffer):
         part[:, 0].fill_(float("-inf"))
         return sdpa(q, keys[..., :end, :], values[..., :end, :], part)
 
-    buffers = buffer("key"), buffer("value")
-    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+    return in_part(step, buffer)
 
 
 @program
@@ -366,8 +371,7 @@ def what_the_mask_of_a_part_is_a_view_of_changes(compiled, buffer):
         own[:, 0] = float("-inf")
         return sdpa(q, keys[..., :end, :], values[..., :end, :], part)
 
-    buffers = buffer("key"), buffer("value")
-    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+    return in_part(step, buffer)
 
 
 @program
@@ -381,8 +385,7 @@ def the_mask_of_a_part_changes(compiled, buffer):
         part[:, 0] = float("-inf")
         return out + sdpa(q, keys[..., :end, :], values[..., :end, :], part)
 
-    buffers = buffer("key"), buffer("value")
-    return [step(*new(1, i), *buffers, torch.tensor([i]), i + 3, mask(i, 1, MAX)) for i in range(1, 6)]
+    return in_part(step, buffer)
 
 
 @program
