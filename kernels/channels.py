@@ -16,16 +16,16 @@ import torch.nn.functional as F
 
 from .formats import LANES, CacheFormat
 
-#: head_dims that the fastest attention kernel takes, ``attention_fields`` in ``triton/attention.py``.
+#: head_dims at which the fastest attention kernel, ``triton/attention_fields``, takes fewest instructions for a channel.
 FAST_HEAD_DIMS = (64, 128, 256)
 
 
 def held_head_dim(head_dim: int, quantized: bool = True) -> int:
     """The number of channels with which a cache of ``head_dim`` is held.
 
-    Multiples of 16 are held as they are. Any other becomes the next head_dim of the fastest attention kernel where that
-    is at most a third more, else the next multiple of 16. Elements that are not ``quantized`` have the next multiple of
-    16: that kernel does not read them.
+    Multiples of 16 are held as they are. Any other becomes the next of :data:`FAST_HEAD_DIMS` where that is at most a
+    third more, else the next multiple of 16. Elements that are not ``quantized`` have the next multiple of 16: that
+    kernel does not read them.
     """
     least = -(-head_dim // LANES) * LANES
     if not quantized or head_dim == least:

@@ -15,8 +15,7 @@ import triton
 
 from .. import layout
 from ..attention_call import AttentionCall
-from ..channels import FAST_HEAD_DIMS
-from ..formats import CacheFormat
+from ..formats import BLOCK_TOKENS, LANES, CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
 from .combine import combine
@@ -102,11 +101,28 @@ def other_configs(config: FieldsConfig, rows: int) -> list[FieldsConfig]:
     return [other for other in dict.fromkeys(others) if other != config]
 
 
-def portable_warps(head_dim: int, value_dim: int) -> int:
-    """Warps per program of the portable kernel: eight for wide heads, whose tiles need their registers."""
-    return 8 if max(head_dim, value_dim) > 256 else 4
+def portable_tile(rows: int, head_dim: int, value_dim: int) -> tuple[int, int]:
+    """Query rows of a tile of the portable kernel, and its warps.
+
+    Wide heads have tiles that need the registers of eight warps. Of many query rows, as in latent attention, such a
+    program takes more: each tile of rows unpacks the cache again.
+    """
+    if max(head_dim, value_dim) <= 256:
+        return 16, 4
+    return (32 if rows > 16 else 16), 8
 
 
+def by_block(keys: CacheFormat, values: CacheFormat) -> bool:
+    """Whether a tile of 32 tokens is a block, or in the windows, of both sides: the portable kernel is faster then."""
+    if (keys.sink, keys.recent) != (values.sink, values.recent) or keys.sink % BLOCK_TOKENS:
+        return False
+    return all(
+        fmt.block == BLOCK_TOKENS and (not fmt.quantized or fmt.group_size % LANES == 0) for fmt in (keys, values)
+    )
+
+
+#: The largest head_dim that ``attention_fields`` supports.
+MOST_CHANNELS = 256
 #: Bits of codes that ``attention_fields`` supports.
 FIELD_BITS = (2, 3, 4, 8)
 
@@ -128,8 +144,8 @@ def fields_reason(call: AttentionCall[Any]) -> str:
             return f"the {fmt.role} cache is not quantized"
         if fmt.bits not in FIELD_BITS:
             return f"{fmt.bits} bits do not lie within ten bits of a half"
-        if head_dim not in FAST_HEAD_DIMS:
-            return f"head_dim {head_dim} does not fill tensor-core tiles"
+        if head_dim > MOST_CHANNELS:
+            return f"head_dim {head_dim} is more than {MOST_CHANNELS}"
         if fmt.scale_dtype in UNWRITTEN_SCALES:
             return f"{fmt.scale_dtype} scales"
         if fmt.block != 32:
@@ -159,15 +175,21 @@ class Tiling:
 
 
 def choose_tiling(
-    device: torch.device, fields: bool, sequences: int, rows: int, tokens: Any, config: FieldsConfig, splits: int | None
+    device: torch.device,
+    fields: bool,
+    tile: int,
+    sequences: int,
+    rows: int,
+    tokens: Any,
+    config: FieldsConfig,
+    splits: int | None,
 ) -> Tiling:
-    """The tiling for ``sequences`` (b, h) of ``rows`` query rows each.
+    """The tiling for ``sequences`` (b, h) of ``rows`` query rows each, ``tile`` of them to a program.
 
     The number of partial results, ``splits * sequences * rows``, is bounded independently of ``tokens``: with many rows
     there is one split (two with that of the windows); with few, there are as many programs as run at the same time,
     each with the rows of one tile.
     """
-    tile = 8 if fields and min(rows, config.tile) <= 8 else 16
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
     per_multiprocessor = config.programs if fields else 4
@@ -226,7 +248,10 @@ def plan_partials(
         tokens = torch.sym_max(_most_tokens(keys, k_capacity), _most_tokens(values, v_capacity))
     else:
         tokens = k_capacity * 32
-    tiling = choose_tiling(query.device, not reason, batch * heads, group * rows, tokens, config, splits)
+    tile, warps = portable_tile(group * rows, head_dim, value_dim)
+    if not reason:
+        tile = 8 if min(group * rows, config.tile) <= 8 else 16
+    tiling = choose_tiling(query.device, not reason, tile, batch * heads, group * rows, tokens, config, splits)
     sizes = {
         "H": heads,
         "G": group,
@@ -256,11 +281,12 @@ def plan_partials(
             "VALUE_QUERY": other is not None,
             "PRECISION": "ieee" if single else "tf32",
             "ROWS": tiling.rows,
-            "TOKENS": 32,
+            "TOKENS": BLOCK_TOKENS,
+            "BY_BLOCK": by_block(keys, values),
             **side_constants(keys, head_dim, "K_"),
             **side_constants(values, value_dim, "V_"),
         }
-        kernel, options = decode_partial_portable_kernel, {"num_warps": portable_warps(head_dim, value_dim)}
+        kernel, options = decode_partial_portable_kernel, {"num_warps": warps}
     else:
         constants |= {
             "OPEN": mask is not None and call.open_from is not None,

@@ -13,12 +13,62 @@ from .addresses import quantized_end, shift, tile_channels
 from .attention_scores import row_scores
 from .constants import STATE_LENGTH, STATE_SIZE
 from .unpack import load_tokens
+from .unpack_block import load_block
 
 #: Numbers that depend on the lengths of caches and of masks: the kernel is compiled once for all of them.
 UNSPECIALIZED = (
     *("k_capacity", "v_capacity", "dropped"),
     *("mask_tokens", "mask_stride_b", "mask_stride_h", "mask_stride_n"),
 )
+
+
+@triton.jit
+def _load_tile(
+    codes,
+    scales,
+    window,
+    bh,
+    capacity,
+    t0,
+    shown,
+    length,
+    q_end,
+    BY_BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    IS_KEY: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SINK: tl.constexpr,
+    RECENT: tl.constexpr,
+    D: tl.constexpr,
+    SLICES: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """The tokens from ``t0`` on of a cache side, ``[TOKENS, COLS]`` float32; zeros for those that are not seen.
+
+    With ``BY_BLOCK`` they are a block, or all in the windows.
+    """
+    position = t0 + tl.arange(0, TOKENS)
+    held = (position >= shown) & (position < length)
+    if BY_BLOCK:
+        if (t0 >= SINK) & (t0 < q_end):
+            at = bh * capacity + (t0 - SINK) // BLOCK
+            b_x = load_block(codes, scales, at, IS_KEY, HAS_ZERO, BITS, GROUP, D, SLICES, COLS)
+            b_x = tl.where(held[:, None], b_x, 0.0)
+        else:
+            b_x = load_tokens(
+                codes, scales, window, bh, capacity, position, held, q_end, False, True,
+                IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, SLICES, COLS,
+            )  # fmt: skip
+        return b_x
+    else:
+        return load_tokens(
+            codes, scales, window, bh, capacity, position, held, q_end,
+            (t0 + TOKENS > SINK) & (t0 < q_end), (t0 < SINK) | (t0 + TOKENS > q_end),
+            IS_KEY, HAS_ZERO, BITS, GROUP, BLOCK, SINK, RECENT, D, SLICES, COLS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -65,6 +115,7 @@ def decode_partial_portable_kernel(
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    BY_BLOCK: tl.constexpr,
     K_IS_KEY: tl.constexpr,
     K_HAS_ZERO: tl.constexpr,
     K_BITS: tl.constexpr,
@@ -128,21 +179,19 @@ def decode_partial_portable_kernel(
     first += split * share
     for i in range(first, tl.minimum(first + share, tiles)):
         t0 = i * TOKENS
-        position = t0 + tl.arange(0, TOKENS)
-        held = (position >= shown) & (position < length)
-        b_k = load_tokens(
-            k_codes, k_scales, k_window, bh, k_capacity, position, held, k_end,
-            (t0 + TOKENS > K_SINK) & (t0 < k_end), (t0 < K_SINK) | (t0 + TOKENS > k_end),
+        b_k = _load_tile(
+            k_codes, k_scales, k_window, bh, k_capacity, t0, shown, length, k_end, BY_BLOCK, TOKENS,
             K_IS_KEY, K_HAS_ZERO, K_BITS, K_GROUP, K_BLOCK, K_SINK, K_RECENT, K_D, K_SLICES, K_COLS,
         )  # fmt: skip
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         if VALUE_QUERY:
-            b_v = load_tokens(
-                v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
-                (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
+            b_v = _load_tile(
+                v_codes, v_scales, v_window, bh, v_capacity, t0, shown, length, v_end, BY_BLOCK, TOKENS,
                 V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
             )  # fmt: skip
             b_s += tl.dot(b_vq, tl.trans(b_v), input_precision=PRECISION)
+        position = t0 + tl.arange(0, TOKENS)
+        held = (position >= shown) & (position < length)
         b_s = row_scores(
             b_s, tl.where(held, position, length)[None, :], row[:, None], length, length, place, mask, b, h, N, G,
             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, scale, softcap,
@@ -154,13 +203,13 @@ def decode_partial_portable_kernel(
         b_shrink = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         if not VALUE_QUERY:  # late, so that the tiles of keys and values are not held at the same time
-            b_v = load_tokens(
-                v_codes, v_scales, v_window, bh, v_capacity, position, held, v_end,
-                (t0 + TOKENS > V_SINK) & (t0 < v_end), (t0 < V_SINK) | (t0 + TOKENS > v_end),
+            b_v = _load_tile(
+                v_codes, v_scales, v_window, bh, v_capacity, t0, shown, length, v_end, BY_BLOCK, TOKENS,
                 V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
             )  # fmt: skip
         b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)
         b_max = b_new
+
 
     at = (split * tl.num_programs(0).to(tl.int64) + bh) * (N * G) + row
     tl.store(part_max + at, b_max, mask=row < N * G)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .. import formats, layout, scale_types
 from ..modes import decoding
+from . import support
 
 # --- words of codes, see layout.py --------------------------------------------------------------------------------
 
@@ -108,6 +109,11 @@ def window_slots(sink, recent, block):
     """Slots of the tensor of windows: ``CacheFormat.window``."""
     return sink + ring_slots(recent, block)
 
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+#: Tensors have such sizes.
+next_power_of_2 = triton.constexpr_function(support.next_power_of_2)
 
 # --- floating-point numbers -------------------------------------------------------------------------------------------
 

@@ -33,6 +33,23 @@ def pair_numbers(b_word, BITS: tl.constexpr):
 
 
 @triton.jit
+def decoded(b_code, scales, at, group, mask, HAS_ZERO: tl.constexpr, BITS: tl.constexpr, GROUPS: tl.constexpr):
+    """Numbers float32 of codes. ``at`` is their block, with ``GROUPS`` groups; ``group`` is theirs in it."""
+    if is_paired(scales.dtype.element_ty):
+        b_scale, b_zero = pair_numbers(tl.load(scales + at * GROUPS + group, mask, other=0), BITS)
+        return b_code.to(tl.float32) * b_scale + b_zero
+    elif HAS_ZERO:
+        p_scale = scales + at * (2 * GROUPS) + group
+        b_zero = tl.load(p_scale + GROUPS, mask, other=0.0).to(tl.float32)
+        return b_code.to(tl.float32) * tl.load(p_scale, mask, other=0.0).to(tl.float32) + b_zero
+    else:
+        b_scale = tl.load(scales + at * GROUPS + group, mask, other=0)
+        if is_byte(scales.dtype.element_ty):
+            b_scale = (b_scale.to(tl.int16) << 8).to(tl.float16, bitcast=True)
+        return (b_code - code_offset(BITS)).to(tl.float32) * b_scale.to(tl.float32)
+
+
+@triton.jit
 def load_tokens(
     codes,
     scales,
@@ -78,18 +95,7 @@ def load_tokens(
             halves = codes.to(tl.pointer_type(tl.int16))
             b_code = load_codes(halves + at * (block_words(BITS, BLOCK, D) * 2) + offset, field, plane, mask, BITS)
             group = scale_of(token[:, None], channel[None, :], IS_KEY, GROUP, BLOCK, D)
-            if is_paired(scales.dtype.element_ty):
-                b_scale, b_zero = pair_numbers(tl.load(scales + at * GROUPS + group, mask, other=0), BITS)
-                b_x += b_code.to(tl.float32) * b_scale + b_zero
-            elif HAS_ZERO:
-                p_scale = scales + at * (2 * GROUPS) + group
-                b_zero = tl.load(p_scale + GROUPS, mask, other=0.0).to(tl.float32)
-                b_x += b_code.to(tl.float32) * tl.load(p_scale, mask, other=0.0).to(tl.float32) + b_zero
-            else:
-                b_scale = tl.load(scales + at * GROUPS + group, mask, other=0)
-                if is_byte(scales.dtype.element_ty):
-                    b_scale = (b_scale.to(tl.int16) << 8).to(tl.float16, bitcast=True)
-                b_x += (b_code - code_offset(BITS)).to(tl.float32) * b_scale.to(tl.float32)
+            b_x += decoded(b_code, scales, at, group, mask, HAS_ZERO, BITS, GROUPS)
     if ANY_WINDOW:
         slot = window_slot(position, SINK, ring_slots(RECENT, BLOCK))
         mask = (held & ((position < SINK) | (position >= q_end)))[:, None] & real[None, :]

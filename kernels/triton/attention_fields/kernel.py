@@ -17,6 +17,7 @@ from ..constants import (
     block_groups,
     block_words,
     is_paired,
+    next_power_of_2,
     params_per_group,
     plane_columns,
     ring_slots,
@@ -24,7 +25,16 @@ from ..constants import (
 )
 from .keys import group_sums, key_scores, query_slices
 from .operands import load_planes
-from .rows import key_row_order, row_channels, row_order, row_tokens, tile_rows, token_slices
+from .rows import (
+    key_row_order,
+    padded_columns,
+    row_channels,
+    row_order,
+    row_tokens,
+    tile_rows,
+    token_slices,
+    value_rows,
+)
 from .scales import load_params
 from .softmax import LOWEST, OUTGROWN, exponents_of, from_position, raised_base
 from .values import add_values, from_channel_units
@@ -131,7 +141,8 @@ def decode_partial_fields_kernel(
         )  # fmt: skip
         tl.store(part_max + at, tl.where(w_sum == 0.0, float("-inf"), w_base), mask=row_mask)
         tl.store(part_sum + at, w_sum, mask=row_mask)
-        tl.store(p_out + tl.arange(0, V_D)[:, None], w_out, mask=row_mask[None, :])
+        w_channel = tl.arange(0, next_power_of_2(V_D))
+        tl.store(p_out + w_channel[:, None], w_out, mask=row_mask[None, :] & (w_channel < V_D)[:, None])
     else:
         PLAIN: tl.constexpr = not (CAUSAL or SOFTCAP or MASK > 0)
         K_COLS: tl.constexpr = plane_columns(True, K_SLICES, BLOCK_TOKENS, K_D)
@@ -145,11 +156,20 @@ def decode_partial_fields_kernel(
         K_PARAMS: tl.constexpr = K_GROUPS * params_per_group(K_ZERO, k_scales.dtype.element_ty)
         V_PARAMS: tl.constexpr = V_GROUPS * params_per_group(V_ZERO, v_scales.dtype.element_ty)
 
+        # where planes have other numbers of columns than 8, 16 and 32, there are dead groups and dead channels
+        LIVE_GROUPS: tl.constexpr = K_D // K_GROUP
+        k_group = tl.arange(0, next_power_of_2(LIVE_GROUPS) * BLOCK_TOKENS)
+        k_real = None
+        if next_power_of_2(LIVE_GROUPS) != LIVE_GROUPS:
+            k_real = k_group < K_GROUPS
+        channel, real_channel = row_channels(V_COLS)
+        IN_ORDER: tl.constexpr = value_rows(V_COLS) == V_D
+
         slices, b_unit = query_slices(p_query, query_mask, query_stride_d, K_D, K_BITS, K_SLICES)
-        starts, b_query_sum = group_sums(slices, K_D, K_BITS, K_GROUP, K_COLS, K_ZERO, K_PAIRED)
+        starts, b_query_sum = group_sums(slices, K_D, K_BITS, K_GROUP, K_SLICES, K_COLS, K_ZERO, K_PAIRED)
         token = row_tokens(K_COLS)
 
-        b_out = tl.zeros((V_D, HEADS), tl.float32)
+        b_out = tl.zeros((value_rows(V_COLS), HEADS), tl.float32)
         b_sum = tl.zeros((tile_rows(V_COLS), HEADS), tl.float32)
         b_base = tl.full((HEADS,), LOWEST, tl.float32)
         b_ones = tl.full((tile_rows(V_COLS), 16), 1.0, tl.float16)
@@ -181,10 +201,12 @@ def decode_partial_fields_kernel(
                 logits = ()
                 for i in tl.static_range(BLOCKS):
                     block = tl.minimum(block0 + i, end - 1).to(tl.int64)
-                    planes = load_planes(k_codes + block * K_WORDS, K_BITS, K_COLS)
-                    b_k_scale, b_k_zero = load_params(k_scales + block * K_PARAMS, K_GROUPS, K_ZERO, K_PAIRED)
-                    b_k_scale = key_row_order(b_k_scale, K_D // K_GROUP, K_COLS)
-                    b_k_zero = key_row_order(b_k_zero, K_D // K_GROUP, K_COLS)
+                    planes = load_planes(k_codes + block * K_WORDS, K_BITS, K_COLS, K_COLS, K_D // (16 * K_SLICES))
+                    b_k_scale, b_k_zero = load_params(
+                        k_scales + block * K_PARAMS, k_group, k_real, K_GROUPS, K_ZERO, K_PAIRED
+                    )
+                    b_k_scale = key_row_order(b_k_scale, next_power_of_2(LIVE_GROUPS), K_COLS)
+                    b_k_zero = key_row_order(b_k_zero, next_power_of_2(LIVE_GROUPS), K_COLS)
                     b_s = key_scores(
                         planes, b_k_scale, b_k_zero, slices, starts, b_query_sum,
                         K_D, K_BITS, K_GROUP, K_SLICES, K_COLS, K_ZERO, K_PAIRED,
@@ -219,18 +241,24 @@ def decode_partial_fields_kernel(
                     b_total = tl.dot(b_ones, p_slices[0], tl.zeros_like(b_sum))
                     b_total = tl.dot(b_ones, p_slices[1], b_total)
                     b_sum += b_total
-                    planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_COLS)
-                    b_v_scale, b_v_zero = load_params(v_scales + block * V_PARAMS, V_GROUPS, V_ZERO, V_PAIRED)
-                    b_v_scale = row_order(b_v_scale, V_COLS)
-                    b_v_zero = row_order(b_v_zero, V_COLS)
+                    planes = load_planes(v_codes + block * V_WORDS, V_BITS, V_COLS, padded_columns(V_COLS), 1)
+                    if IN_ORDER:
+                        b_v_scale, b_v_zero = load_params(
+                            v_scales + block * V_PARAMS, tl.arange(0, V_GROUPS), None, V_GROUPS, V_ZERO, V_PAIRED
+                        )
+                        b_v_scale = row_order(b_v_scale, V_COLS)
+                        b_v_zero = row_order(b_v_zero, V_COLS)
+                    else:
+                        b_v_scale, b_v_zero = load_params(
+                            v_scales + block * V_PARAMS, channel, real_channel, V_GROUPS, V_ZERO, V_PAIRED
+                        )
                     b_out = add_values(
                         b_out, planes, b_v_scale, b_v_zero, b_total, p_slices,
-                        V_D, V_BITS, V_SLICES, V_COLS, V_ZERO, V_PAIRED,
+                        V_BITS, V_SLICES, V_COLS, V_ZERO, V_PAIRED,
                     )  # fmt: skip
 
         b_sum = tl.max(b_sum, 0)
         tl.store(part_max + at, tl.where(b_sum == 0.0, float("-inf"), b_base), mask=row_mask)
         tl.store(part_sum + at, b_sum, mask=row_mask)
         b_out = from_channel_units(b_out, V_BITS, V_SLICES, V_COLS)
-        channel = row_channels(V_D, V_COLS)
-        tl.store(p_out + channel[:, None], b_out, mask=row_mask[None, :])
+        tl.store(p_out + channel[:, None], b_out, mask=row_mask[None, :] & real_channel[:, None])

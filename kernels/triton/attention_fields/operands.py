@@ -1,6 +1,9 @@
 """Planes of packed words, and one field of all their lanes as an A operand of the tensor core, for ``mma.m16n8k16``.
 
-``COLS`` are the columns of a plane (``layout.plane_columns``): 8, 16 or 32.
+``COLS`` are the columns of a plane (``layout.plane_columns``). With 8, 16 or 32 of them, words are operands as they lie
+in memory. Others take some instructions more: planes of values have dead columns up to the next such number, and of
+narrower planes of keys several fields make one operand. ``ALIGNED`` says that fields of keys are moved to the lowest
+bits of their operands, so that the query need not correct for their places: see :func:`aligned`.
 """
 
 # ruff: noqa: RUF005
@@ -10,24 +13,45 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..constants import SUBNORMAL, field_number, first_spread_field, half_of_bit, place_of_bit, plane_words
+from ..constants import (
+    SUBNORMAL,
+    column_run,
+    field_number,
+    first_spread_field,
+    half_of_bit,
+    place_of_bit,
+    plane_words,
+)
+from .rows import columns_of_rows, pair_up
 
 
 @triton.constexpr_function
-def place_in_operand(bits, field):
+def aligned(slices, head_dim):
+    """Whether fields of keys are moved to the lowest bits of their operands.
+
+    That is where fields of different places are rows of one operand, and where the query would have to be held for each
+    place and each slice_hi.
+    """
+    return slices < 4 or head_dim != slices * 16
+
+
+@triton.constexpr_function
+def place_in_operand(bits, field, aligned=False):
     """The lowest bit of a field in the halves of its operand. All its bits lie below bit 10, in float16's mantissa.
 
     The same for fields ``f`` and ``f + 8``.
     """
+    if aligned:
+        return 0
     if bits == 3:
         return (0, 3, 0, 3, 6, 0, 3, 6)[field % 8]
     return place_of_bit(bits, field, 0) % 8
 
 
 @triton.constexpr_function
-def unit_in_operand(bits, field):
+def unit_in_operand(bits, field, aligned=False):
     """The float16 that the code 1 of a field is in its operand."""
-    return 2.0 ** place_in_operand(bits, field) * SUBNORMAL
+    return 2.0 ** place_in_operand(bits, field, aligned) * SUBNORMAL
 
 
 @triton.constexpr_function
@@ -45,17 +69,17 @@ def joined(words):
 
 
 @triton.jit
-def masked_field(planes, FIELD: tl.constexpr, BITS: tl.constexpr):
-    """Field ``FIELD`` of words ``planes`` (a tuple of ``BITS`` tensors), all other bits zero."""
-    PLACE: tl.constexpr = place_in_operand(BITS, FIELD)
+def masked_field(planes, FIRST: tl.constexpr, FIELD: tl.constexpr, BITS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Field ``FIELD`` of words, all other bits zero. Plane 0 of the words is ``planes[FIRST]``."""
+    PLACE: tl.constexpr = place_in_operand(BITS, FIELD, ALIGNED)
     if first_spread_field(BITS) <= FIELD:
         bits = ()
         for m in tl.static_range(BITS):
-            b_bit = planes[half_of_bit(BITS, FIELD, m)] >> (place_of_bit(BITS, FIELD, m) - PLACE - m)
+            b_bit = planes[FIRST + half_of_bit(BITS, FIELD, m)] >> (place_of_bit(BITS, FIELD, m) - PLACE - m)
             bits = bits + (b_bit & in_both_halves(1 << (PLACE + m)),)
         return joined(bits)
     else:
-        b_word = planes[half_of_bit(BITS, FIELD, 0)]
+        b_word = planes[FIRST + half_of_bit(BITS, FIELD, 0)]
         SHIFT: tl.constexpr = place_of_bit(BITS, FIELD, 0) - PLACE
         if SHIFT > 0:
             b_word = b_word >> SHIFT
@@ -79,39 +103,64 @@ def field_operand(
     IS_KEY: tl.constexpr,
     SLICES: tl.constexpr,
     BITS: tl.constexpr,
+    ALIGNED: tl.constexpr = False,
 ):
     """The A operand ``[R, 16 lanes]`` of a slice and a row tile, one of ``TILES``: the columns of sub-range ``TILE``.
 
-    An operand has 16 rows or 32. Planes of 8 columns have the other 8 in sub-range ``TILE + TILES``.
+    An operand has 16 rows or 32. Planes of 8 columns have the other 8 in sub-range ``TILE + TILES``; narrower ones have
+    the columns of neighbouring sub-ranges in an operand.
     """
-    b_word = masked_field(planes, field_number(IS_KEY, SLICES, TILE, SLICE), BITS)
-    if b_word.shape[0] == 8:
-        b_other = masked_field(planes, field_number(IS_KEY, SLICES, TILE + TILES, SLICE), BITS)
+    FIRST: tl.constexpr = SLICE // SLICES * BITS  # of the slice_hi
+    LOW: tl.constexpr = SLICE % SLICES
+    COLS: tl.constexpr = planes[0].shape[0]
+    if COLS >= 16:
+        return halves(masked_field(planes, FIRST, field_number(IS_KEY, SLICES, TILE, LOW), BITS, ALIGNED))
+    elif COLS == 8:
+        b_word = masked_field(planes, FIRST, field_number(IS_KEY, SLICES, TILE, LOW), BITS, ALIGNED)
+        b_other = masked_field(planes, FIRST, field_number(IS_KEY, SLICES, TILE + TILES, LOW), BITS, ALIGNED)
         b_word = tl.join(b_word, b_other)
-        b_word = tl.reshape(tl.permute(b_word, (2, 0, 1)), (16, 8))
-    return halves(b_word)
+        return halves(tl.reshape(tl.permute(b_word, (2, 0, 1)), (16, 8)))
+    else:
+        PARTS: tl.constexpr = 16 // COLS
+        parts = ()
+        for i in tl.static_range(PARTS):
+            b_word = masked_field(planes, FIRST, field_number(IS_KEY, SLICES, TILE * PARTS + i, LOW), BITS, ALIGNED)
+            parts = parts + (b_word,)
+        if PARTS == 4:
+            b_word = tl.permute(pair_up(pair_up(parts))[0], (3, 2, 0, 1))
+        else:
+            b_word = tl.permute(pair_up(pair_up(pair_up(parts)))[0], (4, 3, 2, 0, 1))
+        return halves(tl.reshape(b_word, (16, 8)))
 
 
 @triton.jit
-def code_one(BITS: tl.constexpr, FIELD: tl.constexpr, ROWS: tl.constexpr):
+def code_one(BITS: tl.constexpr, FIELD: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
     """An A operand ``[ROWS, 16]`` with the code 1 in a field everywhere."""
-    return tl.full((ROWS, 16), unit_in_operand(BITS, FIELD), tl.float16)
+    return tl.full((ROWS, 16), unit_in_operand(BITS, FIELD, ALIGNED), tl.float16)
 
 
 @triton.jit
-def load_planes(p_words, BITS: tl.constexpr, COLS: tl.constexpr):
-    """``BITS`` planes of words, each ``[COLS / 8, 8 lane pairs, 8]`` in memory, as tensors ``[COLS, 8]``.
+def load_planes(p_words, BITS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr, HIGH: tl.constexpr):
+    """Planes of words, ``BITS`` for each slice_hi, as tensors ``[WIDTH, 8]``; columns from ``COLS`` on are dead.
+
+    In memory they are ``[COLS / 8, 8 lane pairs, 8]``, or ``[8, COLS]`` where 8 does not divide the columns.
 
     Row ``(tile, i, c)`` of 16, 2, 8 is column ``(tile, c, i)``: a thread's rows c and c + 8 are neighbours in memory,
     and the four lane pairs that a quarter of a warp reads lie in different banks.
     """
-    word = tl.arange(0, plane_words(COLS))
+    RUN: tl.constexpr = column_run(COLS)
     planes = ()
-    for j in tl.static_range(BITS):
-        b_word = tl.load(p_words + (j * plane_words(COLS) + word))
-        if COLS == 8:
-            b_word = tl.trans(tl.reshape(b_word, (8, 8)))
+    for j in tl.static_range(HIGH * BITS):
+        p_plane = p_words + j * plane_words(COLS)
+        if WIDTH != COLS:
+            column = columns_of_rows(tl.arange(0, WIDTH), WIDTH)
+            p_plane += (column // RUN * plane_words(RUN) + column % RUN)[:, None]
+            b_word = tl.load(p_plane + (tl.arange(0, 8) * RUN)[None, :], mask=(column < COLS)[:, None], other=0)
+        elif WIDTH <= 8:
+            b_word = tl.load(p_plane + tl.arange(0, plane_words(COLS)))
+            b_word = tl.trans(tl.reshape(b_word, (8, COLS)))
         else:
+            b_word = tl.load(p_plane + tl.arange(0, plane_words(COLS)))
             b_word = tl.reshape(b_word, (COLS // 16, 2, 8, 4, 2))
             b_word = tl.reshape(tl.permute(b_word, (0, 4, 1, 3, 2)), (COLS, 8))
         planes = planes + (b_word,)

@@ -2,8 +2,11 @@
 
 A row tile has the columns of one field, or with 8 columns a plane those of two fields, half of all columns apart:
 
+* fewer than 8 columns (keys): the columns of several fields, in order;
 * 8 columns: row ``(half, c)`` of 2, 8;
 * more: row ``(i, c)`` of 2, 8 in each 16 columns is column ``(c, i)``, see ``operands.load_planes``.
+
+Planes of values with another number of columns than 8, 16 and 32 have rows of dead columns up to the next of these.
 
 Tiles are stacked to tensors with the rows of all of them, so that one multiplication meets all scales.
 """
@@ -17,9 +20,21 @@ import triton.language as tl
 
 
 @triton.constexpr_function
+def padded_columns(cols):
+    """Columns of a plane of values with the dead ones: 8, 16 or 32."""
+    return 8 if cols <= 8 else 16 if cols <= 16 else 32
+
+
+@triton.constexpr_function
 def tile_rows(cols):
-    """Rows of a tile: the columns of a plane, 16 at least."""
-    return max(cols, 16)
+    """Rows of a tile: 16 or 32."""
+    return 16 if cols <= 16 else 32
+
+
+@triton.constexpr_function
+def value_rows(cols):
+    """Rows of all tiles of values, dead ones among them: those of the 8 sub-ranges of channels."""
+    return 8 * padded_columns(cols)
 
 
 @triton.jit
@@ -33,7 +48,7 @@ def pair_up(tiles):
 
 @triton.jit
 def stack(tiles):
-    """1, 2, 4, 8 or 16 tensors ``[R, C]`` under one another, ``[count * R, C]``. Registers are only renamed."""
+    """1, 2, 4, 8, 16 or 32 tensors ``[R, C]`` under one another, ``[count * R, C]``. Registers are only renamed."""
     COUNT: tl.constexpr = len(tiles)
     ROWS: tl.constexpr = tiles[0].shape[0]
     COLS: tl.constexpr = tiles[0].shape[1]
@@ -45,8 +60,10 @@ def stack(tiles):
         b_all = tl.permute(pair_up(pair_up(tiles))[0], (3, 2, 0, 1))
     elif COUNT == 8:
         b_all = tl.permute(pair_up(pair_up(pair_up(tiles)))[0], (4, 3, 2, 0, 1))
-    else:
+    elif COUNT == 16:
         b_all = tl.permute(pair_up(pair_up(pair_up(pair_up(tiles))))[0], (5, 4, 3, 2, 0, 1))
+    else:
+        b_all = tl.permute(pair_up(pair_up(pair_up(pair_up(pair_up(tiles)))))[0], (6, 5, 4, 3, 2, 0, 1))
     return tl.reshape(b_all, (COUNT * ROWS, COLS))
 
 
@@ -64,7 +81,9 @@ def row_order(b_x, COLS: tl.constexpr):
 @triton.jit
 def key_row_order(b_x, GROUPS: tl.constexpr, COLS: tl.constexpr):
     """A vector ``[groups * 32 tokens]`` in the order of a group's row tiles of tokens, then the next group's."""
-    if COLS == 8:
+    if COLS < 8:
+        return b_x
+    elif COLS == 8:
         b_x = tl.permute(tl.reshape(b_x, (GROUPS, 2, 2, 8)), (0, 2, 1, 3))
         return tl.reshape(b_x, (GROUPS * 32,))
     else:
@@ -75,27 +94,40 @@ def key_row_order(b_x, GROUPS: tl.constexpr, COLS: tl.constexpr):
 def row_tokens(COLS: tl.constexpr):
     """The token of each of the 32 rows of a block of keys, ``[32]``."""
     row = tl.arange(0, 32)
-    if COLS == 8:  # rows (tile, half, c)
+    if COLS < 8:
+        return row
+    elif COLS == 8:  # rows (tile, half, c)
         return row // 8 % 2 * 16 + row // 16 * 8 + row % 8
-    else:  # rows (16 tokens, i, c)
+    else:
+        return columns_of_rows(row, 32)
+
+
+@triton.jit
+def columns_of_rows(row, COLS: tl.constexpr):
+    """The columns of rows of a plane of 8, 16 or 32 columns: row (16 columns, i, c) is column (16 columns, c, i)."""
+    if COLS == 8:
+        return row
+    else:
         return row // 16 * 16 + row % 8 * 2 + row // 8 % 2
 
 
 @triton.jit
-def row_channels(D: tl.constexpr, COLS: tl.constexpr):
-    """The channel of each of the ``D`` rows of values, ``[D]``."""
-    row = tl.arange(0, D)
-    if COLS == 8:  # rows (tile, half, c)
-        return row // 8 % 2 * (D // 2) + row // 16 * 8 + row % 8
-    else:  # rows (16 channels, i, c)
-        return row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+def row_channels(COLS: tl.constexpr):
+    """The channel of each row of values, and whether it has one, which dead rows have not: both ``[value_rows]``."""
+    WIDTH: tl.constexpr = padded_columns(COLS)
+    row = tl.arange(0, value_rows(COLS))
+    sub = row // 8 % 2 * 4 + row // 16 if WIDTH == 8 else row // WIDTH  # rows (tile, half, c) if it is
+    column = columns_of_rows(row % WIDTH, WIDTH)
+    return sub * COLS + column, column < COLS
 
 
 @triton.jit
 def token_slices(b_p, COLS: tl.constexpr):
     """Rows ``[32, HEADS]`` of a block of keys as two slices ``[16 tokens, HEADS]``, tokens in their own order."""
     HEADS: tl.constexpr = b_p.shape[1]
-    if COLS == 8:  # rows (tile, slice, c)
+    if COLS < 8:  # rows (slice, token)
+        b_all = tl.permute(tl.reshape(b_p, (2, 16, HEADS)), (1, 2, 0))
+    elif COLS == 8:  # rows (tile, slice, c)
         b_all = tl.permute(tl.reshape(b_p, (2, 2, 8, HEADS)), (0, 2, 3, 1))
     else:  # rows (slice, i, c)
         b_all = tl.permute(tl.reshape(b_p, (2, 2, 8, HEADS)), (2, 1, 3, 0))

@@ -9,21 +9,32 @@ from ..constants import PAIR_SCALE, PAIR_ZERO, SUBNORMAL, zero_step
 
 
 @triton.jit
-def load_params(p_scales, SIZE: tl.constexpr, HAS_ZERO: tl.constexpr, PAIRED: tl.constexpr):
-    """Scales and zero points ``[SIZE]`` of a block, in the order of memory; zero points count :func:`zero_unit`.
+def load_real(p_x, real):
+    """Loads what is ``real``, 0 for the rest; all of it where that is None."""
+    if real is None:
+        return tl.load(p_x)
+    else:
+        return tl.load(p_x, mask=real, other=0)
+
+
+@triton.jit
+def load_params(p_scales, group, real, SIZE: tl.constexpr, HAS_ZERO: tl.constexpr, PAIRED: tl.constexpr):
+    """Scales and zero points of groups of a block, one of ``SIZE``; zero points count :func:`zero_unit`.
+
+    Groups that are not ``real`` have scales and zero points 0; None if all are.
 
     The two parts of a ``pair8`` word are float16 numbers where they are, see ``kernels/scale_types.py``; the zero point
     is a subnormal one, in steps. Without zero points the second result means nothing.
     """
     if HAS_ZERO and PAIRED:
-        b_word = tl.load(p_scales + tl.arange(0, SIZE))
+        b_word = load_real(p_scales + group, real)
         b_scale = (b_word & PAIR_SCALE).to(tl.float16, bitcast=True)
         b_zero = (b_word & PAIR_ZERO).to(tl.float16, bitcast=True)
     else:
-        b_scale = tl.load(p_scales + tl.arange(0, SIZE))
+        b_scale = load_real(p_scales + group, real)
         b_zero = b_scale
         if HAS_ZERO:
-            b_zero = tl.load(p_scales + (SIZE + tl.arange(0, SIZE)))
+            b_zero = load_real(p_scales + (SIZE + group), real)
     return b_scale, b_zero
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ..constants import code_offset, field_number
 from .operands import field_operand, unit_in_operand
-from .rows import stack, tile_rows
+from .rows import padded_columns, stack, tile_rows, value_rows
 from .scales import with_params, zero_unit
 
 
@@ -27,11 +27,11 @@ def channel_units(
 ):
     """What a code ``CODE`` is in the operand of each row ``[R]`` of a row tile of channels, one of ``TILES``."""
     FIRST: tl.constexpr = CODE * unit_in_operand(BITS, field_number(False, SLICES, TILE, 0))
-    if COLS == 8:
+    if padded_columns(COLS) == 8:
         SECOND: tl.constexpr = CODE * unit_in_operand(BITS, field_number(False, SLICES, TILE + TILES, 0))
         return tl.where(tl.arange(0, 16) < 8, FIRST, SECOND)
     else:
-        return tl.full((COLS,), FIRST, tl.float32)
+        return tl.full((tile_rows(COLS),), FIRST, tl.float32)
 
 
 @triton.jit
@@ -42,19 +42,18 @@ def add_values(
     b_zero,
     b_sum,
     p_slices,
-    D: tl.constexpr,
     BITS: tl.constexpr,
     SLICES: tl.constexpr,
     COLS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     PAIRED: tl.constexpr,
 ):
-    """``out + V^T P^T`` of a block, ``[D, HEADS]`` in the order of stacked row tiles and in :func:`channel_units`.
+    """``out + V^T P^T`` of a block, ``[value_rows, HEADS]`` in the order of row tiles and in :func:`channel_units`.
 
     ``p_slices`` are the probabilities of its two slices of tokens, ``b_sum [R, HEADS]`` is their sum, the same in every
     row of a tile.
     """
-    TILES: tl.constexpr = D // tile_rows(COLS)
+    TILES: tl.constexpr = value_rows(COLS) // tile_rows(COLS)
     tiles, weights = (), ()
     for i in tl.static_range(TILES):
         if HAS_ZERO:
@@ -74,10 +73,9 @@ def add_values(
 
 @triton.jit
 def from_channel_units(b_out, BITS: tl.constexpr, SLICES: tl.constexpr, COLS: tl.constexpr):
-    """The sums of :func:`add_values`, ``[D, HEADS]``, in numbers."""
-    D: tl.constexpr = b_out.shape[0]
+    """The sums of :func:`add_values`, ``[value_rows, HEADS]``, in numbers."""
     HEADS: tl.constexpr = b_out.shape[1]
-    TILES: tl.constexpr = D // tile_rows(COLS)
+    TILES: tl.constexpr = value_rows(COLS) // tile_rows(COLS)
     units = ()
     for i in tl.static_range(TILES):
         b_unit = (1.0 / channel_units(i, TILES, BITS, SLICES, COLS, 1.0))[:, None]

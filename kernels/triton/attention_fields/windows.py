@@ -8,6 +8,7 @@ import triton.language as tl
 from ..addresses import ring_slot
 from ..attention_scores import row_scores
 from ..casts import INTERPRETED, round_to
+from ..constants import next_power_of_2
 from .softmax import LOWEST
 
 
@@ -57,14 +58,16 @@ def window_partial(
 ):
     """Attention to tokens ``[first, last)`` of the windows, counted over the sinks and then the recent ones.
 
-    Returns ``out [V_D, HEADS]``, the base ``[HEADS]`` and the sum ``[HEADS]``. ``p_query`` are pointers ``[1, HEADS]``;
-    ``place`` is where the program's tensor has the token at position 0.
+    Returns ``out [next_power_of_2(V_D), HEADS]``, the base ``[HEADS]`` and the sum ``[HEADS]``. ``p_query`` are
+    pointers ``[1, HEADS]``; ``place`` is where the program's tensor has the token at position 0.
     """
     DTYPE: tl.constexpr = k_window.dtype.element_ty
-    channel = tl.arange(0, D)
-    v_channel = tl.arange(0, V_D)
-    b_q = tl.load(p_query + (channel * query_stride_d)[:, None], mask=query_mask, other=0.0).to(DTYPE)
-    b_out = tl.zeros((V_D, HEADS), tl.float32)
+    channel = tl.arange(0, next_power_of_2(D))
+    v_channel = tl.arange(0, next_power_of_2(V_D))
+    b_q = tl.load(
+        p_query + (channel * query_stride_d)[:, None], mask=query_mask & (channel < D)[:, None], other=0.0
+    ).to(DTYPE)
+    b_out = tl.zeros((next_power_of_2(V_D), HEADS), tl.float32)
     b_base = tl.full((HEADS,), LOWEST, tl.float32)
     b_sum = tl.zeros((HEADS,), tl.float32)
     for t in tl.range(first, last, TOKENS, num_stages=1):
@@ -72,8 +75,10 @@ def window_partial(
         held = token < last
         position = tl.where(token < SINK, token, q_end + token - SINK)
         slot = tl.where(token < SINK, token, ring_slot(position, SINK, RING))
-        b_k = tl.load(k_window + slot[:, None] * D + channel[None, :], mask=held[:, None], other=0.0)
-        b_v = tl.load(v_window + slot[:, None] * V_D + v_channel[None, :], mask=held[:, None], other=0.0)
+        k_real = held[:, None] & (channel < D)[None, :]
+        v_real = held[:, None] & (v_channel < V_D)[None, :]
+        b_k = tl.load(k_window + slot[:, None] * D + channel[None, :], mask=k_real, other=0.0)
+        b_v = tl.load(v_window + slot[:, None] * V_D + v_channel[None, :], mask=v_real, other=0.0)
         b_s = dot_elements(b_k, b_q, tl.zeros((TOKENS, HEADS), tl.float32))
         b_s = row_scores(
             b_s, tl.where(held, position, length)[:, None], row[None, :], length, length, place, mask, b, h, N, G,

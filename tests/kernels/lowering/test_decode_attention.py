@@ -40,7 +40,8 @@ SHOWN = {
     "base-D64-capacity": (Attention(**pair(3, 3), head_dim=64, group=4), CAPACITY),
     "int4-D128-mask": (Attention(**pair(4, 4), head_dim=128, mask="bool", padded=True), None),
     "two-D64-mask-capacity": (Attention(**pair(2, 2, dtype=BF16), mask="added", softcap=20.0, sinks=True), CAPACITY),
-    "portable-D80": (Attention(**pair(3, 3, group=16), head_dim=80), None),
+    "base-D96": (Attention(**pair(3, 3), head_dim=96), None),
+    "portable-D80": (Attention(**pair(5, 3, group=16), head_dim=80), None),
 }
 
 

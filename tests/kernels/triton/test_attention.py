@@ -57,6 +57,27 @@ CASES = [
     Attention(**pair(8, 4, dtype=BF16), head_dim=64, value_dim=512, batch=1, group=128, tokens=90, latent=True),
     Attention(**pair(), group=3, rows=3, mask="added", padded=True, softcap=5.0, sinks=True, latent=True),
     Attention(**pair(), rows=3, mask="bool", hide=40, dropped=1, causal=False, latent=True),
+    # head_dims that are no power of two in the fast kernel: columns and groups that are dead, several slices_hi
+    Attention(**pair(3, 3, "steered", "anchored", BF16, scale="pair8"), head_dim=96, group=4),
+    Attention(**pair(2, 3, group=16), head_dim=112, rows=9),
+    Attention(**pair(8, 4, "steered", "anchored", BF16, scale="pair8"), head_dim=192, value_dim=128),
+    Attention(**pair(3, 8, "hybrid", "hybrid"), head_dim=160, mask="bool", padded=True),
+    Attention(**pair(3, 3, group=16), head_dim=240, value_dim=32, tokens=90),
+    Attention(**pair(4, 2, "asymmetric", "asymmetric", group=64), head_dim=192, value_dim=240),
+    Attention(**pair(3, 3), head_dim=32, mask="open", padded=True, causal=False),
+    Attention(**pair(3, 3, group=16), head_dim=48, value_dim=144, softcap=20.0),
+    # tiles that are blocks in the portable kernel
+    Attention(**pair(5, 6, "hybrid", "symmetric", F32, sink=32, recent=40), tokens=200),
+    Attention(**pair(7, 8, "asymmetric", "signed", sink=32, recent=40, group=16), head_dim=112, value_dim=48, rows=3),
+    Attention(**pair(6, 5, "signed", "hybrid", sink=32, recent=40), head_dim=192, tokens=200, keep=170),
+    Attention(**pair(5, 3, "steered", "anchored", sink=0, recent=33, group=16, scale="pair8"), head_dim=80, padded=True),
+    Attention(**pair(3, 3, "none", "none", BF16, sink=32, recent=40), head_dim=80, tokens=200),
+    Attention(**pair(3, 3, "none", "hybrid", sink=32, recent=40), head_dim=32, value_dim=256, tokens=200),
+    Attention(**pair(5, 5, "signed", "signed", F32, sink=0, recent=0, group=16), head_dim=16),
+    Attention(
+        **pair(8, 3, "hybrid", "anchored", sink=32, recent=40, scale="pair8"),
+        **{"head_dim": 64, "value_dim": 512, "batch": 1, "group": 20, "latent": True},
+    ),
     # groups, scales and windows
     Attention(**pair(3, 3, group=64, v_group=64), head_dim=64),
     Attention(**pair(3, 2, "asymmetric", "hybrid", group=16, v_group=128), head_dim=64, tokens=330),
@@ -127,6 +148,7 @@ HIDDEN = [
     Attention(**pair(3, 3, "none", "none"), tokens=230, hide=91, padded=True),
     Attention(**pair(), tokens=9, hide=9),
     Attention(**pair(4, 4, group=16), tokens=9, hide=11, head_dim=80),
+    Attention(**pair(5, 5, sink=32, recent=40), tokens=260, hide=70, dropped=1, padded=True),
     Attention(**pair(3, 3, "rolling", "rolling", sink=0, recent=31), tokens=63, rows=2),
     Attention(**pair(3, 3, "rolling", "rolling", sink=0, recent=31), tokens=263, hide=205, dropped=1, padded=True),
     Attention(**pair(3, 3, "rolling", "rolling", BF16, sink=0, recent=31), tokens=999, hide=940, mask="open"),
@@ -239,7 +261,7 @@ def test_any_number_of_splits(splits):
 
 
 @pytest.mark.parametrize("fields", [True, False])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 512])
 def test_partial_results_do_not_grow_with_the_context(fields, head_dim, monkeypatch):
     """They are bounded by the device, or twice the rows of the output, whichever is more."""
     from innerq_compile.kernels.triton import attention
@@ -248,8 +270,10 @@ def test_partial_results_do_not_grow_with_the_context(fields, head_dim, monkeypa
     for sequences in (1, 8, 32, 256):
         for rows in (1, 4, 8, 16, 17, 64, 68, 512, 4096, 16384, 65536):
             config = attention.choose_config(sequences, rows, head_dim, head_dim)
+            tile = (8 if rows <= 8 else 16) if fields else attention.portable_tile(rows, head_dim, head_dim)[0]
+            device = torch.device("cuda")
             for tokens in (128, 4096, 131072, 1 << 22):
-                tiling = attention.choose_tiling(torch.device("cuda"), fields, sequences, rows, tokens, config, None)
+                tiling = attention.choose_tiling(device, fields, tile, sequences, rows, tokens, config, None)
                 assert tiling.rows * tiling.row_tiles >= rows
                 parts, programs = tiling.splits * sequences * rows, config.programs if fields else 4
                 assert parts <= max(132 * programs * tiling.rows, 2 * sequences * rows, 3 * 64 * 16)
