@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from .formats import LANES, CacheFormat
 
-#: head_dims at which the fastest attention kernel, ``triton/attention_fields``, takes fewest instructions for a channel.
+#: head_dims at which the fastest attention kernel, ``triton/attention_fields``, takes fewest instructions a channel.
 FAST_HEAD_DIMS = (64, 128, 256)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from .explicit_sizes import hidden_sizes, with_inputs
 from .graphs import as_size, is_constant_size, own_symbol
 
 #: Torch 2.11 generates C++ that does not compile where it checks an index into a dimension of symbolic size, as it does
@@ -39,7 +40,12 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
         inputs = list(map(_by_its_equal, inputs))
     if _CHECKS_OF_INDICES_FAIL and _on_cpu(inputs) and _has_symbols(gm):
         options = {_CHECKS_OF_INDICES: False, **options}
-    return compile_fx(gm, inputs, config_patches=options)  # pyright: ignore[reportReturnType, reportArgumentType]
+    hidden = hidden_sizes(gm)
+    gm, inputs = with_inputs(gm, list(hidden.values())), [*inputs, *hidden.values()]
+    compiled: Any = compile_fx(gm, inputs, config_patches=options)
+    if not hidden:
+        return compiled
+    return lambda *values: compiled(*values, *(values[index].shape[dim] for index, dim in hidden))
 
 
 def start_workers() -> None:

@@ -210,7 +210,6 @@ def decode_partial_portable_kernel(
         b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)
         b_max = b_new
 
-
     at = (split * tl.num_programs(0).to(tl.int64) + bh) * (N * G) + row
     tl.store(part_max + at, b_max, mask=row < N * G)
     tl.store(part_sum + at, b_sum, mask=row < N * G)

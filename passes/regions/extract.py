@@ -24,8 +24,7 @@ class ExtractedRegion:
     Attributes:
         gm: the module. It returns a tuple of the region's outputs.
         inputs: for each of its inputs, the node of the graph whose value it takes.
-        symbols: symbols of sizes of the inputs that no input has as a size of its own. Each is one more input, after
-            the others.
+        symbols: symbols of sizes of the inputs that no input is. Each is one more input, after the others.
     """
 
     gm: GraphModule
@@ -75,7 +74,10 @@ def _placeholder(write: Writer, node: Node, number: int) -> Node:
 
 
 def _missing(inputs: list[Node]) -> list[sympy.Symbol]:
-    """The symbols that the sizes of inputs have, and that none of them has as a whole size.
+    """The symbols that the sizes of inputs have, and that no input is.
+
+    Also those that an input has as a size: caches of compiled code check guards on symbols that are inputs, and no
+    others. Code that was compiled for smaller sizes, with indices of 32 bits, would be taken for larger ones.
 
     A size that was created as another symbol, and found to be equal since then, is still known by that one to Inductor.
     """
@@ -84,8 +86,6 @@ def _missing(inputs: list[Node]) -> list[sympy.Symbol]:
     for node in inputs:
         value = example(node)
         used |= free_symbols(value)
-        if isinstance(value, torch.Tensor):
-            known |= {size.node.expr for size in value.shape if is_size(size)}
-        elif is_size(value):
+        if is_size(value):
             known.add(own_symbol(value))
     return sorted(used - known, key=str)

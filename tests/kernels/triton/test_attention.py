@@ -70,7 +70,7 @@ CASES = [
     Attention(**pair(5, 6, "hybrid", "symmetric", F32, sink=32, recent=40), tokens=200),
     Attention(**pair(7, 8, "asymmetric", "signed", sink=32, recent=40, group=16), head_dim=112, value_dim=48, rows=3),
     Attention(**pair(6, 5, "signed", "hybrid", sink=32, recent=40), head_dim=192, tokens=200, keep=170),
-    Attention(**pair(5, 3, "steered", "anchored", sink=0, recent=33, group=16, scale="pair8"), head_dim=80, padded=True),
+    Attention(**pair(5, 3, "steered", "anchored", group=16, scale="pair8", sink=0, recent=33), head_dim=80, rows=2),
     Attention(**pair(3, 3, "none", "none", BF16, sink=32, recent=40), head_dim=80, tokens=200),
     Attention(**pair(3, 3, "none", "hybrid", sink=32, recent=40), head_dim=32, value_dim=256, tokens=200),
     Attention(**pair(5, 5, "signed", "signed", F32, sink=0, recent=0, group=16), head_dim=16),
