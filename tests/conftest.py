@@ -12,6 +12,10 @@ from collections.abc import Iterator
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["INNERQ_PROGRESS"] = "0"  # whether a compilation takes long depends on the machine
+# Dynamo's cache of what torch's own operators return, from which the package's are exempt: with symbolic sizes an entry
+# costs more than the operator, a third of all tracing. TORCH_FAKE_TENSOR_DISPATCH_CACHE=1 has it back.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+os.environ.setdefault("TORCH_WARM_POOL", "0")  # Inductor's processes for Triton kernels, which a CPU does not have
 
 import pytest
 import torch
@@ -45,6 +49,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
 
 
 def pytest_report_header() -> list[str]:
@@ -78,13 +83,27 @@ def pytest_collection_finish() -> None:
 
     Compiling makes many objects, so that it also looks less often: otherwise it is a sixth of what the tests take.
     """
+    from innerq_compile.kernels.collector import sparing_old_objects
+
     gc.collect()
-    gc.freeze()
+    _SESSION.enter_context(sparing_old_objects())  # as a compilation does, which then need not count what is frozen
     gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # or Triton's bindings, whose objects nobody would have freed, complain at exit
+    _SESSION.close()  # or Triton's bindings, whose objects nobody would have freed, complain at exit
+
+
+#: What is undone at the end.
+_SESSION = contextlib.ExitStack()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def guards_are_not_timed() -> Iterator[None]:
+    """Dynamo measures for its log how long the guards of each graph take, and empties the processor's cache for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch._dynamo.guards.profile_guard_manager", lambda *args: 0.0, raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
