@@ -25,6 +25,9 @@ FITS := import sys; sys.path.append("kernels"); import versions, importlib.metad
 	sys.exit(not versions.is_supported(installed.version("torch")))
 HAS_TORCH := $(if $(TORCH),false,$(BIN)/python -c '$(FITS)' 2>/dev/null)
 
+# Workers of pytest, and the processes that tests start, load modules that one of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow lint format clean
 
 demo: $(VENV)/.ready-demo

@@ -106,6 +106,23 @@ def guards_are_not_timed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cpu_kernels_are_optimized_less() -> Iterator[None]:
+    """The C++ of a format compiles in two thirds of the time. Results do not depend on it (``kernels/cpu/build.py``).
+
+    `tests/kernels/cpu`, and the processes that tests start, have the flags of the product.
+    """
+    from innerq_compile.kernels.cpu import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*build.FLAGS, LESS))
+        yield
+
+
+#: Placed last, so that it overrides Inductor's ``-O3``.
+LESS = "-O1"
+
+
 @pytest.fixture(autouse=True)
 def seed() -> int:
     """Every test starts from the same random state."""
