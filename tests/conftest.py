@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers import fast_interpreter
 from tests.helpers.torch_threads import threads
-from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
+from tests.helpers.without_inductor import Runner, as_it_is, forget_graphs, through_autograd, without_inductor
 
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
@@ -176,15 +176,19 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_inductor(fresh_dynamo: None) -> Iterator[None]:
-    """Graphs are traced by AOTAutograd and run operator by operator."""
-    with without_inductor():
+def no_inductor(request: pytest.FixtureRequest, fresh_dynamo: None) -> Iterator[None]:
+    """Graphs are traced by AOTAutograd and run operator by operator.
+
+    For tests of what becomes of the package's operators there: it is two thirds of what a small graph costs. Where a
+    file has it, a test that asks for `graphs_as_they_are` does without.
+    """
+    with without_inductor(as_it_is if "graphs_as_they_are" in request.fixturenames else through_autograd):
         yield
 
 
 @pytest.fixture
 def graphs_as_they_are(fresh_dynamo: None) -> Iterator[None]:
-    """Graphs run as the passes left them, which is faster still: for tests with many programs."""
+    """Graphs run as the passes left them, which is faster still: for tests of what the passes do, and when."""
     with without_inductor(as_it_is):
         yield
 
@@ -195,13 +199,26 @@ def no_inductor_in_module() -> Iterator[None]:
 
     torch 2.11 has one limit of graphs for all models of a file, 8 by default, where `innerq` cannot ask for more.
     """
+    with _module_without_inductor(through_autograd):
+        yield
+
+
+@pytest.fixture(scope="module")
+def graphs_as_they_are_in_module() -> Iterator[None]:
+    """As `graphs_as_they_are`, for a whole file."""
+    with _module_without_inductor(as_it_is):
+        yield
+
+
+@contextlib.contextmanager
+def _module_without_inductor(run: Runner) -> Iterator[None]:
     from innerq_compile.api import recompile_limit
 
     limit = {} if recompile_limit() else {"recompile_limit": 64}
     with (
         torch._dynamo.config.patch(**limit) if limit else contextlib.nullcontext(),
         _fresh_dynamo(),
-        without_inductor(),
+        without_inductor(run),
     ):
         yield
 
