@@ -12,10 +12,6 @@ from collections.abc import Iterator
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["INNERQ_PROGRESS"] = "0"  # whether a compilation takes long depends on the machine
-# Dynamo's cache of what torch's own operators return, from which the package's are exempt: with symbolic sizes an entry
-# costs more than the operator, a third of all tracing. TORCH_FAKE_TENSOR_DISPATCH_CACHE=1 has it back.
-os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
-os.environ.setdefault("TORCH_WARM_POOL", "0")  # Inductor's processes for Triton kernels, which a CPU does not have
 
 import pytest
 import torch
@@ -23,6 +19,9 @@ import torch
 if not torch.cuda.is_available():
     # the Triton kernels run in Triton's interpreter, which has to be asked for before anything imports Triton
     os.environ["TRITON_INTERPRET"] = "1"
+    # Dynamo's cache of what torch's own operators return, from which the package's are exempt: with symbolic sizes an
+    # entry costs more than the operator, a third of all tracing. `make slow` has it, and tests on a GPU.
+    os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 from hypothesis import HealthCheck, settings
 
