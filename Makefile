@@ -25,6 +25,9 @@ FITS := import sys; sys.path.append("kernels"); import versions, importlib.metad
 	sys.exit(not versions.is_supported(installed.version("torch")))
 HAS_TORCH := $(if $(TORCH),false,$(BIN)/python -c '$(FITS)' 2>/dev/null)
 
+# Workers of pytest, and the processes that tests start, load modules that one of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow lint format clean
 
 demo: $(VENV)/.ready-demo
@@ -33,9 +36,9 @@ demo: $(VENV)/.ready-demo
 test: $(LINT) $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-# What `test` leaves out because it loads the demo model or takes long.
+# What `test` leaves out because it loads the demo model or takes long. With Dynamo's cache, see tests/conftest.py.
 slow: $(VENV)/.ready-demo
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	TORCH_FAKE_TENSOR_DISPATCH_CACHE=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

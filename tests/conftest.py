@@ -19,12 +19,15 @@ import torch
 if not torch.cuda.is_available():
     # the Triton kernels run in Triton's interpreter, which has to be asked for before anything imports Triton
     os.environ["TRITON_INTERPRET"] = "1"
+    # Dynamo's cache of what torch's own operators return, from which the package's are exempt: with symbolic sizes an
+    # entry costs more than the operator, a third of all tracing. `make slow` has it, and tests on a GPU.
+    os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import fast_interpreter
 from tests.helpers.torch_threads import threads
-from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
+from tests.helpers.without_inductor import Runner, as_it_is, forget_graphs, through_autograd, without_inductor
 
 if "TRITON_INTERPRET" in os.environ:
     fast_interpreter.install()
@@ -45,6 +48,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
 
 
 def pytest_report_header() -> list[str]:
@@ -78,13 +82,44 @@ def pytest_collection_finish() -> None:
 
     Compiling makes many objects, so that it also looks less often: otherwise it is a sixth of what the tests take.
     """
+    from innerq_compile.kernels.collector import sparing_old_objects
+
     gc.collect()
-    gc.freeze()
+    _SESSION.enter_context(sparing_old_objects())  # as a compilation does, which then need not count what is frozen
     gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # or Triton's bindings, whose objects nobody would have freed, complain at exit
+    _SESSION.close()  # or Triton's bindings, whose objects nobody would have freed, complain at exit
+
+
+#: What is undone at the end.
+_SESSION = contextlib.ExitStack()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def guards_are_not_timed() -> Iterator[None]:
+    """Dynamo measures for its log how long the guards of each graph take, and empties the processor's cache for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch._dynamo.guards.profile_guard_manager", lambda *args: 0.0, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cpu_kernels_are_optimized_less() -> Iterator[None]:
+    """The C++ of a format compiles in two thirds of the time. Results do not depend on it (``kernels/cpu/build.py``).
+
+    `tests/kernels/cpu`, and the processes that tests start, have the flags of the product.
+    """
+    from innerq_compile.kernels.cpu import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*build.FLAGS, LESS))
+        yield
+
+
+#: Placed last, so that it overrides Inductor's ``-O3``.
+LESS = "-O1"
 
 
 @pytest.fixture(autouse=True)
@@ -140,15 +175,19 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_inductor(fresh_dynamo: None) -> Iterator[None]:
-    """Graphs are traced by AOTAutograd and run operator by operator."""
-    with without_inductor():
+def no_inductor(request: pytest.FixtureRequest, fresh_dynamo: None) -> Iterator[None]:
+    """Graphs are traced by AOTAutograd and run operator by operator.
+
+    For tests of what becomes of the package's operators there: it is two thirds of what a small graph costs. Where a
+    file has it, a test that asks for `graphs_as_they_are` does without.
+    """
+    with without_inductor(as_it_is if "graphs_as_they_are" in request.fixturenames else through_autograd):
         yield
 
 
 @pytest.fixture
 def graphs_as_they_are(fresh_dynamo: None) -> Iterator[None]:
-    """Graphs run as the passes left them, which is faster still: for tests with many programs."""
+    """Graphs run as the passes left them, which is faster still: for tests of what the passes do, and when."""
     with without_inductor(as_it_is):
         yield
 
@@ -159,13 +198,26 @@ def no_inductor_in_module() -> Iterator[None]:
 
     torch 2.11 has one limit of graphs for all models of a file, 8 by default, where `innerq` cannot ask for more.
     """
+    with _module_without_inductor(through_autograd):
+        yield
+
+
+@pytest.fixture(scope="module")
+def graphs_as_they_are_in_module() -> Iterator[None]:
+    """As `graphs_as_they_are`, for a whole file."""
+    with _module_without_inductor(as_it_is):
+        yield
+
+
+@contextlib.contextmanager
+def _module_without_inductor(run: Runner) -> Iterator[None]:
     from innerq_compile.api import recompile_limit
 
     limit = {} if recompile_limit() else {"recompile_limit": 64}
     with (
         torch._dynamo.config.patch(**limit) if limit else contextlib.nullcontext(),
         _fresh_dynamo(),
-        without_inductor(),
+        without_inductor(run),
     ):
         yield
 

@@ -81,7 +81,7 @@ FORMS = {
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_runs_with_a_quantized_cache(form):
     plain = TinyAttention()
@@ -101,7 +101,7 @@ def test_every_form_runs_with_a_quantized_cache(form):
     assert cache[0].format.mode == ("none" if lossless else "steered")
 
 
-@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_models_of_other_sizes_run_the_same_code():
     """Dynamo makes symbols of sizes that it sees change, but never of heads and head_dim, which the format needs."""
     clear_reports()
@@ -299,7 +299,7 @@ class WithoutCache(TinyAttention):
         return super().forward(x)[0]
 
 
-@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_an_attention_that_is_not_rewritten():
     clear_reports()
     model, x = WithoutCache(), new_tokens(3)
@@ -313,7 +313,7 @@ def test_an_attention_that_is_not_rewritten():
         torch.compile(model, backend="innerq", options={"strict": True})(x)
 
 
-@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_a_cache_that_cannot_be_quantized():
     """It stays dense, with a warning; only strict raises."""
     model, x = TinyAttention(heads=1, head_dim=584).requires_grad_(False), torch.randn(1, 3, 584)
@@ -354,7 +354,7 @@ def test_all_names_are_there():
 
 
 @pytest.fixture
-def llama(no_inductor):
+def llama(graphs_as_they_are):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -42,7 +42,7 @@ class Slow:
 
 
 @pytest.fixture
-def slow(monkeypatch, no_inductor):
+def slow(monkeypatch, graphs_as_they_are):
     monkeypatch.setattr(observers, "_INSTALLED", [lambda gm, config, options: Slow()])
     monkeypatch.setattr(notices, "PATIENCE", PATIENCE)
 
@@ -68,7 +68,7 @@ def test_a_line_for_each_graph_that_takes_long(caplog, tmp_path, monkeypatch):
     assert f"kept in {tmp_path} for the next process" in caplog.text
 
 
-@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_nothing_is_said_of_fast_ones_and_no_timer_is_left(caplog, monkeypatch):
     monkeypatch.setattr(notices, "PATIENCE", 60)
     run()

@@ -19,7 +19,7 @@ OPTIONAL = [name for name in PIPELINE.names() if name not in PIPELINE.required]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap(no_inductor_in_module):
+def cheap(graphs_as_they_are_in_module):
     torch.manual_seed(0)
 
 
@@ -88,7 +88,7 @@ def test_a_config_in_few_words():
 # --- the rewrite ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_inductor")
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("form", ["sdpa", "eager"])
 def test_without_the_rewrite_the_cache_is_the_same_and_attention_the_programs_own(form):
     """Over a block boundary: in both ways a full window is quantized before the attention reads it."""

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def fresh(no_inductor, monkeypatch):
+def fresh(graphs_as_they_are, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     clear_reports()
 

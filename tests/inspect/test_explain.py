@@ -18,7 +18,7 @@ from tests.helpers.programs import TinyAttention
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cheap(no_inductor_in_module):
+def cheap(graphs_as_they_are_in_module):
     torch.manual_seed(0)
 
 

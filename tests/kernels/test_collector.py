@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from innerq_compile import innerq
+from innerq_compile.kernels import collector
 from innerq_compile.kernels.collector import sparing_old_objects
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_frozen():
+def nothing_is_frozen(monkeypatch):
     """As in a program; the suite has frozen what was imported."""
+    monkeypatch.setattr(collector, "_OPEN", 0)
     frozen = gc.get_freeze_count()
     gc.unfreeze()
     yield

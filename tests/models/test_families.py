@@ -17,6 +17,8 @@ ROWS = [(family, attn) for family in FAMILIES for attn in family.attn]
 #: Their attention, positions and weights are those of families that run by default.
 ALIKE = {"Mistral", "StarCoder2", "StableLM", "Qwen2", "Qwen3-MoE", "OLMo 2"}
 ALIKE |= {"Gemma", "Phi", "Cohere", "Granite", "GLM-4"}
+#: The other files of this folder have Llama, and Mixtral differs from it in its experts alone, as DeepSeek-V3 does.
+ALIKE |= {"Llama", "Mixtral"}
 #: Whether Inductor's C++ for the checks of indices into a padding mask compiles, see docs/troubleshooting.md.
 CHECKS_COMPILE = release(torch.__version__) >= (2, 13)
 

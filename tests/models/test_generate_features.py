@@ -1,8 +1,8 @@
 """Everything that transformers' generate() does with a cache, compiled against the program as it stands.
 
 ``lossless`` is compared with eager transformers, token for token; ``base`` with :class:`ReferenceLayer`, the method
-without a compiler. Inductor compiles no graph here (see ``test_generate_inductor.py``), and tests use the graphs
-of those before them, as the parts of a long program do.
+without a compiler. Inductor compiles no graph here (see ``test_generate_inductor.py``): those of the first two
+go through AOTAutograd, and the others use the graphs of those before them, as the parts of a long program do.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def reference_cache(model: LlamaForCausalLM, config: InnerQConfig, inputs: Input
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("no_inductor")
 def test_lossless(case: Case):
     eager, compiled = models()
     inputs = prompt(case.batch, case.tokens, case.padding)
@@ -83,7 +83,7 @@ def test_lossless(case: Case):
 
 @pytest.mark.sampled(10)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in BASE_CASES], ids=str)
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("no_inductor")
 def test_base(case: Case):
     eager, compiled = models("base")
     inputs = prompt(case.batch, case.tokens, case.padding)
@@ -96,7 +96,7 @@ def test_base(case: Case):
         assert layer.keys.format == other.keys.format and layer.keys.shape == other.keys.shape
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_right_padding():
     """Padding behind the prompt is hidden in the middle of the cache, and stays so."""
     eager, compiled = models()
@@ -109,7 +109,7 @@ def test_right_padding():
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("assistant", ["plain", "compiled"])
 @pytest.mark.parametrize("preset", ["lossless", "base"])
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_assisted_decoding(preset, assistant):
     """Several tokens are proposed, checked at once, and those that are wrong cropped, in both caches.
 
@@ -134,7 +134,7 @@ def test_assisted_decoding(preset, assistant):
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_prompt_in_pieces():
     eager, compiled = models()
     ids, sizes = torch.randint(1, 61, (2, 181)), [100, 40, 17, 16, 5, 1, 1, 1]
@@ -146,7 +146,7 @@ def test_prompt_in_pieces():
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("preset", ["lossless", "base"])
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_conversation(preset):
     """A returned cache and the longer text are given to the next generate(), several times."""
     eager, compiled = models(preset)
@@ -167,7 +167,7 @@ def test_conversation(preset):
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_prefix_reuse():
     """Copies of one cache go on with different questions; the original stays what it was."""
     eager, compiled = models()
@@ -188,7 +188,7 @@ def test_prefix_reuse():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_batch_operations():
     """A cache of one sequence becomes one of four, of which two are kept."""
     eager, compiled = models()
@@ -210,7 +210,7 @@ def test_batch_operations():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_offloading():
     """Layers that are moved away and back between steps.
 
@@ -230,7 +230,7 @@ def test_offloading():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_models_and_caches_alternate():
     """Two models and four caches of different lengths, dtypes of preset and layers, a token each in turn."""
     pairs = [models("lossless"), models("lossless", layers=2, seed=1)]
@@ -250,7 +250,7 @@ def test_models_and_caches_alternate():
     assert_all_rewritten()
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_presets_alternate():
     """Models that differ in nothing but the preset do not get one another's graphs."""
     compiled = {preset: models(preset)[1] for preset in ("lossless", "base")}
@@ -261,7 +261,7 @@ def test_presets_alternate():
             assert keys.format == config.format_for("key", 16, torch.float32)
 
 
-@pytest.mark.usefixtures("no_inductor_in_module")
+@pytest.mark.usefixtures("graphs_as_they_are_in_module")
 def test_saved_cache():
     """A cache that was pickled goes on where it was."""
     eager, compiled = models()

@@ -213,7 +213,9 @@ def test_static_cache_with_compile_config(graphs):
 # --- compiled by Inductor ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inductor():
+    """By default `test_generate_llama.py` finds that a second request has the graphs that Inductor compiled before."""
     graphs = Graphs()
     model = models()[1]
     run(model, prompt(2, 140, (0, 9)), 60)

@@ -44,6 +44,7 @@ def test_a_cache_that_grows(monkeypatch):
     assert len(played) == 399
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_batch_sizes():
     eager, model = pair()
     for batch in (1, 2, 3, 2, 1):
@@ -52,6 +53,7 @@ def test_batch_sizes():
     assert recorded() == 5, "one for the caches of each"
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_beams():
     eager, model = pair()
     inputs = prompt(2, 64, (0, 7))
@@ -59,6 +61,7 @@ def test_beams():
     assert torch.equal(tokens_of(model, inputs, 12, **options), tokens_of(eager, inputs, 12, **options))
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_two_conversations_by_turns():
     eager, model = pair()
     texts = [prompt(1, 100)["input_ids"] for _ in range(2)]
@@ -72,6 +75,7 @@ def test_two_conversations_by_turns():
     assert recorded() == 2
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 def test_a_cache_that_is_cropped():
     eager, model = pair()
     ids, cache = prompt(1, 90)["input_ids"], DynamicCache()
@@ -119,6 +123,7 @@ def test_static_cache_of_a_window_used_again():
     assert recorded() == 2
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "where"),

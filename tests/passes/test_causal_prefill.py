@@ -149,6 +149,8 @@ def with_(module, **attributes):
     return module
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("window", [0, 5, 9, 30])
 @pytest.mark.parametrize("hidden", [0, 4])
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_recognized_and_equal_to_eager(program, padding):
     torch.testing.assert_close(held_rotary.dequantize()[real], rotary[real])
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("preset", ["base", "small", "paper_base"])
 def test_quantized_as_it_is_when_the_program_reads_it_dequantized(preset):
     """The projections in query and output compute what the program does of the same quantized cache."""
@@ -284,6 +284,7 @@ class Wider(Program):
 COMPUTED = "they are computed in every step from another cached tensor"
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

@@ -99,7 +99,7 @@ def tiled(q, k, v):
 @pytest.mark.parametrize("tokens", [64, 65])
 @pytest.mark.parametrize("attention", [bmm, grouped, tokens_first, tiled], ids=lambda f: f.__name__)
 @torch.no_grad()
-def test_queries_of_any_layout(no_inductor, attention, tokens):
+def test_queries_of_any_layout(graphs_as_they_are, attention, tokens):
     """Query head i reads key head i // 3 but for ``tiled``, where it is i % 2."""
 
     def program(q, k, v):
@@ -113,7 +113,7 @@ def test_queries_of_any_layout(no_inductor, attention, tokens):
 
 
 @torch.no_grad()
-def test_queries_of_a_batch_that_the_program_doubles(no_inductor):
+def test_queries_of_a_batch_that_the_program_doubles(graphs_as_they_are):
     """As with guidance: the batch is no input, but computed from one."""
 
     def program(q, k, v):
@@ -129,7 +129,7 @@ def test_queries_of_a_batch_that_the_program_doubles(no_inductor):
 
 
 @torch.no_grad()
-def test_a_dense_buffer_has_the_default_profile(no_inductor):
+def test_a_dense_buffer_has_the_default_profile(graphs_as_they_are):
     """The prompt stays dense there; the first decode step quantizes it, and has queries of its own only."""
     model = innerq(tiny_llama())
     out = model.generate(
@@ -142,7 +142,7 @@ def test_a_dense_buffer_has_the_default_profile(no_inductor):
 
 
 @torch.no_grad()
-def test_a_preallocated_cache_takes_the_profile_of_its_prompt(no_inductor):
+def test_a_preallocated_cache_takes_the_profile_of_its_prompt(graphs_as_they_are):
     decoder = BufferDecoder(1, heads=2, head_dim=32, where="number")
     buffers = [empty_cache(1, 2, 200, 32, role=role) for role in ("key", "value")]
     x = torch.randn(1, TOKENS, 64)
@@ -152,7 +152,7 @@ def test_a_preallocated_cache_takes_the_profile_of_its_prompt(no_inductor):
 
 
 @torch.no_grad()
-def test_a_short_prompt_gives_the_default_profile(no_inductor):
+def test_a_short_prompt_gives_the_default_profile(graphs_as_they_are):
     cache = innerq(tiny_llama())(**prompt(1, 31), use_cache=True).past_key_values
     keys = cache.layers[0].keys
     assert_is_default(profile_of(keys), torch.ones_like(keys.inner_tensors()["norm"]))
@@ -185,7 +185,7 @@ def test_all_ways_to_read_queries_read_the_last_ones(reading, tokens, monkeypatc
 
 
 @torch.no_grad()
-def test_of_a_long_prompt_the_last_queries_count(no_inductor):
+def test_of_a_long_prompt_the_last_queries_count(graphs_as_they_are):
     """And one graph serves prompts of more and of fewer."""
     start = torch.zeros(1, dtype=torch.int32)
     counter = CompileCounterWithBackend("inductor")

@@ -36,7 +36,7 @@ def break_pass(monkeypatch, name: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def cheap(no_inductor):
+def cheap(graphs_as_they_are):
     torch.manual_seed(0)
 
 
