@@ -13,7 +13,7 @@ from tests.helpers.without_inductor import as_it_is, through_autograd, without_i
 SAMPLE = range(32)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "plain_torch")  # of many formats
 
 
 @pytest.mark.sampled(12)
