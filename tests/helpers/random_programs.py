@@ -27,7 +27,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -512,7 +512,7 @@ def _judge(seed: int) -> Verdict:
         return Verdict(program, "invalid", "not", traceback.format_exc())
 
 
-def _verdicts(seeds: range, jobs: int, seconds: float | None) -> Iterator[Verdict]:
+def _verdicts(seeds: Sequence[int], jobs: int, seconds: float | None) -> Iterator[Verdict]:
     """Judge programs in ``jobs`` processes, and begin none after ``seconds``. A crash of a process is a verdict."""
     deadline = None if seconds is None else time.monotonic() + seconds
     waiting = iter(seeds)
@@ -551,6 +551,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="worker processes")
     parser.add_argument("--seconds", type=float, help="begin with no program after so many; says how to go on")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one program, and show all about it")
+    parser.add_argument("--kind", help="programs of one kind only, as the table names it, such as latent")
     parser.add_argument("--all", action="store_true", help="show refused and ordinary unrewritten programs, too")
     parser.add_argument("--kernels", action="store_true", help="compile C++ kernels, which takes long for each format")
     chosen = parser.parse_args(arguments)
@@ -559,7 +560,10 @@ def main(arguments: list[str] | None = None) -> int:
         verdict = _judge(chosen.replay)
         print(verdict)
         return verdict.outcome not in ("right", "refused")
-    seeds, verdicts, began = range(chosen.seed, chosen.seed + chosen.count), [], time.monotonic()
+    seeds: Sequence[int] = range(chosen.seed, chosen.seed + chosen.count)
+    if chosen.kind is not None:
+        seeds = [seed for seed in seeds if chosen.kind in random_program(seed).kinds]
+    verdicts, began = [], time.monotonic()
     for verdict in _verdicts(seeds, chosen.jobs, chosen.seconds):
         verdicts.append(verdict)
         missed = verdict.program.ordinary and verdict.rewritten != "fully"
@@ -571,7 +575,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = sorted(one.program.seed for one in verdicts if one.outcome in ("wrong", "invalid"))
     print(f"seeds of failures: {', '.join(map(str, failed)) or 'none'}")
     if left := sorted(set(seeds) - {one.program.seed for one in verdicts}):
-        print(f"not all were run: go on with --seed {left[0]} --count {seeds.stop - left[0]}")
+        print(f"not all were run: go on with --seed {left[0]} --count {chosen.seed + chosen.count - left[0]}")
     return bool(failed)
 
 
@@ -588,6 +592,7 @@ def summary(verdicts: list[Verdict]) -> str:
     ordinary = [verdict for verdict in verdicts if verdict.program.ordinary]
     others = [verdict for verdict in verdicts if not verdict.program.ordinary]
     reasons = collections.Counter(reason for verdict in ordinary for reason in verdict.reasons)
+    others_reasons = collections.Counter(reason for verdict in others for reason in verdict.reasons)
     refusals = collections.Counter(v.text.split("\n")[0][:150] for v in verdicts if v.outcome == "refused")
     lines = [
         f"{len(verdicts)} programs: {counted(verdicts)} rewritten",
@@ -597,6 +602,8 @@ def summary(verdicts: list[Verdict]) -> str:
         *_by_kind(verdicts),
         "reasons in ordinary programs:",
         *(f"  {count:4} {reason}" for reason, count in reasons.most_common(12)),
+        "reasons in the others:",
+        *(f"  {count:4} {reason}" for reason, count in others_reasons.most_common(20)),
         "refusals:",
         *(f"  {count:4} {text}" for text, count in refusals.most_common(12)),
     ]
