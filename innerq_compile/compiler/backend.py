@@ -31,6 +31,8 @@ from ..kernels.internals import inductor, vector_isa
 from ..kernels.internals.dynamo_limits import on_limit
 from ..kernels.internals.dynamo_loops import use_loops
 from ..kernels.internals.dynamo_sizes import use_symbols
+from ..kernels.internals.dynamo_threads import let_others_call, tracing, use_graphs_of_others
+from ..kernels.internals.graphs import write_code
 from ..logs import trace_graph
 from ..passes.context import GraphError
 from ..passes.graph.values import example_or_none
@@ -78,7 +80,7 @@ def innerq_backend(
         config, inductor_options = split_options(options, mode)
         inductor.start_workers()
         vector_isa.install()
-        with compiling() as notice, at_work(), sparing_old_objects():
+        with compiling() as notice, at_work(), tracing(), sparing_old_objects():
             return _compile(gm, example_inputs, config, inductor_options, notice)
     except CompileError:
         raise
@@ -97,6 +99,8 @@ innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 use_symbols(innerq_backend, SYMBOLS)
 use_loops(innerq_backend, LOOPS)
 on_limit(innerq_backend, warn_of_limit)
+use_graphs_of_others(innerq_backend)
+let_others_call()
 
 
 def _compile(
@@ -106,6 +110,7 @@ def _compile(
     notice.concerns(analysis.report)
     if not analysis.result.passes_ran and any(isinstance(value, InnerQTensor) for value in example_inputs):
         # Run eagerly: InnerQTensor's own operations give the right results, slowly.
+        write_code(gm)
         return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))
     execution = choose_execution(analysis, inductor_options)
     regions = plan_regions(analysis, example_inputs, execution.inductor_options)

@@ -72,10 +72,11 @@ def _compiled_generate(module: OptimizedModule, generate: Callable[..., Any]) ->
 
 def _compiled_form(module: OptimizedModule, model: nn.Module) -> Callable[..., Any]:
     """The form of ``model``, which ``module`` wraps or which is in it; the same one in all calls."""
-    forms = vars(module).setdefault("_innerq_calls", {})
-    if model not in forms:
-        forms[model] = compiled_form(module, model)
-    return forms[model]
+    with _LOCK:
+        forms = vars(module).setdefault("_innerq_calls", {})
+        if model not in forms:
+            forms[model] = compiled_form(module, model)
+        return forms[model]
 
 
 # --- dispatch of the model's calls ----------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ _RUNNING: contextvars.ContextVar[tuple[tuple[nn.Module, Callable[..., Any]], ...
     "innerq_generate", default=()
 )
 
-#: Guards the installation and removal of dispatchers.
+#: Guards the forms of models, and the installation and removal of dispatchers.
 _LOCK = threading.Lock()
 
 

@@ -66,6 +66,8 @@ def at_work() -> Iterator[None]:
     threading.current_thread()  # so that a thread that Python has not started is among the living ones
     own, before = threading.get_ident(), _LAST_CALLS.get(threading.get_ident())
     _LAST_CALLS[own] = math.inf
+    with _CAPTURE_LOCK:  # the end of a capture that has begun before this thread could be seen
+        pass
     try:
         yield
     finally:
@@ -73,7 +75,7 @@ def at_work() -> Iterator[None]:
 
 
 #: Captures change state of the allocator and of the random generators that does not belong to a thread.
-_CAPTURE_LOCK = threading.Lock()
+_CAPTURE_LOCK = threading.RLock()
 
 #: Why a call is not recorded while other threads call graphs, too.
 _OTHER_THREADS = CudaGraphs(
@@ -204,6 +206,9 @@ class Recordings:
         """
         try:
             with _CAPTURE_LOCK:
+                if not self._may_capture():  # another thread has called a graph while this one has waited
+                    own.unrecorded.append(key)
+                    return None
                 recording = self._capture(own, inputs, key)
         except RuntimeError as error:
             if again:

@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols, statically_known_true
 from torch.utils._sympy.printers import PythonPrinter
@@ -37,11 +37,22 @@ __all__ = [
     "size_hint",
     "size_with",
     "statically_known_true",
+    "write_code",
 ]
 
 #: The functions behind the names in ``torch.nn.functional``; a graph may call them directly.
 linear: Any = torch._C._nn.linear  # pyright: ignore[reportAttributeAccessIssue]
 scaled_dot_product_attention: Any = torch._C._nn.scaled_dot_product_attention  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def write_code(gm: GraphModule) -> None:
+    """Generate the code of a graph that is to be called as it is.
+
+    Otherwise its first call does. If several threads call it then, they disturb one another: torch keeps with the nodes
+    under which names the code that is being generated has them.
+    """
+    if isinstance(gm, LazyGraphModule):
+        gm.real_recompile()
 
 
 def is_erased(node: Node) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.random_programs import check, is_refusal, random_program
+from tests.helpers.random_decoder import Program, Step
+from tests.helpers.random_programs import check, is_refusal, main, random_program
 from tests.helpers.without_inductor import as_it_is, through_autograd, without_inductor
 
 SAMPLE = range(32)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "plain_torch")  # of many formats
 
 
 @pytest.mark.sampled(12)
@@ -39,3 +40,48 @@ def test_plain_programs_are_rewritten():
 
 def test_refusals_are_for_users():
     assert is_refusal(RuntimeError("innerq: no")) and not is_refusal(RuntimeError("no")) and not is_refusal(KeyError())
+
+
+KINDS = {
+    "window": {"window": 3, "mask": "bool"},
+    "latent": {"latent": "joint", "rotary": True},
+    "slices": {"cut": "dots"},
+    "slices of the past": {"cut": "past_dots"},
+    "keywords": {"keywords": True, "kv_heads": 1, "repeat": "gqa"},
+    "wrapper": {"wrapper": "nested", "greedy": True},
+    "partial": {"wrapper": "partial", "head_dim": 36},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_are_rewritten(kind):
+    program = Program(5, steps=(Step(7), Step(1), Step(1)), **KINDS[kind])
+    with without_inductor(as_it_is):
+        verdict = check(program)
+    assert (verdict.outcome, verdict.rewritten) == ("right", "fully"), str(verdict)
+
+
+def test_all_kinds_are_drawn():
+    drawn = {kind for seed in range(300) for kind in random_program(seed).kinds}
+    assert drawn == {
+        *("plain", "window", "latent", "odd head_dim", "slices", "keywords", "wrapper", "padding", "buffers", "a trick")
+    }
+
+
+def test_what_is_wrong_is_found():
+    """A token that is another one, though all else is as it has to be."""
+
+    def other(gm, example_inputs):
+        run = as_it_is(gm, example_inputs)
+        return lambda *args: [x.flip(-1) if n == 0 else x for n, x in enumerate(run(*args))]
+
+    with without_inductor(other):
+        verdict = check(Program(3, greedy=True))
+    assert verdict.outcome == "wrong" and "step 0" in verdict.text
+
+
+def test_a_run_that_has_no_time_says_how_to_go_on(capsys, monkeypatch):
+    for name in ("INNERQ_TRACES", "INNERQ_PROGRESS", "INNERQ_CPU_KERNELS"):
+        monkeypatch.setenv(name, "0")  # the command sets them
+    assert main(["--count", "3", "--seed", "7", "--jobs", "1", "--seconds", "-1"]) == 0
+    assert "go on with --seed 7 --count 3" in capsys.readouterr().out

@@ -7,12 +7,15 @@ one pass over the prompt and then steps of a few tokens; :meth:`RandomDecoder.fo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from tests.helpers import random_latent
 
 MIN = torch.finfo(torch.float32).min
 WIDTH = 24
@@ -79,7 +82,29 @@ class Program:
     position: str = "int"
     padding: int = 0
     windows: tuple[int, int] = (32, 96)
+    window: int = 0
+    latent: str = "none"
+    cut: str = "none"
+    keywords: bool = False
+    wrapper: str = "none"
+    greedy: bool = False
     steps: tuple[Step, ...] = (Step(5), Step(1), Step(1))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is unusual about the program, for counts."""
+        found = {
+            "window": self.window,
+            "latent": self.latent != "none",
+            "odd head_dim": self.head_dim not in (8, 16, 32),
+            "slices": self.cut != "none",
+            "keywords": self.keywords,
+            "wrapper": self.wrapper != "none",
+            "padding": self.padding,
+            "buffers": self.buffers,
+            "a trick": self.trick != "none",
+        }
+        return tuple(name for name, applies in found.items() if applies) or ("plain",)
 
     @property
     def buffers(self) -> bool:
@@ -97,6 +122,7 @@ class Program:
             self.trick in ("none", "two_readers", "shared_layer", "duplicated")
             and self.mask != "soft_fill"
             and self.head_dim % 16 == 0
+            and (self.window, self.latent, self.cut) == (0, "none", "none")
             and not any(step.action in ("swap_sides", "gap") for step in self.steps)
             and (self.cache_layout == "BHSD" or self.cache != "typed")
             and not (self.buffers and self.read == "whole" and self.mask == "none")
@@ -140,6 +166,65 @@ def unpack(form: str, cache: Any) -> tuple[Any, Any]:
     return cache[0], cache[1]
 
 
+# --- wrappers around a decoder, and slices ----------------------------------------------------------------------------
+
+
+class Wrapper(nn.Module):
+    """Hands everything on to what it wraps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([inner])
+
+    def forward(self, *args, **kwargs):
+        return self.parts[0](*args, **kwargs)
+
+
+class Scaled(nn.Module):
+    """A model with another one in it, whose result it computes with."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.decoder = inner
+
+    def forward(self, x, caches, positions, start, seen):
+        out, made, extras = self.decoder(x, caches, positions=positions, start=start, seen=seen)
+        return out * 0.5 + x, made, extras
+
+
+def _called(decoder, *args):
+    return decoder(*args)
+
+
+def wrapped(decoder: nn.Module, how: str):
+    """What a program calls in a decoder's place."""
+    if how == "module":
+        return Wrapper(decoder)
+    if how == "nested":
+        return Wrapper(Scaled(Wrapper(decoder)))
+    return functools.partial(_called, decoder) if how == "partial" else decoder
+
+
+#: Slices that take everything, or all up to a number of tokens that is all there are.
+CUTS = ("dots", "tokens", "from_zero", "channels", "heads", "counted", "narrow", "past", "past_dots")
+
+
+def cut(x, how, dim, end=None):
+    """A slice of ``x``, whose tokens are along ``dim``, spelled in one way or another."""
+    count = x.shape[dim] if end is None else end
+    if how in ("dots", "past_dots"):
+        return x[..., :count, :] if dim == 2 else x[..., :count, :, :]
+    if how == "from_zero":
+        return x[..., 0:, :] if dim == 2 else x[:, 0:, ...]
+    if how == "channels":
+        return x[..., : x.shape[-1]]
+    if how == "heads":
+        return x[:, 0 : x.shape[1]] if dim == 2 else x[:, :, 0 : x.shape[2]]
+    if how == "narrow":
+        return x.narrow(dim, 0, count if end is None else min(end, x.shape[dim]))
+    return x[:, :, :count] if dim == 2 else x[:, :count]
+
+
 def rotate(x, positions, token_dim):
     """Rotary embedding of ``x``, whose tokens are along ``token_dim`` (1 or 2)."""
     half = x.shape[-1] // 2
@@ -178,6 +263,9 @@ class RandomDecoder(nn.Module):
         self.out = nn.ParameterList(linear(WIDTH, sizes[0]) for _ in range(p.layers))
         self.features = nn.ParameterList(linear(WIDTH, p.head_dim) for _ in range(p.layers))
         self.slopes = nn.Parameter(-(2.0 ** -torch.arange(1.0, p.heads + 1)), False)
+        self.vocabulary = linear(29, WIDTH)
+        if p.latent != "none":
+            self.mla = nn.ModuleList(random_latent.parameters(p, WIDTH, linear) for _ in range(p.layers))
         self.buffers_ = None  # pairs of buffers, where they are the decoder's own
 
     # --- what is compiled ---------------------------------------------------------------------------------------
@@ -207,7 +295,8 @@ class RandomDecoder(nn.Module):
             else:
                 fresh = self.p.trick == "shared_layer" and layer > 0
                 cache = made[0] if fresh else None if caches is None else caches[layer]
-                y, cache, extra = self.grown(layer, rms(x), cache, positions, start, seen, fresh)
+                grown = self.grown if self.p.latent == "none" else self.latent
+                y, cache, extra = grown(layer, rms(x), cache, positions, start, seen, fresh)
             made.append(cache)
             extras += extra
             x = x + y
@@ -231,8 +320,10 @@ class RandomDecoder(nn.Module):
         elif p.rotary:
             q = rotate(q, positions, 1)
         if p.layout == "BHSD":
-            q = q.transpose(1, 2)
-        if p.cache_layout == "BHSD":
+            q = q.transpose(dim0=1, dim1=2) if p.keywords else q.transpose(1, 2)
+        if p.cache_layout == "BHSD" and p.keywords:
+            k, v = k.transpose(dim1=2, dim0=1), v.permute(dims=(0, 2, 1, 3))
+        elif p.cache_layout == "BHSD":
             k, v = k.transpose(1, 2), v.transpose(1, 2)
         return q, k, v
 
@@ -254,6 +345,11 @@ class RandomDecoder(nn.Module):
             past_k, past_v = unpack(p.cache, cache)
         keys, values, kept = self.append(past_k, past_v, k, v, extras)
         read_k, read_v = keys, values
+        if p.cut not in ("none", "past", "past_dots"):
+            end = start + x.shape[1] if p.cut == "counted" and start is not None else None
+            read_k, read_v = cut(keys, p.cut, dim, end), cut(values, p.cut, dim, end)
+        if p.window:
+            kept = self.last(*kept)
         if trick == "values_from_keys":
             read_v = keys * 2.0 + 1.0
         elif trick == "values_are_keys":
@@ -278,6 +374,39 @@ class RandomDecoder(nn.Module):
             y = y + self.attend(layer, q, past_k, past_v, positions, None)[0]
         kept = self.side_effects(layer, x, y, keys, values, weights, positions, seen, kept, extras)
         return kept[0], pack(p.cache, kept[1], kept[2]), extras
+
+    def last(self, *full):
+        """What a window keeps, so that the next token sees as many as there are in it."""
+        dim, keep = self.token_dim, self.p.window - 1
+        if self.p.keywords:
+            return tuple(t[..., -keep:, :] if dim == 2 else t[:, -keep:, ...] for t in full)
+        return tuple(t[:, :, -keep:] if dim == 2 else t[:, -keep:] for t in full)
+
+    def latent(self, layer, x, cache, positions, start, seen, shared):
+        """As `grown`, for a cache of a latent and a rotary key: ``[B, 1, S, R]``, ``[B, S, 1, R]`` or ``[B, S, R]``."""
+        p, dim = self.p, self.token_dim
+        head = {"BHSD": 1, "BSHD": 2}.get(p.cache_layout)
+        w = self.mla[layer]
+        q, latent, rotary = random_latent.projected(p, w, x, lambda t: rotate(t, positions, 1))
+        if head is not None:
+            latent, rotary = latent.unsqueeze(head), rotary.unsqueeze(dim=head)
+        if shared:
+            latent, rotary = unpack(p.cache, cache)
+        elif cache is not None:
+            past = unpack(p.cache, cache)
+            latent, rotary = (self.joined(old, new) for old, new in zip(past, (latent, rotary), strict=True))
+        kept = self.last(latent, rotary) if p.window else (latent, rotary)
+        flat = (t if head is None else t.squeeze(head) for t in (latent, rotary))
+        count = latent.shape[dim]
+        y = random_latent.attended(p, w, q, *flat, self.seen(seen, count, positions), count)
+        return y, cache if shared else pack(p.cache, *kept), []
+
+    def joined(self, past, new):
+        """A past cache with new tokens behind it."""
+        p, dim = self.p, self.token_dim
+        if p.cut in ("past", "past_dots"):
+            past = cut(past, p.cut, dim)
+        return torch.cat(tensors=(past, new), dim=dim) if p.keywords else torch.cat([past, new], dim=dim)
 
     def append(self, past_k, past_v, k, v, extras):
         """Keys and values to read, and the pair to keep."""
@@ -309,6 +438,8 @@ class RandomDecoder(nn.Module):
             keys, values = (torch.cat([torch.cat([a, b], dim), b * 0.5], dim) for a, b in ((past_k, k), (past_v, v)))
         elif trick == "append_itself":
             keys, values = torch.cat([past_k, past_k], dim), torch.cat([past_v, past_v], dim)
+        elif p.keywords or p.cut != "none":
+            keys, values = self.joined(past_k, k), self.joined(past_v, v)
         else:
             keys, values = torch.cat([past_k, k], dim=dim), torch.cat((past_v, v), dim=dim - 4)
         if trick == "append_twice":
@@ -378,6 +509,8 @@ class RandomDecoder(nn.Module):
             (buffer[:, :, start:end] if dim == 2 else buffer[:, start:end]).copy_(new)
         elif p.write == "narrow_copy":
             buffer.narrow(dim, start, new.shape[dim]).copy_(new)
+        elif p.write == "index_copy" and p.keywords:
+            buffer.index_copy_(dim=dim, index=positions, source=new)
         elif p.write == "index_copy":
             buffer.index_copy_(dim, positions, new)
         elif p.write == "setitem" and dim == 2:
@@ -428,7 +561,13 @@ class RandomDecoder(nn.Module):
         if p.read == "slice":
             end = start + x.shape[1] + (2 if trick == "read_far" else 0)
             first = max(start - 4, 0) if trick == "window_read" else 0
-            keys, values = (t[:, :, first:end] if dim == 2 else t[:, first:end] for t in (keys, values))
+            if p.cut != "none" and first == 0:
+                how = p.cut if p.cut in ("dots", "narrow") else "tokens"
+                keys, values = cut(keys, how, dim, end), cut(values, how, dim, end)
+            else:
+                keys, values = (t[:, :, first:end] if dim == 2 else t[:, first:end] for t in (keys, values))
+        elif p.cut in ("from_zero", "channels", "heads"):
+            keys, values = cut(keys, p.cut, dim), cut(values, p.cut, dim)
         if trick == "values_from_keys":
             values = keys * 2.0 + 1.0
         elif trick == "values_are_keys":
@@ -458,6 +597,9 @@ class RandomDecoder(nn.Module):
         if self.p.mask_from == "input":
             return seen
         columns = torch.arange(keys)
+        if self.p.window:
+            columns = columns + (positions[-1] + 1 - keys)
+            return (columns <= positions[:, None]) & (columns > positions[:, None] - self.p.window)
         seen = columns <= positions[:, None]
         return seen & (columns > positions[:, None] - 6) if self.p.banded else seen
 
@@ -484,7 +626,7 @@ class RandomDecoder(nn.Module):
         if groups == 1:
             return x
         if p.repeat == "repeat_interleave":
-            return x.repeat_interleave(groups, dim=1)
+            return x.repeat_interleave(dim=1, repeats=groups) if p.keywords else x.repeat_interleave(groups, dim=1)
         batch, heads, tokens, dim = x.shape
         return x[:, :, None].expand(batch, heads, groups, tokens, dim).reshape(batch, heads * groups, tokens, dim)
 
@@ -506,7 +648,13 @@ class RandomDecoder(nn.Module):
         causal = p.trick == "causal_flag" or p.mask == "flag"
         if p.mask == "flag" and tokens != count:
             causal = p.trick == "causal_flag"
-        if p.scale == "query":
+        if p.keywords:
+            scale = {"query": 1.0, "scores": 0.3}.get(p.scale)
+            q = q * self.factor() if p.scale == "query" else q
+            out = F.scaled_dot_product_attention(
+                value=values, key=keys, query=q, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa
+            )
+        elif p.scale == "query":
             out = F.scaled_dot_product_attention(
                 q * self.factor(), keys, values, mask, 0.0, causal, scale=1.0, enable_gqa=gqa
             )
@@ -531,7 +679,7 @@ class RandomDecoder(nn.Module):
             scores = torch.tanh(scores / 5.0) * 5.0
         scores = self.masked(scores, seen, positions, count)
         if p.softmax == "method":
-            weights = scores.softmax(-1)
+            weights = scores.softmax(dim=-1) if p.keywords else scores.softmax(-1)
         elif p.softmax == "float32":
             weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
         elif p.softmax == "cast":
@@ -580,6 +728,9 @@ class RandomDecoder(nn.Module):
                 "bhgqk,bhkd->bqhgd", weights.unflatten(1, (p.kv_heads, groups)), values
             )
         keys, values = self.repeated(keys), self.repeated(values)
+        if p.spelling == "matmul" and p.keywords:
+            scores = torch.matmul(input=q, other=keys.transpose(dim0=2, dim1=3))
+            return scores, lambda w: torch.matmul(input=w, other=values).transpose(dim0=1, dim1=2)
         if p.spelling == "matmul":
             return torch.matmul(q, keys.transpose(2, 3)), lambda w: torch.matmul(w, values).transpose(1, 2)
         if p.spelling == "at":
@@ -607,6 +758,8 @@ class RandomDecoder(nn.Module):
             scores = scores + self.slopes[:, None, None] * distance.abs()
         if seen is None:
             return scores
+        if p.mask == "masked_fill" and p.keywords:
+            return scores.masked_fill(value=p.fill, mask=seen.logical_not())
         if p.mask == "masked_fill":
             return scores.masked_fill(~seen, p.fill)
         if p.mask == "where":

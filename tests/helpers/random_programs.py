@@ -20,12 +20,16 @@ import argparse
 import collections
 import copy
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import random
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
@@ -33,7 +37,8 @@ import torch
 from innerq_compile import GraphReport, InnerQError, compiled_graphs, empty_cache
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
-from tests.helpers.random_decoder import MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack
+from tests.helpers.random_decoder import CUTS, MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack, wrapped
+from tests.helpers.random_latent import LATENT_FORMS
 from tests.helpers.without_inductor import as_it_is, forget_graphs, through_autograd, without_inductor
 
 _GROWN_TRICKS_NAMES = (
@@ -65,7 +70,7 @@ _OTHER_LENGTHS = [
 ]
 #: Tricks that padding goes together with.
 _PADDED = ("none", "two_readers", "keys_mean", "return_scaled", "duplicated", "shared_layer", "values_feature")
-GROWN_ACTIONS = ["crop", "reorder", "swap", "swap_sides", "clone", "branch", "scale", "drop_front", "alias"]
+GROWN_ACTIONS = ["crop", "reorder", "swap", "swap_sides", "clone", "branch", "scale", "drop_front", "alias", "restart"]
 BUFFER_ACTIONS = ["crop", "restart", "zero", "overwrite", "new", "gap", "swap", "reorder", "clone"]
 
 
@@ -136,18 +141,53 @@ def random_program(seed: int) -> Program:
     masks = ("bool", "add", "masked_fill") if fused else ("add", "masked_fill")
     if trick in _PADDED and p.batch > 1 and not p.buffers and p.mask in masks:
         p = dataclasses.replace(p, padding=pick([0, 0, 2]), mask_from="input", banded=False)
+    p = _with_other_kinds(random.Random(7919 * seed + 1), p)
     return dataclasses.replace(p, steps=_random_steps(rng, p))
+
+
+def _with_other_kinds(rng: random.Random, p: Program) -> Program:
+    """Of most programs a variant: with a window, a latent, another head_dim, slices, keywords or a wrapper."""
+    pick, changes = rng.choice, dict[str, Any]()
+    if rng.random() < 0.3:
+        changes["head_dim"] = pick([36, 40, 100, 120, 464]) if p.trick == "none" else pick([36, 40])
+    if rng.random() < 0.3:
+        changes["keywords"] = True
+    if rng.random() < 0.3:
+        changes["wrapper"] = pick(["module", "nested", "partial"])
+    if rng.random() < 0.3:
+        changes["greedy"] = True
+    if p.trick == "none":
+        if rng.random() < 0.3:
+            changes["cut"] = pick(CUTS)
+        if not p.buffers:
+            latent = rng.random() < 0.2
+            if rng.random() < (0.1 if latent else 0.25):
+                changes["window"] = pick([2, 3, 5, 8, 17, 40])
+            if latent:
+                changes |= {"latent": pick(LATENT_FORMS), "cache_layout": pick(["BHSD", "BHSD", "BSHD", "BSD"])}
+                if p.mask not in ("none", "bool", "flag"):
+                    changes["mask"] = "add"
+                if p.cache == "empty":
+                    changes["cache"] = "tuple"
+    if changes.get("window"):
+        changes |= {"banded": False, "padding": 0}
+        if p.mask == "alibi":
+            changes["mask"] = "add"
+    return dataclasses.replace(p, **changes)
 
 
 def _random_steps(rng: random.Random, p: Program) -> tuple[Step, ...]:
     prompt = rng.choice([1, 3, 5, 7, 12, 20, 40])
     steps = [Step(max(prompt, p.padding + 1, 2 if p.trick in _OTHER_LENGTHS else 1))]
     unusual = rng.random() < 0.5 and not p.padding
+    chunks = rng.random() < 0.4  # each count of tokens may be a graph of its own, which takes most of the time
     for _ in range(rng.randint(2, 5)):
         action = "none"
         if unusual and rng.random() < 0.5:
             action = rng.choice(BUFFER_ACTIONS if p.buffers else GROWN_ACTIONS)
-        steps.append(Step(rng.choice([1, 1, 1, 2, 3]), action, rng.randint(1, 3)))
+            if action == "swap_sides" and p.latent != "none":  # they have other sizes
+                action = "restart"
+        steps.append(Step(rng.choice([1, 1, 1, 2, 3]) if chunks else 1, action, rng.randint(1, 3)))
     return tuple(steps)
 
 
@@ -167,10 +207,11 @@ class Runner:
         self.config = lossless(program)
         self.generator = torch.Generator().manual_seed(program.seed + 1)
         self.outputs: list[tuple[str, torch.Tensor]] = []
-        self.step = self.decoder
+        self.step = wrapped(self.decoder, program.wrapper)
         if compiled:
             options = {name: getattr(self.config, name) for name in self.config.__dataclass_fields__}
-            self.step = torch.compile(self.decoder, backend=innerq_backend, options=options)
+            self.step = torch.compile(self.step, backend=innerq_backend, options=options)
+        self.token: torch.Tensor | None = None
         self.caches: Any = self.new_buffers() if program.buffers else None
         self.position = 0
 
@@ -190,6 +231,8 @@ class Runner:
     def one(self, index: int, tokens: int) -> None:
         p = self.p
         x = self.random(p.batch, tokens, WIDTH)
+        if self.token is not None:
+            x[:, 0] = self.decoder.vocabulary[self.token]
         positions = torch.arange(self.position, self.position + tokens) if p.position != "int" else None
         start = self.position if p.position != "tensor" else None
         caches = self.caches
@@ -199,6 +242,10 @@ class Runner:
         if not p.buffers:
             self.caches = made
         self.outputs.append((f"step {index}", dense(x).clone()))
+        if p.greedy:
+            logits = dense(x)[:, -1] @ self.decoder.vocabulary.T
+            self.token = logits.argmax(-1)
+            self.outputs += [(f"step {index}: logits", logits), (f"step {index}: token", self.token.clone())]
         self.outputs += [(f"step {index}, extra {n}", dense(extra).clone()) for n, extra in enumerate(extras)]
         self.position += tokens
 
@@ -221,7 +268,12 @@ class Runner:
         columns = torch.arange(keys)
         if p.trick == "window_read" and p.buffers:
             columns = columns + max(self.position - 4, 0)
+        if p.window:  # older tokens have left the cache
+            first = self.position + tokens - keys
+            columns, rows = columns + first, rows - rows[0] + self.position
         seen = columns <= rows
+        if p.window:
+            seen = seen & (columns > rows - p.window)
         if p.banded:
             seen = seen & (columns > rows - 6)
         if p.padding:
@@ -268,6 +320,10 @@ class Runner:
             self.one(-1, amount)
             self.record_caches("branch")
             self.caches, self.position = held, position
+            return
+        if action == "restart":  # a prompt of another length
+            self.caches, self.position, self.token = None, 0, None
+            self.one(-1, 4 + 3 * amount)
             return
         index = torch.randint(0, p.batch, (p.batch,), generator=self.generator)
 
@@ -398,7 +454,19 @@ def check(program: Program) -> Verdict:
     full = bool(counts) and all(done == found for done, found in counts)
     rewritten = "fully" if full else "partly" if any(done for done, _ in counts) else "not"
     reasons = tuple(dict.fromkeys(reason.text for report in seen for reason in report.reasons))
+    silent = [report for report in compiled_graphs() if report.rewritten < report.attentions and not report.reasons]
+    silent += [report for report in compiled_graphs() if not report.attentions and not report.reasons]
+    if outcome == "right" and (silent or not compiled_graphs()):
+        outcome, text = "wrong", "\n".join(["it was left without a reason", *map(str, silent)])
+    failed = [text for text in _texts(compiled_graphs()) if " failed with " in text or "regions failed" in text]
+    if outcome == "right" and failed:
+        outcome, text = "wrong", failed[0]
     return Verdict(program, outcome, rewritten, text, reasons, time.perf_counter() - began)
+
+
+def _texts(reports: list[GraphReport]) -> list[str]:
+    """What reports say of passes and regions."""
+    return [text for report in reports for text in (*(reason.text for reason in report.reasons), report.regions)]
 
 
 def _is_prompt(report: GraphReport) -> bool:
@@ -434,14 +502,46 @@ def _judge(seed: int) -> Verdict:
     import warnings
 
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     program = random_program(seed)
     try:
-        with without_inductor(through_autograd if seed % 4 == 0 else as_it_is):
+        with without_inductor(through_autograd if seed % 8 == 0 else as_it_is):
             return check(program)
     except Exception:  # the program is wrong in eager mode: a mistake of the generator
         return Verdict(program, "invalid", "not", traceback.format_exc())
+
+
+def _verdicts(seeds: Sequence[int], jobs: int, seconds: float | None) -> Iterator[Verdict]:
+    """Judge programs in ``jobs`` processes, and begin none after ``seconds``. A crash of a process is a verdict."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    waiting = iter(seeds)
+    context = multiprocessing.get_context("spawn")
+    again: list[int] = []  # programs that were running when a process crashed, to be run one by one
+    while True:
+        with ProcessPoolExecutor(jobs, context, max_tasks_per_child=200) as pool:
+            running: dict[Future[Verdict], int] = {}
+            try:
+                while True:
+                    late = deadline is not None and time.monotonic() > deadline
+                    for seed in () if late or again else itertools.islice(waiting, 2 * jobs - len(running)):
+                        running[pool.submit(_judge, seed)] = seed
+                    if again and not running:
+                        running[pool.submit(_judge, again[0])] = again[0]
+                    if not running:
+                        return
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        seed = running.pop(done)
+                        yield done.result()
+                        if seed in again:
+                            again.remove(seed)
+            except BrokenProcessPool:
+                crashed = sorted({seed, *running.values()})
+                if len(crashed) == 1:
+                    yield Verdict(random_program(crashed[0]), "wrong", "not", "the process has crashed")
+                    again = [seed for seed in again if seed not in crashed]
+                else:
+                    again = crashed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -449,25 +549,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=100, help="how many programs")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="worker processes")
+    parser.add_argument("--seconds", type=float, help="begin with no program after so many; says how to go on")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one program, and show all about it")
+    parser.add_argument("--kind", help="programs of one kind only, as the table names it, such as latent")
     parser.add_argument("--all", action="store_true", help="show refused and ordinary unrewritten programs, too")
+    parser.add_argument("--kernels", action="store_true", help="compile C++ kernels, which takes long for each format")
     chosen = parser.parse_args(arguments)
+    os.environ |= {"INNERQ_TRACES": "0", "INNERQ_PROGRESS": "0", "INNERQ_CPU_KERNELS": str(int(chosen.kernels))}
     if chosen.replay is not None:
         verdict = _judge(chosen.replay)
         print(verdict)
         return verdict.outcome not in ("right", "refused")
-    verdicts = []
-    with multiprocessing.get_context("spawn").Pool(chosen.jobs, maxtasksperchild=50) as pool:
-        for verdict in pool.imap_unordered(_judge, range(chosen.seed, chosen.seed + chosen.count)):
-            verdicts.append(verdict)
-            missed = verdict.program.ordinary and verdict.rewritten != "fully"
-            if verdict.outcome in ("wrong", "invalid") or (chosen.all and (missed or verdict.outcome == "refused")):
-                print(verdict, flush=True)
+    seeds: Sequence[int] = range(chosen.seed, chosen.seed + chosen.count)
+    if chosen.kind is not None:
+        seeds = [seed for seed in seeds if chosen.kind in random_program(seed).kinds]
+    verdicts, began = [], time.monotonic()
+    for verdict in _verdicts(seeds, chosen.jobs, chosen.seconds):
+        verdicts.append(verdict)
+        missed = verdict.program.ordinary and verdict.rewritten != "fully"
+        if verdict.outcome in ("wrong", "invalid") or (chosen.all and (missed or verdict.outcome == "refused")):
+            print(verdict, flush=True)
+        if len(verdicts) % 500 == 0:
+            print(f"{len(verdicts)} programs after {time.monotonic() - began:.0f} s", flush=True)
     print(summary(verdicts))
-    return any(verdict.outcome in ("wrong", "invalid") for verdict in verdicts)
+    failed = sorted(one.program.seed for one in verdicts if one.outcome in ("wrong", "invalid"))
+    print(f"seeds of failures: {', '.join(map(str, failed)) or 'none'}")
+    if left := sorted(set(seeds) - {one.program.seed for one in verdicts}):
+        print(f"not all were run: go on with --seed {left[0]} --count {chosen.seed + chosen.count - left[0]}")
+    return bool(failed)
 
 
 def summary(verdicts: list[Verdict]) -> str:
+    if not verdicts:
+        return "no program was run"
+
     def counted(chosen: list[Verdict]) -> str:
         outcomes = collections.Counter(verdict.outcome for verdict in chosen)
         done = collections.Counter(verdict.rewritten for verdict in chosen if verdict.outcome == "right")
@@ -477,18 +592,35 @@ def summary(verdicts: list[Verdict]) -> str:
     ordinary = [verdict for verdict in verdicts if verdict.program.ordinary]
     others = [verdict for verdict in verdicts if not verdict.program.ordinary]
     reasons = collections.Counter(reason for verdict in ordinary for reason in verdict.reasons)
+    others_reasons = collections.Counter(reason for verdict in others for reason in verdict.reasons)
     refusals = collections.Counter(v.text.split("\n")[0][:150] for v in verdicts if v.outcome == "refused")
     lines = [
         f"{len(verdicts)} programs: {counted(verdicts)} rewritten",
         f"  {len(ordinary)} ordinary: {counted(ordinary)} rewritten",
         f"  {len(others)} with a trick: {counted(others)} rewritten",
         f"  slowest: {max(verdict.seconds for verdict in verdicts):.1f} s",
+        *_by_kind(verdicts),
         "reasons in ordinary programs:",
         *(f"  {count:4} {reason}" for reason, count in reasons.most_common(12)),
+        "reasons in the others:",
+        *(f"  {count:4} {reason}" for reason, count in others_reasons.most_common(20)),
         "refusals:",
         *(f"  {count:4} {text}" for text, count in refusals.most_common(12)),
     ]
     return "\n".join(lines)
+
+
+def _by_kind(verdicts: list[Verdict]) -> Iterator[str]:
+    """A line for each kind of program, whose numbers overlap."""
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for verdict in verdicts:
+        became = verdict.outcome if verdict.outcome != "right" else f"{verdict.rewritten} rewritten"
+        for kind in verdict.program.kinds:
+            counts[kind][became] += 1
+    columns = ["fully rewritten", "partly rewritten", "not rewritten", "refused", "wrong", "invalid"]
+    yield f"  {'':14}" + "".join(f"{column:>18}" for column in columns)
+    for kind, found in sorted(counts.items()):
+        yield f"  {kind:14}" + "".join(f"{found[column]:18}" for column in columns)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,18 @@ def frequent_switches() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def at_once(*functions: Callable[[], Any]) -> list[Any]:
-    """What the functions return, each called in a thread of its own, at about the same time."""
+def at_once(*functions: Callable[[], Any], often: bool = True) -> list[Any]:
+    """What the functions return, each called in a thread of its own, at about the same time.
+
+    Args:
+        functions: the functions.
+        often: take turns as often as possible. Where they compile, that takes several times as long.
+    """
     together = threading.Barrier(len(functions))
 
     def run(function: Callable[[], Any]) -> Any:
         together.wait()
         return function()
 
-    with ThreadPoolExecutor(len(functions)) as pool, frequent_switches():
+    with ThreadPoolExecutor(len(functions)) as pool, frequent_switches() if often else contextlib.nullcontext():
         return list(pool.map(run, functions))

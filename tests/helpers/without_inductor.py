@@ -20,6 +20,7 @@ import torch
 from torch.fx import GraphModule
 
 from innerq_compile.kernels.internals import inductor
+from innerq_compile.kernels.internals.graphs import write_code
 
 #: Makes of a graph and its example inputs what runs in its place.
 Runner = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -28,6 +29,7 @@ Runner = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 def as_it_is(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """Run the graph as the passes left it."""
     gm.recompile()
+    write_code(gm)
     return gm.forward
 
 

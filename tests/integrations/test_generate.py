@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from innerq_compile import InnerQTensor, innerq
 from innerq_compile.integrations.generate import called_by_generate
 from tests.helpers.generation import assert_quantized, run, tokens_of
 from tests.helpers.models import prompt, tiny_llama
+from tests.helpers.threads import at_once
 
 
 class Decoder(nn.Module):
@@ -88,6 +90,22 @@ def test_a_thread_without_generate_calls_what_it_called_before(forms):
     model, compiled, ran = forms
     compiled("A").generate(1, lambda: in_thread("other", lambda: model(torch.ones(1))).join(60))
     assert ran == [("MainThread", "A"), ("other", "plain")]
+
+
+def test_threads_that_begin_together_have_one_form(forms, monkeypatch):
+    """Each form has graphs of its own."""
+    model, compiled, _ = forms
+    module, made = compiled("A"), []
+
+    def form(module, model):
+        time.sleep(0.01)
+        made.append(model)
+        return lambda x: x
+
+    monkeypatch.setattr("innerq_compile.integrations.generate.compiled_form", form)
+    vars(module)["_innerq_calls"] = {}
+    at_once(*[module.generate for _ in range(4)])
+    assert made == [model]
 
 
 def test_nested_calls(forms):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import types
 import weakref
 
 import pytest
@@ -636,3 +637,49 @@ def test_caches_are_not_held(results):
     del memory, results
     gc.collect()
     assert gone() is None
+
+
+def test_a_thread_waits_for_a_capture_before_it_compiles(monkeypatch):
+    """One that has called nothing before: at the beginning of the capture nothing is known of it."""
+    step, weight, memory, happened = Step(), torch.randn(3), held(), []
+    capture = recordings.record
+
+    def work() -> None:
+        with recordings.at_work():
+            happened.append("compiled")
+
+    def record(*args):
+        thread.start()
+        thread.join(0.2)
+        happened.append("recorded")
+        return capture(*args)
+
+    thread = threading.Thread(target=work)
+    monkeypatch.setattr(recordings, "record", record)
+    for _ in range(2):
+        step(weight, memory, new())
+    thread.join()
+    assert happened == ["recorded", "compiled"] and step.recorded == 1
+
+
+def test_a_capture_that_has_waited_looks_again_who_calls(monkeypatch):
+    """While a thread waits for its turn, another one begins to compile."""
+    step, weight, memory = Step(), torch.randn(3), held()
+
+    class Lock:
+        def __enter__(self):
+            recordings._LAST_CALLS[threading.get_ident() + 1] = float("inf")  # another thread, in `at_work`
+
+        def __exit__(self, *error):
+            pass
+
+    step(weight, memory, new())
+    monkeypatch.setattr(recordings, "_CAPTURE_LOCK", Lock())
+    other = types.SimpleNamespace(ident=threading.get_ident() + 1)
+    monkeypatch.setattr(recordings.threading, "enumerate", lambda: [other])
+    step(weight, memory, new())
+    assert step.recorded == 0 and "several threads" in str(step.report.cuda_graphs)
+    monkeypatch.undo()
+    recordings._LAST_CALLS.clear()
+    step(weight, memory, new())
+    assert step.recorded == 1

@@ -34,7 +34,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch.fx._lazy_graph_module",
-        names=("_LazyGraphModule",),
+        names=("_LazyGraphModule", "_LazyGraphModule.real_recompile"),
         why="A graph module whose code is generated when it is needed. Dynamo's own graphs are of this class; one of "
         "2,500 nodes takes a tenth of a second.",
         without=_NO_PASSES,

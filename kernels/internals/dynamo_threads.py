@@ -1,0 +1,127 @@
+"""What Dynamo does not expect of programs with threads. See ``table/dynamo_threads.py``. Imports Dynamo.
+
+Dynamo compiles for one thread at a time. Threads that find no graph for their calls wait for one another, and then each
+compiles, though the first may have compiled what fits the calls of all: eight threads that start together would have
+eight graphs that are alike, after which Dynamo has reached its limit with torch 2.11. :func:`use_graphs_of_others` lets
+a thread that has waited look again.
+
+Until torch 2.13, a call of a compiled function raises an error while any thread traces a graph, also one that traces
+nothing itself: see :func:`tracing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo import convert_frame
+from torch._dynamo.eval_frame import innermost_backend
+from torch._dynamo.guards import DeletedGuardManagerWrapper
+from torch._dynamo.types import ConvertFrameReturn, GuardedCode, wrap_guarded_code
+from torch.fx import _symbolic_trace
+
+from .dynamo_backends import OfBackends
+
+__all__ = ["let_others_call", "tracing", "use_graphs_of_others"]
+
+# --- a graph that another thread has compiled in the meantime ---------------------------------------------------------
+
+_SHARING: OfBackends[bool] = OfBackends()
+_WRAPPER: Any = convert_frame.CatchErrorsWrapper
+
+
+def use_graphs_of_others(backend: Callable[..., Any]) -> None:
+    """Let a thread that has waited to compile for a backend use a graph that fits its call by now."""
+    _SHARING.set(backend, True)
+    if not hasattr(_WRAPPER.__call__, "__wrapped__"):
+        _WRAPPER.__call__ = _looking_again(_WRAPPER.__call__)
+
+
+def _looking_again(original: Callable[..., ConvertFrameReturn]) -> Callable[..., ConvertFrameReturn]:
+    @functools.wraps(original)
+    def call(self: Any, frame: Any, *args: Any) -> ConvertFrameReturn:
+        if not _SHARING.of_compiler(self):
+            return original(self, frame, *args)
+        own, code, backend = threading.get_ident(), frame.f_code, innermost_backend(self)
+        with convert_frame.compile_lock:
+            for entry in _compiled(code, backend):
+                threads = _USED.setdefault(entry.guard_manager, set())
+                if own not in threads and entry.guard_manager.check(frame.f_locals):
+                    threads.add(own)
+                    return _again(entry)
+            result = original(self, frame, *args)
+            if result.guarded_code is not None:
+                _PENDING.append((code, backend, weakref.ref(result.guarded_code)))
+        return result
+
+    return call
+
+
+#: By the checks of a graph: the threads that have used it so. If Dynamo still does not find it for one, that compiles.
+_USED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
+
+#: What was compiled: for which code, by which backend, and a reference that lives until Dynamo has noted it.
+_PENDING: list[tuple[Any, Any, weakref.ref[GuardedCode]]] = []
+
+
+def _compiled(code: Any, backend: Any) -> list[Any]:
+    """What a backend has compiled for a function, with checks that may hold."""
+    found = [entry for entry in _debug_get_cache_entry_list(code) if entry.backend == backend]
+    _PENDING[:] = [pending for pending in _PENDING if pending[2]() is not None]
+    found += [ref() for of, by, ref in _PENDING if of is code and by == backend]
+    return [one for one in found if one is not None and not isinstance(one.guard_manager, DeletedGuardManagerWrapper)]
+
+
+def _again(entry: Any) -> ConvertFrameReturn:
+    """What was compiled, for one call that it is valid for.
+
+    Dynamo notes it as new code: with checks that are invalid from the start. The notes do not count as graphs of the
+    function, which have a limit: they say that it depends on an object which no call has.
+    """
+    manager: Any = DeletedGuardManagerWrapper("another thread's graph, used once by a thread that had waited for it")
+    manager.root = manager.diff_guard_root = None
+    manager.id_matched_objs = {"": weakref.ref(_again)}
+    return wrap_guarded_code(GuardedCode(entry.code, manager, entry.compile_id))
+
+
+# --- calls beside a trace ---------------------------------------------------------------------------------------------
+
+#: How many compilations each thread is in that traces.
+_TRACING: dict[int, int] = {}
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Context of a compilation. Other threads may call compiled functions meanwhile."""
+    own = threading.get_ident()
+    _TRACING[own] = _TRACING.get(own, 0) + 1
+    try:
+        yield
+    finally:
+        _TRACING[own] -= 1
+        if not _TRACING[own]:
+            del _TRACING[own]
+
+
+def let_others_call() -> None:
+    """Let Dynamo ask for the calling thread whether it traces. Does nothing where torch does not ask for a thread."""
+    asked = _ASKED.is_fx_symbolic_tracing
+    if not hasattr(torch.compiler, "_compile_session_context") and not hasattr(asked, "__wrapped__"):
+        _ASKED.is_fx_symbolic_tracing = _of_this_thread(asked)
+
+
+_ASKED: Any = _symbolic_trace
+
+
+def _of_this_thread(original: Callable[[], bool]) -> Callable[[], bool]:
+    @functools.wraps(original)
+    def is_tracing() -> bool:
+        return original() and (not _TRACING or threading.get_ident() in _TRACING)
+
+    return is_tracing
