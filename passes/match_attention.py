@@ -37,6 +37,7 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
             elif (name := _other_attention_function(node)) is not None:
                 raise NoMatch(f"{name} is not supported")
         except NoMatch as reason:
+            context.unmatched.add(node)
             context.refuse(node, str(reason))
     return gm
 
