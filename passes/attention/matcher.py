@@ -21,7 +21,7 @@ from ..graph.aliases import Writes
 from ..graph.constants import constant
 from ..graph.operations import Kind
 from ..graph.reading import Call, kinds, read, source_of, writes_to
-from ..graph.values import Sizes, dtype_of, example, same_size, same_sizes, shape, sizes_of
+from ..graph.values import Sizes, dtype_of, example, is_float, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
 from .gates import find_gate
 from .products import Product, dims_of, product_of
@@ -211,10 +211,9 @@ def _eager(
     check_only_used_here(path, out, gate.nodes if gate is not None else ())
     sinks, sink_dims = (scores.sinks, scores.sink_dims) if gate is None else (gate.sinks, gate.sink_dims)
     if sinks is not None and sink_dims is not None:
-        found = find_heads(sinks, attention.heads, sink_dims)
-        if found is None:
-            raise NoMatch("the sink logits are not one number for each head")
-        sinks, sink_dims = found
+        if not is_float(sinks):
+            raise NoMatch("the sink logits are not a floating-point tensor")
+        sinks, sink_dims = find_heads(sinks, attention.heads, sink_dims) or (sinks, _own_dims(sinks, sink_dims))
         attention = dataclasses.replace(attention, sinks=sink_dims)
     return _match(
         out,
@@ -228,6 +227,13 @@ def _eager(
         softcap=scores.softcap,
         sink_logits=sinks,
     )
+
+
+def _own_dims(node: Node, dims: Dims) -> Dims:
+    """The dimensions of a tensor that broadcasts to one with dimensions ``dims``."""
+    sizes = sizes_of(node)
+    pairs = zip(sizes, dims[len(dims) - len(sizes) :], strict=True)
+    return tuple(() if same_size(size, 1) else dim for size, dim in pairs)
 
 
 def _key_operand(product: Product, axes: dict[Any, Any], path: ScorePath, dims: dict[Node, Dims]) -> tuple[int, Any]:

@@ -253,6 +253,21 @@ FAMILIES = (
         attn=("eager",),
         note="sink logits; " + _SLIDING,
     ),
+    Family(
+        "Inkling 2",
+        "Inkling2ForCausalLM",
+        {
+            **_HEAD_DIM,
+            **{"unpadded_vocab_size": VOCAB, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
+            **{"swa_head_dim": 16, "sliding_window_size": 16, "layer_types": ["hybrid_sliding", "hybrid"]},
+            **{"d_rel": 8, "rel_extent": 64, "n_layers_per_attn_res_block": 1},
+            **{"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        },
+        config="Inkling2TextConfig",
+        attn=("eager",),
+        unrecorded=("eager",),
+        note="sink logits of each token of the query, biases by distance; " + _SLIDING,
+    ),
 )
 
 

@@ -352,6 +352,33 @@ def sinks_as_a_gate_of_tiled_heads(q, k, v, mask):
 
 
 @spelling
+def sinks_by_token(q, k, v, mask):
+    """Inkling 2: the sink logit is computed from the query."""
+    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), q.mean(-1, keepdim=True)], -1).float()
+    return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
+
+
+@spelling
+def sinks_by_token_of_tiled_heads(q, k, v, mask):
+    scores = (q @ k.repeat(1, GROUP, 1, 1).mT * SCALE).masked_fill(~mask, -torch.inf)
+    logits = torch.cat([q.transpose(1, 2).sum(-1, keepdim=True).transpose(1, 2), scores], -1)
+    return torch.softmax(logits, -1)[..., 1:] @ v.repeat(1, GROUP, 1, 1)
+
+
+@spelling
+def sinks_by_token_as_a_gate(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    return weighted(scores, v) * (scores.logsumexp(-1) - q.amax(-1)).sigmoid()[..., None]
+
+
+@spelling
+def sinks_by_sequence(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    gate = torch.sigmoid(scores.logsumexp(-1) - torch.tensor([0.5, 1.0]).view(B, 1, 1))
+    return weighted(scores, v) * gate[..., None]
+
+
+@spelling
 def not_below_the_lowest_number(q, k, v, mask):
     """XGLM."""
     n = q.shape[2]

@@ -194,13 +194,6 @@ def shift_without_sinks(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
 
 
-@trap("the sink logits are not one number for each head")
-def sinks_by_token(q, k, v, mask):
-    sink = q.mean(-1, keepdim=True)
-    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), sink], -1)
-    return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
-
-
 def gated(scores, gate, v):
     return weighted(scores, v) * gate[..., None]
 
@@ -271,12 +264,6 @@ def gate_of_shifted_scores(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)
     scores = scores - scores.amax(-1, keepdim=True)
     return gated(scores, torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1)), v)
-
-
-@trap("the sink logits are not one number for each head")
-def gate_by_sequence(q, k, v, mask):
-    scores = q @ repeat(k).mT * SCALE + bias(mask)
-    return gated(scores, torch.sigmoid(scores.logsumexp(-1) - torch.tensor([0.5, 1.0]).view(B, 1, 1)), v)
 
 
 @trap("the sink logits are changed in place")
