@@ -178,6 +178,13 @@ def crossed_heads(q, k, v, mask):
     return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ v.repeat(1, GROUP, 1, 1)
 
 
+@trap("keys and values are not read by the same heads")
+def one_half_of_the_value_heads(q, k, v, mask):
+    """DiffLlama: one of its two attentions. All key heads are read with half of the value heads."""
+    half, _ = torch.chunk(v, 2, dim=1)
+    return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ repeat(half.repeat(1, 2, 1, 1))
+
+
 @trap("also used elsewhere")
 def sinks_before_the_shift_of_scores(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)
@@ -393,6 +400,72 @@ def test_rows_that_see_nothing_are_zero_where_weights_are_masked_again(compiled)
         assert not want[1, :, 0].any()
         torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
     assert all(report.rewritten == 1 for report in compiled_graphs())
+
+
+class Counting(Decoder):
+    """A decoder that is told how many tokens there are, which nothing says to be the length of its cache."""
+
+    def forward(self, x, past, length):
+        attend = self.attend
+        self.attend = lambda q, k, v, mask: attend(q, k, v, length)
+        try:
+            return super().forward(x, past, None)
+        finally:
+            self.attend = attend
+
+
+def causal(q, length):
+    return torch.arange(length) <= torch.arange(length - q.shape[2], length)[:, None]
+
+
+def of_a_mask(q, k, v, length):
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(v), causal(q, length))
+
+
+def of_views(q, k, v, length):
+    scores = torch.bmm(q.flatten(0, 1), repeat(k).reshape(B * HEADS, length, D).mT) * SCALE
+    scores = scores.view(B, HEADS, -1, length).masked_fill(~causal(q, length), -torch.inf)
+    return scores.softmax(-1) @ repeat(v).reshape(B, HEADS, length, D)
+
+
+def of_slices(q, k, v, length):
+    return F.scaled_dot_product_attention(
+        q, repeat(k)[:, :, :length], repeat(v.narrow(2, 0, length)), causal(q, length)
+    )
+
+
+def of_a_slice_of_values(q, k, v, length):
+    scores = (q @ repeat(k).mT * SCALE)[..., :length].masked_fill(~causal(q, length), -torch.inf)
+    return scores.softmax(-1) @ repeat(v[:, :, :length])
+
+
+def counted(model, steps, less=0):
+    """Outputs of a prompt and steps; the last one attends to ``less`` tokens less than there are."""
+    generator, past, found, length = torch.Generator().manual_seed(5), None, [], 0
+    for index, tokens in enumerate(steps):
+        length += tokens
+        taken = length - (less if index == len(steps) - 1 else 0)
+        out, past = model(torch.randn(B, tokens, 32, generator=generator), past, taken)
+        found.append(out)
+    return found
+
+
+@pytest.mark.parametrize("attend", [of_a_mask, of_views, of_slices], ids=lambda attend: attend.__name__)
+def test_a_length_with_a_symbol_of_its_own(attend, compiled):
+    model, steps = Counting(attend), (6, 1, 1, 3, 1)
+    expected = counted(model, steps)
+    for out, want in zip(counted(compiled(model, strict=True), steps), expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
+    assert all(report.rewritten == 1 for report in compiled_graphs())
+
+
+@pytest.mark.parametrize("attend", [of_slices, of_a_slice_of_values], ids=lambda attend: attend.__name__)
+def test_a_length_that_was_that_of_the_cache(attend, compiled):
+    """In a later call of the same program it is not: a graph of its own computes what the program does."""
+    model, steps = Counting(attend), (6, 1, 1, 1, 1)
+    expected = counted(model, steps, less=2)
+    for out, want in zip(counted(compiled(model), steps, less=2), expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
 
 
 class Keeping(Decoder):
