@@ -1,4 +1,4 @@
-"""Families whose attention is not rewritten: dense caches, the tokens of the uncompiled model, and a reason in words."""
+"""Families whose attention is not rewritten: dense caches, tokens of the uncompiled model, and a reason in words."""
 
 from __future__ import annotations
 
