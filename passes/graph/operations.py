@@ -227,7 +227,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *_new("sum", "mean", "min", "exp", "log", "cos", "sin", "abs", "gather", "index_select", "cumsum", "amin"),
     Operation("roll", NEW, "roll(input, shifts, dims=None)"),
     *(
-        Operation(name, NEW, f"{name}(input, other)", f"operator.{name}(input, other)")
+        # torch 2.11 calls the method where one side is a tensor that the graph makes
+        Operation(name, NEW, f"{name}(input, other)", f"operator.{name}(input, other)", f".__{name}__(input, other)")
         for name in ("eq", "ne", "lt", "le", "gt", "ge")
     ),
     *_new("any", "all", "logical_or"),

@@ -66,6 +66,8 @@ def test_comparisons_and_conjunctions(calls, name):
     if name != "logical_and":
         by_operator = getattr(operator, "and_" if name == "bitwise_and" else name)
         spellings.append(calls.function(by_operator, calls.x, calls.y))
+    if len(name) == 2:
+        spellings.append(calls.method(f"__{name}__", calls.x, calls.y))
     for node in spellings:
         call = read(node)
         assert call is not None and call.name == name and not call.in_place
