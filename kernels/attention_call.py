@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from .cache import CacheTensors
 from .schemas import SCHEMAS
 
@@ -27,7 +29,8 @@ class AttentionCall(Generic[T]):
         mask: broadcasts to ``[B, Hq, N, S]``, where S includes padding: boolean (True: visible), or of a floating-point
             dtype and added to the scores. With None all tokens are visible.
         open_from: ``[B]`` int32 of ``masks.open_from``, or None. It does not change the result.
-        sink_logits: ``[Hq]``, the logit of an additional token without a value, or None.
+        sink_logits: ``[Hq]``, or ``[B, Hq, N]`` for each query token: the logit of an additional token without a value;
+            or None.
         scale: factor of the products of query and keys.
         softcap: scores become ``softcap * tanh(score / softcap)`` before the mask; 0 for no cap.
         causal: whether the last ``N - 1 - i`` tokens are hidden from query token i.
@@ -83,3 +86,9 @@ class AttentionCall(Generic[T]):
             self.dropped,
             optional(self.value_query),
         )
+
+
+def sinks_by_row(sink_logits: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """The sink logits of a call as ``[B, Hq, N]``."""
+    logits = sink_logits[:, None] if sink_logits.dim() == 1 else sink_logits
+    return logits.expand(query.shape[:3])

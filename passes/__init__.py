@@ -44,12 +44,12 @@ PIPELINE = Pipeline(
             match_attention,
             "find attentions with their query, key, value, masks and scale",
             reads=("caches",),
-            writes=("attentions", *_REFUSALS),
+            writes=("attentions", "unmatched", *_REFUSALS),
         ),
         Pass(
             match_cache,
             "find where the keys and values of each attention come from",
-            reads=("config", "uncounted", "caches", "attentions"),
+            reads=("config", "uncounted", "caches", "attentions", "unmatched"),
             writes=("uses", *_REFUSALS),
         ),
         Pass(

@@ -27,14 +27,17 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
     order, changes = Order(gm.graph), Writes(gm.graph)
     for node in gm.graph.nodes:
         try:
-            match = match_attention_at(node, context.caches, order)
+            match = match_attention_at(node, context.caches, order, changes)
             if match is not None:
+                if match.sink_logits is not None and changes.of(match.sink_logits):
+                    raise NoMatch("the sink logits are changed in place")
                 match = with_latent(match, context.caches, changes)
                 match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
                 context.attentions.append(match)
             elif (name := _other_attention_function(node)) is not None:
                 raise NoMatch(f"{name} is not supported")
         except NoMatch as reason:
+            context.unmatched.add(node)
             context.refuse(node, str(reason))
     return gm
 

@@ -8,6 +8,8 @@ keys = buffer.index_copy_(...)    buffer: an input          -> BUFFER, rewritten
      ... buffer.copy_(...) of the last tokens               -> BUFFER, too
 keys = k, or cat([empty, k])      returned by the graph     -> FRESH, quantized by `quantize_prefill`
 
+A new cache is made of keys and values only if all attentions that read them will read it quantized.
+
 Of keys and values of a sliding window the graph returns the last tokens, and an attention may read the last tokens.
 """
 
@@ -18,18 +20,24 @@ from torch.fx import GraphModule, Node
 from ..kernels.formats import Role, obstacle
 from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
+from .analysis.other_readers import OTHER_PAIR, is_carried_to, shared_in_part
 from .analysis.rolled_buffers import fills_buffer, rolled_use
 from .analysis.windows import fits_ring, kept_part, last_tokens
+from .attention.sides import root_of
 from .context import CacheSource, CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
 from .graph.operations import Kind
-from .graph.reading import called_name, is_output, kinds, op_name, read
+from .graph.reading import Call, called_name, is_output, kinds, op_name, read
 from .graph.values import example, shape, sizes_of
 
 #: A quantized copy of a buffer has to be told when the program changes the buffer in another way.
 _UNCOUNTED = (
     "they are a buffer made under torch.inference_mode(), where tensors do not count what is written to them, so that "
     "a quantized copy could not follow it; make it outside, or use torch.no_grad()"
+)
+
+_UNMATCHED = (
+    "an attention that is not rewritten reads the same keys or values, which would be dequantized for it in every step"
 )
 
 
@@ -50,7 +58,20 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
             context.refuse(match, reason)
         else:
             context.uses[match] = (key, value)
+    _leave_shared(context)
     return gm
+
+
+def _leave_shared(context: PassContext) -> None:
+    """Leave keys and values dense that a later step would dequantize, for an attention that it cannot rewrite."""
+    fresh = {match: uses for match, uses in context.uses.items() if uses[0].source is CacheSource.FRESH}
+    reasons = dict.fromkeys(shared_in_part(fresh), OTHER_PAIR)
+    for match, uses in fresh.items():
+        if any(is_carried_to(use.node, context.unmatched) for use in uses):
+            reasons[match] = _UNMATCHED
+    for match, reason in reasons.items():
+        del context.uses[match]
+        context.refuse(match, reason)
 
 
 def _obstacle(use: CacheUse, role: Role) -> str:
@@ -97,6 +118,11 @@ def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> 
     except NoBuffer as reason:
         return str(reason)
     rank, kept = len(sizes_of(node)), kept_part(node, tokens_dim)
+    if rank == 4 and kept is None and not is_output(node) and _is_put_together(call, tokens_dim, context):
+        return (
+            "they are put together in every step, from a cache and other tokens or from two caches; a rewritten "
+            "attention reads one cache"
+        )
     if rank == 4 and kept is None and not is_output(node) and _computed_from_a_cache(node):
         return (
             "they are computed in every step from another cached tensor, such as the latent of MLA or keys before "
@@ -121,6 +147,16 @@ def _appends(cat: Node, context: PassContext) -> bool:
     call = read(cat)
     tensors = () if call is None else call["tensors"]
     return isinstance(tensors, (list, tuple)) and bool(tensors) and tensors[0] in context.caches
+
+
+def _is_put_together(call: Call | None, tokens_dim: int, context: PassContext) -> bool:
+    """Whether a call is a ``cat`` with a cache, or with a tensor all or the last tokens of which are returned."""
+    tensors = call["tensors"] if call is not None and call.name == "cat" else ()
+    if not isinstance(tensors, (list, tuple)):
+        return False
+    roots = [root_of(tensor) for tensor in tensors if isinstance(tensor, Node)]
+    cached = (root for root in roots if len(shape(root) or ()) == 4)
+    return any(root in context.caches or is_output(root) or kept_part(root, tokens_dim) is not None for root in cached)
 
 
 def _computed_from_a_cache(node: Node) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..attention_call import AttentionCall
+from ..attention_call import AttentionCall, sinks_by_row
 from ..backend import Kernel, KernelChoice
 from ..formats import LANES
 from .arguments import DECODE, cache_fields, is_plain
@@ -75,7 +75,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
         mask_length, mask_stride = mask.shape[3], mask.stride()
     sink_ptr = 0
     if sink_logits is not None:
-        sink_logits = sink_logits.to(torch.float32).contiguous()
+        sink_logits = sinks_by_row(sink_logits, query).to(torch.float32).contiguous()
         sink_ptr = sink_logits.data_ptr()
     failed = functions.decode(
         DECODE.pack(

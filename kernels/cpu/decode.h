@@ -218,7 +218,8 @@ template <class V, class T>
 void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int64_t i, int64_t first, int64_t last) {
   const int64_t R = partials.R;
   for (int64_t r = 0; r < R; ++r) {
-    const float* logit = a.sink_logits ? a.sink_logits + i % a.heads * a.group + pass.head(r) : nullptr;
+    const int64_t row = (i * a.group + pass.head(r)) * a.count + pass.token(r);
+    const float* logit = a.sink_logits ? a.sink_logits + row : nullptr;
     float most = logit ? *logit : -INF;
     for (int64_t s = first; s <= last; ++s) most = partials.m(s)[r] > most ? partials.m(s)[r] : most;
     const float shift = most == -INF ? 0.f : most;
@@ -232,7 +233,7 @@ void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int6
         acc[c] = fma(load(partials.acc(s) + r * V::D + c * VL), splat(factor), acc[c]);
     }
     const float inverse = total == 0 ? 0.f : 1 / total;
-    T* out = (T*)a.out + ((i * a.group + pass.head(r)) * a.count + pass.token(r)) * V::D;
+    T* out = (T*)a.out + row * V::D;
     for (int c = 0; c < V::D / VL; ++c) store_as<T>(out + c * VL, acc[c] * inverse);
   }
 }

@@ -7,7 +7,7 @@ struct DecodeArgs {
   void* out;          // [B, H * G, N, Dv], contiguous
   Cache key, value;
   const void* mask;           // [B, H * G, N, mask_length], any strides
-  const float* sink_logits;   // [H * G] or null
+  const float* sink_logits;   // [B, H * G, N] or null
   int64_t mask_kind;          // 0 none, 1 bool, 2 float32, 3 bfloat16, 4 float16
   int64_t mask_length, mask_stride[4];
   int64_t batch, heads, group, count, query_stride[4];

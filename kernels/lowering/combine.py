@@ -28,8 +28,10 @@ def _grid(rows, tiles, meta):
     return rows, tiles, 1
 
 
-def template_source(sinks: bool, single: bool) -> str:
+def template_source(sinks: bool, single: bool, by_row: bool = False) -> str:
     """The Jinja template, with or without sink logits, for one query token (``single``) or several.
+
+    With ``by_row`` sink logits are one for each row, else one for each head.
 
     The result is ``[B, N, Hq, Dv]`` in memory, as the projection that follows reads it. Inductor fuses operations over
     the same dimensions as the result: for a single token these are ``[B, Hq * Dv]``.
@@ -45,7 +47,7 @@ def template_source(sinks: bool, single: bool) -> str:
         "    part_max = parts + splits * rows * D",
         "    acc = combined(",
         "        parts, part_max, part_max + splits * rows, " + ("sink_logits," if sinks else "None,"),
-        "        row.to(tl.int64), column, rows, HQ, N, splits, SPLITS, D,",
+        f"        row.to(tl.int64), column, rows, {'rows, 1' if by_row else 'HQ, N'}, splits, SPLITS, D,",
         "    )",
         "    mask = column < D",
         "    idx_b = row // (HQ * N)",
@@ -62,10 +64,10 @@ def template_source(sinks: bool, single: bool) -> str:
 
 
 @functools.cache
-def template_for(sinks: bool, single: bool) -> TritonTemplate:
+def template_for(sinks: bool, single: bool, by_row: bool = False) -> TritonTemplate:
     """The template of :func:`template_source`."""
-    name = "innerq_combine" + "_sinks" * sinks + "_rows" * (not single)
-    return TritonTemplate(name, _grid, template_source(sinks, single), **templates.template_options())
+    name = "innerq_combine" + "_sinks" * sinks + "_by_row" * by_row + "_rows" * (not single)
+    return TritonTemplate(name, _grid, template_source(sinks, single, by_row), **templates.template_options())
 
 
 def combine(
@@ -75,7 +77,7 @@ def combine(
 
     Args:
         parts: the results of ``attention.decode_partials``, in one dimension.
-        sink_logits: ``[Hq]``, or None.
+        sink_logits: ``[Hq]`` or ``[B, Hq, N]``, or None.
         most: an upper bound of the number of splits.
         shape: B, Hq, N, Dv.
         dtype: of the result.
@@ -88,7 +90,8 @@ def combine(
     sizes = [batch, heads * width] if single else [batch, rows, heads, width]
     layout = templates.fixed_layout(nodes[0].get_device(), dtype, sizes)
     choices: list[Any] = []
-    template_for(sink_logits is not None, single).maybe_append_choice(
+    by_row = sink_logits is not None and len(sink_logits.get_size()) == 3
+    template_for(sink_logits is not None, single, by_row).maybe_append_choice(
         choices,
         input_nodes=tuple(nodes),
         layout=layout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import layout
-from ..attention_call import AttentionCall
+from ..attention_call import AttentionCall, sinks_by_row
 from .caches import real_tokens, visible_range
 
 
@@ -52,7 +52,7 @@ def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | Non
             visible = visible & (moved != float("-inf"))
     scores = scores.masked_fill(~visible, float("-inf"))
     if call.sink_logits is not None:
-        extra = call.sink_logits.to(dtype)[None, :, None, None].expand(batch, q_heads, rows, 1)
+        extra = sinks_by_row(call.sink_logits, call.query).to(dtype)[..., None]
         weights = torch.cat((scores, extra), -1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)

@@ -34,7 +34,8 @@ def combined(
         out = sum_i 2^(max_i - max) out_i / (sum_i 2^(max_i - max) sum_i + 2^(sink - max))
 
     Rows are in the order (batch, query head, query token). A row to which no token is visible gives zero.
-    ``sink_logits`` may be None; ``SPLITS`` is a power of two, at least ``splits``.
+    Sink logits are ``[HQ]``; one for each row, with ``HQ = rows`` and ``N = 1``; or None. ``SPLITS`` is a power of two,
+    at least ``splits``.
     """
     i = tl.arange(0, SPLITS)
     at = i.to(tl.int64) * rows + row
@@ -89,6 +90,7 @@ def combine(
 ) -> None:
     """Combine partial results ``[splits, rows, D]`` and twice ``[splits, rows]`` into ``out [B, Hq, N, D]``."""
     splits, rows, head_dim = part_out.shape
+    by_row = sink_logits is not None and sink_logits.dim() == 3
     with launching(out, decode_combine_kernel):
         decode_combine_kernel[(rows, triton.cdiv(head_dim, COLUMNS))](
             part_out,
@@ -97,8 +99,8 @@ def combine(
             None if sink_logits is None else sink_logits.contiguous(),
             out,
             rows,
-            out.shape[1],
-            out.shape[2],
+            rows if by_row else out.shape[1],
+            1 if by_row else out.shape[2],
             splits,
             SPLITS=triton.next_power_of_2(splits),
             D=head_dim,

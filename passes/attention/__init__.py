@@ -8,6 +8,7 @@
 ``steps.py``      the operations between the product of query and key and the attention weights
 ``weights.py``    walks from the attention weights back to the product of query and key, and lists these operations
 ``scores.py``     what these operations compute: scale, softcap, masks, sinks
+``gates.py``      a gate on the output that is a sink logit
 ``latent.py``     keys and values that are computed from a latent (MLA)
 ``matcher.py``    combines all of this to an :class:`AttentionMatch`
 """

@@ -17,11 +17,13 @@ import torch
 from torch.fx import Node
 
 from ..context import AttentionAxes, AttentionForm, AttentionMatch, MaskKind, MaskTerm, NoMatch, ProgramCache
+from ..graph.aliases import Writes
 from ..graph.constants import constant
 from ..graph.operations import Kind
 from ..graph.reading import Call, kinds, read, source_of, writes_to
-from ..graph.values import Sizes, dtype_of, example, same_size, same_sizes, shape, sizes_of
+from ..graph.values import Sizes, dtype_of, example, is_float, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
+from .gates import find_gate
 from .products import Product, dims_of, product_of
 from .scores import check_only_used_here, path_dims, read_scores
 from .sides import Side, find_heads, find_side
@@ -31,8 +33,8 @@ from .weights import find_scores
 Caches = dict[Node, ProgramCache]
 
 
-def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMatch | None:
-    """The attention whose output is ``node``; None if it is not the output of one.
+def match_attention_at(node: Node, caches: Caches, order: Order, changes: Writes) -> AttentionMatch | None:
+    """The attention whose output is ``node``, before a gate if it has one; None if it is not the output of one.
 
     Raises:
         NoMatch: if it looks like an attention, but is not supported.
@@ -46,7 +48,7 @@ def match_attention_at(node: Node, caches: Caches, order: Order) -> AttentionMat
     for index in (0, 1):
         path = find_scores(product.operands[index], node, order)
         if path is not None:
-            return _eager(product, index, path, caches)
+            return _eager(product, index, path, caches, order, changes)
     return None
 
 
@@ -154,7 +156,9 @@ def _bind_tokens(keys: tuple[Axis, ...], values: tuple[Axis, ...]) -> None:
 # --- attention in single operations ---------------------------------------------------------------------------------
 
 
-def _eager(values: Product, weights_at: int, path: ScorePath, caches: Caches) -> AttentionMatch:
+def _eager(
+    values: Product, weights_at: int, path: ScorePath, caches: Caches, order: Order, changes: Writes
+) -> AttentionMatch:
     product = path.product
     axes = product.axes()
     dims = path_dims(path, dims_of(product.out, axes))
@@ -191,7 +195,10 @@ def _eager(values: Product, weights_at: int, path: ScorePath, caches: Caches) ->
     own[features[0]] = value_side.dims[value_labels.index(features[0])]
 
     query_labels = product.labels[1 - key_at]
-    out_dims = dims_of(values.out, own)
+    out, out_dims = values.node, dims_of(values.out, own)
+    gate = find_gate(path, dims, out, out_dims, order)
+    if gate is not None:
+        out, out_dims = gate.node, gate.dims
     attention = _axes(
         key_side,
         value_side,
@@ -200,17 +207,16 @@ def _eager(values: Product, weights_at: int, path: ScorePath, caches: Caches) ->
         dims_of(query_labels, axes),
         out_dims,
     )
-    scores = read_scores(path, dims)
-    check_only_used_here(path, values.node)
-    sinks = None
-    if scores.sinks is not None and scores.sink_dims is not None:
-        found = find_heads(scores.sinks, attention.heads, scores.sink_dims)
-        if found is None:
-            raise NoMatch("the sink logits are not one number for each head")
-        sinks, sink_dims = found
+    scores = read_scores(path, dims, changes)
+    check_only_used_here(path, out, gate.nodes if gate is not None else ())
+    sinks, sink_dims = (scores.sinks, scores.sink_dims) if gate is None else (gate.sinks, gate.sink_dims)
+    if sinks is not None and sink_dims is not None:
+        if not is_float(sinks):
+            raise NoMatch("the sink logits are not a floating-point tensor")
+        sinks, sink_dims = find_heads(sinks, attention.heads, sink_dims) or (sinks, _own_dims(sinks, sink_dims))
         attention = dataclasses.replace(attention, sinks=sink_dims)
     return _match(
-        values.node,
+        out,
         product.operands[1 - key_at],
         key_side,
         value_side,
@@ -221,6 +227,13 @@ def _eager(values: Product, weights_at: int, path: ScorePath, caches: Caches) ->
         softcap=scores.softcap,
         sink_logits=sinks,
     )
+
+
+def _own_dims(node: Node, dims: Dims) -> Dims:
+    """The dimensions of a tensor that broadcasts to one with dimensions ``dims``."""
+    sizes = sizes_of(node)
+    pairs = zip(sizes, dims[len(dims) - len(sizes) :], strict=True)
+    return tuple(() if same_size(size, 1) else dim for size, dim in pairs)
 
 
 def _key_operand(product: Product, axes: dict[Any, Any], path: ScorePath, dims: dict[Node, Dims]) -> tuple[int, Any]:

@@ -8,15 +8,19 @@ The steps were found by ``weights.py``. :class:`NoMatch` is raised if they do no
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
+import torch
 from torch.fx import Node
 
 from ...kernels.masks import MASKED
 from ..context import MaskKind, MaskTerm, NoMatch
-from ..graph.reading import describe, is_pure, is_query, writes_to
-from ..graph.values import is_float, same_sizes, shape, sizes_of
-from .axes import Dims
-from .steps import Added, DroppedSinks, Factor, Filled, Same, ScorePath, Shift, Sinks, Tanh, View
+from ..graph.aliases import Writes
+from ..graph.equality import have_same_value
+from ..graph.reading import describe, is_pure, is_query, op_name, source_of, writes_to
+from ..graph.values import dtype_of, is_float, same_sizes, shape, sizes_of
+from .axes import Dims, resolve_dims
+from .steps import Added, DroppedSinks, Factor, Filled, Same, ScorePath, Shift, Sinks, Tanh, View, Zeroed
 from .views import view_dims
 
 
@@ -63,13 +67,15 @@ def path_dims(path: ScorePath, dims: Dims) -> dict[Node, Dims]:
     return found
 
 
-def read_scores(path: ScorePath, dims: dict[Node, Dims]) -> Scores:
+def read_scores(path: ScorePath, dims: dict[Node, Dims], changes: Writes) -> Scores:
     """Combine the steps, from the softmax back to the product.
 
     Args:
         path: the steps.
         dims: the dimensions of their results, see `path_dims`.
+        changes: the in-place writes of the graph.
     """
+    _check_masked_alike(path, dims, changes)
     # the factor that a number at the current step is multiplied by until it reaches the softmax
     factor, softcap = 1.0, 0.0
     sinks: Sinks | None = None
@@ -113,6 +119,37 @@ def read_scores(path: ScorePath, dims: dict[Node, Dims]) -> Scores:
     return Scores(scale, abs(softcap), tuple(reversed(terms)), sink_logits, sink_dims)
 
 
+def _check_masked_alike(path: ScorePath, dims: dict[Node, Dims], changes: Writes) -> None:
+    """Check that weights are replaced by zero only where their scores are masked, which have no weight anyway.
+
+    Where nothing is visible to a row, this makes all of its weights zero, as they are in the kernels.
+    """
+    filled = [step for step in path.steps if isinstance(step, Filled)]
+    for again in (step for step in path.steps if isinstance(step, Zeroed)):
+        if not any(
+            resolve_dims(dims[first.node]) == resolve_dims(dims[again.node]) and _hides_same(first, again, changes)
+            for first in filled
+        ):
+            raise NoMatch("the attention weights are masked behind the softmax, and the scores not by the same mask")
+
+
+def _hides_same(first: Filled, again: Zeroed, changes: Writes) -> bool:
+    """Whether two steps are known to replace the same elements of tensors of one shape."""
+    (mask, negated), (other, other_negated) = (_without_not(step.condition, changes) for step in (first, again))
+    opposite = first.kind is not again.kind
+    return opposite == (negated != other_negated) and have_same_value(mask, other, changes)
+
+
+def _without_not(condition: Node, changes: Writes) -> tuple[Node, bool]:
+    """A boolean tensor and whether ``condition`` is its negation."""
+    negated = False
+    while op_name(condition) in ("logical_not", "bitwise_not") and (source := source_of(condition)) is not None:
+        if dtype_of(source) != torch.bool or changes.of(condition):
+            break
+        condition, negated = source, not negated
+    return condition, negated
+
+
 def _term(node: Node, kind: MaskKind, factor: float, dims: Dims, reader: Node) -> MaskTerm:
     if writes_to(node):
         raise NoMatch("a mask is changed in place")
@@ -128,13 +165,22 @@ def _term(node: Node, kind: MaskKind, factor: float, dims: Dims, reader: Node) -
     return MaskTerm(node, kind, factor, dims)
 
 
-def check_only_used_here(path: ScorePath, out: Node) -> None:
+def check_only_used_here(path: ScorePath, out: Node, gate: Iterable[Node] = ()) -> None:
     """Check that nothing else reads scores or weights, because decode attention does not return them.
+
+    Args:
+        path: the operations between the product of query and key and the weights.
+        out: the output of the attention.
+        gate: what else computes it, see ``gates.py``.
 
     Raises:
         NoMatch: if something does; the message names it.
     """
-    nodes = [*(step.node for step in path.steps), path.product.node]  # in order, so that the reason is deterministic
+    nodes = [
+        *(step.node for step in path.steps),
+        path.product.node,
+        *gate,
+    ]  # in order, so that the reason is deterministic
     inside = {*nodes, out}
     for node in nodes:
         for user in node.users:

@@ -169,6 +169,12 @@ def root_of(node: Node) -> Node:
     return _chain(node)[-1][0]
 
 
+def may_be_cached(node: Node) -> bool:
+    """Whether a tensor is computed by views, repetitions and the like from one that is a ``cat``, or is returned."""
+    chain = (one for one, _ in _chain(node) if one.op not in ("placeholder", "get_attr"))
+    return any(op_name(one) == "cat" or is_output(one) for one in chain)
+
+
 def find_heads(node: Node, heads: tuple[Axis, ...], dims: Dims) -> tuple[Node, Dims] | None:
     """The tensor with one number for each head that ``node`` is expanded from, and its dimensions.
 

@@ -60,6 +60,14 @@ class Filled(Step):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Zeroed(Step):
+    """A replacement of weights by zero; ``kind`` says whether ``condition`` is True for kept or replaced ones."""
+
+    condition: Node
+    kind: MaskKind
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sinks(Step):
     """A concatenation with a column of sink logits, as the first (0) or the last (-1) column."""
 

@@ -5,6 +5,7 @@
     scores = scores + mask, masked_fill, where        any number of masks
     logits = cat([scores, sinks]); logits - max       sinks; a shift that does not change the softmax
     weights = softmax(logits)[..., :-1]
+    weights = weights.masked_fill(hidden, 0)          where the scores are masked
     weights = dropout(weights.to(dtype))
     out = matmul(weights, v)
 
@@ -26,7 +27,22 @@ from ..graph.reading import Call, describe, read
 from ..graph.values import dtype_of, is_float, same_size, same_sizes, shape
 from .lookahead import is_computed_product, leads_to_product, may_be_weights
 from .products import is_product, product_of
-from .steps import Added, DroppedSinks, Factor, Filled, Order, Same, ScorePath, Shift, Sinks, Softmax, Step, Tanh, View
+from .steps import (
+    Added,
+    DroppedSinks,
+    Factor,
+    Filled,
+    Order,
+    Same,
+    ScorePath,
+    Shift,
+    Sinks,
+    Softmax,
+    Step,
+    Tanh,
+    View,
+    Zeroed,
+)
 from .views import split_factor, view_source
 
 #: A step, and its input.
@@ -91,6 +107,10 @@ def _weights_step(node: Node) -> _Found:
         return Same(node), call["input"]  # changes only rows in which all tokens are hidden; the kernels give 0 there
     if call is not None and call.name == "getitem" and (column := _dropped(call)) is not None:
         return DroppedSinks(node, column), call["input"]
+    if call is not None and call.name in ("masked_fill", "where"):
+        filled, source = _fill_step(call)
+        if filled.number == 0:
+            return Zeroed(node, filled.condition, filled.kind), source
     raise NoMatch(f"the attention weights go through {describe(node)} after the softmax")
 
 
@@ -139,6 +159,8 @@ def _scores_step(node: Node, order: Order) -> _Found:
         return _fill_step(call)
     if name == "cat":
         return _sink_step(call)
+    if (source := _above_lowest(call)) is not None:
+        return Same(node), source
     if name in ("mul", "div"):
         raise NoMatch("the scores are scaled by a factor that is not constant")
     raise NoMatch(f"the scores go through {describe(node)}")
@@ -185,7 +207,7 @@ def _leads_through_steps(node: Any, reader: Node, order: Order) -> bool:
     return False
 
 
-def _fill_step(call: Call) -> _Found:
+def _fill_step(call: Call) -> tuple[Filled, Node]:
     if call.name == "masked_fill":
         scores, condition, fill, kind = call["input"], call["mask"], call["value"], MaskKind.HIDDEN
     else:
@@ -193,10 +215,28 @@ def _fill_step(call: Call) -> _Found:
         scores, fill, kind = (no, yes, MaskKind.HIDDEN) if constant(yes) is not None else (yes, no, MaskKind.VISIBLE)
     number = constant(fill)
     if number is None or not isinstance(scores, Node) or shape(condition) is None:
-        raise NoMatch("the scores are replaced by a value that is not constant")
+        raise NoMatch("scores or weights are replaced by a value that is not constant")
     if dtype_of(condition) != torch.bool:
         raise NoMatch("the mask of masked_fill or where is not boolean")
     return Filled(call.node, condition, kind, number), scores
+
+
+def _above_lowest(call: Call) -> Node | None:
+    """The scores that a call makes at least the lowest number of their dtype; None if it does something else.
+
+    This changes nothing but minus infinity, with which a token is hidden as well.
+    """
+    if call.name == "maximum":
+        pairs = ((call["input"], call["other"]), (call["other"], call["input"]))
+    elif call.name == "clamp" and call["max"] is None:
+        pairs = ((call["input"], call["min"]),)
+    else:
+        return None
+    for scores, bound in pairs:
+        number = constant(bound)
+        if is_float(scores) and dtype_of(scores) == (dtype := dtype_of(call.node)) and number is not None:
+            return scores if dtype is not None and number <= torch.finfo(dtype).min else None
+    return None
 
 
 def _sink_step(call: Call) -> _Found:

@@ -118,7 +118,8 @@ class AttentionMatch:
         tokens_dims: the dimensions of key and value that count tokens, each 2 or 1.
         terms: masks and biases.
         softcap: scores become ``softcap * tanh(scores / softcap)``; 0 for no softcap.
-        sink_logits: logits ``[Hq]`` that take part in the softmax without a value (attention sinks), or None.
+        sink_logits: logits that take part in the softmax without a value (attention sinks): one for each head, or for
+            each head and token of the query; None if there are none.
         latent: how keys and values are computed from a latent; None in any other attention.
         where, layer: the line of the user's program and the module, see :class:`Reason`.
     """
@@ -150,7 +151,7 @@ class StandardForm:
         node: the output ``[B, Hq, N, Dv]``.
         query: ``[B, Hq, N, D]``.
         mask: all masks merged into one, additive or boolean, that broadcasts to ``[B, Hq, N, S]``; None for no mask.
-        sink_logits: ``[Hq]``, or None.
+        sink_logits: ``[Hq]``, or ``[B, Hq, N]``, or None.
     """
 
     node: Node

@@ -51,6 +51,7 @@ class PassContext:
         failures: the failures of those passes among them that raised an exception (input).
         caches: quantized caches among the inputs, by their placeholders.
         attentions: all attentions that were matched, in graph order.
+        unmatched: the outputs of attentions that were not recognized.
         uses: for each attention with a cache, where its keys and its values come from.
         standard: the standard form of each of these attentions.
         rewritten: the attentions that read or create a quantized cache in the rewritten graph.
@@ -78,6 +79,7 @@ class PassContext:
     failures: tuple[PassFailure, ...] = ()
     caches: dict[Node, ProgramCache] = dataclasses.field(default_factory=dict)
     attentions: list[AttentionMatch] = dataclasses.field(default_factory=list)
+    unmatched: set[Node] = dataclasses.field(default_factory=set)
     uses: dict[AttentionMatch, tuple[CacheUse, CacheUse]] = dataclasses.field(default_factory=dict)
     standard: dict[AttentionMatch, StandardForm] = dataclasses.field(default_factory=dict)
     rewritten: list[AttentionMatch] = dataclasses.field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from ..attention.axes import rearrange
+from ..attention.axes import flat, rearrange, resolve
 from ..context import AttentionMatch
 from ..graph.writing import Writer
 
@@ -20,11 +20,20 @@ def standard_query(write: Writer, match: AttentionMatch) -> Node:
 
 
 def standard_sinks(write: Writer, match: AttentionMatch) -> Node | None:
-    """The sink logits of an attention as ``[Hq]``, in the order of the heads of `standard_query`; None if it has none.
+    """The sink logits of an attention as ``[Hq]``, or ``[B, Hq, N]`` if they are `sinks_by_row`; None if it has none.
+
+    Heads are in the order of those of `standard_query`.
 
     Raises:
         NoMatch: if they cannot be brought into this layout.
     """
     if match.sink_logits is None:
         return None
-    return rearrange(write, match.sink_logits, match.axes.sinks, (match.axes.heads,))
+    axes = match.axes
+    target = (axes.batch, axes.heads, axes.rows) if sinks_by_row(match) else (axes.heads,)
+    return rearrange(write, match.sink_logits, axes.sinks, target)
+
+
+def sinks_by_row(match: AttentionMatch) -> bool:
+    """Whether the sink logits of an attention are not the same for all sequences and tokens of the query."""
+    return match.sink_logits is not None and not {*flat(match.axes.sinks)} <= {*resolve(match.axes.heads)}

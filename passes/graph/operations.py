@@ -193,22 +193,47 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("rsqrt", NEW, "rsqrt(input)"),
     Operation("tanh", NEW, "tanh(input)", "F.tanh(input)", in_place=("tanh_(input)",)),
     Operation(
+        "sigmoid",
+        NEW,
+        "sigmoid(input)",
+        "F.sigmoid(input)",
+        "special.expit(input)",
+        in_place=("sigmoid_(input)",),
+    ),
+    Operation("logsumexp", NEW, "logsumexp(input, dim, keepdim=False)", "special.logsumexp(input, dim, keepdim=False)"),
+    Operation(
         "masked_fill",
         NEW,
         "masked_fill(input, mask, value)",
         in_place=("masked_fill_(input, mask, value)",),
     ),
     Operation("where", NEW, ".where(input, condition, other)", "where(condition, input, other)"),
-    Operation("max", NEW, "max(input, dim=None, keepdim=False)", "max(input, other)"),
+    Operation("max", NEW, "max(input, dim=None, keepdim=False)"),
+    Operation("maximum", NEW, "maximum(input, other)", "max(input, other)"),
+    Operation(
+        "clamp",
+        NEW,
+        "clamp(input, min=None, max=None)",
+        "clip(input, min=None, max=None)",
+        Fixed("clamp_min(input, min)", max=None),
+        in_place=(
+            "clamp_(input, min=None, max=None)",
+            "clip_(input, min=None, max=None)",
+            Fixed("clamp_min_(input, min)", max=None),
+        ),
+    ),
     Operation("amax", NEW, "amax(input, dim=(), keepdim=False)"),
     Operation("nan_to_num", NEW, "nan_to_num(input, nan=None, posinf=None, neginf=None)"),
     *_new("sum", "mean", "min", "exp", "log", "cos", "sin", "abs", "gather", "index_select", "cumsum", "amin"),
     Operation("roll", NEW, "roll(input, shifts, dims=None)"),
     *(
-        Operation(name, NEW, f"{name}(input, other)", f"operator.{name}(input, other)")
+        # torch 2.11 calls the method where one side is a tensor that the graph makes
+        Operation(name, NEW, f"{name}(input, other)", f"operator.{name}(input, other)", f".__{name}__(input, other)")
         for name in ("eq", "ne", "lt", "le", "gt", "ge")
     ),
-    *_new("any", "all", "logical_not", "logical_or"),
+    *_new("any", "all", "logical_or"),
+    Operation("logical_not", NEW, "logical_not(input)"),
+    Operation("bitwise_not", NEW, "bitwise_not(input)", "operator.invert(input)", ".__invert__(input)"),
     Operation("logical_and", NEW, "logical_and(input, other)"),
     Operation("bitwise_and", NEW, "bitwise_and(input, other)", "operator.and_(input, other)"),
     # --- creation of tensors

@@ -49,6 +49,7 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
 _TYPES: dict[str, tuple[type, ...]] = {
     "dtype": (torch.dtype, type(None)),
     "device": (torch.device, str, int, type(None)),
+    "dim": (int, str, tuple, list, type(None)),  # torch.max(x, y) has a second tensor in its place
 }
 
 _REQUIRED = object()

@@ -175,6 +175,35 @@ FAMILIES = (
     Family("OLMo 2", "Olmo2ForCausalLM", _GQA, note="normalized queries and keys"),
     Family("Cohere", "CohereForCausalLM", _GQA),
     Family("Granite", "GraniteForCausalLM", {**_GQA, "attention_multiplier": 0.2}, note="a scale of its own"),
+    Family(
+        "Granite SWA",
+        "GraniteSWAForCausalLM",
+        {**_HEAD_DIM, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        attn=("eager",),
+        note="sink logits as a gate on the output; " + _SLIDING,
+    ),
+    Family(
+        "XGLM",
+        "XGLMForCausalLM",
+        {
+            **{"vocab_size": VOCAB, "d_model": 64, "ffn_dim": 64, "num_layers": LAYERS, "attention_heads": 4},
+            **{"max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
+        },
+        attn=("eager",),
+        unrecorded=("eager",),
+        note="scores not below the lowest number, bmm on [B*H, N, D]",
+    ),
+    Family(
+        "CPM-Ant",
+        "CpmAntForCausalLM",
+        {
+            **{"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4},
+            **{"dim_head": 16, "dim_ff": 64, "prompt_length": 4, "prompt_types": 4, "segment_types": 4},
+        },
+        attn=("eager",),
+        unrecorded=("eager",),
+        note="weights are masked again; each step is compiled, as the program makes its length a constant",
+    ),
     Family("SmolLM3", "SmolLM3ForCausalLM", {**_GQA, "use_sliding_window": False}, note="layers without RoPE"),
     Family("GLM-4", "Glm4ForCausalLM", _HEAD_DIM),
     Family(
@@ -223,6 +252,21 @@ FAMILIES = (
         },
         attn=("eager",),
         note="sink logits; " + _SLIDING,
+    ),
+    Family(
+        "Inkling 2",
+        "Inkling2ForCausalLM",
+        {
+            **_HEAD_DIM,
+            **{"unpadded_vocab_size": VOCAB, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
+            **{"swa_head_dim": 16, "sliding_window_size": 16, "layer_types": ["hybrid_sliding", "hybrid"]},
+            **{"d_rel": 8, "rel_extent": 64, "n_layers_per_attn_res_block": 1},
+            **{"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        },
+        config="Inkling2TextConfig",
+        attn=("eager",),
+        unrecorded=("eager",),
+        note="sink logits of each token of the query, biases by distance; " + _SLIDING,
     ),
 )
 

@@ -324,6 +324,91 @@ def sinks_of_tiled_heads(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ v.repeat(1, GROUP, 1, 1)
 
 
+SINKS = (0.5, 1.0, -1.0, 2.0)
+
+
+@spelling
+def sinks_as_a_gate(q, k, v, mask):
+    """Granite with sliding windows: the output times the part of the weights that is not the sink's."""
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    gate = (torch.logsumexp(scores, dim=-1) - torch.tensor(SINKS).view(1, -1, 1)).to(torch.float32).sigmoid()
+    weights = F.dropout(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), 0.0, True)
+    return weights @ repeat(v) * gate.unsqueeze(-1).to(v.dtype)
+
+
+@spelling
+def sinks_as_a_gate_on_tokens_first(q, k, v, mask):
+    scores = (q @ repeat(k).mT * SCALE).masked_fill(~mask, -torch.inf)
+    gate = torch.special.expit(torch.special.logsumexp(scores, -1, True) - torch.tensor(SINKS)[:, None, None])
+    out = ((scores - scores.amax(-1, keepdim=True)).softmax(-1) @ repeat(v)).transpose(1, 2).contiguous()
+    return (gate.transpose(1, 2) * out).transpose(1, 2)
+
+
+@spelling
+def sinks_as_a_gate_of_tiled_heads(q, k, v, mask):
+    scores = q @ k.repeat(1, GROUP, 1, 1).mT * SCALE + bias(mask)
+    gate = torch.sigmoid(scores.logsumexp((-1,)).unflatten(1, (GROUP, KV_HEADS)) - torch.tensor(SINKS).view(2, 2, 1))
+    return torch.softmax(scores, -1) @ v.repeat(1, GROUP, 1, 1) * gate.flatten(1, 2)[..., None]
+
+
+@spelling
+def sinks_by_token(q, k, v, mask):
+    """Inkling 2: the sink logit is computed from the query."""
+    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), q.mean(-1, keepdim=True)], -1).float()
+    return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
+
+
+@spelling
+def sinks_by_token_of_tiled_heads(q, k, v, mask):
+    scores = (q @ k.repeat(1, GROUP, 1, 1).mT * SCALE).masked_fill(~mask, -torch.inf)
+    logits = torch.cat([q.transpose(1, 2).sum(-1, keepdim=True).transpose(1, 2), scores], -1)
+    return torch.softmax(logits, -1)[..., 1:] @ v.repeat(1, GROUP, 1, 1)
+
+
+@spelling
+def sinks_by_token_as_a_gate(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    return weighted(scores, v) * (scores.logsumexp(-1) - q.amax(-1)).sigmoid()[..., None]
+
+
+@spelling
+def sinks_by_sequence(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    gate = torch.sigmoid(scores.logsumexp(-1) - torch.tensor([0.5, 1.0]).view(B, 1, 1))
+    return weighted(scores, v) * gate[..., None]
+
+
+@spelling
+def not_below_the_lowest_number(q, k, v, mask):
+    """XGLM."""
+    n = q.shape[2]
+    scores = torch.bmm(q.flatten(0, 1), repeat(k).flatten(0, 1).mT) * SCALE
+    scores = torch.max(scores.view(B, HEADS, n, -1) + bias(mask), torch.full((), MIN))
+    return (scores.view(B * HEADS, n, -1).softmax(-1) @ repeat(v).flatten(0, 1)).view(B, HEADS, n, D)
+
+
+@spelling
+def infinity_made_the_lowest_number(q, k, v, mask):
+    scores = (q @ repeat(k).mT * SCALE).masked_fill(~mask, -torch.inf)
+    scores = torch.maximum(torch.tensor(-torch.inf), scores.clamp(min=MIN)).clamp_min(MIN)
+    return weighted(scores.clip_(MIN), v)
+
+
+@spelling
+def masked_again_behind_the_softmax(q, k, v, mask):
+    """CPM-Ant."""
+    n, scores = q.shape[2], q @ repeat(k).mT / math.sqrt(D)
+    scores = scores.masked_fill(mask.view(B, 1, n, -1) == torch.tensor(False), torch.scalar_tensor(-torch.inf))
+    weights = torch.softmax(scores, -1)
+    return weights.masked_fill(mask.view(B, 1, n, -1) == torch.tensor(False), torch.scalar_tensor(0.0)) @ repeat(v)
+
+
+@spelling
+def masked_again_the_other_way_round(q, k, v, mask):
+    weights = torch.softmax((q @ repeat(k).mT * SCALE).masked_fill(~mask, -1e9), -1)
+    return torch.where(mask, weights, 0.0).masked_fill(mask.logical_not(), 0) @ repeat(v)
+
+
 @spelling
 def everything_by_keyword(q, k, v, mask):
     kt = torch.permute(input=repeat(k), dims=(0, 1, 3, 2))

@@ -151,7 +151,7 @@ class Attention:
     mask: str = "none"
     causal: bool = True
     softcap: float = 0.0
-    sinks: bool = False
+    sinks: bool | str = False
     latent: bool = False
     room: int = 2
 
@@ -170,7 +170,7 @@ class Attention:
         parts += [self.mask] if self.mask != "none" else []
         parts += ["causal"] if self.causal and self.rows > 1 else []
         parts += [f"cap{self.softcap:g}"] if self.softcap else []
-        parts += ["sinks"] if self.sinks else []
+        parts += [f"sinks-{self.sinks}" if isinstance(self.sinks, str) else "sinks"] if self.sinks else []
         parts += ["latent"] if self.latent else []
         return "-".join(parts)
 
@@ -211,7 +211,10 @@ class Attention:
                 mask = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
         elif self.mask == "nothing":
             mask = torch.zeros((1, 1, self.rows, 1), dtype=torch.bool)
-        sinks = torch.randn(q_heads, generator=generator).to(self.dtype).to(device) if self.sinks else None
+        sinks = None
+        if self.sinks:
+            sizes = (self.batch, q_heads, self.rows) if self.sinks == "by-row" else (q_heads,)
+            sinks = torch.randn(sizes, generator=generator).to(self.dtype).to(device)
         keys, values = caches
         opened = None
         if mask is not None:

@@ -13,6 +13,7 @@ from torch.library import opcheck
 
 from innerq_compile.kernels import cpu, layout, reference
 from innerq_compile.kernels import ops as _ops  # noqa: F401  (defines the innerq:: operators)
+from innerq_compile.kernels.attention_call import sinks_by_row
 from innerq_compile.kernels.cache import CacheTensors
 from innerq_compile.kernels.formats import DTYPES, CacheFormat, blocks_for
 from innerq_compile.kernels.schemas import SCHEMAS
@@ -309,7 +310,7 @@ def exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causa
             visible=visible,
             bias=bias,
             softcap=softcap,
-            sink_logit=None if sink_logits is None else float(sink_logits[h]),
+            sink_logit=None if sink_logits is None else float(sinks_by_row(sink_logits, query)[b, h, i]),
         )
     return torch.from_numpy(out)
 
@@ -332,7 +333,7 @@ def attentions(draw):
         "mask": draw(st.sampled_from([None, "bool", "additive", "longer"])),
         "causal": draw(st.booleans()),
         "softcap": draw(st.sampled_from([0.0, 0.0, 5.0])),
-        "sink_logits": draw(st.booleans()),
+        "sink_logits": draw(st.sampled_from([None, "by head", "by row"])),
     }
 
 
@@ -352,7 +353,8 @@ def test_attention_is_exact_attention_over_the_cache(case, seed):
         mask = torch.where(torch.rand(1, query.shape[1], rows, tokens) > 0.5, 1.0, -200.0).to(dtype)
     elif case["mask"] == "longer":  # of a buffer with more positions than tokens
         mask = torch.rand(2, 1, 1, tokens + 9) > 0.3
-    sink_logits = torch.randn(query.shape[1]) if case["sink_logits"] else None
+    sizes = {"by head": query.shape[1:2], "by row": query.shape[:3]}
+    sink_logits = torch.randn(sizes[case["sink_logits"]]) if case["sink_logits"] else None
     options = {"scale": key_dim**-0.5, "softcap": case["softcap"], "causal": case["causal"]}
     out = innerq.decode_attention(
         query, *k_cache, *v_cache, mask, None, sink_logits, *options.values(), k_fmt.spec, v_fmt.spec

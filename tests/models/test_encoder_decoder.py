@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from innerq_compile import compiled_graphs, innerq
+from innerq_compile import InnerQTensor, compiled_graphs, innerq
 
 COMMON = {"vocab_size": 61, "d_model": 32, "pad_token_id": 0, "eos_token_id": None}
 
@@ -36,6 +36,28 @@ def whisper():
     return transformers.WhisperForConditionalGeneration(config), {"input_features": torch.randn(2, 8, 40)}
 
 
+def prophetnet():
+    heads = {"num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2}
+    sizes = {"vocab_size": 61, "hidden_size": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    layers = {"num_encoder_layers": 2, "num_decoder_layers": 2, "max_position_embeddings": 64}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "decoder_start_token_id": 1}
+    config = transformers.ProphetNetConfig(**sizes, **heads, **layers, **tokens)
+    return transformers.ProphetNetForConditionalGeneration(config), {"input_ids": torch.randint(2, 61, (2, 12))}
+
+
+def t5gemma2():
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": 64}
+    text = {**sizes, **heads, "pad_token_id": 0, "eos_token_id": None, "bos_token_id": 1}
+    text["layer_types"] = ["sliding_attention", "full_attention"]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = {"text_config": text, "vision_config": {**vision, "image_size": 32, "patch_size": 8}}
+    config = transformers.T5Gemma2Config(encoder=encoder, decoder=text, image_token_index=60, eoi_token_index=59)
+    model = transformers.T5Gemma2ForConditionalGeneration(config)
+    model.generation_config.decoder_start_token_id = 1
+    return model, {"input_ids": torch.randint(2, 57, (2, 12)), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("make", [t5, whisper])
@@ -48,3 +70,43 @@ def test_self_and_cross_attention_are_rewritten(make):
     reports = compiled_graphs()
     assert {report.kind for report in reports} == {"prefill", "decode"}
     assert all((report.attentions, report.rewritten) == (4, 4) for report in reports), [str(r) for r in reports]
+
+
+def compiled_as_eager(make):
+    """The caches of a model that generates compiled what it generates eagerly."""
+    model, inputs = make()
+    model = model.eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    options = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(**inputs, **options)
+    found = innerq(model, preset="lossless").generate(**inputs, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=2e-4, rtol=1e-4)
+    caches = found.past_key_values
+    return [
+        [isinstance(layer.keys, InnerQTensor) for layer in cache.layers]
+        for cache in (caches.self_attention_cache, caches.cross_attention_cache)
+    ]
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_prophetnet_caches_only_what_is_rewritten():
+    """Its steps read keys twice, once in an attention that is not known, for which they would be dequantized."""
+    assert compiled_as_eager(prophetnet) == [[False, False], [True, True]]
+    reports = compiled_graphs()
+    assert not any(report.rewritten for report in reports if report.kind == "plain")
+    reasons = {reason.text for report in reports for reason in report.reasons}
+    assert any(reason.startswith("an attention that is not rewritten reads the same") for reason in reasons)
+    assert any("also used elsewhere (they are returned)" in reason for reason in reasons)
+    assert not any("returns its quantized cache" in reason for reason in reasons)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "T5Gemma2Config"), reason="this transformers has no such family")
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_t5gemma2_attends_to_two_caches_at_once():
+    assert compiled_as_eager(t5gemma2) == [[False, False], [False, False]]
+    reasons = {reason.text.partition(",")[0] for report in compiled_graphs() for reason in report.reasons}
+    assert reasons == {"keys: they are put together in every step"}

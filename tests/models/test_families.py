@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch._inductor import config as inductor_config
 
 from innerq_compile.kernels.versions import release
@@ -34,6 +35,8 @@ def parameters():
 
 @pytest.mark.parametrize(("family", "attn"), parameters())
 def test_family(family, attn):
+    if not hasattr(transformers, family.model):
+        pytest.skip("this transformers has no such family")
     RESULTS.setdefault(family.name, {})[attn] = result = check(family, attn)
     assert_kept(family, result)
 

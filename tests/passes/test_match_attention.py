@@ -20,6 +20,7 @@ from tests.helpers.spellings import (
     GROUP,
     HEADS,
     KV_HEADS,
+    MIN,
     SCALE,
     SPELLINGS,
     B,
@@ -177,6 +178,13 @@ def crossed_heads(q, k, v, mask):
     return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ v.repeat(1, GROUP, 1, 1)
 
 
+@trap("keys and values are not read by the same heads")
+def one_half_of_the_value_heads(q, k, v, mask):
+    """DiffLlama: one of its two attentions. All key heads are read with half of the value heads."""
+    half, _ = torch.chunk(v, 2, dim=1)
+    return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ repeat(half.repeat(1, 2, 1, 1))
+
+
 @trap("also used elsewhere")
 def sinks_before_the_shift_of_scores(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)
@@ -193,11 +201,142 @@ def shift_without_sinks(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
 
 
-@trap("the sink logits are not one number for each head")
-def sinks_by_token(q, k, v, mask):
-    sink = q.mean(-1, keepdim=True)
-    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), sink], -1)
+def gated(scores, gate, v):
+    return weighted(scores, v) * gate[..., None]
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_of_scores_before_the_mask(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE
+    return gated(scores + bias(mask), torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1)), v)
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_of_scores_before_a_mask_in_place(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE
+    gate = torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1))
+    return gated(scores.masked_fill_(~mask, MIN), gate, v)
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_that_is_the_part_of_the_sink(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    return gated(scores, torch.sigmoid(torch.zeros(HEADS, 1) - scores.logsumexp(-1)), v)
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_of_scaled_sums(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    return gated(scores, torch.sigmoid(scores.logsumexp(-1) * 2.0 - torch.zeros(HEADS, 1)), v)
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_over_the_heads(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    gate = torch.sigmoid(scores.logsumexp(1) - torch.zeros(1))
+    return gated(scores, gate[:, None, :, -1], v)
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_of_other_heads(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    gate = torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1)).unflatten(1, (KV_HEADS, GROUP))
+    return gated(scores, gate.transpose(1, 2).flatten(1, 2), v)
+
+
+@trap("also used elsewhere, by logsumexp")
+def output_read_before_its_gate(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    out = weighted(scores, v)
+    return out * torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1))[..., None] + out
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_in_place(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    out = weighted(scores, v)
+    out *= torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1))[..., None]
+    return out
+
+
+@trap("also used elsewhere, by logsumexp")
+def gate_read_twice(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    gate = torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1))
+    return gated(scores, gate, v) + gate[..., None]
+
+
+@trap("a number is added to the scores, but not to the sink logits")
+def gate_of_shifted_scores(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    scores = scores - scores.amax(-1, keepdim=True)
+    return gated(scores, torch.sigmoid(scores.logsumexp(-1) - torch.zeros(HEADS, 1)), v)
+
+
+@trap("the sink logits are changed in place")
+def sinks_changed_in_place(q, k, v, mask):
+    sink = torch.zeros(HEADS)
+    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), sink.view(1, -1, 1, 1).expand(B, -1, q.shape[2], 1)], -1)
+    sink.add_(1.0)
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
+
+
+@trap("go through max")
+def not_below_a_number_that_is_no_mask(q, k, v, mask):
+    return weighted(torch.max(q @ repeat(k).mT * SCALE + bias(mask), torch.full((), -0.5)), v)
+
+
+@trap("go through clamp_min")
+def not_below_a_low_number(q, k, v, mask):
+    return weighted((q @ repeat(k).mT * 1e5 + bias(mask)).clamp_min(-1e5), v)
+
+
+@trap("go through clamp")
+def clamped_on_both_sides(q, k, v, mask):
+    return weighted((q @ repeat(k).mT * SCALE + bias(mask)).clamp(MIN, 0.0), v)
+
+
+def masked(q, k, hidden):
+    return torch.softmax((q @ repeat(k).mT * SCALE).masked_fill(hidden, -torch.inf), -1)
+
+
+@trap("and the scores not by the same mask")
+def masked_again_by_another_mask(q, k, v, mask):
+    hidden = ~mask.roll(1, -1)
+    return masked(q, k, ~mask).masked_fill(hidden, 0.0) @ repeat(v)
+
+
+@trap("and the scores not by the same mask")
+def masked_again_by_the_opposite(q, k, v, mask):
+    return torch.where(~mask, torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1), 0.0) @ repeat(v)
+
+
+@trap("and the scores not by the same mask")
+def kept_where_it_was_masked(q, k, v, mask):
+    weights = torch.softmax((q @ repeat(k).mT * SCALE).masked_fill(~mask, -1e9), -1)
+    return torch.where(~mask, weights, 0.0) @ repeat(v)
+
+
+@trap("and the scores not by the same mask")
+def masked_again_by_what_has_changed_in_place(q, k, v, mask):
+    hidden = ~mask
+    weights = masked(q, k, hidden)
+    hidden[:, :, :, 2:3].logical_not_()
+    return weights.masked_fill(hidden, 0.0) @ repeat(v)
+
+
+@trap("and the scores not by the same mask")
+def masked_again_in_other_dimensions(q, k, v, mask):
+    """The same mask of tokens, which hides others where it broadcasts to heads in another order."""
+    hidden = ~mask.expand(B, HEADS, -1, -1) & (torch.arange(HEADS) > 0)[:, None, None]
+    weights = masked(q, k, hidden).unflatten(1, (KV_HEADS, GROUP)).transpose(1, 2).flatten(1, 2)
+    weights = weights.masked_fill(hidden, 0.0).unflatten(1, (GROUP, KV_HEADS)).transpose(1, 2).flatten(1, 2)
+    return weights @ repeat(v)
+
+
+@trap("go through masked_fill after the softmax")
+def weights_replaced_by_a_number(q, k, v, mask):
+    return masked(q, k, ~mask).masked_fill(~mask, 0.5) @ repeat(v)
 
 
 @trap("do not match")
@@ -240,6 +379,93 @@ def test_trap_is_left_alone(name, compiled):
 
 
 # --- other decoders -------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_see_nothing_are_zero_where_weights_are_masked_again(compiled):
+    """In a prompt, in a step of one token and in one of several, of which one token of one sequence sees nothing."""
+
+    def outputs(model):
+        generator, past, found, length = torch.Generator().manual_seed(5), None, [], 0
+        for tokens in (6, 1, 3, 1):
+            length += tokens
+            mask = torch.ones(tokens, length, dtype=torch.bool).tril(length - tokens).expand(B, 1, -1, -1).clone()
+            mask[1, :, 0] = False
+            out, past = model(torch.randn(B, tokens, 32, generator=generator), past, mask)
+            found.append(out)
+        return found
+
+    model = Decoder(SPELLINGS["masked_again_behind_the_softmax"])
+    expected = outputs(model)
+    for out, want in zip(outputs(compiled(model, strict=True)), expected, strict=True):
+        assert not want[1, :, 0].any()
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
+    assert all(report.rewritten == 1 for report in compiled_graphs())
+
+
+class Counting(Decoder):
+    """A decoder that is told how many tokens there are, which nothing says to be the length of its cache."""
+
+    def forward(self, x, past, length):
+        attend = self.attend
+        self.attend = lambda q, k, v, mask: attend(q, k, v, length)
+        try:
+            return super().forward(x, past, None)
+        finally:
+            self.attend = attend
+
+
+def causal(q, length):
+    return torch.arange(length) <= torch.arange(length - q.shape[2], length)[:, None]
+
+
+def of_a_mask(q, k, v, length):
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(v), causal(q, length))
+
+
+def of_views(q, k, v, length):
+    scores = torch.bmm(q.flatten(0, 1), repeat(k).reshape(B * HEADS, length, D).mT) * SCALE
+    scores = scores.view(B, HEADS, -1, length).masked_fill(~causal(q, length), -torch.inf)
+    return scores.softmax(-1) @ repeat(v).reshape(B, HEADS, length, D)
+
+
+def of_slices(q, k, v, length):
+    return F.scaled_dot_product_attention(
+        q, repeat(k)[:, :, :length], repeat(v.narrow(2, 0, length)), causal(q, length)
+    )
+
+
+def of_a_slice_of_values(q, k, v, length):
+    scores = (q @ repeat(k).mT * SCALE)[..., :length].masked_fill(~causal(q, length), -torch.inf)
+    return scores.softmax(-1) @ repeat(v[:, :, :length])
+
+
+def counted(model, steps, less=0):
+    """Outputs of a prompt and steps; the last one attends to ``less`` tokens less than there are."""
+    generator, past, found, length = torch.Generator().manual_seed(5), None, [], 0
+    for index, tokens in enumerate(steps):
+        length += tokens
+        taken = length - (less if index == len(steps) - 1 else 0)
+        out, past = model(torch.randn(B, tokens, 32, generator=generator), past, taken)
+        found.append(out)
+    return found
+
+
+@pytest.mark.parametrize("attend", [of_a_mask, of_views, of_slices], ids=lambda attend: attend.__name__)
+def test_a_length_with_a_symbol_of_its_own(attend, compiled):
+    model, steps = Counting(attend), (6, 1, 1, 3, 1)
+    expected = counted(model, steps)
+    for out, want in zip(counted(compiled(model, strict=True), steps), expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
+    assert all(report.rewritten == 1 for report in compiled_graphs())
+
+
+@pytest.mark.parametrize("attend", [of_slices, of_a_slice_of_values], ids=lambda attend: attend.__name__)
+def test_a_length_that_was_that_of_the_cache(attend, compiled):
+    """In a later call of the same program it is not: a graph of its own computes what the program does."""
+    model, steps = Counting(attend), (6, 1, 1, 1, 1)
+    expected = counted(model, steps, less=2)
+    for out, want in zip(counted(compiled(model), steps, less=2), expected, strict=True):
+        torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-5)
 
 
 class Keeping(Decoder):

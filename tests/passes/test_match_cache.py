@@ -111,3 +111,94 @@ def test_keys_and_values_of_two_kinds():
     context = context_of(both, prompt, step)
     (reason,) = context.reasons
     assert not context.uses and reason.text.startswith("keys are a quantized cache with new tokens appended, but")
+
+
+# --- caches that another attention reads, too -------------------------------------------------------------------------
+
+
+class TwoStreams(TinyAttention):
+    """An attention over the cache, and one over something else in five dimensions, which is not recognized."""
+
+    def __init__(self, second) -> None:
+        super().__init__(heads=2, kv_heads=2)
+        self.second = second
+
+    def forward(self, x, past=None):
+        out, (keys, values) = super().forward(x, past)
+        q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
+        return out + self.attend(q[:, None], *self.second(self, x, keys, values)), (keys, values)
+
+    def attend(self, q, k, v):
+        weights = torch.softmax(torch.einsum("bnhtc,bnhsc->bnhts", q, k), -1)
+        return torch.einsum("bnhts,bnhsc->bnhtc", weights, v).sum().expand(1)
+
+    def new(self, x):
+        return (f(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2) for f in (self.k, self.v))
+
+
+def longer(model, x, keys, values):
+    """ProphetNet: the cached tokens, and others behind them."""
+    k, v = model.new(x)
+    return torch.stack([torch.cat([keys, k], 2)], 1), torch.cat([torch.cat([values, v], 2).unsqueeze(1)], 1)
+
+
+def of_new_tokens(model, x, keys, values):
+    return (torch.stack([side * 0.5], 1) for side in model.new(x))
+
+
+@pytest.mark.parametrize(
+    ("second", "quantized"), [(longer, False), (of_new_tokens, True)], ids=["of the cache", "of new tokens"]
+)
+def test_what_an_unrecognized_attention_reads_is_not_quantized(second, quantized):
+    """Every step would dequantize it, and return it dense."""
+    model = TwoStreams(second)
+    for calls in ((prompt,), (prompt, step), (prompt, step, step)):
+        context = context_of(model, *calls)
+        assert len(context.attentions) == len(context.unmatched) == 1
+        assert (len(context.uses) == 1, bool(context.quantized or context.caches)) == (quantized, quantized)
+        reasons = [reason.text for reason in context.reasons]
+        assert any(reason.startswith("an attention that is not rewritten reads the same") for reason in reasons) != (
+            quantized
+        )
+
+
+class TwoValues(TinyAttention):
+    """Two attentions over the same keys, with different values."""
+
+    def forward(self, x, past=None):
+        out, (keys, values, *_) = super().forward(x, past and past[:2])
+        other = self.v(x + 1.0).view(1, -1, self.kv_heads, self.head_dim).transpose(1, 2)
+        other = torch.cat([past[2], other], 2) if past is not None else other
+        q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
+        more = F.scaled_dot_product_attention(q * 2.0, keys, other, enable_gqa=True)
+        return out + more.sum(), (keys, values, other)
+
+
+def test_keys_with_two_values_are_not_quantized():
+    for calls in ((prompt,), (prompt, step), (prompt, step, step)):
+        context = context_of(TwoValues(), *calls)
+        assert len(context.attentions) == 2 and not context.uses and not context.caches and not context.quantized
+        assert {reason.text.partition(",")[0] for reason in context.reasons} == {
+            "another attention reads its keys with other values"
+        }
+
+
+def test_keys_put_together_from_two_caches():
+    """T5Gemma 2: one softmax over its own tokens and those of an encoder."""
+
+    class Merged(TinyAttention):
+        def forward(self, x, past=None):
+            k = self.k(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
+            v = self.v(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
+            q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
+            if past is None:
+                past = (k[:, :, :0], v[:, :, :0], k * 2.0, v * 2.0)
+            keys, values = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            sides = torch.cat([keys, past[2]], 2), torch.cat([values, past[3]], 2)
+            return F.scaled_dot_product_attention(q, *sides, enable_gqa=True), (keys, values, *past[2:])
+
+    for calls in ((prompt,), (prompt, step), (prompt, step, step)):
+        context = context_of(Merged(), *calls)
+        (reason,) = context.reasons
+        assert reason.text.startswith("keys: they are put together in every step, from a cache and other tokens or")
+        assert not context.uses and not context.caches and not context.quantized

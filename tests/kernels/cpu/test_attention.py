@@ -128,6 +128,8 @@ def test_decode_many_query_tokens(rows, name):
     mask = masks(2, 6, rows, 333)[name] if name else None
     query, sinks = strided(randn(2, 6, rows, 64)), torch.randn(6)
     assert_attends(BASE, caches, query, mask=mask, causal=name is None, sink_logits=sinks)
+    by_row = torch.randn(2, rows, 6).transpose(1, 2)
+    assert_attends(BASE, caches, query, mask=mask, causal=name is None, sink_logits=by_row)
 
 
 def test_decode_more_heads_in_a_group_than_a_pass_has_rows():

@@ -87,6 +87,7 @@ CASES = [
     Attention(**pair(6, 5), head_dim=64, value_dim=96),
     Attention(**pair(3, 3), head_dim=64, value_dim=80, rows=2),
     Attention(**pair(3, 3), sinks=True, rows=3),
+    Attention(**pair(3, 3), sinks="by-row", rows=3),
     Attention(**pair(8, 3, "hybrid", "anchored", scale="pair8"), value_dim=128, rows=2, mask="bool", latent=True),
     Attention(**pair(3, 3), hide=60, dropped=1, tokens=200),
     Attention(**pair(3, 3), hide=60, dropped=-2, tokens=200, mask="bool", padded=True),

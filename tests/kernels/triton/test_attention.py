@@ -125,6 +125,8 @@ CASES = [
     Attention(**pair(), softcap=3.0),
     Attention(**pair(dtype=F32), softcap=50.0, sinks=True),
     Attention(**pair(dtype=BF16), sinks=True, rows=2),
+    Attention(**pair(dtype=BF16), sinks="by-row", rows=2),
+    Attention(**pair(), mask="nothing", sinks="by-row"),
     Attention(**pair(), room=40),
 ]
 
@@ -195,7 +197,7 @@ def partly_hidden(draw, fields: bool):
         mask=draw(st.sampled_from(["none", "none", "bool", "added", "open", "open-added"])),
         causal=draw(st.booleans()),
         softcap=draw(st.sampled_from([0.0, 20.0])),
-        sinks=draw(st.booleans()),
+        sinks=draw(st.sampled_from([False, True, "by-row"])),
     )
 
 

@@ -66,6 +66,8 @@ def test_comparisons_and_conjunctions(calls, name):
     if name != "logical_and":
         by_operator = getattr(operator, "and_" if name == "bitwise_and" else name)
         spellings.append(calls.function(by_operator, calls.x, calls.y))
+    if len(name) == 2:
+        spellings.append(calls.method(f"__{name}__", calls.x, calls.y))
     for node in spellings:
         call = read(node)
         assert call is not None and call.name == name and not call.in_place
@@ -119,6 +121,19 @@ def test_order_of_what_does_not_fit(calls):
         (lambda c: c.method("index_copy_", c.x, dim=2, index=c.y, source=c.y), "index_copy", {"dim": 2}),
         (lambda c: c.function(torch.split, tensor=c.x, split_size_or_sections=2), "split", {"dim": 0}),
         (lambda c: c.method("split_with_sizes", c.x, [1, 2], -1), "split", {"dim": -1}),
+        (lambda c: c.function(torch.max, c.x, 1), "max", {"dim": 1, "keepdim": False}),
+        (lambda c: c.method("max", c.x), "max", {"dim": None}),
+        (lambda c: c.function(torch.max, c.x, c.y), "maximum", {}),
+        (lambda c: c.function(torch.maximum, c.x, other=c.y), "maximum", {}),
+        (lambda c: c.method("clamp", c.x, max=1.0), "clamp", {"min": None, "max": 1.0}),
+        (lambda c: c.method("clip_", c.x, 0.0), "clamp", {"min": 0.0, "max": None}),
+        (lambda c: c.function(torch.clamp_min, c.x, 0.5), "clamp", {"min": 0.5, "max": None}),
+        (lambda c: c.function(torch.special.expit, c.x), "sigmoid", {}),
+        (lambda c: c.method("sigmoid", c.x), "sigmoid", {}),
+        (lambda c: c.function(torch.special.logsumexp, c.x, -1, True), "logsumexp", {"dim": -1, "keepdim": True}),
+        (lambda c: c.method("logsumexp", c.x, dim=(1,)), "logsumexp", {"dim": (1,), "keepdim": False}),
+        (lambda c: c.function(operator.invert, c.x), "bitwise_not", {}),
+        (lambda c: c.method("logical_not", c.x), "logical_not", {}),
         (lambda c: c.function(torch.arange, 3), "arange", {"end": 3}),
         (lambda c: c.function(torch.arange, 1, 3), "arange", {"start": 1, "end": 3, "step": 1}),
     ],
