@@ -75,5 +75,5 @@ def test_code_for_small_tensors_is_not_taken_for_large_ones(is_captured):
             torch._dynamo.mark_dynamic(x, 0)
             out = torch.compile(program, backend=backend)(x)
             torch.testing.assert_close(out, factor * x + 1)
-        assert counters["aot_autograd"]["autograd_cache_hit"] == 1  # the third time, that of the first
+        assert counters["inductor"]["fxgraph_cache_hit"] == 1  # the third time, that of the first
     assert hidden == [[] if is_captured else [(0, 0)]] * 3
