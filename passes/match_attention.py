@@ -29,8 +29,6 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
         try:
             match = match_attention_at(node, context.caches, order, changes)
             if match is not None:
-                if match.sink_logits is not None and changes.of(match.sink_logits):
-                    raise NoMatch("the sink logits are changed in place")
                 match = with_latent(match, context.caches, changes)
                 match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
                 context.attentions.append(match)

@@ -21,6 +21,7 @@ import collections
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 import weakref
@@ -66,9 +67,9 @@ def at_work() -> Iterator[None]:
     threading.current_thread()  # so that a thread that Python has not started is among the living ones
     own, before = threading.get_ident(), _LAST_CALLS.get(threading.get_ident())
     _LAST_CALLS[own] = math.inf
-    with _CAPTURE_LOCK:  # the end of a capture that has begun before this thread could be seen
-        pass
     try:
+        with _CAPTURE_LOCK:  # the end of a capture that has begun before this thread could be seen
+            pass
         yield
     finally:
         _LAST_CALLS[own] = math.inf if before == math.inf else time.monotonic()
@@ -76,6 +77,16 @@ def at_work() -> Iterator[None]:
 
 #: Captures change state of the allocator and of the random generators that does not belong to a thread.
 _CAPTURE_LOCK = threading.RLock()
+
+
+def _in_a_forked_process() -> None:
+    """The other threads, one of which may capture, are not in it."""
+    global _CAPTURE_LOCK
+    _CAPTURE_LOCK = threading.RLock()
+    _LAST_CALLS.clear()
+
+
+os.register_at_fork(after_in_child=_in_a_forked_process)
 
 #: Why a call is not recorded while other threads call graphs, too.
 _OTHER_THREADS = CudaGraphs(

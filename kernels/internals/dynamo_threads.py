@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
-from torch._dynamo import convert_frame
+from torch._dynamo import convert_frame, trace_rules
 from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.guards import DeletedGuardManagerWrapper
 from torch._dynamo.types import ConvertFrameReturn, GuardedCode, wrap_guarded_code
 from torch.fx import _symbolic_trace
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .dynamo_backends import OfBackends
 
@@ -46,39 +47,73 @@ def use_graphs_of_others(backend: Callable[..., Any]) -> None:
 def _looking_again(original: Callable[..., ConvertFrameReturn]) -> Callable[..., ConvertFrameReturn]:
     @functools.wraps(original)
     def call(self: Any, frame: Any, *args: Any) -> ConvertFrameReturn:
-        if not _SHARING.of_compiler(self):
+        if not _SHARING.of_compiler(self) or _is_skipped(frame):
             return original(self, frame, *args)
-        own, code, backend = threading.get_ident(), frame.f_code, innermost_backend(self)
-        with convert_frame.compile_lock:
-            for entry in _compiled(code, backend):
-                threads = _USED.setdefault(entry.guard_manager, set())
-                if own not in threads and entry.guard_manager.check(frame.f_locals):
-                    threads.add(own)
-                    return _again(entry)
+        code, backend, region = frame.f_code, innermost_backend(self), _region()
+        waits = not convert_frame.compile_lock.acquire(blocking=False)
+        if waits:
+            convert_frame.compile_lock.acquire()
+        try:
+            if waits and (found := _fitting(frame, backend, region)) is not None:
+                return found
             result = original(self, frame, *args)
             if result.guarded_code is not None:
-                _PENDING.append((code, backend, weakref.ref(result.guarded_code)))
-        return result
+                _PENDING.append((weakref.ref(code), backend, region, weakref.ref(result.guarded_code)))
+            return result
+        finally:
+            convert_frame.compile_lock.release()
 
     return call
 
 
+def _is_skipped(frame: Any) -> bool:
+    """Whether Dynamo would not compile a frame, and so not wait for others."""
+    return convert_frame.config.disable or _get_current_dispatch_mode() is not None or trace_rules.check(frame.f_code)
+
+
+def _region() -> int:
+    """Which isolated calls (``torch.compile(isolate_recompiles=True)``) this is one of: -1 for none."""
+    return getattr(convert_frame, "get_eval_frame_isolate_recompiles_id", lambda: _NO_REGION)()
+
+
+_NO_REGION = -1
+
 #: By the checks of a graph: the threads that have used it so. If Dynamo still does not find it for one, that compiles.
 _USED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 
-#: What was compiled: for which code, by which backend, and a reference that lives until Dynamo has noted it.
-_PENDING: list[tuple[Any, Any, weakref.ref[GuardedCode]]] = []
+#: By the code of a function: how often graphs of it were used so, and how often they are. Dynamo keeps a note of each.
+_TIMES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+MOST_TIMES = 64
+
+#: What was compiled: for which code, by which backend, in which region, and a reference that lives until Dynamo has
+#: noted it.
+_PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
 
 
-def _compiled(code: Any, backend: Any) -> list[Any]:
-    """What a backend has compiled for a function, with checks that may hold."""
-    found = [entry for entry in _debug_get_cache_entry_list(code) if entry.backend == backend]
-    _PENDING[:] = [pending for pending in _PENDING if pending[2]() is not None]
-    found += [ref() for of, by, ref in _PENDING if of is code and by == backend]
-    return [one for one in found if one is not None and not isinstance(one.guard_manager, DeletedGuardManagerWrapper)]
+def _fitting(frame: Any, backend: Any, region: int) -> ConvertFrameReturn | None:
+    """What was compiled for a function and fits a call of it, if there is such a graph."""
+    own, code = threading.get_ident(), frame.f_code
+    found = [
+        entry
+        for entry in _debug_get_cache_entry_list(code)
+        if entry.backend == backend and getattr(entry, "isolate_recompiles_id", _NO_REGION) in (region, _NO_REGION)
+    ]
+    _PENDING[:] = [pending for pending in _PENDING if pending[3]() is not None]
+    found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at == region]
+    for entry in found:
+        # read once: an object that a graph depends on may end in another thread, which makes the entry invalid
+        manager, compiled, compile_id = entry.guard_manager, entry.code, entry.compile_id
+        if compiled is None or isinstance(manager, DeletedGuardManagerWrapper):
+            continue
+        threads = _USED.setdefault(manager, set())
+        if own not in threads and _TIMES.get(code, 0) < MOST_TIMES and manager.check(frame.f_locals):
+            threads.add(own)
+            _TIMES[code] = _TIMES.get(code, 0) + 1
+            return _again(compiled, compile_id)
+    return None
 
 
-def _again(entry: Any) -> ConvertFrameReturn:
+def _again(code: Any, compile_id: Any) -> ConvertFrameReturn:
     """What was compiled, for one call that it is valid for.
 
     Dynamo notes it as new code: with checks that are invalid from the start. The notes do not count as graphs of the
@@ -87,7 +122,7 @@ def _again(entry: Any) -> ConvertFrameReturn:
     manager: Any = DeletedGuardManagerWrapper("another thread's graph, used once by a thread that had waited for it")
     manager.root = manager.diff_guard_root = None
     manager.id_matched_objs = {"": weakref.ref(_again)}
-    return wrap_guarded_code(GuardedCode(entry.code, manager, entry.compile_id))
+    return wrap_guarded_code(GuardedCode(code, manager, compile_id))
 
 
 # --- calls beside a trace ---------------------------------------------------------------------------------------------

@@ -7,28 +7,54 @@ symbol as an input; a rewritten graph has tensors of caches, whose capacity is a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .dynamo_graphs import ConstantSource, copy_notes, set_source
-from .graphs import as_size, own_symbol
+from .graphs import own_symbol, symbol_as_size
 
-#: Where a size is: the index of an input, and the dimension.
-Place = tuple[int, int]
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a symbol can be read: dimension ``dim`` of input ``index`` has the size ``factor * symbol + offset``."""
+
+    index: int
+    dim: int
+    factor: int
+    offset: int
+
+    def value(self, inputs: Sequence[Any]) -> int:
+        """The value of the symbol in a call."""
+        return self._solved(inputs[self.index].shape[self.dim])
+
+    def _solved(self, size: int) -> int:
+        return (size - self.offset) // self.factor
+
+    def as_size(self, symbol: Any, size: torch.SymInt) -> torch.SymInt:
+        """The symbol as a size, if ``size`` is that of the input."""
+        return symbol_as_size(symbol, size, self._solved(size.node.hint))
 
 
 def hidden_sizes(gm: GraphModule) -> dict[Place, torch.SymInt]:
-    """A size for each symbol that inputs of the graph have as a size, and that no input is."""
+    """Symbols in the sizes of inputs that are no inputs: where to read each of them, and the symbol as a size."""
     inputs = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
     known = {symbol for one in inputs if isinstance(one, torch.SymInt) for symbol in (own_symbol(one), one.node.expr)}
     found: dict[Place, torch.SymInt] = {}
     for index, one in enumerate(inputs):
         for dim, size in enumerate(one.shape if isinstance(one, torch.Tensor) else ()):
-            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.expr not in known:
-                known.add(size.node.expr)
-                found[index, dim] = as_size(size.node.expr, size)
+            expr = getattr(size.node, "expr", None) if isinstance(size, torch.SymInt) else None
+            if expr is None or len(expr.free_symbols) != 1:
+                continue
+            (symbol,) = expr.free_symbols
+            factor, offset = expr.coeff(symbol), expr.subs(symbol, 0)
+            if symbol not in known and factor.is_Integer and factor and expr == factor * symbol + offset:
+                known.add(symbol)
+                place = Place(index, dim, int(factor), int(offset))
+                found[place] = place.as_size(symbol, size)
     return found
 
 

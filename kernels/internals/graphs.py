@@ -80,7 +80,12 @@ def own_symbol(size: torch.SymInt) -> Any:
 
 def as_size(symbol: Any, size: torch.SymInt) -> torch.SymInt:
     """A symbol as a size, of the value of ``size``."""
-    return size.node.shape_env.create_symintnode(symbol, hint=size.node.hint)
+    return symbol_as_size(symbol, size, size.node.hint)
+
+
+def symbol_as_size(symbol: Any, like: torch.SymInt, value: int | None) -> torch.SymInt:
+    """A symbol of the graph that ``like`` belongs to as a size, which has a value in the first call."""
+    return like.node.shape_env.create_symintnode(symbol, hint=value)
 
 
 def shape_env_of(size: torch.SymInt | torch.SymFloat) -> Any:

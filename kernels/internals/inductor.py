@@ -31,7 +31,7 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
 
     Args:
         gm: the graph, which Inductor modifies.
-        inputs: example inputs.
+        inputs: example inputs. Sizes that are no inputs are further inputs of what is compiled.
         options: options of Inductor for this graph only.
     """
     from torch._inductor.compile_fx import compile_fx
@@ -45,7 +45,8 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], options: dict[str, Any
     compiled: Any = compile_fx(gm, inputs, config_patches=options)
     if not hidden:
         return compiled
-    return lambda *values: compiled(*values, *(values[index].shape[dim] for index, dim in hidden))
+    places = list(hidden)  # without the sizes, which hold what was traced
+    return lambda *values: compiled(*values, *(place.value(values) for place in places))
 
 
 def start_workers() -> None:

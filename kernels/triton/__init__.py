@@ -103,7 +103,8 @@ def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
         return False
     if call.mask is not None and call.mask.dtype not in (torch.bool, *support.DTYPES):
         return False
-    return support.cache_supported(call.keys) and support.cache_supported(call.values)
+    both = support.cache_supported(call.keys) and support.cache_supported(call.values)
+    return both and not support.obstacle(call)
 
 
 def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
@@ -125,6 +126,8 @@ def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
             return KernelChoice(Kernel.REFERENCE, reason)
     if query.dtype not in support.DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.DTYPES)):
         return KernelChoice(Kernel.REFERENCE, "no Triton kernel for the dtype of the query or the mask")
+    if reason := support.obstacle(call):
+        return KernelChoice(Kernel.REFERENCE, reason)
     from . import attention
 
     reason = attention.fields_reason(call)

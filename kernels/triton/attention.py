@@ -19,7 +19,7 @@ from ..formats import BLOCK_TOKENS, LANES, CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
 from .combine import combine
-from .support import UNWRITTEN_SCALES, launching, side_constants
+from .support import UNWRITTEN_SCALES, launching, shared_memory, side_constants
 
 #: Least tokens of a split: for fewer, combining its result costs more than it gains.
 MIN_SPLIT_TOKENS = 128
@@ -79,7 +79,7 @@ def choose_config(sequences: int, rows: int, head_dim: int, value_dim: int) -> F
         return FieldsConfig(stages=3, num_warps=2, programs=6, window_splits=windows)
     if rows > 8:  # twice the accumulators: fewer programs, all the registers
         return FieldsConfig(programs=8, window_splits=windows, maxnreg=None)
-    if max(head_dim, value_dim) == 64:
+    if max(head_dim, value_dim) <= 64:
         return FieldsConfig(window_splits=windows)
     return FieldsConfig(programs=12 if sequences >= 64 else 8, window_splits=windows)
 
@@ -101,15 +101,19 @@ def other_configs(config: FieldsConfig, rows: int) -> list[FieldsConfig]:
     return [other for other in dict.fromkeys(others) if other != config]
 
 
-def portable_tile(rows: int, head_dim: int, value_dim: int) -> tuple[int, int]:
+#: Shared memory that 32 query rows of wide heads need at most.
+_SHARED_OF_32_ROWS = 139_264
+
+
+def portable_tile(device: torch.device, rows: int, head_dim: int, value_dim: int) -> tuple[int, int]:
     """Query rows of a tile of the portable kernel, and its warps.
 
     Wide heads have tiles that need the registers of eight warps. Of many query rows, as in latent attention, such a
-    program takes more: each tile of rows unpacks the cache again.
+    program takes more if they fit: each tile of rows unpacks the cache again.
     """
     if max(head_dim, value_dim) <= 256:
         return 16, 4
-    return (32 if rows > 16 else 16), 8
+    return (32 if rows > 16 and shared_memory(device) >= _SHARED_OF_32_ROWS else 16), 8
 
 
 def by_block(keys: CacheFormat, values: CacheFormat) -> bool:
@@ -248,7 +252,7 @@ def plan_partials(
         tokens = torch.sym_max(_most_tokens(keys, k_capacity), _most_tokens(values, v_capacity))
     else:
         tokens = k_capacity * 32
-    tile, warps = portable_tile(group * rows, head_dim, value_dim)
+    tile, warps = portable_tile(query.device, group * rows, head_dim, value_dim)
     if not reason:
         tile = 8 if min(group * rows, config.tile) <= 8 else 16
     tiling = choose_tiling(query.device, not reason, tile, batch * heads, group * rows, tokens, config, splits)

@@ -64,6 +64,26 @@ def cache_supported(cache: Cache) -> bool:
     return all(tensor.is_contiguous() for tensor in cache.encoded)
 
 
+#: Shared memory of a program of the portable kernel for latent attention, with more than 256 channels of values.
+LATENT_SHARED = 102_400
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have; as many as it likes in the interpreter."""
+    if device.type != "cuda":
+        return 1 << 30
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def obstacle(call: Any) -> str:
+    """Why no Triton kernel serves a call on its device, though one takes its formats; empty if one does."""
+    wide = max(cache.window.shape[3] for cache in (call.keys, call.values)) > 256
+    if call.value_query is not None and wide and shared_memory(call.query.device) < LATENT_SHARED:
+        return f"latent attention needs {LATENT_SHARED} bytes of shared memory, more than this GPU has"
+    return ""
+
+
 def next_power_of_2(n: int) -> int:
     """The least power of 2 that is not below ``n``, 1 at least."""
     return 1 << max(n - 1, 0).bit_length()

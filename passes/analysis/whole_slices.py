@@ -35,7 +35,7 @@ def made_whole(node: Node) -> Node | None:
         return None
     pairs = list(zip(own, sizes, strict=True))
     other = [pair for pair in pairs if not same_sizes(*((size,) for size in pair))]
-    if len(other) != 1 or not isinstance(other[0][1], SymInt) or not _takes_first(call):
+    if len(other) != 1 or not all(isinstance(size, SymInt) for size in other[0]) or not _takes_first(call):
         return None
     return source if made_equal(*other[0]) else None
 
@@ -43,7 +43,8 @@ def made_whole(node: Node) -> Node | None:
 def _takes_first(call: Call) -> bool:
     """Whether a node selects the first elements of each dimension, up to numbers that the program gives."""
     if call.name == "narrow":
-        return value_of(call["start"]) == 0
+        start = value_of(call["start"])
+        return isinstance(start, int) and start == 0
     index = call["index"] if call.name == "getitem" else None
     entries = index if isinstance(index, tuple) else (index,)
     return all(

@@ -20,13 +20,13 @@ from ..context import AttentionAxes, AttentionForm, AttentionMatch, MaskKind, Ma
 from ..graph.aliases import Writes
 from ..graph.constants import constant
 from ..graph.operations import Kind
-from ..graph.reading import Call, kinds, read, source_of, writes_to
+from ..graph.reading import Call, is_query, kinds, read, source_of, writes_to
 from ..graph.values import Sizes, dtype_of, example, is_float, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
 from .gates import find_gate
 from .products import Product, dims_of, product_of
 from .scores import check_only_used_here, path_dims, read_scores
-from .sides import Side, find_heads, find_side
+from .sides import Side, find_heads, find_side, read_through
 from .steps import Order, ScorePath
 from .weights import find_scores
 
@@ -210,7 +210,12 @@ def _eager(
     scores = read_scores(path, dims, changes)
     check_only_used_here(path, out, gate.nodes if gate is not None else ())
     sinks, sink_dims = (scores.sinks, scores.sink_dims) if gate is None else (gate.sinks, gate.sink_dims)
+    if gate is not None:
+        read_by_attention = (product.operands[1 - key_at], gate.sinks, *(term.node for term in scores.terms))
+        if any(changes.between(one, product.node, gate.node) for one in read_by_attention):
+            raise NoMatch("what the attention reads is changed in place before its gate")
     if sinks is not None and sink_dims is not None:
+        _check_sinks(sinks, product.node, changes)
         if not is_float(sinks):
             raise NoMatch("the sink logits are not a floating-point tensor")
         sinks, sink_dims = find_heads(sinks, attention.heads, sink_dims) or (sinks, _own_dims(sinks, sink_dims))
@@ -227,6 +232,19 @@ def _eager(
         softcap=scores.softcap,
         sink_logits=sinks,
     )
+
+
+def _check_sinks(sinks: Node, scores: Node, changes: Writes) -> None:
+    if any(changes.of(one) for one in read_through(sinks)):
+        raise NoMatch("the sink logits are changed in place")
+    pending, seen = [sinks], {sinks}
+    while pending:
+        node = pending.pop()
+        if node is scores:
+            raise NoMatch("the sink logits are computed from the scores")
+        later = {one for one in node.all_input_nodes if changes.order[one] >= changes.order[scores]} - seen
+        seen |= later
+        pending += [] if is_query(node) else later
 
 
 def _own_dims(node: Node, dims: Dims) -> Dims:

@@ -169,6 +169,11 @@ def root_of(node: Node) -> Node:
     return _chain(node)[-1][0]
 
 
+def read_through(node: Node) -> list[Node]:
+    """``node``, and what it is computed from by views, copies, casts, repetitions and constant factors only."""
+    return [one for one, _ in _chain(node)]
+
+
 def may_be_cached(node: Node) -> bool:
     """Whether a tensor is computed by views, repetitions and the like from one that is a ``cat``, or is returned."""
     chain = (one for one, _ in _chain(node) if one.op not in ("placeholder", "get_attr"))

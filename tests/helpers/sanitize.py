@@ -19,10 +19,10 @@ from tests.helpers.triton_cases import Attention
 F16, BF16 = torch.float16, torch.bfloat16
 
 
-def formats(*sides, group: int = 32, dtype: torch.dtype = F16, scales: str | None = None):
+def formats(*sides, group: int = 32, dtype: torch.dtype = F16, scales: str | None = None, sink: int = 4):
     """Key and value format, from ``(mode, bits)`` of each."""
     return [
-        make_format(role, bits, mode, group if role == "key" else 32, 4, 20, dtype, scales)
+        make_format(role, bits, mode, group if role == "key" else 32, sink, 20, dtype, scales)
         for role, (mode, bits) in zip(("key", "value"), sides, strict=True)
     ]
 
@@ -33,6 +33,9 @@ FORMATS = {
     "int4, D64": (formats(("steered", 4), ("anchored", 4), scales="pair8"), 64, F16),
     "2 and 8 bits, D256": (formats(("signed", 2), ("hybrid", 8), dtype=BF16), 256, BF16),
     "D80": (formats(("asymmetric", 3), ("symmetric", 5), group=16), 80, F16),
+    "D96": (formats(("steered", 3), ("anchored", 3), dtype=BF16, scales="pair8"), 96, BF16),
+    "D192": (formats(("asymmetric", 8), ("hybrid", 4)), 192, F16),
+    "5 bits, D112, blocks": (formats(("hybrid", 5), ("hybrid", 3), group=16, sink=32), 112, F16),
     "lossless": (formats(("none", 3), ("none", 3)), 64, F16),
 }
 #: Rows of the query, mask, sequences padded, attention sinks.

@@ -17,6 +17,7 @@ from innerq_compile.kernels.collector import sparing_old_objects
 def nothing_is_frozen(monkeypatch):
     """As in a program; the suite has frozen what was imported."""
     monkeypatch.setattr(collector, "_OPEN", 0)
+    monkeypatch.setattr(collector, "_FROZEN", collector._FROZEN)  # restored behind the test
     frozen = gc.get_freeze_count()
     gc.unfreeze()
     yield

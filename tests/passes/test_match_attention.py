@@ -281,6 +281,29 @@ def sinks_changed_in_place(q, k, v, mask):
     return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
 
 
+@trap("the sink logits are changed in place")
+def a_copy_of_sinks_changed_in_place(q, k, v, mask):
+    sinks = torch.zeros(HEADS).view(1, -1, 1, 1).expand(B, -1, q.shape[2], 1).clone()
+    sinks[:, :, 0] = 2.0
+    logits = torch.cat([q @ repeat(k).mT * SCALE + bias(mask), sinks], -1)
+    return torch.softmax(logits, -1)[..., :-1] @ repeat(v)
+
+
+@trap("the sink logits are computed from the scores")
+def sinks_of_the_scores(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    return torch.softmax(torch.cat([scores, scores.amax(-1, keepdim=True)], -1), -1)[..., :-1] @ repeat(v)
+
+
+@trap("what the attention reads is changed in place before its gate")
+def a_mask_changed_before_the_gate(q, k, v, mask):
+    added = bias(mask).clone()
+    scores = q @ repeat(k).mT * SCALE + added
+    out = torch.softmax(scores, -1) @ repeat(v)
+    added[..., 0] = -1e9
+    return out * torch.sigmoid(torch.logsumexp(scores, -1) - torch.zeros(HEADS).view(1, -1, 1))[..., None]
+
+
 @trap("go through max")
 def not_below_a_number_that_is_no_mask(q, k, v, mask):
     return weighted(torch.max(q @ repeat(k).mT * SCALE + bias(mask), torch.full((), -0.5)), v)

@@ -156,7 +156,7 @@ def decode_partial_fields_kernel(
         K_PARAMS: tl.constexpr = K_GROUPS * params_per_group(K_ZERO, k_scales.dtype.element_ty)
         V_PARAMS: tl.constexpr = V_GROUPS * params_per_group(V_ZERO, v_scales.dtype.element_ty)
 
-        # where planes have other numbers of columns than 8, 16 and 32, there are dead groups and dead channels
+        # dead groups make their number a power of two; dead channels fill planes of 8, 16 or 32 columns
         LIVE_GROUPS: tl.constexpr = K_D // K_GROUP
         k_group = tl.arange(0, next_power_of_2(LIVE_GROUPS) * BLOCK_TOKENS)
         k_real = None

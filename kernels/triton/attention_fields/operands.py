@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..addresses import first_word
 from ..constants import (
     SUBNORMAL,
     column_run,
@@ -154,7 +155,7 @@ def load_planes(p_words, BITS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.const
         p_plane = p_words + j * plane_words(COLS)
         if WIDTH != COLS:
             column = columns_of_rows(tl.arange(0, WIDTH), WIDTH)
-            p_plane += (column // RUN * plane_words(RUN) + column % RUN)[:, None]
+            p_plane += first_word(column, COLS)[:, None]
             b_word = tl.load(p_plane + (tl.arange(0, 8) * RUN)[None, :], mask=(column < COLS)[:, None], other=0)
         elif WIDTH <= 8:
             b_word = tl.load(p_plane + tl.arange(0, plane_words(COLS)))

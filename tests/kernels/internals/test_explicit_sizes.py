@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from innerq_compile.kernels.internals import inductor
 from innerq_compile.kernels.internals.dynamo_graphs import copy_notes
-from innerq_compile.kernels.internals.explicit_sizes import hidden_sizes
+from innerq_compile.kernels.internals.explicit_sizes import Place, hidden_sizes
 
 
 @torch.library.custom_op("innerq_test::by_size", mutates_args=())
@@ -76,4 +76,23 @@ def test_code_for_small_tensors_is_not_taken_for_large_ones(is_captured):
             out = torch.compile(program, backend=backend)(x)
             torch.testing.assert_close(out, factor * x + 1)
         assert counters["inductor"]["fxgraph_cache_hit"] == 1  # the third time, that of the first
-    assert hidden == [[] if is_captured else [(0, 0)]] * 3
+    assert hidden == [[] if is_captured else [Place(0, 0, 1, 0)]] * 3
+
+
+def test_symbols_of_which_only_a_multiple_is_a_size():
+    def backend(gm, inputs):
+        graph = Graph()
+        x = graph.placeholder("x")
+        size = next(one for one in inputs if isinstance(one, torch.SymInt))
+        tensor = next(node.meta["example_value"] for node in gm.graph.nodes if "x" in node.name)
+        x.meta["example_value"] = tensor.new_empty(2 * size + 3, 8)
+        graph.output((graph.call_function(torch.ops.innerq_test.by_size, (x,)),))
+        ((place, symbol),) = hidden_sizes(GraphModule(torch.nn.Module(), graph)).items()
+        assert place == Place(0, 0, 2, 3) and symbol.node.expr == size.node.expr and symbol.node.hint == 50
+        assert place.value([torch.empty(2 * 7 + 3, 8)]) == 7
+        return gm.forward
+
+    torch._dynamo.reset()
+    x = torch.randn(50, 8)
+    torch._dynamo.mark_dynamic(x, 0)
+    torch.compile(lambda x: x + x.shape[0], backend=backend)(x)

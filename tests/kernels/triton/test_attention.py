@@ -74,6 +74,8 @@ CASES = [
     Attention(**pair(3, 3, "none", "none", BF16, sink=32, recent=40), head_dim=80, tokens=200),
     Attention(**pair(3, 3, "none", "hybrid", sink=32, recent=40), head_dim=32, value_dim=256, tokens=200),
     Attention(**pair(5, 5, "signed", "signed", F32, sink=0, recent=0, group=16), head_dim=16),
+    Attention(**pair(5, 3, "symmetric", "hybrid", sink=32, recent=40, group=64, v_group=16), head_dim=256, tokens=200),
+    Attention(**pair(3, 4, "signed", "symmetric", scale="float8_e5m2", sink=0, recent=40), keep=110),
     Attention(
         **pair(8, 3, "hybrid", "anchored", sink=32, recent=40, scale="pair8"),
         **{"head_dim": 64, "value_dim": 512, "batch": 1, "group": 20, "latent": True},
@@ -269,17 +271,33 @@ def test_partial_results_do_not_grow_with_the_context(fields, head_dim, monkeypa
     from innerq_compile.kernels.triton import attention
 
     monkeypatch.setattr(attention, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(attention, "shared_memory", lambda device: 232_448)
+    device = torch.device("cuda")
     for sequences in (1, 8, 32, 256):
         for rows in (1, 4, 8, 16, 17, 64, 68, 512, 4096, 16384, 65536):
             config = attention.choose_config(sequences, rows, head_dim, head_dim)
-            tile = (8 if rows <= 8 else 16) if fields else attention.portable_tile(rows, head_dim, head_dim)[0]
-            device = torch.device("cuda")
+            tile = (8 if rows <= 8 else 16) if fields else attention.portable_tile(device, rows, head_dim, head_dim)[0]
             for tokens in (128, 4096, 131072, 1 << 22):
                 tiling = attention.choose_tiling(device, fields, tile, sequences, rows, tokens, config, None)
                 assert tiling.rows * tiling.row_tiles >= rows
                 parts, programs = tiling.splits * sequences * rows, config.programs if fields else 4
                 assert parts <= max(132 * programs * tiling.rows, 2 * sequences * rows, 3 * 64 * 16)
     assert parts == (2 if fields else 1) * sequences * rows  # many rows: one share, and one of the windows
+
+
+def test_what_does_not_fit_a_small_gpu(monkeypatch):
+    """Latent attention is left to the reference, with a reason; other wide heads have smaller tiles."""
+    from innerq_compile.kernels.triton import attention
+
+    wide = {"head_dim": 64, "value_dim": 512, "batch": 1, "group": 20}
+    call = Attention(**pair(8, 3, sink=32), **wide, latent=True).call(DEVICE, torch.Generator().manual_seed(1))
+    assert kernels.supports_decode(call) and attention.plan_partials(call, 1).constants["ROWS"] == 32
+    monkeypatch.setattr(support, "shared_memory", lambda device: 101_376)  # of compute capability 8.9
+    monkeypatch.setattr(attention, "shared_memory", support.shared_memory)
+    assert not kernels.supports_decode(call)
+    assert "more than this GPU has" in kernels.decode_kernel(call).reason
+    call = dataclasses.replace(call, value_query=None)
+    assert kernels.supports_decode(call) and attention.plan_partials(call, 1).constants["ROWS"] == 16
 
 
 def test_huge_numbers_keep_their_range():
