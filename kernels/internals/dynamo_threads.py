@@ -93,14 +93,14 @@ _PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
 def _fitting(frame: Any, backend: Any, region: int) -> ConvertFrameReturn | None:
     """What was compiled for a function and fits a call of it, if there is such a graph."""
     own, code = threading.get_ident(), frame.f_code
-    found = [
+    found: list[Any] = [
         entry
         for entry in _debug_get_cache_entry_list(code)
         if entry.backend == backend and getattr(entry, "isolate_recompiles_id", _NO_REGION) in (region, _NO_REGION)
     ]
     _PENDING[:] = [pending for pending in _PENDING if pending[3]() is not None]
     found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at == region]
-    for entry in found:
+    for entry in filter(None, found):
         # read once: an object that a graph depends on may end in another thread, which makes the entry invalid
         manager, compiled, compile_id = entry.guard_manager, entry.code, entry.compile_id
         if compiled is None or isinstance(manager, DeletedGuardManagerWrapper):

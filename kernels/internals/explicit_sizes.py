@@ -15,7 +15,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .dynamo_graphs import ConstantSource, copy_notes, set_source
-from .graphs import own_symbol, symbol_as_size
+from .graphs import free_symbols, own_symbol, symbol_as_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ def hidden_sizes(gm: GraphModule) -> dict[Place, torch.SymInt]:
     found: dict[Place, torch.SymInt] = {}
     for index, one in enumerate(inputs):
         for dim, size in enumerate(one.shape if isinstance(one, torch.Tensor) else ()):
-            expr = getattr(size.node, "expr", None) if isinstance(size, torch.SymInt) else None
-            if expr is None or len(expr.free_symbols) != 1:
+            if not isinstance(size, torch.SymInt) or len(free_symbols(size)) != 1:
                 continue
+            expr = size.node.expr
             (symbol,) = expr.free_symbols
             factor, offset = expr.coeff(symbol), expr.subs(symbol, 0)
             if symbol not in known and factor.is_Integer and factor and expr == factor * symbol + offset:

@@ -8,9 +8,9 @@ What makes it fast (``docs/lab/attention-kernels.md`` has the instruction counts
   float16 subnormals, ``code * 2^(at - 24)`` for a field at bit ``at``: a register of the A operand, made by one
   instruction. Fields lie within the ten mantissa bits, higher ones after a shift that all fields of the word share.
   The tensor core takes subnormal operands exactly (IEEE 754, no flushing; the products are exact in its float32 sums).
-* ``2^(at - 24)`` depends on the slice of channels alone (keys: the query slice is divided by ``2^at``, unless fields are
-  moved to one place, see ``operands.aligned``) or on the channel alone (values: the result is divided by it, once), see
-  ``kernels/layout.py`` for the order of fields.
+* ``2^(at - 24)`` depends on the slice of channels alone (keys: the query slice is divided by ``2^at``) or on the
+  channel alone (values: the result is divided by it, once), see ``kernels/layout.py`` for the order of fields. Fields
+  of keys are moved to one place instead where the head_dim is of another form (``operands.aligned``).
 * A group's scale multiplies the float32 accumulators of its 32 codes. The offset of the codes is the initial value of
   these accumulators: ``sum (code - offset) q = sum code q - offset sum q``.
 * The maximum that is subtracted from the exponents is raised only when scores outgrow it by ``softmax.HEADROOM``, so
