@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from .analysis.causal_masks import CausalMask, causal_mask
 from .attention.axes import rearrange
 from .context import AttentionForm, AttentionMatch, NoMatch, PassContext
-from .emit.query import sinks_by_row, standard_query, standard_sinks
+from .emit.query import sinks_differ, standard_query, standard_sinks
 from .emit.shown import shown_keys
 from .graph.aliases import Writes
 from .graph.values import dtype_of, example, same_size, sizes_of
@@ -43,7 +43,7 @@ def causal_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
 
 def _is_plain(match: AttentionMatch) -> bool:
     """Whether an attention does nothing that `causal_attention` does not do."""
-    if match.softcap or match.is_causal or match.scale <= 0 or match.latent is not None or sinks_by_row(match):
+    if match.softcap or match.is_causal or match.scale <= 0 or match.latent is not None or sinks_differ(match):
         return False
     inputs = (match.query, match.key, match.value)
     if any(dtype_of(node) != dtype_of(match.node) for node in inputs):

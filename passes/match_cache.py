@@ -8,7 +8,8 @@ keys = buffer.index_copy_(...)    buffer: an input          -> BUFFER, rewritten
      ... buffer.copy_(...) of the last tokens               -> BUFFER, too
 keys = k, or cat([empty, k])      returned by the graph     -> FRESH, quantized by `quantize_prefill`
 
-A new cache is made of keys and values only if all attentions that read them will read it quantized.
+A new cache is made of keys and values only if no attention reads them that is not recognized, or that reads them with
+other values. One that a later pass leaves as it is still reads a cache that is quantized, and dequantized for it.
 
 Of keys and values of a sliding window the graph returns the last tokens, and an attention may read the last tokens.
 """
@@ -150,8 +151,10 @@ def _appends(cat: Node, context: PassContext) -> bool:
 
 
 def _is_put_together(call: Call | None, tokens_dim: int, context: PassContext) -> bool:
-    """Whether a call is a ``cat`` with a cache, or with a tensor all or the last tokens of which are returned."""
-    tensors = call["tensors"] if call is not None and call.name == "cat" else ()
+    """Whether a call is a ``cat`` of tokens with a cache, or with tokens all or the last of which are returned."""
+    if call is None or call.name != "cat" or call["dim"] not in (tokens_dim, tokens_dim - 4):
+        return False
+    tensors = call["tensors"]
     if not isinstance(tensors, (list, tuple)):
         return False
     roots = [root_of(tensor) for tensor in tensors if isinstance(tensor, Node)]

@@ -20,7 +20,7 @@ def standard_query(write: Writer, match: AttentionMatch) -> Node:
 
 
 def standard_sinks(write: Writer, match: AttentionMatch) -> Node | None:
-    """The sink logits of an attention as ``[Hq]``, or ``[B, Hq, N]`` if they are `sinks_by_row`; None if it has none.
+    """The sink logits of an attention as ``[Hq]``, or ``[B, Hq, N]`` if they are `sinks_differ`; None if it has none.
 
     Heads are in the order of those of `standard_query`.
 
@@ -30,10 +30,10 @@ def standard_sinks(write: Writer, match: AttentionMatch) -> Node | None:
     if match.sink_logits is None:
         return None
     axes = match.axes
-    target = (axes.batch, axes.heads, axes.rows) if sinks_by_row(match) else (axes.heads,)
+    target = (axes.batch, axes.heads, axes.rows) if sinks_differ(match) else (axes.heads,)
     return rearrange(write, match.sink_logits, axes.sinks, target)
 
 
-def sinks_by_row(match: AttentionMatch) -> bool:
+def sinks_differ(match: AttentionMatch) -> bool:
     """Whether the sink logits of an attention are not the same for all sequences and tokens of the query."""
     return match.sink_logits is not None and not {*flat(match.axes.sinks)} <= {*resolve(match.axes.heads)}
