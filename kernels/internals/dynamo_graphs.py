@@ -7,13 +7,16 @@ from typing import Any
 
 from torch._dynamo.source import AttrSource, ConstantSource
 from torch._guards import Source
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+
+from .graphs import LazyGraphModule
 
 __all__ = [
     "ON_MODULES",
     "AttrSource",
     "ConstantSource",
     "Source",
+    "copy_graph",
     "copy_notes",
     "mark_static",
     "set_source",
@@ -43,6 +46,22 @@ def copy_notes(old: GraphModule, new: GraphModule, nodes: Mapping[Node, Any]) ->
             setattr(new, name, getattr(old, name))
     for original, copy in nodes.items():
         set_source(copy, source_of(original))
+
+
+def copy_graph(gm: GraphModule) -> GraphModule:
+    """A copy of a graph module. Dynamo still uses the original after the backend has returned.
+
+    Its Python code is generated when somebody asks for it, which is once, after the last change.
+    """
+    graph = Graph()
+    nodes: dict[Any, Any] = {}
+    output = graph.graph_copy(gm.graph, nodes)
+    graph.output(output)
+    graph.output_node().meta = dict(gm.graph.output_node().meta)
+    copy = LazyGraphModule(gm, graph, gm.__class__.__name__)
+    copy.meta = dict(gm.meta)
+    copy_notes(gm, copy, nodes)
+    return copy
 
 
 def mark_static(node: Node) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
-from .dynamo_graphs import ConstantSource, copy_notes, set_source
+from .dynamo_graphs import ConstantSource, copy_graph, set_source
 from .graphs import free_symbols, own_symbol, symbol_as_size
 
 
@@ -62,16 +62,12 @@ def with_inputs(gm: GraphModule, sizes: Sequence[torch.SymInt]) -> GraphModule:
     """The graph with ``sizes`` as further inputs, behind its own, which it does not use; itself if there are none."""
     if not sizes:
         return gm
-    graph = Graph()
-    nodes: dict[Node, Node] = {}
-    graph.output(graph.graph_copy(gm.graph, nodes))
-    last = graph.find_nodes(op="placeholder")[-1]
+    made = copy_graph(gm)
+    last = made.graph.find_nodes(op="placeholder")[-1]
     for index, size in enumerate(sizes):
-        with graph.inserting_after(last):
-            last = graph.placeholder(f"innerq_size_{index}")
+        with made.graph.inserting_after(last):
+            last = made.graph.placeholder(f"innerq_size_{index}")
         last.meta["example_value"] = size
         set_source(last, ConstantSource(f"innerq_size_{index}"))
-    made = GraphModule(gm, graph)
-    made.meta.update(gm.meta)
-    copy_notes(gm, made, nodes)
+    made.recompile()
     return made

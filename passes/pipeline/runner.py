@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 
 from torch.fx import GraphModule
 
+from ...kernels.internals.dynamo_graphs import copy_graph
 from ..context import Config, GraphError, PassContext, PassFailure
-from ..graph.copying import copy_graph
 from .declaration import Pass, check
 from .view import view_for
 

@@ -12,10 +12,9 @@ from innerq_compile import InnerQError, compiled_graphs, innerq
 from innerq_compile.compiler import backend
 from innerq_compile.compiler.analysis import Analysis
 from innerq_compile.compiler.execution import Execution, Recorder
-from innerq_compile.kernels.internals.dynamo_graphs import static
+from innerq_compile.kernels.internals.dynamo_graphs import copy_graph, static
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.analysis import recordable
-from innerq_compile.passes.graph.copying import copy_graph
 from tests.helpers.emulated_graphs import emulated  # noqa: F401
 from tests.helpers.programs import TinyAttention
 from tests.helpers.without_inductor import as_it_is, without_inductor

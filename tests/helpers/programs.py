@@ -11,8 +11,8 @@ from torch import nn
 
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
+from innerq_compile.kernels.internals.dynamo_graphs import copy_graph
 from innerq_compile.passes import PIPELINE, PassContext
-from innerq_compile.passes.graph.copying import copy_graph
 from tests.helpers.without_inductor import as_it_is, without_inductor
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from innerq_compile import InnerQConfig
+from innerq_compile.kernels.internals.dynamo_graphs import copy_graph
 from innerq_compile.passes import PIPELINE
-from innerq_compile.passes.graph.copying import copy_graph
 from innerq_compile.passes.graph.values import tensor_of
 from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
 

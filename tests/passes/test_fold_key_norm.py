@@ -13,8 +13,8 @@ from torch import nn
 
 from innerq_compile import InnerQConfig, InnerQTensor
 from innerq_compile.compiler.backend import innerq_backend
+from innerq_compile.kernels.internals.dynamo_graphs import copy_graph
 from innerq_compile.passes import PIPELINE, PassContext
-from innerq_compile.passes.graph.copying import copy_graph
 from tests.helpers.programs import capture, changes_by_pass
 
 D, ROTARY = 32, 16

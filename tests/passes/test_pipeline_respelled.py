@@ -14,8 +14,8 @@ from torch.fx import GraphModule
 
 from innerq_compile import InnerQConfig, compiled_graphs
 from innerq_compile.compiler.backend import innerq_backend
+from innerq_compile.kernels.internals.dynamo_graphs import copy_graph
 from innerq_compile.passes import PIPELINE, PassContext
-from innerq_compile.passes.graph.copying import copy_graph
 from tests.helpers.buffer_loop import BufferDecoder
 from tests.helpers.programs import LateTransposing, TinyAttention, capture
 from tests.helpers.respelling import respell

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from innerq_compile import InnerQConfig, innerq
+from innerq_compile.kernels.internals.dynamo_graphs import copy_graph
 from innerq_compile.passes import PIPELINE, PassContext
-from innerq_compile.passes.graph.copying import copy_graph
 from tests.helpers.programs import TinyAttention, capture, code_of
 
 
