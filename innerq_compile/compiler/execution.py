@@ -3,7 +3,8 @@
 A decode step consists of about a thousand small kernels, each faster than its launch. If the whole graph can be
 recorded, innerq-compile records it (``runtime/recordings.py``), unless the user has switched that off. If it cannot, it
 runs kernel by kernel. Only if the user has asked for CUDA graphs Inductor records it, which can leave out parts of a
-graph, and whose recordings overwrite the results of earlier steps.
+graph, and whose recordings overwrite the results of earlier steps. It records once for each capacity of the caches,
+which are inputs of the graph (``kernels/internals/explicit_sizes.py``).
 """
 
 from __future__ import annotations
