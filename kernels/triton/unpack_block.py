@@ -61,12 +61,16 @@ def codes_of_words(planes, BITS: tl.constexpr):
 
 @triton.constexpr_function
 def dimension(place, is_key, slices):
-    """Which dimension of :func:`load_block`'s codes is at a place of (tokens, channels)."""
-    bits_of_field = (8, 7, 6, 5)
+    """Which dimension of :func:`codes_of_words` is at a place of a block: those of tokens, then those of channels.
+
+    A field of keys is (sub-range of tokens, slice), one of values (slice of tokens, sub-range of channels), see
+    ``kernels/layout.py``.
+    """
+    high, run, pair, in_run, half, bit0, bit1, bit2, bit3 = range(9)
     if not is_key:
-        return (8, 2, 4, 0, 7, 6, 5, 1, 3)[place]
-    bits_of_sub = {1: 4, 2: 3, 4: 2, 8: 1, 16: 0}[slices]
-    return (*bits_of_field[:bits_of_sub], 1, 3, 0, *bits_of_field[bits_of_sub:], 2, 4)[place]
+        return (bit3, pair, half, high, bit2, bit1, bit0, run, in_run)[place]
+    field, bits_of_sub = (bit3, bit2, bit1, bit0), {1: 4, 2: 3, 4: 2, 8: 1, 16: 0}[slices]
+    return (*field[:bits_of_sub], run, in_run, high, *field[bits_of_sub:], pair, half)[place]
 
 
 @triton.jit

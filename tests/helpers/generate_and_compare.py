@@ -42,12 +42,17 @@ def check_generate(case: Case, device: str) -> None:
     model = tiny_llama(attn=case.attn, dtype=case.dtype, **shape).to(device)
     inputs = prompt(case.batch, case.prompt, case.padding, device=device)
     config = InnerQConfig.preset(case.preset)
+    # another batch, and other lengths: the graphs below serve both
+    others = prompt(case.batch + 1, case.prompt // 2, (3,), device=device) if case.padding and device == "cpu" else None
     if case.preset == "lossless":
         expected_tokens, expected, _ = generate(model, inputs, case.new)
+        expected_others = None if others is None else generate(model, others, 8)[0]
     innerq(model, config)
     tokens, logits, cache = generate(model, inputs, case.new)
-    if case.padding and device == "cpu":  # another batch, and other lengths: the graphs below serve both
-        generate(model, prompt(case.batch + 1, case.prompt // 2, (3,), device=device), 8)
+    if others is not None:
+        tokens_of_others = generate(model, others, 8)[0]
+        if case.preset == "lossless":
+            assert torch.equal(tokens_of_others, expected_others)
     model._compiled_call_impl = None
 
     # a past of one token is a graph of its own: Dynamo takes a size of 1 for a constant
