@@ -219,11 +219,12 @@ def measure(args: argparse.Namespace, name: str, side: str) -> dict[str, Any]:
         processes.ready()  # before it takes memory that processes whose turn comes first may need
     model = make_model(name, args.layers, max(args.tokens) + args.new, args.device, args.tiny)
     (torch.ones(64, 64, device=args.device) @ torch.ones(64, 64, device=args.device)).sum().item()  # loads cuBLAS
-    result: dict[str, Any] = {"like": SHAPES[name].like}
+    result: dict[str, Any] = {"like": SHAPES[name].like, "chunk": args.chunk or SHAPES[name].chunk}
     result["parameter_bytes"] = sum(parameter.nbytes for parameter in model.parameters())
     peak_gib(args.device)
     began = time.perf_counter()
-    more = prepare(model, side, {}) | ({"prefill_chunk_size": args.chunk} if args.chunk else {})
+    chunk = args.chunk or SHAPES[name].chunk
+    more = prepare(model, side, {}) | ({"prefill_chunk_size": chunk} if chunk else {})
     prepared = time.perf_counter() - began
     first = sizes if compiles else sizes[:1]
     compiling = [attempt(lambda size=size: {"s": first_request(args, model, *size, more)}) for size in first]

@@ -30,6 +30,8 @@ class Shape:
         tiny: What ``--tiny`` replaces besides :data:`TINY`.
         pattern: The types of layers in turn; empty if the config class needs none.
         config: The config class, if it is not called after the model.
+        chunk: Tokens of a prompt that are given to the model at once, where it holds all scores, or what all experts
+            make of all tokens.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Shape:
     tiny: dict[str, Any] = dataclasses.field(default_factory=dict)
     pattern: tuple[str, ...] = ()
     config: str = ""
+    chunk: int | None = None
 
     def types(self, layers: int) -> list[str]:
         """The types of ``layers`` layers. Of fewer than a pattern has, every second one is of the last type."""
@@ -111,6 +114,7 @@ SHAPES = {
         _dense(2880, 2880, 64, 8, 201088, head_dim=64, sliding_window=128, num_local_experts=32, num_experts_per_tok=4),
         {"sliding_window": 32, "num_local_experts": 8, "num_experts_per_tok": 2},
         pattern=(_SLIDING, _FULL),
+        chunk=512,
     ),
     "llama4": Shape(
         "Llama4",
@@ -119,6 +123,7 @@ SHAPES = {
         | {"num_experts_per_tok": 1, "attention_chunk_size": 8192, "max_position_embeddings": 1 << 17},
         {"intermediate_size_mlp": 256, "num_local_experts": 4, "attention_chunk_size": 64},
         config="Llama4TextConfig",
+        chunk=2048,
     ),
     "phi3": Shape(
         "Phi3",

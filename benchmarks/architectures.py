@@ -2,6 +2,7 @@
 
     python benchmarks/architectures.py --jobs 16 --gpus 2 --json out.json     # all models and sides, on two GPUs
     python benchmarks/architectures.py --models gemma3 gpt-oss --sides innerq static --tokens 32768 --layers 12
+    python benchmarks/architectures.py --only phi3:innerq phi3:eager llama:compile --jobs 3
     python benchmarks/architectures.py --tiny --device cpu --models llama --tokens 100 200        # a smoke test
 
 Models have the sizes of published ones, random weights in bfloat16 and ``--layers`` layers, both kinds of them where
@@ -49,9 +50,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="MODEL")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--only", nargs="+", metavar="MODEL:SIDE", help="these sides of models, instead of all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="sequences")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32768], help="of a prompt")
-    parser.add_argument("--chunk", type=int, help="give prompts to the model in chunks of so many tokens")
+    parser.add_argument(
+        "--chunk", type=int, help="give prompts to the model in chunks of so many tokens, not of those of the shape"
+    )
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -63,6 +67,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", "--out", type=Path, help="write the results to this file, after each process")
     parser.add_argument("--once", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.only:
+        args.only = [tuple(each.split(":")) for each in args.only]
+        if not {*args.only} <= {(name, side) for name in SHAPES for side in SIDES}:
+            parser.error("--only takes pairs of a model and a side, such as llama:innerq")
+        args.models = list(dict.fromkeys(name for name, _ in args.only))
     if args.new < 4:
         parser.error("--new has to be at least 4, to have steps to measure")
     return args
@@ -96,7 +105,7 @@ def ran_out_of_memory(result: Result) -> bool:
 
 def results_of(args: argparse.Namespace) -> Iterator[Result]:
     """The figures of every side of every model, as they come."""
-    wanted = [(name, side) for name in args.models for side in args.sides]
+    wanted = args.only or [(name, side) for name in args.models for side in args.sides]
     placed = [(*each, args.models.index(each[0]) % args.gpus) for each in wanted]
     for start in range(0, len(placed), args.jobs):
         wave = placed[start : start + args.jobs]
