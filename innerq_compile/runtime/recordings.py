@@ -80,10 +80,12 @@ _CAPTURE_LOCK = threading.RLock()
 
 
 def _in_a_forked_process() -> None:
-    """The other threads, one of which may capture, are not in it."""
-    global _CAPTURE_LOCK
-    _CAPTURE_LOCK = threading.RLock()
+    """The other threads, which may hold locks, are not in it."""
+    global _CAPTURE_LOCK, _EXISTING_LOCK
+    _CAPTURE_LOCK, _EXISTING_LOCK = threading.RLock(), threading.Lock()
     _LAST_CALLS.clear()
+    for recordings in list(_EXISTING):
+        recordings._keeping = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_in_a_forked_process)

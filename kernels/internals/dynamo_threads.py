@@ -28,6 +28,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .dynamo_backends import OfBackends
+from .dynamo_calls import accumulated_recompile_limit
 
 __all__ = ["let_others_call", "tracing", "use_graphs_of_others"]
 
@@ -81,10 +82,6 @@ _NO_REGION = -1
 #: By the checks of a graph: the threads that have used it so. If Dynamo still does not find it for one, that compiles.
 _USED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 
-#: By the code of a function: how often graphs of it were used so, and how often they are. Dynamo keeps a note of each.
-_TIMES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-MOST_TIMES = 64
-
 #: What was compiled: for which code, by which backend, in which region, and a reference that lives until Dynamo has
 #: noted it.
 _PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
@@ -92,23 +89,24 @@ _PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
 
 def _fitting(frame: Any, backend: Any, region: int) -> ConvertFrameReturn | None:
     """What was compiled for a function and fits a call of it, if there is such a graph."""
-    own, code = threading.get_ident(), frame.f_code
+    own, code, entries = threading.get_ident(), frame.f_code, _debug_get_cache_entry_list(frame.f_code)
+    if 2 * len(entries) > accumulated_recompile_limit():  # Dynamo keeps a note of each use
+        return None
     found: list[Any] = [
         entry
-        for entry in _debug_get_cache_entry_list(code)
+        for entry in entries
         if entry.backend == backend and getattr(entry, "isolate_recompiles_id", _NO_REGION) in (region, _NO_REGION)
     ]
     _PENDING[:] = [pending for pending in _PENDING if pending[3]() is not None]
-    found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at == region]
+    found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at in (region, _NO_REGION)]
     for entry in filter(None, found):
         # read once: an object that a graph depends on may end in another thread, which makes the entry invalid
         manager, compiled, compile_id = entry.guard_manager, entry.code, entry.compile_id
         if compiled is None or isinstance(manager, DeletedGuardManagerWrapper):
             continue
         threads = _USED.setdefault(manager, set())
-        if own not in threads and _TIMES.get(code, 0) < MOST_TIMES and manager.check(frame.f_locals):
+        if own not in threads and manager.check(frame.f_locals):
             threads.add(own)
-            _TIMES[code] = _TIMES.get(code, 0) + 1
             return _again(compiled, compile_id)
     return None
 

@@ -46,12 +46,13 @@ def hidden_sizes(gm: GraphModule) -> dict[Place, torch.SymInt]:
     found: dict[Place, torch.SymInt] = {}
     for index, one in enumerate(inputs):
         for dim, size in enumerate(one.shape if isinstance(one, torch.Tensor) else ()):
-            if not isinstance(size, torch.SymInt) or len(free_symbols(size)) != 1:
-                continue
+            if not isinstance(size, torch.SymInt) or len(free_symbols(size)) != 1 or size.node.hint is None:
+                continue  # a size without a value in the first call has no guards
             expr = size.node.expr
             (symbol,) = expr.free_symbols
-            factor, offset = expr.coeff(symbol), expr.subs(symbol, 0)
-            if symbol not in known and factor.is_Integer and factor and expr == factor * symbol + offset:
+            factor = expr.coeff(symbol)
+            offset = expr - factor * symbol
+            if symbol not in known and factor.is_Integer and factor and offset.is_Integer:
                 known.add(symbol)
                 place = Place(index, dim, int(factor), int(offset))
                 found[place] = place.as_size(symbol, size)

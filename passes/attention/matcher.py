@@ -20,14 +20,14 @@ from ..context import AttentionAxes, AttentionForm, AttentionMatch, MaskKind, Ma
 from ..graph.aliases import Writes
 from ..graph.constants import constant
 from ..graph.operations import Kind
-from ..graph.reading import Call, is_query, kinds, read, source_of, writes_to
+from ..graph.reading import Call, is_query, kinds, operand, read, source_of, writes_to
 from ..graph.values import Sizes, dtype_of, example, is_float, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of, unify
 from .gates import find_gate
 from .products import Product, dims_of, product_of
 from .scores import check_only_used_here, path_dims, read_scores
 from .sides import Side, find_heads, find_side, read_through
-from .steps import Order, ScorePath
+from .steps import Added, Filled, Order, ScorePath
 from .weights import find_scores
 
 Caches = dict[Node, ProgramCache]
@@ -210,10 +210,7 @@ def _eager(
     scores = read_scores(path, dims, changes)
     check_only_used_here(path, out, gate.nodes if gate is not None else ())
     sinks, sink_dims = (scores.sinks, scores.sink_dims) if gate is None else (gate.sinks, gate.sink_dims)
-    if gate is not None:
-        read_by_attention = (product.operands[1 - key_at], gate.sinks, *(term.node for term in scores.terms))
-        if any(changes.between(one, product.node, gate.node) for one in read_by_attention):
-            raise NoMatch("what the attention reads is changed in place before its gate")
+    _check_unchanged(path, product.operands[1 - key_at], out, changes)
     if sinks is not None and sink_dims is not None:
         _check_sinks(sinks, product.node, changes)
         if not is_float(sinks):
@@ -234,6 +231,30 @@ def _eager(
     )
 
 
+def _check_unchanged(path: ScorePath, query: Node, out: Node, changes: Writes) -> None:
+    """A rewritten attention reads the query and the masks at its output, where they have to be what they were."""
+    read_at = [(query, path.product.node)]
+    read_at += [(step.term, step.node) for step in path.steps if isinstance(step, Added)]
+    read_at += [(step.condition, step.node) for step in path.steps if isinstance(step, Filled)]
+    if any(changes.between(one, reader, out) for one, reader in read_at):
+        raise NoMatch("the query or a mask is changed in place before the output is computed")
+
+
+#: Operations that read the shape and the dtype of their first argument only.
+_SHAPED = {"new_zeros", "new_empty", "new_ones", "new_full", "zeros_like", "empty_like", "ones_like", "full_like"}
+
+
+def _values_read(node: Node) -> set[Node]:
+    """The tensors whose values a node reads, not their shape or dtype alone."""
+    found, call = {*node.all_input_nodes}, read(node)
+    if is_query(node) or call is None:
+        return set() if is_query(node) else found
+    if call.name in _SHAPED:
+        return found - {operand(node)}
+    other = call.get("other") if call.name in ("reshape", "expand", "to") else None
+    return found - {other} if other is not call.source() else found
+
+
 def _check_sinks(sinks: Node, scores: Node, changes: Writes) -> None:
     if any(changes.of(one) for one in read_through(sinks)):
         raise NoMatch("the sink logits are changed in place")
@@ -242,9 +263,9 @@ def _check_sinks(sinks: Node, scores: Node, changes: Writes) -> None:
         node = pending.pop()
         if node is scores:
             raise NoMatch("the sink logits are computed from the scores")
-        later = {one for one in node.all_input_nodes if changes.order[one] >= changes.order[scores]} - seen
+        later = {one for one in _values_read(node) if changes.order[one] >= changes.order[scores]} - seen
         seen |= later
-        pending += [] if is_query(node) else later
+        pending += later
 
 
 def _own_dims(node: Node, dims: Dims) -> Dims:

@@ -328,6 +328,20 @@ SINKS = (0.5, 1.0, -1.0, 2.0)
 
 
 @spelling
+def sinks_in_the_form_of_scores(q, k, v, mask):
+    """A softmax with 1 in its denominator: the dtype of the sinks is that of the scores."""
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    sinks = torch.zeros(4).view(1, -1, 1, 1).type_as(scores).expand(q.shape[0], -1, q.shape[2], 1)
+    return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1] @ repeat(v)
+
+
+@spelling
+def zeros_like_scores_as_sinks(q, k, v, mask):
+    scores = q @ repeat(k).mT * SCALE + bias(mask)
+    return torch.softmax(torch.cat([scores, torch.zeros_like(scores[..., :1])], -1), -1)[..., :-1] @ repeat(v)
+
+
+@spelling
 def sinks_as_a_gate(q, k, v, mask):
     """Granite with sliding windows: the output times the part of the weights that is not the sink's."""
     scores = q @ repeat(k).mT * SCALE + bias(mask)

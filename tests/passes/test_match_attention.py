@@ -295,13 +295,31 @@ def sinks_of_the_scores(q, k, v, mask):
     return torch.softmax(torch.cat([scores, scores.amax(-1, keepdim=True)], -1), -1)[..., :-1] @ repeat(v)
 
 
-@trap("what the attention reads is changed in place before its gate")
+@trap("the query or a mask is changed in place before the output is computed")
 def a_mask_changed_before_the_gate(q, k, v, mask):
     added = bias(mask).clone()
     scores = q @ repeat(k).mT * SCALE + added
     out = torch.softmax(scores, -1) @ repeat(v)
     added[..., 0] = -1e9
     return out * torch.sigmoid(torch.logsumexp(scores, -1) - torch.zeros(HEADS).view(1, -1, 1))[..., None]
+
+
+@trap("the query or a mask is changed in place before the output is computed")
+def a_mask_changed_through_a_view(q, k, v, mask):
+    added = bias(mask).clone()
+    first = added[..., 0]
+    scores = q @ repeat(k).mT * SCALE + added
+    first.fill_(-1e9)
+    return torch.softmax(scores, -1) @ repeat(v)
+
+
+@trap("the query or a mask is changed in place before the output is computed")
+def a_query_changed_through_a_view(q, k, v, mask):
+    query = q.clone()
+    first = query[:, 0]
+    scores = query @ repeat(k).mT * SCALE + bias(mask)
+    first.mul_(2.0)
+    return torch.softmax(scores, -1) @ repeat(v)
 
 
 @trap("go through max")
