@@ -336,9 +336,10 @@ def sinks_in_the_form_of_scores(q, k, v, mask):
 
 
 @spelling
-def zeros_like_scores_as_sinks(q, k, v, mask):
+def new_zeros_of_scores_as_sinks(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)
-    return torch.softmax(torch.cat([scores, torch.zeros_like(scores[..., :1])], -1), -1)[..., :-1] @ repeat(v)
+    sinks = scores.new_zeros(q.shape[0], 4, q.shape[2], 1)
+    return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1] @ repeat(v)
 
 
 @spelling
