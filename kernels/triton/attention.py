@@ -196,7 +196,7 @@ def choose_tiling(
     """
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
-    per_multiprocessor = config.programs if fields else 4
+    per_multiprocessor = config.programs if fields else 4 if tile <= 16 else 2  # tiles of 32 rows fill its shared memory
     shares: Any = splits
     if splits is None:
         shares = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
