@@ -196,7 +196,8 @@ def choose_tiling(
     """
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
-    per_multiprocessor = config.programs if fields else 4 if tile <= 16 else 2  # tiles of 32 rows fill its shared memory
+    portable = 4 if tile <= 16 else 2  # as many wide tiles of 32 rows as shared memory holds, or about
+    per_multiprocessor = config.programs if fields else portable
     shares: Any = splits
     if splits is None:
         shares = choose_splits(device, sequences * row_tiles, tokens, per_multiprocessor, windows)
