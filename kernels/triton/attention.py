@@ -196,7 +196,7 @@ def choose_tiling(
     """
     row_tiles = triton.cdiv(rows, tile)
     windows = config.window_splits if fields else 0
-    portable = 4 if tile <= 16 else 2  # as many wide tiles of 32 rows as shared memory holds, or about
+    portable = 4 if tile <= 16 else 2  # with 32 rows a program takes more than half of the shared memory
     per_multiprocessor = config.programs if fields else portable
     shares: Any = splits
     if splits is None:
