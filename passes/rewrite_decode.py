@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from .analysis.other_readers import OTHER_PAIR
+from .analysis.other_readers import OTHER_PAIR, share_one
 from .analysis.whole_slices import whole_source
 from .analysis.windows import cut, dropped
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
@@ -46,7 +46,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
         last = max(pair, key=changes.order.__getitem__)
         if reason is None and grows and not context.config.rewrite:
             reason = early_reader(match, context.standard[match], last, changes.order)
-        if reason is None and any(bool({*pair} & {*other}) and pair != other for other in written):
+        if reason is None and any(share_one(pair, other) for other in written):
             reason = OTHER_PAIR
         if reason is not None:
             context.refuse(match, reason)

@@ -15,12 +15,14 @@ import triton
 import triton.language as tl
 
 from ..formats import CacheFormat
+from . import support
 from .addresses import first_word
 from .codes import start_of_plane
 from .constants import (
     block_groups,
     column_run,
     group_row,
+    next_power_of_2,
     params_per_group,
     plane_columns,
     plane_words,
@@ -32,13 +34,10 @@ from .encode import least_tokens
 from .fields import field_in_plane
 from .quantize import quantize_set
 from .queries import query_words
-from .support import next_power_of_2, side_constants
+from .support import side_constants
 
 #: Most warps of a program. With more groups than threads for them, a thread has several.
 MOST_WARPS = 8
-
-
-next_power_of_2_of = triton.constexpr_function(next_power_of_2)
 
 
 @triton.constexpr_function
@@ -51,7 +50,7 @@ def padded_rows(is_key, group, block, slices, cols, head_dim):
 def warps_for(fmt: CacheFormat, head_dim: int) -> int:
     """Warps of a program: two threads per group of a block, at most :data:`MOST_WARPS`."""
     if not fmt.quantized:
-        return min(MOST_WARPS, max(1, next_power_of_2(fmt.block * head_dim) // 1024))
+        return min(MOST_WARPS, max(1, support.next_power_of_2(fmt.block * head_dim) // 1024))
     side = side_constants(fmt, head_dim)
     rows = padded_rows(fmt.is_key, fmt.group_size, fmt.block, side["SLICES"], side["COLS"], head_dim)
     return min(MOST_WARPS, max(1, rows // 16))
@@ -178,7 +177,7 @@ def encode_block(
             field = sub * SUB + (group * (GROUP // 16) + i) * SLICE
             b_word += field_in_plane(set_codes[i], field, j, BITS)
         planes = planes + (tl.reshape(b_word, (HIGH, PADDED, GROUPS * SUBS, 8)),)
-    PLANES: tl.constexpr = next_power_of_2_of(BITS)
+    PLANES: tl.constexpr = next_power_of_2(BITS)
     b_words = tl.reshape(_side_by_side(planes, BITS), (HIGH, PADDED, GROUPS * SUBS, 8, PLANES))
     b_words = tl.sum(b_words, 2) + start_of_plane(BITS)
     high = tl.arange(0, HIGH)[:, None, None, None]

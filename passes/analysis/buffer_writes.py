@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from ..graph.aliases import Writes, possible_views
-from ..graph.dimensions import full_index
+from ..graph.dimensions import full_index, is_from_front
 from ..graph.reading import Call, called_name, is_query, read
 from ..graph.values import (
     Sizes,
@@ -98,12 +98,7 @@ def takes_all(index: Any, part: Node, source: Node) -> bool:
     """
     own, sizes = sizes_of(part), sizes_of(source)
     items = full_index(index, len(sizes))
-    return all(map(_is_from_front, items)) and len(own) == len(sizes) and all(map(made_equal, own, sizes))
-
-
-def _is_from_front(item: Any) -> bool:
-    """Whether an entry of an index is a range that begins with the first element of its dimension."""
-    return isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
+    return all(map(is_from_front, items)) and len(own) == len(sizes) and all(map(made_equal, own, sizes))
 
 
 def _written_index(call: Call) -> Any:
@@ -194,7 +189,7 @@ def write_position(index: Any, dims: tuple[int, ...], sizes: Sizes, new: Any) ->
     for dim, item in enumerate(index):
         if dim == token:
             continue
-        if not _is_from_front(item) or not (item.stop is None or made_equal(value_of(item.stop), sizes[dim])):
+        if not is_from_front(item) or not (item.stop is None or made_equal(value_of(item.stop), sizes[dim])):
             raise NoBuffer("the buffer is written in part, along another dimension than the tokens")
     written = shape(new)
     if written is None or len(written) != 4:

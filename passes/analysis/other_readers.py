@@ -35,9 +35,12 @@ def is_carried_to(node: Node, ends: Collection[Node]) -> bool:
     return False
 
 
+def share_one(pair: tuple[Node, Node], other: tuple[Node, Node]) -> bool:
+    """Whether two pairs of keys and values have one of the two in common, and not both."""
+    return bool({*pair} & {*other}) and pair != other
+
+
 def shared_in_part(uses: dict[AttentionMatch, tuple[CacheUse, CacheUse]]) -> list[AttentionMatch]:
     """The attentions whose keys another one reads with other values, or whose values with other keys."""
     pairs = {match: (key.node, value.node) for match, (key, value) in uses.items()}
-    return [
-        match for match, pair in pairs.items() if any({*pair} & {*other} and pair != other for other in pairs.values())
-    ]
+    return [match for match, pair in pairs.items() if any(share_one(pair, other) for other in pairs.values())]

@@ -6,6 +6,7 @@ from torch import SymInt
 from torch.fx import Node
 
 from ..attention.sides import may_be_cached
+from ..graph.dimensions import is_from_front
 from ..graph.reading import Call, read
 from ..graph.values import made_equal, same_sizes, shape, value_of
 from .windows import SHORT_WINDOW
@@ -47,10 +48,7 @@ def _takes_first(call: Call) -> bool:
         return isinstance(start, int) and start == 0
     index = call["index"] if call.name == "getitem" else None
     entries = index if isinstance(index, tuple) else (index,)
-    return all(
-        one is Ellipsis or (isinstance(one, slice) and one.start in (None, 0) and one.step in (None, 1))
-        for one in entries
-    )
+    return all(one is Ellipsis or is_from_front(one) for one in entries)
 
 
 def _takes_ranges(call: Call) -> bool:

@@ -39,6 +39,11 @@ def order_of(call: Call, rank: int) -> tuple[int, ...] | None:
     raise ValueError(f"{call.name} has no rule for its dimensions although it is of kind {Kind.REORDERS}")
 
 
+def is_from_front(item: Any) -> bool:
+    """Whether an entry of an index is a range that begins with the first element of its dimension."""
+    return isinstance(item, slice) and item.start in (None, 0) and item.step in (None, 1)
+
+
 def full_index(index: Any, rank: int) -> tuple[Any, ...]:
     """An index with an entry for each dimension of a tensor, where it has an ellipsis or ends early.
 

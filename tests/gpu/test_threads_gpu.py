@@ -5,16 +5,13 @@ Recordings of CUDA graphs write to memory of their own, which no two threads may
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
-from transformers import TextIteratorStreamer
 
 from innerq_compile import clear_reports, compiled_graphs, innerq
 from tests.helpers.generation import assert_all_rewritten, assert_quantized
 from tests.helpers.models import prompt, tiny_llama
-from tests.helpers.threads import at_once
+from tests.helpers.threads import at_once, generated, streamed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,19 +38,14 @@ def requests():
     return [prompt(1 + n % 2, 60 + 3 * n, padding, device="cuda") for n, padding in enumerate(paddings)]
 
 
-def generated(model, inputs):
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
-    return model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, **options)
-
-
 def generate_in_threads(models, inputs, streams: bool = False, often: bool = False) -> None:
-    expected = [generated(llama(index % len(models)), one).sequences for index, one in enumerate(inputs)]
+    expected = [generated(llama(index % len(models)), one, NEW).sequences for index, one in enumerate(inputs)]
     torch.cuda.synchronize()
 
     def work(index: int):
         stream = torch.cuda.Stream() if streams else torch.cuda.current_stream()
         with torch.no_grad(), torch.cuda.stream(stream):
-            results = [generated(models[index % len(models)], inputs[index]) for _ in range(3)]
+            results = [generated(models[index % len(models)], inputs[index], NEW) for _ in range(3)]
         stream.synchronize()
         return results
 
@@ -88,8 +80,8 @@ def test_one_thread_after_many():
     model, inputs = innerq(llama(), preset="lossless", mode="reduce-overhead"), requests()
     generate_in_threads([model], inputs)
     for one in inputs:
-        expected = generated(llama(), one).sequences
-        (result,) = at_once(lambda one=one: generated(model, one))
+        expected = generated(llama(), one, NEW).sequences
+        (result,) = at_once(lambda one=one: generated(model, one, NEW))
         assert torch.equal(result.sequences, expected)
 
 
@@ -99,18 +91,12 @@ def test_a_streamer(tiny_model):
 
     tokenizer, inputs = AutoTokenizer.from_pretrained(tiny_model), prompt(1, 60, device="cuda")
     eager = LlamaForCausalLM.from_pretrained(tiny_model).cuda()
-    expected = tokenizer.decode(generated(eager, inputs).sequences[0, 60:])
+    expected = tokenizer.decode(generated(eager, inputs, NEW).sequences[0, 60:])
     model = innerq(LlamaForCausalLM.from_pretrained(tiny_model).cuda(), preset="lossless")
 
-    def streamed() -> str:
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=300)
-        options = {**inputs, "max_new_tokens": NEW, "do_sample": False, "streamer": streamer}
-        thread = threading.Thread(target=model.generate, kwargs=options)
-        thread.start()
-        text = "".join(streamer)
-        thread.join()
-        return text
+    def text() -> str:
+        return streamed(model, tokenizer, inputs, NEW, timeout=300)
 
-    for text in [streamed(), streamed(), *at_once(*[streamed] * 4, often=False)]:
-        assert text.split() == expected.split()
+    for found in [text(), text(), *at_once(*[text] * 4, often=False)]:
+        assert found.split() == expected.split()
     assert_all_rewritten()

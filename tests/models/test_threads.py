@@ -6,12 +6,11 @@ import threading
 
 import pytest
 import torch
-from transformers import TextIteratorStreamer
 
 from innerq_compile import compiled_graphs, innerq
 from tests.helpers.generation import assert_all_rewritten, assert_quantized, run
 from tests.helpers.models import prompt, tiny_llama
-from tests.helpers.threads import at_once
+from tests.helpers.threads import at_once, generated, streamed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THREADS, NEW = 8, 6
@@ -33,7 +32,7 @@ def generate_in_threads(models, inputs, often: bool = False) -> None:
 
     def work(index: int):
         with torch.no_grad():
-            return [generated(models[index % len(models)], inputs[index]) for _ in range(2)]
+            return [generated(models[index % len(models)], inputs[index], NEW) for _ in range(2)]
 
     found = at_once(*[lambda index=index: work(index) for index in range(len(inputs))], often=often)
     for results, tokens in zip(found, expected, strict=True):
@@ -41,12 +40,6 @@ def generate_in_threads(models, inputs, often: bool = False) -> None:
             assert torch.equal(result.sequences, tokens)
             assert_quantized(result.past_key_values)
     assert_all_rewritten()
-
-
-def generated(model, inputs):
-    """Greedy tokens. `run` would seed the generator, of which there is one for all threads."""
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
-    return model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, **options)
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
@@ -75,18 +68,18 @@ def test_a_thread_beside_those_that_compile():
     model, stop, inputs = innerq(llama(), preset=PRESET), threading.Event(), prompt(1, 30)
     expected = run(llama(), inputs, NEW).sequences
     for tokens in (20, 30):
-        generated(model, prompt(1, tokens))
+        generated(model, prompt(1, tokens), NEW)
 
     def beside() -> list[bool]:
         same = []
         while not stop.is_set():
-            same.append(torch.equal(generated(model, inputs).sequences, expected))
+            same.append(torch.equal(generated(model, inputs, NEW).sequences, expected))
         return same
 
     def compiling() -> None:
         try:
             other = innerq(tiny_llama(heads=2, head_dim=32), preset=PRESET)
-            generated(other, prompt(1, 24))
+            generated(other, prompt(1, 24), NEW)
         finally:
             stop.set()
 
@@ -101,20 +94,14 @@ def test_a_streamer(tiny_model):
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     inputs = prompt(1, 40)
-    expected = tokenizer.decode(generated(LlamaForCausalLM.from_pretrained(tiny_model), inputs).sequences[0, 40:])
+    expected = tokenizer.decode(generated(LlamaForCausalLM.from_pretrained(tiny_model), inputs, NEW).sequences[0, 40:])
     model = innerq(LlamaForCausalLM.from_pretrained(tiny_model), preset=PRESET)
 
-    def streamed() -> str:
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
-        options = {**inputs, "max_new_tokens": NEW, "do_sample": False, "streamer": streamer}
-        thread = threading.Thread(target=model.generate, kwargs=options)
-        thread.start()
-        text = "".join(streamer)
-        thread.join()
-        return text
+    def text() -> str:
+        return streamed(model, tokenizer, inputs, NEW, timeout=60)
 
-    for text in [streamed(), streamed(), *at_once(*[streamed] * 4)]:
-        assert text.split() == expected.split()
+    for found in [text(), text(), *at_once(*[text] * 4)]:
+        assert found.split() == expected.split()
     assert_all_rewritten()
 
 
