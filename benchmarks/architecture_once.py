@@ -171,7 +171,8 @@ def measure_size(
     before_s = time.perf_counter() - began
     gc.collect()
     peak_gib(args.device)
-    arrived, cache = request(model, batch, tokens, args.new, more)
+    with processes.quiet():
+        arrived, cache = request(model, batch, tokens, args.new, more)
     steps = [1e3 * (after - before) for before, after in itertools.pairwise(arrived)]
     last = steps[len(steps) // 2 :]
     step = statistics.median(last)
@@ -240,5 +241,6 @@ def measure(args: argparse.Namespace, name: str, side: str) -> dict[str, Any]:
         for batch, tokens in sizes:
             found = attempt(measure_size, args, model, batch, tokens, more, compiles)
             result["rows"].append({"batch": batch, "tokens": tokens, **found})
+            processes.report(result | compiled(side))
             give_back_memory()
     return result | compiled(side)

@@ -11,8 +11,8 @@ layers differ. Sides: ``innerq`` is ``innerq(model)``; ``eager`` compiles nothin
 
 Each side of a model is a process of its own, which makes the model, compiles by a short request of each size (a size is
 one of ``--batch`` and one of ``--tokens``), and then answers two requests of each. ``--jobs`` processes compile at the
-same time; they are timed when all of them have compiled, one after the other on each GPU. What fails is a row that says
-why. A process that has run out of memory beside others runs again alone.
+same time, and answer one after the other on each GPU; while the second request of a size is timed, all others stand
+still. What fails is a row that says why. A process that has run out of memory beside others runs again alone.
 
 Reported are the seconds from the call of ``innerq`` (or of another side) to the first token, with the compile caches as
 the process finds them on disk and with the other processes beside it; the median step of the last half of the last
@@ -64,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile at the same time")
     parser.add_argument("--gpus", type=int, default=1, help="on which processes are spread")
     parser.add_argument("--timeout", type=float, default=900, help="seconds that a process may take")
+    parser.add_argument("--within", type=float, default=86400, help="seconds after which the run ends with what it has")
     parser.add_argument("--json", "--out", type=Path, help="write the results to this file, after each process")
     parser.add_argument("--once", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -80,21 +81,19 @@ def arguments() -> argparse.Namespace:
 Result = dict[str, Any]
 
 
-def in_a_process(args: argparse.Namespace, name: str, side: str, gpu: int = 0, turns: Any = None) -> Result:
-    """The figures of one side of a model, in a process that sees one GPU."""
+def in_a_process(
+    args: argparse.Namespace, name: str, side: str, gpu: int, turns: processes.Turns, end: float
+) -> Result:
+    """The figures of one side of a model, in a process that sees one GPU and has until ``end``."""
     began = time.perf_counter()
-    try:
-        found = processes.measured(
-            __file__,
-            [*sys.argv[1:], "--once", name, side],
-            {"CUDA_VISIBLE_DEVICES": str(gpu)} if args.gpus > 1 else None,
-            seconds=args.timeout,
-            turn=turns and turns.turn(gpu),
-        )
-    except BaseException:
-        if turns is not None:
-            turns.abort()
-        raise
+    found = processes.measured(
+        __file__,
+        [*sys.argv[1:], "--once", name, side],
+        {"CUDA_VISIBLE_DEVICES": str(gpu)} if args.gpus > 1 else None,
+        seconds=max(1.0, min(args.timeout, end - began)),
+        turns=turns,
+        device=gpu,
+    )
     return {"model": name, "side": side, **found, "process_s": time.perf_counter() - began}
 
 
@@ -106,21 +105,18 @@ def ran_out_of_memory(result: Result) -> bool:
 def results_of(args: argparse.Namespace) -> Iterator[Result]:
     """The figures of every side of every model, as they come."""
     wanted = args.only or [(name, side) for name in args.models for side in args.sides]
-    placed = [(*each, args.models.index(each[0]) % args.gpus) for each in wanted]
-    for start in range(0, len(placed), args.jobs):
-        wave = placed[start : start + args.jobs]
-        turns = None if args.fill else processes.Turns(len(wave))
-        with concurrent.futures.ThreadPoolExecutor(len(wave)) as pool:
-            started = [pool.submit(in_a_process, args, *each, turns) for each in wave]
-            again = []
-            for done in concurrent.futures.as_completed(started):
-                result = done.result()
-                if len(wave) > 1 and ran_out_of_memory(result):
-                    again.append((result["model"], result["side"]))
-                else:
-                    yield result
-        for each in again:
-            yield in_a_process(args, *each)
+    gpus = {name: index % args.gpus for index, name in enumerate(args.models)}
+    turns, again, end = processes.Turns(), [], time.perf_counter() + args.within
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        started = [pool.submit(in_a_process, args, name, side, gpus[name], turns, end) for name, side in wanted]
+        for done in concurrent.futures.as_completed(started):
+            result = done.result()
+            if args.jobs > 1 and ran_out_of_memory(result):
+                again.append((result["model"], result["side"]))
+            else:
+                yield result
+    for name, side in again:
+        yield in_a_process(args, name, side, gpus[name], turns, end)
 
 
 def comparison(results: list[Result], read_gb_s: float) -> list[Result]:
@@ -157,8 +153,7 @@ def lines_of(result: Result) -> Iterator[str]:
     """What is printed as soon as a process has ended."""
     cells = [result["model"], result["side"], f"{result['process_s']:.0f} s in all"]
     if "failed" in result:
-        yield "  ".join([*cells, "failed:", result["failed"]])
-        return
+        cells += ["failed:", result["failed"]]
     if "first_token_s" in result:
         cells += [f"first token {result['first_token_s']:.1f} s"]
     if "compiled_s" in result:
@@ -167,7 +162,7 @@ def lines_of(result: Result) -> Iterator[str]:
         cells += [f"{result['graphs']} graphs, {result['recorded']} calls recorded"]
         cells += [f"{result['rewritten']} of {result['attentions']} attentions rewritten", *result["not_rewritten"]]
     yield "  ".join(cells)
-    for row in result["rows"]:
+    for row in result.get("rows", ()):
         step = f"step {row['step_ms']:.2f} ms, {row['tokens_per_s']:.1f} tokens/s" if "step_ms" in row else ""
         yield f"    {row['batch']} x {row['tokens']}  {step or 'failed: ' + row['failed']}"
 

@@ -83,32 +83,50 @@ def test_who_ran_out_of_memory_runs_again():
     assert not architectures.ran_out_of_memory({"rows": [{"failed": "RuntimeError: no"}], "first_requests": [{"s": 1}]})
 
 
-def test_turns_come_when_all_are_ready(tmp_path):
-    """Two processes on one device: neither is timed while the other still prepares, or is timed itself."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
-import sys, time
+PROGRAM = f"""
+import json, sys, time
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
 import processes
-time.sleep(float(sys.argv[1]))
-prepared = time.time()
+deadline = time.time() + float(sys.argv[1])
+longest, last = 0, time.time()
+while last < deadline:  # prepares
+    now = time.time()
+    longest, last = max(longest, now - last), now
 processes.ready()
 began = time.time()
-time.sleep(0.2)
-print({{"prepared": prepared, "began": began, "ended": time.time()}}.__repr__().replace("'", '"'))
+processes.report({{"longest": longest, "began": began}})
+with processes.quiet():
+    time.sleep(0.5)
+if sys.argv[2:]:
+    time.sleep(60)
+print(json.dumps({{"longest": longest, "began": began, "ended": time.time()}}))
 """
-    )
-    turns = processes.Turns(3)
+
+
+def test_others_stand_still_while_one_is_timed(tmp_path):
+    """On one device: who is ready first is timed first, and meanwhile nobody prepares, or is timed as well."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    turns = processes.Turns()
 
     def run(seconds):
-        return processes.measured(str(program), [seconds], turn=turns.turn(0))
+        return processes.measured(str(program), [seconds], turns=turns)
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        *found, failed = pool.map(run, ("0", "1", "no number"))
+        first, second, failed = pool.map(run, ("2", "6", "no number"))
     assert "could not convert" in failed["failed"]
-    first, second = sorted(found, key=lambda each: each["began"])
-    assert first["began"] > max(each["prepared"] for each in found) and second["began"] > first["ended"]
+    assert first["began"] < first["ended"] < second["began"]
+    assert first["longest"] < 0.5 <= second["longest"]
+
+
+def test_what_a_process_has_reported_is_kept(tmp_path):
+    """It is stopped by the clock, and holds up nobody who waits for a turn."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    turns = processes.Turns()
+    found = processes.measured(str(program), ["0", "forever"], seconds=5, turns=turns)
+    assert found["failed"] == "not done after 5 s" and "began" in found and "ended" not in found
+    assert "ended" in processes.measured(str(program), ["0"], turns=turns)
 
 
 def test_reason_of_a_failure():
