@@ -90,7 +90,7 @@ def in_a_process(
         __file__,
         [*sys.argv[1:], "--once", name, side],
         {"CUDA_VISIBLE_DEVICES": str(gpu)} if args.gpus > 1 else None,
-        seconds=max(1.0, min(args.timeout, end - began)),
+        seconds=min(args.timeout, max(0.0, end - began)),
         turns=turns,
         device=gpu,
     )
@@ -106,17 +106,20 @@ def results_of(args: argparse.Namespace) -> Iterator[Result]:
     """The figures of every side of every model, as they come."""
     wanted = args.only or [(name, side) for name in args.models for side in args.sides]
     gpus = {name: index % args.gpus for index, name in enumerate(args.models)}
-    turns, again, end = processes.Turns(), [], time.perf_counter() + args.within
+    turns, end = processes.Turns(), time.perf_counter() + args.within
+    beside_others: list[Result] = []
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         started = [pool.submit(in_a_process, args, name, side, gpus[name], turns, end) for name, side in wanted]
         for done in concurrent.futures.as_completed(started):
             result = done.result()
             if args.jobs > 1 and ran_out_of_memory(result):
-                again.append((result["model"], result["side"]))
+                beside_others.append(result)
             else:
                 yield result
-    for name, side in again:
-        yield in_a_process(args, name, side, gpus[name], turns, end)
+    for first in beside_others:
+        name, side = first["model"], first["side"]
+        alone = in_a_process(args, name, side, gpus[name], turns, end) if time.perf_counter() < end else {}
+        yield alone if len(alone.get("rows", ())) >= len(first.get("rows", ())) > 0 else first
 
 
 def comparison(results: list[Result], read_gb_s: float) -> list[Result]:

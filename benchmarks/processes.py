@@ -140,7 +140,9 @@ def measured(
         )
         until_it_ends.enter_context(process)
         late = threading.Event()
-        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, lambda: (late.set(), process.kill()))
+        timer = threading.Timer(
+            threading.TIMEOUT_MAX if seconds is None else seconds, lambda: (late.set(), process.kill())
+        )
         timer.start()
         until_it_ends.callback(timer.cancel)
         until_loud = until_it_ends.enter_context(contextlib.ExitStack())
