@@ -20,8 +20,9 @@ from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
 
 #: Tokens of a request that only compiles: all of its prompts, and its answer. Graphs do not depend on longer prompts.
 PROMPTS, ANSWER = 1 << 14, 16
-#: Bytes beside its weights that a process may hold on a GPU before its turn: what it does not use belongs to others.
-ROOM = 16 << 30
+#: Bytes beside its weights that a process may hold on a GPU before its turn: what it does not use belongs to others. Two
+#: static caches of the largest size have room. A recording that has run out of memory breaks those that come behind it.
+ROOM = 32 << 30
 
 
 def make_model(name: str, layers: int, positions: int, device: str, tiny: bool = False) -> Any:
