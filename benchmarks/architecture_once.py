@@ -20,7 +20,7 @@ from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
 
 #: Tokens of a request that only compiles: all of its prompts, and its answer. Graphs do not depend on longer prompts.
 PROMPTS, ANSWER = 1 << 14, 16
-#: Bytes beside its weights that a process may hold on a GPU before its turn: what it does not use belongs to others. Two
+#: Bytes beside its weights that a process may hold on a GPU before its turn: the rest belongs to others. Two
 #: static caches of the largest size have room. A recording that has run out of memory breaks those that come behind it.
 ROOM = 32 << 30
 
