@@ -30,8 +30,8 @@ class Shape:
         tiny: What ``--tiny`` replaces besides :data:`TINY`.
         pattern: The types of layers in turn; empty if the config class needs none.
         config: The config class, if it is not called after the model.
-        chunk: Tokens of a prompt that are given to the model at once, where it holds all scores, or what all experts
-            make of all tokens.
+        chunk: Tokens of a prompt that are given to the model at once, where it holds all scores, what all experts
+            make of all tokens, or what a scan makes of all pairs of tokens in a block.
     """
 
     model: str
@@ -151,5 +151,6 @@ SHAPES = {
         "Falcon-H1 7B",
         _dense(3072, 12288, 12, 2, 130048, mamba_d_ssm=3072, mamba_n_heads=24, mamba_d_head=128, mamba_d_state=256),
         {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_chunk_size": 16},
+        chunk=512,
     ),
 }
