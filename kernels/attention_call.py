@@ -39,6 +39,8 @@ class AttentionCall(Generic[T]):
         value_query: ``[B, Hq, N, Dv]`` in the query's dtype, or None: a second part of the query, whose products with
             the values are added to those of query and keys, before the scale. The values are then a latent that keys
             are computed of, too.
+        value_heads: the value heads that the KV heads read, ``(first, count)``, where these are not their own: keys of
+            head h meet values of head ``first + h % count``. ``count`` divides H. None where every head reads its own.
     """
 
     query: T
@@ -52,6 +54,7 @@ class AttentionCall(Generic[T]):
     causal: bool = False
     dropped: Any = 0
     value_query: T | None = None
+    value_heads: Sequence[int] | None = None
 
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> AttentionCall[Any]:
@@ -61,10 +64,14 @@ class AttentionCall(Generic[T]):
     def arguments(self) -> tuple[Any, ...]:
         """The arguments of ``innerq::decode_attention``. Those at the end are left out where they are the defaults."""
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        if self.value_query is None:
+        for absent in (
+            self.value_heads is None,
+            self.value_query is None,
+            isinstance(self.dropped, int) and not self.dropped,
+        ):
+            if not absent:
+                break
             values.pop()
-            if isinstance(self.dropped, int) and not self.dropped:
-                values.pop()
         return _SCHEMA.arguments(*values)
 
     def map(self, function: Callable[[T], U]) -> AttentionCall[U]:
@@ -85,7 +92,14 @@ class AttentionCall(Generic[T]):
             self.causal,
             self.dropped,
             optional(self.value_query),
+            self.value_heads,
         )
+
+
+def value_range(call: AttentionCall[Any]) -> tuple[int, int]:
+    """The first of the value heads that a call reads, and how many: all of them where every head reads its own."""
+    first, count = call.value_heads or (0, call.keys.window.shape[1])
+    return first, count
 
 
 def sinks_by_row(sink_logits: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

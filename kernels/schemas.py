@@ -214,7 +214,7 @@ SCHEMAS = {
             (
                 *("Tensor query", *_BOTH_READ, "Tensor? mask", "Tensor? open_from", "Tensor? sink_logits"),
                 *("float scale", "float softcap", "bool causal", *_BOTH_FORMATS, "SymInt dropped=0"),
-                "Tensor? value_query=None",
+                *("Tensor? value_query=None", "int[]? value_heads=None"),
             ),
             "Tensor",
         ),

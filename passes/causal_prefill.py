@@ -82,6 +82,9 @@ def _replace(write: Writer, match: AttentionMatch, parts: _Parts) -> None:
             query = standard_query(write, match)
             sides = zip((match.key, match.value), match.tokens_dims, strict=True)
             key, value = (write.by_head(side, tokens_dim) for side, tokens_dim in sides)
+            if (heads := match.value_heads) is not None:
+                value = write.method("narrow", value, 1, heads.first, heads.count)
+                value = write.method("repeat", value, 1, sizes_of(key)[1] // heads.count, 1, 1)
             sink_logits = standard_sinks(write, match)
             arguments = (query, key, value, shown, all_shown, found.window, sink_logits, match.scale)
             out = write.call(torch.ops.innerq.causal_attention.default, *arguments, like=match.node)

@@ -44,34 +44,45 @@ def fold_key_norm(gm: GraphModule, context: PassContext) -> GraphModule:
     if not context.key_norms:
         return gm
     write, changes = Writer(gm.graph), Writes(gm.graph)
-    for use in context.key_norms:
-        place = _fold(write, use, changes, context)
-        places = context.norm_places.get(use.match, NormPlaces())
-        places = dataclasses.replace(places, **{"key" if use.is_key else "query": place})
-        context.norm_places[use.match] = places
+    for uses in _by_tensor(context.key_norms):
+        use, place = uses[0], _fold(write, uses, changes, context)
+        for one in uses:
+            places = context.norm_places.get(one.match, NormPlaces())
+            places = dataclasses.replace(places, **{"key" if one.is_key else "query": place})
+            context.norm_places[one.match] = places
         note = Reason(f"key normalization {place.site.value}: {place.reason}", source_line(use.match.node))
         if place.reason and note not in context.notes:
             context.notes.append(note)
     return gm
 
 
-def _fold(write: Writer, use: KeyNormUse, changes: Writes, context: PassContext) -> NormPlace:
+def _by_tensor(uses: list[KeyNormUse]) -> list[list[KeyNormUse]]:
+    """The uses, those together in which several attentions to a cache have the same query."""
+    found: dict[object, list[KeyNormUse]] = {}
+    for use in uses:
+        found.setdefault(use if use.is_key else (use.tensor, use.cache), []).append(use)
+    return [*found.values()]
+
+
+def _fold(write: Writer, uses: list[KeyNormUse], changes: Writes, context: PassContext) -> NormPlace:
+    use = uses[0]
     norm, target = use.cache.tensors.norm, use.tensor
     if norm is None:
-        _apply(write, use, target, None)
+        _apply(write, uses, target, None)
         return NormPlace(NormSite.NONE)
     if any(op_name(user) == "innerq::write_" for user in norm.users):
         # the norm is computed by the write, which comes after the projections
-        _apply(write, use, target, norm)
+        _apply(write, uses, target, norm)
         return NormPlace(NormSite.AFTER_ROTARY, "the statistics of the cache are computed in this graph")
-    readers = {use.op, *(user for user in target.users if user in context.appended or _is_replaced(user, context))}
+    longer = (user for user in target.users if user in context.appended or _is_replaced(user, context))
+    readers = {*(one.op for one in uses), *longer}
     path = find_path(target, readers, changes)
     if path is None:
-        _apply(write, use, target, norm)
+        _apply(write, uses, target, norm)
         return NormPlace(NormSite.PROJECTION) if _is_produced(target) else NormPlace(NormSite.AFTER_ROTARY, _UNKNOWN)
     shared = Pairs.parse(use.cache.format.norm).partners(len(path.partners))
     if any(other not in (channel, shared[channel]) for channel, other in enumerate(path.partners)):
-        _apply(write, use, target, norm)
+        _apply(write, uses, target, norm)
         mixed = pairs_of(path.partners)
         return NormPlace(
             NormSite.AFTER_ROTARY,
@@ -112,8 +123,9 @@ def _is_produced(node: Node) -> bool:
 # --- changing the graph ---------------------------------------------------------------------------------------------
 
 
-def _apply(write: Writer, use: KeyNormUse, tensor: Node, norm: Node | None) -> None:
-    """Normalize ``tensor`` directly before ``use.op``: ``q * norm`` or ``(k - mean) / norm``."""
+def _apply(write: Writer, uses: list[KeyNormUse], tensor: Node, norm: Node | None) -> None:
+    """Normalize ``tensor`` directly before the first of what reads it: ``q * norm`` or ``(k - mean) / norm``."""
+    use = uses[0]
     mean = use.cache.tensors.mean if use.is_key else None
     if mean is None and norm is None:
         return
@@ -125,7 +137,8 @@ def _apply(write: Writer, use: KeyNormUse, tensor: Node, norm: Node | None) -> N
         if norm is not None:
             x = _scale(write, use, x, norm, order)
         x = write.method("to", x, example(tensor).dtype)
-    replace_argument(use.op, use.argument, x)
+    for one in uses:
+        replace_argument(one.op, one.argument, x)
 
 
 def _scale_source(write: Writer, use: KeyNormUse, path: ChannelPath, norm: Node) -> None:

@@ -165,6 +165,9 @@ def _padding_mask(match: AttentionMatch, key: CacheUse, value: CacheUse, context
             if form is None or form.mask is not mask:
                 return None
     inside = match.latent.nodes if match.latent is not None else frozenset()
+    for other in context.attentions:
+        if other.value is match.value and other.value_heads is not None:
+            inside |= {*other.value_heads.nodes}
     attended = all(_only_attended(use.node, use, inside) for use in (key, value))
     return mask if attended and all(_only_attended(node, None, inside) for node in inside) else None
 
@@ -174,7 +177,8 @@ def _only_attended(node: Node, cached: CacheUse | None = None, inside: frozenset
 
     Args:
         cached: the cache of which this is the node, and which may be returned.
-        inside: nodes that may read it, too: those of a latent attention, whose readers are looked at by themselves.
+        inside: nodes that may read it, too: those of a latent attention, or that take some of the heads. Their readers
+            are looked at by themselves.
     """
     for user in node.users:
         if user in inside or (cached is not None and (user.op == "output" or user is cached.kept)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..attention_call import AttentionCall, sinks_by_row
+from ..attention_call import AttentionCall, sinks_by_row, value_range
 from ..backend import Kernel, KernelChoice
 from ..formats import LANES
 from .arguments import DECODE, cache_fields, is_plain
@@ -99,6 +99,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
             call.scale,
             call.softcap or 0.0,
             *((0, *_NO_STRIDE) if other is None else (other.data_ptr(), *other.stride())),
+            *value_range(call),
         )
     )
     if failed:

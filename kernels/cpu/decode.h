@@ -105,14 +105,15 @@ template <class K, class V> struct Worker {
 
   // Add the products of the other part of the query with the values of tokens [first, end) to scores from `begin` on.
   void add_value_scores(int64_t i, int64_t begin, int64_t first, int64_t end) {
+    const int64_t v = a.values_of(i);
     walk<V>(
-        a.value, i, first, end,
+        a.value, v, first, end,
         [&](int64_t block, int64_t offset, int64_t t, int64_t count) {
           if constexpr (V::QUANTIZED) {
-            V::unpack(readable<V>(a.value, a.batch * a.heads, i, block, spare), tile);
+            V::unpack(readable<V>(a.value, a.batch * a.heads, v, block, spare), tile);
             row_tiles(R, [&](int64_t r, auto rows) {
               add_tile_scores<V, decltype(rows)::value>(tile, offset, count, other + r * V::D, scaled,
-                                                        a.value.params<V>(i, block), scores + r * SCORES + t - begin);
+                                                        a.value.params<V>(v, block), scores + r * SCORES + t - begin);
             });
           }
         },
@@ -127,7 +128,7 @@ template <class K, class V> struct Worker {
   // Tokens [begin, end) of sequence-head i into m, l, acc. What is in front of the first visible one gets scores that
   // nothing reads, and its values are not multiplied by zero, which NaN would survive.
   void chunk(int64_t i, int64_t begin, int64_t end, const Span& span, float* m, float* l, float* acc) {
-    const int64_t b = i / a.heads, h = i % a.heads, total = a.batch * a.heads;
+    const int64_t b = i / a.heads, h = i % a.heads, total = a.batch * a.heads, v = a.values_of(i);
     const int64_t first = begin > span.first ? begin : span.first, n = end - first;
     walk<K>(
         a.key, i, begin, end,
@@ -172,7 +173,7 @@ template <class K, class V> struct Worker {
       l[r] += sum(weights);
     }
     walk<V>(
-        a.value, i, first, end,
+        a.value, v, first, end,
         [&](int64_t block, int64_t offset, int64_t t, int64_t count) {
           if constexpr (V::QUANTIZED) {
             const float* p = scores + t - begin;
@@ -189,10 +190,10 @@ template <class K, class V> struct Worker {
                 for (int e = 0; e < V::GS; e += VL) sums = sums + load(p + r * stride + g * V::GS + e);
                 p_sums[r * VG + g] = sum(sums);
               }
-            V::unpack(readable<V>(a.value, total, i, block, spare), tile);
+            V::unpack(readable<V>(a.value, total, v, block, spare), tile);
             row_tiles(R, [&](int64_t r, auto tile_rows) {
               contract_rows<V, decltype(tile_rows)::value>(tile, p + r * stride, stride, p_sums + r * VG, VG,
-                                                           a.value.params<V>(i, block), acc + r * V::D, V::D, true);
+                                                           a.value.params<V>(v, block), acc + r * V::D, V::D, true);
             });
           }
         },

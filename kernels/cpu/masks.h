@@ -16,6 +16,11 @@ struct DecodeArgs {
   double scale, softcap;
   const void* value_query;  // [B, H * G, N, Dv] or null: its products with the values are added to the scores
   int64_t value_query_stride[4];
+  int64_t value_first, value_heads;  // keys of head h meet values of head value_first + h % value_heads
+
+  int64_t values_of(int64_t i) const {  // the values that sequence-head i reads
+    return i - i % heads + value_first + i % heads % value_heads;
+  }
 };
 
 INLINE float mask_at(const DecodeArgs& a, int64_t offset) {  // what a mask element adds to a score

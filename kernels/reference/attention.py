@@ -25,6 +25,9 @@ def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | Non
     first, end = visible_range(state, int(layout.ends(state).max()) + call.dropped, call.dropped)
     tokens = end - first
     keys, values = real_tokens(call.keys, end, dtype, first), real_tokens(call.values, end, dtype, first)
+    if call.value_heads is not None:
+        first_head, count = call.value_heads
+        values = values[:, first_head : first_head + count].repeat(1, heads // count, 1, 1)
     q = query.to(dtype).reshape(batch, heads, q_heads // heads, rows, head_dim)
     scores = torch.einsum("bhgnd,bhsd->bhgns", q, keys)
     if call.value_query is not None:

@@ -24,6 +24,12 @@ from .constants import (
 
 
 @triton.jit
+def value_head(b, h, H, v_first, v_heads):
+    """Which of the values' heads of all sequences the keys of head ``h`` (int64) meet, see ``AttentionCall``."""
+    return b * H + v_first + h % v_heads
+
+
+@triton.jit
 def tile_channels(IS_KEY: tl.constexpr, SLICES: tl.constexpr, D: tl.constexpr, COLS: tl.constexpr):
     """The channel of each column of a tile ``[tokens, COLS]``, and whether the column has one: both ``[COLS]``.
 

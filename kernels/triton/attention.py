@@ -14,7 +14,7 @@ import torch
 import triton
 
 from .. import layout
-from ..attention_call import AttentionCall
+from ..attention_call import AttentionCall, value_range
 from ..formats import BLOCK_TOKENS, LANES, CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
@@ -263,6 +263,7 @@ def plan_partials(
         "N": rows,
         "k_capacity": k_capacity,
         "v_capacity": v_capacity,
+        **dict(zip(("v_first", "v_heads"), value_range(call), strict=True)),
         "dropped": call.dropped,
         **{f"query_stride_{x}": stride for x, stride in zip("bhnd", query.stride(), strict=True)},
         "mask_tokens": 0 if mask is None else mask.shape[-1],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import quantized_end, shift, tile_channels
+from .addresses import quantized_end, shift, tile_channels, value_head
 from .attention_scores import row_scores
 from .constants import STATE_LENGTH, STATE_SIZE
 from .unpack import load_tokens
@@ -17,7 +17,7 @@ from .unpack_block import load_block
 
 #: Numbers that depend on the lengths of caches and of masks: the kernel is compiled once for all of them.
 UNSPECIALIZED = (
-    *("k_capacity", "v_capacity", "dropped"),
+    *("k_capacity", "v_capacity", "dropped", "v_first", "v_heads"),
     *("mask_tokens", "mask_stride_b", "mask_stride_h", "mask_stride_n"),
 )
 
@@ -92,6 +92,8 @@ def decode_partial_portable_kernel(
     N,
     k_capacity,
     v_capacity,
+    v_first,
+    v_heads,
     dropped,
     query_stride_b,
     query_stride_h,
@@ -151,11 +153,12 @@ def decode_partial_portable_kernel(
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b, h = bh // H, bh % H
+    v_bh = value_head(b, h, H, v_first, v_heads)
     place = (shift(k_state + bh * STATE_SIZE) + dropped).to(tl.int32)  # of the first token, in the program's tensor
     shown = tl.maximum(-place, 0)  # the first token that it has
     length = tl.load(k_state + bh * STATE_SIZE + STATE_LENGTH)
     k_end = quantized_end(k_state + bh * STATE_SIZE, K_SINK, K_RECENT, K_BLOCK)
-    v_end = quantized_end(v_state + bh * STATE_SIZE, V_SINK, V_RECENT, V_BLOCK)
+    v_end = quantized_end(v_state + v_bh * STATE_SIZE, V_SINK, V_RECENT, V_BLOCK)
 
     row = tile * ROWS + tl.arange(0, ROWS)
     channel, real = tile_channels(K_IS_KEY, K_SLICES, K_D, K_COLS)
@@ -186,7 +189,7 @@ def decode_partial_portable_kernel(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         if VALUE_QUERY:
             b_v = _load_tile(
-                v_codes, v_scales, v_window, bh, v_capacity, t0, shown, length, v_end, BY_BLOCK, TOKENS,
+                v_codes, v_scales, v_window, v_bh, v_capacity, t0, shown, length, v_end, BY_BLOCK, TOKENS,
                 V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
             )  # fmt: skip
             b_s += tl.dot(b_vq, tl.trans(b_v), input_precision=PRECISION)
@@ -204,7 +207,7 @@ def decode_partial_portable_kernel(
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         if not VALUE_QUERY:  # late, so that the tiles of keys and values are not held at the same time
             b_v = _load_tile(
-                v_codes, v_scales, v_window, bh, v_capacity, t0, shown, length, v_end, BY_BLOCK, TOKENS,
+                v_codes, v_scales, v_window, v_bh, v_capacity, t0, shown, length, v_end, BY_BLOCK, TOKENS,
                 V_IS_KEY, V_HAS_ZERO, V_BITS, V_GROUP, V_BLOCK, V_SINK, V_RECENT, V_D, V_SLICES, V_COLS,
             )  # fmt: skip
         b_out = b_out * b_shrink[:, None] + tl.dot(b_p, b_v, input_precision=PRECISION)

@@ -3,6 +3,7 @@
 ``axes.py``       the axes (batch, head, token, ...) of each dimension of a tensor, through views and reshapes
 ``products.py``   matmul, @, bmm, baddbmm and einsum in one representation
 ``views.py``      views, copies, casts, repetitions and constant factors
+``parts.py``      a range of one dimension of a tensor
 ``sides.py``      walks from an operand of a product back to the keys or values that a cache holds
 ``lookahead.py``  whether a tensor can be part of an attention at all
 ``steps.py``      the operations between the product of query and key and the attention weights

@@ -25,8 +25,9 @@ from ..context import AttentionMatch, Latent, NoMatch, ProgramCache, Projection
 from ..graph.aliases import Writes, storage_of
 from ..graph.operations import Kind
 from ..graph.reading import Call, called_name, is_output, is_query, kinds, read
-from ..graph.values import dtype_of, example_or_none, plain_size, same_size, shape, sizes_of
+from ..graph.values import dtype_of, example_or_none, same_size, shape, sizes_of
 from .axes import Axis, Dims, resolve, resolve_dims, size_of
+from .parts import part_of, range_of
 from .sides import Side, find_side
 from .views import view_dims, view_source
 
@@ -174,10 +175,10 @@ def _written(keys: Node, sizes: tuple[Any, ...], reader: Node, changes: Writes) 
             index = call["index"]
         else:
             return None
-        bounds = _channels(index, len(sizes), width)
-        if bounds is None or write.users:
+        found = range_of(index, sizes)
+        if found is None or found[0] != len(sizes) - 1 or write.users:
             return None
-        pieces.append(_Piece(call["source"], *bounds))
+        pieces.append(_Piece(call["source"], *found[1:]))
         writes.append(write)
     pieces.sort(key=lambda piece: piece.start)
     if not pieces or [*(piece.start for piece in pieces), width] != [0, *(piece.stop for piece in pieces)]:
@@ -189,21 +190,6 @@ def _written(keys: Node, sizes: tuple[Any, ...], reader: Node, changes: Writes) 
     if any(changes.order[user] < last for user in (*readers, reader)):
         return None
     return _Assembled(pieces, tuple(writes))
-
-
-def _channels(index: Any, rank: int, width: int) -> tuple[int, int] | None:
-    """The channels that an index selects: first, and behind the last; None if it selects anything else."""
-    index = index if isinstance(index, tuple) else (index,)
-    *front, last = index
-    full = Ellipsis in front or len(index) == rank
-    if not full or any(item is not ... and item != slice(None) for item in front):
-        return None
-    if not isinstance(last, slice) or last.step not in (None, 1):
-        return None
-    if any(not (end is None or isinstance(end, int)) for end in (last.start, last.stop)):
-        return None
-    start, stop, _ = last.indices(width)
-    return (start, stop) if start < stop else None
 
 
 # --- what is projected ----------------------------------------------------------------------------------------------
@@ -232,7 +218,9 @@ def _projected(node: Node, tokens_dim: int, caches: dict[Node, ProgramCache], ch
     while (call := read(node)) is not None and call.name != "linear" and not call.in_place:
         source, bounds = view_source(node), None
         if source is None:
-            source, bounds = _selected(call)
+            part = part_of(node)
+            if part is not None and part.dim == len(sizes_of(part.source)) - 1:
+                source, bounds = part.source, (part.start, part.stop)
         if source is None or dtype_of(source) != dtype_of(node):
             return None
         steps.append((node, bounds))
@@ -256,28 +244,6 @@ def _projected(node: Node, tokens_dim: int, caches: dict[Node, ProgramCache], ch
         if projection is not None:
             return _Projected(side, node, call["bias"] is not None, projection)
     return None
-
-
-def _selected(call: Call) -> tuple[Node | None, tuple[int, int] | None]:
-    """What a node selects channels of, and which; None if it does anything else."""
-    source = call.source()
-    sizes = shape(call.node)
-    if source is None or sizes is None or call.name != "getitem":
-        return None, None
-    pieces = read(source)
-    if pieces is not None and pieces.kinds & Kind.PIECES and pieces.name != "unbind":
-        whole, parts, number = pieces.source(), example_or_none(source), call["index"]
-        rank = len(sizes)
-        if whole is None or not isinstance(number, int) or pieces["dim"] not in (-1, rank - 1):
-            return None, None
-        widths = [plain_size(part.shape[-1]) for part in parts]
-        if not all(isinstance(width, int) for width in widths):
-            return None, None
-        start = sum(widths[: number % len(widths)])
-        return whole, (start, start + widths[number])
-    width = sizes_of(source)[-1] if shape(source) else None
-    bounds = _channels(call["index"], len(sizes), width) if isinstance(width, int) else None
-    return (source, bounds) if bounds is not None else (None, None)
 
 
 def _part(

@@ -26,7 +26,7 @@ from .axes import Axis, Dims, axes_of_size, flat, resolve, resolve_dims, size_of
 from .gates import find_gate
 from .products import Product, dims_of, product_of
 from .scores import check_only_used_here, path_dims, read_scores
-from .sides import Side, find_heads, find_side, read_through
+from .sides import Side, find_heads, find_side, find_values, read_through
 from .steps import Added, Filled, Order, ScorePath
 from .weights import find_scores
 
@@ -68,8 +68,8 @@ def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
     if scale is None:
         raise NoMatch("the scale of the scores is not constant")
     repeat_heads = bool(call["enable_gqa"])
-    sides = [find_side(x, -2, -1, caches, what) for x, what in ((key, "keys"), (value, "values"))]
-    key_side, value_side = sides
+    key_side = find_side(key, -2, -1, caches, "keys")
+    value_side = find_values(value, -2, -1, caches, key_side)
     batch = _shared_batch(query_size[:-2], key_side.dims[:-2], repeat_heads)
     rows = axes_of_size(query_size[-2])
     weights = (*batch, rows, key_side.dims[-2])
@@ -188,11 +188,12 @@ def _eager(
     features = [label for label in value_labels if label not in own]
     if len(features) != 1:
         raise NoMatch("the values have other dimensions than heads, tokens and head_dim")
-    value_side = find_side(value, value_labels.index(summed[0]), value_labels.index(features[0]), caches, "values")
+    dims_at = value_labels.index(summed[0]), value_labels.index(features[0])
+    value_side = find_values(value, *dims_at, caches, key_side)
     for label, dim in zip(value_labels, value_side.dims, strict=True):
         if label in own and dim:
             unify(dim, own[label])
-    own[features[0]] = value_side.dims[value_labels.index(features[0])]
+    own[features[0]] = value_side.dims[dims_at[1]]
 
     query_labels = product.labels[1 - key_at]
     out, out_dims = values.node, dims_of(values.out, own)
@@ -309,7 +310,8 @@ def _rows(product: Product, key_at: int, axes: dict[Any, Any]) -> tuple[Axis, ..
 def _axes(key: Side, value: Side, weights: Dims, rows: Any, query: Dims, out: Dims) -> AttentionAxes:
     batch, kv_heads, tokens, key_dim = (resolve(dim) for dim in key.base)
     value_batch, value_heads, value_tokens, value_dim = (resolve(dim) for dim in value.base)
-    if (batch, kv_heads, tokens) != (value_batch, value_heads, value_tokens):
+    met = kv_heads if value.heads is None else kv_heads[len(kv_heads) - len(value_heads) :]  # those next to each other
+    if (batch, met, tokens) != (value_batch, value_heads, value_tokens):
         raise NoMatch("keys and values are not read by the same heads of the query")
     rows, all_axes = resolve(rows), flat(weights)
     known = {*batch, *kv_heads, *tokens, *rows}
@@ -350,7 +352,8 @@ def _match(
     query = _without_upcasts(query, example(key.node).dtype)
     layouts = (key.tokens_dim, value.tokens_dim)
     return AttentionMatch(
-        node, query, key.node, value.node, scale, is_causal, form, axes, layouts, terms, softcap, sink_logits
+        *(node, query, key.node, value.node, scale, is_causal, form, axes, layouts, terms, softcap, sink_logits),
+        value_heads=value.heads,
     )
 
 

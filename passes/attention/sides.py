@@ -12,14 +12,16 @@ reaches a cached tensor, the attention does not read what the cache holds, and i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from torch.fx import Node
 
-from ..context import NoMatch, ProgramCache
+from ..context import HeadRange, NoMatch, ProgramCache
 from ..graph.operations import Kind
 from ..graph.reading import is_output, is_pure, kinds, op_name, read, source_of, writes_to
-from ..graph.values import is_float, same_sizes, shape, sizes_of
+from ..graph.values import is_float, same_size, same_sizes, shape, sizes_of
 from .axes import Axis, Dims, flat, fresh_dims, resolve, resolve_dims, unify
+from .parts import part_of
 from .views import split_factor, view_dims, view_source
 
 #: The dimension that counts tokens, in each layout that a cache may have.
@@ -37,6 +39,7 @@ class Side:
         base: the dimensions of ``node``, in the order B, H, S, D.
         dims: the dimensions of the operand that is computed from it.
         factor: the constant by which the operand was multiplied.
+        heads: the heads of ``node`` that ``base`` has; None if all.
     """
 
     node: Node
@@ -44,6 +47,7 @@ class Side:
     base: Dims
     dims: Dims
     factor: float
+    heads: HeadRange | None = None
 
 
 def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], what: str) -> Side:
@@ -78,6 +82,28 @@ def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, Prog
             raise NoMatch(f"the {what} are not computed from a tensor [B, H, S, D] or [B, S, H, D]")
     _check_not_written([node for node, _ in chain], side.node, what)
     return side
+
+
+def find_values(operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], key: Side) -> Side:
+    """As `find_side`, for the values that belong to the keys ``key``, of which only some heads may be read."""
+    side = find_side(operand, tokens, features, caches, "values")
+    part = part_of(side.node)
+    if part is None or part.dim != 3 - side.tokens_dim or is_output(side.node):
+        return side
+    whole = find_side(part.source, side.tokens_dim, 3, caches, "values")
+    _, _, whole_tokens, channels = whole.base
+    layout = {0: whole.base[0], part.dim: whole.base[1], side.tokens_dim: whole_tokens, 3: channels}
+    if whole.dims != tuple(layout[dim] for dim in range(4)):
+        return side
+    if not same_size(*(sizes_of(one.node)[3 - one.tokens_dim] for one in (key, whole))):  # as of a joint projection
+        return side
+    for own, full in zip((side.base[0], *side.base[2:]), (whole.base[0], whole_tokens, channels), strict=True):
+        unify(own, full)
+    _check_no_writes(part.nodes, "values")
+    heads = HeadRange(part.start, part.stop - part.start, part.nodes)
+    return dataclasses.replace(
+        side, node=whole.node, tokens_dim=whole.tokens_dim, factor=side.factor * whole.factor, heads=heads
+    )
 
 
 #: An operand and, going back, the nodes that it is computed from; each with the factor between it and the operand.
@@ -160,6 +186,10 @@ def _layout(ends: _Ends, tokens: int, features: int) -> str:
 
 def _check_not_written(chain: list[Node], node: Node, what: str) -> None:
     views = chain[: chain.index(node)] + ([node] if op_name(node) == "cat" else [])
+    _check_no_writes(views, what)
+
+
+def _check_no_writes(views: Iterable[Node], what: str) -> None:
     if any(writes_to(view) for view in views):
         raise NoMatch(f"the {what} are changed in place between the cache and the attention")
 

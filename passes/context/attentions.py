@@ -103,6 +103,23 @@ class Latent:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class HeadRange:
+    """The heads of the cached values that an attention reads, where each head of keys does not meet its own.
+
+    Head h of the keys meets head ``first + h % count`` of the values: those of ``values[:, first : first + count]``, one
+    after another and again from the first one on.
+
+    Attributes:
+        first, count: the first of them, and how many.
+        nodes: what takes them from the values.
+    """
+
+    first: int
+    count: int
+    nodes: tuple[Node, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMatch:
     """One attention as `match_attention` finds it, in the program's own layout.
 
@@ -121,6 +138,7 @@ class AttentionMatch:
         sink_logits: logits that take part in the softmax without a value (attention sinks): one for each head, or for
             each head and token of the query; None if there are none.
         latent: how keys and values are computed from a latent; None in any other attention.
+        value_heads: the heads of ``value`` that are read; None if each head of keys meets its own.
         where, layer: the line of the user's program and the module, see :class:`Reason`.
     """
 
@@ -137,6 +155,7 @@ class AttentionMatch:
     softcap: float = 0.0
     sink_logits: Node | None = None
     latent: Latent | None = None
+    value_heads: HeadRange | None = None
     where: str = ""
     layer: str = ""
 

@@ -54,7 +54,7 @@ def attend(
             # of a mask that no earlier layer has, the columns are not those of the state while tokens are dropped
             if same_size(dropped, 0) or (form.mask, str(sizes_of(form.query)[2])) in context.opened:
                 opened = _opened(write, context, match, form.mask, key, end, changed)
-        latent, plain, other = match.latent, form.query, None
+        latent, heads, plain, other = match.latent, match.value_heads, form.query, None
         if latent is not None:
             other = with_zeros(write, absorbed_part(write, latent, form.query), value.format)
             plain = rotary_part(write, latent, form.query)
@@ -70,6 +70,7 @@ def attend(
             match.softcap,
             dropped=write.number(dropped),
             value_query=other,
+            value_heads=None if heads is None else (heads.first, heads.count),
         )
         attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
         out = contiguous_without_zeros(write, attention, value.format, form.node)

@@ -146,11 +146,14 @@ def assert_attends(
     scale=None,
     dropped=0,
     value_query=None,
+    value_heads=None,
     tolerance=1.0,
 ):
     *_, head_dim, _, dtype = formats
     scale = head_dim**-0.5 if scale is None else scale
-    call = AttentionCall(query, *caches, mask, None, sink_logits, scale, softcap, causal, dropped, value_query)
+    call = AttentionCall(
+        query, *caches, mask, None, sink_logits, scale, softcap, causal, dropped, value_query, value_heads
+    )
     assert cpu.supports_decode(call)
     out = cpu.decode_attention(call)
     expected = reference.decode_attention(call, torch.float64)

@@ -47,6 +47,7 @@ class Layer:
         out = torch.ops.innerq.decode_attention(
             *(self.query_of(query, cos, sin, norm), *caches, mask, opened, optional.get("sink_logits")),
             *(*self.constants, self.case.dropped if dropped is None else dropped, optional.get("value_query")),
+            self.case.value_heads,
         )
         return out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1).to(torch.float32)
 

@@ -118,6 +118,25 @@ def grouped_einsum(q, k, v, mask):
 
 
 @spelling
+def one_half_of_the_value_heads(q, k, v, mask):
+    """One of the two attentions of DiffLlama: all heads of keys meet those of one half of the values."""
+    _, half = torch.chunk(v, 2, dim=1)
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(half.repeat(1, 2, 1, 1)), mask)
+
+
+@spelling
+def one_head_of_values_for_all(q, k, v, mask):
+    return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ v.narrow(1, 1, 1)
+
+
+@spelling
+def einsum_over_a_range_of_value_heads(q, k, v, mask):
+    scores = torch.einsum("bhnd,bshd->bhns", q, repeat(k).transpose(1, 2)) * SCALE + bias(mask)
+    half = v.transpose(1, 2)[:, :, :1].expand(-1, -1, HEADS, -1)
+    return torch.einsum("bhns,bshd->bhnd", scores.softmax(-1), half)
+
+
+@spelling
 def einsum_with_ellipsis(q, k, v, mask):
     scores = torch.einsum("...qd,...kd->...qk", q, repeat(k)) * SCALE + bias(mask)
     return torch.einsum("...qk, ...kd -> ...qd", scores.softmax(-1), repeat(v))

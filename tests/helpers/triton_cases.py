@@ -131,7 +131,7 @@ class Attention:
     """One call of decode attention, its id and how to make it.
 
     The program has dropped the first ``hide`` tokens, and what it attends to still has the last ``dropped`` of them.
-    With ``latent`` a part of the query is multiplied by the values.
+    With ``latent`` a part of the query is multiplied by the values. ``value_heads`` is as of `AttentionCall`.
     """
 
     k_fmt: CacheFormat
@@ -153,6 +153,7 @@ class Attention:
     softcap: float = 0.0
     sinks: bool | str = False
     latent: bool = False
+    value_heads: tuple[int, int] | None = None
     room: int = 2
 
     @property
@@ -172,6 +173,7 @@ class Attention:
         parts += [f"cap{self.softcap:g}"] if self.softcap else []
         parts += [f"sinks-{self.sinks}" if isinstance(self.sinks, str) else "sinks"] if self.sinks else []
         parts += ["latent"] if self.latent else []
+        parts += ["of{}+{}".format(*self.value_heads)] if self.value_heads else []
         return "-".join(parts)
 
     def call(self, device: str, generator: torch.Generator) -> AttentionCall[torch.Tensor]:
@@ -226,6 +228,7 @@ class Attention:
             *(query, keys, values, mask, opened, sinks),
             *(self.head_dim**-0.5, self.softcap, self.causal, self.dropped),
             normal(self.batch, self.rows, q_heads, value_dim).transpose(1, 2).to(device) if self.latent else None,
+            self.value_heads,
         )
 
     def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:

@@ -35,6 +35,8 @@ def test_arguments_and_back():
     assert a_call(dropped=3).arguments() == (*arguments, 3)
     assert a_call(value_query="other").arguments() == (*arguments, 0, "other")
     assert AttentionCall.of(a_call(value_query="other").arguments()).value_query == "other"
+    assert a_call(value_heads=(1, 2)).arguments() == (*arguments, 0, None, (1, 2))
+    assert AttentionCall.of(a_call(value_heads=(1, 2)).arguments()).value_heads == (1, 2)
     again = AttentionCall.of(arguments)
     assert again.arguments() == arguments and again.keys.format == call.keys.format
 
@@ -42,5 +44,6 @@ def test_arguments_and_back():
 def test_map_is_of_the_tensors_that_there_are():
     upper = a_call().map(str.upper)
     assert (upper.query, upper.mask, upper.open_from, upper.sink_logits) == ("QUERY", "MASK", None, "SINKS")
+    assert upper.value_heads is None and a_call(value_heads=(1, 2)).map(str.upper).value_heads == (1, 2)
     assert upper.value_query is None and a_call(value_query="other").map(str.upper).value_query == "OTHER"
     assert upper.keys.codes == "KEY CODES" and (upper.scale, upper.softcap, upper.causal) == (0.5, 2.0, True)

@@ -279,7 +279,9 @@ def test_rewind_truncates_both_sides_to_a_length_on_the_device(position):
 # --- attention --------------------------------------------------------------------------------------------------
 
 
-def exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causal, softcap, sink_logits):
+def exact_attention(
+    query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causal, softcap, sink_logits, value_heads=None
+):
     """Float64 loops over what the caches hold."""
     batch, q_heads, rows, _ = query.shape
     state = k_cache[3]
@@ -292,6 +294,7 @@ def exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causa
     out = np.empty((batch, q_heads, rows, values.shape[-1]))
     for b, h, i in np.ndindex(batch, q_heads, rows):
         kv_head, count = h // (q_heads // heads), length[b]
+        value_head = kv_head if value_heads is None else value_heads[0] + kv_head % value_heads[1]
         visible = np.ones(count, dtype=bool)
         if causal:
             visible[max(0, count - rows + i + 1) :] = False
@@ -305,7 +308,7 @@ def exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, *, mask, scale, causa
         out[b, h, i] = brute_force.attention(
             query[b, h, i].double().numpy(),
             keys[b, kv_head, :count],
-            values[b, kv_head, :count],
+            values[b, value_head, :count],
             scale=scale,
             visible=visible,
             bias=bias,
@@ -334,6 +337,7 @@ def attentions(draw):
         "causal": draw(st.booleans()),
         "softcap": draw(st.sampled_from([0.0, 0.0, 5.0])),
         "sink_logits": draw(st.sampled_from([None, "by head", "by row"])),
+        "value_heads": draw(st.sampled_from([None, None, (0, 1), (1, 1), (0, 2)])),
     }
 
 
@@ -357,8 +361,10 @@ def test_attention_is_exact_attention_over_the_cache(case, seed):
     sink_logits = torch.randn(sizes[case["sink_logits"]]) if case["sink_logits"] else None
     options = {"scale": key_dim**-0.5, "softcap": case["softcap"], "causal": case["causal"]}
     out = innerq.decode_attention(
-        query, *k_cache, *v_cache, mask, None, sink_logits, *options.values(), k_fmt.spec, v_fmt.spec
+        *(query, *k_cache, *v_cache, mask, None, sink_logits, *options.values(), k_fmt.spec, v_fmt.spec),
+        *(0, None, case["value_heads"]),
     )
+    options["value_heads"] = case["value_heads"]
     assert out.dtype == dtype and out.shape == (2, query.shape[1], rows, value_dim)
     expected = exact_attention(query, k_cache, v_cache, k_fmt, v_fmt, mask=mask, sink_logits=sink_logits, **options)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=TOLERANCE[dtype])

@@ -69,6 +69,15 @@ class Cast(Padded):
         return out, (k, v)
 
 
+class OfHalf(Padded):
+    """All heads of keys meet those of one half of the values."""
+
+    def forward(self, x, padding):
+        q, k, v = (f(x).view(2, -1, n, 16).transpose(1, 2) for f, n in ((self.q, 4), (self.k, 2), (self.v, 2)))
+        half = v[:, 1:].repeat(1, 2, 1, 1)
+        return F.scaled_dot_product_attention(q, k, half, self.mask(x, padding), enable_gqa=True), (k, v)
+
+
 class OfLatent(Padded):
     """Keys and values are computed from a latent, which is what the cache holds."""
 
@@ -171,6 +180,19 @@ def test_outputs_stay(module, window, hidden):
         wanted = module(x, padding)[0]
         out = torch.compile(module, backend="innerq", options={"preset": "lossless"})(x, padding)[0]
     rows = (padding if module.in_front else padding | True)[..., None].expand_as(out)
+    torch.testing.assert_close(out[rows], wanted[rows])
+
+
+def test_a_half_of_the_value_heads():
+    module = OfHalf(heads=4, kv_heads=2)
+    graph = PIPELINE.rewrite(graph_of(module), PLAIN).gm.graph
+    operators = [node for node in graph.nodes if str(node.target) == "innerq.causal_attention.default"]
+    assert len(operators) == 1
+    x, padding = torch.randn(2, 9, 64), torch.arange(9).expand(2, -1) >= torch.tensor([[3], [0]])
+    with torch.no_grad():
+        wanted = module(x, padding)[0]
+        out = torch.compile(module, backend="innerq", options={"preset": "lossless"})(x, padding)[0]
+    rows = padding[:, None, :, None].expand_as(out)
     torch.testing.assert_close(out[rows], wanted[rows])
 
 

@@ -178,11 +178,16 @@ def crossed_heads(q, k, v, mask):
     return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ v.repeat(1, GROUP, 1, 1)
 
 
-@trap("keys and values are not read by the same heads")
-def one_half_of_the_value_heads(q, k, v, mask):
-    """DiffLlama: one of its two attentions. All key heads are read with half of the value heads."""
-    half, _ = torch.chunk(v, 2, dim=1)
-    return torch.softmax(q @ repeat(k).mT * SCALE + bias(mask), -1) @ repeat(half.repeat(1, 2, 1, 1))
+@trap("values: ")
+def values_of_a_part_of_the_tokens(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, repeat(k), repeat(torch.cat(v.chunk(2, 2), 2)), mask)
+
+
+@trap("the values are changed in place")
+def value_heads_changed_in_place(q, k, v, mask):
+    half = v.chunk(2, 1)[0]
+    half.mul_(0.5)
+    return F.scaled_dot_product_attention(q, repeat(k), half.repeat(1, HEADS, 1, 1), mask)
 
 
 @trap("also used elsewhere")

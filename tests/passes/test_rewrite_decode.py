@@ -28,10 +28,24 @@ class Twice(TinyAttention):
         return torch.cat(outs), (k, v)
 
 
-def graph_of_a_step() -> torch.fx.GraphModule:
+class Halves(TinyAttention):
+    """Differential attention: all heads of keys meet those of each half of the values."""
+
+    def __init__(self) -> None:
+        super().__init__(heads=2, kv_heads=2)
+
+    def forward(self, x, past=None, mask=None):
+        q, k, v = (f(x).view(1, -1, 2, 16).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        halves = (half.repeat(1, 2, 1, 1) for half in v.chunk(2, 1))
+        return torch.cat([F.scaled_dot_product_attention(q, k, half, mask) for half in halves]), (k, v)
+
+
+def graph_of_a_step(program: type[TinyAttention] = Twice) -> torch.fx.GraphModule:
     mask = torch.ones(1, 1, 1, 6).bool()
     calls = (lambda _: (torch.randn(1, 5, 32),), lambda last: (torch.randn(1, 1, 32), last[1], mask))
-    return capture(Twice(), *calls, config=PLAIN)[-1][0]
+    return capture(program(), *calls, config=PLAIN)[-1][0]
 
 
 class TestRewriteDecode(expecttest.TestCase):
@@ -50,8 +64,29 @@ class TestRewriteDecode(expecttest.TestCase):
 + cat_2 = torch.cat([decode_attention_default, decode_attention_default_1])""",
         )
 
+    def test_each_half_of_the_value_heads(self):
+        changes = changes_by_pass(graph_of_a_step(Halves), PLAIN, read=brief_code_of)
+        self.assertExpectedInline(
+            changes["rewrite_decode"],
+            """\
++ open_from_default = open_from(l_mask_, l_past_0__state, 0)
++ append__default = append_(l_past_0_..., None, l_past_1_..., k, v)
++ decode_attention_default = decode_attention(q, l_past_0_..., l_past_1_..., l_mask_, open_from_default, None, 0.25, 0.0, False, 0, None, (0, 1))
++ decode_attention_default_1 = decode_attention(q, l_past_0_..., l_past_1_..., l_mask_, open_from_default, None, 0.25, 0.0, False, 0, None, (1, 1))
++ cat_2 = torch.cat([decode_attention_default, decode_attention_default_1])
+- chunk = v_1.chunk(2, 1)
+- half = chunk[0]
+- half_2 = chunk[1]
+- half_1 = half.repeat(1, 2, 1, 1)
+- scaled_dot_product_attention = scaled_dot_product_attention(q, k_1, half_1, l_mask_)
+- half_3 = half_2.repeat(1, 2, 1, 1)
+- scaled_dot_product_attention_1 = scaled_dot_product_attention(q, k_1, half_3, l_mask_)
+- cat_2 = torch.cat([scaled_dot_product_attention, scaled_dot_product_attention_1])""",
+        )
 
-def test_it_is_appended_to_once():
-    context = PIPELINE.rewrite(graph_of_a_step(), PLAIN).context
+
+@pytest.mark.parametrize("program", [Twice, Halves])
+def test_it_is_appended_to_once(program):
+    context = PIPELINE.rewrite(graph_of_a_step(program), PLAIN).context
     assert len(context.rewritten) == 2 and len(context.appended) == 2
     assert [appended.count for appended in context.appended.values()] == [1, 1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..addresses import quantized_end, shift
+from ..addresses import quantized_end, shift, value_head
 from ..attention_scores import row_scores
 from ..constants import (
     BLOCK_TOKENS,
@@ -42,7 +42,7 @@ from .windows import window_partial
 
 #: Arguments whose values say nothing about the code: without this every capacity would be compiled anew.
 UNSPECIALIZED = (
-    *("H", "G", "N", "k_capacity", "v_capacity", "dropped", "mask_tokens"),
+    *("H", "G", "N", "k_capacity", "v_capacity", "v_first", "v_heads", "dropped", "mask_tokens"),
     *(f"query_stride_{x}" for x in "bhnd"),
     *(f"mask_stride_{x}" for x in "bhns"),
 )
@@ -69,6 +69,8 @@ def decode_partial_fields_kernel(
     N,
     k_capacity,
     v_capacity,
+    v_first,
+    v_heads,
     dropped,
     query_stride_b,
     query_stride_h,
@@ -115,6 +117,7 @@ def decode_partial_fields_kernel(
     bh = tl.program_id(0).to(tl.int64)
     tile, split, splits = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b, h = bh // H, bh % H
+    v_bh = value_head(b, h, H, v_first, v_heads)
     place = (shift(k_state + bh * STATE_SIZE) + dropped).to(tl.int32)  # of the first token, in the program's tensor
     shown = tl.maximum(-place, 0)
     length = tl.load(k_state + bh * STATE_SIZE + STATE_LENGTH)
@@ -134,7 +137,7 @@ def decode_partial_fields_kernel(
         w_first += split * w_share
         w_out, w_base, w_sum = window_partial(
             p_query, query_mask, k_window + bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * K_D),
-            v_window + bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * V_D), mask, b, h, row,
+            v_window + v_bh * (window_slots(SINK, RECENT, BLOCK_TOKENS) * V_D), mask, b, h, row,
             w_first, tl.minimum(w_first + w_share, w_tokens), q_end, length, place, N, G,
             mask_tokens, mask_stride_b, mask_stride_h, mask_stride_n, mask_stride_s, query_stride_d, scale, softcap,
             CAUSAL, SOFTCAP, MASK, HEADS, SINK, ring_slots(RECENT, BLOCK_TOKENS), K_D, V_D, WINDOW_TOKENS,
@@ -180,9 +183,9 @@ def decode_partial_fields_kernel(
         first += (split - WINDOW_SPLITS) * share
         last = tl.minimum(first + share, blocks)
         k_codes += bh * k_capacity * K_WORDS
-        v_codes += bh * v_capacity * V_WORDS
+        v_codes += v_bh * v_capacity * V_WORDS
         k_scales += bh * k_capacity * K_PARAMS
-        v_scales += bh * v_capacity * V_PARAMS
+        v_scales += v_bh * v_capacity * V_PARAMS
         opened = last
         if OPEN:
             if q_end <= length - N + 1:  # else the causal part of the mask reaches into the blocks

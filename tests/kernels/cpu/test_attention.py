@@ -68,6 +68,21 @@ def test_values_that_are_multiplied_by_the_query_in_chunks_and_threads(dropped):
         assert_attends(BASE, caches, query, mask=mask, value_query=other, softcap=3.0, sink_logits=torch.randn(8))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("value_heads", [(0, 2), (2, 2), (1, 3), (5, 1)])
+def test_values_of_other_heads(formats, value_heads, rows):
+    caches = make_caches(formats, [301, 43], heads=6)
+    query = strided(randn(2, 12, rows, formats[2], dtype=formats[4]))
+    with threads(2):
+        assert_attends(formats, caches, query, causal=True, value_heads=value_heads)
+
+
+def test_values_of_other_heads_in_latent_attention():
+    caches = make_caches(BASE, [301, 43], heads=4)
+    query, other = randn(2, 8, 1, 64), randn(2, 8, 1, 64)
+    assert_attends(BASE, caches, query, value_query=other, value_heads=(2, 2))
+
+
 def test_latent_attention_of_the_largest_models():
     """128 query heads of one KV head: a rotary key of 64 channels, a latent of 512, and four query tokens."""
     formats = pair((8, "hybrid", 32), (3, "anchored", 32), 64, 512, F32, "pair8")

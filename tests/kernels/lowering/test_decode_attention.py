@@ -89,6 +89,8 @@ CASES = [
     Attention(**pair(3, 3), sinks=True, rows=3),
     Attention(**pair(3, 3), sinks="by-row", rows=3),
     Attention(**pair(8, 3, "hybrid", "anchored", scale="pair8"), value_dim=128, rows=2, mask="bool", latent=True),
+    Attention(**pair(3, 3), heads=4, value_heads=(2, 2), mask="open"),
+    Attention(**pair(5, 3, group=16), heads=4, value_heads=(1, 1), head_dim=80),
     Attention(**pair(3, 3), hide=60, dropped=1, tokens=200),
     Attention(**pair(3, 3), hide=60, dropped=-2, tokens=200, mask="bool", padded=True),
     Attention(**pair(6, 5), hide=60, tokens=200),

@@ -57,6 +57,12 @@ CASES = [
     Attention(**pair(8, 4, dtype=BF16), head_dim=64, value_dim=512, batch=1, group=128, tokens=90, latent=True),
     Attention(**pair(), group=3, rows=3, mask="added", padded=True, softcap=5.0, sinks=True, latent=True),
     Attention(**pair(), rows=3, mask="bool", hide=40, dropped=1, causal=False, latent=True),
+    # values of other heads
+    Attention(**pair(3, 3, "steered", "anchored", scale="pair8"), heads=4, value_heads=(2, 2)),
+    Attention(**pair(), heads=6, value_heads=(1, 3), group=3, rows=2, mask="bool", padded=True, tokens=230),
+    Attention(**pair(3, 3, "none", "none", BF16), heads=4, value_heads=(0, 2)),
+    Attention(**pair(5, 6, dtype=F32), heads=4, value_heads=(3, 1), hide=40, dropped=1),
+    Attention(**pair(8, 3, "hybrid", "anchored", scale="pair8"), heads=2, value_heads=(1, 1), latent=True),
     # head_dims that are no power of two in the fast kernel: columns and groups that are dead, several slices_hi
     Attention(**pair(3, 3, "steered", "anchored", BF16, scale="pair8"), head_dim=96, group=4),
     Attention(**pair(2, 3, group=16), head_dim=112, rows=9),

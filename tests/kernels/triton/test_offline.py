@@ -46,8 +46,9 @@ for has_value_query in (False, True):
     compiled = offline.compile_for(
         attention_portable.decode_partial_portable_kernel,
         dict(both, query=half, mask=half, value_query=half, part_out=single, part_max=single, part_sum=single, H=8, G=4,
-             N=1, mask_tokens=0, dropped=3, **query, **mask, **value_query, scale=0.1, softcap=0.0, CAUSAL=True,
-             SOFTCAP=True, MASK=2, VALUE_QUERY=has_value_query, PRECISION="tf32", ROWS=16, TOKENS=32, BY_BLOCK=True),
+             v_first=0, v_heads=8, N=1, mask_tokens=0, dropped=3, **query, **mask, **value_query, scale=0.1,
+             softcap=0.0, CAUSAL=True, SOFTCAP=True, MASK=2, VALUE_QUERY=has_value_query, PRECISION="tf32", ROWS=16,
+             TOKENS=32, BY_BLOCK=True),
         capability,
     )
     assert "HMMA" in offline.sass(compiled)
