@@ -58,17 +58,14 @@ class AttentionCall(Generic[T]):
 
     @classmethod
     def of(cls, arguments: Sequence[Any]) -> AttentionCall[Any]:
-        """Make a call from the arguments of ``innerq::decode_attention``."""
+        """Make a call from the arguments of ``innerq::decode_attention`` or ``innerq::decode_attention_lse``."""
         return cls(*_SCHEMA.values(arguments))
 
     def arguments(self) -> tuple[Any, ...]:
-        """The arguments of ``innerq::decode_attention``. Those at the end are left out where they are the defaults."""
+        """The arguments of both operators. Those at the end are left out where they are the defaults."""
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        for absent in (
-            self.value_heads is None,
-            self.value_query is None,
-            isinstance(self.dropped, int) and not self.dropped,
-        ):
+        nothing_dropped = isinstance(self.dropped, int) and not self.dropped
+        for absent in (self.value_heads is None, self.value_query is None, nothing_dropped):
             if not absent:
                 break
             values.pop()

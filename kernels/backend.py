@@ -110,6 +110,10 @@ class KernelBackend(Protocol):
         """Attention to a cache, ``[B, Hq, N, Dv]`` in the query's dtype."""
         ...
 
+    def decode_attention_lse(self, call: AttentionCall[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the logarithm of the sum of the exponentials of the scores, ``[B, Hq, N]`` float32."""
+        ...
+
     def decode_kernel(self, call: AttentionCall[torch.Tensor]) -> KernelChoice:
         """The kernel that a call uses. Depends on devices, dtypes and head_dims only; tensors may be fake."""
         ...

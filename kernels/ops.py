@@ -222,6 +222,25 @@ def _(*values: Any) -> torch.Tensor:
     return call.query.new_empty((*call.query.shape[:3], call.values.window.shape[3]))
 
 
+@_impl("decode_attention_lse")
+def decode_attention_lse(*values: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`decode_attention`, and with it by what the exponentials of the scores were divided.
+
+    The second result is the logarithm of their sum, ``[B, Hq, N]`` float32, that of a sink logit included; minus
+    infinity in a row to which no token is visible. By it the results of several parts of the tokens are added up.
+    """
+    call: AttentionCall[torch.Tensor] = AttentionCall(*values)
+    return dispatch.choose(call.query.device, lambda b: b.supports_decode(call)).decode_attention_lse(call)
+
+
+@_fake("decode_attention_lse")
+def _(*values: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    call: AttentionCall[torch.Tensor] = AttentionCall(*values)
+    rows = call.query.shape[:3]
+    out = call.query.new_empty((*rows, call.values.window.shape[3]))
+    return out, call.query.new_empty(rows, dtype=torch.float32)
+
+
 @_impl("dequantize")
 def dequantize(cache: Cache, length: int, dropped: int = 0) -> torch.Tensor:
     """The logical tensor of a cache, ``[B, H, length, D]`` in the cache's dtype; padding positions are zero."""

@@ -158,6 +158,11 @@ _BOTH_APPENDED = (
 )
 _BOTH_READ = (CacheArguments("k_", reads=ENCODED), CacheArguments("v_", reads=ENCODED))
 _BOTH_FORMATS = ("str k_format", "str v_format")
+_ATTENTION = (
+    *("Tensor query", *_BOTH_READ, "Tensor? mask", "Tensor? open_from", "Tensor? sink_logits"),
+    *("float scale", "float softcap", "bool causal", *_BOTH_FORMATS, "SymInt dropped=0"),
+    *("Tensor? value_query=None", "int[]? value_heads=None"),
+)
 
 #: All operators by name.
 SCHEMAS = {
@@ -209,15 +214,8 @@ SCHEMAS = {
             "()",
         ),
         OperatorSchema("open_from", ("Tensor mask", "Tensor state", "SymInt rows"), "Tensor"),
-        OperatorSchema(
-            "decode_attention",
-            (
-                *("Tensor query", *_BOTH_READ, "Tensor? mask", "Tensor? open_from", "Tensor? sink_logits"),
-                *("float scale", "float softcap", "bool causal", *_BOTH_FORMATS, "SymInt dropped=0"),
-                *("Tensor? value_query=None", "int[]? value_heads=None"),
-            ),
-            "Tensor",
-        ),
+        OperatorSchema("decode_attention", _ATTENTION, "Tensor"),
+        OperatorSchema("decode_attention_lse", _ATTENTION, "(Tensor, Tensor)"),
         OperatorSchema("row_linear", ("Tensor x", "Tensor[] weights", "Tensor?[] biases"), "Tensor"),
         OperatorSchema(
             "dequantize",

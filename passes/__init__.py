@@ -55,12 +55,13 @@ PIPELINE = Pipeline(
         Pass(
             standard_form,
             "bring query, masks and output of attentions with a cache into one layout",
+            reads=("attentions",),
             writes=("uses", "standard", *_REFUSALS),
         ),
         Pass(
             rewrite_decode,
             "replace cat and attention by append_ and decode_attention",
-            reads=("config", "uses", "standard"),
+            reads=("config", "attentions", "uses", "standard"),
             writes=("rewritten", "appended", "pairs", "key_norms", "opened", *_REFUSALS),
             needs=("standard_form", "fold_key_norm"),
         ),

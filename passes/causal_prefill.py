@@ -45,6 +45,8 @@ def _is_plain(match: AttentionMatch) -> bool:
     """Whether an attention does nothing that `causal_attention` does not do."""
     if match.softcap or match.is_causal or match.scale <= 0 or match.latent is not None or sinks_differ(match):
         return False
+    if match.part is not None:
+        return False
     inputs = (match.query, match.key, match.value)
     if any(dtype_of(node) != dtype_of(match.node) for node in inputs):
         return False  # it computes in the dtype of its inputs

@@ -31,7 +31,7 @@ from .graph.values import example, example_or_none, has_example
 from .graph.writing import Writer
 
 #: Operators that read their argument ``mask`` up to the device-side length only.
-_READS_MASK = ("innerq::decode_attention", "innerq::open_from")
+_READS_MASK = ("innerq::decode_attention", "innerq::decode_attention_lse", "innerq::open_from")
 
 
 class _NotHoistable(Exception):

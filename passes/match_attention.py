@@ -3,6 +3,7 @@
     sdpa(q, repeat(k), repeat(v), mask)                              -> AttentionMatch(q, k, v, masks, scale)
     matmul(dropout(softmax(matmul(q, k^T) * scale + mask)), v)       -> AttentionMatch(q, k, v, masks, scale)
     sdpa(q, cat([up(latent), repeat(rotary)]), up(latent), mask)     -> AttentionMatch(q, rotary, latent, ..., how)
+    sdpa(q, cat([k_0, k_1], 2), cat([v_0, v_1], 2), mask)            -> one for each of two caches
 
 The matcher is structural (``attention/``): it starts at the node of the output and walks back through operations that
 do not change the result, in any spelling and layout. At the first operation that it does not support it gives up with a
@@ -15,7 +16,7 @@ import dataclasses
 
 from torch.fx import GraphModule, Node
 
-from .attention import match_attention_at, with_latent
+from .attention import by_cache, match_attention_at, with_latent
 from .attention.steps import Order
 from .context import NoMatch, PassContext
 from .graph.aliases import Writes
@@ -31,7 +32,7 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
             if match is not None:
                 match = with_latent(match, context.caches, changes)
                 match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
-                context.attentions.append(match)
+                context.attentions += by_cache(match, context.caches)
             elif (name := _other_attention_function(node)) is not None:
                 raise NoMatch(f"{name} is not supported")
         except NoMatch as reason:

@@ -23,6 +23,7 @@ from .analysis.buffer_writes import NoBuffer, is_preallocated
 from .analysis.buffers import buffer_use, is_written
 from .analysis.other_readers import OTHER_PAIR, is_carried_to, shared_in_part
 from .analysis.rolled_buffers import fills_buffer, rolled_use
+from .analysis.several_caches import leave_incomplete
 from .analysis.windows import fits_ring, kept_part, last_tokens
 from .attention.sides import root_of
 from .context import CacheSource, CacheUse, PassContext
@@ -60,6 +61,7 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
         else:
             context.uses[match] = (key, value)
     _leave_shared(context)
+    leave_incomplete(context)
     return gm
 
 

@@ -41,15 +41,16 @@ from .graph.writing import Writer, size_node
 def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     write, changes = Writer(gm.graph), Writes(gm.graph)
     starts: dict[Node | None, Node] = {}
+    behind: dict[Node, Node] = {}  # where the caches of an attention are made
     for match, (key, value) in context.uses.items():
         if not key.source.stays_dense:
             continue
         if key.returned in context.quantized and value.returned in context.quantized:  # of an earlier layer
             context.rewritten.append(match)
             continue
-        # as early as possible, so that the dense keys and values can be freed
-        last = max((match.node, key.returned, value.returned), key=changes.order.__getitem__)
-        with write.after(last):
+        if match.node not in behind:
+            behind[match.node] = _last(match, changes, context).next
+        with write.before(behind[match.node]):
             mask = None if key.source is CacheSource.RENEWED else _padding_mask(match, key, value, context)
             if key.source is CacheSource.RENEWED:
                 start = _start_of_cache(write, key.cache)
@@ -61,6 +62,15 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
                     context.quantized[use.returned] = _quantize(write, match, use, role, start, changes, context)
         context.rewritten.append(match)
     return gm
+
+
+def _last(match: AttentionMatch, changes: Writes, context: PassContext) -> Node:
+    """The last of an attention's output, and all keys and values that are cached with it.
+
+    The caches are made as early as possible, so that the dense keys and values can be freed.
+    """
+    uses = [use for other, both in context.uses.items() if other.node is match.node for use in both]
+    return max((match.node, *(use.returned for use in uses)), key=changes.order.__getitem__)
 
 
 def _quantize(
@@ -168,6 +178,8 @@ def _padding_mask(match: AttentionMatch, key: CacheUse, value: CacheUse, context
     for other in context.attentions:
         if other.value is match.value and other.value_heads is not None:
             inside |= {*other.value_heads.nodes}
+    if match.part is not None:
+        inside |= {*match.part.nodes}
     attended = all(_only_attended(use.node, use, inside) for use in (key, value))
     return mask if attended and all(_only_attended(node, None, inside) for node in inside) else None
 
@@ -177,8 +189,8 @@ def _only_attended(node: Node, cached: CacheUse | None = None, inside: frozenset
 
     Args:
         cached: the cache of which this is the node, and which may be returned.
-        inside: nodes that may read it, too: those of a latent attention, or that take some of the heads. Their readers
-            are looked at by themselves.
+        inside: nodes that may read it, too: those of a latent attention, or that take some of the heads, or put several
+            caches together. Their readers are looked at by themselves.
     """
     for user in node.users:
         if user in inside or (cached is not None and (user.op == "output" or user is cached.kept)):

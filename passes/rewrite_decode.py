@@ -18,6 +18,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from .analysis.other_readers import OTHER_PAIR, share_one
+from .analysis.several_caches import parts_of_each
 from .analysis.whole_slices import whole_source
 from .analysis.windows import cut, dropped
 from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
@@ -34,23 +35,19 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
     write = Writer(gm.graph)
     written: set[tuple[Node, Node]] = set()
     changes = Writes(gm.graph)
-    growing = {use.cache for uses in context.uses.values() for use in uses if use.source is CacheSource.APPENDED}
+    results: dict[Node, list[tuple[Node, Node]]] = {}
+    several = parts_of_each(context)
     for match, (key, value) in context.uses.items():
         if key.source not in (CacheSource.APPENDED, CacheSource.READ):
             continue
         grows = key.source is CacheSource.APPENDED
-        reason = _obstacle(match, key, value, changes)
-        if reason is None and not grows and (key.cache in growing or value.cache in growing):
-            reason = "it reads a cache without the tokens that this graph appends to it"
         pair = (key.node, value.node)
         last = max(pair, key=changes.order.__getitem__)
-        if reason is None and grows and not context.config.rewrite:
-            reason = early_reader(match, context.standard[match], last, changes.order)
-        if reason is None and any(share_one(pair, other) for other in written):
-            reason = OTHER_PAIR
-        if reason is not None:
-            context.refuse(match, reason)
-            continue
+        if match.node not in results:  # of several caches, all are looked at before anything is written
+            reasons = (_reason(one, written, changes, context) for one in several.get(match.node, (match,)))
+            if (reason := next(filter(None, reasons), None)) is not None:
+                context.refuse(match, reason)
+                continue
         if grows and pair not in written:
             written.add(pair)
             if key.seen is None and not any(earlier.cache is key.cache for earlier in context.appended.values()):
@@ -63,11 +60,30 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
                 whole = (user for user in use.returned.users if whole_source(user) is use.returned and is_output(user))
                 context.appended.update(dict.fromkeys((use.returned, *whole), longer))
         shown = plain_size(dropped(key) - cut(key.node, key.seen, key.tokens_dim))
-        attend(write, context, match, key.cache, value.cache, changes, dropped=shown)
+        parts = results.setdefault(match.node, [])
+        attend(write, context, match, key.cache, value.cache, changes, dropped=shown, parts=parts)
         context.pairs[key.cache, value.cache] = None
         context.rewritten.append(match)
     erase_replaced(write, context)
     return gm
+
+
+def _reason(
+    match: AttentionMatch, written: set[tuple[Node, Node]], changes: Writes, context: PassContext
+) -> str | None:
+    """Why an attention, or one of the caches that it reads, is left as it is; None if it is rewritten."""
+    key, value = context.uses[match]
+    if (reason := _obstacle(match, key, value, changes)) is not None:
+        return reason
+    grows, pair = key.source is CacheSource.APPENDED, (key.node, value.node)
+    growing = {use.cache for uses in context.uses.values() for use in uses if use.source is CacheSource.APPENDED}
+    if not grows and (key.cache in growing or value.cache in growing):
+        return "it reads a cache without the tokens that this graph appends to it"
+    if grows and not context.config.rewrite:
+        last = max(pair, key=changes.order.__getitem__)
+        if (reason := early_reader(match, context.standard[match], last, changes.order)) is not None:
+            return reason
+    return OTHER_PAIR if any(share_one(pair, other) for other in written) else None
 
 
 def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Writes) -> str | None:

@@ -14,14 +14,28 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from contextlib import nullcontext
 
 import torch
 from torch.fx import GraphModule, Node
 
-from .attention.axes import Dims, rearrange, resolve_dims
-from .context import AttentionMatch, CacheSource, CacheUse, MaskKind, MaskTerm, NoMatch, PassContext, StandardForm
+from .analysis.several_caches import leave_incomplete
+from .attention.axes import Dims, rearrange, resolve_dims, size_argument
+from .attention.concatenated import align
+from .context import (
+    AttentionMatch,
+    CacheSource,
+    CacheUse,
+    MaskKind,
+    MaskTerm,
+    NoMatch,
+    PassContext,
+    StandardForm,
+    TokenPart,
+)
 from .emit.query import standard_query, standard_sinks
 from .graph.aliases import Writes
+from .graph.reading import read
 from .graph.values import dtype_of, same_size, sizes_of
 from .graph.writing import Writer, is_number_of_inputs
 
@@ -30,21 +44,35 @@ def standard_form(gm: GraphModule, context: PassContext) -> GraphModule:
     write, changes = Writer(gm.graph), Writes(gm.graph)
     merged: dict[object, Node] = {}
     padded: dict[tuple[Node, str], Node] = {}
+    columns: dict[tuple[Node, int], Node] = {}
+    forms: dict[Node, StandardForm] = {}  # of attentions that read several caches
     for match, (key, _) in list(context.uses.items()):
         try:
-            form = _standard(write, match, key.source, merged, changes)
+            form = _standard(write, match, key.source, merged, columns, forms.get(match.node), changes)
+            forms[match.node] = form
             context.standard[match] = _for_all_of_buffer(write, match, form, key, padded, changes)
         except NoMatch as reason:
             del context.uses[match]
             context.refuse(match, str(reason))
+    leave_incomplete(context)
     return gm
 
 
 def _standard(
-    write: Writer, match: AttentionMatch, source: CacheSource, merged: dict[object, Node], changes: Writes
+    write: Writer,
+    match: AttentionMatch,
+    source: CacheSource,
+    merged: dict[object, Node],
+    columns: dict[tuple[Node, int], Node],
+    earlier: StandardForm | None,
+    changes: Writes,
 ) -> StandardForm:
     with write.before(match.node):
         mask = _mask(write, match, merged, changes)
+        if mask is not None and match.part is not None:
+            mask = _columns(write, mask, match.part, columns, changes)
+        if earlier is not None:
+            return dataclasses.replace(earlier, mask=mask)
         if source.stays_dense:
             return StandardForm(match.node, match.query, mask, match.sink_logits)
         query, sink_logits = standard_query(write, match), standard_sinks(write, match)
@@ -81,6 +109,26 @@ def _mask(write: Writer, match: AttentionMatch, merged: dict[object, Node], chan
     if changed or key not in merged:
         merged[key] = _merge(write, [(term, _arranged(write, term, standard)) for term in match.terms])
     return merged[key]
+
+
+def _columns(write: Writer, mask: Node, part: TokenPart, found: dict[tuple[Node, int], Node], changes: Writes) -> Node:
+    """The columns of a mask that belong to one of several caches, which layers with the same mask share."""
+    if same_size(sizes_of(mask)[-1], 1):
+        return mask
+    call, changed = read(mask), bool(changes.of(mask))
+    pieces = call["tensors"] if call is not None and call.name == "cat" else ()
+    if call is not None and pieces and call["dim"] in (-1, len(sizes_of(mask)) - 1) and not changed:
+        widths = tuple(sizes_of(piece)[-1] for piece in pieces)
+        if align(widths, part.sizes) and not any(changes.of(piece) for piece in pieces):
+            return pieces[part.index]
+    at = (mask, part.index)
+    if changed or at not in found:
+        with nullcontext() if changed else write.behind(mask):
+            first = size_argument(write, sum(part.sizes[: part.index]))
+            last = part.index == len(part.sizes) - 1
+            end = None if last else size_argument(write, sum(part.sizes[: part.index + 1]))
+            found[at] = write.call(operator.getitem, mask, (Ellipsis, slice(first, end)))
+    return found[at]
 
 
 def _layout(term: MaskTerm, standard: Dims) -> tuple[tuple[int, ...], ...]:

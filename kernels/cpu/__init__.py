@@ -26,7 +26,7 @@ from ..reference.backend import (
     supports_row_linear,
 )
 from . import build
-from .attention import decode_attention, decode_kernel, supports_decode
+from .attention import decode_attention, decode_attention_lse, decode_kernel, supports_decode
 from .compiled import compile_formats
 from .writing import append_, prefill, supports_append, supports_prefill
 
@@ -35,6 +35,7 @@ __all__ = [
     "available",
     "compile_formats",
     "decode_attention",
+    "decode_attention_lse",
     "decode_kernel",
     "key_statistics",
     "prefill",

@@ -14,7 +14,7 @@ _CACHE = "8q"
 APPEND_ONE = struct.Struct("5q" + _CACHE + "5q")
 APPEND_TWO = struct.Struct("5q" + 2 * (_CACHE + "5q"))
 PREFILL = struct.Struct("4q" + _CACHE + "8q")
-DECODE = struct.Struct("2q" + 2 * _CACHE + "19q2d7q")
+DECODE = struct.Struct("2q" + 2 * _CACHE + "19q2d8q")
 
 
 def cache_fields(cache: Cache) -> tuple[int, ...]:

@@ -61,6 +61,17 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     Raises:
         MemoryError: if there is no memory for partial results.
     """
+    return _attend(call, None)
+
+
+def decode_attention_lse(call: AttentionCall[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention, and the logarithm of the sum of the exponentials, ``[B, Hq, N]`` float32: see the reference."""
+    sums = call.query.new_empty(call.query.shape[:3], dtype=torch.float32)
+    return _attend(call, sums), sums
+
+
+def _attend(call: AttentionCall[torch.Tensor], sums: torch.Tensor | None) -> torch.Tensor:
+    """Attention; ``sums`` is filled, if it is given."""
     query, keys, values, mask, sink_logits = call.query, call.keys, call.values, call.mask, call.sink_logits
     other = call.value_query
     batch, q_heads, rows, head_dim = query.shape
@@ -100,6 +111,7 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
             call.softcap or 0.0,
             *((0, *_NO_STRIDE) if other is None else (other.data_ptr(), *other.stride())),
             *value_range(call),
+            0 if sums is None else sums.data_ptr(),
         )
     )
     if failed:

@@ -233,6 +233,7 @@ void merge(const DecodeArgs& a, const Pass& pass, const Partials& partials, int6
       for (int c = 0; c < V::D / VL; ++c)
         acc[c] = fma(load(partials.acc(s) + r * V::D + c * VL), splat(factor), acc[c]);
     }
+    if (a.sums) a.sums[row] = total == 0 ? -INF : shift + std::log(total);
     const float inverse = total == 0 ? 0.f : 1 / total;
     T* out = (T*)a.out + row * V::D;
     for (int c = 0; c < V::D / VL; ++c) store_as<T>(out + c * VL, acc[c] * inverse);

@@ -17,6 +17,7 @@ struct DecodeArgs {
   const void* value_query;  // [B, H * G, N, Dv] or null: its products with the values are added to the scores
   int64_t value_query_stride[4];
   int64_t value_first, value_heads;  // keys of head h meet values of head value_first + h % value_heads
+  float* sums;                       // [B, H * G, N] or null: the logarithms of the sums of exponentials, a result
 
   int64_t values_of(int64_t i) const {  // the values that sequence-head i reads
     return i - i % heads + value_first + i % heads % value_heads;

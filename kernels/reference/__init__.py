@@ -4,7 +4,7 @@ It is not fast. Arithmetic is float32, or float64 where inputs are float64. All 
 read the state of a cache do not run under fake tensors.
 """
 
-from .attention import decode_attention
+from .attention import decode_attention, decode_attention_lse
 from .caches import (
     MISSED,
     append_,
@@ -52,6 +52,7 @@ __all__ = [
     "MOST_QUERIES",
     "append_",
     "decode_attention",
+    "decode_attention_lse",
     "decode_blocks",
     "default_moments",
     "default_profile",

@@ -17,6 +17,19 @@ def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | Non
     """
     if dtype is None:
         return decode_attention(call, torch.float32).to(call.query.dtype)
+    return decode_attention_lse(call, dtype)[0]
+
+
+def decode_attention_lse(
+    call: AttentionCall[torch.Tensor], dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as :func:`decode_attention`, and the logarithm of the sum of the exponentials of the scores.
+
+    The latter is ``[B, Hq, N]`` in ``dtype``, by default float32; minus infinity in a row to which no token is visible.
+    """
+    if dtype is None:
+        out, sums = decode_attention_lse(call, torch.float32)
+        return out.to(call.query.dtype), sums
     query, mask, scale = call.query, call.mask, call.scale
     batch, q_heads, rows, head_dim = query.shape
     state = call.keys.state
@@ -56,10 +69,12 @@ def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | Non
     scores = scores.masked_fill(~visible, float("-inf"))
     if call.sink_logits is not None:
         extra = sinks_by_row(call.sink_logits, call.query).to(dtype)[..., None]
-        weights = torch.cat((scores, extra), -1).softmax(-1)[..., :-1]
+        logits = torch.cat((scores, extra), -1)
+        sums, weights = logits.logsumexp(-1), logits.softmax(-1)[..., :-1]
     else:
+        sums = scores.logsumexp(-1)
         weights = scores.softmax(-1)
         weights = torch.where(visible.any(-1, keepdim=True), weights, torch.zeros_like(weights))
     weights = weights.reshape(batch, heads, q_heads // heads, rows, tokens)
     out = torch.einsum("bhgns,bhsd->bhgnd", weights, values)
-    return out.reshape(batch, q_heads, rows, values.shape[-1])
+    return out.reshape(batch, q_heads, rows, values.shape[-1]), sums

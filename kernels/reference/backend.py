@@ -7,7 +7,7 @@ from typing import Any
 
 from ..attention_call import AttentionCall
 from ..backend import Append, Kernel, KernelChoice
-from .attention import decode_attention
+from .attention import decode_attention, decode_attention_lse
 from .caches import append_ as append_side_
 from .caches import prefill, rewind_
 from .linear import row_linear
@@ -16,6 +16,7 @@ from .statistics import key_statistics
 __all__ = [
     "append_",
     "decode_attention",
+    "decode_attention_lse",
     "decode_kernel",
     "key_statistics",
     "prefill",

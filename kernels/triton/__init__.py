@@ -19,6 +19,7 @@ from . import support
 __all__ = [
     "append_",
     "decode_attention",
+    "decode_attention_lse",
     "decode_kernel",
     "key_statistics",
     "prefill",
@@ -112,6 +113,13 @@ def decode_attention(call: AttentionCall[torch.Tensor]) -> torch.Tensor:
     from . import attention
 
     return attention.decode_attention(call)
+
+
+def decode_attention_lse(call: AttentionCall[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention, and the logarithm of the sum of exponentials, see ``reference.decode_attention_lse``."""
+    from . import attention
+
+    return attention.decode_attention_lse(call)
 
 
 def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import torch
 import triton
 
 from .. import layout
-from ..attention_call import AttentionCall, value_range
+from ..attention_call import AttentionCall, sinks_by_row, value_range
 from ..formats import BLOCK_TOKENS, LANES, CacheFormat
 from .attention_fields import decode_partial_fields_kernel
 from .attention_portable import decode_partial_portable_kernel
@@ -377,3 +378,18 @@ def decode_attention(
     if out.numel():
         combine(*decode_partials(call, splits, config), call.sink_logits, out)
     return out
+
+
+def decode_attention_lse(
+    call: AttentionCall[torch.Tensor], splits: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`decode_attention`, and the logarithm of the sum of exponentials ``[B, Hq, N]``, float32."""
+    out = call.query.new_empty((*call.query.shape[:3], call.values.window.shape[3]))
+    if not out.numel():
+        return out, out.new_empty(out.shape[:3], dtype=torch.float32)
+    part_out, part_max, part_sum = decode_partials(call, splits)
+    combine(part_out, part_max, part_sum, call.sink_logits, out)
+    sums = ((part_max + part_sum.log2()) * math.log(2)).logsumexp(0).view(out.shape[:3])  # scores are in units of log2
+    if call.sink_logits is not None:
+        sums = torch.logaddexp(sums, sinks_by_row(call.sink_logits, call.query).float())
+    return out, sums

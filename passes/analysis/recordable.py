@@ -182,7 +182,7 @@ def _has_to_be_asked_for(node: Node) -> str | None:
     ):
         return "a process group waits for the CUDA graphs of its collectives before it ends"
     call = read(node)
-    if call is not None and call.name == "innerq::decode_attention":
+    if call is not None and call.name in ("innerq::decode_attention", "innerq::decode_attention_lse"):
         batch, _, tokens, _ = example(call["query"]).shape
         if (rows := size_hint(batch * tokens)) > MAX_ROWS:
             return f"a step of {rows} tokens keeps a GPU busy without a CUDA graph"

@@ -11,10 +11,12 @@
 ``scores.py``     what these operations compute: scale, softcap, masks, sinks
 ``gates.py``      a gate on the output that is a sink logit
 ``latent.py``     keys and values that are computed from a latent (MLA)
+``concatenated.py``  several caches, of which one softmax is
 ``matcher.py``    combines all of this to an :class:`AttentionMatch`
 """
 
+from .concatenated import by_cache
 from .latent import with_latent
 from .matcher import match_attention_at
 
-__all__ = ["match_attention_at", "with_latent"]
+__all__ = ["by_cache", "match_attention_at", "with_latent"]

@@ -191,7 +191,7 @@ def rearrange(write: Writer, node: Node, source: Dims, target: Dims, *, broadcas
             node = _reshape(write, node, source, thin)
             source = tuple((axis,) for axis in want)
             sizes = [-1 if axis in have else axis.size for axis in want]
-            node = write.method("expand", node, tuple(_size(write, size) for size in sizes))
+            node = write.method("expand", node, tuple(size_argument(write, size) for size in sizes))
     return _reshape(write, node, source, target)
 
 
@@ -207,12 +207,16 @@ def _reshape(write: Writer, node: Node, source: Dims, target: Dims) -> Node:
             if target[index] in source:
                 sizes[index] = write.size(node, source.index(target[index]))
             else:
-                sizes[index] = _size(write, sizes[index])
+                sizes[index] = size_argument(write, sizes[index])
     return write.method("reshape", node, tuple(sizes))
 
 
-def _size(write: Writer, size: Any) -> Any:
-    """A size as an int, or as a node that holds it."""
+def size_argument(write: Writer, size: Any) -> Any:
+    """A size as an int, or as a node that holds it.
+
+    Raises:
+        NoMatch: if no inputs of the graph say it.
+    """
     try:
         return write.number(size)
     except KeyError:

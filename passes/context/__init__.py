@@ -22,6 +22,7 @@ from .attentions import (
     NormSite,
     Projection,
     StandardForm,
+    TokenPart,
 )
 from .caches import BufferUse, CacheInput, CacheSource, CacheUse, ProgramCache, ShadowInput, wrong_roles
 from .context import Config, PassContext
@@ -60,5 +61,6 @@ __all__ = [
     "Reason",
     "ShadowInput",
     "StandardForm",
+    "TokenPart",
     "wrong_roles",
 ]

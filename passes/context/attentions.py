@@ -106,8 +106,8 @@ class Latent:
 class HeadRange:
     """The heads of the cached values that an attention reads, where each head of keys does not meet its own.
 
-    Head h of the keys meets head ``first + h % count`` of the values: those of ``values[:, first : first + count]``, one
-    after another and again from the first one on.
+    Head h of the keys meets head ``first + h % count`` of the values: those of ``values[:, first : first + count]``,
+    one after another and again from the first one on.
 
     Attributes:
         first, count: the first of them, and how many.
@@ -116,6 +116,21 @@ class HeadRange:
 
     first: int
     count: int
+    nodes: tuple[Node, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenPart:
+    """One of several caches whose tokens an attention of the program reads one behind another.
+
+    Attributes:
+        index: which of them, in the program's order.
+        sizes: the number of tokens of each of them.
+        nodes: what puts the keys and the values together.
+    """
+
+    index: int
+    sizes: tuple[Any, ...]
     nodes: tuple[Node, ...]
 
 
@@ -139,6 +154,8 @@ class AttentionMatch:
             each head and token of the query; None if there are none.
         latent: how keys and values are computed from a latent; None in any other attention.
         value_heads: the heads of ``value`` that are read; None if each head of keys meets its own.
+        part: which of several caches that the attention reads ``key`` and ``value`` are; there is a match for each of
+            them, with the same ``node``. None if they are all that it reads.
         where, layer: the line of the user's program and the module, see :class:`Reason`.
     """
 
@@ -156,6 +173,7 @@ class AttentionMatch:
     sink_logits: Node | None = None
     latent: Latent | None = None
     value_heads: HeadRange | None = None
+    part: TokenPart | None = None
     where: str = ""
     layer: str = ""
 

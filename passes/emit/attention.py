@@ -13,7 +13,9 @@ from ..context import AttentionMatch, CacheInput, KeyNormUse, PassContext
 from ..graph.aliases import Writes
 from ..graph.values import example, same_size, sizes_of, tensor_of
 from ..graph.writing import Writer
+from .centred import share_of_mean
 from .channels import contiguous_without_zeros, with_zeros
+from .concatenated import added_up
 from .latent import absorbed_part, erase_computed, projected_output, rotary_part
 from .read_dequantized import read_dequantized
 
@@ -30,6 +32,7 @@ def attend(
     changes: Writes,
     end: tuple[Any, ...] = (),
     dropped: int | torch.SymInt = 0,
+    parts: list[tuple[Node, Node]] | None = None,
 ) -> None:
     """Replace an attention by decode attention over a quantized cache.
 
@@ -41,6 +44,8 @@ def attend(
         changes: the in-place writes of the graph.
         end: the position and number of new tokens, if the mask covers a whole buffer rather than the tokens so far.
         dropped: as of `AttentionCall`.
+        parts: for an attention that reads several caches, the results for those before this one, to which that for
+            this one is added. The attention is replaced with the last one.
     """
     form = context.standard[match]
     if not context.config.rewrite:
@@ -59,27 +64,46 @@ def attend(
             other = with_zeros(write, absorbed_part(write, latent, form.query), value.format)
             plain = rotary_part(write, latent, form.query)
         query = with_zeros(write, plain, key.format)
+        weighed = match.part is not None or form.sink_logits is not None
+        share = share_of_mean(write, plain, key, match.scale) if weighed else None
+        sinks = form.sink_logits
+        if sinks is not None and share is not None:
+            by_row = sinks if len(sizes_of(sinks)) == 3 else write.method("unsqueeze", sinks, -1)
+            sinks = write.call(operator.sub, by_row, share)
         call = AttentionCall(
             query,
             key.tensors,
             value.tensors,
             form.mask,
             opened,
-            form.sink_logits,
+            sinks,
             match.scale,
             match.softcap,
             dropped=write.number(dropped),
             value_query=other,
             value_heads=None if heads is None else (heads.first, heads.count),
         )
-        attention = write.call(torch.ops.innerq.decode_attention.default, *call.arguments(), like=form.node)
-        out = contiguous_without_zeros(write, attention, value.format, form.node)
+        ops = torch.ops.innerq
+        if match.part is None:
+            attention = out = write.call(ops.decode_attention.default, *call.arguments(), like=form.node)
+        else:
+            attention = write.call(ops.decode_attention_lse.default, *call.arguments(), like=form.node)
+            out, sums = (write.call(operator.getitem, attention, index) for index in (0, 1))
+        out = contiguous_without_zeros(write, out, value.format, form.node)
+        if match.part is not None:
+            assert parts is not None, "the caller collects them"
+            if share is not None:
+                sums = write.call(operator.add, sums, share)
+            parts.append((out, sums))
+            if len(parts) == len(match.part.sizes):
+                out = added_up(write, parts, form.node)
         if latent is not None:
             out = projected_output(write, latent, out, form.node)
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", out, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)
-    write.replace(form.node, out)
+    if match.part is None or len(parts or ()) == len(match.part.sizes):
+        write.replace(form.node, out)
     context.key_norms.append(KeyNormUse.of(attention, "query", query, plain, key, match, is_key=False))
 
 

@@ -8,7 +8,7 @@ from torch.fx import Node
 from ...kernels.schemas import arguments_of
 from ..context import CacheInput, ProgramCache
 from ..graph.values import sizes_of
-from ..graph.writing import Writer, size_node
+from ..graph.writing import Writer
 from .channels import contiguous_without_zeros
 
 
@@ -24,7 +24,7 @@ def dequantized(
 
 def cache_as_dense(write: Writer, cache: ProgramCache) -> Node:
     """All tokens of a cache as a contiguous dense tensor in the program's layout."""
-    length = size_node(write.graph, sizes_of(cache.placeholder)[cache.tokens_dim])
+    length = write.number(sizes_of(cache.placeholder)[cache.tokens_dim])
     dense = dequantized(write, cache, length)
     if cache.tokens_dim == 1:
         dense = write.method("contiguous", write.method("transpose", dense, 1, 2))

@@ -156,7 +156,10 @@ def assert_attends(
     )
     assert cpu.supports_decode(call)
     out = cpu.decode_attention(call)
-    expected = reference.decode_attention(call, torch.float64)
+    expected, sums = reference.decode_attention_lse(call, torch.float64)
+    again, found = cpu.decode_attention_lse(call)
+    assert torch.equal(again, out) or out.isnan().any()
+    torch.testing.assert_close(found.double(), sums, rtol=1e-4, atol=2e-3 * tolerance, equal_nan=True)
     assert out.dtype == query.dtype and out.shape == expected.shape and out.is_contiguous()
     limit = TOLERANCE[dtype] * tolerance
     torch.testing.assert_close(out.double(), expected, rtol=limit, atol=limit, equal_nan=True)

@@ -231,6 +231,15 @@ class Attention:
             self.value_heads,
         )
 
+    def check_sums(self, call: AttentionCall[torch.Tensor]) -> None:
+        """The logarithm of the sum of exponentials, in several splits."""
+        from innerq_compile.kernels.triton import attention
+
+        _, expected = reference.decode_attention_lse(call, torch.float64)
+        _, sums = attention.decode_attention_lse(call, splits=3)
+        assert sums.dtype == torch.float32
+        torch.testing.assert_close(sums.double(), expected, rtol=5e-3, atol=2e-2)
+
     def check(self, device: str, generator: torch.Generator, repeat: bool = False, **options) -> None:
         """The kernel against the reference in float64; ``repeat`` it to see the same bits again."""
         from innerq_compile.kernels.triton import attention
@@ -251,6 +260,7 @@ class Attention:
             assert not actual.any()
             return
         assert torch.equal(actual.isnan(), expected.isnan())
+        self.check_sums(call)
         ratio = rms_ratio(actual, expected)
         assert ratio < TOLERANCE[self.dtype], f"error {ratio:.2e}"
         if not repeat:

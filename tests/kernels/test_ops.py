@@ -125,7 +125,13 @@ def samples(mode: str, dtype: torch.dtype) -> dict[str, tuple]:
             (*k_cache, profile, mean, norm, new_key, torch.tensor([0]), k_fmt.spec, moments),
         ),
         "open_from": ((mask & real, k_cache[3], 3), (torch.where(real, bias, -torch.inf), k_cache[3], 1)),
-        "decode_attention": tuple((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
+        **dict.fromkeys(
+            ("decode_attention", "decode_attention_lse"),
+            (
+                *((query, *k_cache, *v_cache, *rest, *formats) for rest in attention),
+                (query, *k_cache, *v_cache, *attention[0], *formats, 0, None, (1, 1)),
+            ),
+        ),
         "dequantize": ((*k_cache, mean, norm, 90, k_fmt.spec), (*v_cache, None, None, 70, v_fmt.spec)),
         "row_linear": (
             (token, [torch.randn(8, 32).to(dtype)], [None]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -45,9 +47,9 @@ def prophetnet():
     return transformers.ProphetNetForConditionalGeneration(config), {"input_ids": torch.randint(2, 61, (2, 12))}
 
 
-def t5gemma2():
+def t5gemma2(window=64):
     sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": window}
     text = {**sizes, **heads, "pad_token_id": 0, "eos_token_id": None, "bos_token_id": 1}
     text["layer_types"] = ["sliding_attention", "full_attention"]
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -72,7 +74,7 @@ def test_self_and_cross_attention_are_rewritten(make):
     assert all((report.attentions, report.rewritten) == (4, 4) for report in reports), [str(r) for r in reports]
 
 
-def compiled_as_eager(make):
+def compiled_as_eager(make, new_tokens=8):
     """The caches of a model that generates compiled what it generates eagerly."""
     model, inputs = make()
     model = model.eval().requires_grad_(False)
@@ -80,7 +82,8 @@ def compiled_as_eager(make):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
-    options = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    options = {"max_new_tokens": new_tokens, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
     expected = model.generate(**inputs, **options)
     found = innerq(model, preset="lossless").generate(**inputs, **options)
     assert torch.equal(found.sequences, expected.sequences)
@@ -104,9 +107,46 @@ def test_prophetnet_caches_only_what_is_rewritten():
     assert not any("returns its quantized cache" in reason for reason in reasons)
 
 
-@pytest.mark.skipif(not hasattr(transformers, "T5Gemma2Config"), reason="this transformers has no such family")
+needs_t5gemma2 = pytest.mark.skipif(
+    not hasattr(transformers, "T5Gemma2Config"), reason="this transformers has no such family"
+)
+
+
+@needs_t5gemma2
 @pytest.mark.usefixtures("graphs_as_they_are")
-def test_t5gemma2_attends_to_two_caches_at_once():
-    assert compiled_as_eager(t5gemma2) == [[False, False], [False, False]]
-    reasons = {reason.text.partition(",")[0] for report in compiled_graphs() for reason in report.reasons}
-    assert reasons == {"keys: they are put together in every step"}
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("window", [64, 6], ids=["below the window", "behind the window"])
+@pytest.mark.parametrize("padding", [slice(0), slice(9, 12), slice(0, 3)], ids=["none", "right", "left"])
+def test_t5gemma2_attends_to_two_caches_at_once(attn, window, padding):
+    def make():
+        model, inputs = t5gemma2(window)
+        model.set_attn_implementation(attn)
+        inputs["attention_mask"][1, padding] = 0
+        return model, inputs
+
+    assert compiled_as_eager(make, 12) == [[True, True], [True, True]]
+    reports = compiled_graphs()
+    assert {report.kind for report in reports} == {"prefill", "decode"}
+    found = [(report.attentions, report.rewritten, [*report.reasons]) for report in reports]
+    assert found == [(4, 4, [])] * len(reports)  # two caches in each of two layers
+
+
+@needs_t5gemma2
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("preset", ["base", "int4"])
+def test_two_quantized_caches_at_once_give_what_the_model_computes_from_them_dequantized(preset):
+    model, inputs = t5gemma2()
+    model = model.eval().requires_grad_(False)
+    inputs = {"input_ids": torch.randint(2, 57, (2, 200)), "attention_mask": torch.ones(2, 200, dtype=torch.long)}
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, 0.2)
+    options = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    outputs = []
+    for rewrite in (False, True):
+        torch._dynamo.reset()
+        outputs.append(innerq(copy.deepcopy(model), preset=preset, rewrite=rewrite).generate(**inputs, **options))
+    expected, found = (torch.stack(output.logits[:3]) for output in outputs)
+    cross = outputs[1].past_key_values.cross_attention_cache.layers
+    assert all(side.format.quantized for layer in cross for side in (layer.keys, layer.values))
+    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)

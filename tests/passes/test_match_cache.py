@@ -183,22 +183,53 @@ def test_keys_with_two_values_are_not_quantized():
         }
 
 
-def test_keys_put_together_from_two_caches():
+class Merged(TinyAttention):
     """T5Gemma 2: one softmax over its own tokens and those of an encoder."""
 
-    class Merged(TinyAttention):
-        def forward(self, x, past=None):
-            k = self.k(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
-            v = self.v(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
-            q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
-            if past is None:
-                past = (k[:, :, :0], v[:, :, :0], k * 2.0, v * 2.0)
-            keys, values = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-            sides = torch.cat([keys, past[2]], 2), torch.cat([values, past[3]], 2)
-            return F.scaled_dot_product_attention(q, *sides, enable_gqa=True), (keys, values, *past[2:])
+    def others(self, past):
+        """The keys and values of the encoder."""
+        return past[2:]
 
+    def forward(self, x, past=None):
+        k = self.k(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(1, -1, 1, self.head_dim).transpose(1, 2)
+        q = self.q(x).view(1, -1, self.heads, self.head_dim).transpose(1, 2)
+        if past is None:
+            past = (k[:, :, :0], v[:, :, :0], k * 2.0, v * 2.0)
+        keys, values = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        sides = (torch.cat([own, other], 2) for own, other in zip((keys, values), self.others(past), strict=True))
+        return F.scaled_dot_product_attention(q, *sides, enable_gqa=True), (keys, values, *past[2:])
+
+
+class Computed(Merged):
+    """Those of the encoder are not what is cached."""
+
+    def others(self, past):
+        return past[2] * past[2], past[3] * past[3]
+
+
+class Uncached(Merged):
+    """Of those of the encoder, values are not cached."""
+
+    def others(self, past):
+        return past[2], past[3] * past[3]
+
+
+def test_keys_put_together_from_two_caches():
+    kinds = {1: [CacheSource.FRESH] * 2, 2: [CacheSource.APPENDED, CacheSource.READ]}
     for calls in ((prompt,), (prompt, step), (prompt, step, step)):
         context = context_of(Merged(), *calls)
+        assert not context.reasons and len(context.rewritten) == 2
+        assert len(context.quantized) + len(context.caches) == 4
+        assert [key.source for key, _ in context.uses.values()] == kinds[min(2, len(calls))]
+        assert [match.part.index for match in context.attentions] == [0, 1]
+        assert len({match.node for match in context.attentions}) == 1
+
+
+@pytest.mark.parametrize("program", [Computed, Uncached])
+def test_keys_put_together_from_a_cache_and_other_tokens(program):
+    for calls in ((prompt,), (prompt, step), (prompt, step, step)):
+        context = context_of(program(), *calls)
         (reason,) = context.reasons
         assert reason.text.startswith("keys: they are put together in every step, from a cache and other tokens or")
         assert not context.uses and not context.caches and not context.quantized
