@@ -23,6 +23,7 @@ from ..kernels.cache import ENCODED, CacheTensors
 from ..kernels.formats import CacheFormat, Role, grown_capacity
 from ..kernels.internals.tensors import is_traceable_wrapper_subclass
 from .analysis.causal_masks import causal_mask
+from .analysis.centring import may_centre
 from .analysis.shared_norm import shared_norm
 from .analysis.windows import dropped, format_of
 from .attention.views import split_factor, view_source
@@ -102,10 +103,11 @@ def _quantize(
         if query is not None:
             fresh = value.new_empty((batch, heads, head_dim), dtype=torch.float32)
             divisor = (write.call(ops.norm_divisor.default, moments, fmt.norm, value=fresh),)
-    if role == "key" and (config.centre_keys or config.normalize_keys):
-        wanted = (config.centre_keys, config.normalize_keys, fmt.norm)
+    centred = role == "key" and may_centre(use.returned, context)
+    if role == "key" and (centred or config.normalize_keys):
+        wanted = (centred, config.normalize_keys, fmt.norm)
         key_statistics = write.call(ops.key_statistics.default, held, start, *wanted, *divisor)
-        mean = write.call(operator.getitem, key_statistics, 0) if config.centre_keys else None
+        mean = write.call(operator.getitem, key_statistics, 0) if centred else None
         norm = write.call(operator.getitem, key_statistics, 1) if config.normalize_keys else None
     if moments is not None:
         fresh = example(moments).new_empty(example(moments).shape, dtype=torch.int8)

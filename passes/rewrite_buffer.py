@@ -37,6 +37,7 @@ from ..kernels.masks import MASKED
 from ..kernels.schemas import arguments_of
 from .analysis.buffer_writes import is_preallocated, same_position
 from .analysis.buffers import is_step
+from .analysis.centring import may_centre, obstacle
 from .analysis.shared_norm import shared_norm
 from .analysis.windows import format_of
 from .context import (
@@ -133,6 +134,8 @@ def _obstacle(
         return "the quantized buffer is not read as [batch, heads, tokens, head_dim]"
     if is_preallocated(key.buffer):
         reason = wrong_roles(context.caches[key.buffer], context.caches[value.buffer])
+        if reason is None:
+            reason = obstacle(match, context.caches[key.buffer])
         if reason is not None:
             return reason
     if key.whole:
@@ -229,7 +232,7 @@ def _shadow(
         shadow_capacity(fmt, tokens, use.rolls),
         dense.dtype,
         dense,
-        mean=role == "key" and config.centre_keys and not fmt.rolls,
+        mean=role == "key" and may_centre(use.buffer, context) and not fmt.rolls,
         norm=role == "key" and config.normalize_keys and not fmt.rolls,
     )
     source = source_of(use.buffer)

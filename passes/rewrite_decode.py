@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from .analysis.centring import obstacle
 from .analysis.other_readers import OTHER_PAIR, share_one
 from .analysis.several_caches import parts_of_each
 from .analysis.whole_slices import whole_source
@@ -91,7 +92,7 @@ def _obstacle(match: AttentionMatch, key: CacheUse, value: CacheUse, changes: Wr
         return "is_causal aligns the first query with the first key, which is wrong with a cache; pass a mask"
     if key.cache is value.cache:
         return "keys and values are the same cache"
-    if (reason := wrong_roles(key.cache, value.cache)) is not None:
+    if (reason := wrong_roles(key.cache, value.cache) or obstacle(match, key.cache)) is not None:
         return reason
     if key.cache.format.sink != value.cache.format.sink or key.cache.format.ring != value.cache.format.ring:
         return "key and value cache have different numbers of sink or recent tokens"

@@ -36,6 +36,7 @@ def quantize(
     norm: str | None = None,
     queries: torch.Tensor | None = None,
     fmt: CacheFormat | None = None,
+    centre: bool | None = None,
 ) -> CacheStorage:
     """Quantize dense keys or values.
 
@@ -48,6 +49,7 @@ def quantize(
         norm: ``CacheFormat.norm``; None means that of the config.
         queries: ``[B, Hq, N, D]``, the queries of the last N tokens, for mode ``steered``; None if they are not known.
         fmt: The format; None means that of the config.
+        centre: Whether the mean is taken out of keys; None means as the config says.
 
     Raises:
         InnerQError: If a cache cannot have this dtype or head_dim.
@@ -59,7 +61,8 @@ def quantize(
     x = with_zeros(x, fmt)
     queries = None if queries is None else with_zeros(queries, fmt)
     start = x.new_zeros(x.shape[0], dtype=torch.int32) if start is None else start.to(torch.int32)
-    has_statistics = role == "key" and not fmt.rolls and (config.centre_keys or config.normalize_keys)
+    centred = config.centre_keys if centre is None else centre
+    has_statistics = role == "key" and not fmt.rolls and (centred or config.normalize_keys)
     mean = scale = moments = divisor = profile = None
     if fmt.uses_queries:
         moments = reference.query_moments(queries, x, start)
@@ -68,10 +71,8 @@ def quantize(
         mean = x.new_zeros((*x.shape[:2], x.shape[3]), dtype=torch.float32)
         scale = torch.ones_like(mean)
     elif has_statistics:
-        mean, scale = torch.ops.innerq.key_statistics(
-            x, start, config.centre_keys, config.normalize_keys, fmt.norm, divisor
-        )
-    mean, scale = (mean if config.centre_keys else None), (scale if config.normalize_keys else None)
+        mean, scale = torch.ops.innerq.key_statistics(x, start, centred, config.normalize_keys, fmt.norm, divisor)
+    mean, scale = (mean if centred else None), (scale if config.normalize_keys else None)
     if moments is not None:
         profile = reference.query_profile(moments, scale, fmt.group_size)
     if capacity is None:

@@ -61,6 +61,7 @@ class ShadowReader:
         self._value = names.index(plan.value_use.buffer.name)
         self._key_dims, self._value_dims = plan.key_use.dims, plan.value_use.dims
         self._formats = (plan.key.format, plan.value.format)
+        self._centred = plan.key.tensors.mean is not None
         self._attribute = plan.key_use.shadow
         #: how many tokens each call pushes out of the buffers
         self._pushed = int(plan.key_use.count) if plan.key_use.rolls else 0
@@ -98,10 +99,11 @@ class ShadowReader:
         return shadow
 
     def _suits(self, shadow: Shadow) -> bool:
-        """Whether a shadow has the config and formats of the graph."""
+        """Whether a shadow has the config and formats of the graph, and a mean if its keys do."""
         if self._suited() is shadow:  # a fast path, because comparing configs and formats is slow
             return True
         suits = shadow.config == self._config and (shadow.key.format, shadow.value.format) == self._formats
+        suits = suits and (shadow.key.tensors.mean is not None) == self._centred
         if suits:
             self._suited = weakref.ref(shadow)
         return suits
@@ -119,7 +121,8 @@ class ShadowReader:
         def side(buffer: torch.Tensor, dims: tuple[int, ...], fmt: CacheFormat) -> CacheStorage:
             dense = buffer.detach().permute(dims)
             capacity = shadow_capacity(fmt, dense.shape[2], bool(self._pushed))
-            return quantize(dense[:, :, :length], self._config, fmt.role, capacity=capacity, fmt=fmt)
+            known = {"capacity": capacity, "fmt": fmt, "centre": self._centred}
+            return quantize(dense[:, :, :length], self._config, fmt.role, **known)
 
         key_format, value_format = self._formats
         keys, values = side(key, self._key_dims, key_format), side(value, self._value_dims, value_format)

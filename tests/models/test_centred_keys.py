@@ -1,6 +1,8 @@
-"""Keys whose mean is far from zero: what is left out of the scores counts where they meet something else than keys."""
+"""Keys whose mean is far from zero: what is left out of the scores counts where there is more than a softmax."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -9,18 +11,25 @@ import transformers
 from innerq_compile import innerq
 from tests.helpers.families import FAMILIES
 from tests.helpers.models import generate, prompt
+from tests.helpers.without_inductor import forget_graphs
 
-SINKS = "GptOssForCausalLM"
+#: Families with sink logits, and with soft-capped scores.
+MODELS = ["GptOssForCausalLM", "Gemma2ForCausalLM"]
+#: What their configs need besides: keys with a bias, and scores of the size of the cap.
+MORE = {"Gemma2ForCausalLM": {"attention_bias": True, "attn_logit_softcapping": 4.0}}
 
 
-@pytest.mark.skipif(not hasattr(transformers, SINKS), reason="this transformers has no such family")
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}], ids=["growing", "static"])
-def test_sink_logits_meet_the_scores_of_the_program(options):
-    (family,) = [family for family in FAMILIES if family.model == SINKS]
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_are_those_of_the_program(name, options):
+    if not hasattr(transformers, name):
+        pytest.skip("this transformers has no such family")
+    (family,) = [family for family in FAMILIES if family.model == name]
+    family = dataclasses.replace(family, kwargs={**family.kwargs, **MORE.get(name, {})})
     inputs, logits = prompt(2, 200, (0, 9)), []
     for rewrite in (False, True):
-        torch._dynamo.reset()
+        forget_graphs()
         torch.manual_seed(0)
         model = family.build("eager")
         for layer in model.model.layers:
