@@ -50,6 +50,15 @@ def test_prompts_of_other_lengths(graphs, padded):
         assert graphs.new() == []
 
 
+def test_channels_that_are_held_wider(graphs):
+    """Keys and values of head_dim 36 get zeros behind their channels, whatever the number of tokens."""
+    eager, model = models(head_dim=36)
+    for tokens, new in ((140, ["prefill", "decode"]), (50, []), (301, [])):
+        inputs = prompt(1, tokens)
+        assert torch.equal(run(model, inputs, 5).sequences, run(eager, inputs, 5).sequences)
+        assert graphs.new() == new
+
+
 def test_batches(graphs):
     """One sequence is a case of its own in Dynamo; any other number is the other."""
     model = models()[1]
