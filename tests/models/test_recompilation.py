@@ -15,7 +15,6 @@ from torch.torch_version import TorchVersion
 from transformers import DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, innerq
-from innerq_compile.integrations.device_maps import limit_is_an_argument
 from tests.helpers.generation import compile_config, feed, models, run
 from tests.helpers.graph_counts import Graphs
 from tests.helpers.models import prompt, tiny_llama
@@ -182,7 +181,6 @@ def test_models_that_differ_in_the_scale_of_scores(graphs, attn):
         assert isinstance(found.past_key_values.layers[0].keys, InnerQTensor)
 
 
-@pytest.mark.skipif(not limit_is_an_argument(), reason="torch 2.11 has one limit of 8 graphs for all models together")
 def test_many_models(graphs):
     """All models of transformers share a code object; Dynamo's limit of 8 graphs applies to each alone."""
     for heads in (1, 2, 3, 4, 5):
