@@ -74,7 +74,7 @@ def _of_modules(original: Callable[..., tuple[bool, str]]) -> Callable[..., tupl
         compiled = _count(code, _caller(frame), anew=compile_id.frame_compile_id == 0)
         with config.patch({setting: graphs_at_most(setting) for setting in _LIMITS}):
             exceeded, setting = original(cache_size, compile_id)
-            if not exceeded or (setting == "recompile_limit" and 0 < compiled <= config.recompile_limit):
+            if not exceeded or (setting == "recompile_limit" and compiled <= config.recompile_limit):
                 return False, ""
             limit = Limit(code, setting, getattr(config, setting))
         if not frame.get("one_graph") and not config.fail_on_recompile_limit_hit:
@@ -86,13 +86,13 @@ def _of_modules(original: Callable[..., tuple[bool, str]]) -> Callable[..., tupl
 
 # --- who calls a function ---------------------------------------------------------------------------------------------
 
-#: By code object and identity of a module: the module, and how many times the code was compiled for it.
-_COMPILED: weakref.WeakKeyDictionary[CodeType, dict[int, tuple[weakref.ref[torch.nn.Module], int]]]
+#: By code object and identity of a module, or of None: what it is, and how many times the code was compiled for it.
+_COMPILED: weakref.WeakKeyDictionary[CodeType, dict[int, tuple[Callable[[], torch.nn.Module | None], int]]]
 _COMPILED = weakref.WeakKeyDictionary()
 
 
 def _count(code: CodeType, module: torch.nn.Module | None, *, anew: bool) -> int:
-    """Count one more compilation of a function for a module. Returns how many there are; 0 without a module.
+    """Count one more compilation of a function for a module, or for calls without one. Returns how many there are.
 
     Args:
         anew: there is none for any module, as after a reset.
@@ -100,11 +100,9 @@ def _count(code: CodeType, module: torch.nn.Module | None, *, anew: bool) -> int
     counts = _COMPILED.setdefault(code, {})
     if anew:
         counts.clear()
-    if module is None:
-        return 0
     known, count = counts.get(id(module), (None, 0))
     if known is None or known() is not module:  # another module had the same identity
-        known, count = weakref.ref(module), 0
+        known, count = (lambda: None) if module is None else weakref.ref(module), 0
     counts[id(module)] = known, count + 1
     return count + 1
 

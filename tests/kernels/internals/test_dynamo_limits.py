@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ class Broken(Plain):
         return x * (self.index + 2)
 
 
-def graphs(modules: list[nn.Module], sizes: range, backend: str = "innerq") -> int:
+def graphs(modules: Sequence[Callable[..., torch.Tensor]], sizes: range, backend: str = "innerq") -> int:
     """How many graphs calls with these sizes add, each of which needs graphs of its own."""
     before = len(compiled_graphs())
     for size in sizes:
@@ -72,6 +73,19 @@ def test_a_limit_for_each_module(kind, each):
     with config.patch(recompile_limit=LIMIT):
         assert graphs(modules, range(2, 2 + LIMIT)) == MODULES * LIMIT * each
         assert graphs(modules, range(8, 10)) == 0, "each has reached its limit"
+
+
+def test_calls_without_a_module():
+    """A wrapper of methods and of functions: graphs of the modules do not count for the functions."""
+
+    @wrapped
+    def scale(x):
+        return x * 2
+
+    modules = [Wrapped(index) for index in range(MODULES)]
+    with config.patch(recompile_limit=LIMIT):
+        assert graphs(modules, range(2, 2 + LIMIT)) == MODULES * LIMIT
+        assert graphs([scale], range(2, 8)) == LIMIT
 
 
 def test_all_modules_together():
