@@ -16,19 +16,13 @@ from .config import InnerQConfig
 from .errors import InnerQError
 from .inspect.dump import install as install_dumps
 from .integrations.copies import compile_module
-from .integrations.device_maps import GRAPHS_PER_BREAK, limit_is_an_argument, trace_hooks
+from .integrations.device_maps import trace_hooks
 from .integrations.generate import called_by_generate
 from .integrations.tensor_parallel import check_heads
 from .kernels.internals import dynamo_calls, inductor
 
 install_dumps()
 install_traces(innerq_backend)
-
-#: How many graphs Dynamo may compile for one code object before it falls back to running it uncompiled. All models of
-#: transformers share one code object (the wrapper of a decorator), and each needs a prefill and a decode graph for each
-#: kind of input: one sequence or several, padded or not. Dynamo's default of 8 is soon reached, and models that run
-#: after that would have dense caches.
-RECOMPILE_LIMIT = 64
 
 #: Default of ``target``: innerq was called as ``@innerq(...)``, and the target follows in a second call.
 _NO_TARGET = object()
@@ -96,27 +90,15 @@ def innerq(
         options = {**{name: getattr(config, name) for name in InnerQConfig.__dataclass_fields__}, **options}
     split_options(options)  # so that a wrong option raises here, not at the first call of the model
     arguments = {"backend": innerq_backend, "options": options, "dynamic": dynamic, "fullgraph": fullgraph}
-    arguments |= recompile_limit()
     return functools.partial(_apply, arguments=arguments) if target is _NO_TARGET else _apply(target, arguments)
 
 
-def recompile_limit(breaks: int = 0) -> dict[str, int]:
-    """The keyword argument of ``torch.compile`` that raises the recompile limit; empty for torch 2.11, which has none.
-
-    Args:
-        breaks: How many modules of the model break the graph. Their wrappers share one code object, so that each of
-            them adds to the number of graphs compiled for it.
-    """
-    limit = max(RECOMPILE_LIMIT, breaks * GRAPHS_PER_BREAK, dynamo_calls.recompile_limit())
-    return {"recompile_limit": limit} if limit_is_an_argument() else {}
-
-
 def graphs_of_its_own(module: torch.nn.Module) -> dict[str, bool]:
-    """The keyword argument of ``torch.compile`` by which a part of a model does not share the recompile limit.
+    """The keyword argument of ``torch.compile`` by which a part of a model finds its graphs among its own only.
 
     Each layer of a model needs graphs of its own, because it has its place in the cache, and all have one code object:
-    32 layers would reach any limit. Whole models, those that can ``generate``, share graphs with models alike. Empty
-    for versions of torch that have no such argument, before 2.13.
+    a call would try those of all layers in turn. Whole models, those that can ``generate``, share graphs with models
+    alike. Empty for versions of torch that have no such argument, before 2.13.
     """
     known = "isolate_recompiles" in inspect.signature(torch.compile).parameters
     return {"isolate_recompiles": True} if known and not hasattr(module, "generate") else {}
@@ -127,10 +109,10 @@ def _apply(target: Any, arguments: dict[str, Any]) -> Any:
         check_heads(target)
         if any(parameter.is_cuda for parameter in target.parameters()):
             inductor.start_workers()  # now, so that they are ready when Dynamo has traced the model
-        limit = recompile_limit(trace_hooks(target))
+        trace_hooks(target)
         inner = [module for module in called_by_generate(target) if dynamo_calls.compiled_call(module) is None]
         for module in dict.fromkeys((target, *inner)):  # an inner one that is compiled already has options of its own
-            compile_module(module, {**arguments, **limit, **graphs_of_its_own(module)})
+            compile_module(module, {**arguments, **graphs_of_its_own(module)})
         return target
     if inspect.isclass(target):
         if not issubclass(target, torch.nn.Module):

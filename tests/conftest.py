@@ -195,10 +195,7 @@ def graphs_as_they_are(fresh_dynamo: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_inductor_in_module() -> Iterator[None]:
-    """As `no_inductor`, for a whole file: a test uses graphs of earlier tests where their guards hold.
-
-    torch 2.11 has one limit of graphs for all models of a file, 8 by default, where `innerq` cannot ask for more.
-    """
+    """As `no_inductor`, for a whole file: a test uses graphs of earlier tests where their guards hold."""
     with _module_without_inductor(through_autograd):
         yield
 
@@ -212,14 +209,7 @@ def graphs_as_they_are_in_module() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _module_without_inductor(run: Runner) -> Iterator[None]:
-    from innerq_compile.api import recompile_limit
-
-    limit = {} if recompile_limit() else {"recompile_limit": 64}
-    with (
-        torch._dynamo.config.patch(**limit) if limit else contextlib.nullcontext(),
-        _fresh_dynamo(),
-        without_inductor(run),
-    ):
+    with _fresh_dynamo(), without_inductor(run):
         yield
 
 

@@ -16,7 +16,8 @@ def warn_of_limit(limit: Limit) -> None:
         return
     log.warning(
         "%s (%s:%d) runs uncompiled wherever none of its graphs fits, and caches that it makes then are dense: Dynamo "
-        "has reached its limit of %d graphs; use innerq(model), which asks for more, or raise torch._dynamo.config.%s",
+        "has reached its limit of %d graphs; TORCH_LOGS=recompiles says what differs between calls; if so many graphs "
+        "are needed, raise torch._dynamo.config.%s",
         limit.code.co_name,
         limit.code.co_filename,
         limit.code.co_firstlineno,

@@ -1,4 +1,4 @@
-"""Compiled code in Dynamo: limits, counters, compiled modules. See ``table/dynamo_calls.py``. Imports Dynamo."""
+"""Compiled code in Dynamo: counters, compiled modules. See ``table/dynamo_calls.py``. Imports Dynamo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo import config
 from torch._dynamo.eval_frame import OptimizedModule, innermost_backend
 from torch._dynamo.exc import RestartAnalysis, ShortenTraceback
 from torch._dynamo.utils import counters, get_compilation_metrics
@@ -15,7 +14,6 @@ __all__ = [
     "OptimizedModule",
     "RestartAnalysis",
     "ShortenTraceback",
-    "accumulated_recompile_limit",
     "backend_of",
     "compiled_call",
     "compiled_form",
@@ -24,20 +22,9 @@ __all__ = [
     "forget_compiled",
     "get_compilation_metrics",
     "original",
-    "recompile_limit",
     "set_compiled_call",
     "uncompiled_call",
 ]
-
-
-def recompile_limit() -> int:
-    """How many times Dynamo compiles a code object; beyond that it runs it uncompiled."""
-    return config.recompile_limit
-
-
-def accumulated_recompile_limit() -> int:
-    """The same limit for all modules together that share a code object."""
-    return config.accumulated_recompile_limit
 
 
 def forget_compiled() -> None:

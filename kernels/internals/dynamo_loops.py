@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.exc import RestartAnalysis
 from torch._dynamo.symbolic_convert import InliningInstructionTranslator, InstructionTranslator
 from torch._dynamo.variables import (
@@ -43,6 +42,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .dynamo_backends import OfBackends
 from .graphs import is_constant_size, size_hint, statically_known_true
+from .tensors import enable_python_dispatcher
 
 _Found = TypeVar("_Found")
 

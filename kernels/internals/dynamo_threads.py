@@ -28,7 +28,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .dynamo_backends import OfBackends
-from .dynamo_calls import accumulated_recompile_limit
+from .dynamo_limits import graphs_at_most
 
 __all__ = ["let_others_call", "tracing", "use_graphs_of_others"]
 
@@ -90,7 +90,7 @@ _PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
 def _fitting(frame: Any, backend: Any, region: int) -> ConvertFrameReturn | None:
     """What was compiled for a function and fits a call of it, if there is such a graph."""
     own, code, entries = threading.get_ident(), frame.f_code, _debug_get_cache_entry_list(frame.f_code)
-    if 2 * len(entries) > accumulated_recompile_limit():  # Dynamo keeps a note of each use
+    if 2 * len(entries) > graphs_at_most("accumulated_recompile_limit"):  # Dynamo keeps a note of each use
         return None
     found: list[Any] = [
         entry

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch._C import _disabled_torch_function_impl as no_torch_function
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
@@ -21,6 +22,7 @@ __all__ = [
     "META",
     "FakeTensor",
     "assert_async",
+    "enable_python_dispatcher",
     "fake_empty",
     "is_traceable_wrapper_subclass",
     "make_wrapper",

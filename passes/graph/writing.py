@@ -30,7 +30,7 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from ...kernels.internals.dynamo_graphs import Source, set_source
 from ...kernels.internals.graphs import as_python, is_erased
-from ...kernels.internals.tensors import FakeTensor
+from ...kernels.internals.tensors import FakeTensor, enable_python_dispatcher
 from .operations import Kind
 from .reading import Call, is_pure, kinds, op_name, read, written
 from .values import example, example_or_none, forget_example, has_example, plain_size, set_example, value_of
@@ -172,7 +172,7 @@ class Writer:
             log.debug("no example of %s: none of %s", node, unknown)
             return
         try:
-            with self._fake_mode(node) or nullcontext():
+            with self._fake_mode(node) or nullcontext(), enable_python_dispatcher():  # or padding fixes sizes
                 set_example(node, _computed(node))
         except Exception as error:  # fake tensors may raise anything; the graph is correct without the example value
             log.debug("no example of %s: %r", node, error)

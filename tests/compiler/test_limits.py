@@ -25,6 +25,7 @@ def test_one_warning(caplog):
     assert kinds_of_caches("innerq") == [True, True, False, False, True]
     (record,) = (record for record in caplog.records if WORDS in record.getMessage())
     assert record.levelname == "WARNING" and record.name == "innerq_compile.compiler.limits"
+    assert "TORCH_LOGS=recompiles" in record.getMessage()
     assert "forward (" in record.getMessage() and "torch._dynamo.config.recompile_limit" in record.getMessage()
 
 

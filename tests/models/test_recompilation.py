@@ -15,7 +15,6 @@ from torch.torch_version import TorchVersion
 from transformers import DynamicCache, StaticCache
 
 from innerq_compile import InnerQTensor, innerq
-from innerq_compile.integrations.device_maps import limit_is_an_argument
 from tests.helpers.generation import compile_config, feed, models, run
 from tests.helpers.graph_counts import Graphs
 from tests.helpers.models import prompt, tiny_llama
@@ -48,6 +47,15 @@ def test_prompts_of_other_lengths(graphs, padded):
     for tokens in (50, 30, 301, 10, 50):
         run(model, inputs(tokens), 40)
         assert graphs.new() == []
+
+
+def test_channels_that_are_held_wider(graphs):
+    """Keys and values of head_dim 36 get zeros behind their channels, whatever the number of tokens."""
+    eager, model = models(head_dim=36)
+    for tokens, new in ((140, ["prefill", "decode"]), (50, []), (301, [])):
+        inputs = prompt(1, tokens)
+        assert torch.equal(run(model, inputs, 5).sequences, run(eager, inputs, 5).sequences)
+        assert graphs.new() == new
 
 
 def test_batches(graphs):
@@ -173,7 +181,6 @@ def test_models_that_differ_in_the_scale_of_scores(graphs, attn):
         assert isinstance(found.past_key_values.layers[0].keys, InnerQTensor)
 
 
-@pytest.mark.skipif(not limit_is_an_argument(), reason="torch 2.11 has one limit of 8 graphs for all models together")
 def test_many_models(graphs):
     """All models of transformers share a code object; Dynamo's limit of 8 graphs applies to each alone."""
     for heads in (1, 2, 3, 4, 5):

@@ -8,13 +8,6 @@ _NO_GENERATE = "torch.compile(model, backend='innerq').generate(...) runs uncomp
 
 ENTRIES = (
     Internal(
-        module="torch._dynamo.config",
-        names=("recompile_limit", "accumulated_recompile_limit"),
-        why="All models of transformers share one code object, and each needs several graphs of it. The limit is "
-        "raised by an argument of torch.compile, and a warning is given if that is not enough.",
-        without="Compiling fails with an AttributeError. torch 2.11 has no such argument: the user's limit applies.",
-    ),
-    Internal(
         module="torch._dynamo",
         names=("reset", "mark_static(index)"),
         why="The command line compiles one model with several presets; reproducers need the sizes of the first call.",

@@ -87,12 +87,6 @@ ENTRIES = (
         without=_UNROLLED,
     ),
     Internal(
-        module="torch._dispatch.python",
-        names=("enable_python_dispatcher",),
-        why="Some operations on fake tensors of symbolic sizes fail without it.",
-        without=_UNROLLED,
-    ),
-    Internal(
         module="torch._subclasses.fake_tensor",
         names=("FakeTensorMode(allow_non_fake_inputs)",),
         why="A function is tried with other sizes, which are numbers.",

@@ -27,6 +27,13 @@ ENTRIES = (
         without=_NO_CACHE,
     ),
     Internal(
+        module="torch._dispatch.python",
+        names=("enable_python_dispatcher",),
+        why="Without it some operations on fake tensors make their symbolic sizes constants, as padding does, and some "
+        "fail.",
+        without=_NO_CACHE,
+    ),
+    Internal(
         module="torch.utils._mode_utils",
         names=("no_dispatch",),
         why="Fake tensors are made of tensors without data, which no mode may see.",

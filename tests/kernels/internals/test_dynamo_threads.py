@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.kernels.internals import dynamo_calls, dynamo_threads
+from innerq_compile.kernels.internals.dynamo_limits import graphs_at_most
 from tests.helpers.threads import at_once
 from tests.helpers.without_inductor import as_it_is, without_inductor
 
@@ -34,7 +35,7 @@ def test_threads_that_arrive_together_share_a_graph():
 
 def test_what_threads_have_used_is_no_graph_of_its_own():
     """Uses of a graph that another thread has compiled do not count for the limit."""
-    compiled, limit = torch.compile(step, backend="innerq", dynamic=False), dynamo_calls.recompile_limit()
+    compiled, limit = torch.compile(step, backend="innerq", dynamic=False), graphs_at_most("recompile_limit")
     for size in range(2, limit + 2):
         xs = [torch.randn(size) for _ in range(3)]
         found = at_once(*[lambda x=x: compiled(x) for x in xs])

@@ -46,6 +46,17 @@ def test_examples_are_known_at_once(graph):
     assert write.size(x, 0) == 2 and op_name(count) == "size" and example(count) is not None
 
 
+def test_padding_leaves_symbols_as_they_are(graph):
+    """Without torch's Python kernels, an example of padded channels makes the number of tokens a constant."""
+    x, s, _, _ = graph.nodes
+    tokens, write = x.meta["example_value"].t(), Writer(graph)
+    column = write.placeholder("column", tokens)
+    with write.before(graph.output_node()):
+        padded = write.call(torch.constant_pad_nd, column, (0, 6))
+    assert shape(padded) == (example(s), 8) and isinstance(example(s), torch.SymInt)
+    assert not example(s).node.shape_env.guards
+
+
 def test_arithmetic_of_python_is_written_as_nodes(graph):
     _, s, _, _ = graph.nodes
     write = Writer(graph)
