@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 import weakref
 from typing import Any
@@ -25,7 +24,7 @@ from innerq_compile.compiler.regions import compile_regions
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.graph.reading import outputs
 from innerq_compile.passes.regions import find_regions
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import Family
 from tests.helpers.generation import models
 from tests.helpers.models import generate, prompt, tiny_llama
 from tests.helpers.stacks import WIDTH, Layer, Other, Stack, always_cut, captured, counted, in_regions, uncompiled
@@ -652,9 +651,8 @@ def test_a_mask_with_room_for_the_first_cache(graphs_as_they_are, monkeypatch):
 
 @pytest.mark.slow
 def test_generate_with_windows_in_every_other_layer(graphs_as_they_are):
-    (family,) = (family for family in FAMILIES if family.name == "Gemma 3")
     kinds = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3}
-    family = dataclasses.replace(family, kwargs={**family.kwargs, **kinds})
+    family = Family("Gemma3ForCausalLM", fields=kinds)
     inputs = prompt(2, 40, (0, 7))
     expected = generated(family.build("sdpa"), inputs)
     assert_same(generated(innerq(family.build("sdpa"), preset="lossless"), inputs), expected)

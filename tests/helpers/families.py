@@ -1,83 +1,93 @@
-"""Decoder families of transformers: tiny random models, what of them is rewritten, and the table in the docs.
+"""Families of transformers: tiny random models of all that generate text, and what is rewritten of each.
 
-``python -m tests.helpers.families --write`` runs every row and writes the table of ``docs/support-matrix.md`` from what
-it finds.
+A family is a class that transformers lists as one that generates, with a configuration made small by the names of its
+fields (``tiny_configs.py``). ``sweep.py`` tries them all, and ``support_matrix.py`` writes the page.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib
-import pathlib
+import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from innerq_compile import InnerQTensor, compiled_graphs, innerq
+from innerq_compile import GraphReport, InnerQTensor, compiled_graphs, innerq
 from tests.helpers.emulated_graphs import emulation
+from tests.helpers.family_overrides import OVERRIDES, VARIANTS, WITH_IMAGE, WITHOUT_SDPA
 from tests.helpers.models import assert_same_tokens, generate, prompt
-from tests.helpers.scripts import script
+from tests.helpers.tiny_configs import VOCAB, tiny
 from tests.helpers.torch_threads import threads
 from tests.helpers.without_inductor import as_it_is, forget_graphs, without_inductor
 
-VOCAB = 61
-LAYERS = 2
-MATRIX = pathlib.Path(__file__).parents[2] / "docs" / "support-matrix.md"
-
-_COMMON = {
-    "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
+#: What transformers lists, and how the page calls it. A class in several lists belongs to the last.
+LISTS = {
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "decoders",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "text and images",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "encoder and decoder, or speech",
 }
-_GQA = {**_COMMON, "num_key_value_heads": 2}
-_HEAD_DIM = {**_GQA, "head_dim": 16}
+ATTN = ("sdpa", "eager")
+#: One for each kind of attention, positions, weights or masks.
+KINDS = (
+    *("Qwen3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM", "GPT2LMHeadModel"),
+    *("GPTNeoXForCausalLM", "GPTJForCausalLM", "OPTForCausalLM", "FalconForCausalLM", "FalconForCausalLM, ALiBi"),
+    *("MptForCausalLM", "BloomForCausalLM", "GraniteSWAForCausalLM", "XGLMForCausalLM", "SmolLM3ForCausalLM"),
+    *("MiniCPM3ForCausalLM", "GptOssForCausalLM", "Inkling2ForCausalLM"),
+)
+PROMPT = 40
+NEW_TOKENS = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A decoder family.
+    """A family.
 
     Attributes:
-        name: as its users call it.
-        model: class in transformers; its config class has the name that belongs to it unless ``config`` says so.
-        kwargs: of the config.
-        attn: its attention implementations.
-        kept: layers that keep their own cache, exactly as they were.
-        unrecorded: attention implementations with which steps are no CUDA graphs.
-        note: its peculiarities.
+        model: class in transformers.
+        kind: one of the values of ``LISTS``.
+        variant: what its fields below make of it; empty for the family itself.
+        types: names of its configurations, the ``model_type`` of a ``config.json``.
+        fields: of the configuration, beside those that are made small.
     """
 
-    name: str
     model: str
-    kwargs: dict[str, Any]
-    config: str | None = None
-    attn: tuple[str, ...] = ("sdpa", "eager")
-    kept: int = 0
-    unrecorded: tuple[str, ...] = ()
-    note: str = ""
+    kind: str = "decoders"
+    types: tuple[str, ...] = ()
+    variant: str = ""
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def rewritten(self) -> int:
-        return LAYERS - self.kept
+    def name(self) -> str:
+        return f"{self.model}, {self.variant}" if self.variant else self.model
 
-    def build(self, attn: str, seed: int = 0) -> torch.nn.Module:
+    @property
+    def attn(self) -> tuple[str, ...]:
+        """Its attention implementations that are tried: sdpa if it has it, and eager as well for one of each kind."""
+        found = ATTN if self._class._supports_sdpa and self.model not in WITHOUT_SDPA else ATTN[1:]
+        return found if self.name in KINDS else found[:1]
+
+    @property
+    def _class(self) -> Any:
+        return getattr(importlib.import_module("transformers"), self.model)
+
+    def config(self, **fields: Any) -> Any:
+        """A small configuration; ``fields`` override all others."""
+        config = self._class.config_class()
+        fields = {**OVERRIDES.get(self.model, {}), **self.fields, **fields}
+        if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
+            fields.setdefault("is_decoder", True)  # else a BERT reads its tokens in both directions
+        return tiny(config, **fields)
+
+    def build(self, attn: str, seed: int = 0, **fields: Any) -> Any:
         """The model with random weights, large enough for its logits to differ clearly."""
-        transformers = importlib.import_module("transformers")
-        torch.manual_seed(seed)
-        name = self.config or self.model.replace("ForCausalLM", "Config").replace("LMHeadModel", "Config")
-        config = getattr(transformers, name)(**self.kwargs)
+        config = self.config(**fields)
         config._attn_implementation = attn
-        model = getattr(transformers, self.model)(config).eval()
+        torch.manual_seed(seed)
+        model = self._class(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
@@ -87,292 +97,174 @@ class Family:
         return model
 
 
-_SLIDING = "short sliding windows are held exactly, in place"
-_LATENT = "latent attention (MLA): a latent and a rotary key are cached, and read by all heads"
-_LONG_WINDOW = "a window of over 1,024 tokens is quantized"
+def families() -> list[Family]:
+    """All of the installed transformers, and the variants of them that have other attention."""
+    lists = importlib.import_module("transformers.models.auto.modeling_auto")
+    types: dict[str, dict[str, None]] = {}
+    kinds: dict[str, str] = {}
+    for name, kind in LISTS.items():
+        for config, model in getattr(lists, name).items():
+            types.setdefault(model, {})[config] = None
+            kinds[model] = kind
+    found = {model: Family(model, kinds[model], types=tuple(types[model])) for model in sorted(kinds, key=str.lower)}
+    variants = (
+        dataclasses.replace(found[model], variant=variant, fields=fields)
+        for model, variant, fields in VARIANTS
+        if model in found
+    )
+    return sorted([*found.values(), *variants], key=lambda one: list(LISTS.values()).index(one.kind))
 
-FAMILIES = (
-    Family("Llama", "LlamaForCausalLM", _HEAD_DIM),
-    Family("Mistral", "MistralForCausalLM", {**_HEAD_DIM, "sliding_window": 4096}, note=_LONG_WINDOW),
-    Family("Mixtral", "MixtralForCausalLM", {**_HEAD_DIM, "num_local_experts": 4}, note="mixture of experts"),
-    Family("Qwen2", "Qwen2ForCausalLM", _GQA, note="bias on q, k, v"),
-    Family("Qwen3", "Qwen3ForCausalLM", _HEAD_DIM, note="normalized queries and keys"),
-    Family(
-        "Qwen3-MoE",
-        "Qwen3MoeForCausalLM",
-        {**_HEAD_DIM, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-        note="mixture of experts",
-    ),
-    Family("Gemma", "GemmaForCausalLM", {**_HEAD_DIM, "num_key_value_heads": 1}, note="one KV head"),
-    Family(
-        "Gemma 2",
-        "Gemma2ForCausalLM",
-        {**_HEAD_DIM, "sliding_window": 16, "query_pre_attn_scalar": 24},
-        attn=("eager",),
-        note="soft-capped scores; " + _SLIDING,
-    ),
-    Family(
-        "Gemma 3",
-        "Gemma3ForCausalLM",
-        {**_HEAD_DIM, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-        config="Gemma3TextConfig",
-        note="normalized queries and keys; " + _SLIDING,
-    ),
-    Family("Phi", "PhiForCausalLM", _GQA, note="rotary embedding on a part of head_dim"),
-    Family("Phi-3", "Phi3ForCausalLM", {**_GQA, "sliding_window": 262144}, note="fused qkv; " + _LONG_WINDOW),
-    Family(
-        "GPT-2",
-        "GPT2LMHeadModel",
-        {"vocab_size": VOCAB, "n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 256, "bos_token_id": None},
-        note="fused qkv, learned positions",
-    ),
-    Family("GPT-NeoX", "GPTNeoXForCausalLM", _COMMON, note="fused qkv"),
-    Family(
-        "GPT-J",
-        "GPTJForCausalLM",
-        {"vocab_size": VOCAB, "n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 256, "rotary_dim": 8},
-        attn=("eager",),
-        note="scores in float32",
-    ),
-    Family("OPT", "OPTForCausalLM", {**_COMMON, "ffn_dim": 64, "word_embed_proj_dim": 64}, note="scaled queries"),
-    Family(
-        "Falcon",
-        "FalconForCausalLM",
-        {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4},
-        note="one KV head for all query heads, by broadcasting",
-    ),
-    Family(
-        "Falcon, ALiBi",
-        "FalconForCausalLM",
-        {
-            "vocab_size": VOCAB,
-            "hidden_size": 64,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "alibi": True,
-            "multi_query": False,
-            "new_decoder_architecture": False,
-        },
-        unrecorded=("sdpa",),
-        note="bias scaled with the scores",
-    ),
-    Family(
-        "MPT",
-        "MptForCausalLM",
-        {"vocab_size": VOCAB, "d_model": 64, "n_layers": LAYERS, "n_heads": 4, "max_seq_len": 256, "use_cache": True},
-        attn=("eager",),
-        note="ALiBi, masked_fill",
-    ),
-    Family(
-        "BLOOM",
-        "BloomForCausalLM",
-        {"vocab_size": VOCAB, "hidden_size": 64, "n_layer": LAYERS, "n_head": 4},
-        attn=("eager",),
-        note="ALiBi through baddbmm on [B*H, N, D]",
-    ),
-    Family("StarCoder2", "Starcoder2ForCausalLM", _GQA),
-    Family("StableLM", "StableLmForCausalLM", _GQA),
-    Family("OLMo 2", "Olmo2ForCausalLM", _GQA, note="normalized queries and keys"),
-    Family("Cohere", "CohereForCausalLM", _GQA),
-    Family("Granite", "GraniteForCausalLM", {**_GQA, "attention_multiplier": 0.2}, note="a scale of its own"),
-    Family(
-        "Granite SWA",
-        "GraniteSWAForCausalLM",
-        {**_HEAD_DIM, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-        attn=("eager",),
-        note="sink logits as a gate on the output; " + _SLIDING,
-    ),
-    Family(
-        "XGLM",
-        "XGLMForCausalLM",
-        {
-            **{"vocab_size": VOCAB, "d_model": 64, "ffn_dim": 64, "num_layers": LAYERS, "attention_heads": 4},
-            **{"max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None},
-        },
-        attn=("eager",),
-        unrecorded=("eager",),
-        note="scores not below the lowest number, bmm on [B*H, N, D]",
-    ),
-    Family(
-        "CPM-Ant",
-        "CpmAntForCausalLM",
-        {
-            **{"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4},
-            **{"dim_head": 16, "dim_ff": 64, "prompt_length": 4, "prompt_types": 4, "segment_types": 4},
-        },
-        attn=("eager",),
-        unrecorded=("eager",),
-        note="weights are masked again; each step is compiled, as the program makes its length a constant",
-    ),
-    Family("SmolLM3", "SmolLM3ForCausalLM", {**_GQA, "use_sliding_window": False}, note="layers without RoPE"),
-    Family("GLM-4", "Glm4ForCausalLM", _HEAD_DIM),
-    Family(
-        "DeepSeek-V3",
-        "DeepseekV3ForCausalLM",
-        {
-            **_COMMON,
-            "num_key_value_heads": 4,
-            "q_lora_rank": 32,
-            "kv_lora_rank": 16,
-            "qk_rope_head_dim": 16,
-            "qk_nope_head_dim": 16,
-            "v_head_dim": 16,
-            "first_k_dense_replace": 1,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_group": 2,
-            "topk_group": 1,
-            "moe_intermediate_size": 32,
-        },
-        note=_LATENT,
-    ),
-    Family(
-        "MiniCPM3",
-        "MiniCPM3ForCausalLM",
-        {
-            **_COMMON,
-            "num_key_value_heads": 4,
-            "q_lora_rank": 32,
-            "kv_lora_rank": 24,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 24,
-            "v_head_dim": 20,
-        },
-        note=_LATENT,
-    ),
-    Family(
-        "gpt-oss",
-        "GptOssForCausalLM",
-        {
-            **_HEAD_DIM,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "sliding_window": 16,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
-        attn=("eager",),
-        note="sink logits; " + _SLIDING,
-    ),
-    Family(
-        "Inkling 2",
-        "Inkling2ForCausalLM",
-        {
-            **_HEAD_DIM,
-            **{"unpadded_vocab_size": VOCAB, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
-            **{"swa_head_dim": 16, "sliding_window_size": 16, "layer_types": ["hybrid_sliding", "hybrid"]},
-            **{"d_rel": 8, "rel_extent": 64, "n_layers_per_attn_res_block": 1},
-            **{"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
-        },
-        config="Inkling2TextConfig",
-        attn=("eager",),
-        unrecorded=("eager",),
-        note="sink logits of each token of the query, biases by distance; " + _SLIDING,
-    ),
-)
+
+def family(name: str) -> Family:
+    """The family of a class, or one of its variants.
+
+    Raises:
+        KeyError: the installed transformers has none.
+    """
+    return {family.name: family for family in families()}[name]
+
+
+def inputs_for(model: Any, batch: int, padding: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Text for ``generate``, and an image where a model takes nothing else."""
+    inputs: dict[str, Any] = {**prompt(batch, PROMPT, padding, vocab=VOCAB), "decoder_start_token_id": 1}
+    argument = inspect.signature(model.generate).parameters.get("pixel_values")
+    is_needed = argument is not None and argument.default is inspect.Parameter.empty
+    if model.main_input_name == "pixel_values" or is_needed or type(model).__name__ in WITH_IMAGE:
+        inputs["pixel_values"] = torch.randn(batch, 3, *_image_size(model.config))
+    elif model.main_input_name == "flattened_patches":
+        patches = torch.randn(batch, 20, 2 + model.config.vision_config.patch_embed_hidden_size)
+        patches[:, :, :2] = 1  # row and column
+        inputs["flattened_patches"] = patches
+    if model.config.is_encoder_decoder and model.main_input_name != "input_ids":
+        del inputs["input_ids"], inputs["attention_mask"]
+    return inputs
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "model_type"))]
+    size = next(part.image_size for part in parts if getattr(part, "image_size", None))
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+# --- what becomes of one --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a family.
+    """What became of a family with one attention implementation.
 
     Attributes:
-        attn: attention implementation.
-        rewritten: attentions that were rewritten in the decode graph with the fewest.
-        attentions: how many it has.
-        reasons: why the others were not.
-        quantized: layers whose cache is quantized at the end.
-        window: what is kept of a cache with a sliding window; empty if none has one, or none reached it.
-        recorded: ``yes`` if every decode graph that ran twice is recorded, else why one is not.
+        rewritten: attentions of a step that were rewritten.
+        attentions: how many a step has.
+        caches: how many keys and values the uncompiled model caches.
+        quantized: how many of these are quantized at the end.
+        reasons: why the others are not.
+        window: what is kept of caches with a sliding window; empty if none has one, or none reached it.
+        recorded: ``yes`` if every graph of a step with attention is recorded, else why one is not.
+        graphs: how many a step runs; more than one where Dynamo splits the program.
+        problem: why the uncompiled model does not run; then the rest is empty.
+        failure: what goes wrong with the compiled model alone.
     """
 
-    attn: str
-    rewritten: int
-    attentions: int
-    reasons: tuple[str, ...]
-    quantized: int
-    window: str
-    recorded: str
+    rewritten: int = 0
+    attentions: int = 0
+    caches: int = 0
+    quantized: int = 0
+    reasons: tuple[str, ...] = ()
+    window: str = ""
+    recorded: str = ""
+    graphs: int = 1
+    problem: str = ""
+    failure: str = ""
 
 
 @threads(1)
 @torch.no_grad()
-def check(family: Family, attn: str, *, inductor: bool = False, new_tokens: int = 12) -> Result:
-    """Generate eagerly and compiled in ``lossless``, for one sequence and for a left-padded batch, and compare.
+def check(family: Family, attn: str, *, inductor: bool = False) -> Result:
+    """Generate eagerly and compiled in ``lossless``, and compare.
+
+    With sdpa a left-padded batch, with eager one sequence, and both where there is no sdpa.
 
     Raises:
         AssertionError: where tokens or logits differ.
     """
     forget_graphs()
-    model = family.build(attn)
-    torch.manual_seed(1)
-    # each family sees both batches, though not with each attention implementation
-    single = attn != "sdpa" or len(family.attn) == 1
-    padded = attn == "sdpa" or len(family.attn) == 1
-    batches = [prompt(1, 40, vocab=VOCAB)] * single + [prompt(2, 40, (0, 7), vocab=VOCAB)] * padded
-    expected = [generate(model, inputs, new_tokens)[:2] for inputs in batches]
+    try:
+        model = family.build(attn)
+        torch.manual_seed(1)
+        batches: list[Any] = []
+        if attn != "sdpa":
+            batches.append(inputs_for(model, 1))
+        if attn == "sdpa" or len(family.attn) == 1:
+            batches.append(inputs_for(model, 2, (0, 7)))
+        steps = 2 * NEW_TOKENS if model.config.is_encoder_decoder else NEW_TOKENS
+        expected = [generate(model, inputs, steps, num_beams=1) for inputs in batches]
+        if any(tokens.dim() != 2 for tokens, *_ in expected):
+            raise ValueError("its tokens are not text")
+    except Exception as error:
+        return Result(problem=_short(error))
+    caches = len(_keys(expected[0][2]))
     innerq(model, preset="lossless")
+    runs = []
     with warnings.catch_warnings(), emulation(), contextlib.nullcontext() if inductor else without_inductor(as_it_is):
         warnings.simplefilter("ignore")
-        for inputs, (want_tokens, want) in zip(batches, expected, strict=True):
-            tokens, logits, cache = generate(model, inputs, new_tokens)
-            assert_same_tokens(tokens, logits, want_tokens, want, torch.float32)
-    reports = [report for report in compiled_graphs() if report.kind != "prefill"]
-    report = min(reports, key=lambda report: report.rewritten)
-    reasons = tuple(dict.fromkeys(reason.text for reason in report.reasons))
-    quantized = sum(isinstance(layer.keys, InnerQTensor) for layer in cache.layers)
-    window = ", ".join(sorted({layer.window for layer in report.layers if layer.window}))
-    recorded = {
-        "yes" if report.recorded else str(report.cuda_graphs).partition(" (File")[0]
-        for report in reports
-        if report.calls > 1
-    }
-    return Result(attn, report.rewritten, report.attentions, reasons, quantized, window, "; ".join(sorted(recorded)))
+        for inputs, (want_tokens, want, _) in zip(batches, expected, strict=True):
+            calls = []
+            for count in (1, steps):  # what runs for one token is the prompt
+                before = {report.index: report.calls for report in compiled_graphs()}
+                tokens, logits, cache = generate(model, inputs, count, num_beams=1)
+                assert_same_tokens(tokens, logits, want_tokens[:, :count], want[:, :count], torch.float32)
+                calls.append({r.index: r.calls - before.get(r.index, 0) for r in compiled_graphs()})
+            of_steps = {index: count - calls[0].get(index, 0) for index, count in calls[1].items()}
+            run = [(r, of_steps[r.index]) for r in compiled_graphs() if of_steps[r.index] > 0]
+            runs.append([(report, count) for report, count in run if report.kind != "prefill"])  # compiled anew
+    quantized = sum(isinstance(keys, InnerQTensor) for keys in _keys(cache))
+    return min((_of_run(run, steps - 1, caches, quantized) for run in runs), key=lambda result: result.rewritten)
 
 
-# --- the table in the docs ------------------------------------------------------------------------------------------
+def _of_run(run: list[tuple[GraphReport, int]], steps: int, caches: int, quantized: int) -> Result:
+    """Of graphs, and how often each ran in all steps."""
+    reports = [report for report, _ in run]
+    layers = [layer for report in reports for layer in report.layers]
+    rewritten, attentions = (
+        sum(getattr(report, name) * calls for report, calls in run) for name in ("rewritten", "attentions")
+    )
+    of_each = round(attentions / steps)
+    if attentions and quantized == caches:  # else graphs without one may have lost it
+        reports = [report for report in reports if report.attentions]
+    recorded = {_recorded(report) for report, calls in run if report.attentions and calls > 1}
+    if attentions and not recorded:
+        recorded = {"no: each step is compiled"}
+    return Result(
+        rewritten=of_each * rewritten // max(attentions, 1),
+        attentions=of_each,
+        caches=caches,
+        quantized=quantized,
+        reasons=tuple(dict.fromkeys(reason.text for report in reports for reason in report.reasons)),
+        window=", ".join(sorted({layer.window for layer in layers if layer.window})),
+        recorded="; ".join(sorted(recorded)),
+        graphs=round(sum(calls for _, calls in run) / steps),
+    )
 
 
-def table(results: dict[str, dict[str, Result]]) -> str:
-    """The table of families as Markdown, and the reasons why layers are not rewritten."""
-    lines = ["| family | class | sdpa | eager | sliding window | recorded | remarks |", "|---|---|---|---|---|---|---|"]
-    for family in FAMILIES:
-        cells = [results[family.name].get(attn) for attn in ("sdpa", "eager")]
-        shown = [f"{cell.rewritten} of {LAYERS}" if cell else "not in transformers" for cell in cells]
-        found = results[family.name].values()
-        shown.append(", ".join(sorted({cell.window for cell in found if cell.window})))
-        shown.append("; ".join(sorted({cell.recorded for cell in found})))
-        lines.append(f"| {family.name} | `{family.model}` | {' | '.join(shown)} | {family.note} |")
-    kept = [
-        (family.name, reason)
-        for family in FAMILIES
-        for reason in sorted({text for cell in results[family.name].values() for text in cell.reasons})
-    ]
-    if kept:
-        lines += ["", "The reasons that `explain` gives for layers that are not rewritten:", ""]
-        lines += [f"- {name}: {reason}" for name, reason in kept]
-    return "\n".join(lines)
+def _recorded(report: GraphReport) -> str:
+    """Without the names of nodes and lines, which say nothing outside of the graph."""
+    return "yes" if report.recorded else str(report.cuda_graphs).partition(" (File")[0].partition(", at ")[0]
 
 
-def page(results: dict[str, dict[str, Result]]) -> str:
-    """The support matrix with the table of these results."""
-    return script("docs/regions").filled(MATRIX.read_text(encoding="utf-8"), {"families": lambda: table(results)})
+def _keys(cache: Any) -> list[torch.Tensor]:
+    """Keys of all layers that cache some, of an encoder as well."""
+    if cache is None:
+        return []
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    layers = [layer for part in (cache, *parts) for layer in getattr(part, "layers", ())]
+    keys = [getattr(layer, "keys", None) for layer in layers]
+    return [side for side in keys if isinstance(side, torch.Tensor) and side.dim() > 2]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write {MATRIX.name}")
-    parser.add_argument("families", nargs="*", help="names, all of them where none is given")
-    args = parser.parse_args()
-    results: dict[str, dict[str, Result]] = {}
-    for family in FAMILIES:
-        if args.families and family.name not in args.families:
-            continue
-        for attn in family.attn:
-            results.setdefault(family.name, {})[attn] = result = check(family, attn)
-            print(family.name, result)
-    if args.write:
-        MATRIX.write_text(page(results))
-
-
-if __name__ == "__main__":
-    main()
+def _short(error: BaseException) -> str:
+    """The first sentence of an error's text."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if "Class validation error" in text:
+        text = str(error).splitlines()[-1].strip()
+    return f"{type(error).__name__}: {text.partition('. ')[0]}"[:200].rstrip(" .")

@@ -54,7 +54,7 @@ def generate(model, inputs, new_tokens: int, **kwargs):
         output_logits=True,
         **kwargs,
     )
-    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+    tokens = out.sequences[:, -new_tokens:]
     return tokens, torch.stack(out.logits, dim=1).float(), out.past_key_values
 
 
