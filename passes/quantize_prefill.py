@@ -165,11 +165,14 @@ def _capacity(write: Writer, node: Node, fmt: CacheFormat) -> Node | int:
 def _padding_mask(match: AttentionMatch, key: CacheUse, value: CacheUse, context: PassContext) -> Node | None:
     """The mask of a prefill, if it can be used to find left padding; else None.
 
-    It can if it has a column for each key and no other reader sees a key that it hides from all queries.
+    It can if it has a column for each key and no other reader sees a key that it hides from all queries, nor did an
+    earlier query: behind tokens of an earlier call the mask of a window hides those that have left it.
     """
     mask = context.standard[match].mask
-    size = shape(mask)
-    if size is None or len(size) != 4 or not same_size(size[3], sizes_of(key.node)[key.tokens_dim]):
+    size, tokens = shape(mask), sizes_of(key.node)[key.tokens_dim]
+    if size is None or len(size) != 4 or not same_size(size[3], tokens):
+        return None
+    if not same_size(tokens, sizes_of(context.standard[match].query)[2]) and _has_older_tokens(key.node):
         return None
     for other in context.attentions:
         if other.key is match.key or other.value is match.value:
@@ -184,6 +187,14 @@ def _padding_mask(match: AttentionMatch, key: CacheUse, value: CacheUse, context
         inside |= {*match.part.nodes}
     attended = all(_only_attended(use.node, use, inside) for use in (key, value))
     return mask if attended and all(_only_attended(node, None, inside) for node in inside) else None
+
+
+def _has_older_tokens(node: Node | None) -> bool:
+    """Whether keys are put together of several tensors, of which one may hold tokens of an earlier call."""
+    while node is not None and op_name(node) != "cat":
+        before = [source for source in node.all_input_nodes if tensor_of(source) is not None]
+        node = before[0] if len(before) == 1 else None
+    return node is not None
 
 
 def _only_attended(node: Node, cached: CacheUse | None = None, inside: frozenset[Node] = frozenset()) -> bool:

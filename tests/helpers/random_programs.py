@@ -235,6 +235,9 @@ class Runner:
             x[:, 0] = self.decoder.vocabulary[self.token]
         positions = torch.arange(self.position, self.position + tokens) if p.position != "int" else None
         start = self.position if p.position != "tensor" else None
+        if self.forgets and not self.compiled:
+            for buffer in self.all_buffers():
+                buffer[:, :, self.position :] = 0
         caches = self.caches
         if p.buffers and p.held == "attribute":
             self.decoder.buffers_, caches = caches, None
@@ -246,7 +249,10 @@ class Runner:
             logits = dense(x)[:, -1] @ self.decoder.vocabulary.T
             self.token = logits.argmax(-1)
             self.outputs += [(f"step {index}: logits", logits), (f"step {index}: token", self.token.clone())]
-        self.outputs += [(f"step {index}, extra {n}", dense(extra).clone()) for n, extra in enumerate(extras)]
+        extras = [dense(extra).clone() for extra in extras]
+        if p.trick == "duplicated":  # they are the caches
+            extras = [self.without_padding(extra) for extra in extras]
+        self.outputs += [(f"step {index}, extra {n}", extra) for n, extra in enumerate(extras)]
         self.position += tokens
 
     def seen(self, tokens: int) -> torch.Tensor | None:
@@ -283,6 +289,11 @@ class Runner:
         return seen
 
     @property
+    def forgets(self) -> bool:
+        """Whether buffers of the compiled program forget what lies behind a write, as those of `empty_cache` do."""
+        return self.p.cache == "typed" and self.p.cache_layout == "BHSD"
+
+    @property
     def cached(self) -> int:
         """Tokens in a cache that grows."""
         return unpack(self.p.cache, self.caches[0])[0].shape[self.decoder.token_dim]
@@ -293,7 +304,7 @@ class Runner:
         p, pairs = self.p, []
         for _ in range(p.layers):
             shape = (p.batch, p.kv_heads, p.max_tokens, p.head_dim)
-            if p.cache == "typed" and self.compiled and p.cache_layout == "BHSD":
+            if self.forgets and self.compiled:
                 pairs.append(tuple(empty_cache(*shape, role=role, config=self.config) for role in ("key", "value")))
             else:
                 shape = shape if p.cache_layout == "BHSD" else (shape[0], shape[2], shape[1], shape[3])
@@ -383,6 +394,11 @@ class Runner:
     def all_buffers(self) -> list[torch.Tensor]:
         return [buffer for pair in self.caches for buffer in pair]
 
+    def without_padding(self, x: torch.Tensor) -> torch.Tensor:
+        """A cache, a copy that is changed: with zeros for padding tokens, which a quantized cache drops."""
+        x[-1].narrow(self.decoder.token_dim - 1, 0, self.p.padding).zero_()
+        return x
+
     def record_caches(self, when: str) -> None:
         if self.caches is None:
             return
@@ -391,8 +407,7 @@ class Runner:
                 x = dense(x).clone()
                 if self.p.cache == "typed":  # what was written, and is not forgotten
                     x = x.narrow(self.decoder.token_dim, 0, self.position)
-                if self.p.padding:  # a quantized cache drops padding tokens
-                    x[-1].narrow(self.decoder.token_dim - 1, 0, self.p.padding).zero_()
+                x = self.without_padding(x)
                 self.outputs.append((f"{when}: {side} of layer {layer}", x))
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from innerq_compile import InnerQConfig
+from innerq_compile import InnerQConfig, InnerQTensor
+from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.passes import PIPELINE
 from innerq_compile.passes.context import CacheSource
 from tests.helpers.programs import TinyAttention, brief_code_of, capture, changes_by_pass
@@ -83,3 +84,22 @@ def test_both_attentions_count_as_rewritten_and_make_one_cache():
     context = PIPELINE.rewrite(graph_of_a_prompt((mask, mask)), PLAIN).context
     assert len(context.rewritten) == 2 and len(context.quantized) == 2
     assert {use.source for uses in context.uses.values() for use in uses} == {CacheSource.FRESH}
+
+
+class Older(TinyAttention):
+    """Attends to dense tokens of an earlier call and to its own, and returns all of them as a new cache."""
+
+    def forward(self, x, mask, past_k, past_v):
+        q, k, v = (f(x).view(1, -1, n, 16).transpose(1, 2) for f, n in ((self.q, 2), (self.k, 1), (self.v, 1)))
+        keys, values = torch.cat([past_k.contiguous(), k], 2), torch.cat([past_v.contiguous(), v], 2)
+        return F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=True), keys, values
+
+
+def test_what_has_left_the_window_of_new_tokens_is_no_padding():
+    mask = torch.arange(7)[None] > torch.arange(5, 7)[:, None] - 4
+    inputs = torch.randn(1, 2, 32), mask[None, None], torch.randn(1, 1, 5, 16), torch.randn(1, 1, 5, 16)
+    with torch.no_grad():
+        _, keys, values = torch.compile(Older(), backend=innerq_backend, options={"preset": "lossless"})(*inputs)
+    for cache, past in ((keys, inputs[2]), (values, inputs[3])):
+        assert isinstance(cache, InnerQTensor)
+        torch.testing.assert_close(cache.dequantize()[:, :, :5], past)
