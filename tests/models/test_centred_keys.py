@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 import transformers
 
 from innerq_compile import innerq
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import family
 from tests.helpers.models import generate, prompt
 from tests.helpers.without_inductor import forget_graphs
 
@@ -25,13 +23,11 @@ MORE = {"Gemma2ForCausalLM": {"attention_bias": True, "attn_logit_softcapping": 
 def test_scores_are_those_of_the_program(name, options):
     if not hasattr(transformers, name):
         pytest.skip("this transformers has no such family")
-    (family,) = [family for family in FAMILIES if family.model == name]
-    family = dataclasses.replace(family, kwargs={**family.kwargs, **MORE.get(name, {})})
     inputs, logits = prompt(2, 200, (0, 9)), []
     for rewrite in (False, True):
         forget_graphs()
         torch.manual_seed(0)
-        model = family.build("eager")
+        model = family(name).build("eager", **MORE.get(name, {}))
         for layer in model.model.layers:
             layer.self_attn.k_proj.bias.data.normal_(0, 3.0)
         logits.append(generate(innerq(model, preset="base", rewrite=rewrite), inputs, 3, **options)[1][:, :2])

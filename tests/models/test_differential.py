@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 import transformers
 from transformers import StaticCache
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
-from tests.helpers.families import _HEAD_DIM, Family
+from tests.helpers.families import ATTN, family
 from tests.helpers.generation import assert_all_rewritten, assert_same_logits, feed
 from tests.helpers.models import assert_same_tokens, generate, prompt
 
-FAMILY = Family("DiffLlama", "DiffLlamaForCausalLM", _HEAD_DIM)
+MODEL = "DiffLlamaForCausalLM"
 #: KV heads, and heads of the query: halves of one head and of two, with and without grouped queries.
 HEADS = [(2, 4), (4, 8), (4, 4)]
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(transformers, FAMILY.model), reason="this transformers has no such family"),
+    pytest.mark.skipif(not hasattr(transformers, MODEL), reason="this transformers has no such family"),
     pytest.mark.usefixtures("graphs_as_they_are"),
 ]
 
 
 def build(attn, heads=(4, 8)):
-    sizes = {"num_key_value_heads": heads[0], "num_attention_heads": heads[1]}
-    return dataclasses.replace(FAMILY, kwargs={**FAMILY.kwargs, **sizes}).build(attn)
+    return family(MODEL).build(attn, num_key_value_heads=heads[0], num_attention_heads=heads[1], head_dim=16)
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("attn", FAMILY.attn)
+@pytest.mark.parametrize("attn", ATTN)
 def test_generates_what_the_uncompiled_model_does(attn, heads):
     model, inputs = build(attn, heads), prompt(2, 40, (0, 7))
     tokens, logits, _ = generate(model, inputs, 8)
@@ -61,7 +58,7 @@ def test_quantized_caches_give_what_the_model_computes_from_them_dequantized(pre
     assert key_norm == "channel" or all(layer.key_norm.query == "projection" for layer in decode.layers)
 
 
-@pytest.mark.parametrize("attn", FAMILY.attn)
+@pytest.mark.parametrize("attn", ATTN)
 def test_static_cache(attn):
     eager, compiled, sizes = build(attn), innerq(build(attn), preset="lossless"), [9, 1, 1, 3, 1]
     ids = torch.randint(2, 61, (2, sum(sizes)))
