@@ -175,7 +175,9 @@ def measure_size(
     gc.collect()
     peak_gib(args.device)
     with processes.quiet():
+        quiet_from = time.perf_counter()
         arrived, cache = request(model, batch, tokens, args.new, more)
+        quiet_s = time.perf_counter() - quiet_from
     steps = [1e3 * (after - before) for before, after in itertools.pairwise(arrived)]
     last = steps[len(steps) // 2 :]
     step = statistics.median(last)
@@ -187,6 +189,7 @@ def measure_size(
         "quantized": sum(quantized),
         "layers": len(quantized),
         "request_before_s": before_s,
+        "disturbed": quiet_s > processes.LONGEST_QUIET - processes.SETTLE,
         "prompt_ms": 1e3 * arrived[0],
         "step_ms": step,
         "step_ms_least": min(last),

@@ -10,14 +10,15 @@ layers differ. Sides: ``innerq`` is ``innerq(model)``; ``eager`` compiles nothin
 ``cache_implementation="static"``, which compiles its steps on a GPU; ``compile`` is ``model.compile()``.
 
 Each side of a model is a process of its own, which makes the model, compiles by a short request of each size (a size is
-one of ``--batch`` and one of ``--tokens``), and then answers two requests of each. ``--jobs`` processes compile at the
-same time, and answer one after the other on each GPU; while the second request of a size is timed, all others stand
-still. What fails is a row that says why. A process that has run out of memory beside others runs again alone.
+one of ``--batch`` and one of ``--tokens``), and then answers two requests of each, one of a side that compiles nothing.
+``--jobs`` processes compile at the same time, and answer one after the other on each GPU; while the last request of a
+size is timed, all others stand still (``disturbed``: not until its end). What fails is a row that says why. A process
+that has run out of memory beside others runs again alone.
 
 Reported are the seconds from the call of ``innerq`` (or of another side) to the first token, with the compile caches as
-the process finds them on disk and with the other processes beside it; the median step of the last half of the last
-request of a size, by the times at which ``generate`` hands out tokens, which it has brought to the CPU then; and the
-bytes that the cache holds at the end, room that is not used yet included.
+the process finds them on disk, with the other processes beside it, and with the time in which it stood still for them;
+the median step of the last half of the last request of a size, by the times at which ``generate`` hands out tokens,
+which it has brought to the CPU then; and the bytes that the cache holds at the end, room that is not used yet included.
 
 *Of the limit* is how much of the step it would take to only read weights and cache once: the weights of a step are all
 parameters but embeddings that are looked up in, and of experts those that the batch's tokens reach if they are routed
@@ -102,6 +103,11 @@ def ran_out_of_memory(result: Result) -> bool:
     return any("OutOfMemory" in each.get("failed", "") for each in failures)
 
 
+def measured_rows(result: Result) -> int:
+    """How many sizes of a result have figures."""
+    return sum("failed" not in row for row in result.get("rows", ()))
+
+
 def results_of(args: argparse.Namespace) -> Iterator[Result]:
     """The figures of every side of every model, as they come."""
     wanted = args.only or [(name, side) for name in args.models for side in args.sides]
@@ -119,7 +125,7 @@ def results_of(args: argparse.Namespace) -> Iterator[Result]:
     for first in beside_others:
         name, side = first["model"], first["side"]
         alone = in_a_process(args, name, side, gpus[name], turns, end) if time.perf_counter() < end else {}
-        yield alone if len(alone.get("rows", ())) >= len(first.get("rows", ())) > 0 else first
+        yield max(first, alone, key=measured_rows)  # the first of two alike
 
 
 def comparison(results: list[Result], read_gb_s: float) -> list[Result]:

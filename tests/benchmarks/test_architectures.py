@@ -83,6 +83,18 @@ def test_who_ran_out_of_memory_runs_again():
     assert not architectures.ran_out_of_memory({"rows": [{"failed": "RuntimeError: no"}], "first_requests": [{"s": 1}]})
 
 
+def test_the_result_with_more_figures_is_kept():
+    """A process that had no memory beside others may have none alone, or be stopped by the clock."""
+    fails, good = {"failed": "OutOfMemoryError"}, {"tokens_per_s": 1.0}
+    results = [
+        {"failed": "OutOfMemoryError"},
+        {"rows": [fails, fails]},
+        {"rows": [good]},
+        {"rows": [good, fails, good]},
+    ]
+    assert [architectures.measured_rows(result) for result in results] == [0, 0, 1, 2]
+
+
 PROGRAM = f"""
 import json, sys, time
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
