@@ -131,7 +131,7 @@ PIPELINE = Pipeline(
         Pass(
             hoist_lengths,
             "for CUDA graphs: move what depends on the length of the cache to a prelude",
-            reads=("static_lengths", "caches", "shadows"),
+            reads=("static_lengths", "caches", "shadows", "appended"),
             writes=("prelude", "lengths_not_hoisted", "notes"),
         ),
     )

@@ -44,7 +44,7 @@ def fold_key_norm(gm: GraphModule, context: PassContext) -> GraphModule:
     if not context.key_norms:
         return gm
     write, changes = Writer(gm.graph), Writes(gm.graph)
-    for uses in _by_tensor(context.key_norms):
+    for uses in _by_tensor(context.key_norms, changes):
         use, place = uses[0], _fold(write, uses, changes, context)
         for one in uses:
             places = context.norm_places.get(one.match, NormPlaces())
@@ -56,12 +56,19 @@ def fold_key_norm(gm: GraphModule, context: PassContext) -> GraphModule:
     return gm
 
 
-def _by_tensor(uses: list[KeyNormUse]) -> list[list[KeyNormUse]]:
-    """The uses, those together in which several attentions to a cache have the same query."""
-    found: dict[object, list[KeyNormUse]] = {}
+def _by_tensor(uses: list[KeyNormUse], changes: Writes) -> list[list[KeyNormUse]]:
+    """The uses, those together in which several attentions to a cache have the same query with the same values."""
+    found: list[list[KeyNormUse]] = []
+    latest: dict[object, list[KeyNormUse]] = {}
     for use in uses:
-        found.setdefault(use if use.is_key else (use.tensor, use.cache), []).append(use)
-    return [*found.values()]
+        together = latest.get((use.tensor, use.cache))
+        if use.is_key or together is None or changes.between(use.tensor, together[0].op, use.op):
+            found.append([use])
+            if not use.is_key:
+                latest[use.tensor, use.cache] = found[-1]
+        else:
+            together.append(use)
+    return found
 
 
 def _fold(write: Writer, uses: list[KeyNormUse], changes: Writes, context: PassContext) -> NormPlace:

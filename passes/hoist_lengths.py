@@ -172,11 +172,11 @@ def _split(gm: GraphModule, context: PassContext, hoisted: set[Node], targets: l
     masks = [_has_length(result, lasting) for result in results]
     written = [not mask or _is_one_row(result) for mask, result in zip(masks, results, strict=True)]
     _write_results(graph, [nodes[target] for target in targets], written)
-    cache = next(context.cache_inputs())
+    caches = [cache for _, cache in context.caches_with_room()]
     placeholders = []
     for index, (target, is_mask) in enumerate(zip(targets, masks, strict=True)):
         value = example(target)
-        value = _mask_buffer(value, cache) if is_mask else value.new_empty(value.shape)
+        value = _mask_buffer(value, caches) if is_mask else value.new_empty(value.shape)
         placeholder = write.placeholder(f"hoisted_{index}", value, ConstantSource(f"innerq_hoisted_{index}"))
         for user in list(target.users):
             if user.op == "output":  # a copy, because the next step overwrites the buffer
@@ -206,12 +206,13 @@ def _write_results(graph: Graph, results: list[Node], written: list[bool]) -> No
     graph.output(tuple(result for result, here in zip(results, written, strict=True) if not here))
 
 
-def _mask_buffer(mask: torch.Tensor, cache: CacheInput) -> torch.Tensor:
-    """A fake tensor like ``mask`` with a column for each token that the storage of ``cache`` has room for."""
+def _mask_buffer(mask: torch.Tensor, caches: list[CacheInput]) -> torch.Tensor:
+    """A fake tensor like ``mask`` with a column for each token that the storages of ``caches`` have room for."""
     lead = mask.shape[:-1]
-    codes = example(cache.tensors.codes)
-    tokens = codes.shape[2] * cache.format.block + cache.format.window
-    return codes.new_empty((*lead, tokens), dtype=mask.dtype)
+    codes = [example(cache.tensors.codes) for cache in caches]
+    formats = [cache.format for cache in caches]
+    tokens = sum(one.shape[2] * fmt.block + fmt.window for one, fmt in zip(codes, formats, strict=True))
+    return codes[0].new_empty((*lead, tokens), dtype=mask.dtype)
 
 
 def _erase_unused(gm: GraphModule, hoisted: set[Node]) -> None:

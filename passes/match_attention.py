@@ -32,7 +32,7 @@ def match_attention(gm: GraphModule, context: PassContext) -> GraphModule:
             if match is not None:
                 match = with_latent(match, context.caches, changes)
                 match = dataclasses.replace(match, where=source_line(node), layer=module_path(node))
-                context.attentions += by_cache(match, context.caches)
+                context.attentions += by_cache(match, context.caches, changes)
             elif (name := _other_attention_function(node)) is not None:
                 raise NoMatch(f"{name} is not supported")
         except NoMatch as reason:

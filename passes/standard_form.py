@@ -119,7 +119,8 @@ def _columns(write: Writer, mask: Node, part: TokenPart, found: dict[tuple[Node,
     pieces = call["tensors"] if call is not None and call.name == "cat" else ()
     if call is not None and pieces and call["dim"] in (-1, len(sizes_of(mask)) - 1) and not changed:
         widths = tuple(sizes_of(piece)[-1] for piece in pieces)
-        if align(widths, part.sizes) and not any(changes.of(piece) for piece in pieces):
+        alike = all(dtype_of(piece) == dtype_of(mask) for piece in pieces)  # the cat makes numbers of a boolean mask
+        if alike and align(widths, part.sizes) and not any(changes.of(piece) for piece in pieces):
             return pieces[part.index]
     at = (mask, part.index)
     if changed or at not in found:

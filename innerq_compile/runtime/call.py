@@ -47,8 +47,8 @@ class CompiledGraph:
         sizes = SizeReader(original)
         self._hoisted = None
         if prelude is not None and context.prelude is not None:
-            cache = next(context.cache_inputs()).format
-            self._hoisted = HoistedInputs(prelude, context.prelude, cache, original, sizes, buffers)
+            rooms = [(index, cache.format) for index, cache in context.caches_with_room()]
+            self._hoisted = HoistedInputs(prelude, context.prelude, rooms, original, sizes, buffers)
         self._outputs = Outputs(context.outputs, list(context.caches.values()), sizes)
         self._caches = GraphCaches(context, original, sizes, self._outputs.appended)
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
@@ -63,7 +63,7 @@ class CompiledGraph:
             inputs = self._dense(args)
             inputs += caches.inner
             if self._hoisted is not None:
-                inputs += self._hoisted(args, caches.blocks)
+                inputs += self._hoisted(args, caches.inner)
             results = self._compiled(inputs, caches.memory)
             caches.commit()
             outputs, new_caches = self._outputs(args, results, caches.storages)

@@ -212,11 +212,6 @@ class CallCaches:
             self._locks.release()
 
     @property
-    def blocks(self) -> int:
-        """The capacity of the first cache, in blocks."""
-        return self.inner[0].shape[2]  # the first inner tensor holds the codes
-
-    @property
     def storages(self) -> list[CacheStorage]:
         """The storage of each cache. For prepared caches these are the storages of the arguments."""
         if self._storages is None:  # determined after the graph was launched, so that the GPU does not wait

@@ -48,13 +48,13 @@ class HoistedInputs:
         self,
         prelude: Callable[..., Sequence[torch.Tensor]],
         plan: Prelude,
-        cache: CacheFormat,
+        rooms: list[tuple[int, CacheFormat]],
         original: GraphModule,
         sizes: SizeReader,
         buffers: Callable[[], Buffers] | None = None,
     ) -> None:
         names = [node.name for node in original.graph.find_nodes(op="placeholder")]
-        self._block, self._window = cache.block, cache.window
+        self._rooms = [(index, fmt.block, fmt.window) for index, fmt in rooms]
         self._prelude = prelude
         self._arguments = [names.index(name) for name in plan.inputs]
         self._masks = plan.masks
@@ -74,9 +74,10 @@ class HoistedInputs:
         ]
         self._buffers = buffers or _OwnBuffers()
 
-    def __call__(self, args: tuple[Any, ...], blocks: int) -> list[torch.Tensor]:
-        """The hoisted inputs for a call with ``args``, whose caches have a capacity of ``blocks``."""
-        buffers = self._buffers_for(args, blocks * self._block + self._window)
+    def __call__(self, args: tuple[Any, ...], inner: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The hoisted inputs for a call with ``args``, whose caches have these inner tensors."""
+        tokens = sum(inner[codes].shape[2] * block + window for codes, block, window in self._rooms)
+        buffers = self._buffers_for(args, tokens)
         inputs = [args[index] for index in self._arguments]
         for place, length in self._written:
             inputs.append(buffers[place] if length is None else buffers[place].narrow(-1, 0, length(args)))

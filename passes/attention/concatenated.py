@@ -18,13 +18,16 @@ from torch.fx import Node
 
 from ..analysis.windows import kept_part
 from ..context import AttentionMatch, ProgramCache, TokenPart
+from ..graph.aliases import Writes
 from ..graph.reading import is_output, read
 from ..graph.values import made_equal, sizes_of
 
 
-def by_cache(match: AttentionMatch, caches: dict[Node, ProgramCache]) -> tuple[AttentionMatch, ...]:
+def by_cache(match: AttentionMatch, caches: dict[Node, ProgramCache], changes: Writes) -> tuple[AttentionMatch, ...]:
     """An attention for each of the caches that ``match`` reads one behind another; ``match`` alone if it reads one."""
     alone = (match,)
+    if any(changes.of(node) for node in (match.key, match.value)):
+        return alone
     if match.is_causal or match.softcap or any((match.sink_logits, match.latent, match.value_heads)):
         return alone
     sides = zip((match.key, match.value), match.tokens_dims, strict=True)

@@ -66,7 +66,7 @@ def with_latent(match: AttentionMatch, caches: dict[Node, ProgramCache], changes
     (nope, keys), rotary = projected[0], shared[0]
     if len(sizes_of(rotary.source)) != 4:  # it is broadcast to the keys
         return match
-    side, latent = find_side(rotary.source, match.tokens_dims[0], 3, caches, "keys"), keys.side
+    side, latent = find_side(rotary.source, match.tokens_dims[0], 3, caches, changes, "keys"), keys.side
     if side.base[1] or latent.node is not values.side.node:
         return match
     batches = (sizes_of(side.node)[0], sizes_of(latent.node)[0])
@@ -235,7 +235,7 @@ def _projected(node: Node, tokens_dim: int, caches: dict[Node, ProgramCache], ch
         return None
     for tokens in range(rank - 2, 0, -1):
         try:
-            side = find_side(operand, tokens, rank - 1, caches, "values")
+            side = find_side(operand, tokens, rank - 1, caches, changes, "values")
             features = Axis(weight[0])
             dims = (*side.dims[:-1], (features,))
             projection = None if side.base[1] else _part(call, steps[::-1], dims, features, side, tokens_dim)

@@ -41,7 +41,7 @@ def match_attention_at(node: Node, caches: Caches, order: Order, changes: Writes
     """
     call = read(node)
     if call is not None and call.name == "sdpa":
-        return _sdpa(call, caches)
+        return _sdpa(call, caches, changes)
     product = product_of(node)
     if product is None:
         return None
@@ -55,7 +55,7 @@ def match_attention_at(node: Node, caches: Caches, order: Order, changes: Writes
 # --- SDPA -----------------------------------------------------------------------------------------------------------
 
 
-def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
+def _sdpa(call: Call, caches: Caches, changes: Writes) -> AttentionMatch:
     query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
     if constant(call["dropout_p"]) != 0.0:
         raise NoMatch("dropout is active")
@@ -68,8 +68,8 @@ def _sdpa(call: Call, caches: Caches) -> AttentionMatch:
     if scale is None:
         raise NoMatch("the scale of the scores is not constant")
     repeat_heads = bool(call["enable_gqa"])
-    key_side = find_side(key, -2, -1, caches, "keys")
-    value_side = find_values(value, -2, -1, caches, key_side)
+    key_side = find_side(key, -2, -1, caches, changes, "keys")
+    value_side = find_values(value, -2, -1, caches, changes, key_side)
     batch = _shared_batch(query_size[:-2], key_side.dims[:-2], repeat_heads)
     rows = axes_of_size(query_size[-2])
     weights = (*batch, rows, key_side.dims[-2])
@@ -168,7 +168,7 @@ def _eager(
     if len(features) != 1 or features[0] not in product.labels[1 - key_at]:
         raise NoMatch("the product of query and key does not sum over exactly one dimension, the head_dim")
     key = product.operands[key_at]
-    key_side = find_side(key, labels.index(token_label), labels.index(features[0]), caches, "keys")
+    key_side = find_side(key, labels.index(token_label), labels.index(features[0]), caches, changes, "keys")
     for label, dim in zip(labels, key_side.dims, strict=True):
         if dim:
             unify(axes[label], dim)
@@ -189,7 +189,7 @@ def _eager(
     if len(features) != 1:
         raise NoMatch("the values have other dimensions than heads, tokens and head_dim")
     dims_at = value_labels.index(summed[0]), value_labels.index(features[0])
-    value_side = find_values(value, *dims_at, caches, key_side)
+    value_side = find_values(value, *dims_at, caches, changes, key_side)
     for label, dim in zip(value_labels, value_side.dims, strict=True):
         if label in own and dim:
             unify(dim, own[label])

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from torch.fx import Node
 
 from ..context import HeadRange, NoMatch, ProgramCache
+from ..graph.aliases import Writes, storage_of
 from ..graph.operations import Kind
 from ..graph.reading import is_output, is_pure, kinds, op_name, read, source_of, writes_to
 from ..graph.values import is_float, same_size, same_sizes, shape, sizes_of
@@ -50,13 +51,16 @@ class Side:
     heads: HeadRange | None = None
 
 
-def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], what: str) -> Side:
+def find_side(
+    operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], changes: Writes, what: str
+) -> Side:
     """The cached keys or values that an operand is computed from.
 
     Args:
         operand: an operand of a product.
         tokens, features: its dimensions S and D.
         caches: the quantized caches of the graph.
+        changes: the in-place writes of the graph.
         what: ``"keys"`` or ``"values"``, for messages.
 
     Raises:
@@ -80,17 +84,19 @@ def find_side(operand: Node, tokens: int, features: int, caches: dict[Node, Prog
         side = next((side for side in tried if side is not None), None)
         if side is None:
             raise NoMatch(f"the {what} are not computed from a tensor [B, H, S, D] or [B, S, H, D]")
-    _check_not_written([node for node, _ in chain], side.node, what)
+    _check_not_written([node for node, _ in chain], side.node, changes, what)
     return side
 
 
-def find_values(operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], key: Side) -> Side:
+def find_values(
+    operand: Node, tokens: int, features: int, caches: dict[Node, ProgramCache], changes: Writes, key: Side
+) -> Side:
     """As `find_side`, for the values that belong to the keys ``key``, of which only some heads may be read."""
-    side = find_side(operand, tokens, features, caches, "values")
+    side = find_side(operand, tokens, features, caches, changes, "values")
     part = part_of(side.node)
     if part is None or part.dim != 3 - side.tokens_dim or is_output(side.node):
         return side
-    whole = find_side(part.source, side.tokens_dim, 3, caches, "values")
+    whole = find_side(part.source, side.tokens_dim, 3, caches, changes, "values")
     _, _, whole_tokens, channels = whole.base
     layout = {0: whole.base[0], part.dim: whole.base[1], side.tokens_dim: whole_tokens, 3: channels}
     if whole.dims != tuple(layout[dim] for dim in range(4)):
@@ -99,7 +105,7 @@ def find_values(operand: Node, tokens: int, features: int, caches: dict[Node, Pr
         return side
     for own, full in zip((side.base[0], *side.base[2:]), (whole.base[0], whole_tokens, channels), strict=True):
         unify(own, full)
-    _check_no_writes(part.nodes, "values")
+    _check_no_writes(part.nodes, whole.node, changes, "values")
     heads = HeadRange(part.start, part.stop - part.start, part.nodes)
     return dataclasses.replace(
         side, node=whole.node, tokens_dim=whole.tokens_dim, factor=side.factor * whole.factor, heads=heads
@@ -184,13 +190,18 @@ def _layout(ends: _Ends, tokens: int, features: int) -> str:
     return f"[{', '.join(words)}]"
 
 
-def _check_not_written(chain: list[Node], node: Node, what: str) -> None:
+def _check_not_written(chain: list[Node], node: Node, changes: Writes, what: str) -> None:
     views = chain[: chain.index(node)] + ([node] if op_name(node) == "cat" else [])
-    _check_no_writes(views, what)
+    _check_no_writes(views, node, changes, what)
 
 
-def _check_no_writes(views: Iterable[Node], what: str) -> None:
-    if any(writes_to(view) for view in views):
+def _check_no_writes(views: Iterable[Node], cached: Node, changes: Writes, what: str) -> None:
+    """Check that nothing is written to ``views``, nor to the memory of those that copy what is cached.
+
+    Writes to the memory of the cached tensor itself are those that fill it, which are looked at where it is matched.
+    """
+    memory = {storage_of(cached), None}
+    if any(writes_to(view) or (storage_of(view) not in memory and changes.of(view)) for view in views):
         raise NoMatch(f"the {what} are changed in place between the cache and the attention")
 
 

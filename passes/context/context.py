@@ -116,6 +116,21 @@ class PassContext:
         for pair in self.shadows.values():
             yield from (pair.key, pair.value)
 
+    def caches_with_room(self) -> list[tuple[int, CacheInput]]:
+        """A cache for each of the capacities that the caches have, and the index of its codes among all inner tensors.
+
+        Those that grow have one, and those that are only read, of an encoder, another. A mask may have a column for
+        each token of all of these.
+        """
+        growing = {longer.cache for longer in self.appended.values()}
+        found: dict[bool, tuple[int, CacheInput]] = {}
+        index = 0
+        for cache in self.cache_inputs():
+            is_read = isinstance(cache, ProgramCache) and cache not in growing and bool(growing)
+            found.setdefault(is_read, (index, cache))
+            index += len([*cache.tensors])
+        return [*found.values()]
+
     def for_calls(self) -> PassContext:
         """A context with the fields that calls of the compiled graph need, without those that are about its nodes."""
         about_calls = ("caches", "appended", "pairs", "shadows", "outputs", "prelude")

@@ -1,7 +1,7 @@
 """Adds up the results of an attention that reads several caches, from one operator for each of them.
 
-total = logaddexp(sum_0, sum_1)                          [B, Hq, N]
-out = out_0 * exp(sum_0 - total) + out_1 * exp(sum_1 - total)
+top = maximum(sum_0, sum_1)                              [B, Hq, N]
+out = (out_0 * exp(sum_0 - top) + out_1 * exp(sum_1 - top)) / (exp(sum_0 - top) + exp(sum_1 - top))
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ def added_up(write: Writer, parts: list[tuple[Node, Node]], like: Node) -> Node:
         parts: the results of ``innerq::decode_attention_lse`` for each cache.
         like: the program's output.
     """
-    total = parts[0][1]
+    top = parts[0][1]
     for _, sums in parts[1:]:
-        total = write.call(torch.logaddexp, total, sums)
-    out = None
+        top = write.call(torch.maximum, top, sums)
+    out = total = None
     for part, sums in parts:
-        # where no part sees a token, minus infinity less minus infinity: such a row is zero
-        share = write.method("nan_to_num", write.method("exp", write.call(operator.sub, sums, total)))
+        # 1 where no part sees a token, minus infinity less minus infinity: what each of them gives is zero there
+        share = write.method("exp", write.method("nan_to_num", write.call(operator.sub, sums, top)))
+        total = share if total is None else write.call(operator.add, total, share)
         added = write.call(operator.mul, part, write.method("unsqueeze", share, -1))
         out = added if out is None else write.call(operator.add, out, added)
-    assert out is not None, "there are parts"
+    assert out is not None and total is not None, "there are parts"
+    out = write.call(operator.truediv, out, write.method("unsqueeze", total, -1))
     return write.method("to", out, example(like).dtype, like=like)

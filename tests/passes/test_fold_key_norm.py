@@ -377,3 +377,29 @@ class TestGraphs(expecttest.TestCase):
 - decode_attention_default = torch.ops.innerq.decode_attention.default(q_1, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.17677669529663687, 0.0, False, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')
 + decode_attention_default = torch.ops.innerq.decode_attention.default(to_3, l_past_0__codes, l_past_0__scales, l_past_0__window, l_past_0__state, l_past_1__codes, l_past_1__scales, l_past_1__window, l_past_1__state, None, None, None, 0.17677669529663687, 0.0, False, 'key:3:hybrid:32:2:4:pair8', 'value:3:anchored:32:2:4:pair8')""",
         )
+
+
+def _twice(base, k, v, past_k, past_v):
+    query = base.transpose(1, 2)
+    keys, values = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+    first = F.scaled_dot_product_attention(query, keys, values)
+    base.mul_(3)
+    return first, F.scaled_dot_product_attention(query, keys, values), keys, values
+
+
+def test_a_query_that_changes_between_two_attentions(graphs_as_they_are):
+    found = []
+    for rewrite in (True, False):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        loud = 1 + 4 * torch.rand(D)  # without a difference between channels there is no normalization
+        step = torch.compile(_twice, backend=innerq_backend, options={"preset": "base", "rewrite": rewrite})
+        with torch.no_grad():
+            caches = [torch.empty(2, 2, 0, D)] * 2
+            for tokens in (200, 1):
+                new = torch.randn(2, tokens, 2, D), torch.randn(2, 2, tokens, D) * loud, torch.randn(2, 2, tokens, D)
+                *outs, keys, values = step(*new, *caches)
+                caches = [keys, values]
+        found.append(outs)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*found[0], atol=0.1)

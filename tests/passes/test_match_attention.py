@@ -190,6 +190,13 @@ def value_heads_changed_in_place(q, k, v, mask):
     return F.scaled_dot_product_attention(q, repeat(k), half.repeat(1, HEADS, 1, 1), mask)
 
 
+@trap("the values are changed in place")
+def repeated_values_changed_through_a_view(q, k, v, mask):
+    values = repeat(v)
+    values[:, :, :2].mul_(0.5)
+    return F.scaled_dot_product_attention(q, repeat(k), values, mask)
+
+
 @trap("also used elsewhere")
 def sinks_before_the_shift_of_scores(q, k, v, mask):
     scores = q @ repeat(k).mT * SCALE + bias(mask)

@@ -119,19 +119,22 @@ class TestRewriteDecode(expecttest.TestCase):
 + decode_attention_lse_default_1 = decode_attention_lse(q, l_past_2_..., l_past_3_..., getitem_1, open_from_default_1, None, 0.25, 0.0, False)
 + getitem_4 = decode_attention_lse_default_1[0]
 + getitem_5 = decode_attention_lse_default_1[1]
-+ logaddexp = torch.logaddexp(getitem_3, getitem_5)
-+ sub = getitem_3 - logaddexp
-+ exp = sub.exp()
-+ nan_to_num = exp.nan_to_num()
-+ unsqueeze = nan_to_num.unsqueeze(-1)
++ maximum = torch.maximum(getitem_3, getitem_5)
++ sub = getitem_3 - maximum
++ nan_to_num = sub.nan_to_num()
++ exp = nan_to_num.exp()
++ unsqueeze = exp.unsqueeze(-1)
 + mul_2 = getitem_2 * unsqueeze
-+ sub_1 = getitem_5 - logaddexp
-+ exp_1 = sub_1.exp()
-+ nan_to_num_1 = exp_1.nan_to_num()
-+ unsqueeze_1 = nan_to_num_1.unsqueeze(-1)
++ sub_1 = getitem_5 - maximum
++ nan_to_num_1 = sub_1.nan_to_num()
++ exp_1 = nan_to_num_1.exp()
++ add_2 = exp + exp_1
++ unsqueeze_1 = exp_1.unsqueeze(-1)
 + mul_3 = getitem_4 * unsqueeze_1
-+ add_2 = mul_2 + mul_3
-+ to = add_2.to(torch.float32)
++ add_3 = mul_2 + mul_3
++ unsqueeze_2 = add_2.unsqueeze(-1)
++ truediv = add_3 / unsqueeze_2
++ to = truediv.to(torch.float32)
 + return (to, k_1, v_1)""",
         )
 
@@ -147,11 +150,13 @@ class TestRewriteDecode(expecttest.TestCase):
 + add_2 = getitem_3 + mul_3
 + repeat_interleave_1 = l_past_2__mean.repeat_interleave(2, 1)
 + add_3 = getitem_5 + mul_5
-+ logaddexp = torch.logaddexp(add_2, add_3)
-+ sub = add_2 - logaddexp
-+ sub_1 = add_3 - logaddexp
-+ add_4 = mul_6 + mul_7
-+ to_2 = add_4.to(torch.float32)""",
++ maximum = torch.maximum(add_2, add_3)
++ sub = add_2 - maximum
++ sub_1 = add_3 - maximum
++ add_4 = exp + exp_1
++ add_5 = mul_6 + mul_7
++ unsqueeze_4 = add_4.unsqueeze(-1)
++ truediv = add_5 / unsqueeze_4""",
         )
 
 

@@ -105,6 +105,7 @@ def _many_rows(build):
     query, inner = build.input("query", value), build.input("inner", build.value(4), static=True)
     operator = torch.ops.innerq.decode_attention.default
     given = {"Tensor": inner, "Optional[Tensor]": None, "str": FORMAT.spec, "float": 1.0, "bool": False, "int": 0}
+    given["Optional[List[int]]"] = None
     arguments = [given[str(argument.type)] for argument in operator._schema.arguments[1:]]
     return build.call(operator, query, *arguments, value=value)
 
