@@ -28,7 +28,7 @@ from ..config import InnerQConfig
 from ..errors import InnerQError
 from ..kernels.collector import sparing_old_objects
 from ..kernels.internals import inductor, vector_isa
-from ..kernels.internals.dynamo_limits import on_limit
+from ..kernels.internals.dynamo_limits import raise_limits
 from ..kernels.internals.dynamo_loops import use_loops
 from ..kernels.internals.dynamo_sizes import use_symbols
 from ..kernels.internals.dynamo_threads import let_others_call, tracing, use_graphs_of_others
@@ -98,7 +98,7 @@ def _reset() -> None:
 innerq_backend.reset = _reset  # torch.compiler.reset() calls it
 use_symbols(innerq_backend, SYMBOLS)
 use_loops(innerq_backend, LOOPS)
-on_limit(innerq_backend, warn_of_limit)
+raise_limits(innerq_backend, warn_of_limit)
 use_graphs_of_others(innerq_backend)
 let_others_call()
 

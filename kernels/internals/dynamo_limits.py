@@ -4,26 +4,31 @@ Dynamo compiles a function, that is, a code object, so many times and no more, 8
 graph fits run uncompiled. For a decoder that is soon reached: all models of transformers share the wrapper of a
 decorator, and all layers of a model what runs behind a break of the graph in each of them. A layer has graphs of its
 own, because its place in the cache is a constant, and needs several: for a prompt and for a step, for one sequence and
-for several, padded or not. So, for backends of :func:`on_limit`, the limit is higher, and one for each module that
-calls the function.
+for several, padded or not. So, for backends of :func:`raise_limits`, the limit is higher, and one for each module that
+calls the function: where one module has reached it, others have graphs as before.
+
+For other backends, what these compile does not count. Where another backend reaches its limit, Dynamo compiles the
+function for none any more, which is told to those that have graphs of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, MethodType
+from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, _FrameAction, _FrameExecStrategy
 from torch._dynamo import config, convert_frame
+from torch._dynamo.cache_size import _has_same_id_matched_objs
+from torch._dynamo.types import ConvertFrameReturn
 
 from .dynamo_backends import OfBackends
+from .dynamo_frames import NO_REGION, module_of, region, wrapping
 
-__all__ = ["Limit", "graphs_at_most", "on_limit"]
+__all__ = ["Limit", "default_of", "graphs_at_most", "raise_limits"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,95 +46,207 @@ class Limit:
     value: int
 
 
-#: By the name of a limit in ``torch._dynamo.config``: Dynamo's default, and what it is here. The first holds for each
+#: By the name of a limit in ``torch._dynamo.config``: what it is in place of Dynamo's default. The first holds for each
 #: module, the second for all together: it ends a program that goes on making modules.
-_LIMITS = {"recompile_limit": (8, 64), "accumulated_recompile_limit": (256, 64 * 256)}
+_RAISED = {"recompile_limit": 64, "accumulated_recompile_limit": 64 * 256}
 
 _LISTENERS: OfBackends[Callable[[Limit], None]] = OfBackends()
 #: The module of Dynamo that asks whether a limit is reached.
 _MODULE: Any = convert_frame
 
 
-def on_limit(backend: Callable[..., Any], listener: Callable[[Limit], None]) -> None:
-    """Raise the limits for a backend, and call ``listener`` when one is reached and Dynamo goes on without an error."""
+def raise_limits(backend: Callable[..., Any], listener: Callable[[Limit], None]) -> None:
+    """Raise the limits for a backend, and call ``listener`` when one is reached and Dynamo goes on without an error.
+
+    That is once for each module that reaches a limit of its own.
+    """
     _LISTENERS.set(backend, listener)
     if not hasattr(_MODULE.exceeds_recompile_limit, "__wrapped__"):
         _MODULE.exceeds_recompile_limit = _of_modules(_MODULE.exceeds_recompile_limit)
+        _MODULE.ConvertFrameAssert.__call__ = _with_raised_limits(_MODULE.ConvertFrameAssert.__call__)
+        _MODULE.ConvertFrame.__call__ = _ending_for_a_module(_MODULE.ConvertFrame.__call__)
 
 
 def graphs_at_most(setting: str) -> int:
-    """The value of a limit for backends of :func:`on_limit`. One that the program has lowered is as it says."""
-    default, raised = _LIMITS[setting]
+    """The value of a limit for backends of :func:`raise_limits`. One that the program has set is as it says."""
     value = getattr(config, setting)
-    return value if value < default else max(value, raised)
+    return _RAISED[setting] if value == default_of(setting) else value
+
+
+def default_of(setting: str) -> int:
+    """What a limit is in Dynamo where no program has set it."""
+    return vars(config)["_config"][setting].default
+
+
+# --- what Dynamo calls: all of it holds the lock of compilations ------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call that is compiled.
+
+    Attributes:
+        ours: whether it is compiled for a backend of :func:`raise_limits`.
+        frame: what Dynamo tells of the call.
+        compiled: what was compiled of the function.
+    """
+
+    ours: bool
+    frame: Any
+    compiled: _Compiled
+
+
+#: The calls that are compiled now; each one but the first is one within that before it.
+_CALLS: list[_Call] = []
+#: The limit that was reached last, until it is told of.
+_REACHED: list[Limit] = []
+
+
+def _with_raised_limits(original: Callable[..., ConvertFrameReturn]) -> Callable[..., ConvertFrameReturn]:
+    """A limit of a single ``torch.compile`` is set within, and holds. So do those that Dynamo's messages state."""
+
+    @wrapping(original)
+    def call(self: Any, frame: Any, cache_entry: Any, hooks: Any, frame_state: Any, *, skip: int = 0) -> Any:
+        ours = _LISTENERS.of_compiler(self) is not None
+        _CALLS.append(_Call(ours, frame, _compiled(frame.f_code, frame_state)))
+        try:
+            with config.patch({setting: graphs_at_most(setting) for setting in _RAISED} if ours else {}):
+                return original(self, frame, cache_entry, hooks, frame_state, skip=skip + 1)
+        finally:
+            _CALLS.pop()
+
+    return call
 
 
 def _of_modules(original: Callable[..., tuple[bool, str]]) -> Callable[..., tuple[bool, str]]:
-    @functools.wraps(original)
+    @wrapping(original)
     def exceeds(cache_size: Any, compile_id: Any) -> tuple[bool, str]:
-        frame = sys._getframe(1).f_locals
-        listener, code = _LISTENERS.of_compiler(frame.get("compiler_fn")), frame.get("code")
-        if listener is None or not isinstance(code, CodeType):
+        if not _CALLS:
             return original(cache_size, compile_id)
-        compiled = _count(code, _caller(frame), anew=compile_id.frame_compile_id == 0)
-        with config.patch({setting: graphs_at_most(setting) for setting in _LIMITS}):
+        call = _CALLS[-1]
+        if call.ours:
             exceeded, setting = original(cache_size, compile_id)
-            if not exceeded or (setting == "recompile_limit" and compiled <= config.recompile_limit):
-                return False, ""
-            limit = Limit(code, setting, getattr(config, setting))
-        if not frame.get("one_graph") and not config.fail_on_recompile_limit_hit:
-            listener(limit)
-        return exceeded, setting
+            call.compiled.tries += 1
+            own = call.compiled.of(module_of(call.frame))
+            exceeded = exceeded and (setting != "recompile_limit" or own.count >= config.recompile_limit)
+            own.count += not exceeded
+        else:
+            exceeded, setting = original(*_without_ours(call, cache_size, compile_id))
+        if not exceeded:
+            return False, ""
+        _REACHED.append(Limit(call.frame.f_code, setting, getattr(config, setting)))
+        return True, setting
 
     return exceeds
 
 
-# --- who calls a function ---------------------------------------------------------------------------------------------
+def _ending_for_a_module(original: Callable[..., ConvertFrameReturn]) -> Callable[..., ConvertFrameReturn]:
+    """Where Dynamo does not raise an error at a limit, it compiles the function no more: here, not for this module."""
 
-#: By code object and identity of a module, or of None: what it is, and how many times the code was compiled for it.
-_COMPILED: weakref.WeakKeyDictionary[CodeType, dict[int, tuple[Callable[[], torch.nn.Module | None], int]]]
-_COMPILED = weakref.WeakKeyDictionary()
+    @wrapping(original)
+    def call(self: Any, frame: Any, cache_entry: Any, hooks: Any, frame_state: Any, skip: int = 0) -> Any:
+        listener = _LISTENERS.of_compiler(self)
+        own = None if listener is None else _compiled(frame.f_code, frame_state).of(module_of(frame))
+        if own is not None and own.reached >= _limit_of_modules(self):
+            return _skipped()
+        _REACHED.clear()
+        result = original(self, frame, cache_entry, hooks, frame_state, skip=skip + 1)
+        if not _REACHED or result.guarded_code is not None:
+            return result
+        limit = _REACHED.pop()
+        if listener is None or own is None:
+            told = {_LISTENERS.of_compiler(entry.backend) for entry in _ours(frame.f_code)}
+            for one in filter(None, told):
+                one(limit)
+            return result
+        listener(limit)
+        if limit.setting != "recompile_limit":
+            return result
+        own.reached = limit.value
+        return _skipped()
+
+    return call
 
 
-def _count(code: CodeType, module: torch.nn.Module | None, *, anew: bool) -> int:
-    """Count one more compilation of a function for a module, or for calls without one. Returns how many there are.
+def _limit_of_modules(convert: Any) -> int:
+    """The limit of each module, for a call that ``convert`` compiles: ``torch.compile`` may have been given one."""
+    given = getattr(convert, "_recompile_limit", None)
+    return graphs_at_most("recompile_limit") if given is None else given
 
-    Args:
-        anew: there is none for any module, as after a reset.
+
+def _skipped() -> ConvertFrameReturn:
+    """One call runs uncompiled, and what it calls with graphs that exist, as Dynamo does with all calls at a limit."""
+    return ConvertFrameReturn(
+        frame_exec_strategy=_FrameExecStrategy(_FrameAction.RUN_ONLY, _FrameAction.RUN_ONLY),
+        apply_to_code=False,
+        skip_reason="the module that calls the function has reached its limit of graphs",
+    )
+
+
+# --- graphs of other backends -----------------------------------------------------------------------------------------
+
+
+def _without_ours(call: _Call, cache_size: Any, compile_id: Any) -> tuple[Any, Any]:
+    """What Dynamo compares with its limits, without what backends of :func:`raise_limits` have compiled."""
+    ours = _ours(call.frame.f_code)
+    here = [entry for entry in ours if getattr(entry, "isolate_recompiles_id", NO_REGION) == region()]
+    fewer = {
+        "num_cache_entries": len(here),
+        "num_cache_entries_with_same_id_matched_objs": sum(_has_same_id_matched_objs(call.frame, one) for one in here),
+        "total_cache_entries_all_regions": len(ours),
+    }
+    sizes = {name: getattr(cache_size, name) - by for name, by in fewer.items() if hasattr(cache_size, name)}
+    tries = compile_id.frame_compile_id - call.compiled.tries
+    return dataclasses.replace(cache_size, **sizes), dataclasses.replace(compile_id, frame_compile_id=tries)
+
+
+def _ours(code: CodeType) -> list[Any]:
+    return [entry for entry in _debug_get_cache_entry_list(code) if _LISTENERS.of_compiler(entry.backend) is not None]
+
+
+# --- what was compiled for a module -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _OfModule:
+    """What was compiled of a function for a module, or for calls without one.
+
+    Attributes:
+        module: gives the module, or None.
+        count: how many times the function was compiled.
+        reached: the limit that was reached, 0 if none was.
     """
-    counts = _COMPILED.setdefault(code, {})
-    if anew:
-        counts.clear()
-    known, count = counts.get(id(module), (None, 0))
-    if known is None or known() is not module:  # another module had the same identity
-        known, count = (lambda: None) if module is None else weakref.ref(module), 0
-    counts[id(module)] = known, count + 1
-    return count + 1
+
+    module: Callable[[], torch.nn.Module | None]
+    count: int = 0
+    reached: int = 0
 
 
-def _caller(frame: dict[str, Any]) -> torch.nn.Module | None:
-    """The module that runs a function which Dynamo compiles: ``self``, or the first one among what it is given.
+class _Compiled:
+    """What was compiled of a function for backends of :func:`raise_limits`, since the last reset of Dynamo."""
 
-    That is where wrappers have it that pass on their arguments. Others have closed over a method of it.
-    """
-    given = frame.get("locals", {})
-    values = (given.get("self"), *given.values(), *_contents(frame.get("closure") or ()))
-    return next(_modules(values), None)
+    def __init__(self, state: Any) -> None:
+        #: What Dynamo keeps with the function: something else after a reset.
+        self.state = state
+        #: How many times Dynamo began to compile the function, for all modules, those that are gone among them.
+        self.tries = 0
+        #: By the identity of a module, or of None, and by the region.
+        self._known: dict[tuple[int, int], _OfModule] = {}
+
+    def of(self, module: torch.nn.Module | None) -> _OfModule:
+        """What was compiled for a module, in the region of the call that is compiled."""
+        key = id(module), region()
+        known = self._known.get(key)
+        if known is None or known.module() is not module:  # another module had the same identity
+            known = self._known[key] = _OfModule((lambda: None) if module is None else weakref.ref(module))
+        return known
 
 
-def _modules(values: Iterable[Any]) -> Iterator[torch.nn.Module]:
-    for value in values:
-        if isinstance(value, tuple):
-            yield from _modules(value)
-            continue
-        one = value.__self__ if isinstance(value, MethodType) else value
-        if isinstance(one, torch.nn.Module):
-            yield one
+_COMPILED: weakref.WeakKeyDictionary[CodeType, _Compiled] = weakref.WeakKeyDictionary()
 
 
-def _contents(cells: Iterable[Any]) -> Iterator[Any]:
-    for cell in cells:
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
+def _compiled(code: CodeType, state: Any) -> _Compiled:
+    found = _COMPILED.get(code)
+    if found is None or found.state is not state:
+        found = _COMPILED[code] = _Compiled(state)
+    return found

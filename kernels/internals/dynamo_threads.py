@@ -28,7 +28,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .dynamo_backends import OfBackends
-from .dynamo_limits import graphs_at_most
+from .dynamo_frames import NO_REGION, region, wrapping
 
 __all__ = ["let_others_call", "tracing", "use_graphs_of_others"]
 
@@ -46,20 +46,20 @@ def use_graphs_of_others(backend: Callable[..., Any]) -> None:
 
 
 def _looking_again(original: Callable[..., ConvertFrameReturn]) -> Callable[..., ConvertFrameReturn]:
-    @functools.wraps(original)
+    @wrapping(original)
     def call(self: Any, frame: Any, *args: Any) -> ConvertFrameReturn:
         if not _SHARING.of_compiler(self) or _is_skipped(frame):
             return original(self, frame, *args)
-        code, backend, region = frame.f_code, innermost_backend(self), _region()
+        code, backend, at = frame.f_code, innermost_backend(self), region()
         waits = not convert_frame.compile_lock.acquire(blocking=False)
         if waits:
             convert_frame.compile_lock.acquire()
         try:
-            if waits and (found := _fitting(frame, backend, region)) is not None:
+            if waits and (found := _fitting(frame, backend, at)) is not None:
                 return found
             result = original(self, frame, *args)
             if result.guarded_code is not None:
-                _PENDING.append((weakref.ref(code), backend, region, weakref.ref(result.guarded_code)))
+                _PENDING.append((weakref.ref(code), backend, at, weakref.ref(result.guarded_code)))
             return result
         finally:
             convert_frame.compile_lock.release()
@@ -72,12 +72,9 @@ def _is_skipped(frame: Any) -> bool:
     return convert_frame.config.disable or _get_current_dispatch_mode() is not None or trace_rules.check(frame.f_code)
 
 
-def _region() -> int:
-    """Which isolated calls (``torch.compile(isolate_recompiles=True)``) this is one of: -1 for none."""
-    return getattr(convert_frame, "get_eval_frame_isolate_recompiles_id", lambda: _NO_REGION)()
-
-
-_NO_REGION = -1
+#: Dynamo keeps a note of each use, and walks all notes of a function to find a graph for a call of it. Behind so many,
+#: threads compile what others have compiled.
+MOST_NOTES = 128
 
 #: By the checks of a graph: the threads that have used it so. If Dynamo still does not find it for one, that compiles.
 _USED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
@@ -87,18 +84,19 @@ _USED: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 _PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
 
 
-def _fitting(frame: Any, backend: Any, region: int) -> ConvertFrameReturn | None:
+def _fitting(frame: Any, backend: Any, own_region: int) -> ConvertFrameReturn | None:
     """What was compiled for a function and fits a call of it, if there is such a graph."""
     own, code, entries = threading.get_ident(), frame.f_code, _debug_get_cache_entry_list(frame.f_code)
-    if 2 * len(entries) > graphs_at_most("accumulated_recompile_limit"):  # Dynamo keeps a note of each use
+    if sum(isinstance(entry.guard_manager, DeletedGuardManagerWrapper) for entry in entries) >= MOST_NOTES:
         return None
+    regions = own_region, NO_REGION
     found: list[Any] = [
         entry
         for entry in entries
-        if entry.backend == backend and getattr(entry, "isolate_recompiles_id", _NO_REGION) in (region, _NO_REGION)
+        if entry.backend == backend and getattr(entry, "isolate_recompiles_id", NO_REGION) in regions
     ]
     _PENDING[:] = [pending for pending in _PENDING if pending[3]() is not None]
-    found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at in (region, _NO_REGION)]
+    found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at in regions]
     for entry in filter(None, found):
         # read once: an object that a graph depends on may end in another thread, which makes the entry invalid
         manager, compiled, compile_id = entry.guard_manager, entry.code, entry.compile_id

@@ -41,6 +41,31 @@ def test_other_backends(caplog):
 
 
 @torch.no_grad()
+def test_another_backend_has_reached_its_limit(caplog):
+    """Dynamo compiles the program for this backend no more, either."""
+    model, prompt = TinyAttention(), torch.randn(1, 40, 32)
+    ours, other = (torch.compile(model, backend=name, dynamic=False) for name in ("innerq", "eager"))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        assert isinstance(ours(prompt)[1][0], InnerQTensor)
+        for tokens in (41, 42, 43, 44, 45):
+            other(torch.randn(1, tokens, 32))
+            assert (tokens > 42) == (WORDS in caplog.text)
+        assert isinstance(ours(prompt)[1][0], InnerQTensor), "there is a graph for it"
+        assert not isinstance(ours(torch.randn(1, 46, 32))[1][0], InnerQTensor)
+    assert len([record for record in caplog.records if WORDS in record.getMessage()]) == 1
+
+
+@torch.no_grad()
+def test_one_warning_for_each_module(caplog):
+    models = [torch.compile(TinyAttention(), backend="innerq", dynamic=False) for _ in range(2)]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for tokens in range(40, 50):
+            for model in models:
+                model(torch.randn(1, tokens, 32))
+    assert len([record for record in caplog.records if WORDS in record.getMessage()]) == 2
+
+
+@torch.no_grad()
 def test_programs_without_attention(caplog):
     program = torch.compile(lambda x: x + 1, backend="innerq", dynamic=False)
     with torch._dynamo.config.patch(recompile_limit=2):

@@ -59,13 +59,6 @@ ENTRIES = (
         without=_EACH_ITS_OWN,
     ),
     Internal(
-        module="torch._dynamo.convert_frame",
-        names=("get_eval_frame_isolate_recompiles_id",),
-        versions=("2.13", "2.14", "2.15"),
-        why="From torch 2.13 on layers that are compiled one by one have graphs of their own, which others do not use.",
-        without="A thread that has waited may use the graph of another layer once.",
-    ),
-    Internal(
         module="torch.fx._symbolic_trace",
         names=("is_fx_symbolic_tracing",),
         why="Dynamo asks it whether a compiled function is called by a trace. Until torch 2.13 it does not tell "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch._dynamo import config
 
 from innerq_compile import compiled_graphs
-from innerq_compile.kernels.internals.dynamo_limits import graphs_at_most
+from innerq_compile.kernels.internals.dynamo_limits import default_of, graphs_at_most
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
 MODULES, LIMIT = 3, 2
@@ -57,7 +59,7 @@ class Broken(Plain):
         return x * (self.index + 2)
 
 
-def graphs(modules: Sequence[Callable[..., torch.Tensor]], sizes: range, backend: str = "innerq") -> int:
+def graphs(modules: Sequence[Callable[..., torch.Tensor]], sizes: range, backend: Any = "innerq") -> int:
     """How many graphs calls with these sizes add, each of which needs graphs of its own."""
     before = len(compiled_graphs())
     for size in sizes:
@@ -67,12 +69,33 @@ def graphs(modules: Sequence[Callable[..., torch.Tensor]], sizes: range, backend
     return len(compiled_graphs()) - before
 
 
+def other_backend(gm, example_inputs):
+    return gm.forward
+
+
 @pytest.mark.parametrize(("kind", "each"), [(Plain, 1), (Wrapped, 1), (WrappedInObject, 1), (Broken, 2)])
 def test_a_limit_for_each_module(kind, each):
     modules = [kind(index) for index in range(MODULES)]
     with config.patch(recompile_limit=LIMIT):
         assert graphs(modules, range(2, 2 + LIMIT)) == MODULES * LIMIT * each
         assert graphs(modules, range(8, 10)) == 0, "each has reached its limit"
+
+
+@pytest.mark.parametrize(("kind", "each"), [(Plain, 1), (Wrapped, 1), (WrappedInObject, 1), (Broken, 2)])
+def test_a_module_that_comes_behind_the_limit_of_another(kind, each):
+    first, later = kind(0), kind(1)
+    with config.patch(recompile_limit=LIMIT):
+        assert graphs([first], range(2, 6)) == LIMIT * each, "it reaches its limit"
+        assert graphs([later], range(2, 6)) == LIMIT * each
+        assert graphs([first, later], range(8, 10)) == 0
+    with config.patch(recompile_limit=LIMIT + 1):
+        assert graphs([first, later], range(8, 9)) == 2 * each, "a limit that is raised later holds as well"
+
+
+def test_dynamo_says_once_for_a_module_that_it_has_reached_its_limit(caplog):
+    with config.patch(recompile_limit=LIMIT):
+        graphs([Plain(0), Plain(1)], range(2, 10))
+    assert caplog.text.count(f"torch._dynamo hit config.recompile_limit ({LIMIT})") == 2
 
 
 def test_calls_without_a_module():
@@ -99,7 +122,9 @@ def test_counts_begin_anew_after_a_reset():
     with config.patch(recompile_limit=LIMIT):
         for _ in range(2):
             assert graphs(modules, range(2, 2 + LIMIT)) == MODULES * LIMIT
+            assert graphs(modules, range(8, 9)) == 0
             torch._dynamo.reset()
+            graphs(modules[:1], range(2, 3), backend=other_backend)
 
 
 def test_modules_that_are_gone_count_no_more():
@@ -120,17 +145,64 @@ def test_the_limit_is_higher():
 
 
 def test_other_backends_have_dynamos():
+    """Also for a function of which this backend has more graphs than that."""
     modules = [Plain(index) for index in range(12)]
+    assert graphs(modules, range(2, 3)) == 12
     calls = torch._dynamo.utils.counters["stats"]
     before = calls["unique_graphs"]
     graphs(modules, range(2, 3), backend="eager")
     assert calls["unique_graphs"] - before == config.recompile_limit
 
 
+def test_other_backends_have_dynamos_for_all_modules_together():
+    modules = [Plain(index) for index in range(12)]
+    with config.patch(accumulated_recompile_limit=4):
+        assert graphs(modules[:4], range(2, 3)) == 4
+        calls = torch._dynamo.utils.counters["stats"]
+        before = calls["unique_graphs"]
+        graphs(modules, range(2, 3), backend="eager")
+    assert calls["unique_graphs"] - before == 4
+
+
+def test_defaults_are_dynamos():
+    for setting in ("recompile_limit", "accumulated_recompile_limit"):
+        assert getattr(config, setting) == default_of(setting) < graphs_at_most(setting)
+
+
 def test_what_the_program_sets():
-    """A lower limit than Dynamo's own holds; a higher one does where it is higher than ours."""
+    """Any value but Dynamo's own default holds."""
     usual = graphs_at_most("recompile_limit")
     assert usual > config.recompile_limit
-    for value, expected in ((2, 2), (7, 7), (8, usual), (20, usual), (usual + 1, usual + 1)):
+    for value, expected in ((2, 2), (7, 7), (8, usual), (9, 9), (20, 20), (63, 63), (usual + 1, usual + 1)):
         with config.patch(recompile_limit=value):
             assert graphs_at_most("recompile_limit") == expected
+
+
+def test_a_value_above_dynamos_default():
+    with config.patch(recompile_limit=10):
+        assert graphs([Plain(0)], range(2, 14)) == 10
+
+
+OF_ONE_CALL = "recompile_limit" in inspect.signature(torch.compile).parameters
+
+
+@pytest.mark.skipif(not OF_ONE_CALL, reason="torch.compile has no recompile_limit before torch 2.13")
+@pytest.mark.parametrize("limit", [3, 8, 10])
+def test_what_the_program_sets_for_one_call(limit):
+    """Also where that is Dynamo's default."""
+    step = torch.compile(lambda x: x + 1, backend="innerq", dynamic=False, recompile_limit=limit)
+    for size in range(2, 14):
+        step(torch.zeros(size))
+    assert len(compiled_graphs()) == limit
+
+
+@pytest.mark.parametrize("limit", [None, 10])
+def test_messages_of_dynamo_state_the_limit_that_holds(limit):
+    step = torch.compile(lambda x: x + 1, backend="innerq", dynamic=False, fullgraph=True)
+    held = graphs_at_most("recompile_limit") if limit is None else limit
+    with config.patch({} if limit is None else {"recompile_limit": limit}):
+        for size in range(2, 2 + held):
+            step(torch.zeros(size))
+        with pytest.raises(Exception, match="fullgraph=True") as raised:
+            step(torch.zeros(2 + held))
+    assert f"currently set to {held}" in str(raised.value.__cause__)

@@ -104,3 +104,16 @@ def test_counters_know_of_one_graph():
     compiled = innerq(step)
     at_once(*[lambda: compiled(torch.ones(3)) for _ in range(THREADS)])
     assert dynamo_calls.counters["stats"]["unique_graphs"] == 1
+
+
+def test_few_notes_of_uses_are_kept(monkeypatch):
+    """Behind so many, threads compile what others have compiled: Dynamo walks all notes at a call."""
+    monkeypatch.setattr(dynamo_threads, "MOST_NOTES", THREADS)
+    compiled = torch.compile(step, backend="innerq", dynamic=False)
+    for size in range(2, 8):
+        xs = [torch.randn(size) for _ in range(THREADS)]
+        found = at_once(*[lambda x=x: compiled(x) for x in xs])
+        assert all(torch.equal(one, step(x)) for one, x in zip(found, xs, strict=True))
+    entries = dynamo_threads._debug_get_cache_entry_list(step.__code__)
+    notes = [one for one in entries if isinstance(one.guard_manager, dynamo_threads.DeletedGuardManagerWrapper)]
+    assert 0 < len(notes) <= THREADS
