@@ -242,11 +242,14 @@ class _Compiled:
         return known
 
 
-_COMPILED: weakref.WeakKeyDictionary[CodeType, _Compiled] = weakref.WeakKeyDictionary()
+#: By the identity of a function's code: functions that were defined twice have code that is equal, and graphs each.
+_COMPILED: dict[int, _Compiled] = {}
 
 
 def _compiled(code: CodeType, state: Any) -> _Compiled:
-    found = _COMPILED.get(code)
+    key = id(code)
+    found = _COMPILED.get(key)
     if found is None or found.state is not state:
-        found = _COMPILED[code] = _Compiled(state)
+        found = _COMPILED[key] = _Compiled(state)
+        weakref.finalize(code, _COMPILED.pop, key, None).atexit = False
     return found

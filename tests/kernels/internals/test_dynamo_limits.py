@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo import config
 
 from innerq_compile import compiled_graphs
+from innerq_compile.kernels.internals import dynamo_limits
 from innerq_compile.kernels.internals.dynamo_limits import default_of, graphs_at_most
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
@@ -111,6 +112,32 @@ def test_calls_without_a_module():
         assert graphs([scale], range(2, 8)) == LIMIT
 
 
+def test_functions_that_are_equal_and_not_the_same():
+    source = "def scale(x): return x * 2"
+    functions = [torch.compile(defined(source), backend="innerq", dynamic=False) for _ in range(2)]
+    with config.patch(recompile_limit=LIMIT):
+        for size in range(2, 8):
+            for function in functions:
+                function(torch.ones(size))
+    assert len(compiled_graphs()) == 2 * LIMIT
+
+
+def defined(source: str) -> Callable[..., Any]:
+    found: dict[str, Any] = {}
+    exec(source, found)
+    return found["scale"]
+
+
+def test_what_is_known_of_functions_ends_with_them():
+    """Also of those that were compiled before and behind a reset."""
+    code = compile("1", "<test>", "eval")
+    key = id(code)
+    known = [dynamo_limits._compiled(code, state) for state in ({}, {})]
+    assert known[0] is not known[1] and dynamo_limits._COMPILED[key] is known[1]
+    del code
+    assert key not in dynamo_limits._COMPILED
+
+
 def test_all_modules_together():
     modules = [Plain(index) for index in range(MODULES)]
     with config.patch(accumulated_recompile_limit=MODULES):
@@ -186,7 +213,7 @@ def test_a_value_above_dynamos_default():
 OF_ONE_CALL = "recompile_limit" in inspect.signature(torch.compile).parameters
 
 
-@pytest.mark.skipif(not OF_ONE_CALL, reason="torch.compile has no recompile_limit before torch 2.13")
+@pytest.mark.skipif(not OF_ONE_CALL, reason="this torch.compile takes no recompile_limit")
 @pytest.mark.parametrize("limit", [3, 8, 10])
 def test_what_the_program_sets_for_one_call(limit):
     """Also where that is Dynamo's default."""
