@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import support_matrix
+from tests.helpers.families import EACH_STEP
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 #: What stands for a value in a text with values.
@@ -47,6 +50,14 @@ def test_messages_are_those_of_the_code(message):
     for piece in message.split("..."):
         found = piece.strip() in texts()
         assert found, piece
+
+
+def test_each_reason_on_the_support_matrix_has_an_entry():
+    _, found = support_matrix.read(support_matrix.FOUND)
+    reasons = {reason for row in found for reason in support_matrix.shown_reasons(row)}
+    entries = [*(message.replace("...", "") for message in quoted()), EACH_STEP]
+    assert reasons and [reason for reason in sorted(reasons) if not any(entry in reason for entry in entries)] == []
+    assert f'"{EACH_STEP}"' in PAGE
 
 
 def test_each_warning_has_an_entry():

@@ -20,6 +20,7 @@ _HYBRID = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 
 #: Fields of the configuration of a class.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "Apertus1p5ForConditionalGeneration": {"text_config": {"vocab_size": 266_440}},
     "BambaForCausalLM": {"attn_layer_indices": [1]},
     "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 60}},
     "CohereCompassForCausalLM": _COMPASS,
@@ -37,6 +38,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "Emu3ForConditionalGeneration": {"vocabulary_map": {"<image>": 60}},
     "Granite4VisionForConditionalGeneration": {"deepstack_layer_map": [], "downsample_rate": "4/8"},
+    "FunAsrNanoForConditionalGeneration": {"adaptor_config": {"intermediate_size": 16}},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"]},
     "HrmTextForCausalLM": {"num_layers_per_stack": 1, "num_hidden_layers": 8},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"]},
@@ -61,10 +63,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 #: Classes with a part that has no sdpa, though they themselves have.
-WITHOUT_SDPA = {"VibeVoiceAsrForConditionalGeneration"}
+WITHOUT_SDPA = {"Apertus1p5ForConditionalGeneration", "VibeVoiceAsrForConditionalGeneration"}
 
 #: Classes that take an image for granted. GIT's steps count the tokens of one in any case, and read padding without it.
 WITH_IMAGE = {"GitForCausalLM"}
+
+#: Classes whose ``generate`` itself says which tokens are padding and end.
+WITH_OWN_TOKENS = {"BlipForConditionalGeneration"}
 
 #: Class, what the variant is, and its fields.
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -41,15 +41,23 @@ def positions_of(inputs) -> torch.Tensor:
     return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
 
-def generate(model, inputs, new_tokens: int, **kwargs):
-    """Greedy ``generate()`` of exactly ``new_tokens`` tokens; logits ``[B, new_tokens, vocab]``, the cache."""
+def generate(model, inputs, new_tokens: int, *, special_tokens: bool = True, **kwargs):
+    """Greedy ``generate()`` of exactly ``new_tokens`` tokens; logits ``[B, new_tokens, vocab]``, the cache.
+
+    Args:
+        model: from transformers.
+        inputs: of its ``generate()``.
+        new_tokens: how many.
+        special_tokens: padding is token 0, and none ends the text; False for a model that says so itself.
+        kwargs: further arguments of its ``generate()``.
+    """
+    if special_tokens:
+        kwargs.update(pad_token_id=0, eos_token_id=None)
     out = model.generate(
         **inputs,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
         do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
         return_dict_in_generate=True,
         output_logits=True,
         **kwargs,

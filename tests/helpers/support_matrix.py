@@ -2,6 +2,7 @@
 
 python -m tests.helpers.support_matrix            # the page, from the results beside the tests
 python -m tests.helpers.support_matrix --sweep    # try all families of the installed transformers first
+python -m tests.helpers.support_matrix --sweep "FalconForCausalLM, ALiBi" T5ForConditionalGeneration    # only these
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
-from tests.helpers.families import ATTN, Family, Result, families
+from tests.helpers.families import ATTN, NEEDS, ORDER, Family, Result, families
 from tests.helpers.family_overrides import NOTES
 from tests.helpers.scripts import script
 from tests.helpers.sweep import TOO_LONG, Results, fields_of, result_of, sweep
@@ -44,18 +45,27 @@ class Row:
 
     @property
     def fails(self) -> bool:
-        """Whether the compiled model, and not the uncompiled one, goes wrong."""
-        return any(result.failure for result in self.results.values()) and not self.is_unfinished
+        """Whether the compiled model, and not the uncompiled one, goes wrong, whatever else took too long."""
+        return any(result.failure and not _took_too_long(result) for result in self.results.values())
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether it took too long: nothing is known of it."""
-        return any(result.failure.startswith(TOO_LONG) for result in self.results.values())
+        """Whether one of its results took too long: nothing is known of that."""
+        return any(_took_too_long(result) for result in self.results.values())
 
     @property
     def problem(self) -> str:
         """Why the uncompiled model does not run."""
         return next((result.problem for result in self.results.values() if result.problem), "")
+
+    @property
+    def needs_package(self) -> bool:
+        """Whether it is not known how it does because a package is not installed."""
+        return self.problem.startswith(NEEDS)
+
+    @property
+    def is_variant(self) -> bool:
+        return ", " in self.name
 
     @property
     def is_without_cache(self) -> bool:
@@ -81,9 +91,70 @@ class Row:
         return "; ".join(f"{attn}: {cell or 'none'}" for attn, cell in cells.items())
 
 
+def _took_too_long(result: Result) -> bool:
+    return result.failure.startswith(TOO_LONG)
+
+
 def rows(wanted: list[Family], results: Results) -> list[Row]:
     """Of families in their order."""
     return [Row(one.name, one.kind, one.types, results[one.name]) for one in wanted if one.name in results]
+
+
+# --- what is found again --------------------------------------------------------------------------------------------
+
+
+def differences(found: list[Row], page: list[Row]) -> list[str]:
+    """What differs from the page, found with the same version of transformers.
+
+    That an uncompiled model does not run is compared, but not its error's text. Families that need a package which was
+    not there for the page are left out. What took too long differs from any result.
+    """
+    new, old = ({row.name: row for row in rows} for rows in (found, page))
+    left_out = {name for name, row in old.items() if row.needs_package}
+    return [
+        f"{name}: {new.get(name)} and not {old.get(name)}; {again(name)}"
+        for name in dict.fromkeys((*old, *new))
+        if name not in left_out
+        and (_compared(new.get(name)) != _compared(old.get(name)) or (name in new and new[name].is_unfinished))
+    ]
+
+
+def losses(found: list[Row], page: list[Row], existing: Container[str]) -> list[str]:
+    """What is less than on the page, with another version of transformers.
+
+    Each family that was rewritten whole, and exists there, is to be tried, and at least as many of its attentions and
+    caches are to be rewritten and quantized.
+
+    Args:
+        found: by this version.
+        page: by that of the page.
+        existing: names of the families of this version.
+    """
+    new = {row.name: row for row in found}
+    texts = []
+    for row in page:
+        if row.problem or row.fails or not row.is_rewritten or row.name not in existing:
+            continue
+        if row.name not in new or new[row.name].problem or new[row.name].is_unfinished:
+            texts.append(f"{row.name} was not tried: {new.get(row.name)}; {again(row.name)}")
+            continue
+        least = [min(getattr(one, name) for one in row.results.values()) for name in ("rewritten", "quantized")]
+        for attn, one in new[row.name].results.items():
+            if one.rewritten < least[0] or one.quantized < least[1]:
+                texts.append(f"{row.name} {attn}: {one} is less than {row.results}")
+    return texts
+
+
+def _compared(row: Row | None) -> Row | None:
+    if row is None:
+        return None
+    results = {a: Result(problem="some") if one.problem else one for a, one in row.results.items()}
+    return dataclasses.replace(row, results=results)
+
+
+def again(name: str) -> str:
+    """How to try one family again."""
+    return f'run python -m tests.helpers.support_matrix --sweep "{name}"'
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -112,7 +183,7 @@ def group(row: Row) -> str:
     if row.is_unfinished:
         return "Not finished"
     if row.problem:
-        return "Not tried"
+        return "Not known"
     if row.is_without_cache:
         return "No cache of keys and values"
     if not row.is_rewritten:
@@ -121,15 +192,19 @@ def group(row: Row) -> str:
 
 
 def _summary(version: str, found: list[Row]) -> str:
-    kinds = list(dict.fromkeys(row.kind for row in found))
+    variants = [row for row in found if row.is_variant]
+    found = [row for row in found if not row.is_variant]
+    kinds = [kind for kind in ORDER if any(row.kind == kind for row in found)]
     titles = [title for title in GROUPS if any(group(row) == title for row in found)]
     table = [
         [title, *(str(sum(row.kind == kind and group(row) == title for row in found)) for kind in kinds)]
         for title in titles
     ]
     table.append(["all", *(str(sum(row.kind == kind for row in found)) for kind in kinds)])
-    return f"Found with transformers {version}:\n\n" + script("docs/regions").table(
-        ["families", *kinds], table, right=True
+    return (
+        f"Found with transformers {version}:\n\n"
+        + script("docs/regions").table(["families", *kinds], table, right=True)
+        + f"\n\nThe tables below also have variants, which are not counted here: {_names(variants)}."
     )
 
 
@@ -145,7 +220,7 @@ def _compact(found: list[Row]) -> str:
 
 def _order(key: tuple[str, str, str]) -> tuple[int, bool, bool, str]:
     kind, attn, window = key
-    return [*dict.fromkeys(_KINDS)].index(kind), "," not in attn, bool(window), window
+    return ORDER.index(kind), "," not in attn, bool(window), window
 
 
 def _reasons(of: Callable[[Result], tuple[str, ...]]) -> Callable[[list[Row]], str]:
@@ -154,7 +229,7 @@ def _reasons(of: Callable[[Result], tuple[str, ...]]) -> Callable[[list[Row]], s
     def made(found: list[Row]) -> str:
         names: dict[str, list[str]] = {}
         for row in found:
-            for reason in dict.fromkeys(text for result in row.results.values() for text in of(result)):
+            for reason in shown_reasons(row, of):
                 names.setdefault(reason, []).append(row.name)
         numbers = {reason: number for number, reason in enumerate(sorted(names, key=lambda r: -len(names[r])), 1)}
         cells = [
@@ -179,6 +254,12 @@ def _reasons(of: Callable[[Result], tuple[str, ...]]) -> Callable[[list[Row]], s
     return made
 
 
+def shown_reasons(row: Row, of: Callable[[Result], tuple[str, ...]] | None = None) -> list[str]:
+    """The reasons that the page gives for a family: ``of`` its results, by default those of its group."""
+    reasons = of or REASONS.get(group(row), lambda result: ())
+    return list(dict.fromkeys(text for result in row.results.values() for text in reasons(result)))
+
+
 def _unrecorded(result: Result) -> tuple[str, ...]:
     return tuple(text.removeprefix("no: ") for text in result.recorded.split("; ") if text != "yes")
 
@@ -189,6 +270,17 @@ def _errors(of: Callable[[Result], str]) -> Callable[[list[Row]], str]:
         return script("docs/regions").table(["family", "class", "error"], cells)
 
     return made
+
+
+def _unknown(found: list[Row]) -> str:
+    """Families whose uncompiled model does not run."""
+    text = (
+        "These were tried, but the uncompiled model did not run here: on a configuration that is made small by the "
+        "names of its fields, with inputs that are made by a rule as well, and without the packages that are named. "
+        "Nothing is known of the compiled model."
+    )
+    table = _errors(lambda result: result.problem)(found)
+    return f"{text}\n\n{table}"
 
 
 def _names(found: list[Row]) -> str:
@@ -214,15 +306,18 @@ def _remarks(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-_KINDS = ("decoders", "text and images", "encoder and decoder, or speech")
+#: The reasons that the page gives in a group.
+REASONS: dict[str, Callable[[Result], tuple[str, ...]]] = {
+    "Rewritten, steps not recorded": _unrecorded,
+    "Rewritten in part, or not": lambda result: result.reasons,
+}
 GROUPS: dict[str, Callable[[list[Row]], str]] = {
     "Wrong": _errors(lambda result: result.failure),
     "Not finished": _errors(lambda result: result.failure),
     "Rewritten": _compact,
-    "Rewritten, steps not recorded": _reasons(_unrecorded),
-    "Rewritten in part, or not": _reasons(lambda result: result.reasons),
+    **{title: _reasons(of) for title, of in REASONS.items()},
     "No cache of keys and values": _names,
-    "Not tried": _errors(lambda result: result.problem),
+    "Not known": _unknown,
 }
 
 
@@ -254,7 +349,12 @@ def written(version: str, found: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="try all families of the installed transformers first")
+    parser.add_argument(
+        "--sweep",
+        nargs="*",
+        metavar="NAME",
+        help="try families of the installed transformers first: these, or all without any",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes at once")
     parser.add_argument(
         "--results",
@@ -263,10 +363,19 @@ def main() -> None:
         help="file that keeps what a sweep has found, from which it goes on when it was interrupted",
     )
     args = parser.parse_args()
-    if args.sweep:
+    if args.sweep is not None:
         wanted, version = families(), importlib.import_module("transformers").__version__
-        FOUND.write_text(written(version, rows(wanted, sweep(wanted, args.results, args.workers))), encoding="utf-8")
-        args.results.unlink()
+        known, found = read(FOUND)
+        if unknown := set(args.sweep).difference(one.name for one in wanted):
+            parser.error(f"the installed transformers has no {', '.join(sorted(unknown))}")
+        if args.sweep and known != version:
+            parser.error(f"the page is of transformers {known}, this is {version}: try all, without names")
+        tried = [one for one in wanted if not args.sweep or one.name in args.sweep]
+        results = {row.name: row.results for row in found} if args.sweep else {}
+        swept = sweep(tried, args.results, args.workers)
+        results.update({one.name: swept[one.name] for one in tried})
+        FOUND.write_text(written(version, rows(wanted, results)), encoding="utf-8")
+        args.results.unlink(missing_ok=True)
     MATRIX.write_text(page(), encoding="utf-8")
 
 

@@ -2,13 +2,15 @@
 
     python -m tests.helpers.sweep [--results FILE] [NAMES ...]
 
-Results are kept in a file while it runs, and an interrupted sweep goes on from there.
+Results are kept in a file while it runs, and an interrupted sweep goes on from there, unless the code has changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -26,6 +28,10 @@ from tests.helpers.families import Family, Result, check, families
 LIMIT = 300
 TOO_LONG = "takes more than"
 
+ROOT = Path(__file__).parents[2]
+#: Endings of files that are code.
+SOURCES = {".py", ".h"}
+
 Results = dict[str, dict[str, Result]]
 
 
@@ -36,11 +42,13 @@ def sweep(
 
     Args:
         wanted: families.
-        kept: file that holds what has been found, and to which each result is added.
+        kept: file that holds what has been found, and to which each result is added. What is in it is dropped where
+            ``identity`` has changed since.
         workers: processes at once.
         done: told of each result.
     """
-    results = _read(kept) if kept is not None and kept.exists() else {}
+    of = identity()
+    results = _read(kept, of) if kept is not None and kept.exists() else {}
     cases = [(one, attn) for one in wanted for attn in one.attn if attn not in results.get(one.name, {})]
     cases.sort(key=lambda case: case[0].attn.index(case[1]))  # what is found first says something of each family
     context = multiprocessing.get_context("forkserver")
@@ -62,7 +70,7 @@ def sweep(
             del running[pipe]
             results.setdefault(one.name, {})[attn] = result
             if kept is not None:
-                _write(kept, results)
+                _write(kept, results, of)
             done(f"{one.name} {attn} {time.monotonic() - start:.1f} s: {result}")
     return results
 
@@ -104,14 +112,31 @@ def result_of(fields: dict[str, Any]) -> Result:
     return Result(**{**fields, "reasons": tuple(fields.get("reasons", ()))})
 
 
-def _write(path: Path, results: Results) -> None:
+def identity() -> dict[str, str]:
+    """What results depend on: versions, and a hash of the sources of the package and of these helpers."""
+    digest = hashlib.sha256()
+    for folder in ("innerq_compile", "kernels", "passes", "tests/helpers"):
+        for path in sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES):
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    versions = {name: importlib.import_module(name).__version__ for name in ("torch", "transformers")}
+    return {**versions, "sources": digest.hexdigest()}
+
+
+def _write(path: Path, results: Results, of: dict[str, str]) -> None:
+    """At once, so that a sweep that is interrupted here leaves the former results."""
     values = {name: {attn: fields_of(result) for attn, result in found.items()} for name, found in results.items()}
-    path.write_text(json.dumps(values), encoding="utf-8")
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(json.dumps({"identity": of, "results": values}), encoding="utf-8")
+    os.replace(new, path)
 
 
-def _read(path: Path) -> Results:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return {name: {attn: result_of(fields) for attn, fields in found.items()} for name, found in values.items()}
+def _read(path: Path, of: dict[str, str]) -> Results:
+    """What is kept for ``of``; nothing if it was found by other code."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept.get("identity") != of:
+        print(f"{path} was found by other code or versions: the sweep starts anew")
+        return {}
+    return {name: {attn: result_of(one) for attn, one in found.items()} for name, found in kept["results"].items()}
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ _NUMBERS: tuple[tuple[str, Any], ...] = (
     (r"blank_token_id", 3),
     (r"num_codebooks", 1),
     # layers
+    (r"num_feat_extract_layers", lambda default: default),  # convolutions with lists of kernels and strides
     (r"n_layers_per_.*", 1),
     (r"first_k_dense_replace|num_dense_layers|.*layer_start_index|.*_layer_index_start", lambda d: min(d, 1)),
     (r".*layer_end_index|.*_layer_index_end", 1),
@@ -198,7 +199,7 @@ def _layers(fields: dict[str, Any]) -> list[int]:
     kinds: dict[str, int] = {}
     for layer in range(count):
         kinds.setdefault(repr([value[layer] for value in of_each] + [layer in value for value in numbers]), layer)
-    found = sorted(kinds.values())[:4]
+    found = sorted(kinds.values())
     if len(found) == 1 and count > 1:
         found = [0, 1]
     return found * 2 if fields.get("num_kv_shared_layers") else found
