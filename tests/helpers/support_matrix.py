@@ -112,7 +112,7 @@ def differences(found: list[Row], page: list[Row]) -> list[str]:
     new, old = ({row.name: row for row in rows} for rows in (found, page))
     left_out = {name for name, row in old.items() if row.needs_package}
     return [
-        f"{name}: {new.get(name)} and not {old.get(name)}; {again(name)}"
+        f'{name}: {new.get(name)} and not {old.get(name)}; run python -m tests.helpers.support_matrix --sweep "{name}"'
         for name in dict.fromkeys((*old, *new))
         if name not in left_out
         and (_compared(new.get(name)) != _compared(old.get(name)) or (name in new and new[name].is_unfinished))
@@ -136,7 +136,9 @@ def losses(found: list[Row], page: list[Row], existing: Container[str]) -> list[
         if row.problem or row.fails or not row.is_rewritten or row.name not in existing:
             continue
         if row.name not in new or new[row.name].problem or new[row.name].is_unfinished:
-            texts.append(f"{row.name} was not tried: {new.get(row.name)}; {again(row.name)}")
+            texts.append(
+                f'{row.name} was not tried: {new.get(row.name)}; run python -m tests.helpers.sweep "{row.name}"'
+            )
             continue
         least = [min(getattr(one, name) for one in row.results.values()) for name in ("rewritten", "quantized")]
         for attn, one in new[row.name].results.items():
@@ -150,11 +152,6 @@ def _compared(row: Row | None) -> Row | None:
         return None
     results = {a: Result(problem="some") if one.problem else one for a, one in row.results.items()}
     return dataclasses.replace(row, results=results)
-
-
-def again(name: str) -> str:
-    """How to try one family again."""
-    return f'run python -m tests.helpers.support_matrix --sweep "{name}"'
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
