@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.helpers.families import ATTN, NEEDS, ORDER, Family, Result, families
 from tests.helpers.family_overrides import NOTES
 from tests.helpers.scripts import script
-from tests.helpers.sweep import TOO_LONG, Results, fields_of, result_of, sweep
+from tests.helpers.sweep import LIMIT, TOO_LONG, Results, fields_of, result_of, sweep
 
 ROOT = Path(__file__).parents[2]
 MATRIX = ROOT / "docs" / "support-matrix.md"
@@ -359,6 +359,7 @@ def main() -> None:
         default=Path(tempfile.gettempdir()) / "innerq_families.json",
         help="file that keeps what a sweep has found, from which it goes on when it was interrupted",
     )
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds for each, on a busy machine more")
     args = parser.parse_args()
     if args.sweep is not None:
         wanted, version = families(), importlib.import_module("transformers").__version__
@@ -369,7 +370,7 @@ def main() -> None:
             parser.error(f"the page is of transformers {known}, this is {version}: try all, without names")
         tried = [one for one in wanted if not args.sweep or one.name in args.sweep]
         results = {row.name: row.results for row in found} if args.sweep else {}
-        swept = sweep(tried, args.results, args.workers)
+        swept = sweep(tried, args.results, args.workers, limit=args.limit)
         results.update({one.name: swept[one.name] for one in tried})
         FOUND.write_text(written(version, rows(wanted, results)), encoding="utf-8")
         args.results.unlink(missing_ok=True)

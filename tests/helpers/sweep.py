@@ -36,7 +36,11 @@ Results = dict[str, dict[str, Result]]
 
 
 def sweep(
-    wanted: Iterable[Family], kept: Path | None = None, workers: int = 1, done: Callable[[str], None] = print
+    wanted: Iterable[Family],
+    kept: Path | None = None,
+    workers: int = 1,
+    done: Callable[[str], None] = print,
+    limit: int = 0,
 ) -> Results:
     """What becomes of each family with each of its attention implementations.
 
@@ -46,8 +50,9 @@ def sweep(
             ``identity`` has changed since.
         workers: processes at once.
         done: told of each result.
+        limit: seconds for each, where it is not ``LIMIT``.
     """
-    of = identity()
+    of, limit = identity(), limit or LIMIT
     results = _read(kept, of) if kept is not None and kept.exists() else {}
     cases = [(one, attn) for one in wanted for attn in one.attn if attn not in results.get(one.name, {})]
     cases.sort(key=lambda case: case[0].attn.index(case[1]))  # what is found first says something of each family
@@ -64,9 +69,9 @@ def sweep(
             running[ours] = one, attn, time.monotonic(), process
         ready = wait(list(running), timeout=1)
         for pipe, (one, attn, start, process) in list(running.items()):
-            if pipe not in ready and time.monotonic() - start < LIMIT:
+            if pipe not in ready and time.monotonic() - start < limit:
                 continue
-            result = _received(pipe, process)
+            result = _received(pipe, process, limit)
             del running[pipe]
             results.setdefault(one.name, {})[attn] = result
             if kept is not None:
@@ -75,9 +80,9 @@ def sweep(
     return results
 
 
-def _received(pipe: Connection, process: BaseProcess) -> Result:
+def _received(pipe: Connection, process: BaseProcess, limit: int) -> Result:
     try:
-        result = pipe.recv() if pipe.poll() else Result(failure=f"{TOO_LONG} {LIMIT} seconds")
+        result = pipe.recv() if pipe.poll() else Result(failure=f"{TOO_LONG} {limit} seconds")
     except EOFError:
         process.join()
         result = Result(failure=f"the process ended with {process.exitcode}")
