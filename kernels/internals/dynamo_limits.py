@@ -134,7 +134,7 @@ def _of_modules(original: Callable[..., tuple[bool, str]]) -> Callable[..., tupl
             exceeded, setting = original(*_without_ours(call, cache_size, compile_id))
         if not exceeded:
             return False, ""
-        _REACHED.append(Limit(call.frame.f_code, setting, getattr(config, setting)))
+        _REACHED[:] = [Limit(call.frame.f_code, setting, getattr(config, setting))]
         return True, setting
 
     return exceeds
@@ -151,7 +151,7 @@ def _ending_for_a_module(original: Callable[..., ConvertFrameReturn]) -> Callabl
             return _skipped()
         _REACHED.clear()
         result = original(self, frame, cache_entry, hooks, frame_state, skip=skip + 1)
-        if not _REACHED or result.guarded_code is not None:
+        if not _REACHED or _REACHED[0].code is not frame.f_code or result.guarded_code is not None:
             return result
         limit = _REACHED.pop()
         if listener is None or own is None:
@@ -176,11 +176,11 @@ def _limit_of_modules(convert: Any) -> int:
 
 def _skipped() -> ConvertFrameReturn:
     """One call runs uncompiled, and what it calls with graphs that exist, as Dynamo does with all calls at a limit."""
-    return ConvertFrameReturn(
-        frame_exec_strategy=_FrameExecStrategy(_FrameAction.RUN_ONLY, _FrameAction.RUN_ONLY),
-        apply_to_code=False,
-        skip_reason="the module that calls the function has reached its limit of graphs",
-    )
+    strategy = _FrameExecStrategy(_FrameAction.RUN_ONLY, _FrameAction.RUN_ONLY)
+    skipped: Any = ConvertFrameReturn(frame_exec_strategy=strategy, apply_to_code=False)
+    if hasattr(skipped, "skip_reason"):  # torch 2.11 has none
+        skipped.skip_reason = "the module that calls the function has reached its limit of graphs"
+    return skipped
 
 
 # --- graphs of other backends -----------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ ENTRIES = (
     ),
     Internal(
         module="torch._dynamo.types",
-        names=("ConvertFrameReturn(frame_exec_strategy, apply_to_code, skip_reason)",),
+        names=("ConvertFrameReturn(frame_exec_strategy, apply_to_code)",),
         why="That one call runs uncompiled.",
         without=_NO_IMPORT,
     ),

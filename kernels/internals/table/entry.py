@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...versions import SUPPORTED_TORCH
+from ...versions import SUPPORTED_TORCH, release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,12 @@ class Internal:
     versions: tuple[str, ...] = SUPPORTED_TORCH
 
     def missing(self) -> list[str]:
-        """The names that do not exist, or lack a parameter, with the name of the module."""
-        if not _usable(self.needs):
+        """The names that do not exist, or lack a parameter, with the name of the module.
+
+        None in a supported version of torch that is not among ``versions``.
+        """
+        running = "{}.{}".format(*release(torch.__version__))
+        if not _usable(self.needs) or running in {*SUPPORTED_TORCH} - {*self.versions}:
             return []
         if self.on_objects:
             text = _text(self.module)

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from innerq_compile.kernels.internals.table import TOPICS, missing
 from innerq_compile.kernels.internals.table.entry import Internal
-from innerq_compile.kernels.versions import SUPPORTED_TORCH
+from innerq_compile.kernels.versions import SUPPORTED_TORCH, release
 from tests.helpers.undocumented_api import uses
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,6 +72,13 @@ def test_entries_say_why(topic, entry):
 
 def test_this_torch_has_all():
     assert missing() == {}
+
+
+def test_what_other_versions_have_is_not_missing():
+    running = "{}.{}".format(*release(torch.__version__))
+    others = tuple(version for version in SUPPORTED_TORCH if version != running)
+    assert Internal("torch._nowhere", ("a",), "", "", versions=others).missing() == []
+    assert Internal("torch._nowhere", ("a",), "", "", versions=(running,)).missing() == ["torch._nowhere.a"]
 
 
 @pytest.mark.parametrize(
