@@ -86,17 +86,21 @@ _PENDING: list[tuple[weakref.ref[Any], Any, int, weakref.ref[GuardedCode]]] = []
 
 def _fitting(frame: Any, backend: Any, own_region: int) -> ConvertFrameReturn | None:
     """What was compiled for a function and fits a call of it, if there is such a graph."""
-    own, code, entries = threading.get_ident(), frame.f_code, _debug_get_cache_entry_list(frame.f_code)
+    own, code, regions = threading.get_ident(), frame.f_code, (own_region, NO_REGION)
+    # before the entries are read: what is none yet when they are may have become one, and be gone, behind that
+    _PENDING[:] = [pending for pending in _PENDING if pending[3]() is not None]
+    noted = [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at in regions]
+    entries = _debug_get_cache_entry_list(code)
     if sum(isinstance(entry.guard_manager, DeletedGuardManagerWrapper) for entry in entries) >= MOST_NOTES:
         return None
-    regions = own_region, NO_REGION
     found: list[Any] = [
-        entry
-        for entry in entries
-        if entry.backend == backend and getattr(entry, "isolate_recompiles_id", NO_REGION) in regions
+        *noted,
+        *(
+            entry
+            for entry in entries
+            if entry.backend == backend and getattr(entry, "isolate_recompiles_id", NO_REGION) in regions
+        ),
     ]
-    _PENDING[:] = [pending for pending in _PENDING if pending[3]() is not None]
-    found += [ref() for of, by, at, ref in _PENDING if of() is code and by == backend and at in regions]
     for entry in filter(None, found):
         # read once: an object that a graph depends on may end in another thread, which makes the entry invalid
         manager, compiled, compile_id = entry.guard_manager, entry.code, entry.compile_id

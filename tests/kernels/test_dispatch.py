@@ -63,6 +63,7 @@ def call_operator(name: str) -> None:
         "append_one_": lambda: ops.append_one_(keys, new),
         "rewind_": lambda: ops.rewind_(keys, values, torch.tensor([10])),
         "decode_attention": lambda: torch.ops.innerq.decode_attention(*a_call().arguments()),
+        "decode_attention_lse": lambda: torch.ops.innerq.decode_attention_lse(*a_call().arguments()),
         "row_linear": lambda: ops.row_linear(torch.randn(1, 32), [torch.randn(8, 32)], [None]),
     }
     calls[name]()
@@ -72,9 +73,8 @@ def call_operator(name: str) -> None:
 def test_every_operator_asks_the_one_place(name, recorder):
     call_operator(name)
     served = name.replace("_one_", "_")
-    assert recorder == [f"supports_{served.removesuffix('_').replace('_attention', '')}"] * (
-        2 if name in ("append_", "rewind_") else 1
-    ) + [served]
+    asked = served.removesuffix("_").removesuffix("_lse").replace("_attention", "")
+    assert recorder == [f"supports_{asked}"] * (2 if name in ("append_", "rewind_") else 1) + [served]
 
 
 def test_statistics_of_a_write_ask_it_too(recorder):
