@@ -38,6 +38,7 @@ from ..kernels.schemas import arguments_of
 from .analysis.buffer_writes import is_preallocated, same_position
 from .analysis.buffers import is_step
 from .analysis.centring import may_centre, obstacle
+from .analysis.other_readers import share_one
 from .analysis.shared_norm import shared_norm
 from .analysis.windows import format_of
 from .context import (
@@ -79,7 +80,7 @@ def rewrite_buffer(gm: GraphModule, context: PassContext) -> GraphModule:
         pair = (key.buffer, value.buffer)
         last = max(key.write, value.write, key=changes.order.__getitem__)
         reason = _obstacle(match, form, key, value, changes, context)
-        if reason is None and any(bool({*pair} & {*other}) and pair != other for other in sides):
+        if reason is None and any(share_one(pair, other) for other in sides):
             reason = "another attention reads its key buffer with another value buffer, or the other way round"
         if reason is None and changes.order[form.node] < changes.order[last]:
             reason = "the attention comes before the writes to the buffers"
@@ -133,10 +134,8 @@ def _obstacle(
     if is_preallocated(key.buffer) and key.dims != _ORDER:
         return "the quantized buffer is not read as [batch, heads, tokens, head_dim]"
     if is_preallocated(key.buffer):
-        reason = wrong_roles(context.caches[key.buffer], context.caches[value.buffer])
-        if reason is None:
-            reason = obstacle(match, context.caches[key.buffer])
-        if reason is not None:
+        own_key, own_value = context.caches[key.buffer], context.caches[value.buffer]
+        if (reason := wrong_roles(own_key, own_value) or obstacle(match, own_key)) is not None:
             return reason
     if key.whole:
         seen, tokens = sizes_of(match.key)[match.tokens_dims[0]], sizes_of(key.buffer)[key.dims[2]] + key.extra

@@ -22,7 +22,7 @@ from .analysis.other_readers import OTHER_PAIR, share_one
 from .analysis.several_caches import parts_of_each
 from .analysis.whole_slices import whole_source
 from .analysis.windows import cut, dropped
-from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, wrong_roles
+from .context import Appended, AttentionMatch, CacheSource, CacheUse, PassContext, ProgramCache, wrong_roles
 from .emit.attention import attend, erase_replaced, open_before_append
 from .emit.read_dequantized import early_reader
 from .emit.writes import append
@@ -38,6 +38,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
     changes = Writes(gm.graph)
     results: dict[Node, list[tuple[Node, Node]]] = {}
     several = parts_of_each(context)
+    growing = {use.cache for uses in context.uses.values() for use in uses if use.source is CacheSource.APPENDED}
     for match, (key, value) in context.uses.items():
         if key.source not in (CacheSource.APPENDED, CacheSource.READ):
             continue
@@ -45,7 +46,7 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
         pair = (key.node, value.node)
         last = max(pair, key=changes.order.__getitem__)
         if match.node not in results:  # of several caches, all are looked at before anything is written
-            reasons = (_reason(one, written, changes, context) for one in several.get(match.node, (match,)))
+            reasons = (_reason(one, growing, written, changes, context) for one in several.get(match.node, (match,)))
             if (reason := next(filter(None, reasons), None)) is not None:
                 context.refuse(match, reason)
                 continue
@@ -70,14 +71,22 @@ def rewrite_decode(gm: GraphModule, context: PassContext) -> GraphModule:
 
 
 def _reason(
-    match: AttentionMatch, written: set[tuple[Node, Node]], changes: Writes, context: PassContext
+    match: AttentionMatch,
+    growing: set[ProgramCache],
+    written: set[tuple[Node, Node]],
+    changes: Writes,
+    context: PassContext,
 ) -> str | None:
-    """Why an attention, or one of the caches that it reads, is left as it is; None if it is rewritten."""
+    """Why an attention, or one of the caches that it reads, is left as it is; None if it is rewritten.
+
+    Args:
+        growing: the caches to which the graph appends.
+        written: keys and values to which it has appended for earlier attentions.
+    """
     key, value = context.uses[match]
     if (reason := _obstacle(match, key, value, changes)) is not None:
         return reason
     grows, pair = key.source is CacheSource.APPENDED, (key.node, value.node)
-    growing = {use.cache for uses in context.uses.values() for use in uses if use.source is CacheSource.APPENDED}
     if not grows and (key.cache in growing or value.cache in growing):
         return "it reads a cache without the tokens that this graph appends to it"
     if grows and not context.config.rewrite:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch._dynamo import convert_frame
 
-__all__ = ["NO_REGION", "module_of", "region", "wrapping"]
+__all__ = ["NO_REGION", "module_of", "region", "region_of", "wrapping"]
 
 #: What :func:`region` says of calls that are not isolated.
 NO_REGION = -1
@@ -21,6 +21,11 @@ _Wrapper = TypeVar("_Wrapper", bound=Callable[..., Any])
 def region() -> int:
     """Which isolated calls (``torch.compile(isolate_recompiles=True)``) a frame is one of. Without: ``NO_REGION``."""
     return getattr(convert_frame, "get_eval_frame_isolate_recompiles_id", lambda: NO_REGION)()
+
+
+def region_of(entry: Any) -> int:
+    """The same of a graph that was compiled: an entry of Dynamo's cache, or what becomes one."""
+    return getattr(entry, "isolate_recompiles_id", NO_REGION)
 
 
 def module_of(frame: Any) -> torch.nn.Module | None:

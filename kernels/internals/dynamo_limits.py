@@ -26,7 +26,7 @@ from torch._dynamo.cache_size import _has_same_id_matched_objs
 from torch._dynamo.types import ConvertFrameReturn
 
 from .dynamo_backends import OfBackends
-from .dynamo_frames import NO_REGION, module_of, region, wrapping
+from .dynamo_frames import module_of, region, region_of, wrapping
 
 __all__ = ["Limit", "default_of", "graphs_at_most", "raise_limits"]
 
@@ -189,7 +189,7 @@ def _skipped() -> ConvertFrameReturn:
 def _without_ours(call: _Call, cache_size: Any, compile_id: Any) -> tuple[Any, Any]:
     """What Dynamo compares with its limits, without what backends of :func:`raise_limits` have compiled."""
     ours = _ours(call.frame.f_code)
-    here = [entry for entry in ours if getattr(entry, "isolate_recompiles_id", NO_REGION) == region()]
+    here = [entry for entry in ours if region_of(entry) == region()]
     fewer = {
         "num_cache_entries": len(here),
         "num_cache_entries_with_same_id_matched_objs": sum(_has_same_id_matched_objs(call.frame, one) for one in here),

@@ -28,7 +28,7 @@ from torch.fx import _symbolic_trace
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .dynamo_backends import OfBackends
-from .dynamo_frames import NO_REGION, region, wrapping
+from .dynamo_frames import NO_REGION, region, region_of, wrapping
 
 __all__ = ["let_others_call", "tracing", "use_graphs_of_others"]
 
@@ -95,11 +95,7 @@ def _fitting(frame: Any, backend: Any, own_region: int) -> ConvertFrameReturn | 
         return None
     found: list[Any] = [
         *noted,
-        *(
-            entry
-            for entry in entries
-            if entry.backend == backend and getattr(entry, "isolate_recompiles_id", NO_REGION) in regions
-        ),
+        *(entry for entry in entries if entry.backend == backend and region_of(entry) in regions),
     ]
     for entry in filter(None, found):
         # read once: an object that a graph depends on may end in another thread, which makes the entry invalid

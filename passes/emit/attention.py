@@ -89,20 +89,21 @@ def attend(
         else:
             attention = write.call(ops.decode_attention_lse.default, *call.arguments(), like=form.node)
             out, sums = (write.call(operator.getitem, attention, index) for index in (0, 1))
-        out = contiguous_without_zeros(write, out, value.format, form.node)
+        out, is_last = contiguous_without_zeros(write, out, value.format, form.node), match.part is None
         if match.part is not None:
             assert parts is not None, "the caller collects them"
             if share is not None:
                 sums = write.call(operator.add, sums, share)
             parts.append((out, sums))
-            if len(parts) == len(match.part.sizes):
+            is_last = len(parts) == len(match.part.sizes)
+            if is_last:
                 out = added_up(write, parts, form.node)
         if latent is not None:
             out = projected_output(write, latent, out, form.node)
         if example(form.node).dtype != example(form.query).dtype:
             out = write.method("to", out, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)
-    if match.part is None or len(parts or ()) == len(match.part.sizes):
+    if is_last:
         write.replace(form.node, out)
     context.key_norms.append(KeyNormUse.of(attention, "query", query, plain, key, match, is_key=False))
 
