@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from ..kernels.internals import inductor
 from ..kernels.internals.dynamo_calls import RestartAnalysis
 from ..kernels.internals.graphs import as_size
+from ..kernels.internals.inductor_waiting import while_waiting
 from ..passes.graph.reading import outputs
 from ..passes.graph.values import example, example_or_none
 from ..passes.regions import ExtractedRegion, Guards, Region, Regions, extract, find_regions, is_size
@@ -107,7 +108,8 @@ def compile_regions(
     placeholders = gm.graph.find_nodes(op="placeholder")
     sizes = _sizes(placeholders)
     compiler = _Compiler(gm, dict(zip(placeholders, inputs, strict=True)), sizes, options)
-    functions = [compiler.function(region, regions.regions) for region in regions.regions]
+    compiler.compile_kinds(regions.regions)
+    functions = [compiler.function(region) for region in regions.regions]
 
     places = {node: place for place, node in enumerate(placeholders)}
     needed = list(dict.fromkeys(symbol for function in functions for symbol in function.symbols))
@@ -169,22 +171,19 @@ class _Compiler:
         self._sizes = {symbol: size for symbol, (_, _, size) in sizes.items()}
         self._kinds: list[_Kind] = []
 
-    def function(self, region: Region, regions: Sequence[Region]) -> _Function:
-        """The compiled function of a region.
+    def compile_kinds(self, regions: Sequence[Region]) -> None:
+        """Compile the most general region of each kind: the next one while Inductor waits for compilers of kernels."""
+        kinds: list[Region] = []
+        for region in regions:
+            if not any(region.kind == one.kind for one in kinds):
+                kinds.append(_most_general(region, regions))
+        self._compile_each(kinds)
 
-        Args:
-            region: the region.
-            regions: all of the graph, of which the most general one of its kind is compiled first.
-        """
+    def function(self, region: Region) -> _Function:
+        """The compiled function of a region."""
         kind = self._serving(region)
         if kind is None:
-            general = _most_general(region, regions)
-            if not any(one.region is general for one in self._kinds):
-                self._kinds.append(self._compile(general))
-                kind = self._serving(region)
-        if kind is None:
             kind = self._compile(region)
-            self._kinds.append(kind)
         renamed = dict(zip(kind.region.symbols, region.symbols, strict=True))
         inputs = [kind.region.inputs.index(node) for node in kind.extracted.inputs]
         return _Function(kind.compiled, inputs, [renamed[symbol] for symbol in kind.extracted.symbols])
@@ -195,13 +194,35 @@ class _Compiler:
     def _serves(self, kind: _Kind, region: Region) -> bool:
         return kind.region.kind == region.kind and kind.guards.hold_for(kind.region.symbols, region.symbols)
 
-    def _compile(self, region: Region) -> _Kind:
+    def _compile_each(self, regions: Sequence[Region]) -> None:
+        if regions:
+            self._compile(regions[0], regions[1:])
+
+    def _compile(self, region: Region, others: Sequence[Region] = ()) -> _Kind:
+        """Compile a region, and others while Inductor waits."""
         extracted = extract(self._gm, region, self._sizes)
         values = [self._examples[node] if node in self._examples else example(node) for node in extracted.inputs]
         values += [self._sizes[symbol] for symbol in extracted.symbols]
-        with Guards(self._sizes.values()) as guards:
+        guards = Guards(self._sizes.values())
+        failed = False
+
+        def meanwhile() -> None:
+            nonlocal failed
+            with guards.of_another():
+                try:
+                    self._compile_each(others)
+                except Exception as error:
+                    log.debug("a region is compiled again, by itself: %r", error, exc_info=True)
+                    failed = True
+
+        with guards, while_waiting(meanwhile):
             compiled = inductor.boxed(inductor.compile_graph(extracted.gm, values, self._options))
-        return _Kind(region, extracted, compiled, guards)
+        kind = _Kind(region, extracted, compiled, guards)
+        self._kinds.append(kind)
+        if failed:
+            known = [one.region for one in self._kinds]
+            self._compile_each([one for one in others if not any(one is other for other in known)])
+        return kind
 
 
 def _most_general(region: Region, regions: Sequence[Region]) -> Region:

@@ -8,7 +8,8 @@ does on conditions that the program itself depends on, such as that the cache of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -20,7 +21,8 @@ from ...kernels.internals.graphs import guards_of, hint_of, holds, shape_env_of
 class Guards:
     """Context of the compilation of a region: the guards that it relies on.
 
-    These are the guards that it adds to the graph, and those that the graph had before on symbols of the region alone.
+    These are the guards that it adds to the graph, and those on symbols of the region alone that the graph had before,
+    or got from other regions meanwhile.
 
     Args:
         sizes: symbolic sizes of the graph.
@@ -28,15 +30,29 @@ class Guards:
 
     def __init__(self, sizes: Iterable[torch.SymInt]) -> None:
         self._shape_env = next((shape_env_of(size) for size in sizes), None)
-        self._before: list[Any] = []
-        self._added: list[Any] = []
+        self._own: list[Any] = []
+        self._others: list[Any] = []
+        self._seen = 0
 
     def __enter__(self) -> Guards:
-        self._before = self._all()
+        self._note(self._others)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._added = self._all()[len(self._before) :]
+        self._note(self._own)
+
+    @contextlib.contextmanager
+    def of_another(self) -> Iterator[None]:
+        """A context within this one in which another region is compiled, whose guards are not added by this one."""
+        self._note(self._own)
+        yield
+        self._note(self._others)
+
+    def _note(self, guards: list[Any]) -> None:
+        """Add to ``guards`` what the graph relies on since the last call."""
+        found = self._all()
+        guards += found[self._seen :]
+        self._seen = len(found)
 
     def _all(self) -> list[Any]:
         return [] if self._shape_env is None else guards_of(self._shape_env)
@@ -52,7 +68,7 @@ class Guards:
         renamed = {old: new for old, new in pairs if old != new}
         if self._shape_env is None:
             return not renamed
-        relied_on = self._added + [one for one in self._before if one.free_symbols <= set(compiled)]
+        relied_on = self._own + [one for one in self._others if one.free_symbols <= set(compiled)]
         conditions = [one.xreplace(renamed) for one in relied_on if not one.free_symbols.isdisjoint(renamed)]
         return all(hint_of(self._shape_env, condition) for condition in conditions) and all(
             holds(self._shape_env, condition) for condition in conditions

@@ -523,6 +523,22 @@ def test_a_failure_leaves_the_graph_whole(backend, monkeypatch, caplog):
     assert [record.exc_info[0] for record in caplog.records] == [Broken]
 
 
+def test_what_fails_while_another_is_compiled_is_compiled_by_itself(backend, monkeypatch):
+    calls, extract = [], regions.extract
+
+    def breaking_once(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise Broken("only within another compilation")
+        return extract(*args)
+
+    monkeypatch.setattr(regions, "extract", breaking_once)
+    program = stack()
+    torch.testing.assert_close(backend(program)(IDS), program(IDS))
+    assert [report.regions for report in compiled_graphs()] == ["5 regions of 3 kinds"]
+    assert len(calls) == 4
+
+
 def test_a_failure_in_strict_mode(backend, monkeypatch):
     def breaking(*args):
         raise Broken("nobody thought of this")

@@ -1,0 +1,121 @@
+"""Work while Inductor waits for its compilers. See ``table/inductor_waiting.py``.
+
+Inductor hands kernels to compilers in other processes, and waits for them where it loads the code of a graph: seconds
+in which this process does nothing. Another graph can be compiled to that point meanwhile, within the compilation that
+waits.
+
+Importing this module does not import Inductor; its context does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from torch._guards import TracingContext
+
+__all__ = ["while_waiting"]
+
+#: What each thread is to do when it next waits, the next at the end.
+_TASKS = threading.local()
+
+
+@contextlib.contextmanager
+def while_waiting(task: Callable[[], None]) -> Iterator[None]:
+    """A context of the compilation of a graph, in which ``task`` runs when Inductor first waits, or at the end.
+
+    Args:
+        task: compiles another graph, and may use this context. It raises nothing: the compilation that waits cannot
+            be blamed for an error of another.
+    """
+    _install()
+    tasks = _tasks()
+    known = len(tasks)
+    tasks.append(task)
+    try:
+        yield
+    except BaseException:
+        del tasks[known:]
+        raise
+    if len(tasks) > known:
+        tasks.pop()()
+
+
+def _tasks() -> list[Callable[[], None]]:
+    if not hasattr(_TASKS, "waiting"):
+        _TASKS.waiting = []
+    return _TASKS.waiting
+
+
+@functools.cache
+def _install() -> None:
+    from torch._inductor.async_compile import AsyncCompile
+
+    wait = AsyncCompile.wait
+
+    @functools.wraps(wait)
+    def working(self: Any, scope: dict[str, Any]) -> None:
+        tasks = _tasks()
+        if tasks and not _all_done(scope):
+            task = tasks.pop()
+            with _apart():
+                task()
+        wait(self, scope)
+
+    AsyncCompile.wait = working
+
+
+def _all_done(scope: dict[str, Any]) -> bool:
+    """Whether the kernels of a module are there. Those that were read from a cache are loaded, not compiled."""
+    from torch._inductor.codecache import LambdaFuture
+
+    # C++ kernels of torch 2.11 to 2.15 do not tell
+    waited = [one.future if isinstance(one, LambdaFuture) else one for one in scope.values()]
+    unknown = any(isinstance(one, LambdaFuture) and one.future is None for one in scope.values())
+    return not unknown and all(one.done() for one in waited if isinstance(one, Future))
+
+
+#: What belongs to the graph that is being compiled: in the tracing context, and of the bundler of its kernels.
+_OF_CONTEXT = (
+    "aot_graph_name",
+    "fakify_first_call",
+    "fw_metadata",
+    "output_strides",
+    "params_flat",
+    "params_flat_unwrap_subclasses",
+    "params_unwrapped_to_flat_index",
+)
+_OF_BUNDLER = ("_entries", "_static_autotuners", "_winners")
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """A context in which another graph is compiled, of which the compilation that is going on learns nothing."""
+    from torch._inductor.triton_bundler import TritonBundler
+    from torch._inductor.virtualized import threadlocal
+
+    with (
+        _put_back(TracingContext.try_get(), _OF_CONTEXT),
+        _put_back(TritonBundler, _OF_BUNDLER) as bundle,
+        _put_back(threadlocal, list(vars(threadlocal))) as virtualized,
+    ):
+        for name in bundle:
+            setattr(TritonBundler, name, None)
+        for name in virtualized:
+            delattr(threadlocal, name)
+        yield
+
+
+@contextlib.contextmanager
+def _put_back(holder: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A context at whose end those of the attributes that an object has are as they were. It yields their values."""
+    before = {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+    try:
+        yield before
+    finally:
+        for name, value in before.items():
+            setattr(holder, name, value)

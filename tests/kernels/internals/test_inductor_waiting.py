@@ -1,0 +1,114 @@
+"""Another graph is compiled while Inductor waits for compilers, and each of them is as if compiled alone."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch._guards import TracingContext
+from torch._inductor import async_compile
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.virtualized import NullHandler, V
+
+from innerq_compile.kernels.internals import inductor_waiting
+from innerq_compile.kernels.internals.inductor_waiting import while_waiting
+
+
+@pytest.fixture
+def waits(monkeypatch, tmp_path):
+    """Where the calls of Inductor's wait begin and end, with compilers in threads and nothing on the disk."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    events: list[str] = []
+    original = async_compile.AsyncCompile._wait_futures
+
+    def waiting(self, scope):
+        events.append("waits")
+        original(self, scope)
+        events.append("done")
+
+    monkeypatch.setattr(async_compile.AsyncCompile, "_wait_futures", waiting)
+    with torch._inductor.config.patch(compile_threads=2):
+        yield events
+
+
+def by_inductor(function, meanwhile=None):
+    """A backend of torch.compile: Inductor, with something to do meanwhile."""
+
+    def backend(gm, inputs):
+        if meanwhile is None:
+            return compile_fx(gm, inputs)
+        with while_waiting(lambda: meanwhile(gm, inputs)):
+            return compile_fx(gm, inputs)
+
+    return torch.compile(function, backend=backend)
+
+
+def numbered(number: int):
+    """A function whose kernel no other test compiles."""
+    return lambda x: (x * number).sin() + number
+
+
+def test_another_graph_is_compiled_in_the_first_wait(waits):
+    x, held = torch.rand(50), []
+
+    def meanwhile(gm, inputs):
+        waits.append("another")
+        held.append(compile_fx(torch.fx.symbolic_trace(numbered(1301)), [inputs[0].new_empty(50)]))
+
+    result = by_inductor(numbered(1201), meanwhile)(x)
+    torch.testing.assert_close(result, numbered(1201)(x))
+    torch.testing.assert_close(held[0](x), numbered(1301)(x))
+    assert waits == ["another", "waits", "done", "waits", "done"]
+
+
+def test_what_belongs_to_the_graph_that_waits_is_put_back(waits, monkeypatch):
+    seen, apart = [], inductor_waiting._apart
+
+    @contextlib.contextmanager
+    def watched():
+        graph, metadata = V.graph, TracingContext.get().fw_metadata
+        assert metadata is not None
+        with apart():
+            yield
+        seen.append(graph is V.graph and metadata is TracingContext.get().fw_metadata)
+
+    def meanwhile(gm, inputs):
+        TracingContext.get().fw_metadata = None
+        seen.append(isinstance(V.graph, NullHandler))
+
+    monkeypatch.setattr(inductor_waiting, "_apart", watched)
+    by_inductor(numbered(1401), meanwhile)(torch.rand(50))
+    assert seen == [True, True]
+
+
+def test_what_there_was_no_time_for_is_done_at_the_end():
+    done = []
+    with while_waiting(lambda: done.append("task")):
+        done.append("compiled")
+    assert done == ["compiled", "task"]
+
+
+def test_tasks_of_a_compilation_that_failed_are_dropped():
+    done = []
+    with pytest.raises(KeyError), while_waiting(lambda: done.append("task")):
+        raise KeyError
+    with while_waiting(lambda: done.append("next")):
+        pass
+    assert done == ["next"]
+
+
+def test_tasks_are_done_one_within_the_other(waits):
+    """Each graph that is compiled meanwhile has a task of its own, which is done in its wait."""
+    done = []
+
+    def meanwhile(gm, inputs):
+        done.append("begins")
+        made = torch.fx.symbolic_trace(numbered(1501))
+        with while_waiting(lambda: done.append("innermost")):
+            compile_fx(made, [inputs[0].new_empty(50)])
+        done.append("ends")
+
+    by_inductor(numbered(1601), meanwhile)(torch.rand(50))
+    assert done == ["begins", "innermost", "ends"]
+    assert waits == ["waits", "done", "waits", "done"]
