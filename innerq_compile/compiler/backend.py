@@ -113,14 +113,15 @@ def _compile(
         write_code(gm)
         return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))
     execution = choose_execution(analysis, inductor_options)
-    regions = plan_regions(analysis, example_inputs, execution.inductor_options)
-    keep(analysis, example_inputs, regions)
-    if not analysis.result.holds_caches:
-        compiled = _compile_as_captured(analysis, execution, regions, example_inputs)
-        return analysis.observers.observed(_counting_calls(compiled, analysis.report))
-    _refuse_gradients(example_inputs)
-    prelude = _compile_prelude(analysis, execution, example_inputs)
-    compiled = _compile_rewritten(analysis, execution, regions, example_inputs)
+    with compiling_kernels(analysis.compiled):
+        regions = plan_regions(analysis, example_inputs, execution.inductor_options)
+        keep(analysis, example_inputs, regions)
+        if not analysis.result.holds_caches:
+            compiled = _compile_as_captured(analysis, execution, regions, example_inputs)
+            return analysis.observers.observed(_counting_calls(compiled, analysis.report))
+        _refuse_gradients(example_inputs)
+        prelude = _compile_prelude(analysis, execution, example_inputs)
+        compiled = _compile_rewritten(analysis, execution, regions, example_inputs)
     graph = CompiledGraph(compiled, prelude, analysis.context, gm, analysis.rewritten, analysis.report)
     return analysis.observers.observed(graph)
 
@@ -176,7 +177,6 @@ def _compile_rewritten(
         reporting_inductors_graphs(execution, analysis, example_inputs),
         analysis.observers.compiling(rewritten, report, analysis.prelude),
         cached_by_source(),
-        compiling_kernels(rewritten),
     ):
         compiled = compile_by_regions(analysis, regions, inputs, execution.inductor_options)
     if execution.inputs is not None:

@@ -5,7 +5,8 @@ by Triton when the operator is first called, which takes ten seconds for the two
 of call is made once in another thread, with small tensors like its own, as soon as the passes have run. Triton's
 compilers release Python's global lock. With the kernels on disk a thread only loads them.
 
-The first prompt also compiles the kernel by which the steps after it append to the cache.
+The first prompt also compiles the kernel by which the steps after it append to the cache, and does not wait for it: the
+next graph does, which is that of the steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -44,23 +45,31 @@ _MAX_ELEMENTS = 1 << 25
 _THREADS = min(4, os.cpu_count() or 1)
 
 
+#: What the next graph waits for.
+_AHEAD: list[Future[Any]] = []
+
+
 @contextlib.contextmanager
 def compiling_kernels(gm: GraphModule) -> Iterator[None]:
     """Context in which the kernels of the operators of a graph are compiled. It ends when they are."""
+    ahead, needed = list(_AHEAD), []
+    _AHEAD.clear()
     calls = list(_calls(gm))
-    if not calls:
-        yield
-        return
-    inductor.set_triton_folder()  # before the first kernel is compiled, so that all of them are found in one place
-    with ThreadPoolExecutor(_THREADS, "innerq-kernels") as pool:
-        prefills: dict[str, Future[Cache | None]] = {}
-        for function in calls:
-            future = pool.submit(_quietly, function)
+    if calls:
+        inductor.set_triton_folder()  # before the first kernel is compiled, so that all of them are found in one place
+        pool = ThreadPoolExecutor(_THREADS, "innerq-kernels")
+        needed = [pool.submit(_quietly, function) for function in calls]
+        made: dict[str, Future[Cache | None]] = {}
+        for function, future in zip(calls, needed, strict=True):
             if isinstance(function, _Prefill):
-                prefills.setdefault(function.format.role, future)
-        if len(prefills) == 2:
-            pool.submit(_quietly, lambda: _append(prefills["key"].result(), prefills["value"].result()))
+                made.setdefault(function.format.role, future)
+        if len(made) == 2:
+            _AHEAD.append(pool.submit(_quietly, lambda: _append(made["key"].result(), made["value"].result())))
+        pool.shutdown(wait=False)  # which does what it was given
+    try:
         yield
+    finally:
+        wait([*ahead, *needed])
 
 
 def _quietly(function: Callable[[], Any]) -> Any:

@@ -204,22 +204,23 @@ class _Compiler:
         values = [self._examples[node] if node in self._examples else example(node) for node in extracted.inputs]
         values += [self._sizes[symbol] for symbol in extracted.symbols]
         guards = Guards(self._sizes.values())
-        failed = False
+        errors: list[Exception] = []
 
         def meanwhile() -> None:
-            nonlocal failed
             with guards.of_another():
                 try:
                     self._compile_each(others)
                 except Exception as error:
-                    log.debug("a region is compiled again, by itself: %r", error, exc_info=True)
-                    failed = True
+                    errors.append(error)
 
         with guards, while_waiting(meanwhile):
             compiled = inductor.boxed(inductor.compile_graph(extracted.gm, values, self._options))
         kind = _Kind(region, extracted, compiled, guards)
         self._kinds.append(kind)
-        if failed:
+        for error in errors:
+            if isinstance(error, RestartAnalysis):
+                raise error
+            log.debug("a region is compiled again, by itself: %r", error, exc_info=error)
             known = [one.region for one in self._kinds]
             self._compile_each([one for one in others if not any(one is other for other in known)])
         return kind
