@@ -20,8 +20,11 @@ from torch._guards import TracingContext
 
 __all__ = ["while_waiting"]
 
-#: What each thread is to do when it next waits, the next at the end.
+#: What each thread is to do when it next waits, the next at the end, and the settings with which.
 _TASKS = threading.local()
+
+
+Settings = Sequence[tuple[Any, dict[str, Any]]]
 
 
 @contextlib.contextmanager
@@ -35,17 +38,17 @@ def while_waiting(task: Callable[[], None]) -> Iterator[None]:
     _install()
     tasks = _tasks()
     known = len(tasks)
-    tasks.append(task)
+    tasks.append((task, _settings()))
     try:
         yield
     except BaseException:
         del tasks[known:]
         raise
     if len(tasks) > known:
-        tasks.pop()()
+        tasks.pop()[0]()
 
 
-def _tasks() -> list[Callable[[], None]]:
+def _tasks() -> list[tuple[Callable[[], None], Settings]]:
     if not hasattr(_TASKS, "waiting"):
         _TASKS.waiting = []
     return _TASKS.waiting
@@ -61,8 +64,8 @@ def _install() -> None:
     def working(self: Any, scope: dict[str, Any]) -> None:
         tasks = _tasks()
         if tasks and not _all_done(scope):
-            task = tasks.pop()
-            with _apart():
+            task, settings = tasks.pop()
+            with _apart(settings):
                 task()
         wait(self, scope)
 
@@ -92,13 +95,31 @@ _OF_CONTEXT = (
 _OF_BUNDLER = ("_entries", "_static_autotuners", "_winners")
 
 
+def _settings() -> Settings:
+    """Settings that a compilation may change for itself, and that are part of the keys of compiled graphs."""
+    from torch._functorch import config as of_autograd
+    from torch._inductor import config as of_inductor
+
+    return [(module, module.get_config_copy()) for module in (of_autograd, of_inductor)]
+
+
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
+def _set(settings: Settings) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for module, values in settings:
+            now = module.get_config_copy()
+            stack.enter_context(module.patch({name: one for name, one in values.items() if one != now[name]}))
+        yield
+
+
+@contextlib.contextmanager
+def _apart(settings: Settings) -> Iterator[None]:
     """A context in which another graph is compiled, of which the compilation that is going on learns nothing."""
     from torch._inductor.triton_bundler import TritonBundler
     from torch._inductor.virtualized import threadlocal
 
     with (
+        _set(settings),
         _put_back(TracingContext.try_get(), _OF_CONTEXT),
         _put_back(TritonBundler, _OF_BUNDLER) as bundle,
         _put_back(threadlocal, list(vars(threadlocal))) as virtualized,

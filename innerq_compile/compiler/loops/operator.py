@@ -124,31 +124,47 @@ class Runner:
         Raises:
             InnerQError: if it returns something else than when the graph was captured.
         """
-        found: list[torch.Tensor] = []
-        places = set(map(memory_of, tensors))
-
-        def matches(outcome: Any, value: Any) -> bool:
-            kind, *what = outcome
-            if kind == "tuple":
-                return type(value) is tuple and len(value) == len(what) and all(map(matches, what, value))
-            if kind == "tensor":
-                return value is tensors[what[0]]
-            if kind != "new":
-                return outcome == description_of(value) and type(what[0]) is type(value)
-            if not isinstance(value, torch.Tensor) or memory_of(value) in places:
-                return False
-            found.append(value)
-            places.add(memory_of(value))
-            sizes = [size_of(size, tensors, numbers) for size in what[2]]
-            kinds = (str(value.dtype), str(value.device))
-            return kinds == tuple(what[:2]) and sizes == list(value.shape)
-
-        if not matches(self.description.outcome, returned):
+        found = _Found(tensors, numbers, [], set(map(memory_of, tensors)))
+        if not found.matches(self.description.outcome, returned):
             raise InnerQError(f"the loop in {self.description.place} returns something else than when it was compiled")
-        return found
+        return found.new
 
     def _call(self, watching: tuple[Any, ...], tensors: Sequence[torch.Tensor], numbers: Sequence[Any]) -> Any:
         return self.function(*watching, *(_value(value, tensors, numbers) for _, value in self.description.params))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Compares what a function returns with its description.
+
+    No function that calls itself from within another: that would keep the tensors until the garbage collector runs.
+
+    Attributes:
+        tensors, numbers: the arguments.
+        new: the tensors that are no arguments.
+        places: the memory of arguments and new tensors.
+    """
+
+    tensors: Sequence[torch.Tensor]
+    numbers: Sequence[int]
+    new: list[torch.Tensor]
+    places: set[int]
+
+    def matches(self, outcome: Any, value: Any) -> bool:
+        kind, *what = outcome
+        if kind == "tuple":
+            return type(value) is tuple and len(value) == len(what) and all(map(self.matches, what, value))
+        if kind == "tensor":
+            return value is self.tensors[what[0]]
+        if kind != "new":
+            return outcome == description_of(value) and type(what[0]) is type(value)
+        if not isinstance(value, torch.Tensor) or memory_of(value) in self.places:
+            return False
+        self.new.append(value)
+        self.places.add(memory_of(value))
+        sizes = [size_of(size, self.tensors, self.numbers) for size in what[2]]
+        kinds = (str(value.dtype), str(value.device))
+        return kinds == tuple(what[:2]) and sizes == list(value.shape)
 
 
 def _read(value: Any) -> torch.Tensor:

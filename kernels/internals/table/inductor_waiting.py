@@ -30,6 +30,18 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._functorch.config",
+        names=("get_config_copy",),
+        why="A region that is compiled meanwhile has the settings and so the key of one that is compiled by itself.",
+        without="Nothing compiles.",
+    ),
+    Internal(
+        module="torch._inductor.config",
+        names=("get_config_copy",),
+        why="The same, of Inductor.",
+        without="Nothing compiles.",
+    ),
+    Internal(
         module="torch._guards",
         names=("TracingContext.try_get()",),
         why="What AOTAutograd notes of a graph is put back after another was compiled.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -45,6 +47,20 @@ def test_a_description_is_a_string():
 def test_it_returns_the_new_tensors():
     (out,) = OPERATOR([torch.arange(3.0)], [], description().text())
     assert out.tolist() == [0.0, 2.0, 4.0]
+
+
+def test_tensors_are_freed_at_once():
+    """Not when the garbage collector runs: a prompt has gigabytes of them."""
+    gc.collect()
+    gc.disable()
+    try:
+        x = torch.arange(3.0)
+        (out,) = OPERATOR([x], [], description().text())
+        held = [weakref.ref(x), weakref.ref(out)]
+        del x, out
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -66,10 +66,10 @@ def test_what_belongs_to_the_graph_that_waits_is_put_back(waits, monkeypatch):
     seen, apart = [], inductor_waiting._apart
 
     @contextlib.contextmanager
-    def watched():
+    def watched(settings):
         graph, metadata = V.graph, TracingContext.get().fw_metadata
         assert metadata is not None
-        with apart():
+        with apart(settings):
             yield
         seen.append(graph is V.graph and metadata is TracingContext.get().fw_metadata)
 
