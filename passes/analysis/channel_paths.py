@@ -17,6 +17,8 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
+import numpy.typing
 import torch
 from torch.fx import Node
 
@@ -29,6 +31,9 @@ from ..graph.values import dtype_of, example_or_none, tensor_of, value_of
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64)
 #: The search for sources stops after this many nodes.
 _MAX_NODES = 300
+
+
+_Ints = numpy.typing.NDArray[np.int64]
 
 
 class _NotLinear(Exception):
@@ -173,7 +178,7 @@ def _trace(
     """
     try:
         tracer = _Tracer(source, target, between, _Sizes(first))
-        tracer.follow(target, torch.arange(len(tracer.points)), tracer.points)
+        tracer.follow(target, np.arange(len(tracer.points)), tracer.points)
         return tracer.result()
     except (_NotLinear, TypeError, ValueError, IndexError):  # arguments of unexpected types or values
         return None
@@ -184,18 +189,20 @@ class _Tracer:
 
     It follows all heads and channels, but only the first and last sequences and tokens: no operation may select among
     sequences or tokens (`_select`), so that all others behave in the same way.
+
+    The arrays are NumPy's: torch shares even small operations among threads, which wait for one another on a busy host.
     """
 
     def __init__(self, source: Node, target: Node, between: set[Node], sizes: _Sizes) -> None:
         self.source, self.between, self.sizes = source, between, sizes
         self.shape = sizes.shape(target)
         batch, heads, tokens, channels = self.shape
-        ends = [torch.tensor(sorted({i for i in (0, 1, 2, n - 1) if 0 <= i < n})) for n in (batch, tokens)]
-        places = torch.meshgrid(ends[0], ends[1], torch.arange(heads), torch.arange(channels), indexing="ij")
-        self.points = torch.stack([places[i].reshape(-1) for i in (0, 2, 1, 3)], -1)  # (b, h, n, c), channels fastest
-        self.arrivals: list[tuple[torch.Tensor, torch.Tensor]] = []
+        ends = [sorted({i for i in (0, 1, 2, n - 1) if 0 <= i < n}) for n in (batch, tokens)]
+        places = np.meshgrid(ends[0], ends[1], np.arange(heads), np.arange(channels), indexing="ij")
+        self.points = np.stack([places[i].reshape(-1) for i in (0, 2, 1, 3)], -1)  # (b, h, n, c), channels fastest
+        self.arrivals: list[tuple[_Ints, _Ints]] = []
 
-    def follow(self, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def follow(self, node: Node, rows: _Ints, at: _Ints) -> None:
         """Follow the elements ``at [len(rows), rank]`` of a node, on which the elements ``points[rows]`` depend."""
         if node is self.source:
             self.arrivals.append((rows, at))
@@ -227,7 +234,7 @@ class _Tracer:
             order = order_of(call, at.shape[1])
             if order is None:
                 raise _NotLinear
-            moved = torch.empty_like(at)
+            moved = np.empty_like(at)
             moved[:, list(order)] = at
             self.follow(self._dependent(call["input"]), rows, moved)
         elif name == "cat":
@@ -245,22 +252,22 @@ class _Tracer:
         """``order`` and ``partners`` of the :class:`ChannelPath`."""
         sizes = self.sizes.shape(self.source)
         channels = self.shape[3]
-        reached = torch.zeros(channels, channels, dtype=torch.bool)
+        reached = np.zeros((channels, channels), dtype=bool)
         for order in itertools.permutations(range(4)):
             if tuple(sizes[dim] for dim in order) != self.shape:
                 continue
-            if all(torch.equal(at[:, list(order[:3])], self.points[rows, :3]) for rows, at in self.arrivals):
+            if all(np.array_equal(at[:, list(order[:3])], self.points[rows, :3]) for rows, at in self.arrivals):
                 break
         else:
             raise _NotLinear
         for rows, at in self.arrivals:
             reached[self.points[rows, 3], at[:, order[3]]] = True
         reached = reached | reached.T
-        if not bool(reached.any(-1).all()):
+        if not reached.any(-1).all():
             raise _NotLinear
         partners = []
         for channel, row in enumerate(reached):
-            others = [other for other in row.nonzero().flatten().tolist() if other != channel]
+            others = [other for other in np.flatnonzero(row).tolist() if other != channel]
             if len(others) > 1:
                 raise _NotLinear
             partners.append(others[0] if others else channel)
@@ -280,10 +287,10 @@ class _Tracer:
         if self.sizes.shape(node) != self.sizes.shape(source):
             raise _NotLinear
 
-    def _broadcast(self, operand: Any, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _broadcast(self, operand: Any, node: Node, rows: _Ints, at: _Ints) -> None:
         operand = self._dependent(operand)
         sizes, out = self.sizes.shape(operand), self.sizes.shape(node)
-        at = at[:, len(out) - len(sizes) :].clone()
+        at = at[:, len(out) - len(sizes) :].copy()
         for dim, (small, large) in enumerate(zip(sizes, out[len(out) - len(sizes) :], strict=True)):
             if small != large:
                 if small != 1:
@@ -291,31 +298,31 @@ class _Tracer:
                 at[:, dim] = 0
         self.follow(operand, rows, at)
 
-    def _reshape(self, operand: Any, node: Node, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _reshape(self, operand: Any, node: Node, rows: _Ints, at: _Ints) -> None:
         operand = self._dependent(operand)
         sizes, out = self.sizes.shape(operand), self.sizes.shape(node)
         if math.prod(sizes) != math.prod(out) or dtype_of(operand) != dtype_of(node):
             raise _NotLinear
-        flat = torch.zeros(len(at), dtype=torch.int64)
+        flat = np.zeros(len(at), dtype=np.int64)
         for dim, size in enumerate(out):
             flat = flat * size + at[:, dim]
         places = []
         for size in reversed(sizes):
             places.append(flat % size)
             flat = flat // size
-        self.follow(operand, rows, torch.stack(places[::-1], -1))
+        self.follow(operand, rows, np.stack(places[::-1], -1))
 
-    def _select(self, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _select(self, rows: _Ints, index: _Ints) -> _Ints:
         """``index``, by which elements are selected; it must depend on head and channel only."""
         size = self.shape[1] * self.shape[3]
         kind = rows % size
-        seen = torch.zeros(size, dtype=torch.int64)
+        seen = np.zeros(size, dtype=np.int64)
         seen[kind] = index
-        if not torch.equal(seen[kind], index):
+        if not np.array_equal(seen[kind], index):
             raise _NotLinear
         return index
 
-    def _cat(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _cat(self, call: Call, rows: _Ints, at: _Ints) -> None:
         tensors = [t for t in call["tensors"] if math.prod(self.sizes.shape(t))]
         if len(tensors) == 1:  # the others are empty, as a new cache is
             self.follow(self._dependent(tensors[0]), rows, at)
@@ -323,17 +330,17 @@ class _Tracer:
         dim = call["dim"] % at.shape[1]
         self._pieces(tensors, [self.sizes.shape(tensor)[dim] for tensor in tensors], dim, rows, at)
 
-    def _pieces(self, tensors: list[Any], widths: list[int], dim: int, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _pieces(self, tensors: list[Any], widths: list[int], dim: int, rows: _Ints, at: _Ints) -> None:
         index, begin = self._select(rows, at[:, dim]), 0
         for tensor, width in zip(tensors, widths, strict=True):
             here = (index >= begin) & (index < begin + width)
             if here.any():
-                place = at[here].clone()
+                place = at[here].copy()
                 place[:, dim] -= begin
                 self.follow(self._dependent(tensor), rows[here], place)
             begin += width
 
-    def _stack(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _stack(self, call: Call, rows: _Ints, at: _Ints) -> None:
         dim = call["dim"] % at.shape[1]
         index = self._select(rows, at[:, dim])
         rest = [d for d in range(at.shape[1]) if d != dim]
@@ -342,7 +349,7 @@ class _Tracer:
             if here.any():
                 self.follow(self._dependent(tensor), rows[here], at[here][:, rest])
 
-    def _getitem(self, call: Call, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _getitem(self, call: Call, rows: _Ints, at: _Ints) -> None:
         whole, index = self._dependent(call["input"]), call["index"]
         pieces = _linear(whole)
         if pieces is not None and pieces.kinds & Kind.PIECES:
@@ -362,30 +369,30 @@ class _Tracer:
                 places.append(start + step * place)
                 out += 1
             elif isinstance(item, (int, Node)) and not isinstance(item, bool):
-                places.append(torch.full((len(at),), self.sizes.number(item) % sizes[len(places)]))
+                places.append(np.full(len(at), self.sizes.number(item) % sizes[len(places)]))
             else:
                 raise _NotLinear
-        self.follow(whole, rows, torch.stack(places, -1))
+        self.follow(whole, rows, np.stack(places, -1))
 
-    def _piece(self, pieces: Call, number: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _piece(self, pieces: Call, number: Any, rows: _Ints, at: _Ints) -> None:
         """Follow an element of the result of chunk, split or unbind."""
         whole, parts = self._dependent(pieces["input"]), example_or_none(pieces.node)
         dim = pieces["dim"] % len(self.sizes.shape(whole))
         number %= len(parts)
         if pieces.name == "unbind":
-            place = torch.full((len(at), 1), number)
-            self.follow(whole, rows, torch.cat((at[:, :dim], place, at[:, dim:]), 1))
+            place = np.full((len(at), 1), number)
+            self.follow(whole, rows, np.concatenate((at[:, :dim], place, at[:, dim:]), 1))
             return
-        place = at.clone()
+        place = at.copy()
         place[:, dim] = self._select(rows, at[:, dim])
         place[:, dim] += sum(self.sizes.number(piece.shape[dim]) for piece in parts[:number])
         self.follow(whole, rows, place)
 
-    def _complex(self, name: str, operand: Any, rows: torch.Tensor, at: torch.Tensor) -> None:
+    def _complex(self, name: str, operand: Any, rows: _Ints, at: _Ints) -> None:
         """Follow both parts of a complex number, because a product of two depends on both parts of each."""
         operand = self._dependent(operand)
         if name == "view_as_real":
             self.follow(operand, rows, at[:, :-1])
             return
         for part in (0, 1):
-            self.follow(operand, rows, torch.cat((at, torch.full((len(at), 1), part)), 1))
+            self.follow(operand, rows, np.concatenate((at, np.full((len(at), 1), part)), 1))
