@@ -31,6 +31,7 @@ from ..kernels.internals.graphs import size_with
 from ..kernels.schemas import arguments_of
 from ..passes.graph.reading import read
 from ..passes.graph.values import example, tensor_of
+from ..runtime.recordings import at_work
 
 log = logging.getLogger(__name__)
 
@@ -166,10 +167,10 @@ class _Prefill(_Call):
 
 
 def _append(keys: Cache | None, values: Cache | None) -> None:
-    """Append one token, as a decode step does."""
+    """Append one token, as a decode step does. The compilation that began it may have ended."""
     if keys is None or values is None:
         return
-    with _own_stream(keys.state.device):
+    with at_work(), _own_stream(keys.state.device):
         new = (side.window.new_zeros((*side.window.shape[:2], 1, side.window.shape[3])) for side in (keys, values))
         torch.ops.innerq.append_.default(*arguments_of("append_", keys, values, *new))
 

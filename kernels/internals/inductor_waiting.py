@@ -23,8 +23,8 @@ __all__ = ["while_waiting"]
 #: What each thread is to do when it next waits, the next at the end, and the settings with which.
 _TASKS = threading.local()
 
-
-Settings = Sequence[tuple[Any, dict[str, Any]]]
+#: Modules of settings, and the values of all of theirs.
+_Settings = Sequence[tuple[Any, dict[str, Any]]]
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def while_waiting(task: Callable[[], None]) -> Iterator[None]:
         tasks.pop()[0]()
 
 
-def _tasks() -> list[tuple[Callable[[], None], Settings]]:
+def _tasks() -> list[tuple[Callable[[], None], _Settings]]:
     if not hasattr(_TASKS, "waiting"):
         _TASKS.waiting = []
     return _TASKS.waiting
@@ -56,6 +56,7 @@ def _tasks() -> list[tuple[Callable[[], None], Settings]]:
 
 @functools.cache
 def _install() -> None:
+    """Have Inductor's wait do the tasks of its thread."""
     from torch._inductor.async_compile import AsyncCompile
 
     wait = AsyncCompile.wait
@@ -76,10 +77,13 @@ def _all_done(scope: dict[str, Any]) -> bool:
     """Whether the kernels of a module are there. Those that were read from a cache are loaded, not compiled."""
     from torch._inductor.codecache import LambdaFuture
 
-    # C++ kernels of torch 2.11 to 2.15 do not tell
-    waited = [one.future if isinstance(one, LambdaFuture) else one for one in scope.values()]
-    unknown = any(isinstance(one, LambdaFuture) and one.future is None for one in scope.values())
-    return not unknown and all(one.done() for one in waited if isinstance(one, Future))
+    for one in scope.values():
+        future = one.future if isinstance(one, LambdaFuture) else one
+        if isinstance(one, LambdaFuture) and future is None:
+            return False  # a C++ kernel, which does not tell
+        if isinstance(future, Future) and not future.done():
+            return False
+    return True
 
 
 #: What belongs to the graph that is being compiled: in the tracing context, and of the bundler of its kernels.
@@ -95,7 +99,7 @@ _OF_CONTEXT = (
 _OF_BUNDLER = ("_entries", "_static_autotuners", "_winners")
 
 
-def _settings() -> Settings:
+def _settings() -> _Settings:
     """Settings that a compilation may change for itself, and that are part of the keys of compiled graphs."""
     from torch._functorch import config as of_autograd
     from torch._inductor import config as of_inductor
@@ -104,7 +108,8 @@ def _settings() -> Settings:
 
 
 @contextlib.contextmanager
-def _set(settings: Settings) -> Iterator[None]:
+def _set(settings: _Settings) -> Iterator[None]:
+    """A context with these settings."""
     with contextlib.ExitStack() as stack:
         for module, values in settings:
             now = module.get_config_copy()
@@ -113,7 +118,7 @@ def _set(settings: Settings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _apart(settings: Settings) -> Iterator[None]:
+def _apart(settings: _Settings) -> Iterator[None]:
     """A context in which another graph is compiled, of which the compilation that is going on learns nothing."""
     from torch._inductor.triton_bundler import TritonBundler
     from torch._inductor.virtualized import threadlocal

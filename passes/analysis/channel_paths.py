@@ -32,7 +32,6 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.co
 #: The search for sources stops after this many nodes.
 _MAX_NODES = 300
 
-
 _Ints = numpy.typing.NDArray[np.int64]
 
 
