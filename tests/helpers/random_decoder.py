@@ -236,6 +236,11 @@ def rotate(x, positions, token_dim):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+def forget_behind(buffer, end):
+    """What a write that ends at ``end`` does to the rest of a buffer ``[B, H, S, D]`` that is made by `empty_cache`."""
+    buffer[:, :, end:] = 0
+
+
 def rms(x):
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
@@ -267,6 +272,7 @@ class RandomDecoder(nn.Module):
         if p.latent != "none":
             self.mla = nn.ModuleList(random_latent.parameters(p, WIDTH, linear) for _ in range(p.layers))
         self.buffers_ = None  # pairs of buffers, where they are the decoder's own
+        self.forgets = False  # whether a write to a dense buffer discards what lies behind it, see `Runner.forgets`
 
     # --- what is compiled ---------------------------------------------------------------------------------------
 
@@ -521,6 +527,8 @@ class RandomDecoder(nn.Module):
             torch.ops.aten.index_put_(buffer, [None] * dim + [positions], new)
         else:
             raise ValueError(p.write)
+        if self.forgets:
+            forget_behind(buffer, int(positions.max()) + 1)
 
     def buffered(self, layer, x, cache, positions, start, seen):
         p, dim, trick, extras = self.p, self.token_dim, self.p.trick, []

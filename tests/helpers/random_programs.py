@@ -37,7 +37,18 @@ import torch
 from innerq_compile import GraphReport, InnerQError, compiled_graphs, empty_cache
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.config import InnerQConfig
-from tests.helpers.random_decoder import CUTS, MIN, WIDTH, Program, RandomDecoder, Step, pack, unpack, wrapped
+from tests.helpers.random_decoder import (
+    CUTS,
+    MIN,
+    WIDTH,
+    Program,
+    RandomDecoder,
+    Step,
+    forget_behind,
+    pack,
+    unpack,
+    wrapped,
+)
 from tests.helpers.random_latent import LATENT_FORMS
 from tests.helpers.without_inductor import as_it_is, forget_graphs, through_autograd, without_inductor
 
@@ -204,6 +215,7 @@ class Runner:
     def __init__(self, program: Program, compiled: bool) -> None:
         self.p, self.compiled = program, compiled
         self.decoder = RandomDecoder(program).eval()
+        self.decoder.forgets = self.forgets and not compiled
         self.config = lossless(program)
         self.generator = torch.Generator().manual_seed(program.seed + 1)
         self.outputs: list[tuple[str, torch.Tensor]] = []
@@ -235,9 +247,6 @@ class Runner:
             x[:, 0] = self.decoder.vocabulary[self.token]
         positions = torch.arange(self.position, self.position + tokens) if p.position != "int" else None
         start = self.position if p.position != "tensor" else None
-        if self.forgets and not self.compiled:
-            for buffer in self.all_buffers():
-                buffer[:, :, self.position :] = 0
         caches = self.caches
         if p.buffers and p.held == "attribute":
             self.decoder.buffers_, caches = caches, None
@@ -290,7 +299,10 @@ class Runner:
 
     @property
     def forgets(self) -> bool:
-        """Whether buffers of the compiled program forget what lies behind a write, as those of `empty_cache` do."""
+        """Whether buffers of the compiled program forget what lies behind a write, as those of `empty_cache` do.
+
+        Each forgets with a write of its own: what it held is read until then, and stays where a program never writes.
+        """
         return self.p.cache == "typed" and self.p.cache_layout == "BHSD"
 
     @property
@@ -380,6 +392,8 @@ class Runner:
             for buffer in self.all_buffers():
                 if p.cache_layout == "BHSD":
                     buffer[:, :, : self.position] = self.random(p.batch, p.kv_heads, self.position, p.head_dim)
+                    if self.decoder.forgets:
+                        forget_behind(buffer, self.position)
                 else:
                     buffer[:, : self.position] = self.random(p.batch, self.position, p.kv_heads, p.head_dim)
         elif action == "swap":
