@@ -31,7 +31,8 @@ class InnerQBuffer(InnerQTensor):
     Created by :func:`empty_cache`. Programs write it as they write a dense buffer: ``buffer[:, :, position] = k``,
     ``buffer[:, :, a:b] = k``, ``buffer[:, :, a:b].copy_(k)``, ``buffer.index_copy_(2, position, k)``. Tokens have to be
     written in order, without a gap; writing before the end of the tokens held discards those after the written ones.
-    Positions that hold no token read as zero.
+    Until then they are read, as in a dense buffer: for a program that reads before it writes, call ``buffer.zero_()``
+    outside of compiled code before another text begins. Positions that hold no token read as zero.
 
     Slices along the tokens are views of the buffer. Any other view (``buffer[0]``, ``buffer.transpose(1, 2)``) is a
     dense copy: what is written to it does not reach the buffer.

@@ -50,6 +50,19 @@ def test_writes_are_those_of_a_dense_buffer(writes):
     assert torch.equal(quantized[:, :, 3:9] + 1, dense[:, :, 3:9] + 1)
 
 
+def test_what_is_held_is_read_until_it_is_written_over():
+    """A program that starts anew tells so by what it writes, or by `zero_`: before, its tokens are there."""
+    quantized, dense = pair()
+    x = torch.randn(B, H, 20, D)
+    for buffer in (quantized, dense):
+        buffer[:, :, :20] = x
+    assert torch.equal(quantized[:, :, :5] + 1, dense[:, :, :5] + 1)
+    quantized[:, :, :1] = x[:, :, :1]
+    assert quantized.tokens_held == 1 and not quantized.dequantize()[:, :, 1:].any()
+    quantized.zero_()
+    assert quantized.tokens_held == 0 and not quantized.dequantize().any()
+
+
 @pytest.mark.parametrize("preset", ["base", "hybrid"])
 def test_quantized_contents_are_those_of_a_cache_made_at_once(preset):
     from innerq_compile import InnerQTensor

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.helpers.random_decoder import Program, Step
-from tests.helpers.random_programs import check, is_refusal, main, random_program
+from tests.helpers.random_programs import Runner, check, is_refusal, main, random_program
 from tests.helpers.without_inductor import as_it_is, through_autograd, without_inductor
 
 SAMPLE = range(32)
@@ -59,6 +61,35 @@ def test_kinds_are_rewritten(kind):
     with without_inductor(as_it_is):
         verdict = check(program)
     assert (verdict.outcome, verdict.rewritten) == ("right", "fully"), str(verdict)
+
+
+RESTARTED = Program(6, cache="typed", mask="bool", write="index_copy", read="whole", position="tensor", windows=(0, 8))
+STEPS = {
+    "read_before": (Step(9), Step(1, "restart"), Step(1)),
+    "write_after": (Step(9), Step(1, "restart"), Step(1)),
+    "shared_layer": (Step(9), Step(1, "overwrite"), Step(1, "restart"), Step(1, "crop", 1)),
+}
+
+
+@pytest.mark.parametrize("trick", STEPS)
+def test_a_buffer_forgets_where_it_is_written(trick):
+    """It is read as it was until then, and a layer that is never written keeps what it was given."""
+    layers = 2 if trick == "shared_layer" else 1
+    with without_inductor(as_it_is):
+        verdict = check(dataclasses.replace(RESTARTED, trick=trick, layers=layers, steps=STEPS[trick]))
+    assert verdict.outcome == "right", str(verdict)
+
+
+def test_a_buffer_that_is_written_anew_has_to_forget():
+    """Else no comparison would find tokens of the text before, which a program may read behind its own."""
+    program = dataclasses.replace(RESTARTED, trick="return_buffer", steps=(Step(9), Step(1, "restart")))
+    runner = Runner(program, compiled=False)
+    runner.run()
+    held = [extra for name, extra in runner.outputs if "extra" in name]
+    assert [int(x.abs().sum((0, 1, 3)).count_nonzero()) for x in held] == [9, 5, 6]
+    with without_inductor(as_it_is):
+        verdict = check(program)
+    assert verdict.outcome == "right", str(verdict)
 
 
 def test_all_kinds_are_drawn():
