@@ -44,7 +44,9 @@ def quantize_prefill(gm: GraphModule, context: PassContext) -> GraphModule:
     starts: dict[Node | None, Node] = {}
     behind: dict[Node, Node] = {}  # where the caches of an attention are made
     for match, (key, value) in context.uses.items():
-        if not key.source.stays_dense:
+        if key.source is CacheSource.BESIDE:
+            context.rewritten.append(match)
+        if not key.source.makes_cache:
             continue
         if key.returned in context.quantized and value.returned in context.quantized:  # of an earlier layer
             context.rewritten.append(match)

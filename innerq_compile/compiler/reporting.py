@@ -102,7 +102,7 @@ def _layer(match: AttentionMatch, context: PassContext) -> LayerReport:
 
 def _side(use: CacheUse, context: PassContext) -> CacheInput | Quantized:
     """The quantized cache that an attention reads, or that is created from the keys or values that it reads."""
-    if use.source.stays_dense:
+    if use.source.makes_cache:
         return context.quantized[use.returned]
     if use.source is not CacheSource.BUFFER:
         return use.cache
@@ -117,7 +117,7 @@ def _form(use: CacheUse) -> CacheForm:
     if use.source is CacheSource.BUFFER:
         return CacheForm.BUFFER if is_preallocated(use.buffer.buffer) else CacheForm.SHADOW
     forms = {CacheSource.APPENDED: CacheForm.APPENDED, CacheSource.READ: CacheForm.READ}
-    return forms.get(use.source, CacheForm.FRESH)
+    return forms.get(use.source, CacheForm.READ if use.source is CacheSource.BESIDE else CacheForm.FRESH)
 
 
 def _window(use: CacheUse, fmt: CacheFormat) -> str:
@@ -144,7 +144,7 @@ def _mask(match: AttentionMatch) -> str:
 def _key_norm(places: NormPlaces, key: CacheInput | Quantized, use: CacheUse) -> KeyNormReport:
     if key.tensors.norm is None:
         return KeyNormReport()
-    origin = KeyNormOrigin.FROM_PROMPT if use.source.stays_dense else KeyNormOrigin.WITH_DEQUANTIZED
+    origin = KeyNormOrigin.FROM_PROMPT if use.source.makes_cache else KeyNormOrigin.WITH_DEQUANTIZED
     return KeyNormReport(str(places.query or ""), str(places.key or ""), origin)
 
 
@@ -155,9 +155,9 @@ def _kernel(
     value: CacheInput | Quantized,
     context: PassContext,
 ) -> AttentionKernel:
-    if use.source.stays_dense:
+    if use.source.makes_cache:
         return AttentionKernel(ServedBy.PROGRAM_EXACT)
-    if not context.config.rewrite:
+    if use.source is CacheSource.BESIDE or not context.config.rewrite:
         return AttentionKernel(ServedBy.PROGRAM_DEQUANTIZED)
     form = context.standard[match]
     mask = None if form.mask is None else example(form.mask)

@@ -1,10 +1,18 @@
-"""Attentions that read several caches in one softmax: all of the caches are read quantized, or none is."""
+"""Attentions that read several caches in one softmax: all of the caches are read quantized, or none is.
+
+keys = cat([prompt_k, cat([past_k, k], 2)], 2)        both are read quantized
+keys = cat([prompt_k, cat([empty, k], 2)], 2)         a cache begins: in this step both are read dense
+keys = cat([prompt_k, k], 2)                          the program may append k to prompt_k elsewhere: left alone
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch.fx import Node
 
-from ..context import AttentionMatch, CacheSource, PassContext
+from ..context import AttentionMatch, CacheSource, CacheUse, PassContext
+from ..graph.reading import op_name
 
 OTHER_PART = (
     "the attention reads another cache in the same softmax, which is not quantized, or is written in another way"
@@ -21,12 +29,36 @@ def parts_of_each(context: PassContext) -> dict[Node, list[AttentionMatch]]:
 
 
 def leave_incomplete(context: PassContext) -> None:
-    """Leave those alone of which not all caches are read alike: all by a step, or all as they leave a prompt."""
+    """Leave those alone of which not all caches are read alike: all by a step, or all as they leave a graph.
+
+    Beside a cache that is made in this graph, one that exists already is read dequantized: this happens once for each
+    cache that is made, and from the next step on both are read quantized.
+    """
     for matches in parts_of_each(context).values():
-        sources = [context.uses[match][0].source for match in matches if match in context.uses]
-        by_step = all(source in (CacheSource.APPENDED, CacheSource.READ) for source in sources)
-        if len(sources) == len(matches) and (by_step or {*sources} == {CacheSource.FRESH}):
+        sources = {context.uses[match][0].source for match in matches if match in context.uses}
+        complete = all(match in context.uses for match in matches)
+        if complete and sources <= {CacheSource.APPENDED, CacheSource.READ}:
+            continue
+        if complete and sources == {CacheSource.FRESH}:
+            continue
+        if complete and all(_may_be_dense(use) for match in matches for use in context.uses[match]):
+            for match in matches:
+                context.uses[match] = _read_dense(*context.uses[match])
             continue
         for match in matches:
             if context.uses.pop(match, None) is not None:
                 context.refuse(match, OTHER_PART)
+
+
+def _may_be_dense(use: CacheUse) -> bool:
+    """Whether reading a cache dense beside others is no loss in the steps to come."""
+    if use.source is CacheSource.FRESH:
+        return op_name(use.node) == "cat"
+    return use.source.stays_dense or use.source is CacheSource.READ
+
+
+def _read_dense(*uses: CacheUse) -> tuple[CacheUse, CacheUse]:
+    key, value = (
+        dataclasses.replace(use, source=CacheSource.BESIDE) if use.source is CacheSource.READ else use for use in uses
+    )
+    return key, value

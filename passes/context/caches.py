@@ -101,12 +101,18 @@ class CacheSource(enum.Enum):
     APPENDED = "a quantized cache with new tokens appended"
     RENEWED = "the cache of a window with so many new tokens that it is made anew"
     READ = "a quantized cache without new tokens"
+    BESIDE = "a quantized cache without new tokens, beside another cache that is made in this graph"
     BUFFER = "a buffer that is written in place"
     FRESH = "computed in this graph and returned by it"
 
     @property
     def stays_dense(self) -> bool:
-        """Whether the attention reads dense keys and values, which are quantized as they leave the graph."""
+        """Whether the attention reads dense keys and values, also those of a cache, which is dequantized for it."""
+        return self in (CacheSource.FRESH, CacheSource.RENEWED, CacheSource.BESIDE)
+
+    @property
+    def makes_cache(self) -> bool:
+        """Whether the keys and values are quantized as they leave the graph."""
         return self in (CacheSource.FRESH, CacheSource.RENEWED)
 
 
@@ -118,7 +124,7 @@ class CacheUse:
         source: where they come from.
         node: the keys or values, ``[B, H, S, D]`` or ``[B, S, H, D]``.
         tokens_dim: the dimension of ``node`` that counts tokens, 2 or 1.
-        of_cache: the quantized cache if ``source`` is APPENDED, RENEWED or READ, else None.
+        of_cache: the quantized cache if ``source`` is APPENDED, RENEWED, READ or BESIDE, else None.
         of_buffer: how the buffer is written and read if ``source`` is BUFFER, else None.
         new_tokens: the appended tokens, in the layout of ``node``, if ``source`` is APPENDED, else None.
         kept: the last tokens of ``node``, which the graph returns in its place; None if it returns all.
