@@ -25,9 +25,9 @@ def held_head_dim(head_dim: int, quantized: bool = True) -> int:
 
     Multiples of 16 are held as they are. Any other becomes the next of :data:`FAST_HEAD_DIMS` where that is at most a
     third more, else the next multiple of 16. Elements that are not ``quantized`` have the next multiple of 16: that
-    kernel does not read them.
+    kernel does not read them. What has no channels, as the rotary key of a latent layer without one, is held as zeros.
     """
-    least = -(-head_dim // LANES) * LANES
+    least = max(-(-head_dim // LANES), 1) * LANES
     if not quantized or head_dim == least:
         return least
     return next((width for width in FAST_HEAD_DIMS if head_dim <= width and 3 * width <= 4 * head_dim), least)

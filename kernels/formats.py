@@ -166,8 +166,8 @@ def obstacle(role: Role, head_dim: int, dtype: torch.dtype) -> str:
     if dtype not in DTYPES:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         return f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}"
-    if not 1 <= head_dim <= MAX_HEAD_DIM:
-        return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are 1 to {MAX_HEAD_DIM}"
+    if not 0 <= head_dim <= MAX_HEAD_DIM:
+        return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are 0 to {MAX_HEAD_DIM}"
     return ""
 
 

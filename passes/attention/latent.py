@@ -175,12 +175,12 @@ def _written(keys: Node, sizes: tuple[Any, ...], reader: Node, changes: Writes) 
             index = call["index"]
         else:
             return None
-        found = range_of(index, sizes)
+        found = range_of(index, sizes, empty=True)  # as of a rotary key without channels
         if found is None or found[0] != len(sizes) - 1 or write.users:
             return None
         pieces.append(_Piece(call["source"], *found[1:]))
         writes.append(write)
-    pieces.sort(key=lambda piece: piece.start)
+    pieces.sort(key=lambda piece: (piece.start, piece.stop))
     if not pieces or [*(piece.start for piece in pieces), width] != [0, *(piece.stop for piece in pieces)]:
         return None
     if any(len(part.users) != 1 for part in parts):

@@ -68,10 +68,11 @@ def _ranged(node: Node, source: Node, index: Any) -> Part | None:
     return None if found is None else Part(source, *found, (node,))
 
 
-def range_of(index: Any, sizes: tuple[Any, ...] | None) -> tuple[int, int, int] | None:
+def range_of(index: Any, sizes: tuple[Any, ...] | None, *, empty: bool = False) -> tuple[int, int, int] | None:
     """The dimension, the first element and the one behind the last that an index selects from a tensor of a shape.
 
-    None if it selects from several dimensions or none, or anything else than a range with constant bounds.
+    None if it selects from several dimensions or none, or anything else than a range with constant bounds; also of a
+    range without elements, unless it may be ``empty``.
     """
     entries = full_index(index, len(sizes or ()))
     if sizes is None or len(entries) != len(sizes) or not all(isinstance(entry, slice) for entry in entries):
@@ -85,4 +86,4 @@ def range_of(index: Any, sizes: tuple[Any, ...] | None) -> tuple[int, int, int] 
     ):
         return None
     start, stop, _ = entry.indices(sizes[chosen[0]])
-    return (chosen[0], start, stop) if start < stop else None
+    return (chosen[0], start, stop) if start < stop or (empty and start == stop) else None

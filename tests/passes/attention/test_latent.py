@@ -19,16 +19,18 @@ WIDTH, HEADS, RANK, NOPE, ROTARY, VALUE = 32, 3, 16, 8, 16, 12
 class Program(nn.Module):
     """A layer of latent attention. Subclasses compute keys and values of what is cached in a way of their own."""
 
+    rotary = ROTARY
+
     def __init__(self) -> None:
         super().__init__()
-        self.q = nn.Linear(WIDTH, HEADS * (NOPE + ROTARY), bias=False)
-        self.down = nn.Linear(WIDTH, RANK + ROTARY, bias=False)
+        self.q = nn.Linear(WIDTH, HEADS * (NOPE + self.rotary), bias=False)
+        self.down = nn.Linear(WIDTH, RANK + self.rotary, bias=False)
         self.up = nn.Linear(RANK, HEADS * (NOPE + VALUE), bias=False)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.4)
 
     def cached(self, x, past):
-        latent, rotary = self.down(x)[:, None].split([RANK, ROTARY], dim=-1)
+        latent, rotary = self.down(x)[:, None].split([RANK, self.rotary], dim=-1)
         if past is not None:
             latent, rotary = torch.cat([past[0], latent], dim=2), torch.cat([past[1], rotary], dim=2)
         return latent, rotary
@@ -43,7 +45,7 @@ class Program(nn.Module):
 
     def forward(self, x, past=None, mask=None):
         batch, tokens, _ = x.shape
-        q = self.q(x).view(batch, tokens, HEADS, NOPE + ROTARY).transpose(1, 2)
+        q = self.q(x).view(batch, tokens, HEADS, NOPE + self.rotary).transpose(1, 2)
         cache = self.cached(x, past)
         keys, values = self.computed(*cache)
         return self.attend(q, keys, values, mask).transpose(1, 2), cache
@@ -54,7 +56,7 @@ class Written(Program):
 
     def computed(self, latent, rotary):
         up = self.up(latent).view(latent.shape[0], -1, HEADS, NOPE + VALUE).transpose(1, 2)
-        keys = up.new_empty(*up.shape[:-1], NOPE + ROTARY)
+        keys = up.new_empty(*up.shape[:-1], NOPE + self.rotary)
         keys[..., :NOPE].copy_(up[..., :NOPE])
         keys[..., NOPE:].copy_(rotary)
         return keys, up[..., NOPE:]
@@ -101,6 +103,16 @@ class ByToken(Program):
         return torch.einsum("bhns,bshd->bhnd", scores.softmax(-1), values)
 
 
+class WithoutRotary(Program):
+    """All of a head's key is computed from the latent: the rotary key has no channels."""
+
+    rotary = 0
+
+
+class WrittenWithoutRotary(Written):
+    rotary = 0
+
+
 def inputs(tokens: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, tokens, WIDTH)
 
@@ -122,7 +134,7 @@ def decode(program, xs, padding: int = 0):
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("padding", [0, 9])
-@pytest.mark.parametrize("program", [Program, Written, SetItems, FeaturesFirst, ByToken])
+@pytest.mark.parametrize("program", [Program, Written, SetItems, FeaturesFirst, ByToken, WithoutRotary, WrittenWithoutRotary])
 def test_recognized_and_equal_to_eager(program, padding):
     torch.manual_seed(0)
     xs = [inputs(n) for n in (150, 1, 1, 4, 1)]
