@@ -201,7 +201,7 @@ class InnerQConfig:
 
         Args:
             role: ``"key"`` or ``"value"``.
-            head_dim: Elements of a head, 1 to 576.
+            head_dim: Elements of a head, 1 to 576; 0 for the rotary key of a latent layer that has none.
             dtype: The dtype before quantization: float16, bfloat16 or float32.
             latent: Whether it is of a latent attention (MLA): its rotary key has the role ``"key"``, its latent the
                 role ``"value"``.
@@ -209,7 +209,7 @@ class InnerQConfig:
         Raises:
             InnerQError: If the kernels do not support the dtype, the head_dim or the group size.
         """
-        if reason := obstacle(role, head_dim, dtype):
+        if reason := obstacle(role, head_dim, dtype, latent=latent):
             raise InnerQError(f"{reason}; compile this model with backend='inductor'")
         mode, bits = (self.key_mode, self.key_bits) if role == "key" else (self.value_mode, self.value_bits)
         if latent and role == "key":

@@ -161,13 +161,17 @@ class CacheFormat:
         return CacheFormat(role, int(bits), mode, *numbers, scale_dtype, norm, int(zeros))
 
 
-def obstacle(role: Role, head_dim: int, dtype: torch.dtype) -> str:
-    """Why the keys or the values of a layer cannot be quantized, whatever the config; empty if they can be."""
+def obstacle(role: Role, head_dim: int, dtype: torch.dtype, *, latent: bool = False) -> str:
+    """Why the keys or the values of a layer cannot be quantized, whatever the config; empty if they can be.
+
+    The rotary key of a ``latent`` layer may have no channels: there are such layers without positions.
+    """
     if dtype not in DTYPES:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         return f"a {role} cache of dtype {dtype} cannot be quantized: allowed are {allowed}"
-    if not 0 <= head_dim <= MAX_HEAD_DIM:
-        return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are 0 to {MAX_HEAD_DIM}"
+    least = 0 if latent and role == "key" else 1
+    if not least <= head_dim <= MAX_HEAD_DIM:
+        return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are {least} to {MAX_HEAD_DIM}"
     return ""
 
 

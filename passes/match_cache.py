@@ -26,7 +26,7 @@ from .analysis.rolled_buffers import fills_buffer, rolled_use
 from .analysis.several_caches import leave_incomplete
 from .analysis.windows import fits_ring, kept_part, last_tokens
 from .attention.sides import root_of
-from .context import CacheSource, CacheUse, PassContext
+from .context import AttentionMatch, CacheSource, CacheUse, PassContext
 from .graph.aliases import Writes, possible_views
 from .graph.operations import Kind
 from .graph.reading import Call, called_name, is_output, kinds, op_name, read
@@ -56,7 +56,7 @@ def match_cache(gm: GraphModule, context: PassContext) -> GraphModule:
             context.refuse(match, "keys and values are the same tensor")
         elif key.source != value.source:
             context.refuse(match, f"keys are {key.source.value}, but values are {value.source.value}")
-        elif reason := _obstacle(key, "key") or _obstacle(value, "value"):
+        elif reason := _obstacle(match, key, "key") or _obstacle(match, value, "value"):
             context.refuse(match, reason)
         else:
             context.uses[match] = (key, value)
@@ -77,12 +77,12 @@ def _leave_shared(context: PassContext) -> None:
         context.refuse(match, reason)
 
 
-def _obstacle(use: CacheUse, role: Role) -> str:
+def _obstacle(match: AttentionMatch, use: CacheUse, role: Role) -> str:
     """Why keys or values cannot be quantized, whatever the config; empty if they can be, or are already."""
     if use.of_cache is not None or (use.of_buffer is not None and is_preallocated(use.of_buffer.buffer)):
         return ""
     dense = example(use.node)
-    return obstacle(role, dense.shape[-1], dense.dtype)
+    return obstacle(role, dense.shape[-1], dense.dtype, latent=match.latent is not None)
 
 
 def _use(node: Node, tokens_dim: int, changes: Writes, context: PassContext) -> CacheUse | str:

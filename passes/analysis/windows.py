@@ -96,17 +96,19 @@ def format_of(
         GraphError: if the config does not support this head_dim or dtype.
     """
     if window is not None and window <= SHORT_WINDOW:
-        return rolling_format(context, role, head_dim, dtype, window)
+        return rolling_format(context, role, head_dim, dtype, window, latent=latent)
     return context.format_for(role, head_dim, dtype, latent=latent)
 
 
-def rolling_format(context: PassContext, role: Role, head_dim: int, dtype: torch.dtype, window: int) -> CacheFormat:
-    """The format that holds the last ``window`` tokens exactly.
+def rolling_format(
+    context: PassContext, role: Role, head_dim: int, dtype: torch.dtype, window: int, *, latent: bool = False
+) -> CacheFormat:
+    """The format that holds the last ``window`` tokens exactly; ``latent`` as of :func:`format_of`.
 
     Raises:
         GraphError: if the config does not support this head_dim or dtype.
     """
-    context.format_for(role, head_dim, dtype)
+    context.format_for(role, head_dim, dtype, latent=latent)
     head_dim = int(head_dim)
     scales, held = default_scale_dtype(dtype, "rolling"), held_head_dim(head_dim, quantized=False)
     group_size = default_group_size(role, held)  # of no groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -157,12 +158,13 @@ def test_recognized_and_equal_to_eager(program, padding):
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("program", [Written, WrittenWithoutRotary])
 @pytest.mark.parametrize("preset", ["base", "small", "paper_base"])
-def test_quantized_as_it_is_when_the_program_reads_it_dequantized(preset):
+def test_quantized_as_it_is_when_the_program_reads_it_dequantized(preset, program):
     """The projections in query and output compute what the program does of the same quantized cache."""
     torch.manual_seed(0)
     xs = [inputs(n) for n in (200, *[1] * 40, 5)]
-    module = Written()
+    module = program()
     plain, _ = decode(innerq(module, preset=preset, rewrite=False), xs)
     torch._dynamo.reset()
     outs, (latent, rotary) = decode(innerq(module, preset=preset), xs)
@@ -170,6 +172,32 @@ def test_quantized_as_it_is_when_the_program_reads_it_dequantized(preset):
         torch.testing.assert_close(out, want, atol=2e-5, rtol=1e-4)
     config = InnerQConfig.preset(preset)
     assert latent.format.bits == max(config.key_bits, config.value_bits) and rotary.format.bits == 8
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_a_cache_without_channels_is_one_as_any_other():
+    """Copied, saved, cropped and with other sequences it serves the next step."""
+    torch.manual_seed(0)
+    module = WithoutRotary()
+    xs = [inputs(n) for n in (150, 1, 1)]
+    ways = (
+        lambda side: pickle.loads(pickle.dumps(side)),
+        copy.deepcopy,
+        lambda side: side.index_select(0, torch.tensor([1, 0])),
+        lambda side: side[:, :, :140],
+        lambda side: side.to(torch.float32).clone(),
+    )
+    with torch.no_grad():
+        _, dense = decode(module, xs)
+        compiled = innerq(copy.deepcopy(module), preset="lossless")
+        _, held = decode(compiled, xs)
+        for way in ways:
+            own, past = ([way(side) for side in cache] for cache in (held, dense))
+            assert [side.shape for side in own] == [side.shape for side in past]
+            x, mask = inputs(1), torch.zeros(1, past[0].shape[2] + 1)
+            out, cache = compiled(x, own, mask)
+            torch.testing.assert_close(out, module(x, past, mask)[0], atol=2e-5, rtol=1e-4)
+            assert all(isinstance(side, InnerQTensor) for side in cache)
 
 
 class Bias(Program):
