@@ -50,8 +50,8 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
     writes = buffer_writes(buffer, changes)
     if not writes:
         raise NoBuffer(
-            "they are an input of the graph that is not written in it, as where a graph break lies between a cache and its "
-            "attention"
+            "they are an input of the graph that is not written in it, as where a graph break lies between a cache "
+            "and its attention"
         )
     if len(writes) != 1:
         raise NoBuffer("the buffer is written more than once")

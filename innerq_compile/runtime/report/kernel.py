@@ -14,8 +14,8 @@ class ServedBy(enum.Enum):
     Attributes:
         PROGRAM: The program's own attention; it was not rewritten.
         PROGRAM_EXACT: The program's own attention, on a prompt's keys and values before they are quantized.
-        PROGRAM_DEQUANTIZED: The program's own attention on dequantized caches, because rewriting is switched off, or in the
-            step in which another cache begins that it reads in the same softmax.
+        PROGRAM_DEQUANTIZED: The program's own attention on dequantized caches, because rewriting is switched off, or
+            another cache begins in this step that it reads in the same softmax.
         TRITON_FIELDS: The Triton kernel that computes on packed fields.
         TRITON_PORTABLE: The portable Triton kernel.
         CPP: The C++ kernel.

@@ -135,7 +135,9 @@ def decode(program, xs, padding: int = 0):
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("padding", [0, 9])
-@pytest.mark.parametrize("program", [Program, Written, SetItems, FeaturesFirst, ByToken, WithoutRotary, WrittenWithoutRotary])
+@pytest.mark.parametrize(
+    "program", [Program, Written, SetItems, FeaturesFirst, ByToken, WithoutRotary, WrittenWithoutRotary]
+)
 def test_recognized_and_equal_to_eager(program, padding):
     torch.manual_seed(0)
     xs = [inputs(n) for n in (150, 1, 1, 4, 1)]
