@@ -91,16 +91,19 @@ def test_breaks_in_every_layer(way, how, graphs_as_they_are, caplog):
     requests = [(1, 40), (1, 57), (2, 50), (1, 71), (2, 66)]
     expected = [request(model, *shape)[0] for shape in requests]
     compiled = []
-    with torch._dynamo.config.patch(recompile_limit=FORMS):
+    # The first number that a frame goes on with behind `item()` is a constant for Dynamo, all others are a symbol.
+    numbers = 1 if how == "item" else 0
+    with torch._dynamo.config.patch(recompile_limit=FORMS + numbers):
         model = way(model, {"backend": "innerq", "options": {"preset": "lossless"}})
         for shape, outputs in zip(requests, expected, strict=True):
             found, cache = request(model, *shape)
             torch.testing.assert_close(found, outputs, atol=1e-4, rtol=1e-4)
             assert all(isinstance(one, InnerQTensor) for layer in cache for one in layer)
             compiled.append(len(compiled_graphs()))
-    assert compiled[0] == compiled[1] and compiled[2] == compiled[3] == compiled[4], "lengths are symbols"
+    assert compiled[1] == compiled[0] + numbers, "lengths are symbols"
+    assert compiled[2] == compiled[3] == compiled[4], "lengths are symbols"
     kinds = [str(report.kind) for report in compiled_graphs()]
-    assert kinds.count("prefill") == kinds.count("decode") == 2 * LAYERS
+    assert kinds.count("prefill") - numbers == kinds.count("decode") == 2 * LAYERS
     assert "uncompiled" not in caplog.text
 
 
