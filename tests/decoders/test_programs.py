@@ -16,10 +16,11 @@ from tests.helpers.decoders import (
     MemoryGPT,
     NanoGPT,
     RowGPT,
+    TuneGPT,
 )
 from tests.helpers.programs import TinyAttention
 
-PROGRAMS = [NanoGPT, LateTransposeGPT, LatentDecoder, LlamaReference, GPTFast, RowGPT, MemoryGPT]
+PROGRAMS = [NanoGPT, LateTransposeGPT, LatentDecoder, LlamaReference, GPTFast, TuneGPT, RowGPT, MemoryGPT]
 
 
 @torch.no_grad()

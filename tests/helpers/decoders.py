@@ -280,6 +280,45 @@ class GPTFast(Decoder):
         return self(tokens, torch.arange(position, position + tokens.shape[1]))
 
 
+# --- torchtune: the cache counts its tokens itself, in a buffer of positions that moves on with each call -------------
+
+
+class MovingKVCache(KVCache):
+    def __init__(self, batch: int) -> None:
+        super().__init__(batch)
+        self.register_buffer("cache_pos", torch.arange(MAX_TOKENS), persistent=False)
+
+    def reset(self):
+        self.k_cache.zero_()
+        self.v_cache.zero_()
+        self.cache_pos -= self.cache_pos[0].item()
+
+    def update(self, input_pos, k_val, v_val):
+        seq_len = k_val.shape[2]
+        assert (self.cache_pos[0] + seq_len) <= self.k_cache.shape[2]
+        k_out, v_out = super().update(self.cache_pos[:seq_len], k_val, v_val)
+        self.cache_pos.add_(seq_len)
+        return k_out, v_out
+
+
+class MovingAttention(FastAttention):
+    def __init__(self, batch: int) -> None:
+        super().__init__(batch)
+        self.kv_cache = MovingKVCache(batch)
+
+
+class TuneGPT(GPTFast):
+    attention = MovingAttention
+
+    def reset(self) -> None:
+        for layer in self.layers:
+            layer.kv_cache.reset()
+
+    def forward(self, tokens, input_pos):
+        mask = self.causal_mask[None, input_pos][:, None]
+        return self.blocks(self.embedded(tokens, input_pos), mask, input_pos)
+
+
 # --- litgpt: the rows of the batch are written at a tensor of positions, and read up to an integer beside it ----------
 
 
