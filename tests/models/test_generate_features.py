@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from innerq_compile import InnerQConfig, InnerQTensor
+from innerq_compile import InnerQConfig, InnerQTensor, innerq
 from tests.helpers.generation import (
     CASES,
     Case,
@@ -28,7 +28,7 @@ from tests.helpers.generation import (
     run,
     tokens_of,
 )
-from tests.helpers.models import attended, prompt
+from tests.helpers.models import attended, prompt, tiny_llama
 
 BASE_CASES = ("return-sequences", "beams-early-stopping", "beams-sampling", "prompt-lookup", "chunked-prefill-padded")
 
@@ -272,3 +272,28 @@ def test_saved_cache():
     both = [torch.cat((logits, feed(compiled, ids[:, 140:], c, [5, 5])), 1) for c in (restored, cache)]
     for each in both:
         assert_same_logits(each, feed(eager, ids, DynamicCache(), [150]))
+
+
+@pytest.mark.parametrize("way", ["guarded", "reset"])
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_hooks_that_come_and_go(way):
+    """Both ways of which the README says that they are seen."""
+
+    def story(model) -> list[torch.Tensor]:
+        found = []
+        for layer, factor in ((0, None), (0, 3.0), (1, 0.1), (0, None)):
+            mlp = model.model.layers[layer].mlp
+            hook = None if factor is None else mlp.register_forward_hook(lambda *call, factor=factor: factor * call[-1])
+            if way == "reset":
+                torch._dynamo.reset()
+            found.append(tokens_of(model, inputs, 6))
+            if hook is not None:
+                hook.remove()
+        return found
+
+    inputs = prompt(1, 140)
+    expected = story(tiny_llama(layers=2, head_dim=16))
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=way != "guarded"):
+        found = story(innerq(tiny_llama(layers=2, head_dim=16), preset="lossless"))
+    assert all(map(torch.equal, found, expected))
+    assert len({tuple(tokens.flatten().tolist()) for tokens in expected}) == 3

@@ -99,3 +99,51 @@ def test_peft():
     assert all(map(torch.equal, story(lambda model: innerq(model, preset="lossless")), expected))
     for cache in caches:
         assert_quantized(cache)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "factors"])
+def test_peft_without_weights_of_its_own_in_layers(kind):
+    """Tokens in front of the prompt, and factors of keys and values."""
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> torch.nn.Module:
+        torch.manual_seed(0)
+        if kind == "prompt":
+            config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+        else:
+            config = peft.IA3Config(
+                task_type="CAUSAL_LM",
+                target_modules=["k_proj", "v_proj"],
+                feedforward_modules=[],
+                init_ia3_weights=False,
+            )
+        return peft.get_peft_model(tiny_llama(head_dim=16), config).eval()
+
+    inputs = prompt(2, 140, (0, 9))
+    found = run(innerq(adapted(), preset="lossless"), inputs, 6)
+    assert torch.equal(found.sequences, run(adapted(), inputs, 6).sequences)
+    assert_quantized(found.past_key_values)
+
+
+def test_peft_prefix():
+    """Keys and values that are learned stand in a dense cache before the prompt, and are quantized with it."""
+    peft = pytest.importorskip("peft")
+
+    @torch.no_grad()
+    def logits(compile_it) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+        model = compile_it(peft.get_peft_model(tiny_llama(head_dim=16), config).eval())
+        out = model(**inputs)
+        cache, found = out.past_key_values, [out.logits[:, -1:]]
+        caches.append(cache)
+        for token in range(7, 12):
+            step = {"input_ids": torch.full((2, 1), token), "past_key_values": cache}
+            found.append(model.get_base_model()(**step).logits)
+        return torch.cat(found, 1)
+
+    inputs, caches = prompt(2, 140), []
+    expected = logits(lambda model: model)
+    torch.testing.assert_close(logits(lambda model: innerq(model, preset="lossless")), expected, atol=2e-5, rtol=1e-4)
+    assert caches[-1].get_seq_length() == 165
+    assert_quantized(caches[-1])
