@@ -107,6 +107,43 @@ def test_breaks_in_every_layer(way, how, graphs_as_they_are, caplog):
     assert "uncompiled" not in caplog.text
 
 
+class Apart(TinyAttention):
+    """The graph ends between the cache and the attention that reads it."""
+
+    def forward(self, x, past=None):
+        q, k, v = (layer(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        torch._dynamo.graph_break()
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True), (k, v)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_a_break_between_a_cache_and_its_attention():
+    """Nothing is quantized, neither for a moment, and the reason says what it would take."""
+
+    @torch.no_grad()
+    def story(model):
+        torch.manual_seed(0)
+        found, cache = [], None
+        for count in (40, 1, 1, 1):
+            out, cache = model(torch.randn(1, count, 32), cache)
+            assert not any(isinstance(side, InnerQTensor) for side in cache)
+            found.append(out)
+        return torch.cat(found, 2)
+
+    model = Apart().eval()
+    expected = story(model)
+    torch.testing.assert_close(story(innerq(model, preset="base")), expected, atol=1e-5, rtol=1e-5)
+    of_attention = [report for report in compiled_graphs() if report.attentions]
+    assert of_attention
+    for report in of_attention:
+        assert [reason.text for reason in report.reasons] == [
+            "keys: they are an input of the graph that is not written in it, as where a graph break lies between a "
+            "cache and its attention"
+        ]
+
+
 # --- real models ------------------------------------------------------------------------------------------------------
 
 _SIZES = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
