@@ -6,7 +6,7 @@ import expecttest
 import pytest
 import torch
 
-from innerq_compile import InnerQConfig
+from innerq_compile import InnerQConfig, InnerQTensor
 from innerq_compile.passes import PIPELINE
 from tests.helpers.programs import LateTransposing, TinyAttention, brief_code_of, capture, changes_by_pass
 
@@ -112,3 +112,31 @@ def test_a_window_that_is_quantized_again():
 
     context = PIPELINE.rewrite(capture(Rolling(), *PROMPT_AND_STEP, config=PLAIN)[-1][0], PLAIN).context
     assert len(context.quantized) == 2 and not context.made_dense
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_one_warning_says_that_caches_are_dense_from_now_on_and_why(layers, caplog):
+    model = TinyAttention()
+
+    @torch.no_grad()
+    def story():
+        for _ in range(2):  # a second conversation gives no second warning
+            caches = [program(torch.randn(1, 40, 32))[1] for _ in range(layers)]
+            assert all(isinstance(side, InnerQTensor) for cache in caches for side in cache)
+            for _ in range(2):
+                caches = forget(torch.randn(1, 1, 32), caches)
+            assert not any(isinstance(side, InnerQTensor) for cache in caches for side in cache)
+
+    @torch.compile(backend="innerq", options={"preset": "lossless"})
+    def program(x):
+        return model(x)
+
+    @torch.compile(backend="innerq", options={"preset": "lossless"})
+    def forget(x, caches):
+        found = [model(x, cache)[1] for cache in caches]
+        return [tuple(torch.cat([side[:, :, :2], side[:, :, 3:]], 2) for side in cache) for cache in found]
+
+    story()
+    said = [record for record in caplog.records if "returns caches dense that were quantized" in record.getMessage()]
+    assert len(said) == 1 and said[0].levelname == "WARNING"
+    assert f"({2 * layers} of them): the program returns a part of its quantized cache" in said[0].getMessage()
