@@ -48,6 +48,7 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 #: What the next graph waits for.
 _AHEAD: list[Future[Any]] = []
+os.register_at_fork(after_in_child=_AHEAD.clear)  # the threads are not in a forked process
 
 
 @contextlib.contextmanager

@@ -153,7 +153,8 @@ def release_cuda_graphs() -> None:
 
 @contextlib.contextmanager
 def wrappers_loaded() -> Iterator[list[str]]:
-    """A context that collects the paths of the wrapper modules that Inductor loads in it, in order.
+    """A context that collects the paths of the wrapper modules that Inductor loads in it, in the order
+    in which they are loaded: one that was compiled while another waited is loaded before it.
 
     Modules that this process has loaded before are included. Dynamo compiles one graph at a time, so the paths are
     those of the calling thread.

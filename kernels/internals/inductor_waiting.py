@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import torch
 from torch._guards import TracingContext
 
 __all__ = ["while_waiting"]
@@ -33,8 +34,13 @@ def while_waiting(task: Callable[[], None]) -> Iterator[None]:
 
     Args:
         task: compiles another graph, and may use this context. It raises nothing: the compilation that waits cannot
-            be blamed for an error of another.
+            be blamed for an error of another. Under autocast, which AOTAutograd switches off while it compiles, it
+            runs at the end.
     """
+    if torch._C._is_any_autocast_enabled():
+        yield
+        task()
+        return
     _install()
     tasks = _tasks()
     known = len(tasks)
@@ -97,6 +103,8 @@ _OF_CONTEXT = (
     "params_unwrapped_to_flat_index",
 )
 _OF_BUNDLER = ("_entries", "_static_autotuners", "_winners")
+#: What Inductor's virtualized values hold of the user, and not of one graph.
+_CHOICES = "__torchinductor_choices"
 
 
 def _settings() -> _Settings:
@@ -119,16 +127,19 @@ def _set(settings: _Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _apart(settings: _Settings) -> Iterator[None]:
-    """A context in which another graph is compiled, of which the compilation that is going on learns nothing."""
+    """A context in which another graph is compiled. Of that the compilation which waits sees statistics only."""
     from torch._inductor.triton_bundler import TritonBundler
     from torch._inductor.virtualized import threadlocal
 
+    context = TracingContext.try_get()
     with (
         _set(settings),
-        _put_back(TracingContext.try_get(), _OF_CONTEXT),
+        _put_back(context, _OF_CONTEXT),
         _put_back(TritonBundler, _OF_BUNDLER) as bundle,
-        _put_back(threadlocal, list(vars(threadlocal))) as virtualized,
+        _put_back(threadlocal, [name for name in vars(threadlocal) if name != _CHOICES]) as virtualized,
     ):
+        if context is not None:
+            context.output_strides = None  # a list that a graph which is found on disk would add to
         for name in bundle:
             setattr(TritonBundler, name, None)
         for name in virtualized:

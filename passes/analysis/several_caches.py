@@ -12,7 +12,8 @@ import dataclasses
 from torch.fx import Node
 
 from ..context import AttentionMatch, CacheSource, CacheUse, PassContext
-from ..graph.reading import op_name
+from ..graph.reading import read
+from ..graph.values import tensor_of
 
 OTHER_PART = (
     "the attention reads another cache in the same softmax, which is not quantized, or is written in another way"
@@ -53,8 +54,21 @@ def leave_incomplete(context: PassContext) -> None:
 def _may_be_dense(use: CacheUse) -> bool:
     """Whether reading a cache dense beside others is no loss in the steps to come."""
     if use.source is CacheSource.FRESH:
-        return op_name(use.node) == "cat"
+        return _begins(use)
     return use.source.stays_dense or use.source is CacheSource.READ
+
+
+def _begins(use: CacheUse) -> bool:
+    """Whether new tokens are appended, ``cat([past_k, k], 2)``, to an empty cache or to a dense one from outside."""
+    call = read(use.node)
+    if call is None or call.name != "cat" or call["dim"] not in (use.tokens_dim, use.tokens_dim - 4):
+        return False
+    first = call["tensors"][0]
+    past = tensor_of(first)
+    if past is None or first.op == "placeholder":
+        return past is not None
+    held = past.shape[0 if past.dim() == 1 else use.tokens_dim]  # an empty tensor of one dimension goes with any other
+    return isinstance(held, int) and held == 0
 
 
 def _read_dense(*uses: CacheUse) -> tuple[CacheUse, CacheUse]:

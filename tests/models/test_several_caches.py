@@ -160,12 +160,17 @@ def test_a_cache_begins_behind_another(window, counts):
     assert all(report.rewritten == report.attentions == 2 for report in decodes())
 
 
+def by_head(x):
+    return torch.cat([x[:, :1], x[:, 1:]], 1)
+
+
 @pytest.mark.usefixtures("graphs_as_they_are")
-def test_tokens_that_are_appended_elsewhere_begin_no_cache():
+@pytest.mark.parametrize("side", [lambda x: x * 1, by_head], ids=["computed", "concatenated"])
+def test_tokens_that_are_appended_elsewhere_begin_no_cache(side):
     """Else they would be quantized twice, and the cache would be dequantized in every step without a word."""
 
     def made(k, v):
-        return k * 1, v * 1
+        return side(k), side(v)
 
     def first(q, k, v):
         k, v = made(k, v)

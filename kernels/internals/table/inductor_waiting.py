@@ -42,8 +42,14 @@ ENTRIES = (
         without="Nothing compiles.",
     ),
     Internal(
+        module="torch._C",
+        names=("_is_any_autocast_enabled",),
+        why="Under autocast no region is compiled meanwhile: AOTAutograd has switched it off there.",
+        without="Nothing compiles.",
+    ),
+    Internal(
         module="torch._guards",
-        names=("TracingContext.try_get()",),
+        names=("TracingContext.try_get",),
         why="What AOTAutograd notes of a graph is put back after another was compiled.",
         without="Nothing compiles.",
     ),

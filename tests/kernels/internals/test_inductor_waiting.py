@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._guards import TracingContext
 from torch._inductor import async_compile
 from torch._inductor.compile_fx import compile_fx
@@ -41,7 +43,7 @@ def by_inductor(function, meanwhile=None):
         with while_waiting(lambda: meanwhile(gm, inputs)):
             return compile_fx(gm, inputs)
 
-    return torch.compile(function, backend=backend)
+    return torch.compile(function, backend=backend, dynamic=False)
 
 
 def numbered(number: int):
@@ -80,6 +82,42 @@ def test_what_belongs_to_the_graph_that_waits_is_put_back(waits, monkeypatch):
     monkeypatch.setattr(inductor_waiting, "_apart", watched)
     by_inductor(numbered(1401), meanwhile)(torch.rand(50))
     assert seen == [True, True]
+
+
+def test_another_graph_may_be_found_on_the_disk(waits):
+    """Its strides are noted of it, not of the graph that waits."""
+    made: list[torch.fx.GraphModule] = []
+
+    def capture(gm, inputs):
+        made.append(gm)
+        return gm.forward
+
+    def meanwhile(gm, inputs):
+        compile_fx(copy.deepcopy(made[0]), inputs)
+
+    x = torch.rand(50)
+    with torch.no_grad(), torch._inductor.utils.fresh_cache():
+        torch.compile(numbered(1701), backend=capture, dynamic=False)(x)
+        for number, hits in ((1801, 0), (1802, 1)):
+            counters.clear()
+            torch._dynamo.reset()
+            torch.testing.assert_close(by_inductor(numbered(number), meanwhile)(x), numbered(number)(x))
+            assert counters["aot_autograd"]["autograd_cache_hit"] == hits
+
+
+def test_under_autocast_it_is_compiled_at_the_end(waits):
+    done = []
+
+    def backend(gm, inputs):
+        with while_waiting(lambda: done.append(torch.is_autocast_enabled("cpu"))):
+            compiled = compile_fx(gm, inputs)
+            assert not done
+        return compiled
+
+    x = torch.rand(8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.compile(lambda x: x @ x + 1901, backend=backend)(x).dtype == torch.bfloat16
+    assert done == [True]
 
 
 def test_what_there_was_no_time_for_is_done_at_the_end():
