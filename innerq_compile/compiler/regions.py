@@ -195,8 +195,10 @@ class _Compiler:
         return kind.region.kind == region.kind and kind.guards.hold_for(kind.region.symbols, region.symbols)
 
     def _compile_each(self, regions: Sequence[Region]) -> None:
-        if regions:
-            self._compile(regions[0], regions[1:])
+        """Compile those of the regions that have not been compiled."""
+        left = [region for region in regions if not any(one.region is region for one in self._kinds)]
+        if left:
+            self._compile(left[0], left[1:])
 
     def _compile(self, region: Region, others: Sequence[Region] = ()) -> _Kind:
         """Compile a region, and others while Inductor waits."""
@@ -221,8 +223,7 @@ class _Compiler:
             if isinstance(error, RestartAnalysis):
                 raise error
             log.debug("a region is compiled again, by itself: %r", error, exc_info=error)
-            known = [one.region for one in self._kinds]
-            self._compile_each([one for one in others if not any(one is other for other in known)])
+            self._compile_each(others)
         return kind
 
 

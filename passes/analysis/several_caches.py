@@ -38,9 +38,7 @@ def leave_incomplete(context: PassContext) -> None:
     for matches in parts_of_each(context).values():
         sources = {context.uses[match][0].source for match in matches if match in context.uses}
         complete = all(match in context.uses for match in matches)
-        if complete and sources <= {CacheSource.APPENDED, CacheSource.READ}:
-            continue
-        if complete and sources == {CacheSource.FRESH}:
+        if complete and (sources <= {CacheSource.APPENDED, CacheSource.READ} or sources == {CacheSource.FRESH}):
             continue
         if complete and all(_may_be_dense(use) for match in matches for use in context.uses[match]):
             for match in matches:
@@ -65,8 +63,10 @@ def _begins(use: CacheUse) -> bool:
         return False
     first = call["tensors"][0]
     past = tensor_of(first)
-    if past is None or first.op == "placeholder":
-        return past is not None
+    if past is None:
+        return False
+    if first.op == "placeholder":
+        return True
     held = past.shape[0 if past.dim() == 1 else use.tokens_dim]  # an empty tensor of one dimension goes with any other
     return isinstance(held, int) and held == 0
 
