@@ -90,6 +90,10 @@ class InnerQConfig:
             tell an error of quantization from one of the rewrite (``docs/debugging.md``).
         regions: Whether parts of a graph that do the same, such as layers, are compiled once and called for each
             (``passes/regions``). If False, Inductor compiles each graph as a whole, which takes longer.
+        compile_prompt_first: Whether the graph of a prompt is compiled before it runs. If not, the first prompt runs
+            operation by operation, and its graph is compiled with that of the decode steps, or before the next prompt.
+            By default (None) that is so on a CUDA device, for prompts of up to 16,384 tokens, unless an earlier process
+            has compiled the graph: the first token comes seconds earlier.
         cuda_graphs: Whether decode steps on a CUDA device are recorded as CUDA graphs, which are replayed in later
             steps, of any length. A graph that cannot be recorded runs kernel by kernel, and ``explain`` shows the
             reason. If False, nothing is recorded, whatever ``mode`` says; Inductor's option ``triton.cudagraphs=False``
@@ -119,6 +123,7 @@ class InnerQConfig:
     strict: bool = False
     rewrite: bool = True
     regions: bool = True
+    compile_prompt_first: bool | None = None
     cuda_graphs: bool = True
     disabled_passes: tuple[str, ...] = ()
 
@@ -138,6 +143,8 @@ class InnerQConfig:
             _check(name, getattr(self, name), _is_int(getattr(self, name), 0, 1 << 20), "a whole number, 0 or more")
         for name in ("centre_keys", "normalize_keys", "strict", "rewrite", "regions", "cuda_graphs"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        first = self.compile_prompt_first
+        _check("compile_prompt_first", first, first is None or isinstance(first, bool), "None, True or False")
         _check("key_norm", self.key_norm, self.key_norm in KEY_NORMS, f"one of {', '.join(KEY_NORMS)}")
         _check(
             "scale_dtype",

@@ -6,9 +6,11 @@ devices, and everything with ``INNERQ_KERNELS=reference``, use plain torch (``ke
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -31,9 +33,28 @@ def reference_only() -> bool:
     return choice == "reference"
 
 
+class _Own(threading.local):
+    """What a thread has chosen."""
+
+    plain = False
+
+
+_OWN = _Own()
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """A context in which this thread uses plain torch everywhere, as long as other kernels are being compiled."""
+    before, _OWN.plain = _OWN.plain, True
+    try:
+        yield
+    finally:
+        _OWN.plain = before
+
+
 def backend_for(device: torch.device) -> KernelBackend:
     """The fastest backend for tensors on a device."""
-    if not reference_only():
+    if not (_OWN.plain or reference_only()):
         kind = device.type
         if kind == "cuda":
             return triton

@@ -11,6 +11,7 @@ import torch
 
 from ..cache.storage import CacheStorage
 from ..compiler import traces
+from ..compiler.deferred import compile_those_that_wait
 from ..compiler.reports import compiled_graphs
 from ..errors import InnerQError
 from ..kernels.internals.dynamo_calls import counters
@@ -100,6 +101,7 @@ def _run(target: Any, requests: Iterator[tuple[str, Callable[[], Any]]]) -> Warm
             run()
             new = tuple(report.index for report in compiled_graphs() if report not in known)
             done.append(Request(name, time.perf_counter() - began, new))
+        compile_those_that_wait()
     if not ran:
         raise InnerQError(
             "nothing that is compiled with backend='innerq' ran: compile the model first, as in warm_up(innerq(model))"

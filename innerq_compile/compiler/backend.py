@@ -16,7 +16,7 @@ A graph without quantized caches among its inputs and outputs is compiled as it 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,9 @@ from ..runtime.recordings import Recordings, at_work, release_all
 from ..runtime.report import GraphReport
 from .analysis import Analysis, analyse, keep
 from .cached_code import cached_by_source
+from .deferred import DeferredGraph, can_wait, compiling_those_that_wait, forget_those_that_wait
 from .execution import Execution, choose_execution, reporting_inductors_graphs
-from .kernels_ahead import compiling_kernels
+from .kernels_ahead import Kernels, compiling_kernels
 from .limits import warn_of_limit
 from .loops import LOOPS
 from .notices import Notice, compiling
@@ -91,6 +92,7 @@ def innerq_backend(
 def _reset() -> None:
     """Release recorded CUDA graphs, as Inductor does on reset: NCCL cannot shut down while they exist."""
     release_all()
+    forget_those_that_wait()
     if torch.cuda.is_available():
         inductor.release_cuda_graphs()
 
@@ -113,7 +115,7 @@ def _compile(
         write_code(gm)
         return analysis.observers.observed(_counting_calls(gm.forward, analysis.report))
     execution = choose_execution(analysis, inductor_options)
-    with compiling_kernels(analysis.compiled):
+    with compiling_kernels(analysis.compiled) as kernels:
         regions = plan_regions(analysis, example_inputs, execution.inductor_options)
         keep(analysis, example_inputs, regions)
         if not analysis.result.holds_caches:
@@ -121,7 +123,7 @@ def _compile(
             return analysis.observers.observed(_counting_calls(compiled, analysis.report))
         _refuse_gradients(example_inputs)
         prelude = _compile_prelude(analysis, execution, example_inputs)
-        compiled = _compile_rewritten(analysis, execution, regions, example_inputs)
+        compiled = _compile_rewritten(analysis, execution, regions, example_inputs, kernels)
     graph = CompiledGraph(compiled, prelude, analysis.context, gm, analysis.rewritten, analysis.report)
     return analysis.observers.observed(graph)
 
@@ -162,7 +164,7 @@ def _compile_prelude(analysis: Analysis, execution: Execution, example_inputs: l
 
 
 def _compile_rewritten(
-    analysis: Analysis, execution: Execution, regions: Regions, example_inputs: list[Any]
+    analysis: Analysis, execution: Execution, regions: Regions, example_inputs: list[Any], kernels: Kernels
 ) -> Callable[[list[Any], list[int]], Any]:
     """Compile the rewritten graph. The result is called with its inputs and the addresses of its caches.
 
@@ -173,12 +175,21 @@ def _compile_rewritten(
     placeholders = rewritten.graph.find_nodes(op="placeholder")
     inputs = [by_name.get(node.name, example_or_none(node)) for node in placeholders]
     trace_graph(f"innerq_graph_{report.index}", rewritten)
-    with (
-        reporting_inductors_graphs(execution, analysis, example_inputs),
-        analysis.observers.compiling(rewritten, report, analysis.prelude),
-        cached_by_source(),
-    ):
-        compiled = compile_by_regions(analysis, regions, inputs, execution.inductor_options)
+
+    def compile(inputs: Sequence[Any]) -> Callable[..., Any]:
+        with (
+            reporting_inductors_graphs(execution, analysis, inputs),
+            analysis.observers.compiling(rewritten, report, analysis.prelude),
+            cached_by_source(),
+        ):
+            return compile_by_regions(analysis, regions, inputs, execution.inductor_options)
+
+    if can_wait(analysis, execution, regions, inputs):
+        report.regions = f"{regions}, compiled after its first call"
+        compiled = DeferredGraph(rewritten, inputs, report, compile, kernels.not_yet())
+    else:
+        with compiling_those_that_wait():
+            compiled = compile(inputs)
     if execution.inputs is not None:
         return Recordings(compiled, execution.inputs, report, execution.asked)
     log.debug("graph %d: %s; not recorded by innerq_compile: %s", report.index, execution.recorder, execution.reason)

@@ -51,27 +51,40 @@ _AHEAD: list[Future[Any]] = []
 os.register_at_fork(after_in_child=_AHEAD.clear)  # the threads are not in a forked process
 
 
+class Kernels:
+    """Kernels that are being compiled for the operators of a graph."""
+
+    def __init__(self) -> None:
+        self.needed: list[Future[Any]] = []
+
+    def not_yet(self) -> list[Future[Any]]:
+        """What ends when they are compiled. Not this graph waits for it, but the next one."""
+        later, self.needed = self.needed, []
+        _AHEAD.extend(later)
+        return later
+
+
 @contextlib.contextmanager
-def compiling_kernels(gm: GraphModule) -> Iterator[None]:
+def compiling_kernels(gm: GraphModule) -> Iterator[Kernels]:
     """Context in which the kernels of the operators of a graph are compiled. It ends when they are."""
-    ahead, needed = list(_AHEAD), []
+    ahead, kernels = list(_AHEAD), Kernels()
     _AHEAD.clear()
     calls = list(_calls(gm))
     if calls:
         inductor.set_triton_folder()  # before the first kernel is compiled, so that all of them are found in one place
         pool = ThreadPoolExecutor(_THREADS, "innerq-kernels")
-        needed = [pool.submit(_quietly, function) for function in calls]
+        kernels.needed = [pool.submit(_quietly, function) for function in calls]
         made: dict[str, Future[Cache | None]] = {}
-        for function, future in zip(calls, needed, strict=True):
+        for function, future in zip(calls, kernels.needed, strict=True):
             if isinstance(function, _Prefill):
                 made.setdefault(function.format.role, future)
         if len(made) == 2:
             _AHEAD.append(pool.submit(_quietly, lambda: _append(made["key"].result(), made["value"].result())))
         pool.shutdown(wait=False)  # which does what it was given
     try:
-        yield
+        yield kernels
     finally:
-        wait([*ahead, *needed])
+        wait([*ahead, *kernels.needed])
 
 
 def _quietly(function: Callable[[], Any]) -> Any:

@@ -63,6 +63,11 @@ class Observers:
         self._observers: list[Observer] = [observer for observer in begun if observer is not None]
 
     @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return bool(self._observers)
+
+    @property
     def after_pass(self) -> Callable[[str, GraphModule], None] | None:
         """The function that the pipeline calls after each pass; None if there is no observer."""
         if not self._observers:

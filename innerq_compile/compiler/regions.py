@@ -14,6 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..kernels.internals import inductor
+from ..kernels.internals.deferred import as_fake
 from ..kernels.internals.dynamo_calls import RestartAnalysis
 from ..kernels.internals.graphs import as_size
 from ..kernels.internals.inductor_waiting import while_waiting
@@ -107,7 +108,7 @@ def compile_regions(
     """
     placeholders = gm.graph.find_nodes(op="placeholder")
     sizes = _sizes(placeholders)
-    compiler = _Compiler(gm, dict(zip(placeholders, inputs, strict=True)), sizes, options)
+    compiler = _Compiler(gm, dict(zip(placeholders, as_fake(inputs), strict=True)), sizes, options)
     compiler.compile_kinds(regions.regions)
     functions = [compiler.function(region) for region in regions.regions]
 

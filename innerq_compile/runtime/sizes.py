@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,11 +40,18 @@ class SizeReader:
             constant = int(size)
             return lambda args: constant
         expr = size.node.expr
-        places = {symbol: self._places[symbol] for symbol in expr.free_symbols}
         if expr.is_Symbol:
-            index, dim = places[expr]
+            index, dim = self._places[expr]
             return lambda args: args[index] if dim is None else args[index].shape[dim]
+        return self.evaluator(expr)
 
+    def evaluator(self, expr: Any) -> Callable[[Sequence[Any]], Any]:
+        """A function of the call's arguments that evaluates a sympy expression of symbols, such as a condition on them.
+
+        Raises:
+            KeyError: if it depends on a symbol that is not a size or number among the arguments.
+        """
+        places = {symbol: self._places[symbol] for symbol in expr.free_symbols}
         # compiled to a Python function, because sympy's evaluation takes a tenth of a millisecond at every step
         evaluate = eval(f"lambda {', '.join(map(str, places))}: {as_python(expr)}", {"math": math})
         reads = list(places.values())

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,6 +59,16 @@ def start_workers() -> None:
         from torch._inductor.async_compile import maybe_warm_pool
 
         maybe_warm_pool()
+        _hash_triton()
+
+
+@functools.cache
+def _hash_triton() -> None:
+    """Hash Triton's files, as keys of compiled graphs need, in a thread: reading and hashing hold no lock of Python."""
+    from torch._inductor.runtime.triton_compat import HAS_TRITON, triton_key
+
+    if HAS_TRITON:
+        threading.Thread(target=triton_key, name="innerq-triton-key", daemon=True).start()
 
 
 def _on_cpu(inputs: Sequence[Any]) -> bool:

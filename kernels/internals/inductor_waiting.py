@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch._guards import TracingContext
 
-__all__ = ["while_waiting"]
+__all__ = ["Settings", "set_to", "settings", "under_autocast", "while_waiting"]
 
 #: What each thread is to do when it next waits, the next at the end, and the settings with which.
 _TASKS = threading.local()
 
 #: Modules of settings, and the values of all of theirs.
-_Settings = Sequence[tuple[Any, dict[str, Any]]]
+Settings = Sequence[tuple[Any, dict[str, Any]]]
 
 
 @contextlib.contextmanager
@@ -37,14 +37,14 @@ def while_waiting(task: Callable[[], None]) -> Iterator[None]:
             be blamed for an error of another. Under autocast, which AOTAutograd switches off while it compiles, it
             runs at the end.
     """
-    if torch._C._is_any_autocast_enabled():
+    if under_autocast():
         yield
         task()
         return
     _install()
     tasks = _tasks()
     known = len(tasks)
-    tasks.append((task, _settings()))
+    tasks.append((task, settings()))
     try:
         yield
     except BaseException:
@@ -54,7 +54,12 @@ def while_waiting(task: Callable[[], None]) -> Iterator[None]:
         tasks.pop()[0]()
 
 
-def _tasks() -> list[tuple[Callable[[], None], _Settings]]:
+def under_autocast() -> bool:
+    """Whether autocast is on for any device."""
+    return torch._C._is_any_autocast_enabled()
+
+
+def _tasks() -> list[tuple[Callable[[], None], Settings]]:
     if not hasattr(_TASKS, "waiting"):
         _TASKS.waiting = []
     return _TASKS.waiting
@@ -70,9 +75,9 @@ def _install() -> None:
     @functools.wraps(wait)
     def working(self: Any, scope: dict[str, Any]) -> None:
         tasks = _tasks()
-        if tasks and not _all_done(scope):
-            task, settings = tasks.pop()
-            with _apart(settings):
+        while tasks and not _all_done(scope):
+            task, wanted = tasks.pop()
+            with _apart(wanted):
                 task()
         wait(self, scope)
 
@@ -107,8 +112,8 @@ _OF_BUNDLER = ("_entries", "_static_autotuners", "_winners")
 _CHOICES = "__torchinductor_choices"
 
 
-def _settings() -> _Settings:
-    """Settings that a compilation may change for itself, and that are part of the keys of compiled graphs."""
+def settings() -> Settings:
+    """The settings that a compilation may change for itself, and that are part of the keys of compiled graphs."""
     from torch._functorch import config as of_autograd
     from torch._inductor import config as of_inductor
 
@@ -116,24 +121,24 @@ def _settings() -> _Settings:
 
 
 @contextlib.contextmanager
-def _set(settings: _Settings) -> Iterator[None]:
+def set_to(wanted: Settings) -> Iterator[None]:
     """A context with these settings."""
     with contextlib.ExitStack() as stack:
-        for module, values in settings:
+        for module, values in wanted:
             now = module.get_config_copy()
             stack.enter_context(module.patch({name: one for name, one in values.items() if one != now[name]}))
         yield
 
 
 @contextlib.contextmanager
-def _apart(settings: _Settings) -> Iterator[None]:
+def _apart(wanted: Settings) -> Iterator[None]:
     """A context in which another graph is compiled. Of that the compilation which waits sees statistics only."""
     from torch._inductor.triton_bundler import TritonBundler
     from torch._inductor.virtualized import threadlocal
 
     context = TracingContext.try_get()
     with (
-        _set(settings),
+        set_to(wanted),
         _put_back(context, _OF_CONTEXT),
         _put_back(TritonBundler, _OF_BUNDLER) as bundle,
         _put_back(threadlocal, [name for name in vars(threadlocal) if name != _CHOICES]) as virtualized,

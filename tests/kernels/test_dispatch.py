@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import types
 
 import pytest
@@ -128,3 +129,15 @@ def test_a_backend_has_what_the_protocol_lists(backend, name):
         return
     assert [*found][: len(wanted)] == wanted
     assert all(parameter.default is not parameter.empty for parameter in [*found.values()][len(wanted) :])
+
+
+def test_plain_torch_in_one_thread(everything_allowed, monkeypatch):
+    monkeypatch.setattr(cpu, "available", lambda: True)
+    seen: list[object] = []
+    with dispatch.plain_torch():
+        thread = threading.Thread(target=lambda: seen.append(dispatch.backend_for(CPU)))
+        thread.start()
+        thread.join()
+        seen += [dispatch.backend_for(CPU), dispatch.backend_for(CUDA)]
+    assert seen == [cpu, reference_backend, reference_backend]
+    assert [dispatch.backend_for(CPU), dispatch.backend_for(CUDA)] == [cpu, triton]

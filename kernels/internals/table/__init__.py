@@ -8,6 +8,7 @@ from __future__ import annotations
 from . import (
     constant_results,
     cuda,
+    deferred,
     dynamo_backends,
     dynamo_calls,
     dynamo_frames,
@@ -36,6 +37,7 @@ from .entry import Internal
 TOPICS: dict[str, tuple[Internal, ...]] = {
     "constant_results": constant_results.ENTRIES,
     "cuda": cuda.ENTRIES,
+    "deferred": deferred.ENTRIES,
     "dynamo_backends": dynamo_backends.ENTRIES,
     "dynamo_calls": dynamo_calls.ENTRIES,
     "dynamo_frames": dynamo_frames.ENTRIES,

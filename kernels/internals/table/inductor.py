@@ -25,6 +25,12 @@ ENTRIES = (
         without="Nothing compiles on a GPU.",
     ),
     Internal(
+        module="torch._inductor.runtime.triton_compat",
+        names=("HAS_TRITON", "triton_key"),
+        why="The hash of Triton's files, a second of reading, is begun while Dynamo still traces.",
+        without="Nothing compiles on a GPU.",
+    ),
+    Internal(
         module="torch._inductor.config",
         names=("assert_indirect_indexing",),
         why="Turns off a check for which torch 2.11 generates C++ that does not compile.",

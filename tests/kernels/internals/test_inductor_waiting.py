@@ -64,6 +64,25 @@ def test_another_graph_is_compiled_in_the_first_wait(waits):
     assert waits == ["another", "waits", "done", "waits", "done"]
 
 
+def test_all_tasks_are_done_in_one_wait(waits):
+    """The last one first, and then what was left by others around it."""
+    x, held = torch.rand(50), {}
+
+    def made(number):
+        waits.append(str(number))
+        held[number] = compile_fx(torch.fx.symbolic_trace(numbered(number)), [torch.empty(50)])
+
+    def inner(gm, inputs):
+        made(1302)
+
+    with while_waiting(lambda: made(1303)):
+        result = by_inductor(numbered(1202), inner)(x)
+    torch.testing.assert_close(result, numbered(1202)(x))
+    for number, compiled in held.items():
+        torch.testing.assert_close(compiled(x), numbered(number)(x))
+    assert waits == ["1302", "1303", *["waits", "done"] * 3] and len(held) == 2
+
+
 def test_what_belongs_to_the_graph_that_waits_is_put_back(waits, monkeypatch):
     seen, apart = [], inductor_waiting._apart
 
