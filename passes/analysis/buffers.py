@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,12 +21,18 @@ from ..context import BufferUse
 from ..graph.aliases import Writes
 from ..graph.dimensions import full_index, order_of
 from ..graph.operations import Kind
-from ..graph.reading import Call, is_query, kinds, op_name, read, source_of, writes_to, written
-from ..graph.values import made_equal, same_size, same_sizes, shape, sizes_of, tensor_of, value_of
+from ..graph.reading import Call, called_name, is_query, kinds, op_name, read, source_of, writes_to, written
+from ..graph.values import dtype_of, made_equal, same_size, same_sizes, shape, sizes_of, tensor_of, value_of
 from .buffer_writes import IndexTensor, NoBuffer, buffer_writes, is_preallocated, write_position
 
 #: If a graph may write more tokens than this, as a prefill does, its attention reads the dense buffer.
 MAX_QUERY_TOKENS = 16
+#: Operators, functions and methods that give a smaller number for a larger one, or take one of two.
+_WRAPS = frozenset(
+    spelled
+    for name in ("mod", "floordiv", "and", "remainder", "fmod", "floor_divide", "bitwise_and", "where")
+    for spelled in (name, f"{name}_", f"i{name}", f"__{name}__", f"__i{name}__")
+)
 #: Operations whose result is not a view.
 _COMPUTED = ("linear", "addmm", "matmul", "bmm", "einsum", "add", "mul")
 
@@ -66,6 +73,11 @@ def buffer_use(node: Node, tokens_dim: int, changes: Writes) -> BufferUse | None
         position, consecutive = position.node, position.consecutive()
         if _changes_before(position, changes):
             raise NoBuffer("a tensor that the position of the write depends on is changed in place before")
+    if not is_preallocated(buffer) and _may_begin_anew(position):
+        raise NoBuffer(
+            "the position of the write is computed by a remainder or a choice, so that it may begin anew, as in a "
+            "ring, and new tokens take the places of older ones"
+        )
     whole = end is None or not _is_end(end, position, count)
     return BufferUse(buffer, dims, new, write, position, count, whole, consecutive)
 
@@ -212,16 +224,34 @@ def _slice_end(call: Call, source: Node, dims: Dims) -> Any:
 
 def _changes_before(node: Node, changes: Writes) -> bool:
     """Whether an input that ``node`` is computed from is changed in place before ``node``."""
+    return any(
+        changes.order[writer] < changes.order[node] for origin in _origins(node) for writer in changes.of(origin)
+    )
+
+
+def _may_begin_anew(position: Any) -> bool:
+    """Whether the graph computes a position, a number or a tensor, by what makes it wrap around.
+
+    A shadow holds the tokens up to the last one written: where a ring begins anew, it would lose all others.
+    """
+    return isinstance(position, Node) and any(called_name(node) in _WRAPS for node in _origins(position, _is_whole))
+
+
+def _origins(node: Node, counts: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
+    """``node`` and the nodes that it is computed from, as far as ``counts`` holds for them and those between."""
     seen, pending = set(), [node]
     while pending:
         current = pending.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        pending += current.all_input_nodes
-        if any(changes.order[writer] < changes.order[node] for writer in changes.of(current)):
-            return True
-    return False
+        if current not in seen and counts(current):
+            seen.add(current)
+            pending += current.all_input_nodes
+            yield current
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether a node is a whole number, or a tensor of such."""
+    dtype = dtype_of(node)
+    return dtype is None or not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _is_end(end: Any, position: Any, count: int | torch.SymInt) -> bool:
