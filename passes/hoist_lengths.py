@@ -27,7 +27,7 @@ from .context import CacheInput, PassContext, Prelude, Reason
 from .graph.aliases import Writes
 from .graph.locations import source_line
 from .graph.reading import read
-from .graph.values import example, example_or_none, has_example
+from .graph.values import example, example_or_none, has_example, made_equal, shape
 from .graph.writing import Writer
 
 #: Operators that read their argument ``mask`` up to the device-side length only.
@@ -45,6 +45,7 @@ class _NotHoistable(Exception):
 def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     if not context.static_lengths or not (context.caches or context.shadows) or is_prompt(gm):
         return gm
+    _tie_rows(gm, context)
     try:
         hoisted, targets = _hoistable(gm, context)
     except _NotHoistable as error:
@@ -56,6 +57,26 @@ def hoist_lengths(gm: GraphModule, context: PassContext) -> GraphModule:
     else:
         _erase_unused(gm, hoisted)
     return gm
+
+
+def _tie_rows(gm: GraphModule, context: PassContext) -> None:
+    """Let inputs whose first dimension is one of a mask's leading ones have a row for each sequence, by a guard.
+
+    A bias that a program makes for the rows of its attention mask is reshaped to those of the queries. Dynamo gives
+    both a symbol of their own, so that not even the number of heads is a constant there.
+    """
+    lasting = _lasting_symbols(context)
+    calls = (call for call in map(read, gm.graph.nodes) if call is not None and call.name in _READS_MASK)
+    masks = filter(None, (shape(call["mask"]) for call in calls))
+    rows = set().union(*(free_symbols(size) for mask in masks for size in mask[:-1])) - lasting
+    if not rows:
+        return
+    batches = [example(cache.tensors.state).shape[0] for cache in context.cache_inputs()]
+    for placeholder in gm.graph.find_nodes(op="placeholder"):
+        first = (shape(placeholder) or (None,))[0]
+        if isinstance(first, torch.SymInt) and free_symbols(first) <= rows:
+            for batch in batches:
+                made_equal(first, batch)
 
 
 def _arguments_without_mask(node: Node) -> list[Node] | None:

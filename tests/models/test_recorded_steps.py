@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, FalconConfig, FalconForCausalLM, StaticCache
 
 from innerq_compile import compiled_graphs, innerq
 from innerq_compile.runtime.hoisted_inputs import HoistedInputs
@@ -210,3 +210,22 @@ def test_two_threads():
     for logits, right in zip(found, expected, strict=True):
         logits = torch.cat(logits, 1)
         assert_same_logits(logits, right[:, : logits.shape[1]])
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_rows_of_a_mask_that_have_a_symbol_of_their_own():
+    """A bias is made for the rows of the attention mask, and has as many as the queries once it is reshaped."""
+    sizes = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True}
+    config = FalconConfig(
+        **sizes, multi_query=False, new_decoder_architecture=False, pad_token_id=0, bos_token_id=1, eos_token_id=None
+    )
+    torch.manual_seed(0)
+    eager, model = (FalconForCausalLM(config).eval() for _ in range(2))
+    model.load_state_dict(eager.state_dict())
+    innerq(model, **OPTIONS)
+    for batch in (2, 3, 1):
+        inputs = prompt(batch, 24, (5, 0, 9)[:batch])
+        inputs["input_ids"] %= 61
+        assert torch.equal(tokens_of(model, inputs, 8), tokens_of(eager, inputs, 8))
+    steps = [graph for graph in compiled_graphs() if graph.kind == "decode"]
+    assert steps and all(graph.recorded for graph in steps), [str(graph.cuda_graphs) for graph in steps]
