@@ -62,6 +62,7 @@ class Family:
         variant: what its fields below make of it; empty for the family itself.
         types: names of its configurations, the ``model_type`` of a ``config.json``.
         fields: of the configuration, beside those that are made small.
+        config_type: name of the configuration, of several that a class takes; empty for the class's own.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Family:
     types: tuple[str, ...] = ()
     variant: str = ""
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config_type: str = ""
 
     @property
     def name(self) -> str:
@@ -90,7 +92,8 @@ class Family:
 
     def config(self, **fields: Any) -> Any:
         """A small configuration; ``fields`` override all others."""
-        config = self._class.config_class()
+        lists = importlib.import_module("transformers")
+        config = (lists.CONFIG_MAPPING[self.config_type] if self.config_type else self._class.config_class)()
         fields = {**OVERRIDES.get(self.model, {}), **self.fields, **fields}
         if getattr(config, "is_decoder", None) is False and not config.is_encoder_decoder:
             fields.setdefault("is_decoder", True)  # else a BERT reads its tokens in both directions
