@@ -8,6 +8,8 @@ import transformers
 
 from innerq_compile import InnerQTensor, clear_reports, compiled_graphs, innerq
 from innerq_compile.compiler.backend import innerq_backend
+from innerq_compile.kernels.formats import MAX_HEAD_DIM
+from innerq_compile.presets import PRESETS
 from tests.helpers.models import assert_same_tokens, generate, prompt
 
 pytestmark = pytest.mark.usefixtures("graphs_as_they_are")
@@ -75,9 +77,9 @@ def llama(head_dim: int, dtype=torch.float32) -> torch.nn.Module:
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("padding", [(), (0, 9)], ids=["whole", "padded"])
-@pytest.mark.parametrize("head_dim", [36, 100])
-def test_head_dims_that_are_no_multiple_of_16(head_dim, padding):
-    """As moonshine and open_llama_3b have."""
+@pytest.mark.parametrize("head_dim", [36, 40, 100, 120, 464, MAX_HEAD_DIM])
+def test_head_dims_that_are_no_power_of_two(head_dim, padding):
+    """Some are no multiple of 16 either, as moonshine (36) and open_llama_3b (100) have them."""
     model, inputs = llama(head_dim), prompt(2, 150, padding)
     tokens, logits, _ = generate(model, inputs, 8)
     clear_reports()
@@ -140,6 +142,23 @@ def test_a_quantized_cache_with_zeros(key_norm):
     if key_norm == "pair":
         (decode,) = [report for report in compiled_graphs() if report.kind == "decode"]
         assert all(layer.key_norm.query == "projection" for layer in decode.layers)
+
+
+@pytest.mark.sampled(16)
+@pytest.mark.parametrize("head_dim", [36, 40, 100, 120, 464, 512])
+@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - {"lossless"}))
+def test_presets(preset, head_dim):
+    """As above, in the formats of each preset, some of which hold other groups of channels."""
+    model, inputs = llama(head_dim), prompt(2, 180, (0, 9))
+    _, expected, _ = generate(innerq(model, preset=preset, rewrite=False), inputs, 4)
+    torch._dynamo.reset()
+    clear_reports()
+    _, found, cache = generate(innerq(model, preset=preset), inputs, 4)
+    sides = [side for layer in cache.layers for side in (layer.keys, layer.values)]
+    assert all(isinstance(side, InnerQTensor) and side.format.quantized for side in sides)
+    assert all(side.shape[-1] == head_dim for side in sides)
+    assert all(report.rewritten == report.attentions == 2 for report in compiled_graphs())
+    torch.testing.assert_close(found[:, :2], expected[:, :2], atol=1e-3 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(("head_dim", "dtype"), [(584, torch.float32), (32, torch.float64)], ids=str)
