@@ -6,12 +6,15 @@ import os
 import time
 
 import pytest
+import transformers
+from transformers.models.auto import modeling_auto
 
 from innerq_compile import GraphReport
 from innerq_compile.passes.context import Reason
 from innerq_compile.runtime.report.graph import GraphKind
 from tests.helpers import sweep as module
-from tests.helpers.families import NOT_RUN, UNEVEN, Family, Result, _of_run, _short, check
+from tests.helpers.families import LISTS, NOT_RUN, UNEVEN, Family, Result, _of_run, _short, check, families
+from tests.helpers.support_matrix import differences, rows
 from tests.helpers.sweep import sweep
 
 
@@ -90,6 +93,30 @@ def test_a_missing_class_is_a_problem():
     missing = Family("NoSuchForCausalLM")
     assert missing.attn == ("eager",)
     assert "NoSuchForCausalLM" in check(missing, "eager").problem
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_a_family_of_a_new_release_is_tried(monkeypatch):
+    """It needs no line here: lists of transformers name it, and names of its fields say what makes it small."""
+
+    class Config(transformers.LlamaConfig):
+        model_type = "made_up_0"
+
+    class Model(transformers.LlamaForCausalLM):
+        config_class = Config
+
+    before = families()
+    for index, name in enumerate(LISTS):
+        monkeypatch.setitem(getattr(modeling_auto, name), f"made_up_{index}", f"MadeUp{index}")
+    monkeypatch.setattr("transformers.MadeUp0", Model, raising=False)
+    new = [family for family in families() if family not in before]
+    assert {family.name: (family.kind, family.types) for family in new} == {
+        f"MadeUp{index}": (kind, (f"made_up_{index}",)) for index, kind in enumerate(LISTS.values())
+    }
+    result = check(new[0], "sdpa")
+    assert result == Result(rewritten=2, attentions=2, caches=2, quantized=2, recorded="yes")
+    [text] = differences(rows(new, {"MadeUp0": {"sdpa": result}}), [])
+    assert text.startswith("MadeUp0: ")
 
 
 def test_a_missing_package_is_named():
