@@ -556,6 +556,13 @@ def test_keys_and_values_of_different_head_dim(name, compiled):
     assert reports[-1].rewritten == 1
 
 
+def test_lengths_of_keys_and_values_that_are_two_symbols(compiled):
+    """SDPA asks them to be equal, and Dynamo, which may have two symbols for them, notes nothing of it."""
+    with torch.fx.experimental._config.patch(use_duck_shape=False):
+        reports = check_same(Decoder(SPELLINGS["sdpa_positional"]), compiled, strict=True)
+    assert reports[-1].kind == "decode" and reports[-1].rewritten == 1
+
+
 def test_keys_that_are_cached_scaled(compiled):
     reports = check_same(Keeping(lambda k: k * 0.5, lambda k: k * 3.0, at_operator_mt), compiled, strict=True)
     assert reports[-1].rewritten == 1
