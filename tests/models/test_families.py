@@ -80,3 +80,4 @@ def test_each_attention_is_rewritten_or_has_a_reason(row: Row):
     for result in row.results.values():
         whole = result.rewritten == result.attentions and result.quantized == result.caches
         assert whole or result.reasons or result.problem or row.is_unfinished
+        assert result.rewritten == result.attentions or result.quantized <= result.rewritten, "what is left is dense"
