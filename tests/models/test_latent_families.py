@@ -17,8 +17,8 @@ from tests.helpers.without_inductor import as_it_is, without_inductor
 #: By the names of configurations.
 FAMILIES = {name: family for family in families() for name in family.types if not family.variant}
 NAMES = (
-    *("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k25", "kimi_linear", "longcat_flash", "minicpm3"),
-    *("mistral4", "sarvam_mla", "youtu"),
+    *("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k25", "kimi_linear", "minicpm3", "mistral4"),
+    *("sarvam_mla", "youtu", pytest.param("longcat_flash", marks=pytest.mark.slow)),
 )
 #: An indexer chooses the tokens that a query sees.
 SPARSE = ("deepseek_v32", "glm_moe_dsa")
