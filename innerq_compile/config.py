@@ -209,7 +209,7 @@ class InnerQConfig:
         Args:
             role: ``"key"`` or ``"value"``.
             head_dim: Elements of a head, 1 to 576; 0 for the rotary key of a latent layer that has none.
-            dtype: The dtype before quantization: float16, bfloat16 or float32.
+            dtype: The dtype before quantization: float16, bfloat16, float32 or float64.
             latent: Whether it is of a latent attention (MLA): its rotary key has the role ``"key"``, its latent the
                 role ``"value"``.
 

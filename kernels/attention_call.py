@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from .cache import CacheTensors
+from .formats import compute_dtype
 from .schemas import SCHEMAS
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class AttentionCall(Generic[T]):
     making one, for each layer and step.)
 
     Attributes:
-        query: ``[B, Hq, N, D]``, float16, bfloat16 or float32, already multiplied by the key normalization.
+        query: ``[B, Hq, N, D]``, of a dtype in ``formats.DTYPES``, already multiplied by the key normalization.
         keys, values: the cache, with head_dim ``D`` and ``Dv`` and equal B, H and lengths; H divides Hq.
         mask: broadcasts to ``[B, Hq, N, S]``, where S includes padding: boolean (True: visible), or of a floating-point
             dtype and added to the scores. With None all tokens are visible.
@@ -70,6 +71,11 @@ class AttentionCall(Generic[T]):
                 break
             values.pop()
         return _SCHEMA.arguments(*values)
+
+    @property
+    def compute_dtype(self: AttentionCall[Any]) -> torch.dtype:
+        """The dtype to compute in, of a call of tensors: float64 if the query or a cache is float64, else float32."""
+        return compute_dtype(self.query.dtype, self.keys.window.dtype, self.values.window.dtype)
 
     def map(self, function: Callable[[T], U]) -> AttentionCall[U]:
         """A call with ``function`` applied to each tensor that is not None."""

@@ -111,7 +111,10 @@ class KernelBackend(Protocol):
         ...
 
     def decode_attention_lse(self, call: AttentionCall[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same, and the logarithm of the sum of the exponentials of the scores, ``[B, Hq, N]`` float32."""
+        """The same, and the logarithm of the sum of the exponentials of the scores, ``[B, Hq, N]``.
+
+        It is float32, and float64 in a call whose ``compute_dtype`` that is.
+        """
         ...
 
     def decode_kernel(self, call: AttentionCall[torch.Tensor]) -> KernelChoice:

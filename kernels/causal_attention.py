@@ -14,6 +14,8 @@ import torch
 from torch.backends import cuda
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from .reference.numbers import as_float
+
 #: Query tokens that attend at once where a mask is needed; twice as many if these are all.
 ROWS = 1024
 #: Key tokens before a block are a multiple of this: kernels read masks in vectors.
@@ -105,7 +107,7 @@ def _with_sinks(
     more = (channels + groups + _CHANNELS - 1) // _CHANNELS * _CHANNELS - channels
     own = pad(factor * torch.eye(groups, dtype=query.dtype, device=query.device), (channels, more - groups))
     query = pad(query, (0, more)) + own.repeat(heads, 1)[None, :, None]
-    logits = (sink_logits.float() / (factor * scale)).to(key.dtype).reshape(heads, 1, groups)
+    logits = (as_float(sink_logits) / (factor * scale)).to(key.dtype).reshape(heads, 1, groups)
     sink = pad(logits, (channels, more - groups)).expand(batch, -1, -1, -1)
     key = torch.cat((sink, pad(key, (0, more))), 2)
     return query, key, pad(value, (0, max(channels + more - value.shape[3], 0), 1, 0))

@@ -1,7 +1,7 @@
 """Chooses the kernel backend for a call.
 
-CUDA tensors use Triton (``kernels/triton``), CPU tensors C++ (``kernels/cpu``). Calls that those do not support, other
-devices, and everything with ``INNERQ_KERNELS=reference``, use plain torch (``kernels/reference``).
+CUDA tensors use Triton (``kernels/triton``), CPU tensors C++ (``kernels/cpu``). Calls that those do not support, such as
+all of float64, other devices, and everything with ``INNERQ_KERNELS=reference``, use plain torch (``kernels/reference``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from . import cpu, triton
 from .attention_call import AttentionCall
 from .backend import Kernel, KernelBackend, KernelChoice
 from .reference import backend as reference
+
+
+#: Why an attention in float64 has no faster kernel.
+_FLOAT64 = "kernels compute in float32, so plain torch serves float64"
 
 
 @functools.cache
@@ -74,6 +78,8 @@ def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
     device = call.query.device
     backend = backend_for(device)
     if backend is not reference:
+        if call.compute_dtype == torch.float64:
+            return KernelChoice(Kernel.REFERENCE, _FLOAT64)
         return backend.decode_kernel(call)
     if reference_only():
         return KernelChoice(Kernel.REFERENCE, "INNERQ_KERNELS=reference")

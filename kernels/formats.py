@@ -21,8 +21,10 @@ ROLES: tuple[Role, ...] = ("key", "value")
 GROUP_SIZES: tuple[int, ...] = (16, 32, 64, 128)
 #: Tokens in a block: the unit in which the quantized region grows, unless value groups are longer.
 BLOCK_TOKENS = 32
+#: dtypes that kernels compute with, in float32 and with operands of 16 bits. Anything of float64 is the reference's.
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: dtypes that a cache may have before it is quantized, and whatever meets one.
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = (*KERNEL_DTYPES, torch.float64)
 #: Lanes of a slice: what a tensor core contracts at a time. A cache holds a multiple of it, see ``channels.py``.
 LANES = 16
 #: The largest head_dim that kernels support.
@@ -173,6 +175,11 @@ def obstacle(role: Role, head_dim: int, dtype: torch.dtype, *, latent: bool = Fa
     if not least <= head_dim <= MAX_HEAD_DIM:
         return f"a {role} cache of head_dim {head_dim} cannot be quantized: allowed are {least} to {MAX_HEAD_DIM}"
     return ""
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype to compute with numbers of ``dtypes`` in: float64 if one of them is float64, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def ring_slots(recent: int, block: int) -> int:

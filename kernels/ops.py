@@ -226,8 +226,9 @@ def _(*values: Any) -> torch.Tensor:
 def decode_attention_lse(*values: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`decode_attention`, and with it by what the exponentials of the scores were divided.
 
-    The second result is the logarithm of their sum, ``[B, Hq, N]`` float32, that of a sink logit included; minus
-    infinity in a row to which no token is visible. By it the results of several parts of the tokens are added up.
+    The second result is the logarithm of their sum, ``[B, Hq, N]`` in ``AttentionCall.compute_dtype``, that of a sink
+    logit included; minus infinity in a row to which no token is visible. By it the results of several parts of the
+    tokens are added up.
     """
     call: AttentionCall[torch.Tensor] = AttentionCall(*values)
     return dispatch.choose(call.query.device, lambda b: b.supports_decode(call)).decode_attention_lse(call)
@@ -238,7 +239,7 @@ def _(*values: Any) -> tuple[torch.Tensor, torch.Tensor]:
     call: AttentionCall[torch.Tensor] = AttentionCall(*values)
     rows = call.query.shape[:3]
     out = call.query.new_empty((*rows, call.values.window.shape[3]))
-    return out, call.query.new_empty(rows, dtype=torch.float32)
+    return out, call.query.new_empty(rows, dtype=call.compute_dtype)
 
 
 @_impl("dequantize")

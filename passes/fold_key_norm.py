@@ -22,6 +22,7 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
+from ..kernels.formats import compute_dtype
 from ..kernels.pairs import Pairs, pairs_of
 from .analysis.channel_paths import ChannelPath, find_path
 from .attention.views import split_factor, view_source
@@ -138,7 +139,7 @@ def _apply(write: Writer, uses: list[KeyNormUse], tensor: Node, norm: Node | Non
         return
     order = (0, 1, 2, 3)
     with write.before(use.op):
-        x = write.method("to", tensor, torch.float32)
+        x = write.method("to", tensor, _computed_in(tensor))
         if mean is not None:
             x = write.call(operator.sub, x, _column(write, without_zeros(write, mean, use.cache.format), order))
         if norm is not None:
@@ -152,7 +153,7 @@ def _scale_source(write: Writer, use: KeyNormUse, path: ChannelPath, norm: Node)
     """Apply the factor to the source of ``path``; for a key, subtract ``mean / norm`` directly before ``use.op``."""
     source = path.source
     with write.after(source):
-        x = write.method("to", source, torch.float32)
+        x = write.method("to", source, _computed_in(source))
         scaled = write.method("to", _scale(write, use, x, norm, path.order), example(source).dtype, like=source)
     write.replace(source, scaled, lambda user: user is not x)
     mean = use.cache.tensors.mean
@@ -160,11 +161,18 @@ def _scale_source(write: Writer, use: KeyNormUse, path: ChannelPath, norm: Node)
         return
     tensor = scaled if use.tensor is source else use.tensor
     with write.before(use.op):
-        share = without_zeros(write, write.call(operator.truediv, mean, norm), use.cache.format)
-        x = write.method("to", tensor, torch.float32)
+        # of float64 keys as well: a quotient of float32 numbers would be rounded to float32
+        share = write.call(operator.truediv, write.cast(mean, _computed_in(tensor)), norm)
+        share = without_zeros(write, share, use.cache.format)
+        x = write.method("to", tensor, _computed_in(tensor))
         x = write.call(operator.sub, x, _column(write, share, (0, 1, 2, 3)))
         x = write.method("to", x, example(tensor).dtype)
     replace_argument(use.op, use.argument, x)
+
+
+def _computed_in(tensor: Node) -> torch.dtype:
+    """The dtype in which a query or key is normalized."""
+    return compute_dtype(example(tensor).dtype)
 
 
 def _scale(write: Writer, use: KeyNormUse, x: Node, norm: Node, order: tuple[int, int, int, int]) -> Node:

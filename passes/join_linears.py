@@ -65,7 +65,7 @@ def _is_row_linear(call: Call) -> bool:
         return False
     if out.dtype != row.dtype:  # autocast casts the arguments
         return False
-    return support.on_gpu(row) and row.dtype in support.DTYPES and example(call["weight"]).is_contiguous()
+    return support.on_gpu(row) and row.dtype in support.KERNEL_DTYPES and example(call["weight"]).is_contiguous()
 
 
 def _is_subclass(tensor: torch.Tensor) -> bool:

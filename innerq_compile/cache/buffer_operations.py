@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels.formats import DTYPES
 from .buffer import OPERATIONS, InnerQBuffer
 from .indexing import consecutive, is_mask
 from .writing import write, zero
@@ -72,7 +73,7 @@ def _clone(tensor, *, memory_format=None):
 def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
     if layout not in (None, torch.strided):
         return NotImplemented
-    if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if dtype is not None and dtype not in DTYPES:
         return NotImplemented
     storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
     return InnerQBuffer(storage, tensor.shape[2], tensor._offset)

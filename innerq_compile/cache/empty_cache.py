@@ -35,7 +35,7 @@ def empty_cache(
         head_dim: Elements of a key or value, 1 to 576.
         role: ``"key"`` or ``"value"``.
         config: A config or the name of a preset.
-        dtype: The dtype that it has for the program: float16, bfloat16 or float32.
+        dtype: The dtype that it has for the program: float16, bfloat16, float32 or float64.
         device: The device of the inner tensors; torch's default device if None.
 
     Returns:
@@ -60,7 +60,7 @@ def empty_cache(
     tensors = reference.empty_cache(fmt, batch, heads, held, capacity, dtype, device)
     mean = norm = None
     if role == "key":
-        zeros = torch.zeros((batch, heads, held), device=device)
+        zeros = torch.zeros((batch, heads, held), dtype=torch.float32, device=device)
         mean = zeros if config.centre_keys else None
         norm = torch.ones_like(zeros) if config.normalize_keys else None
     storage = CacheStorage(dataclasses.replace(tensors, mean=mean, norm=norm), max_tokens)

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InnerQError, UnsupportedOperation
 from ..kernels import reference
+from ..kernels.formats import DTYPES
 from .derived import copied, of_length, of_tokens, on_own_storage, select_batch
 from .indexing import ranges_of
 from .layouts import is_along_tokens, length_of, with_tokens_at
@@ -110,7 +111,7 @@ def _clone(tensor, *, memory_format=None):
 def _to_copy(tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None):
     if layout not in (None, torch.strided):
         return NotImplemented
-    if dtype is not None and dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if dtype is not None and dtype not in DTYPES:
         return NotImplemented
     storage = tensor._storage.converted(dtype, device, non_blocking=non_blocking, pin_memory=bool(pin_memory))
     return on_own_storage(storage, tensor)

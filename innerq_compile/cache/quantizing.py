@@ -41,7 +41,7 @@ def quantize(
     """Quantize dense keys or values.
 
     Args:
-        x: ``[B, H, S, D]``, float16, bfloat16 or float32.
+        x: ``[B, H, S, D]``, float16, bfloat16, float32 or float64.
         config: Determines the format, and which key statistics are computed.
         role: ``"key"`` or ``"value"``.
         start: ``[B]`` integers, the number of padding tokens before each sequence; None means none.

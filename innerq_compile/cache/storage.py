@@ -110,7 +110,7 @@ class CacheStorage:
         statistics keep their dtypes.
 
         Args:
-            dtype: float16, bfloat16 or float32; None means the same.
+            dtype: float16, bfloat16, float32 or float64; None means the same.
             device: The new device; None means the same.
             non_blocking: As in ``torch.Tensor.to``.
             pin_memory: Whether the new inner tensors are in pinned memory.

@@ -91,7 +91,7 @@ class InnerQTensor(torch.Tensor):
         """Quantize a dense cache tensor.
 
         Args:
-            dense: ``[B, H, S, D]``, or ``[B, S, H, D]`` with ``tokens_dim=1``; float16, bfloat16 or float32.
+            dense: ``[B, H, S, D]``, or ``[B, S, H, D]`` with ``tokens_dim=1``; float16, bfloat16, float32 or float64.
             config: A config or the name of a preset.
             role: ``"key"`` or ``"value"``.
             start: ``[B]`` integers, the number of padding tokens before each sequence. They are not stored and read as

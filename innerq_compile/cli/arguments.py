@@ -14,7 +14,7 @@ from ..presets import PRESETS
 from .models import DEMO
 from .output import CommandError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:

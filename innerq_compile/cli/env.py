@@ -14,6 +14,7 @@ import torch
 import innerq_compile
 
 from ..kernels import cpu, dispatch, lowering
+from ..kernels.formats import DTYPES
 from ..kernels.internals import table
 from ..kernels.triton import support
 from ..kernels.versions import SUPPORTED_TORCH, is_supported
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, output: Output) -> dict[str, Any]:
         "lowerings": dataclasses.asdict(lowering.register()),
         "missing": {name: entry.without for name, entry in table.missing().items()},
         "reference_only": dispatch.reference_only(),
-        "dtypes": ["float16", "bfloat16", "float32"],
+        "dtypes": [str(dtype).removeprefix("torch.") for dtype in DTYPES],
         "traces": _traces(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

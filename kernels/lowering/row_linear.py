@@ -74,7 +74,7 @@ def lowering(x: Any, weights: list[Any], biases: list[Any]) -> Any:
     if not templates.runs_triton(device):
         raise NotLowered(f"Triton does not run on {device.type}")
     layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
-    if dtype not in support.DTYPES or any(tensor.get_dtype() != dtype for tensor in layers):
+    if dtype not in support.KERNEL_DTYPES or any(tensor.get_dtype() != dtype for tensor in layers):
         raise NotLowered(f"no kernel takes a row of {dtype}, or layers of another dtype than the row")
     nodes = [templates.realized(tensor, contiguous=True) for tensor in (x, *layers)]
     inputs = int(x.get_size()[-1])

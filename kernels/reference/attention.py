@@ -12,11 +12,11 @@ from .caches import real_tokens, visible_range
 def decode_attention(call: AttentionCall[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
     """Attention to all tokens of a cache, ``[B, Hq, N, Dv]``.
 
-    Computed in ``dtype``, which is that of the result. By default it is computed in float32, and the result has the
-    query's dtype. A row to which no token is visible gives zero.
+    Computed in ``dtype``, which is that of the result. By default it is computed in ``call.compute_dtype``, and the
+    result has the query's dtype. A row to which no token is visible gives zero.
     """
     if dtype is None:
-        return decode_attention(call, torch.float32).to(call.query.dtype)
+        return decode_attention(call, call.compute_dtype).to(call.query.dtype)
     return decode_attention_lse(call, dtype)[0]
 
 
@@ -25,10 +25,11 @@ def decode_attention_lse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention as :func:`decode_attention`, and the logarithm of the sum of the exponentials of the scores.
 
-    The latter is ``[B, Hq, N]`` in ``dtype``, by default float32; minus infinity in a row to which no token is visible.
+    The latter is ``[B, Hq, N]`` in ``dtype``, by default ``call.compute_dtype``; minus infinity in a row to which no
+    token is visible.
     """
     if dtype is None:
-        out, sums = decode_attention_lse(call, torch.float32)
+        out, sums = decode_attention_lse(call, call.compute_dtype)
         return out.to(call.query.dtype), sums
     query, mask, scale = call.query, call.mask, call.scale
     batch, q_heads, rows, head_dim = query.shape

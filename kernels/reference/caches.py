@@ -9,7 +9,7 @@ import torch
 
 from .. import layout
 from ..cache import Cache, CacheTensors
-from ..formats import CacheFormat, blocks_for
+from ..formats import CacheFormat, blocks_for, compute_dtype
 from ..internals.tensors import assert_async
 from .groups import decode_blocks, encode_blocks
 from .numbers import to_finite
@@ -55,7 +55,7 @@ def prefill(
     """Make a cache side from a prompt.
 
     Args:
-        x: keys or values, ``[B, H, S, D]``, float16, bfloat16 or float32.
+        x: keys or values, ``[B, H, S, D]``, of a dtype in ``formats.DTYPES``.
         start: ``[B]`` integers: the number of padding tokens at the beginning of each sequence.
         mean, norm: ``[B, H, D]`` of :func:`key_statistics`, or None. Keys are held as ``(x - mean) / norm``.
         capacity: blocks of the result, at least ``blocks_for(fmt, S)``.
@@ -138,7 +138,7 @@ def dequantize(cache: Cache, length: int, dtype: torch.dtype | None = None, drop
     Padding positions are zero. ``dtype`` is by default that of the cache, ``dropped`` as of ``AttentionCall``.
     """
     dtype = dtype or cache.window.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = compute_dtype(dtype)
     first, end = visible_range(cache.state, length, dropped)
     x = real_tokens(cache, end, compute, first)
     if cache.norm is not None:
@@ -215,7 +215,8 @@ def truncate_(cache: Cache, length: int | torch.Tensor) -> None:
     pick = blocks.clamp(max=codes.shape[2] - 1)[..., None, None]
     cut_codes = codes.gather(2, pick.expand(-1, -1, 1, codes.shape[-1]))
     cut_scales = scales.gather(2, pick.expand(-1, -1, 1, scales.shape[-1]))
-    cut = to_finite(decode_blocks(cut_codes, cut_scales, fmt, head_dim)[:, :, 0], window.dtype)
+    cut = decode_blocks(cut_codes, cut_scales, fmt, head_dim, compute_dtype(window.dtype))[:, :, 0]
+    cut = to_finite(cut, window.dtype)
     offset = torch.arange(fmt.block, device=window.device)
     token = fmt.sink + blocks[..., None] * fmt.block + offset
     moves = (blocks < old_blocks)[..., None] & (token < kept[..., None])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ..formats import compute_dtype
+
 
 def as_float(x: torch.Tensor) -> torch.Tensor:
     """``x`` in float32; float64 stays float64."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(compute_dtype(x.dtype))
 
 
 def to_finite(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -36,7 +36,7 @@ __all__ = [
 
 def supports_key_statistics(keys: torch.Tensor) -> bool:
     """Whether :func:`key_statistics` supports ``keys [B, H, S, D]``."""
-    return support.runs_on(keys) and keys.dtype in support.DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
+    return support.runs_on(keys) and keys.dtype in support.KERNEL_DTYPES and keys.shape[-1] <= support.MAX_HEAD_DIM
 
 
 def key_statistics(
@@ -100,9 +100,9 @@ def rewind_(sides: Sequence[Cache], position: torch.Tensor) -> None:
 
 def supports_decode(call: AttentionCall[torch.Tensor]) -> bool:
     """Whether :func:`decode_attention` supports a call."""
-    if not support.runs_on(call.query) or call.query.dtype not in support.DTYPES:
+    if not support.runs_on(call.query) or call.query.dtype not in support.KERNEL_DTYPES:
         return False
-    if call.mask is not None and call.mask.dtype not in (torch.bool, *support.DTYPES):
+    if call.mask is not None and call.mask.dtype not in (torch.bool, *support.KERNEL_DTYPES):
         return False
     both = support.cache_supported(call.keys) and support.cache_supported(call.values)
     return both and not support.obstacle(call)
@@ -132,7 +132,7 @@ def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
         if not support.format_supported(cache.format, head_dim, dtype):
             reason = f"no Triton kernel for {cache.format.role}s of {dtype}, head_dim {head_dim}"
             return KernelChoice(Kernel.REFERENCE, reason)
-    if query.dtype not in support.DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.DTYPES)):
+    if query.dtype not in support.KERNEL_DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.KERNEL_DTYPES)):
         return KernelChoice(Kernel.REFERENCE, "no Triton kernel for the dtype of the query or the mask")
     if reason := support.obstacle(call):
         return KernelChoice(Kernel.REFERENCE, reason)
@@ -146,7 +146,7 @@ def supports_row_linear(
     x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
 ) -> bool:
     """Whether :func:`row_linear` supports one row ``x`` and these layers."""
-    if not support.runs_on(x) or x.dtype not in support.DTYPES:
+    if not support.runs_on(x) or x.dtype not in support.KERNEL_DTYPES:
         return False
     layers = [tensor for tensor in (*weights, *biases) if tensor is not None]
     return all(tensor.dtype == x.dtype and tensor.is_contiguous() for tensor in layers)

@@ -11,7 +11,7 @@ import torch
 
 from .. import layout
 from ..cache import Cache
-from ..formats import DTYPES, LANES, MAX_HEAD_DIM, CacheFormat
+from ..formats import KERNEL_DTYPES, LANES, MAX_HEAD_DIM, CacheFormat
 from .hashing import hash_in_order
 
 #: Scale types that no Triton kernel writes, and only the portable attention kernel reads.
@@ -41,7 +41,7 @@ def on_gpu(x: torch.Tensor) -> bool:
 
 def format_supported(fmt: CacheFormat, head_dim: int, dtype: torch.dtype) -> bool:
     """Whether kernels read caches of a format, head_dim and dtype (of the windows)."""
-    if dtype not in DTYPES or head_dim % LANES or not LANES <= head_dim <= MAX_HEAD_DIM:
+    if dtype not in KERNEL_DTYPES or head_dim % LANES or not LANES <= head_dim <= MAX_HEAD_DIM:
         return False
     if fmt.block > 128 or (fmt.is_key and fmt.block != 32):
         return False

@@ -7,7 +7,8 @@
 The rotary embedding is recognized by what it computes, independent of its spelling: element indices are followed from
 the result back through all operations that move elements, multiply them by other tensors or add them. A factor that
 both channels of each pair share can then be applied to the source instead of the result. The search gives up at any
-operation that is not supported here.
+operation that is not supported here, and, from a result in float64, at any tensor of another dtype: what is rounded to
+float32 there would be rounded differently with the factor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from ..graph.operations import Kind
 from ..graph.reading import Call, is_query, kinds, read
 from ..graph.values import dtype_of, example_or_none, tensor_of, value_of
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128)
+#: Those that hold a number of float64.
+_DOUBLE = (torch.float64, torch.complex128)
 #: The search for sources stops after this many nodes.
 _MAX_NODES = 300
 
@@ -194,6 +197,7 @@ class _Tracer:
 
     def __init__(self, source: Node, target: Node, between: set[Node], sizes: _Sizes) -> None:
         self.source, self.between, self.sizes = source, between, sizes
+        self.double = dtype_of(target) in _DOUBLE
         self.shape = sizes.shape(target)
         batch, heads, tokens, channels = self.shape
         ends = [sorted({i for i in (0, 1, 2, n - 1) if 0 <= i < n}) for n in (batch, tokens)]
@@ -203,6 +207,8 @@ class _Tracer:
 
     def follow(self, node: Node, rows: _Ints, at: _Ints) -> None:
         """Follow the elements ``at [len(rows), rank]`` of a node, on which the elements ``points[rows]`` depend."""
+        if self.double and dtype_of(node) not in _DOUBLE:
+            raise _NotLinear
         if node is self.source:
             self.arrivals.append((rows, at))
             return

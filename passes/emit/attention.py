@@ -60,6 +60,8 @@ def attend(
             if same_size(dropped, 0) or (form.mask, str(sizes_of(form.query)[2])) in context.opened:
                 opened = _opened(write, context, match, form.mask, key, end, changed)
         latent, heads, plain, other = match.latent, match.value_heads, form.query, None
+        if example(form.node).dtype == torch.float64:  # of a query in float32, the operator would return that
+            plain = write.cast(plain, torch.float64)
         if latent is not None:
             other = with_zeros(write, absorbed_part(write, latent, form.query), value.format)
             plain = rotary_part(write, latent, form.query)
@@ -100,7 +102,7 @@ def attend(
                 out = added_up(write, parts, form.node)
         if latent is not None:
             out = projected_output(write, latent, out, form.node)
-        if example(form.node).dtype != example(form.query).dtype:
+        if example(form.node).dtype != example(plain).dtype:
             out = write.method("to", out, example(form.node).dtype, like=form.node)
         out = _laid_out(write, out, form.node)
     if is_last:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch.fx import Node
 
+from ...kernels.formats import compute_dtype
 from ..context import CacheInput
-from ..graph.values import sizes_of
+from ..graph.values import example, sizes_of
 from ..graph.writing import Writer
 from .channels import without_zeros
 
 
 def share_of_mean(write: Writer, query: Node, key: CacheInput, scale: float) -> Node | None:
-    """What is missing in the scores, ``[B, Hq, N]`` float32; None if no mean was taken out of the keys.
+    """What is missing in the scores, ``[B, Hq, N]`` float32 or float64; None if no mean was taken out of the keys.
 
     Args:
         write: a writer of the graph.
@@ -34,5 +34,6 @@ def share_of_mean(write: Writer, query: Node, key: CacheInput, scale: float) -> 
     groups = sizes_of(query)[1] // sizes_of(mean)[1]
     if groups > 1:
         mean = write.method("repeat_interleave", mean, groups, 1)
-    products = write.call(operator.mul, write.method("to", query, torch.float32), write.method("unsqueeze", mean, 2))
+    query = write.method("to", query, compute_dtype(example(query).dtype))
+    products = write.call(operator.mul, query, write.method("unsqueeze", mean, 2))
     return write.call(operator.mul, write.method("sum", products, -1), scale)
