@@ -1,7 +1,8 @@
 """Chooses the kernel backend for a call.
 
-CUDA tensors use Triton (``kernels/triton``), CPU tensors C++ (``kernels/cpu``). Calls that those do not support, such as
-all of float64, other devices, and everything with ``INNERQ_KERNELS=reference``, use plain torch (``kernels/reference``).
+CUDA tensors use Triton (``kernels/triton``), CPU tensors C++ (``kernels/cpu``). Plain torch (``kernels/reference``)
+serves calls that those do not support, such as all of float64, other devices, and everything with
+``INNERQ_KERNELS=reference``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from . import cpu, triton
 from .attention_call import AttentionCall
 from .backend import Kernel, KernelBackend, KernelChoice
 from .reference import backend as reference
-
 
 #: Why an attention in float64 has no faster kernel.
 _FLOAT64 = "kernels compute in float32, so plain torch serves float64"

@@ -132,7 +132,9 @@ def decode_kernel(call: AttentionCall[torch.Tensor]) -> KernelChoice:
         if not support.format_supported(cache.format, head_dim, dtype):
             reason = f"no Triton kernel for {cache.format.role}s of {dtype}, head_dim {head_dim}"
             return KernelChoice(Kernel.REFERENCE, reason)
-    if query.dtype not in support.KERNEL_DTYPES or (mask is not None and mask.dtype not in (torch.bool, *support.KERNEL_DTYPES)):
+    if query.dtype not in support.KERNEL_DTYPES or (
+        mask is not None and mask.dtype not in (torch.bool, *support.KERNEL_DTYPES)
+    ):
         return KernelChoice(Kernel.REFERENCE, "no Triton kernel for the dtype of the query or the mask")
     if reason := support.obstacle(call):
         return KernelChoice(Kernel.REFERENCE, reason)

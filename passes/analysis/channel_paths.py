@@ -29,7 +29,15 @@ from ..graph.operations import Kind
 from ..graph.reading import Call, is_query, kinds, read
 from ..graph.values import dtype_of, example_or_none, tensor_of, value_of
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128)
+_DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex32,
+    torch.complex64,
+    torch.complex128,
+)
 #: Those that hold a number of float64.
 _DOUBLE = (torch.float64, torch.complex128)
 #: The search for sources stops after this many nodes.

@@ -115,7 +115,7 @@ def test_copies_are_independent():
         {"batch": 0},
         {"max_tokens": -1},
         {"head_dim": 577},
-        {"dtype": torch.float64},
+        {"dtype": torch.int32},
         {"config": "big"},
     ],
     ids=str,

@@ -96,7 +96,7 @@ def test_a_cache_may_begin_empty(role):
         ({"config": None}, "preset=None is unknown"),
         ({"dense": torch.zeros(2, 3, 16)}, r"\[B, H, S, D\], .* got \(2, 3, 16\)"),
         ({"tokens_dim": 0}, "tokens_dim=0 is not allowed: it has to be 2"),
-        ({"dense": torch.zeros(1, 1, 3, 16, dtype=torch.float64)}, "float64 cannot be quantized"),
+        ({"dense": torch.zeros(1, 1, 3, 16, dtype=torch.int32)}, "int32 cannot be quantized"),
         ({"dense": torch.zeros(1, 1, 3, 600)}, "head_dim 600 cannot be quantized"),
         ({"start": torch.tensor([1])}, r"start=tensor\(\[1\]\) is not allowed.*shape \[2\]"),
         ({"start": torch.tensor([1, 11])}, "0 to 10"),

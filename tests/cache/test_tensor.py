@@ -163,7 +163,7 @@ BECOMES_DENSE = {
     "einsum": lambda t: torch.einsum("bhsd,bhsd->bhs", t, t),
     "sum": lambda t: t.sum(2),
     "compare": lambda t: t > 0,
-    "double": lambda t: t.double(),
+    "complex": lambda t: t.to(torch.complex64),
     "int": lambda t: t.int(),
     "[0]": lambda t: t[0],
     "[:, 0]": lambda t: t[:, 0],

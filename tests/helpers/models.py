@@ -8,6 +8,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from innerq_compile import InnerQConfig, InnerQTensor
+from innerq_compile.kernels.reference.numbers import as_float
 
 
 def tiny_llama(*, heads=4, kv_heads=2, head_dim=64, layers=1, attn="sdpa", dtype=torch.float32, seed=0, vocab=61):
@@ -116,7 +117,7 @@ def reference_logits(
             use_cache=True,
         )
         logits.append(out.logits[:, -1])
-    return torch.stack(logits, dim=1).float()
+    return as_float(torch.stack(logits, dim=1))
 
 
 def assert_close_in_rms(logits, expected, exact=None) -> None:

@@ -8,14 +8,14 @@ import torch
 from hypothesis import strategies as st
 
 from innerq_compile.kernels import modes
-from innerq_compile.kernels.formats import GROUP_SIZES, CacheFormat
+from innerq_compile.kernels.formats import DTYPES, GROUP_SIZES, CacheFormat
 from innerq_compile.kernels.modes import MODES
 
 #: Multiples of the 16 lanes; 80, 96, 112 and 272 are those whose slices do not fill the sixteen fields evenly.
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 272)
 CONFIG_MODES = tuple(name for name, mode in MODES.items() if not mode.rolls)
 QUANTIZED_MODES = tuple(name for name, mode in MODES.items() if mode.stores_codes)
-SCALE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "bfloat16"}
+SCALE_NAMES = dict.fromkeys(DTYPES, "bfloat16") | {torch.float16: "float16"}
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -110,7 +110,7 @@ def test_what_serves_attention_is_said_with_its_reason(everything_allowed, monke
     monkeypatch.setattr(cpu, "available", lambda: True)
     call = a_call()
     assert dispatch.decode_kernel(call) == KernelChoice(Kernel.CPP)
-    other = AttentionCall(call.query.double(), call.keys, call.values, None, None, None, 0.2)
+    other = AttentionCall(call.query.half(), call.keys, call.values, None, None, None, 0.2)
     assert dispatch.decode_kernel(other) == KernelChoice(Kernel.REFERENCE, "query and cache differ in dtype")
     monkeypatch.setattr(cpu, "available", lambda: False)
     assert dispatch.decode_kernel(call) == KernelChoice(Kernel.REFERENCE, "no C++ compiler, or INNERQ_CPU_KERNELS=0")

@@ -69,10 +69,10 @@ def test_base_in_a_head_dim_of_512():
     assert (found[:, 1] - logits[:, 1]).norm() < 0.05 * logits[:, 1].norm()
 
 
-def llama(head_dim: int, dtype=torch.float32) -> torch.nn.Module:
+def llama(head_dim: int) -> torch.nn.Module:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**{**_SIZES, "head_dim": head_dim, "initializer_range": 0.2})
-    return transformers.LlamaForCausalLM(config).eval().to(dtype)
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 @pytest.mark.sampled(4)
@@ -103,7 +103,7 @@ def test_beams_and_static_caches(options):
 
 
 def test_an_attention_computed_in_a_wider_dtype():
-    """Its output has the program's channels in the program's dtype."""
+    """Its output has the program's channels in the program's dtype, and its precision."""
 
     def program(q, k, v, keys, values):
         keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
@@ -123,7 +123,7 @@ def test_an_attention_computed_in_a_wider_dtype():
     torch._dynamo.reset()
     found, caches = run(torch.compile(program, backend=innerq_backend, options={"preset": "lossless"}))
     assert all(isinstance(cache, InnerQTensor) for cache in caches)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.sampled(3)
@@ -161,9 +161,8 @@ def test_presets(preset, head_dim):
     torch.testing.assert_close(found[:, :2], expected[:, :2], atol=1e-3 * float(expected.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize(("head_dim", "dtype"), [(584, torch.float32), (32, torch.float64)], ids=str)
-def test_a_model_that_cannot_be_quantized_is_left_as_it_is(head_dim, dtype, caplog):
-    model, inputs = llama(head_dim, dtype), prompt(1, 20)
+def test_a_model_that_cannot_be_quantized_is_left_as_it_is(caplog):
+    model, inputs = llama(MAX_HEAD_DIM + 8), prompt(1, 20)
     tokens, logits, _ = generate(model, inputs, 4)
     innerq(model)
     found, found_logits, cache = generate(model, inputs, 4)

@@ -89,9 +89,9 @@ def test_quantizer_is_brute_force_on_random_groups(mode, bits, size, dtype, seed
 @given(modes, bit_counts, dtypes, st.booleans(), st.data())
 def test_quantizer_is_brute_force_on_any_numbers(mode, bits, dtype, short, data):
     """Subnormal, huge, infinite, NaN, equal and opposite numbers, as hypothesis likes them."""
-    width = {torch.float16: 16, torch.bfloat16: 32, torch.float32: 32}[dtype]
+    width = {torch.float16: 16, torch.float64: 64}.get(dtype, 32)
     numbers = st.floats(width=width) | st.integers(-8, 8).map(float)
-    x = torch.tensor(data.draw(st.lists(numbers, min_size=16, max_size=16)), dtype=torch.float32).to(dtype)
+    x = torch.tensor(data.draw(st.lists(numbers, min_size=16, max_size=16)), dtype=torch.float64).to(dtype)
     assert_is_brute_force(x[None], group_format(mode, bits, 16, default_scale(mode, dtype, short)))
 
 
@@ -176,7 +176,7 @@ class TestEdgeGroups:
     """Groups that a division or a rounding could go wrong on."""
 
     def check(self, numbers, mode, bits, dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        x = torch.as_tensor(numbers, dtype=torch.float32).to(dtype)[None]
+        x = torch.as_tensor(numbers, dtype=torch.float64).to(dtype)[None]
         fmt = group_format(mode, bits, scale=SCALE_NAMES[dtype])
         assert_is_brute_force(x, fmt)
         return x[0].float(), decode(x, fmt)[0]
@@ -239,7 +239,7 @@ class TestEdgeGroups:
         assert torch.equal(decoded[[0, 2]], clean[[0, 2]])
 
 
-SCALES = {torch.float16: torch.float16, torch.bfloat16: torch.bfloat16, torch.float32: torch.bfloat16}
+SCALES = dict.fromkeys(DTYPES, torch.bfloat16) | {torch.float16: torch.float16}
 
 
 def precision(mode: str, dtype: torch.dtype) -> float:
