@@ -142,7 +142,7 @@ def _read(node: Node, tokens_dim: int) -> tuple[Node | None, Dims, Any]:
             return (node if may_be_buffer(node) else None), dims, end
         call = read(node)
         source = None if call is None else call.source()
-        if call is None or source is None:
+        if call is None or source is None or tensor_of(source) is None:  # such as an item of a list
             return nothing
         if call.in_place:
             if call.name not in ("index_copy", "index_put"):

@@ -415,6 +415,8 @@ class _Tables:
             self.operators.setdefault(name, []).append(spelling)
         if not module and hasattr(torch.Tensor, name):
             self.methods.setdefault(name, []).append(spelling)
+            # Graphs call methods as functions too, such as ``torch.Tensor.split`` while a default device is set.
+            self.functions.setdefault(getattr(torch.Tensor, name), []).append(spelling)
         modules = _MODULES["torch"] if not dot else _MODULES.get(module, ())
         functions = [getattr(each, name, None) for each in modules]
         if module == "F":

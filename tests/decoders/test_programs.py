@@ -42,6 +42,18 @@ def test_program(program):
     check_program(program)
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, marks=() if p in (LatentDecoder, GPTFast) else pytest.mark.slow) for p in PROGRAMS],
+    ids=lambda p: p.__name__,
+)
+def test_under_a_default_device(program):
+    """Some versions of Dynamo call methods as functions then, such as ``torch.Tensor.split(x, ...)``."""
+    with torch.device("cpu"):
+        check_program(program)
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize(
     "program",

@@ -111,7 +111,7 @@ def _targets(name: str, operation: Operation) -> list[tuple[str, Any]]:
         found += [("call_function", packet)] if packet is not None else []
         found += [("call_function", getattr(packet, each)) for each in packet.overloads()] if packet is not None else []
     if not module and hasattr(torch.Tensor, bare) and module != "aten":
-        found += [("call_method", bare)] * 2
+        found += [("call_method", bare)] * 2 + [("call_function", getattr(torch.Tensor, bare))]
     for holder in operations._MODULES.get(module or "torch", ()) if "." not in name or module else ():
         if hasattr(holder, bare):
             found += [("call_function", getattr(holder, bare))] * 2

@@ -48,6 +48,7 @@ def calls() -> Calls:
         lambda c: c.method("transpose", c.x, 1, 2),
         lambda c: c.method("swapdims", c.x, dim0=1, dim1=2),
         lambda c: c.function(torch.transpose, input=c.x, dim0=1, dim1=2),
+        lambda c: c.function(torch.Tensor.transpose, c.x, 1, 2),
         lambda c: c.function(torch.swapaxes, c.x, axis0=1, axis1=2),
         lambda c: c.function(ATEN.transpose, c.x, 1, 2),
         lambda c: c.function(ATEN.transpose.int, self=c.x, dim0=1, dim1=2),
@@ -58,6 +59,16 @@ def test_transposes(calls, spell):
     assert call is not None and call.name == "transpose" and not call.in_place
     assert (call["input"], call["dim0"], call["dim1"]) == (calls.x, 1, 2)
     assert order_of(call, 4) == (0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("method", [torch.Tensor.split, torch.Tensor.__getitem__, torch.Tensor.index_copy_])
+def test_methods_called_as_functions(calls, method):
+    """Those that torch defines in Python, which are no function of its modules, and those in C++."""
+    given = (calls.x, 1) if method is not torch.Tensor.index_copy_ else (calls.x, 0, calls.y, calls.y)
+    by_name = calls.method(method.__name__, *given)
+    found, expected = read(calls.function(method, *given)), read(by_name)
+    assert found is not None and expected is not None
+    assert (found.name, found.in_place, found.arguments) == (expected.name, expected.in_place, expected.arguments)
 
 
 @pytest.mark.parametrize("name", ["le", "lt", "ge", "gt", "eq", "ne", "bitwise_and", "logical_and"])
