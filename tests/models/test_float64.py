@@ -85,6 +85,7 @@ def kernels_of_the_cpu(monkeypatch):
 # --- programs without a step in float32 -------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize(("preset", "tokens"), [("lossless", 150), ("base", EXACT - 40)])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
@@ -294,7 +295,7 @@ def latent_model() -> Any:
 MODELS = {"Llama": tiny_llama, "Mistral": lambda: windowed_model("Mistral", 40), "DeepSeek-V2": latent_model}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize(("preset", "tokens"), [("lossless", 150), ("base", EXACT - 20)])
 @pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
