@@ -17,23 +17,11 @@ from tests.helpers.decoders import (
     NanoGPT,
     RowGPT,
     TuneGPT,
+    run,
 )
 from tests.helpers.programs import TinyAttention
 
 PROGRAMS = [NanoGPT, LateTransposeGPT, LatentDecoder, LlamaReference, GPTFast, TuneGPT, RowGPT, MemoryGPT]
-
-
-@torch.no_grad()
-def run(model, prompt, steps: int) -> torch.Tensor:
-    """Greedy decoding with the model's own loop: logits ``[B, steps, vocab]``."""
-    model.reset()
-    tokens, position, logits = prompt, 0, []
-    for _ in range(steps):
-        out = model.step(tokens, position)[:, -1]
-        logits.append(out)
-        position += tokens.shape[1]
-        tokens = out.argmax(-1, keepdim=True)
-    return torch.stack(logits, 1)
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")

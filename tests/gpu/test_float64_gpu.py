@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from innerq_compile import clear_reports, compiled_graphs, innerq
-from tests.decoders.test_programs import run
-from tests.helpers.decoders import VOCAB, GPTFast, LatentDecoder, NanoGPT
+from tests.helpers.decoders import VOCAB, GPTFast, LatentDecoder, NanoGPT, run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,6 +15,19 @@ from torch import nn
 VOCAB, WIDTH, HEADS, HEAD_DIM, MAX_TOKENS = 61, 64, 4, 16, 320
 
 
+@torch.no_grad()
+def run(model, prompt, steps: int) -> torch.Tensor:
+    """Greedy decoding with the model's own loop: logits ``[B, steps, vocab]``."""
+    model.reset()
+    tokens, position, logits = prompt, 0, []
+    for _ in range(steps):
+        out = model.step(tokens, position)[:, -1]
+        logits.append(out)
+        position += tokens.shape[1]
+        tokens = out.argmax(-1, keepdim=True)
+    return torch.stack(logits, 1)
+
+
 class Decoder(nn.Module):
     """Embedding, blocks of attention and MLP, and a head; the attention is the subclass's."""
 

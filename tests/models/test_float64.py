@@ -17,7 +17,6 @@ from transformers import DynamicCache, StaticCache
 from innerq_compile import InnerQConfig, InnerQTensor, compiled_graphs, empty_cache, innerq
 from innerq_compile.compiler.backend import innerq_backend
 from innerq_compile.kernels import cpu
-from tests.decoders.test_programs import run
 from tests.helpers.decoders import (
     HEAD_DIM,
     HEADS,
@@ -30,6 +29,7 @@ from tests.helpers.decoders import (
     NanoAttention,
     NanoGPT,
     RowGPT,
+    run,
 )
 from tests.helpers.families import families
 from tests.helpers.models import prompt, reference_logits, tiny_llama, windowed_model
